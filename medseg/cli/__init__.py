@@ -1,0 +1,1 @@
+"""The ``medseg`` command: one thin file per command over one API function."""

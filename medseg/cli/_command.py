@@ -1,0 +1,87 @@
+"""What every command shares: ``--json``, ``--quiet``, ``-v``, ``--debug``, and errors that become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json as json_module
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.errors import ExitCode, MedsegError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Outcome", "command", "terminal"]
+
+_COMMON = {
+    "json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; text for people goes to stderr.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")],
+    "verbose": Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for everything.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command hands back: the object that ``--json`` prints, and whether every case was done."""
+
+    result: Mapping[str, Any]
+    complete: bool = True
+
+
+@dataclass
+class _Streams:
+    to_stderr: bool = False
+    quiet: bool = False
+
+
+_streams = _Streams()
+
+
+def terminal() -> Console:
+    """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``."""
+    from rich.console import Console  # noqa: PLC0415  rich is not needed to show --version
+
+    return Console(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
+    """Turn a function that returns an :class:`Outcome` into a command with the shared options and exit codes."""
+
+    @functools.wraps(function)
+    def run(*args: Any, json: bool, quiet: bool, verbose: int, debug: bool, **options: Any) -> None:
+        _streams.to_stderr, _streams.quiet = json, quiet
+        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("medseg").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
+        try:
+            outcome = function(*args, **options)
+        except MedsegError as error:
+            if debug:
+                raise
+            if json:
+                sys.stdout.write(json_module.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
+            sys.stderr.write(f"medseg: {error}\n")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            sys.stderr.write("medseg: interrupted\n")
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+        if outcome is None:
+            return
+        if json:
+            sys.stdout.write(json_module.dumps(outcome.result, indent=2, default=str) + "\n")
+        raise typer.Exit(ExitCode.DONE if outcome.complete else ExitCode.INCOMPLETE)
+
+    own = inspect.signature(function, eval_str=True)
+    shared = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=0 if name == "verbose" else False, annotation=hint) for name, hint in _COMMON.items()]
+    positional = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    keyword = [p for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    run.__signature__ = own.replace(parameters=[*positional, *keyword, *shared], return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own.parameters.values(), *shared]}
+    return run

@@ -1,0 +1,147 @@
+"""Every error medseg raises, as one tree.
+
+::
+
+    MedsegError                     exit code 2 unless a branch says otherwise
+    ├── UsageError                  wrong arguments, unusable input, a missing file
+    │   └── MissingDependency       an optional extra is not installed
+    ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
+    ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
+    ├── BundleError                 a bundle is incomplete or contradicts itself
+    │   └── UntrustedBundle         a bundle would execute code that the audit does not allow
+    ├── TrainingDiverged            the losses stopped being finite and stayed so
+    ├── OutputLocked                another run is writing to the same folder
+    └── Interrupted                 stopped by a signal; start again to go on (exit code 75)
+
+Libraries raise; only :mod:`medseg.cli` prints and exits. A message says what was found, what was expected
+and what to do, in this order.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal, get_args
+
+__all__ = [
+    "REASON_CODES",
+    "BundleError",
+    "CaseFailed",
+    "ExitCode",
+    "Interrupted",
+    "MedsegError",
+    "MissingDependency",
+    "OutputLocked",
+    "ReasonCode",
+    "Refusal",
+    "TrainingDiverged",
+    "UntrustedBundle",
+    "UsageError",
+]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the ``medseg`` command."""
+
+    DONE = 0
+    INCOMPLETE = 1
+    USAGE = 2
+    INTERRUPTED = 75
+
+
+ReasonCode = Literal[
+    "missing-slices",
+    "non-uniform-spacing",
+    "mixed-orientation",
+    "mixed-grid",
+    "duplicate-slices",
+    "no-geometry",
+    "no-pixel-data",
+    "undecodable",
+    "not-an-image",
+    "truncated",
+    "unreadable",
+    "non-finite",
+    "not-3d",
+    "single-slice",
+    "colour",
+    "singular-affine",
+    "too-large",
+    "several-volumes",
+    "mixed-patients",
+    "mosaic",
+    "outside-training-range",
+    "geometry-mismatch",
+    "unexpected-labels",
+    "wrong-modality",
+    "channel-mismatch",
+]
+"""Stable identifiers of why a volume or a case was refused."""
+
+REASON_CODES: tuple[str, ...] = get_args(ReasonCode)
+
+
+class MedsegError(Exception):
+    """Base class of every error that medseg raises on purpose."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+
+class UsageError(MedsegError):
+    """The call cannot be carried out as written."""
+
+
+class MissingDependency(UsageError):
+    """An optional dependency is needed that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'")
+
+
+class Refusal(MedsegError):
+    """A volume or case that must not be used as it is.
+
+    Parameters
+    ----------
+    code
+        Stable identifier, one of :data:`REASON_CODES`.
+    message
+        What was found, what was expected, what to do; names the file and the tag, never the patient.
+    """
+
+    exit_code = ExitCode.INCOMPLETE
+
+    def __init__(self, code: ReasonCode, message: str) -> None:
+        super().__init__(code, message)
+        self.code: ReasonCode = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+
+class CaseFailed(MedsegError):
+    """A case that was accepted but could not be finished."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class BundleError(MedsegError):
+    """A bundle lacks a part or contradicts itself."""
+
+
+class UntrustedBundle(BundleError):
+    """Running the bundle would execute code that the audit does not allow."""
+
+
+class TrainingDiverged(MedsegError):
+    """Losses or weights stopped being finite and did not recover."""
+
+
+class OutputLocked(MedsegError):
+    """Another process is writing to the same output folder."""
+
+
+class Interrupted(MedsegError):
+    """A signal stopped the work; what is finished is kept and the same command continues it."""
+
+    exit_code = ExitCode.INTERRUPTED
