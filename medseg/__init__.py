@@ -5,11 +5,12 @@ Importing this package imports neither torch nor MONAI; each room does so when i
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("medseg")
-except PackageNotFoundError:  # a source tree on sys.path without an installation
-    __version__ = "0+unknown"
-
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # looked up on demand: reading package metadata takes longer than the rest of this import
+        from importlib.metadata import version
+
+        return version("medseg")
+    raise AttributeError(f"module 'medseg' has no attribute {name!r}")

@@ -74,6 +74,7 @@ ReasonCode = Literal[
     "unexpected-labels",
     "wrong-modality",
     "channel-mismatch",
+    "no-dicom-source",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 
@@ -94,7 +95,9 @@ class MissingDependency(UsageError):
     """An optional dependency is needed that is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'"
+        )
 
 
 class Refusal(MedsegError):

@@ -18,14 +18,18 @@ from medseg.errors import ExitCode, MedsegError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Outcome", "command", "terminal"]
+__all__ = ["Outcome", "command", "is_quiet", "terminal"]
 
 _COMMON = {
-    "json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; text for people goes to stderr.")],
+    "json": Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout; people's text goes to stderr.")
+    ],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")],
     "verbose": Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for everything.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
 }
+
+_DEFAULTS = {"json": False, "quiet": False, "verbose": 0, "debug": False}
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ _streams = _Streams()
 
 def terminal() -> Console:
     """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``."""
-    from rich.console import Console  # noqa: PLC0415  rich is not needed to show --version
+    from rich.console import Console
 
     return Console(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def is_quiet() -> bool:
+    """Whether ``--quiet`` was given."""
+    return _streams.quiet
 
 
 def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
@@ -78,10 +87,17 @@ def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
             sys.stdout.write(json_module.dumps(outcome.result, indent=2, default=str) + "\n")
         raise typer.Exit(ExitCode.DONE if outcome.complete else ExitCode.INCOMPLETE)
 
-    own = inspect.signature(function, eval_str=True)
-    shared = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=0 if name == "verbose" else False, annotation=hint) for name, hint in _COMMON.items()]
-    positional = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    keyword = [p for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    run.__signature__ = own.replace(parameters=[*positional, *keyword, *shared], return_annotation=None)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*own.parameters.values(), *shared]}
+    _extend_signature(run, function)
     return run
+
+
+def _extend_signature(run: Callable[..., None], function: Callable[..., Outcome | None]) -> None:
+    """Give ``run`` the parameters of ``function`` and the shared options, since typer reads the signature."""
+    own = inspect.signature(function, eval_str=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=hint)
+        for name, hint in _COMMON.items()
+    ]
+    parameters = sorted([*own.parameters.values(), *shared], key=lambda parameter: parameter.kind)
+    run.__signature__ = own.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

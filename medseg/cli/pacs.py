@@ -1,0 +1,142 @@
+"""``medseg pacs``: echo, find, fetch, send, listen."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+
+if TYPE_CHECKING:
+    from medseg.pacs import PacsSettings, Remote
+
+pacs_app = typer.Typer(help="DICOM network and DICOMweb: echo, find, fetch, send, listen.", no_args_is_help=True)
+app.add_typer(pacs_app, name="pacs")
+
+_Node = Annotated[str, typer.Argument(help="AET@host:port, a DICOMweb URL, or a name from the settings file.")]
+_Settings = Annotated[Path | None, typer.Option("--settings", "-s", help="TOML file that names nodes and routes.")]
+
+
+def _settings(path: Path | None) -> PacsSettings | None:
+    from medseg.pacs import read_settings
+
+    return read_settings(path) if path else None
+
+
+def _remote(node: str, settings: Path | None) -> Remote:
+    from medseg.pacs import open_remote, parse_node
+
+    return open_remote(parse_node(node, _settings(settings)))
+
+
+@pacs_app.command()
+@command
+def echo(node: _Node, *, settings: _Settings = None) -> Outcome:
+    """Ask a node whether it is there.
+
+    Example: medseg pacs echo ORTHANC@127.0.0.1:4242
+    """
+    seconds = _remote(node, settings).echo()
+    terminal().print(f"{node} answered in {seconds * 1000:.0f} ms")
+    return Outcome({"node": node, "seconds": seconds})
+
+
+@pacs_app.command()
+@command
+def find(
+    node: _Node,
+    *,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", "-w", help="DICOM keyword and value, such as ModalitiesInStudy=MR.")
+    ] = None,
+    series: Annotated[bool, typer.Option("--series", help="List series instead of studies.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="List at most this many.")] = 100,
+    settings: _Settings = None,
+) -> Outcome:
+    """List the studies or series that match; no names or dates of patients are shown.
+
+    Example: medseg pacs find ORTHANC@127.0.0.1:4242 --where ModalitiesInStudy=MR --where StudyDate=20260101-
+    """
+    from medseg.errors import UsageError
+
+    query: dict[str, str] = {}
+    for condition in where or []:
+        keyword, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(f"found --where {condition!r}, expected KEYWORD=VALUE, such as Modality=MR")
+        query[keyword] = value
+    level = "SERIES" if series else "STUDY"
+    found = _remote(node, settings).find(query, level=level, limit=limit)
+    for match in found:
+        uid = match.series_uid or match.study_uid
+        terminal().print(f"{match.modality:<8} {match.instances or '?':>6}  {uid}  {match.description}")
+    terminal().print(f"{len(found)} found")
+    return Outcome({"found": [vars(match) for match in found]})
+
+
+@pacs_app.command()
+@command
+def fetch(
+    node: _Node,
+    study: Annotated[str, typer.Argument(help="StudyInstanceUID.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to fetch into.")],
+    series: Annotated[str | None, typer.Option("--series", help="SeriesInstanceUID, to fetch one series.")] = None,
+    settings: _Settings = None,
+) -> Outcome:
+    """Bring a study or a series here; file names are made by medseg and hold no identity.
+
+    Example: medseg pacs fetch ORTHANC@127.0.0.1:4242 1.2.840.1 -o study
+    """
+    count = sum(1 for _ in _remote(node, settings).fetch(study, series, output))
+    terminal().print(f"{count} instances in {output}")
+    return Outcome({"output": str(output), "instances": count}, complete=count > 0)
+
+
+@pacs_app.command()
+@command
+def send(
+    node: _Node,
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of them.")],
+    *,
+    settings: _Settings = None,
+) -> Outcome:
+    """Store DICOM files at a node.
+
+    Example: medseg pacs send ORTHANC@127.0.0.1:4242 out/*_seg.dcm
+    """
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    result = _remote(node, settings).send([file for file in files if not file.is_dir()])
+    terminal().print(f"{len(result.sent)} sent, {len(result.failed)} failed")
+    for path, reason in result.failed.items():
+        terminal().print(f"  {path.name}: {reason}")
+    failed = [{"file": str(path), "reason": reason} for path, reason in result.failed.items()]
+    return Outcome({"sent": len(result.sent), "failed": failed}, complete=not result.failed)
+
+
+@pacs_app.command()
+@command
+def listen(
+    settings: Annotated[Path, typer.Argument(help="TOML file with [listener], [nodes] and [[routes]].")],
+) -> None:
+    """Receive studies, run the bundles of their routes, send the results; stops at Ctrl-C or SIGTERM.
+
+    Example: medseg pacs listen pacs.toml
+    """
+    from medseg.errors import Interrupted
+    from medseg.pacs import read_settings
+    from medseg.pacs.listener import Listener
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Listener(read_settings(settings)) as listener:
+        terminal().print(f"listening on port {listener.port}; stop with Ctrl-C")
+        try:
+            while True:
+                time.sleep(1)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped listening; what arrived is kept, and the same command continues it") from None

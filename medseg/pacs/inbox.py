@@ -1,0 +1,40 @@
+"""Received instances on disk, under names of our own.
+
+A file is named by the SHA-256 of its SOPInstanceUID and lies in a folder named by that of its StudyInstanceUID:
+UIDs from the network are never part of a path, and the same instance sent twice is one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from medseg.files import write_bytes
+
+__all__ = ["hash_uid", "instance_path", "store_instance"]
+
+
+def hash_uid(uid: str) -> str:
+    """First 24 hex digits of the SHA-256 of a UID."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:24]
+
+
+def instance_path(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
+    """Where an instance of a study lies below ``folder``."""
+    return folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
+
+
+def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> tuple[Path, bool]:
+    """Write a DICOM file's bytes, whole or not at all.
+
+    Returns
+    -------
+    tuple
+        The path, and whether it is new; an identical file is left alone, a different one under the same
+        SOPInstanceUID is replaced and counts as new.
+    """
+    path = instance_path(folder, study_uid, sop_instance_uid)
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return path, False
+    write_bytes(path, data)
+    return path, True

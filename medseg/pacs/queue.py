@@ -1,0 +1,157 @@
+"""The listener's memory: which studies arrived, what became of them, which results were sent where.
+
+One SQLite file in rollback-journal mode. A study walks ``receiving → waiting → running → sending → done``, or ends as
+``failed`` after bounded attempts; every step is one transaction, so a killed process finds each study where it was.
+An instance that arrives later than ``receiving`` opens its study again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Queue", "State", "Study"]
+
+State = Literal["receiving", "waiting", "running", "sending", "done", "failed"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (
+    study TEXT PRIMARY KEY, state TEXT NOT NULL, revision INTEGER NOT NULL DEFAULT 1, last_arrival REAL NOT NULL,
+    not_before REAL NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, message TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE IF NOT EXISTS instance (study TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (study, instance));
+CREATE TABLE IF NOT EXISTS sent (
+    study TEXT NOT NULL, file TEXT NOT NULL, destination TEXT NOT NULL, PRIMARY KEY (study, file, destination)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study in the queue.
+
+    ``study`` is the hash of its StudyInstanceUID; ``revision`` grows with every new instance, so that work on an
+    older state of the study is told from work on the present one.
+    """
+
+    study: str
+    state: State
+    revision: int
+    attempts: int
+    message: str
+
+
+class Queue:
+    """The queue in ``path``; safe to use from several threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database.executescript(_SCHEMA)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._database.close()
+
+    def recover(self) -> None:
+        """After a crash: what was running waits again; what was being sent goes on with what is left."""
+        with self._transaction() as database:
+            database.execute("UPDATE study SET state = 'waiting' WHERE state = 'running'")
+
+    def arrived(self, study: str, instance: str, *, changed: bool, now: float) -> None:
+        """Note at time ``now`` (s) an instance whose file lies in place; ``changed`` says that its bytes are new.
+
+        Whether it is new to the study is decided here, not by the file: a process killed between writing the file
+        and this call gets the instance again from its sender, and must not mistake it for a duplicate.
+        """
+        with self._transaction() as database:
+            added = database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?)", (study, instance)).rowcount
+            if added or changed:
+                database.execute(
+                    """INSERT INTO study (study, state, last_arrival) VALUES (?, 'receiving', ?)
+                       ON CONFLICT (study) DO UPDATE SET state = 'receiving', revision = revision + 1, attempts = 0,
+                       not_before = 0, message = '', last_arrival = excluded.last_arrival""",
+                    (study, now),
+                )
+            else:
+                database.execute(
+                    "UPDATE study SET last_arrival = ? WHERE study = ? AND state = 'receiving'", (now, study)
+                )
+
+    def close_quiet(self, before: float) -> None:
+        """Call studies complete that received nothing since ``before`` (s)."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE study SET state = 'waiting' WHERE state = 'receiving' AND last_arrival <= ?", (before,)
+            )
+
+    def take(self, now: float) -> Study | None:
+        """The next study to compute (it is then ``running``) or whose results are to be sent, or None."""
+        with self._transaction() as database:
+            row = database.execute(
+                """SELECT study, state, revision, attempts, message FROM study
+                    WHERE state IN ('waiting', 'sending') AND not_before <= ?
+                    ORDER BY state = 'sending' DESC, last_arrival LIMIT 1""",
+                (now,),
+            ).fetchone()
+            if row is None:
+                return None
+            database.execute("UPDATE study SET state = 'running' WHERE study = ? AND state = 'waiting'", (row[0],))
+        return Study(*row)
+
+    def advance(self, study: Study, state: State, message: str = "") -> None:
+        """Move a study on, unless an instance arrived meanwhile and opened it again."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE study SET state = ?, message = ?, attempts = 0 WHERE study = ? AND revision = ?",
+                (state, message, study.study, study.revision),
+            )
+
+    def postpone(self, study: Study, message: str, *, attempts: int, until: float) -> None:
+        """Count a failed attempt; try again after ``until`` (s), or fail the study after ``attempts``."""
+        state = "failed" if study.attempts + 1 >= attempts else "sending" if study.state == "sending" else "waiting"
+        with self._transaction() as database:
+            database.execute(
+                """UPDATE study SET state = ?, message = ?, attempts = attempts + 1, not_before = ?
+                   WHERE study = ? AND revision = ?""",
+                (state, message, until, study.study, study.revision),
+            )
+
+    def was_sent(self, study: str, file: str, destination: str) -> bool:
+        """Whether a result reached a destination."""
+        with self._transaction() as database:
+            found = database.execute(
+                "SELECT 1 FROM sent WHERE study = ? AND file = ? AND destination = ?", (study, file, destination)
+            ).fetchone()
+        return found is not None
+
+    def mark_sent(self, study: str, file: str, destination: str) -> None:
+        """Note that a result reached a destination."""
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", (study, file, destination))
+
+    def studies(self) -> list[Study]:
+        """Every study, oldest arrival first."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT study, state, revision, attempts, message FROM study ORDER BY last_arrival"
+            ).fetchall()
+        return [Study(*row) for row in rows]

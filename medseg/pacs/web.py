@@ -1,0 +1,123 @@
+"""DICOMweb (PS3.18) through dicomweb-client: QIDO-RS, WADO-RS, STOW-RS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from medseg.errors import MissingDependency
+from medseg.pacs.inbox import store_instance
+from medseg.pacs.nodes import WebNode
+from medseg.pacs.remote import PacsError, SendResult, StudyMatch
+
+try:
+    import requests
+    from dicomweb_client.api import DICOMwebClient
+    from dicomweb_client.session_utils import create_session, create_session_from_user_pass
+except ImportError as error:
+    raise MissingDependency("dicomweb-client", "pacs", "DICOMweb") from error
+
+__all__ = ["WebRemote"]
+
+_AS_STORED = (("application/dicom", "*"),)
+"""Ask for instances in the transfer syntax they are stored in, so that nothing is decoded on the way."""
+
+_BATCH_BYTES = 64 * 2**20
+
+
+class WebRemote:
+    """Client of one DICOMweb server."""
+
+    def __init__(self, node: WebNode) -> None:
+        self._node = node
+        password, token = node.secret(node.password_env), node.secret(node.token_env)
+        session = create_session_from_user_pass(node.user, password or "") if node.user else create_session()
+        if node.ca:
+            session.verify = node.ca
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._client = DICOMwebClient(node.url, session=session, headers=headers)
+        self._client.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=200)
+
+    def echo(self) -> float:
+        """Seconds that a query for one study takes."""
+        begin = time.perf_counter()
+        self._call(self._client.search_for_studies, limit=1)
+        return time.perf_counter() - begin
+
+    def find(self, query: Mapping[str, str], *, level: str = "STUDY", limit: int = 100) -> list[StudyMatch]:
+        """Studies or series that match; at most ``limit``."""
+        search = self._client.search_for_series if level == "SERIES" else self._client.search_for_studies
+        found = self._call(search, search_filters=dict(query), limit=limit)
+        return [StudyMatch.of(Dataset.from_json(item)) for item in found]
+
+    def fetch(self, study_uid: str, series_uid: str | None, folder: Path) -> Iterator[Path]:
+        """Bring a study or series by WADO-RS, streamed, as stored."""
+        if series_uid:
+            arriving = self._call(self._client.iter_series, study_uid, series_uid, media_types=_AS_STORED)
+        else:
+            arriving = self._call(self._client.iter_study, study_uid, media_types=_AS_STORED)
+        while (instance := self._call(next, arriving, None)) is not None:
+            buffer = BytesIO()
+            dcmwrite(buffer, instance)
+            path, _ = store_instance(folder, study_uid, str(instance.SOPInstanceUID), buffer.getvalue())
+            yield path
+
+    def send(self, files: Sequence[Path]) -> SendResult:
+        """Store files by STOW-RS in requests of bounded size."""
+        sent: list[Path] = []
+        failed: dict[Path, str] = {}
+        for batch in _batches(files):
+            self._store(batch, sent, failed)
+        return SendResult(tuple(sent), failed)
+
+    def _store(self, paths: Sequence[Path], sent: list[Path], failed: dict[Path, str]) -> None:
+        instances: dict[str, tuple[Path, Dataset]] = {}
+        for path in paths:
+            try:
+                instance = dcmread(path)
+                instances[str(instance.SOPInstanceUID)] = (path, instance)
+            except (OSError, InvalidDicomError, AttributeError) as error:
+                failed[path] = f"not a DICOM file that can be sent: {error}"
+        if not instances:
+            return
+        answer = self._call(self._client.store_instances, [instance for _, instance in instances.values()])
+        # On success FailedSOPSequence may be present and empty: its length tells, not its presence.
+        refused = {
+            str(item.get("ReferencedSOPInstanceUID", "")): item.get("FailureReason", 0)
+            for item in answer.get("FailedSOPSequence") or []
+        }
+        for uid, (path, _) in instances.items():
+            if uid in refused:
+                failed[path] = f"STOW-RS failed with reason 0x{refused[uid]:04X}"
+            else:
+                sent.append(path)
+
+    def _call(self, function: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else "?"
+            raise PacsError(f"{self._node} answered HTTP {status}; check the URL and the credentials") from error
+        except requests.RequestException as error:
+            raise PacsError(f"{self._node} cannot be reached ({type(error).__name__}); check the URL") from error
+
+
+def _batches(files: Sequence[Path]) -> Iterator[list[Path]]:
+    batch: list[Path] = []
+    size = 0
+    for path in files:
+        length = path.stat().st_size if path.is_file() else 0
+        if batch and size + length > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(path)
+        size += length
+    if batch:
+        yield batch

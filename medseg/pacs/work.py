@@ -1,0 +1,115 @@
+"""What the listener does with a complete study: choose a route's series, run its bundle, send the results."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from medseg.errors import MedsegError
+from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
+from medseg.pacs.queue import Queue, Study
+from medseg.pacs.remote import Remote, open_remote
+
+__all__ = ["Compute", "Worker", "run_route"]
+
+_log = logging.getLogger(__name__)
+
+Compute = Callable[[Route, Path, Path], Sequence[Path]]
+"""``(route, folder of the study, folder for results) → DICOM files to send``."""
+
+
+def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
+    """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped."""
+    from medseg.inference import run_batch
+    from medseg.ingest import read_rules, scan, select
+
+    records = [record for record in scan([study_folder]) if record.kind == "dicom"]
+    if route.select is not None:
+        chosen = select(records, read_rules(route.select))
+        records = [choice.record for choice in chosen if choice.chosen]
+    if not records:
+        return []
+    run_batch(route.bundle, records, output, write=route.write)
+    return sorted(output.glob("*.dcm"))
+
+
+class Worker:
+    """One thread that takes studies from the queue, one at a time, until it is stopped."""
+
+    def __init__(
+        self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute = run_route
+    ) -> None:
+        self._routes = settings.routes
+        self._nodes = settings.nodes
+        self._settings = listener
+        self._queue = queue
+        self._compute = compute
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="medseg-worker", daemon=True)
+        self._remotes: dict[str, Remote] = {}
+
+    def start(self) -> None:
+        """Start working."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Finish the study in hand if it takes no longer than the timeout, then stop."""
+        self._stop.set()
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._queue.close_quiet(time.time() - self._settings.quiet_seconds)
+            study = self._queue.take(time.time())
+            if study is None:
+                self._stop.wait(min(0.5, self._settings.quiet_seconds / 4))
+            else:
+                self._step(study)
+
+    def _step(self, study: Study) -> None:
+        try:
+            if study.state == "waiting":
+                self._compute_all(study)
+                self._queue.advance(study, "sending")
+            else:
+                self._send_all(study)
+                self._queue.advance(study, "done")
+        except (MedsegError, OSError, RuntimeError, ValueError) as error:
+            _log.warning("study %s: %s", study.study, error)
+            settings = self._settings
+            self._queue.postpone(
+                study, str(error), attempts=settings.attempts, until=time.time() + settings.retry_seconds
+            )
+
+    def _results(self, study: Study, route: Route) -> Path:
+        return self._settings.folder / "results" / study.study / str(study.revision) / route.name
+
+    def _compute_all(self, study: Study) -> None:
+        for route in self._routes:
+            self._compute(route, self._settings.folder / "studies" / study.study, self._results(study, route))
+
+    def _send_all(self, study: Study) -> None:
+        failures: list[str] = []
+        for route in self._routes:
+            files = sorted(self._results(study, route).glob("*.dcm"))
+            for destination in route.send_to:
+                failures += self._send(study, files, destination)
+        if failures:
+            raise MedsegError(f"{len(failures)} results were not taken, the first because: {failures[0]}")
+
+    def _send(self, study: Study, files: Sequence[Path], destination: str) -> list[str]:
+        names = {path: str(path.relative_to(self._settings.folder)) for path in files}
+        left = [path for path in files if not self._queue.was_sent(study.study, names[path], destination)]
+        if not left:
+            return []
+        result = self._remote(destination).send(left)
+        for path in result.sent:
+            self._queue.mark_sent(study.study, names[path], destination)
+        return [f"{destination}: {reason}" for reason in result.failed.values()]
+
+    def _remote(self, name: str) -> Remote:
+        nodes: Mapping[str, DicomNode | WebNode] = self._nodes
+        return self._remotes.setdefault(name, open_remote(nodes[name]))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from medseg.pacs.inbox import hash_uid
+from medseg.pacs.network import NetworkRemote
+from medseg.pacs.nodes import DicomNode, Route
+from medseg.pacs.remote import PacsError
+from tests.pacs.conftest import WaitUntil, answer_one, listening, make_instance, write_study
+
+leaks_socket = pytest.mark.filterwarnings(  # pynetdicom leaves the socket of a refused connection to the collector
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def test_echo_answers(tmp_path: Path) -> None:
+    with listening(tmp_path) as (_, node):
+        assert NetworkRemote(node).echo() < 5
+
+
+def test_what_is_sent_arrives_unchanged_under_names_of_our_own(tmp_path: Path, study_files: list[Path]) -> None:
+    with listening(tmp_path / "in") as (_, node):
+        result = NetworkRemote(node).send(study_files)
+    assert len(result.sent) == len(study_files)
+    received = sorted((tmp_path / "in" / "studies").rglob("*.dcm"))
+    assert len(received) == len(study_files)
+    sent = {str(dcmread(path).SOPInstanceUID): dcmread(path) for path in study_files}
+    for path in received:
+        instance = dcmread(path)
+        uid = str(instance.SOPInstanceUID)
+        assert instance == sent[uid]
+        assert path.stem == hash_uid(uid)
+        assert uid not in str(path)
+
+
+def test_the_whole_loop_answers_each_study_once(tmp_path: Path, wait_until: WaitUntil) -> None:
+    computed: list[str] = []
+
+    def compute(route: Route, study: Path, output: Path) -> Sequence[Path]:
+        computed.append(study.name)
+        return answer_one(route, study, output)
+
+    with (
+        listening(tmp_path / "archive") as (_, archive_node),
+        listening(tmp_path / "in", compute, nodes={"archive": archive_node}) as (listener, node),
+    ):
+        for name in "abc":
+            NetworkRemote(node).send(write_study(tmp_path / "source", name))
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))  # the same again: nothing new
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"] * 3)
+        assert len(list((tmp_path / "archive" / "studies").rglob("*.dcm"))) == 3
+    assert len(computed) == len(set(computed)) == 3
+
+
+@leaks_socket
+def test_a_destination_that_is_down_is_tried_again_and_nothing_is_lost(tmp_path: Path, wait_until: WaitUntil) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    down = DicomNode("LISTEN", "127.0.0.1", port, timeout_seconds=1)
+    with listening(tmp_path / "in", answer_one, nodes={"archive": down}, attempts=1000) as (listener, node):
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
+        wait_until(lambda: any(s.attempts > 0 and s.state == "sending" for s in listener.queue.studies()))
+        with listening(tmp_path / "archive", port=port) as _:
+            wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+    assert len(list((tmp_path / "archive" / "studies").rglob("*.dcm"))) == 1
+
+
+def test_a_computation_that_keeps_failing_fails_its_study_with_the_reason(
+    tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    def fail(route: Route, study: Path, output: Path) -> Sequence[Path]:
+        raise ValueError("found two series, expected one")
+
+    nowhere = DicomNode("NOBODY", "127.0.0.1", 9)
+    with listening(tmp_path / "in", fail, nodes={"archive": nowhere}, attempts=2) as (listener, node):
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["failed"])
+        assert "found two series" in listener.queue.studies()[0].message
+
+
+@pytest.mark.parametrize("change", [{"calling_ae_title": "STRANGER"}, {"ae_title": "OTHER"}])
+def test_unknown_ae_titles_are_refused(tmp_path: Path, change: dict[str, str]) -> None:
+    with listening(tmp_path) as (_, node):
+        stranger = DicomNode(**{**vars(node), **change})
+        with pytest.raises(PacsError, match="rejected"):
+            NetworkRemote(stranger).echo()
+
+
+@leaks_socket
+def test_no_answer_is_a_clear_error() -> None:
+    with pytest.raises(PacsError, match="did not answer"):
+        NetworkRemote(DicomNode("X", "127.0.0.1", 9, timeout_seconds=1)).echo()
+
+
+def test_a_full_disk_refuses_the_instance_instead_of_losing_it(tmp_path: Path, study_files: list[Path]) -> None:
+    with listening(tmp_path / "in", min_free_gb=1e9) as (listener, node):
+        result = NetworkRemote(node).send(study_files)
+        assert not result.sent
+        assert set(result.failed) == set(study_files)
+        assert "0xA700" in next(iter(result.failed.values()))
+        assert listener.queue.studies() == []
+
+
+def test_a_file_that_is_not_dicom_does_not_stop_the_others(tmp_path: Path, study_files: list[Path]) -> None:
+    junk = tmp_path / "junk.dcm"
+    junk.write_bytes(b"not dicom" * 100)
+    with listening(tmp_path / "in") as (_, node):
+        result = NetworkRemote(node).send([junk, *study_files])
+    assert len(result.sent) == len(study_files)
+    assert list(result.failed) == [junk]
+
+
+def test_health_and_metrics_count_studies_and_show_no_identity(tmp_path: Path, wait_until: WaitUntil) -> None:
+    with listening(tmp_path / "in", health_port=0) as (listener, node):
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+        assert listener._health is not None
+        address = f"http://127.0.0.1:{listener._health.port}"
+        health = json.loads(urllib.request.urlopen(f"{address}/health").read())
+        metrics = urllib.request.urlopen(f"{address}/metrics").read().decode()
+    assert health["studies"]["done"] == 1
+    assert 'medseg_studies{state="done"} 1' in metrics
+    assert str(make_instance("a", 0).StudyInstanceUID) not in metrics + json.dumps(health)

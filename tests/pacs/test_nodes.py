@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg.errors import UsageError
+from medseg.pacs.nodes import DicomNode, WebNode, parse_node, read_settings
+
+_SETTINGS = """
+[nodes.archive]
+ae_title = "ORTHANC"
+host = "127.0.0.1"
+port = 4242
+
+[nodes.web]
+url = "http://127.0.0.1:8042/dicom-web"
+user = "me"
+password_env = "MEDSEG_TEST_SECRET"
+
+[listener]
+folder = "inbox"
+allowed_callers = ["ORTHANC"]
+
+[[routes]]
+name = "hippocampus"
+bundle = "bundles/x"
+write = ["seg"]
+send_to = ["archive"]
+"""
+
+
+def test_the_settings_name_nodes_listener_and_routes(tmp_path: Path) -> None:
+    path = tmp_path / "pacs.toml"
+    path.write_text(_SETTINGS)
+    settings = read_settings(path)
+    assert settings.nodes["archive"] == DicomNode("ORTHANC", "127.0.0.1", 4242)
+    assert settings.listener is not None
+    assert settings.listener.folder == tmp_path.resolve() / "inbox"
+    assert settings.routes[0].bundle == tmp_path.resolve() / "bundles/x"
+    assert parse_node("archive", settings) is settings.nodes["archive"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("port = 4242", "prot = 4242"), "unknown keys"),
+        (("port = 4242", ""), "incomplete"),
+        (('send_to = ["archive"]', 'send_to = ["nowhere"]'), "nowhere"),
+        (('allowed_callers = ["ORTHANC"]', "allowed_callers = []"), "allowed_callers"),
+        (('ae_title = "ORTHANC"', 'ae_title = "MUCH-TOO-LONG-A-TITLE"'), "AE title"),
+        (("[listener]", "[listner]"), "unknown sections"),
+        (("[listener]", "[listener"), "cannot be read"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "pacs.toml"
+    path.write_text(_SETTINGS.replace(*change))
+    with pytest.raises(UsageError, match=message):
+        read_settings(path)
+
+
+def test_a_secret_comes_from_the_environment_and_never_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "pacs.toml"
+    path.write_text(_SETTINGS)
+    node = read_settings(path).nodes["web"]
+    assert isinstance(node, WebNode)
+    with pytest.raises(UsageError, match="MEDSEG_TEST_SECRET"):
+        node.secret(node.password_env)
+    monkeypatch.setenv("MEDSEG_TEST_SECRET", "hush")
+    assert node.secret(node.password_env) == "hush"
+    assert "hush" not in repr(node) + str(node)
+
+
+def test_a_person_may_type_an_address() -> None:
+    assert parse_node("PACS@10.0.0.1:104") == DicomNode("PACS", "10.0.0.1", 104)
+    assert parse_node("http://host/dicom-web/") == WebNode("http://host/dicom-web")
+    with pytest.raises(UsageError, match="AET@host:port"):
+        parse_node("archive")
