@@ -88,7 +88,7 @@ class Geometry:
         letters = ["", "", ""]
         for _ in range(3):
             row, column = np.unravel_index(np.argmax(remaining), (3, 3))
-            letters[column] = "LR PA IS".split()[row][int(self.directions[row, column] > 0)]
+            letters[column] = ["LR", "PA", "IS"][row][int(self.directions[row, column] > 0)]
             remaining[row, :] = remaining[:, column] = -1.0
         return "".join(letters)
 

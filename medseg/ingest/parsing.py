@@ -1,0 +1,130 @@
+"""One file → what the index stores of it. This runs in the worker processes and holds one batch of files."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import ReasonCode, Refusal
+from medseg.ingest import archives
+from medseg.ingest.database import Row
+from medseg.ingest.headers import Header, read_header
+from medseg.ingest.names import case_id_of, image_kind
+from medseg.ingest.pseudonyms import pseudonym
+from medseg.ingest.records import SeriesRecord
+from medseg.ingest.walk import Entry
+
+__all__ = ["FoundFile", "parse", "record_from_json", "record_to_json"]
+
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_KEY_DIGITS = 32
+_SHIFT_DAYS = 36500
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that is new or has changed: the number of its folder, its path, and its size and time."""
+
+    folder: int
+    path: str
+    entry: Entry
+
+
+def parse(batch: Sequence[FoundFile]) -> list[Row]:
+    """Read the headers of some files."""
+    return [_row(file) for file in batch]
+
+
+def _row(file: FoundFile) -> Row:
+    try:
+        if archives.is_member(file.path):
+            key, payload = _of_member(file)
+        else:
+            key, payload = _of_path(file.path, file.path)
+    except Refusal as refusal:
+        key, payload = _of_refused(file.path, refusal.code, refusal.message)
+    except OSError as error:
+        message = f"the file cannot be opened ({error.strerror}); check its permissions"
+        key, payload = _of_refused(file.path, "unreadable", message)
+    return Row(file.folder, file.entry, key, payload.encode("ascii"))
+
+
+def _of_member(file: FoundFile) -> tuple[str, str]:
+    if image_kind(file.path) is None and not archives.looks_like_dicom(file.path):
+        return "", ""
+    with archives.on_disk([file.path]) as (copy,):
+        return _of_path(copy, file.path)
+
+
+def _of_path(path: str, shown: str) -> tuple[str, str]:
+    """Key and payload of the file at ``path``, which the index knows as ``shown``."""
+    if image_kind(shown) is not None and not (_may_be_dicom(shown) and read_header(path) is not None):
+        return _of_image(path, shown)
+    header = read_header(path)
+    if header is None or header.sop_class_uid == _DIRECTORY:
+        return "", ""
+    if path != shown:
+        header = replace(header, path=shown)
+    if not header.series_uid_hash:
+        key = f"p{shown}"
+    else:
+        key = f"d{header.study_uid_hash[:_KEY_DIGITS]}{header.series_uid_hash[:_KEY_DIGITS]}"
+    return key, _without_dates(header).to_json()
+
+
+def _may_be_dicom(path: str) -> bool:
+    """Some scanners name their DICOM files .img."""
+    return path.lower().endswith((".img", ".hdr"))
+
+
+def _of_image(path: str, shown: str) -> tuple[str, str]:
+    from medseg.ingest.images import inspect_image  # nibabel is not needed for a tree of DICOM files
+
+    record = inspect_image(path)
+    if path != shown:
+        record = replace(record, case_id=case_id_of(shown), source=shown, files=(shown,))
+    elif len(record.files) > 1:
+        if path != record.files[0] and Path(record.files[0]).exists():
+            return "", ""
+        record = replace(record, files=tuple(file for file in record.files if Path(file).exists()))
+    return f"f{shown}", record_to_json(record)
+
+
+def _of_refused(path: str, code: ReasonCode, message: str) -> tuple[str, str]:
+    record = SeriesRecord(case_id_of(path), path, image_kind(path) or "dicom", (path,), reason=code, message=message)
+    return f"f{path}", record_to_json(record)
+
+
+def _without_dates(header: Header) -> Header:
+    """Dates become day numbers with a secret shift per patient, so that their order is kept (PS3.15 annex E)."""
+    date = header.facts.get("acquisition date")
+    if date is not None:
+        header.facts["acquisition date"] = _shifted_day(date, header.patient_hash)
+    return header
+
+
+@lru_cache(maxsize=4096)
+def _shifted_day(date: str, patient_hash: str) -> str:
+    try:
+        day = datetime.datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=datetime.UTC).toordinal()
+    except ValueError:
+        day = 0
+    return str(day + int(pseudonym(f"date shift {patient_hash}"), 16) % _SHIFT_DAYS)
+
+
+def record_to_json(record: SeriesRecord) -> str:
+    """A record as one line of JSON."""
+    return json.dumps(asdict(record), separators=(",", ":"))
+
+
+def record_from_json(values: dict[str, Any]) -> SeriesRecord:
+    """The record that :func:`record_to_json` wrote, from its parsed JSON."""
+    affine = values["affine"]
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    plain["affine"] = None if affine is None else tuple(tuple(row) for row in affine)
+    return SeriesRecord(**plain)

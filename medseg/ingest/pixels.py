@@ -1,0 +1,209 @@
+"""From pixel data to values in modality units, slice by slice: native bytes directly, compressed ones by pydicom.
+
+Decoders: pylibjpeg-openjpeg (JPEG 2000, HTJ2K), pylibjpeg-rle, pyjpegls (JPEG-LS), GDCM (the other JPEGs).
+Unused bits above Bits Stored are cleared (PS3.5 section 8.1.1) and signs extended; then the slice's own rescale is
+applied.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from medseg.errors import Refusal
+from medseg.ingest.elements import DEFLATED, inflate, open_file
+from medseg.ingest.headers import Header
+from medseg.ingest.limits import check_volume_size, max_volume_bytes
+
+__all__ = ["LOSSY_SYNTAXES", "read_slices", "value_type"]
+
+LOSSY_SYNTAXES: Final = {
+    "1.2.840.10008.1.2.4.50": "JPEG baseline",
+    "1.2.840.10008.1.2.4.51": "JPEG extended",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",
+    "1.2.840.10008.1.2.4.203": "HTJ2K",
+}
+_PLUGINS: Final = {
+    "1.2.840.10008.1.2.5": "pylibjpeg",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg",
+    "1.2.840.10008.1.2.4.50": "gdcm",
+    "1.2.840.10008.1.2.4.51": "gdcm",
+    "1.2.840.10008.1.2.4.57": "gdcm",
+    "1.2.840.10008.1.2.4.70": "gdcm",
+}
+_LARGE_FRAME_BYTES: Final = 64 * 1024 * 1024
+_HIGHEST_RATIO: Final = 1000
+_MOST_WORKERS: Final = 8
+_NO_RESCALE: Final = (1.0, 0.0)
+
+
+def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
+    """The smallest type that holds the values of all slices exactly: an integer type, or float32 after a rescale.
+
+    Whole-number intercepts at slope 1, as in CT, keep integers; anything else becomes float32.
+    """
+    lows, highs = [], []
+    for header in headers:
+        slope, intercept = header.rescale or _NO_RESCALE
+        if slope != 1 or intercept != int(intercept):
+            return np.dtype(np.float32)
+        half = 1 << (header.bits_stored - 1)
+        low, high = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+        lows.append(low + int(intercept))
+        highs.append(high + int(intercept))
+    low, high = min(lows), max(highs)
+    for name in ("uint8", "int16", "uint16", "int32", "uint32"):
+        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+            return np.dtype(name)
+    return np.dtype(np.float32)
+
+
+def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """The values of sorted slices of one grid, in modality units.
+
+    Parameters
+    ----------
+    headers
+        One header per slice (or frame), all of one size.
+    dtype
+        Type of the result; by default :func:`value_type`.
+
+    Returns
+    -------
+    array
+        Axes (i, j, k): columns, rows, slices. Its memory is ordered slice by slice.
+
+    Raises
+    ------
+    Refusal
+        ``truncated``, ``undecodable``, ``unreadable``, ``non-finite`` or ``too-large``.
+    """
+    rows, columns = headers[0].grid
+    chosen = value_type(headers) if dtype is None else np.dtype(dtype)
+    check_volume_size((columns, rows, len(headers)), chosen.itemsize)
+    values = np.empty((len(headers), rows, columns), chosen)
+    by_file: dict[str, list[int]] = {}
+    for index, header in enumerate(headers):
+        by_file.setdefault(header.path, []).append(index)
+    workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(by_file))
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(lambda indices: _read_file(headers, indices, values), by_file.values()):
+            pass
+    return values.transpose(2, 1, 0)
+
+
+def _read_file(headers: Sequence[Header], indices: list[int], values: NDArray[Any]) -> None:
+    """Read the slices of one file into their places."""
+    header = headers[indices[0]]
+    try:
+        if header.pixel_length is None:
+            decoded = _decoded(header, [headers[i].frame or 0 for i in indices])
+        else:
+            decoded = [_native(headers[i]) for i in indices]
+    except OSError as error:
+        raise Refusal(
+            "unreadable", f"a slice cannot be read ({error.strerror}); check the disk and try again"
+        ) from error
+    for index, stored in zip(indices, decoded, strict=True):
+        if stored.shape != header.grid:
+            raise Refusal("undecodable", f"a decoded slice has shape {stored.shape}, its header says {header.grid}")
+        _rescale(stored, headers[index].rescale or _NO_RESCALE, values[index])
+
+
+def _stored_type(header: Header) -> np.dtype[Any]:
+    order = ">" if header.transfer_syntax == "1.2.840.10008.1.2.2" else "<"
+    return np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+
+
+def _native(header: Header) -> NDArray[Any]:
+    """Stored values of an uncompressed slice."""
+    kind = _stored_type(header)
+    length = header.rows * header.columns * kind.itemsize
+    offset = header.pixel_offset + (header.frame or 0) * length
+    if header.transfer_syntax == DEFLATED:
+        _check_plausible(header)
+        buffer = bytearray(inflate(header.path, header.data_set_offset, offset + length)[offset:])
+    else:
+        buffer = bytearray(length)
+        with open_file(header.path) as handle:
+            handle.seek(offset)
+            del buffer[handle.readinto(buffer) :]
+    if len(buffer) < length:
+        raise Refusal("truncated", f"a slice has {len(buffer)} bytes of pixel data, expected {length}; copy it again")
+    stored = np.frombuffer(buffer, kind).reshape(header.grid)
+    if not stored.dtype.isnative:
+        stored = stored.astype(kind.newbyteorder("="))
+    return _without_unused_bits(stored, header)
+
+
+def _without_unused_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:
+    unused = header.bits_allocated - header.bits_stored
+    clear = not unused or (not header.signed and int(stored.max()) >> header.bits_stored == 0)
+    if not clear:
+        np.left_shift(stored, unused, out=stored)
+        np.right_shift(stored, unused, out=stored)
+    return stored
+
+
+def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
+    """Stored values of compressed frames."""
+    from pydicom import dcmread
+    from pydicom.pixels import get_decoder
+
+    _check_plausible(header)
+    try:
+        with open_file(header.path) as handle:
+            dataset = dcmread(io.BytesIO(handle.read()))
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        plugin = _PLUGINS.get(header.transfer_syntax, "")
+        return [decoder.as_array(dataset, index=i, raw=True, decoding_plugin=plugin)[0] for i in frames]
+    except (OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # Decoders raise many kinds for damaged data, one even a Rust panic that is no Exception; none gives pixels.
+        raise Refusal(
+            "undecodable",
+            f"the compressed pixel data (transfer syntax {header.transfer_syntax}) cannot be decoded "
+            f"({type(error).__name__}); copy the file again, or decompress it with another tool",
+        ) from error
+
+
+def _check_plausible(header: Header) -> None:
+    """Refuse a frame that would take much memory although next to nothing is compressed in it."""
+    frame = header.rows * header.columns * header.bits_allocated // 8
+    packed = header.size - header.pixel_offset
+    if frame > _LARGE_FRAME_BYTES and packed * _HIGHEST_RATIO < frame * header.number_of_frames:
+        raise Refusal(
+            "truncated", f"{packed} bytes of compressed data for frames of {frame} bytes; copy the file again"
+        )
+    if header.size > max_volume_bytes():
+        raise Refusal("too-large", f"the file has {header.size} bytes, the limit is {max_volume_bytes()}")
+
+
+def _rescale(stored: NDArray[Any], rescale: tuple[float, float], out: NDArray[Any]) -> None:
+    slope, intercept = rescale
+    if rescale == _NO_RESCALE:
+        out[...] = stored
+        return
+    small = stored.dtype.itemsize <= 2 and out.dtype.itemsize >= 2 and abs(intercept) < 1 << 15
+    if slope == 1 and intercept == int(intercept) and small and out.dtype.kind in "if":
+        # Whole numbers of less than 24 bits: exact in float32, and in integers, which wrap round and back again.
+        np.add(stored, out.dtype.type(intercept), out=out, dtype=out.dtype, casting="unsafe")
+        return
+    values = stored * np.float64(slope) + intercept
+    if max(values.max(), -values.min()) > np.finfo(np.float32).max:
+        raise Refusal("non-finite", f"values overflow after the rescale (slope {slope}, intercept {intercept})")
+    out[...] = values

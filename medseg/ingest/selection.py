@@ -1,0 +1,207 @@
+"""Choose the series of a study that a network's channels need, and say of every other why it was not chosen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg.geometry import Geometry
+from medseg.ingest.records import SeriesRecord
+from medseg.ingest.rules import Plane, Rule, parse_rules, read_rules
+
+__all__ = ["Choice", "SelectedStudy", "parse_rules", "plane_of", "read_rules", "select", "selected_studies"]
+
+_PLANES: Mapping[str, Plane] = {
+    "S": "axial",
+    "I": "axial",
+    "A": "coronal",
+    "P": "coronal",
+    "L": "sagittal",
+    "R": "sagittal",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of one record.
+
+    Parameters
+    ----------
+    record
+        The record.
+    study
+        What it was compared within: its study, or its folder where it has none.
+    channel
+        The channel it was chosen for, or ``None``.
+    explanation
+        ``chosen as …`` or ``not chosen because …``.
+    """
+
+    record: SeriesRecord
+    study: str
+    channel: str | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class SelectedStudy:
+    """The series of one study by channel, and the channels for which there is none."""
+
+    study: str
+    channels: Mapping[str, SeriesRecord]
+    missing: tuple[str, ...]
+
+
+def select(records: Iterable[SeriesRecord], rules: Sequence[Rule]) -> list[Choice]:
+    """Apply the rules to each study.
+
+    Parameters
+    ----------
+    records
+        Records of any number of studies.
+    rules
+        One for each channel, applied in this order; a series serves one channel at most.
+
+    Returns
+    -------
+    list of Choice
+        One for each record, in the order given.
+    """
+    records = list(records)
+    studies: dict[str, list[SeriesRecord]] = defaultdict(list)
+    for record in records:
+        studies[study_of(record)].append(record)
+    verdicts: dict[int, tuple[str | None, str]] = {}
+    for members in studies.values():
+        verdicts |= _select_in_study(members, rules)
+    return [Choice(record, study_of(record), *verdicts[id(record)]) for record in records]
+
+
+def selected_studies(choices: Iterable[Choice], rules: Sequence[Rule]) -> list[SelectedStudy]:
+    """What was chosen, study by study, in the order in which the studies first appear."""
+    studies: dict[str, dict[str, SeriesRecord]] = {}
+    for choice in choices:
+        chosen = studies.setdefault(choice.study, {})
+        if choice.channel is not None:
+            chosen[choice.channel] = choice.record
+    names = [rule.channel for rule in rules]
+    return [
+        SelectedStudy(
+            study,
+            {name: chosen[name] for name in names if name in chosen},
+            tuple(name for name in names if name not in chosen),
+        )
+        for study, chosen in studies.items()
+    ]
+
+
+def study_of(record: SeriesRecord) -> str:
+    """The study of a record; an image file without one belongs to its folder."""
+    return record.study_uid_hash or os.path.dirname(record.source)  # noqa: PTH120
+
+
+def plane_of(record: SeriesRecord) -> Plane | None:
+    """Plane of acquisition, by the array axis across the slices (the third)."""
+    return _PLANES[record.orientation[2]] if len(record.orientation) == 3 else None
+
+
+def _select_in_study(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> dict[int, tuple[str | None, str]]:
+    chosen: dict[int, str] = {}
+    reasons: dict[int, list[str]] = {id(record): [] for record in records}
+    for rule in rules:
+        fitting = []
+        for record in records:
+            against = list(_objections(record, rule))
+            if id(record) in chosen:
+                against = [f"it is the {chosen[id(record)]} already"]
+            if against:
+                reasons[id(record)].append(f"{rule.channel}: {', '.join(against)}")
+            else:
+                fitting.append(record)
+        best = _best(fitting, rule)
+        for record in fitting:
+            if record is best:
+                chosen[id(record)] = rule.channel
+            else:
+                reasons[id(record)].append(f"{rule.channel}: {_why_not(rule, len(fitting))}")
+    verdicts: dict[int, tuple[str | None, str]] = {}
+    for record in records:
+        channel = chosen.get(id(record))
+        because = f"it was refused ({record.reason})" if not record.usable else "; ".join(reasons[id(record)])
+        verdicts[id(record)] = (channel, f"chosen as {channel}" if channel else f"not chosen because {because}")
+    return verdicts
+
+
+def _objections(record: SeriesRecord, rule: Rule) -> Iterator[str]:
+    """Why a record does not satisfy a rule."""
+    if not record.usable or record.shape is None or record.spacing_mm is None or record.affine is None:
+        yield "it was refused"
+        return
+    yield from _objections_to_names(record, rule)
+    geometry = Geometry(record.shape, np.array(record.affine))
+    measured = (
+        (rule.slices, "slices", (record.shape[2],)),
+        (rule.spacing_mm, "mm spacing", _spacing_ras(record)),
+        (rule.slice_spacing_mm, "mm between slices", (record.spacing_mm[2],)),
+        (rule.fov_mm, "mm field of view", geometry.fov_mm),
+    )
+    for limits, name, values in measured:
+        if not limits.holds(values):
+            yield f"{'×'.join(f'{value:.4g}' for value in values)} {name}, expected {limits}"
+
+
+def _objections_to_names(record: SeriesRecord, rule: Rule) -> Iterator[str]:
+    if rule.modality and record.modality not in rule.modality:
+        yield f"modality is {record.modality or 'not given'}, expected {' or '.join(rule.modality)}"
+    plane = plane_of(record)
+    if rule.orientation and plane not in rule.orientation:
+        yield f"slices are {plane}, expected {' or '.join(rule.orientation)}"
+    if rule.description and not re.search(rule.description, record.description, re.IGNORECASE):
+        yield f"description does not match {rule.description!r}"
+    if rule.exclude_description and re.search(rule.exclude_description, record.description, re.IGNORECASE):
+        yield f"description matches {rule.exclude_description!r}, which is excluded"
+    if rule.contrast is not None and record.contrast is not rule.contrast:
+        found = {True: "with", False: "without", None: "not known to be with or without"}[record.contrast]
+        yield f"{found} contrast agent, expected {'with' if rule.contrast else 'without'}"
+
+
+def _spacing_ras(record: SeriesRecord) -> tuple[float, ...]:
+    """Spacing along the patient's R, A and S axes, each from the array axis closest to it."""
+    assert record.spacing_mm is not None
+    axis_of = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+    spacing = {axis_of[letter]: value for letter, value in zip(record.orientation, record.spacing_mm, strict=True)}
+    return tuple(spacing[axis] for axis in range(3))
+
+
+def _best(fitting: Sequence[SeriesRecord], rule: Rule) -> SeriesRecord | None:
+    if not fitting or (rule.take == "only" and len(fitting) > 1):
+        return None
+    ways: Mapping[str, Callable[[SeriesRecord], tuple[float, ...]]] = {
+        "only": lambda _: (0,),
+        "first": lambda record: (-_order(fitting)[id(record)],),
+        "latest": lambda record: (_order(fitting)[id(record)],),
+        "most-slices": lambda record: (record.shape[2] if record.shape else 0, _order(fitting)[id(record)]),
+    }
+    return max(fitting, key=ways[rule.take])
+
+
+def _order(records: Sequence[SeriesRecord]) -> dict[int, int]:
+    """Order of acquisition: by time where all have one, else by series number, else by path."""
+    if all(record.acquired is not None for record in records):
+        ordered = sorted(records, key=lambda r: (r.acquired or 0.0, r.series_number or 0, r.files))
+    else:
+        ordered = sorted(records, key=lambda r: (r.series_number or 0, r.files))
+    return {id(record): position for position, record in enumerate(ordered)}
+
+
+def _why_not(rule: Rule, count: int) -> str:
+    if rule.take == "only":
+        return f'{count} series satisfy the rule; say which with "take": "first", "latest" or "most-slices"'
+    return {"first": "an earlier", "latest": "a later"}.get(
+        rule.take, "a larger"
+    ) + " series satisfies the rule as well"

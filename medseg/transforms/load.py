@@ -1,0 +1,222 @@
+"""Load volumes as MONAI's :class:`LoadImaged` does, but sound ones only: exact grids, or a refusal that says why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, get_track_meta, remove_extra_metadata
+from monai.transforms import DeleteItemsd, EnsureChannelFirst, LoadImage, LoadImaged, MapTransform
+from monai.utils import PostFix, ensure_tuple, ensure_tuple_rep
+from numpy.typing import DTypeLike, NDArray
+
+from medseg.errors import Refusal
+from medseg.geometry import Geometry
+from medseg.ingest.images import image_kind
+from medseg.ingest.records import SeriesRecord
+from medseg.ingest.volume import Source, read_volume
+
+__all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
+
+_OWN_KEYS = ("case_id", "modality", "notes", "resampled")
+"""Meta data that MONAI's readers do not give."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """What :class:`monai.transforms.LoadImage` takes besides the type, with the same meaning and defaults.
+
+    A ``reader`` is accepted and not used, so that a configuration written for MONAI's class works here.
+    """
+
+    reader: Any
+    image_only: bool
+    ensure_channel_first: bool
+    simple_keys: bool
+    prune_meta_pattern: str | None
+    prune_meta_sep: str
+    expanduser: bool
+
+
+class DictionaryOptions(LoadOptions, total=False):
+    """What :class:`monai.transforms.LoadImaged` takes besides keys and type."""
+
+    meta_keys: KeysCollection | None
+    meta_key_postfix: str
+    overwriting: bool
+    allow_missing_keys: bool
+
+
+class LoadVolume(LoadImage):
+    """Load one volume, or several image files of one grid as channels.
+
+    Parameters
+    ----------
+    dtype
+        Type of the values; ``None`` keeps the smallest exact one.
+    allow_resample
+        Resample uneven slice spacing or a gantry tilt onto a regular grid; recorded in the meta data.
+    **options
+        See :class:`LoadOptions`.
+    """
+
+    def __init__(
+        self, dtype: DTypeLike | None = np.float32, *, allow_resample: bool = False, **options: Unpack[LoadOptions]
+    ) -> None:
+        # LoadImage's own constructor starts every reader of MONAI, and one of them warns each time: none is needed.
+        _refuse_unknown(options, LoadOptions)
+        self.readers: list[Any] = []
+        self.auto_select = False
+        self.dtype = dtype
+        self.allow_resample = allow_resample
+        self.image_only = options.get("image_only", True)
+        self.ensure_channel_first = options.get("ensure_channel_first", False)
+        self.simple_keys = options.get("simple_keys", False)
+        self.pattern = options.get("prune_meta_pattern")
+        self.sep = options.get("prune_meta_sep", ".")
+        self.expanduser = options.get("expanduser", True)
+
+    def __call__(self, filename: Source, reader: Any = None) -> Any:  # noqa: ARG002 - the signature of LoadImage
+        """Load ``filename``: a folder, a file, a list of files or a :class:`~medseg.ingest.SeriesRecord`.
+
+        Parameters
+        ----------
+        filename
+            What :func:`medseg.ingest.read_volume` reads; a list of several image files becomes channels.
+        reader
+            Not used: which reader is right is not a matter of choice.
+
+        Returns
+        -------
+        MetaTensor
+            Shape (i, j, k), or (channel, i, j, k) for several files or with ``ensure_channel_first``; affine in mm,
+            RAS+. With ``image_only=False`` a pair with the meta data.
+
+        Raises
+        ------
+        Refusal
+            With the reason code.
+        """
+        source = self._expanded(filename)
+        if _is_channel_list(source):
+            values, geometry, facts = self._channels(source)
+            channel_dim: float = 0
+        else:
+            values, geometry, facts = read_volume(source, dtype=self.dtype, allow_resample=self.allow_resample)
+            channel_dim = float("nan")
+        meta = _meta(source, geometry, facts, channel_dim)
+        image = self._tensor(torch.from_numpy(values), meta)
+        if self.ensure_channel_first:
+            image = EnsureChannelFirst()(image, meta_dict=meta)
+        return image if self.image_only else (image, image.meta if isinstance(image, MetaTensor) else meta)
+
+    def _expanded(self, source: Any) -> Any:
+        if isinstance(source, SeriesRecord) or not self.expanduser:
+            return source
+        if isinstance(source, str | os.PathLike):
+            return os.path.expanduser(os.fspath(source))  # noqa: PTH111 - names that are not UTF-8 survive
+        paths = [os.path.expanduser(os.fspath(path)) for path in source]  # noqa: PTH111
+        return paths[0] if len(paths) == 1 else paths
+
+    def _channels(self, files: Sequence[str]) -> tuple[NDArray[Any], Geometry, dict[str, Any]]:
+        """Several image files as channels; they must have one grid."""
+        volumes = [read_volume(file, dtype=self.dtype, allow_resample=self.allow_resample) for file in files]
+        _, geometry, facts = volumes[0]
+        for number, (_, other, _) in enumerate(volumes[1:], start=2):
+            if not other.matches(geometry):
+                raise Refusal(
+                    "geometry-mismatch",
+                    f"channel {number} has the grid {other.describe()}, the first one {geometry.describe()}; "
+                    "resample one onto the other first",
+                )
+        return np.stack([values for values, _, _ in volumes]), geometry, facts
+
+    def _tensor(self, values: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+        """What :meth:`MetaTensor.ensure_torch_and_prune_meta` makes, without its copy of the values."""
+        if not get_track_meta():
+            return values
+        if self.simple_keys:
+            remove_extra_metadata(meta)
+            meta = {key: value for key, value in meta.items() if key not in _OWN_KEYS}
+        if self.pattern is not None:
+            meta = DeleteItemsd(keys=self.pattern, sep=self.sep, use_re=True)(meta)
+        return MetaTensor(values, meta=meta)  # the affine of the meta data is the tensor's
+
+
+class LoadVolumed(LoadImaged):
+    """Dictionary form of :class:`LoadVolume`, in the place of MONAI's ``LoadImaged``.
+
+    Parameters
+    ----------
+    keys
+        Keys whose values are sources: a folder of one DICOM series, a file, a list of files, a record.
+    dtype, allow_resample
+        As for :class:`LoadVolume`.
+    **options
+        See :class:`DictionaryOptions`.
+
+    Raises
+    ------
+    Refusal
+        When called: no sound volume. Inside a MONAI ``Compose`` it is the cause of the ``RuntimeError`` raised there.
+
+    Examples
+    --------
+    >>> LoadVolumed(keys="image")({"image": "study/series-folder"})["image"].affine  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        dtype: DTypeLike | None = np.float32,
+        *,
+        allow_resample: bool = False,
+        **options: Unpack[DictionaryOptions],
+    ) -> None:
+        _refuse_unknown(options, DictionaryOptions)
+        MapTransform.__init__(self, keys, options.get("allow_missing_keys", False))
+        meta_keys = options.get("meta_keys")
+        self.meta_keys = ensure_tuple_rep(None, len(self.keys)) if meta_keys is None else ensure_tuple(meta_keys)
+        if len(self.meta_keys) != len(self.keys):
+            raise ValueError(f"found {len(self.meta_keys)} meta_keys for {len(self.keys)} keys; give one for each")
+        self.meta_key_postfix = ensure_tuple_rep(options.get("meta_key_postfix", PostFix.meta()), len(self.keys))
+        self.overwriting = options.get("overwriting", False)
+        own: dict[str, Any] = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
+        self._loader = LoadVolume(dtype, allow_resample=allow_resample, **own)
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
+
+
+def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    names = known.__annotations__
+    for name in options:
+        if name not in names:
+            raise TypeError(f"unknown argument {name!r}; expected one of {', '.join(sorted(names))}")
+
+
+def _is_channel_list(source: Any) -> bool:
+    several = not isinstance(source, str | os.PathLike | SeriesRecord) and len(source) > 1
+    return several and all(image_kind(file) is not None for file in source)
+
+
+def _meta(source: Any, geometry: Geometry, facts: dict[str, Any], channel_dim: float) -> dict[str, Any]:
+    """Meta data of plain types only, so that batches collate; nothing that identifies the patient."""
+    if isinstance(source, SeriesRecord):
+        source = source.source
+    name = source if isinstance(source, str | os.PathLike) else source[0]
+    return {
+        "filename_or_obj": os.fspath(name),
+        "affine": np.array(geometry.affine),
+        "original_affine": np.array(geometry.affine),
+        "spatial_shape": np.array(geometry.shape),
+        "space": "RAS",
+        "original_channel_dim": channel_dim,
+        "case_id": str(facts["case_id"]),
+        "modality": str(facts.get("modality", "")),
+        "notes": "; ".join(facts["notes"]),
+        "resampled": str((facts["resampled"] or {}).get("because", "")),
+    }
