@@ -1,1 +1,8 @@
-"""."""
+"""Datalists: who is in a study, how it is split, and whether it is fit to train on."""
+
+from medseg.manifests.audit import AuditReport, Finding, audit
+from medseg.manifests.create import create
+from medseg.manifests.manifest import Item, Manifest
+from medseg.manifests.split import patient_of, split
+
+__all__ = ["AuditReport", "Finding", "Item", "Manifest", "audit", "create", "patient_of", "split"]

@@ -1,0 +1,152 @@
+"""``medseg manifest``: create, split, audit, download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.cli._command import Outcome, command, is_quiet, terminal
+from medseg.cli.main import app
+
+if TYPE_CHECKING:
+    from medseg.manifests import AuditReport, Manifest
+
+manifest_app = typer.Typer(
+    help="Datalists: create, split by patient, audit, download.", no_args_is_help=True, rich_markup_mode="rich"
+)
+app.add_typer(manifest_app, name="manifest")
+
+_ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="A datalist, or an MSD or nnU-Net dataset.json.")]
+_DatasetDir = Annotated[
+    Path | None, typer.Option("--dataset-dir", help="Where relative paths start; by default as the datalist says.")
+]
+_STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
+_CASES_SHOWN = 3
+
+
+@manifest_app.command()
+@command
+def create(
+    *,
+    images: Annotated[Path, typer.Option("--images", help="A folder of images, a BIDS dataset, or a dataset.json.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")],
+    patient_pattern: Annotated[
+        str | None,
+        typer.Option("--patient-pattern", help="Regular expression: the patient in an image's path."),
+    ] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")] = None,
+    checksums: Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")] = True,
+) -> Outcome:
+    """Make a datalist from folders, an MSD or nnU-Net dataset.json, or BIDS derivatives.
+
+    Example: [bold]medseg manifest create --images data/images --labels data/labels -o datalist.json[/bold]
+    """
+    from medseg.manifests import create as create_manifest
+
+    manifest = create_manifest(images, labels, patient_pattern=patient_pattern, checksums=checksums)
+    if licence is not None:
+        manifest = manifest.with_content(licence=licence)
+    manifest.write(output)
+    facts = _counts(manifest)
+    terminal().print(
+        f"{output}: {facts['training']} training and {facts['test']} test cases, {facts['patients']} patients"
+    )
+    terminal().print(f"Next: medseg manifest split {output} --folds 5 --seed 0", style="dim")
+    return Outcome({"manifest": str(output), **facts})
+
+
+@manifest_app.command()
+@command
+def split(
+    file: _ManifestFile,
+    *,
+    folds: Annotated[int, typer.Option("--folds", help="Number of folds.")],
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same split.")],
+    test: Annotated[float, typer.Option("--test", help="Share of the cases to hold out as test set.")] = 0.0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of into FILE.")] = None,
+    dataset_dir: _DatasetDir = None,
+    stratify: Annotated[bool, typer.Option(help="Balance what the labels contain (reads every label).")] = True,
+) -> Outcome:
+    """Split a datalist by patient into folds and a test set, balanced by what the labels contain.
+
+    Example: [bold]medseg manifest split datalist.json --folds 5 --test 0.2 --seed 0[/bold]
+    """
+    from medseg.manifests import Manifest
+
+    manifest = Manifest.read(file, dataset_dir=dataset_dir).split(folds, seed, test, stratify=stratify)
+    target = output or file
+    manifest.write(target)
+    sizes = [sum(item["fold"] == fold for item in manifest.training) for fold in range(folds)]
+    terminal().print(f"{target}: folds of {', '.join(map(str, sizes))} cases, {len(manifest.test)} in the test set")
+    return Outcome({"manifest": str(target), "folds": sizes, **_counts(manifest)})
+
+
+@manifest_app.command()
+@command
+def audit(file: _ManifestFile, *, dataset_dir: _DatasetDir = None) -> Outcome:
+    """Check grids, labels, intensities, duplicates, leakage between folds, checksums; exit 1 if training is blocked.
+
+    Example: [bold]medseg manifest audit datalist.json --json[/bold]
+    """
+    from medseg.cli._progress import counted_progress
+    from medseg.manifests import Manifest
+    from medseg.manifests import audit as audit_manifest
+
+    manifest = Manifest.read(file, dataset_dir=dataset_dir)
+    with counted_progress("auditing") as progress:
+        report = audit_manifest(manifest, progress=progress)
+    _show(report, file)
+    return Outcome(report.as_json(), complete=not report.blocks_training)
+
+
+@manifest_app.command()
+@command
+def download(
+    task: Annotated[str, typer.Argument(help="A task of the Medical Segmentation Decathlon: hippocampus, 9, ...")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the archive and the dataset.")],
+) -> Outcome:
+    """Download a public dataset (Medical Segmentation Decathlon, CC BY-SA 4.0) and check it.
+
+    Example: [bold]medseg manifest download hippocampus -o data[/bold]
+    """
+    from medseg.manifests.download import download_task
+
+    folder = download_task(task, output, progress=not is_quiet())
+    terminal().print(f"{folder}: complete")
+    return Outcome({"dataset": str(folder)})
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    from medseg.manifests import patient_of
+
+    patients = {patient_of(item) for _, _, item in manifest.items()}
+    return {"training": len(manifest.training), "test": len(manifest.test), "patients": len(patients)}
+
+
+def _show(report: AuditReport, file: Path) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = terminal()
+    console.print(f"{file}: {report.n_cases} cases of {report.n_patients} patients")
+    table = Table("", "finding", "cases", "found", "what to do", box=None, header_style="bold")
+    for code in dict.fromkeys(finding.code for finding in report.findings):
+        same = [finding for finding in report.findings if finding.code == code]
+        first = same[0]
+        cases = [case for finding in same for case in finding.cases]
+        more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
+        shown = escape(", ".join(cases[:_CASES_SHOWN]) + more) or "all"
+        severity = f"[{_STYLES[first.severity]}]{first.severity}[/]"
+        cells = (severity, code, shown, escape(first.message), escape(first.remedy))
+        if console.is_terminal:
+            table.add_row(*cells)
+        else:
+            console.print(": ".join(cells))
+    if console.is_terminal and report.findings:
+        console.print(table)
+    verdict = "something blocks training" if report.blocks_training else "nothing blocks training"
+    console.print(verdict, style="red" if report.blocks_training else "green")

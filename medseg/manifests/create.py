@@ -1,0 +1,72 @@
+"""Make a manifest from whatever way a dataset lies on disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from medseg.errors import UsageError
+from medseg.manifests.checksums import with_checksums
+from medseg.manifests.layouts import bids, folders
+from medseg.manifests.manifest import Item, Manifest
+
+__all__ = ["create"]
+
+
+def create(
+    images: Path,
+    labels: Path | None = None,
+    *,
+    patient_pattern: str | None = None,
+    checksums: bool = True,
+) -> Manifest:
+    """Make a manifest from folders, a Decathlon or nnU-Net ``dataset.json``, or BIDS derivatives.
+
+    Parameters
+    ----------
+    images
+        A folder of images, a BIDS dataset, or a ``dataset.json`` (or the folder that holds one).
+    labels
+        A folder of label maps or a BIDS derivative; not needed where ``images`` names them itself.
+    patient_pattern
+        Regular expression searched in each image's path; its first group (or the whole match) is the patient.
+        By default each case is a patient of its own, and in BIDS each subject.
+    checksums
+        Add the SHA-256 sums of all files, so that the audit can tell when one has changed.
+
+    Raises
+    ------
+    UsageError
+        If nothing usable is found, or images and labels cannot be matched without guessing.
+    """
+    for path in (images, labels):
+        if path is not None and not path.exists():
+            raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
+    if images.is_file() or (labels is None and (images / "dataset.json").is_file()):
+        manifest = Manifest.read(images)
+    elif bids.is_bids(images):
+        manifest = bids.read(images, labels)
+    else:
+        manifest = folders.read(images, labels)
+    if patient_pattern is not None:
+        manifest = _with_patients(manifest, patient_pattern)
+    return with_checksums(manifest) if checksums else manifest
+
+
+def _with_patients(manifest: Manifest, pattern: str) -> Manifest:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+    sections = {section: list(manifest.content[section]) for section, _, _ in manifest.items()}
+    for section, index, item in manifest.items():
+        sections[section][index] = {**item, "patient_id": _patient(item, expression)}
+    return manifest.with_content(**sections)
+
+
+def _patient(item: Item, expression: re.Pattern[str]) -> str:
+    image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    match = expression.search(image)
+    if match is None:
+        raise UsageError(f"the patient pattern {expression.pattern!r} matches nothing in {image}; widen it")
+    return match[1] if expression.groups else match[0]

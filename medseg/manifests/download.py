@@ -1,0 +1,112 @@
+"""Download a task of the Medical Segmentation Decathlon, checked, with MONAI's own downloader.
+
+Addresses and MD5 sums are those of :class:`monai.apps.DecathlonDataset`. The data are licensed CC BY-SA 4.0
+(Antonelli et al., Nature Communications 13, 4128, 2022).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from medseg.errors import UsageError
+
+__all__ = ["download_task", "task_name"]
+
+
+def task_name(wanted: str) -> str:
+    """The full name of a task, from ``Task04_Hippocampus``, ``4`` or ``hippocampus``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such task.
+    """
+    names = list(_sources())
+    plain = re.sub(r"[^a-z0-9]", "", wanted.lower())
+    for name in names:
+        number, organ = name.removeprefix("Task").split("_")
+        if plain in (re.sub("_", "", name.lower()), organ.lower(), number, str(int(number)), f"task{number}"):
+            return name
+    raise UsageError(f"there is no task {wanted!r}; expected one of {', '.join(names)}")
+
+
+def download_task(wanted: str, output: str | os.PathLike[str], *, progress: bool = True) -> Path:
+    """Download and unpack a task; what is there already and sound is used.
+
+    Parameters
+    ----------
+    wanted
+        The task, as :func:`task_name` understands it.
+    output
+        Folder for the archive and the dataset.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Path
+        The dataset's folder, with its ``dataset.json``.
+
+    Raises
+    ------
+    UsageError
+        If the archive cannot be fetched (the message says which file to put where) or is not the right one.
+    """
+    name = task_name(wanted)
+    url, md5 = _sources()[name]
+    folder, archive = Path(output) / name, Path(output) / f"{name}.tar"
+    if (folder / "dataset.json").is_file():
+        return folder
+    if folder.exists():
+        raise UsageError(f"{folder} exists but holds no dataset.json; move it away and run this again")
+    _fetch(url, archive, md5, progress=progress)
+    _unpack(archive, folder)
+    return folder
+
+
+def _sources() -> dict[str, tuple[str, str]]:
+    from monai.apps import DecathlonDataset
+
+    return {name: (url, DecathlonDataset.md5[name]) for name, url in DecathlonDataset.resource.items()}
+
+
+def _fetch(url: str, archive: Path, md5: str, *, progress: bool) -> None:
+    from monai.apps.utils import HashCheckError, check_hash, download_url
+
+    if archive.exists():
+        if not check_hash(archive, md5, "md5"):
+            raise UsageError(f"{archive} has another MD5 sum than {md5}; delete it and run this again")
+        return
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_name(f".medseg-partial-{secrets.token_hex(4)}-{archive.name}")
+    try:
+        download_url(url, partial, md5, "md5", progress=progress)
+        partial.replace(archive)
+    except HashCheckError as error:
+        raise UsageError(f"what came from {url} has another MD5 sum than {md5}; try again later") from error
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot download {url} ({error}). Fetch this file on a machine with internet access, put it at {archive} "
+            f"(MD5 {md5}) and run this again"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside the target and rename, so that a folder of that name is always whole."""
+    from monai.apps.utils import extractall
+
+    partial = folder.with_name(f".medseg-partial-{secrets.token_hex(4)}-{folder.name}")
+    try:
+        extractall(archive, partial, file_type="tar", has_base=False)
+        found = next(partial.glob("*/dataset.json"), None)
+        if found is None:
+            raise UsageError(f"{archive} holds no dataset.json; delete it and run this again")
+        found.parent.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The ways in which datasets lie on disk, one per file."""

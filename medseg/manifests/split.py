@@ -1,0 +1,172 @@
+"""Split a manifest by patient into folds and a test set, stratified by what the labels contain.
+
+Groups of cases (patients) are dealt out one by one, largest and rarest first, each to the part whose content lies
+furthest below its share: the iterative stratification of Sechidis et al. (ECML PKDD 2011), with label volumes in
+thirds instead of classes. The result depends on the seed and on the items alone, not on their order in the file.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import UsageError
+from medseg.manifests.contents import label_content
+from medseg.manifests.manifest import Item, Manifest
+
+__all__ = ["deal", "patient_of", "split", "strata"]
+
+_THIRDS = 3
+
+
+def split(manifest: Manifest, folds: int, seed: int, test_fraction: float = 0.0, *, stratify: bool = True) -> Manifest:
+    """Put every patient into one of ``folds`` folds or into the test set.
+
+    Parameters
+    ----------
+    manifest
+        Its training items are split anew; an existing test set stays as it is unless ``test_fraction`` is given,
+        in which case test items with a label take part in the split again.
+    folds
+        Number of folds of nearly equal size, numbered from 0.
+    seed
+        The same seed and items give the same split on every machine.
+    test_fraction
+        Share of the cases that is held out as ``test``, in [0, 1).
+    stratify
+        Read every label and give each part its share of every label's presence and volume.
+
+    Returns
+    -------
+    Manifest
+        A new manifest with ``fold`` in each training item and a ``split`` record of how it was made.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer patients than parts, or a label file is missing.
+    """
+    if folds < 1 or not 0 <= test_fraction < 1:
+        raise UsageError(
+            f"found {folds} folds, test fraction {test_fraction}; expected at least 1 and a share in [0, 1)"
+        )
+    section = "testing" if "testing" in manifest.content else "test"
+    pool = manifest.training + [item for item in manifest.test if test_fraction and "label" in item]
+    unlabelled = [item for item in manifest.test if not (test_fraction and "label" in item)]
+    groups = _by_patient(pool)
+    if len(groups) < folds + (test_fraction > 0):
+        raise UsageError(f"found {len(groups)} patients for {folds} folds; a fold needs at least one: lower --folds")
+    shares = [(1 - test_fraction) / folds] * folds + ([test_fraction] if test_fraction else [])
+    part_of = deal(_features(manifest, groups, stratify), shares, seed)
+    training: list[Item] = []
+    test: list[Item] = list(unlabelled)
+    for item in pool:
+        part = part_of[patient_of(item)]
+        bare = {key: value for key, value in item.items() if key != "fold"}
+        (test if part == folds else training).append(bare if part == folds else {**bare, "fold": part})
+    record = {
+        "folds": folds,
+        "seed": seed,
+        "test_fraction": test_fraction,
+        "by": "patient_id",
+        "stratified_by": "presence and thirds of the volume of each label" if stratify else "number of cases",
+    }
+    counts = {"numTraining": len(training), "numTest": len(test)} if "numTraining" in manifest.content else {}
+    sections = {"training": training} | ({section: test} if test or section in manifest.content else {})
+    rest = {key: value for key, value in manifest.content.items() if key not in ("training", section)}
+    return Manifest({**rest, **counts, "split": record, **sections}, manifest.dataset_dir)
+
+
+def patient_of(item: Item) -> str:
+    """The patient an item belongs to; an item that names none is a patient of its own, known by its image."""
+    patient = item.get("patient_id")
+    return str(patient) if patient not in (None, "") else f"image:{item['image']}"
+
+
+def deal(features: Mapping[str, NDArray[np.float64]], shares: Sequence[float], seed: int) -> dict[str, int]:
+    """Deal groups out to parts so that every part gets its share of every feature.
+
+    Parameters
+    ----------
+    features
+        For each group a vector of counts; the first entry is its number of cases.
+    shares
+        Share of the whole that each part is to get; sums to 1.
+    seed
+        Decides the order among equals.
+
+    Returns
+    -------
+    dict
+        The index of the part for each group.
+    """
+    names = sorted(features)
+    random.Random(seed).shuffle(names)
+    table = np.stack([features[name] for name in names])
+    totals = table.sum(axis=0)
+    rarity = (table / np.maximum(totals, 1.0)).sum(axis=1)
+    targets = np.outer(shares, totals)
+    filled = np.zeros_like(targets)
+    part_of: dict[str, int] = {}
+    for row in np.argsort(-rarity, kind="stable"):
+        after, before = filled + table[row] - targets, filled - targets
+        cost = ((after**2 - before**2) / np.maximum(targets, 1e-9)) @ _weights(len(totals))
+        part = int(np.argmin(np.round(cost, 9)))
+        filled[part] += table[row]
+        part_of[names[row]] = part
+    return part_of
+
+
+def strata(volumes_ml: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+    """One row of counts per case: 1, then for each label in which third of its volumes the case lies.
+
+    A label that is absent from a case fills none of its thirds, so presence is stratified as well.
+    """
+    labels = sorted({label for case in volumes_ml for label in case})
+    rows = np.zeros((len(volumes_ml), 1 + _THIRDS * len(labels)))
+    rows[:, 0] = 1.0
+    for column, label in enumerate(labels):
+        present = [case[label] for case in volumes_ml if label in case]
+        edges = np.quantile(present, np.arange(1, _THIRDS) / _THIRDS)
+        for row, case in enumerate(volumes_ml):
+            if label in case:
+                rows[row, 1 + _THIRDS * column + int(np.searchsorted(edges, case[label]))] = 1.0
+    return rows
+
+
+def _weights(length: int) -> NDArray[np.float64]:
+    """Equal size of the parts matters as much as everything else together."""
+    weights = np.ones(length)
+    weights[0] = max(length - 1, 1)
+    return weights
+
+
+def _by_patient(items: Sequence[Item]) -> dict[str, list[Item]]:
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[patient_of(item)].append(item)
+    return dict(groups)
+
+
+def _features(
+    manifest: Manifest, groups: Mapping[str, Sequence[Item]], stratify: bool
+) -> dict[str, NDArray[np.float64]]:
+    if not stratify:
+        return {patient: np.array([float(len(items))]) for patient, items in groups.items()}
+    cases = [(patient, item) for patient, items in sorted(groups.items()) for item in items]
+    rows = strata([_volumes_ml(manifest, item) for _, item in cases])
+    features = {patient: np.zeros(rows.shape[1]) for patient in groups}
+    for (patient, _), row in zip(cases, rows, strict=True):
+        features[patient] += row
+    return features
+
+
+def _volumes_ml(manifest: Manifest, item: Item) -> dict[int, float]:
+    volumes: dict[int, float] = {}
+    for path in manifest.files(item, "label"):
+        volumes |= label_content(path).volumes_ml
+    return volumes
