@@ -1,0 +1,110 @@
+"""``medseg evaluate``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+from medseg.evaluation.definitions import PercentileRule, SurfaceRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from medseg.evaluation.folders import Progress
+
+
+@app.command()
+@command
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of label maps (such as medseg infer leaves), or a datalist.")
+    ],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or a datalist.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")],
+    *,
+    labels: Annotated[
+        Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle folder.')
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(min=0.0, help="Tolerance of the normalised surface distance (NSD).")
+    ] = 1.0,
+    compare: Annotated[
+        Path | None, typer.Option(help="Other predictions of the same cases: adds a paired test.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Key of the reference datalist's items: adds a table per value.")
+    ] = None,
+    percentile_rule: Annotated[
+        PercentileRule, typer.Option(help="HD95 per direction, the larger of both; or of both directions together.")
+    ] = "directed",
+    surface: Annotated[
+        SurfaceRule, typer.Option(help="Surface voxels with equal weights, or elements weighted by area.")
+    ] = "voxels",
+    all_metrics: Annotated[
+        bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per CPU.")] = 0,
+) -> Outcome:
+    """Compare label maps with references: Dice, Hausdorff and surface distances in mm, with missed structures counted.
+
+    Example: medseg evaluate runs/infer labelsTr -o runs/evaluation --labels bundles/hippocampus_mr_segmentation
+    """
+    from medseg.cli._evaluation_tables import show_evaluation
+    from medseg.evaluation import Definitions, Options, evaluate_folders
+
+    options = Options(
+        definitions=Definitions(percentile_rule=percentile_rule, surface=surface),
+        group_by=by,
+        all_metrics=all_metrics,
+        workers=workers or _cpus(),
+    )
+    console = terminal()
+    with _progress(console) as advance:
+        result = evaluate_folders(
+            predictions,
+            references,
+            output,
+            labels=labels,
+            tolerance_mm=tolerance_mm,
+            compare_with=compare,
+            options=options,
+            progress=advance,
+        )
+    show_evaluation(console, result)
+    return Outcome({"output": str(output), **result.summary}, complete=result.complete)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use; a cluster's allotment where the system tells it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    """A bar with the time left on a terminal, a plain line now and then in a log."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def advance(done: int, total: int, case_id: str) -> None:
+            bar.update(task, completed=done, total=total, description=case_id)
+            if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
+                console.print(f"evaluated {done} of {total} cases")
+
+        yield advance

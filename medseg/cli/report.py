@@ -1,0 +1,46 @@
+"""``medseg report``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+
+
+class Viewer(StrEnum):
+    """Which cases get the 3D and slice viewer."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@app.command()
+@command
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that `medseg infer` or `medseg evaluate` wrote.", show_default=False)
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, if run.json does not lead to them.")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="Folder of the reference masks, to draw them too.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    viewer: Annotated[
+        Viewer, typer.Option(help="auto: while the page stays small; always: with files beside it; never.")
+    ] = Viewer.AUTO,
+) -> Outcome:
+    """Write report.html into an infer or evaluate folder: self-contained, works offline, worst cases first.
+
+    Example: [bold]medseg report results/ --images scans/ --references masks/[/bold]
+    """
+    from medseg.evaluation.report import write_report
+
+    page = write_report(folder, images=images, references=references, title=title, viewer=viewer.value)
+    terminal().print(f"Wrote {page}")
+    return Outcome({"report": str(page)})

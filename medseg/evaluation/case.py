@@ -1,0 +1,316 @@
+"""All metrics of all structures of one case: one look at the volumes, then one pass per structure on its box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import Refusal, UsageError
+from medseg.evaluation.boxes import Box, find_boxes
+from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
+from medseg.evaluation.elements import measure_surface_elements
+from medseg.evaluation.overlap import VoxelCounts, average_precision, detect_lesions
+from medseg.evaluation.surfaces import measure_voxel_surfaces
+
+__all__ = ["StructureResult", "absent_structure", "evaluate_case"]
+
+_DEFAULT = Definitions()
+_MOST_UNDECLARED_LABELS = 512
+_LARGEST_LABEL = 65535
+_EMPTY_SCORES = {metric.name: metric.empty_score for metric in METRICS if metric.empty_score is not None}
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """The metrics of one structure in one case.
+
+    Parameters
+    ----------
+    label, name
+        The structure.
+    values
+        Metric name → value; ``None`` where the value does not exist. Names and meanings are in
+        :data:`medseg.evaluation.definitions.METRICS`. Each is also an attribute: ``result.dice``.
+    missed
+        The reference has the structure, the prediction does not.
+    invented
+        The prediction has the structure, the reference does not.
+    case_id
+        The case; empty outside :func:`medseg.evaluation.evaluate_folders`.
+    """
+
+    label: int
+    name: str
+    values: Mapping[str, float | None]
+    missed: bool = False
+    invented: bool = False
+    case_id: str = field(default="", kw_only=True)
+
+    def __getattr__(self, name: str) -> float | None:
+        # Only reached for names that are no field; `values` itself is missing while an instance is unpickled.
+        values: Mapping[str, float | None] = self.__dict__.get("values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(f"{type(self).__name__} has no metric {name!r}; it has {', '.join(values)}")
+
+    @property
+    def absent(self) -> bool:
+        """Neither prediction nor reference has the structure: there is nothing to score."""
+        return self.values.get("dice") is None
+
+
+def evaluate_case(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    spacing_mm: Sequence[float],
+    labels: Mapping[int, str] | Sequence[int] | None,
+    tolerance_mm: float | Mapping[int, float] = 1.0,
+    *,
+    definitions: Definitions = _DEFAULT,
+    axes_mm: NDArray[np.float64] | None = None,
+    probabilities: Mapping[int, NDArray[np.floating]] | None = None,
+) -> list[StructureResult]:
+    """Compare two label maps, structure by structure.
+
+    Parameters
+    ----------
+    prediction, reference
+        Label maps of one shape, axes (i, j, k); integers, or floats that hold integers; 0 is background.
+    spacing_mm
+        Distance between neighbouring voxels along i, j, k.
+    labels
+        The declared structures, label → name, or labels alone. ``None`` takes whatever either volume holds.
+    tolerance_mm
+        Tolerance of the normalised surface distance; a mapping gives each label its own.
+    definitions
+        Choices among definitions that differ in the field.
+    axes_mm
+        3×3, for grids whose axes are not at right angles: column a is the step in mm along array axis a (the
+        upper left part of an affine). Replaces ``spacing_mm``; distances are then between true positions.
+    probabilities
+        Label → probability map in [0, 1], for the average precision.
+
+    Returns
+    -------
+    list of StructureResult
+        One per declared structure in order of labels, also for structures that neither volume holds.
+
+    Raises
+    ------
+    Refusal
+        ``geometry-mismatch`` if the shapes differ, ``not-3d``, ``non-finite`` if a volume holds NaN or infinity,
+        ``unexpected-labels`` if it holds a value that is no integer or not declared.
+    UsageError
+        If a spacing or a tolerance is not positive.
+
+    Examples
+    --------
+    >>> reference = np.zeros((9, 9, 9), np.uint8)
+    >>> reference[2:6, 2:6, 2:6] = 1
+    >>> shifted = np.roll(reference, 1, axis=0)
+    >>> [result] = evaluate_case(shifted, reference, (2.0, 1.0, 1.0), {1: "box"})
+    >>> result.dice, result.hd_mm
+    (0.75, 2.0)
+    """
+    if prediction.shape != reference.shape:
+        raise Refusal(
+            "geometry-mismatch",
+            f"the prediction has shape {prediction.shape} and the reference {reference.shape}; "
+            "resample the prediction to the reference's grid",
+        )
+    axes = _axes(spacing_mm, axes_mm)
+    pair = _Pair.of(prediction, reference, axes)
+    declared = _declared(labels, pair)
+    scorer = _Scorer(definitions, float(abs(np.linalg.det(axes))))
+    return [
+        scorer.score(pair, label, name, _tolerance(tolerance_mm, label), (probabilities or {}).get(label))
+        for label, name in declared.items()
+    ]
+
+
+def _axes(spacing_mm: Sequence[float], axes_mm: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    axes = np.diag(np.asarray(spacing_mm, dtype=np.float64)) if axes_mm is None else np.asarray(axes_mm, np.float64)
+    if (
+        axes.shape != (3, 3)
+        or not np.isfinite(axes).all()
+        or abs(np.linalg.det(axes)) < 1e-12
+        or (axes_mm is None and min(spacing_mm) <= 0)
+    ):
+        raise UsageError(f"the spacing is {tuple(spacing_mm)}; give three positive distances in mm")
+    return axes
+
+
+def _tolerance(tolerance_mm: float | Mapping[int, float], label: int) -> float:
+    value = tolerance_mm.get(label, 1.0) if isinstance(tolerance_mm, Mapping) else tolerance_mm
+    if not value >= 0 or not np.isfinite(value):
+        raise UsageError(f"the tolerance is {value} mm; give a distance of at least 0")
+    return float(value)
+
+
+def _declared(labels: Mapping[int, str] | Sequence[int] | None, pair: _Pair) -> dict[int, str]:
+    found = sorted({*pair.prediction_boxes, *pair.reference_boxes})
+    if labels is None:
+        if len(found) > _MOST_UNDECLARED_LABELS:
+            raise Refusal(
+                "unexpected-labels",
+                f"found {len(found)} different values, which looks like an image and not like a label map; "
+                "give label maps, or declare the labels",
+            )
+        return {label: str(label) for label in found}
+    names = dict(labels) if isinstance(labels, Mapping) else {int(label): str(label) for label in labels}
+    names.pop(0, None)
+    for who, boxes in (("prediction", pair.prediction_boxes), ("reference", pair.reference_boxes)):
+        unexpected = sorted(set(boxes) - set(names))
+        if unexpected:
+            raise Refusal(
+                "unexpected-labels",
+                f"the {who} holds the values {unexpected[:8]} that are not among the declared labels "
+                f"{sorted(names)[:40]}; declare them or correct the volume",
+            )
+    return dict(sorted(names.items()))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both label maps in C order, their axes, and where each label lies."""
+
+    prediction: NDArray[np.integer]
+    reference: NDArray[np.integer]
+    axes_mm: NDArray[np.float64]
+    transposed: bool
+    prediction_boxes: dict[int, Box]
+    reference_boxes: dict[int, Box]
+
+    @classmethod
+    def of(cls, prediction: NDArray[Any], reference: NDArray[Any], axes_mm: NDArray[np.float64]) -> _Pair:
+        maps = [_label_map(volume, who) for volume, who in ((prediction, "prediction"), (reference, "reference"))]
+        # NIfTI readers give Fortran order; walking it along memory is four times faster.
+        transposed = not maps[0].flags.c_contiguous and maps[0].flags.f_contiguous
+        first, second = (np.ascontiguousarray(m.T if transposed else m) for m in maps)
+        axes = axes_mm[:, ::-1] if transposed else axes_mm
+        return cls(first, second, _diagonal_if_possible(axes), transposed, find_boxes(first), find_boxes(second))
+
+    def crop(self, label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Both masks of a label, in the box that holds it in both volumes."""
+        boxes = [found[label] for found in (self.prediction_boxes, self.reference_boxes) if label in found]
+        box = tuple(
+            slice(min(side.start for side in sides), max(side.stop for side in sides))
+            for sides in zip(*boxes, strict=True)
+        )
+        return self.prediction[box] == label, self.reference[box] == label
+
+
+def _label_map(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
+    if volume.ndim != 3:
+        raise Refusal("not-3d", f"the {who} has shape {volume.shape}; give one 3D label map")
+    if volume.dtype.kind == "b":
+        return volume.view(np.uint8)
+    if volume.dtype.kind not in "iu":
+        volume = _as_integers(volume, who)
+    if volume.size and (volume.max() > _LARGEST_LABEL or (volume.dtype.kind == "i" and volume.min() < 0)):
+        raise Refusal(
+            "unexpected-labels",
+            f"the {who} holds values from {volume.min()} to {volume.max()}; "
+            f"labels are integers from 0 to {_LARGEST_LABEL}",
+        )
+    return volume
+
+
+def _as_integers(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
+    if volume.dtype.kind != "f":
+        raise Refusal("unexpected-labels", f"the {who} has values of type {volume.dtype}; give an integer label map")
+    if not np.isfinite(volume).all():
+        raise Refusal("non-finite", f"the {who} holds NaN or infinite values; give an integer label map")
+    limits = np.clip(volume, -1, _LARGEST_LABEL + 1)
+    whole = limits.astype(np.int32)
+    if not np.array_equal(whole, limits):
+        raise Refusal(
+            "unexpected-labels",
+            f"the {who} holds values between the integers; give a label map, not an image or a probability map",
+        )
+    return whole
+
+
+def _diagonal_if_possible(axes_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotate orthogonal axes into a diagonal matrix (distances do not change); leave sheared axes as they are."""
+    gram = axes_mm.T @ axes_mm
+    lengths = np.sqrt(np.diagonal(gram))
+    cosines = gram / np.outer(lengths, lengths) - np.eye(3)
+    return np.diag(lengths) if np.abs(cosines).max() < 1e-6 else axes_mm
+
+
+def _no_values(definitions: Definitions) -> dict[str, float | None]:
+    values: dict[str, float | None] = dict.fromkeys(metric.name for metric in METRICS)
+    values.update({percentile_name(p): None for p in definitions.percentiles})
+    values.update(volume_ml=0.0, reference_volume_ml=0.0, volume_difference_ml=0.0)
+    return values
+
+
+def absent_structure(label: int, name: str, definitions: Definitions, case_id: str = "") -> StructureResult:
+    """The row of a structure that neither prediction nor reference has."""
+    return StructureResult(label, name, _no_values(definitions), case_id=case_id)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    definitions: Definitions
+    voxel_mm3: float
+
+    def score(
+        self, pair: _Pair, label: int, name: str, tolerance_mm: float, probability: NDArray[np.floating] | None
+    ) -> StructureResult:
+        in_prediction, in_reference = label in pair.prediction_boxes, label in pair.reference_boxes
+        values = _no_values(self.definitions)
+        if in_prediction or in_reference:
+            self._overlap(values, pair, label, tolerance_mm)
+        if probability is not None:
+            reference = (pair.reference == label).T if pair.transposed else pair.reference == label
+            values["average_precision"] = average_precision(probability, reference)
+        missed, invented = in_reference and not in_prediction, in_prediction and not in_reference
+        return StructureResult(label, name, values, missed=missed, invented=invented)
+
+    def _overlap(self, values: dict[str, float | None], pair: _Pair, label: int, tolerance_mm: float) -> None:
+        prediction, reference = pair.crop(label)
+        counts = VoxelCounts(
+            int(np.count_nonzero(prediction & reference)),
+            int(np.count_nonzero(prediction)),
+            int(np.count_nonzero(reference)),
+            pair.reference.size,
+        )
+        to_ml = self.voxel_mm3 / 1000.0
+        values.update(
+            volume_ml=counts.prediction * to_ml,
+            reference_volume_ml=counts.reference * to_ml,
+            volume_difference_ml=(counts.prediction - counts.reference) * to_ml,
+            specificity=counts.specificity,
+        )
+        if not counts.prediction or not counts.reference:
+            values.update(_EMPTY_SCORES)
+            return
+        values.update(dice=counts.dice, iou=counts.iou, precision=counts.precision, recall=counts.recall)
+        chosen = self.definitions
+        lesions = detect_lesions(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap)
+        values.update(lesion_precision=lesions.precision, lesion_recall=lesions.recall, lesion_f1=lesions.f1)
+        values.update(self._distances(prediction, reference, pair.axes_mm, tolerance_mm))
+
+    def _distances(
+        self,
+        prediction: NDArray[np.bool_],
+        reference: NDArray[np.bool_],
+        axes_mm: NDArray[np.float64],
+        tolerance_mm: float,
+    ) -> dict[str, float | None]:
+        measure = measure_voxel_surfaces if self.definitions.surface == "voxels" else measure_surface_elements
+        found = measure(prediction, reference, axes_mm)
+        rule = self.definitions.percentile_rule
+        return {
+            "hd_mm": found.hausdorff_mm(),
+            **{percentile_name(p): found.percentile_mm(p, rule) for p in (95.0, *self.definitions.percentiles)},
+            "assd_mm": found.average_mm(),
+            "masd_mm": found.mean_of_directions_mm(),
+            "nsd": found.share_within(tolerance_mm),
+        }

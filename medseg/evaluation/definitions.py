@@ -1,0 +1,240 @@
+"""The name and the meaning of every metric, in one place.
+
+Tables, summaries, reports and documentation take names, units and definitions from here; nothing else spells
+them out. Sources: Maier-Hein et al., *Metrics reloaded*, Nature Methods 21 (2024); Nikolov et al., *Clinically
+applicable segmentation of head and neck anatomy*, J Med Internet Res 23 (2021) for the normalised surface
+distance; Taha and Hanbury, BMC Medical Imaging 15:29 (2015) for the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from medseg.errors import UsageError
+
+__all__ = [
+    "CSV_COLUMNS",
+    "CSV_METRICS",
+    "EMPTY_POLICY",
+    "METRICS",
+    "Definitions",
+    "Metric",
+    "PercentileRule",
+    "SurfaceRule",
+    "describe",
+    "metric_named",
+]
+
+PercentileRule = Literal["directed", "pooled"]
+SurfaceRule = Literal["voxels", "elements"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of merit.
+
+    Parameters
+    ----------
+    name
+        Column name; carries the unit.
+    title
+        Short heading for people.
+    better
+        Whether a larger or a smaller value is better; ``"none"`` for a description such as a volume.
+    definition
+        What is computed, in one or two sentences.
+    csv
+        Whether ``metrics.csv`` has a column for it.
+    empty_score
+        Value if exactly one of the two masks is empty; ``None`` where no value exists (distances).
+    """
+
+    name: str
+    title: str
+    better: Literal["higher", "lower", "zero", "none"]
+    definition: str
+    csv: bool = True
+    empty_score: float | None = None
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("dice", "Dice", "higher", "2·|P∩R| / (|P|+|R|), voxels of prediction P and reference R", empty_score=0.0),
+    Metric("iou", "IoU", "higher", "|P∩R| / |P∪R|", empty_score=0.0),
+    Metric(
+        "precision", "Precision", "higher", "|P∩R| / |P|; 0 if only the reference has the structure", empty_score=0.0
+    ),
+    Metric("recall", "Recall", "higher", "|P∩R| / |R|; 0 if only the prediction has the structure", empty_score=0.0),
+    Metric(
+        "hd_mm",
+        "HD [mm]",
+        "lower",
+        "Hausdorff distance: the largest distance from a point of either surface to the other surface",
+    ),
+    Metric(
+        "hd95_mm", "HD95 [mm]", "lower", "95th percentile of the surface distances, as stated under percentile_rule"
+    ),
+    Metric(
+        "assd_mm",
+        "ASSD [mm]",
+        "lower",
+        "average symmetric surface distance: mean over the points of both surfaces together",
+    ),
+    Metric(
+        "nsd",
+        "NSD",
+        "higher",
+        "normalised surface distance (surface Dice): share of both surfaces that lies within tolerance_mm of the other",
+        empty_score=0.0,
+    ),
+    Metric("volume_ml", "Volume [ml]", "none", "volume of the prediction: voxels times the volume of a voxel"),
+    Metric("reference_volume_ml", "Reference volume [ml]", "none", "volume of the reference"),
+    Metric(
+        "volume_difference_ml",
+        "Volume difference [ml]",
+        "zero",
+        "volume of the prediction minus volume of the reference",
+    ),
+    Metric(
+        "specificity",
+        "Specificity",
+        "higher",
+        "share of the voxels outside R that are outside P; depends on the field of view",
+        csv=False,
+    ),
+    Metric("masd_mm", "MASD [mm]", "lower", "mean of the two directed average surface distances", csv=False),
+    Metric(
+        "lesion_precision",
+        "Lesion precision",
+        "higher",
+        "share of the connected components of P that touch R",
+        csv=False,
+        empty_score=0.0,
+    ),
+    Metric(
+        "lesion_recall",
+        "Lesion recall",
+        "higher",
+        "share of the connected components of R that P touches",
+        csv=False,
+        empty_score=0.0,
+    ),
+    Metric(
+        "lesion_f1",
+        "Lesion F1",
+        "higher",
+        "harmonic mean of lesion precision and lesion recall",
+        csv=False,
+        empty_score=0.0,
+    ),
+    Metric(
+        "average_precision",
+        "Average precision",
+        "higher",
+        "area under the voxel-wise precision–recall steps, where probabilities are given",
+        csv=False,
+    ),
+)
+"""Every metric, those of ``metrics.csv`` first and in the order of its columns."""
+
+CSV_METRICS: tuple[str, ...] = tuple(metric.name for metric in METRICS if metric.csv)
+
+CSV_COLUMNS: tuple[str, ...] = ("case_id", "label", "name", *CSV_METRICS, "missed", "invented")
+"""Columns of ``metrics.csv``, in this order."""
+
+EMPTY_POLICY: dict[str, str] = {
+    "missed": "only the reference has the structure: overlap scores and NSD are 0, distances do not exist",
+    "invented": "only the prediction has the structure: overlap scores and NSD are 0, distances do not exist",
+    "absent": "neither has it: the case has no score for this structure and is counted as n_absent",
+    "averages": "distances are averaged over the cases that have one; n of each metric, n_missed and n_invented "
+    "stand beside every average",
+}
+"""What happens to empty masks; written into ``metrics.json``."""
+
+_RULES = {
+    "percentile_rule": {
+        "directed": "the percentile (linear interpolation) of each direction's distances; the larger of both",
+        "pooled": "the percentile (linear interpolation) of both directions' distances taken together",
+    },
+    "surface": {
+        "voxels": "surface voxels have a 6-neighbour outside the structure; outside the image counts as outside; "
+        "every surface voxel has the same weight",
+        "elements": "the surface runs between voxels (marching cubes on the mask); every element is weighted by its "
+        "area in mm²",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """The choices that the field makes differently; the defaults are the ones that ``metrics.csv`` documents.
+
+    Parameters
+    ----------
+    percentile_rule
+        ``"directed"``: percentile per direction, the larger of both; ``"pooled"``: percentile of both together.
+    surface
+        ``"voxels"``: centres of surface voxels, equal weights; ``"elements"``: surface elements weighted by area.
+    percentiles
+        Further percentiles of the surface distance, each reported as ``hdNN_mm``.
+    lesion_connectivity
+        6, 18 or 26 neighbours join voxels into one lesion.
+    lesion_overlap
+        A lesion counts as found if more than this share of its voxels is covered; 0 means any voxel.
+
+    Raises
+    ------
+    UsageError
+        If a value is none of those listed.
+    """
+
+    percentile_rule: PercentileRule = "directed"
+    surface: SurfaceRule = "voxels"
+    percentiles: tuple[float, ...] = ()
+    lesion_connectivity: Literal[6, 18, 26] = 26
+    lesion_overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require("percentile_rule", self.percentile_rule, get_args(PercentileRule))
+        _require("surface", self.surface, get_args(SurfaceRule))
+        _require("lesion_connectivity", self.lesion_connectivity, (6, 18, 26))
+        if not 0.0 <= self.lesion_overlap < 1.0:
+            raise UsageError(f"lesion_overlap is {self.lesion_overlap}; give a share of at least 0 and below 1")
+        if any(not 0.0 < p <= 100.0 for p in self.percentiles):
+            raise UsageError(f"percentiles are {self.percentiles}; give numbers above 0 and up to 100")
+
+
+def _require(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; give one of {', '.join(map(str, allowed))}")
+
+
+def metric_named(name: str) -> Metric:
+    """The metric called ``name``; the further percentiles (``hd99_mm``) are known too."""
+    for metric in METRICS:
+        if metric.name == name:
+            return metric
+    if name.startswith("hd") and name.endswith("_mm"):
+        return Metric(
+            name, f"HD{name[2:-3]} [mm]", "lower", f"percentile {name[2:-3]} of the surface distances", csv=False
+        )
+    raise UsageError(f"no metric is called {name!r}; give one of {', '.join(m.name for m in METRICS)}")
+
+
+def percentile_name(percentile: float) -> str:
+    """Column name of a percentile of the surface distance: ``hd95_mm``, ``hd99.5_mm``."""
+    return f"hd{percentile:g}_mm"
+
+
+def describe(definitions: Definitions, tolerance_mm: object) -> dict[str, Any]:
+    """All definitions as plain JSON values: the choices, what they mean, and one sentence per metric."""
+    return {
+        "tolerance_mm": tolerance_mm,
+        "choices": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(definitions).items()
+        },
+        "percentile_rule": _RULES["percentile_rule"][definitions.percentile_rule],
+        "surface": _RULES["surface"][definitions.surface],
+        "sheared_grids": "distances between the voxels' true positions in mm; the axes are not taken as orthogonal",
+        "metrics": {metric.name: metric.definition for metric in METRICS},
+    }

@@ -1,0 +1,110 @@
+"""Metrics of voxels and of lesions: counts first, ratios from the counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LesionScores", "VoxelCounts", "average_precision", "detect_lesions"]
+
+
+@dataclass(frozen=True)
+class VoxelCounts:
+    """Voxels of prediction and reference: in both, in the prediction, in the reference, in the image."""
+
+    both: int
+    prediction: int
+    reference: int
+    image: int
+
+    @property
+    def dice(self) -> float:
+        """2·|P∩R| / (|P|+|R|)."""
+        return 2.0 * self.both / (self.prediction + self.reference)
+
+    @property
+    def iou(self) -> float:
+        """|P∩R| / |P∪R|."""
+        return self.both / (self.prediction + self.reference - self.both)
+
+    @property
+    def precision(self) -> float:
+        """|P∩R| / |P|, or 0 if the prediction is empty."""
+        return self.both / self.prediction if self.prediction else 0.0
+
+    @property
+    def recall(self) -> float:
+        """|P∩R| / |R|, or 0 if the reference is empty."""
+        return self.both / self.reference if self.reference else 0.0
+
+    @property
+    def specificity(self) -> float | None:
+        """Share of the voxels outside R that are outside P; ``None`` if R fills the image."""
+        outside = self.image - self.reference
+        return (outside - (self.prediction - self.both)) / outside if outside else None
+
+
+@dataclass(frozen=True)
+class LesionScores:
+    """How many connected components were found, and how many were made up."""
+
+    predicted: int
+    predicted_right: int
+    reference: int
+    reference_found: int
+
+    @property
+    def precision(self) -> float:
+        """Share of the prediction's lesions that are real, or 0 if there are none."""
+        return self.predicted_right / self.predicted if self.predicted else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the reference's lesions that were found, or 0 if there are none."""
+        return self.reference_found / self.reference if self.reference else 0.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return 2.0 * self.precision * self.recall / total if total else 0.0
+
+
+def detect_lesions(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], connectivity: int = 26, overlap: float = 0.0
+) -> LesionScores:
+    """Match connected components of prediction and reference (boolean, one shape, axes i, j, k).
+
+    A component counts as matched if more than ``overlap`` of its voxels lies in the other mask; with the default
+    of 0 one common voxel is enough, so that the score tells detection apart from delineation.
+    """
+    predicted, right = _matched(prediction, reference, connectivity, overlap)
+    real, found = _matched(reference, prediction, connectivity, overlap)
+    return LesionScores(predicted, right, real, found)
+
+
+def _matched(mask: NDArray[np.bool_], other: NDArray[np.bool_], connectivity: int, overlap: float) -> tuple[int, int]:
+    components, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)
+    sizes = np.bincount(components[mask], minlength=count + 1)[1:]
+    covered = np.bincount(components[mask & other], minlength=count + 1)[1:]
+    return int(count), int(np.count_nonzero(covered > overlap * sizes))
+
+
+def average_precision(probability: NDArray[np.floating], reference: NDArray[np.bool_]) -> float | None:
+    """Σ (recallₙ − recallₙ₋₁)·precisionₙ over all thresholds; ``None`` if the reference is empty.
+
+    Voxels of probability 0 are one tie and are counted, not sorted: most of a volume is such voxels.
+    """
+    n_positive = int(np.count_nonzero(reference))
+    if n_positive == 0:
+        return None
+    likely = probability > 0
+    values, index = np.unique(probability[likely], return_inverse=True)
+    hits = np.bincount(index, weights=reference[likely], minlength=len(values))[::-1]
+    sizes = np.bincount(index, minlength=len(values))[::-1]
+    found = np.append(np.cumsum(hits), n_positive)
+    selected = np.append(np.cumsum(sizes), probability.size)
+    return float(np.sum(np.diff(found, prepend=0.0) * (found / selected)) / n_positive)

@@ -1,0 +1,276 @@
+"""What a report tells, gathered from the files that ``infer`` and ``evaluate`` leave in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import UsageError
+from medseg.evaluation.case import StructureResult
+from medseg.evaluation.statistics import by_structure
+from medseg.evaluation.tables import read_csv
+
+__all__ = ["Case", "Locations", "Study", "collect"]
+
+Locations = Path | Mapping[str, str | Path] | None
+"""Where images or references lie: a folder, a path per case id, or not told."""
+
+_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+_NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the report's table and what belongs to it."""
+
+    case_id: str
+    status: str = "done"
+    reason: str = ""
+    message: str = ""
+    seconds: float | None = None
+    verdict: str = ""
+    predicted_dice: float | None = None
+    lower_bound: float | None = None
+    structures: tuple[StructureResult, ...] = ()
+    image: str | Path | None = None
+    prediction: Path | None = None
+    reference: Path | None = None
+
+    @property
+    def dice(self) -> tuple[float, ...]:
+        """Dice of the structures for which it is defined."""
+        return tuple(d for s in self.structures if (d := s.values.get("dice")) is not None)
+
+    @property
+    def worst_dice(self) -> float | None:
+        """Dice of the worst structure, None without a reference."""
+        return min(self.dice, default=None)
+
+    @property
+    def rank(self) -> tuple[int, float, str]:
+        """Sorting key that puts the case to look at first on top; what was not done comes last."""
+        verdicts = {"reject": 0, "review": 1}
+        quality = next((v for v in (self.worst_dice, self.lower_bound, self.predicted_dice) if v is not None), 2.0)
+        group = 3 if self.status != "done" else verdicts.get(self.verdict, 2)
+        measured = self.worst_dice is not None and self.worst_dice < 0.5  # a measured miss outranks any verdict
+        return (0 if measured and group < 3 else group, quality, self.case_id)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the page is made from."""
+
+    cases: tuple[Case, ...]
+    run: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are references, so that Dice and distances are known."""
+        return any(
+            s.values.get("reference_volume_ml") is not None or s.missed or s.invented or case.dice
+            for case in self.cases
+            for s in case.structures
+        )
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Structure names by label, in the order of the labels."""
+        return dict(by_structure(s for case in self.cases for s in case.structures).keys())
+
+
+def collect(folder: Path, images: Locations = None, references: Locations = None) -> Study:
+    """Read an ``infer`` folder, an ``evaluate`` folder, or one that holds both.
+
+    Parameters
+    ----------
+    folder
+        Holds ``run.json``, or ``metrics.csv`` and ``metrics.json``, or all of them.
+    images, references
+        Where the images and the reference masks lie, if the folder's own files do not tell.
+
+    Returns
+    -------
+    Study
+        Cases sorted worst first.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds neither kind of result, or a file in it cannot be read.
+    """
+    metrics = _read_json(folder / "metrics.json")
+    predictions = _folder_named(metrics, "predictions", folder)
+    run = _read_json(folder / "run.json") or (_read_json(predictions / "run.json") if predictions else {})
+    rows = _read_rows(folder / "metrics.csv")
+    if not run.get("cases") and not rows and not metrics:
+        raise UsageError(
+            f"{folder} holds neither run.json (from `medseg infer`) nor metrics.csv (from `medseg evaluate`), "
+            "expected at least one of them; name the folder given to their -o option"
+        )
+    places = _Places(
+        folder, predictions or folder, images, references or _folder_named(metrics, "references", folder), metrics
+    )
+    cases = _merge([_from_run(item, places) for item in run.get("cases", [])], rows, places)
+    return Study(tuple(sorted(cases, key=lambda case: case.rank)), run, metrics)
+
+
+class _Places:
+    """Finds the files of a case."""
+
+    def __init__(
+        self, folder: Path, predictions: Path, images: Locations, references: Locations, metrics: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.predictions = folder, predictions
+        self._images, self._references = _by_case(images), _by_case(references)
+        listed = [item for item in metrics.get("cases", []) if isinstance(item, Mapping)]
+        self._listed = {str(item.get("case_id")): item for item in listed}
+
+    def image(self, case_id: str, source: object) -> str | Path | None:
+        if case_id in self._images:
+            return self._images[case_id]
+        first = source[0] if isinstance(source, Sequence) and not isinstance(source, str) and source else source
+        if not isinstance(first, str) or not first:
+            return None
+        return next(
+            (path for path in (Path(first), self.folder / first, self.predictions / first) if path.exists()), None
+        )
+
+    def prediction(self, case_id: str) -> Path | None:
+        named = self._listed.get(case_id, {}).get("prediction")
+        candidates = [
+            self.folder / f"{case_id}_seg.nii.gz",
+            *_candidates(self.predictions, case_id),
+            *_as_paths(named, self.folder),
+        ]
+        return next((path for path in candidates if path.is_file()), None)
+
+    def reference(self, case_id: str) -> Path | None:
+        named = self._listed.get(case_id, {}).get("reference")
+        found = [self._references[case_id]] if case_id in self._references else []
+        return next((path for path in [*map(Path, found), *_as_paths(named, self.folder)] if path.is_file()), None)
+
+
+def _candidates(folder: Path, case_id: str) -> list[Path]:
+    return [folder / f"{case_id}{suffix}{extension}" for suffix in ("_seg", "") for extension in _EXTENSIONS]
+
+
+def _as_paths(named: object, folder: Path) -> list[Path]:
+    return [Path(named), folder / named] if isinstance(named, str) and named else []
+
+
+def _by_case(where: Locations) -> dict[str, str | Path]:
+    if where is None:
+        return {}
+    if isinstance(where, Mapping):
+        return dict(where)
+    if not where.is_dir():
+        raise UsageError(f"{where} is not a folder; give the folder that holds one file per case")
+    files = sorted(path for path in where.iterdir() if path.name.endswith(_EXTENSIONS))
+    return {key: path for path in files for key in (_stem(path), _stem(path).removesuffix("_0000"))}
+
+
+def _stem(path: Path) -> str:
+    extension = next(e for e in _EXTENSIONS if path.name.endswith(e))
+    return path.name.removesuffix(extension).removesuffix("_seg")
+
+
+def _folder_named(metrics: Mapping[str, Any], key: str, folder: Path) -> Path | None:
+    value = metrics.get(key)
+    return next((path for path in _as_paths(value, folder) if path.is_dir()), None)
+
+
+def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
+    case_id, trust = str(item["case_id"]), item.get("trust") or {}
+    source = item.get("source")
+    done = item.get("status", "done") == "done"
+    return Case(
+        case_id=case_id,
+        status=str(item.get("status", "done")),
+        reason=str(item.get("reason") or ""),
+        message=_safe_message(str(item.get("message") or ""), source, case_id),
+        seconds=_number(item.get("seconds")),
+        verdict=str(trust.get("verdict") or ""),
+        predicted_dice=_lowest(trust.get("predicted_dice")),
+        lower_bound=_lowest(trust.get("lower_bound")),
+        structures=tuple(
+            StructureResult(
+                int(s["label"]), str(s["name"]), {"volume_ml": _number(s.get("volume_ml"))}, case_id=case_id
+            )
+            for s in item.get("structures") or ()
+        ),
+        image=places.image(case_id, source) if done else None,
+        prediction=places.prediction(case_id) if done else None,
+        reference=places.reference(case_id) if done else None,
+    )
+
+
+def _safe_message(message: str, source: object, case_id: str) -> str:
+    """Folder and file names may carry a patient's name: a message that names one stays out of a page that travels."""
+    text = message.replace(source, case_id) if isinstance(source, str) and source else message
+    return "" if _NAMES_A_FILE.search(text.replace(case_id, "")) else text
+
+
+def _merge(cases: Sequence[Case], rows: Mapping[str, tuple[StructureResult, ...]], places: _Places) -> list[Case]:
+    by_id = {case.case_id: case for case in cases}
+    for case_id, structures in rows.items():
+        known = by_id.get(case_id)
+        if known is None:
+            known = Case(
+                case_id,
+                image=places.image(case_id, None),
+                prediction=places.prediction(case_id),
+                reference=places.reference(case_id),
+            )
+        by_id[case_id] = replace(known, structures=structures)
+    return list(by_id.values())
+
+
+def _read_rows(path: Path) -> dict[str, tuple[StructureResult, ...]]:
+    if not path.is_file():
+        return {}
+    rows: dict[str, tuple[StructureResult, ...]] = {}
+    try:
+        results = read_csv(path)
+    except ValueError as error:
+        raise UsageError(
+            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
+        ) from error
+    for result in results:
+        rows[result.case_id] = (*rows.get(result.case_id, ()), result)
+    return rows
+
+
+def _number(value: object) -> float | None:
+    if value is None or value == "" or isinstance(value, bool):
+        return None
+    number = float(value)  # type: ignore[arg-type]
+    return number if math.isfinite(number) else None
+
+
+def _lowest(value: object) -> float | None:
+    """Trust may speak of the whole case or of each structure; the report shows the least trusted one."""
+    if isinstance(value, Mapping):
+        return min((n for v in value.values() if (n := _number(v)) is not None), default=None)
+    return _number(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path.name} cannot be read as JSON ({error}); run the command that wrote it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UsageError(
+            f"{path.name} holds a {type(value).__name__}, expected a JSON object; run the command that wrote it again"
+        )
+    return value

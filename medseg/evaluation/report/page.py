@@ -1,0 +1,153 @@
+"""The page: what was collected, put into words, tables and plots, and rendered by the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from medseg.evaluation.definitions import metric_named
+from medseg.evaluation.report import plots, rows, summary
+from medseg.evaluation.report.collect import Study
+from medseg.evaluation.report.style import colour, label_table
+from medseg.evaluation.report.thumbnails import SIDE_PX
+
+__all__ = ["render"]
+
+
+def render(study: Study, pictures: Mapping[str, rows.Pictures], title: str, library: str) -> str:
+    """The whole page as HTML; every text in it is escaped by the template.
+
+    Parameters
+    ----------
+    study
+        Cases worst first.
+    pictures
+        What was drawn, by case id.
+    title
+        Heading of the page.
+    library
+        Viewer script in base64; empty if the page has no viewer.
+    """
+    return (
+        _environment()
+        .from_string(_asset("page.html.j2"))
+        .render(
+            title=title,
+            version=version("medseg"),
+            side=SIDE_PX,
+            css=_trusted("page.css"),
+            js=_trusted("page.js"),
+            colours={label: colour(i) for i, label in enumerate(study.names)},
+            **_head(study),
+            **_body(study, pictures),
+            **_viewer(study, pictures, library),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _asset(name: str) -> str:
+    return files("medseg.evaluation.report").joinpath(f"assets/{name}").read_text(encoding="utf-8")
+
+
+def _trusted(name: str) -> Markup:
+    return Markup(_asset(name))  # noqa: S704  a file of this package, no input
+
+
+def _head(study: Study) -> dict[str, Any]:
+    return {
+        "kind": _kind(study),
+        "facts": _facts(study),
+        "measured": study.measured,
+        "tiles": summary.tiles(study),
+        "verdicts": summary.verdict_counts(study),
+        "not_done": summary.not_done(study),
+        "unpaired": summary.unpaired(study),
+        "about": _about(study),
+    }
+
+
+def _body(study: Study, pictures: Mapping[str, rows.Pictures]) -> dict[str, Any]:
+    columns, structures = summary.structure_table(study)
+    charts = plots.sections(study)
+    return {
+        "columns": columns,
+        "structures": structures,
+        "charts": charts,
+        "sections": _sections(bool(structures), charts),
+        "heads": rows.heads(study),
+        "cases": rows.case_rows(study, pictures),
+        "case_columns": [metric_named(metric).title for metric in rows.metric_columns(study)],
+        "has_status": any(case.status != "done" for case in study.cases),
+        "statuses": sorted({case.status for case in study.cases}),
+    }
+
+
+def _viewer(study: Study, pictures: Mapping[str, rows.Pictures], library: str) -> dict[str, Any]:
+    drawn = [(f"v{i}", pictures.get(case.case_id)) for i, case in enumerate(study.cases)]
+    return {
+        "viewer": bool(library),
+        "library": library,
+        "label_table": Markup(label_table(study.names)),  # noqa: S704  JSON in which < and & are escaped
+        "volumes": [(key, Markup(p.inlined)) for key, p in drawn if p and p.inlined],  # noqa: S704  base64 in JSON
+    }
+
+
+def _kind(study: Study) -> str:
+    if study.run and study.measured:
+        return "Segmentation and evaluation"
+    return "Evaluation against references" if study.measured else "Segmentation run"
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    bundle = study.run.get("bundle") or {}
+    facts = [
+        ("model", " ".join(str(bundle[key]) for key in ("name", "version") if bundle.get(key))),
+        ("weights", str(bundle.get("sha256") or "")[:12]),
+        ("device", " · ".join(str(study.run[key]) for key in ("device", "precision") if study.run.get(key))),
+        ("finished", str(study.run.get("finished") or "")[:16].replace("T", " ")),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _sections(structures: bool, charts: Sequence[plots.Section]) -> list[tuple[str, str]]:
+    return [
+        ("summary", "Summary"),
+        *([("structures", "Structures")] if structures else []),
+        ("cases", "Cases"),
+        *((section.anchor, section.title) for section in charts),
+        ("about", "About"),
+    ]
+
+
+def _about(study: Study) -> list[tuple[str, str]]:
+    definitions = study.metrics.get("definitions")
+    known = definitions if isinstance(definitions, Mapping) else {}
+    terms = [
+        (name, str(known[key]))
+        for key, name in (("percentile_rule", "Percentiles"), ("surface", "Surface"))
+        if known.get(key)
+    ]
+    if known.get("tolerance_mm") is not None:
+        terms.append(("NSD tolerance", f"{known['tolerance_mm']} mm"))
+    if study.measured:
+        terms += [(metric_named(m).title, metric_named(m).definition) for m in rows.metric_columns(study)]
+        terms.append(("Missed, invented", "overlap scores and NSD are 0, distances do not exist"))
+    terms.append(
+        (
+            "Pictures",
+            "patient's right on your left, in sagittal slices anterior; solid: prediction, dashed: reference",
+        )
+    )
+    terms.append(("Identity", "cases are named by their case id; paths and header fields of the sources are left out"))
+    return terms

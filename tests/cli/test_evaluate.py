@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from medseg.cli import commands  # noqa: F401  registers the commands
+from medseg.cli.main import app
+from tests.evaluation.label_folders import two_folders, write_labels
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return two_folders(tmp_path)
+
+
+def test_tables_name_what_was_missed_and_the_worst_cases(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(*folders, "-o", tmp_path / "out", "--labels", write_labels(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "1 structures missed, 0 invented" in result.output
+    [spleen] = [line for line in result.output.splitlines() if line.startswith("spleen")]
+    assert spleen.split()[:4] == ["spleen", "3", "1", "0"]
+    worst = next(line for line in result.output.splitlines() if line.startswith("missed "))
+    assert worst.split()[:3] == ["missed", "spleen", "0.000"]
+    assert worst.rstrip().endswith("missed")
+    assert (tmp_path / "out" / "metrics.csv").is_file()
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_json_is_one_object_on_stdout(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(*folders, "-o", tmp_path / "out", "--json")
+    printed = json.loads(result.stdout)
+    assert printed["structures"]["2"]["n_missed"] == 1
+    assert "worst cases" in result.stderr
+
+
+def test_quiet_prints_nothing(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    assert run(*folders, "-o", tmp_path / "out", "--quiet").output == ""
+
+
+def test_a_case_without_partner_makes_the_exit_code_1(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (folders[0] / "perfect_seg.nii.gz").unlink()
+    result = run(*folders, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "1 references without a partner: perfect" in result.output
+
+
+def test_a_refused_case_makes_the_exit_code_1_and_says_why(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"1": "liver"}')
+    result = run(*folders, "-o", tmp_path / "out", "--labels", labels)
+    assert result.exit_code == 1
+    assert "refused perfect: [unexpected-labels]" in result.output
+
+
+@pytest.mark.parametrize("missing", ["predictions", "references", "labels"])
+def test_what_does_not_exist_is_a_usage_error(missing: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    predictions, references = folders
+    arguments = {
+        "predictions": (nowhere, references),
+        "references": (predictions, nowhere),
+        "labels": (predictions, references, "--labels", nowhere),
+    }[missing]
+    result = run(*arguments, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_definition_is_a_usage_error(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(*folders, "-o", tmp_path / "out", "--surface", "triangles")
+    assert result.exit_code == 2
+    assert "elements" in result.stderr
+
+
+def test_a_comparison_is_shown(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(*folders, "-o", tmp_path / "out", "--compare", folders[1])
+    assert result.exit_code == 0, result.output
+    assert "Wilcoxon" in result.output
+    assert "too few" in result.output
+
+
+def test_definitions_can_be_chosen(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(
+        *folders,
+        "-o",
+        tmp_path / "out",
+        "--percentile-rule",
+        "pooled",
+        "--surface",
+        "elements",
+        "--all-metrics",
+        "--json",
+    )
+    choices = json.loads(result.stdout)["definitions"]["choices"]
+    assert (choices["percentile_rule"], choices["surface"]) == ("pooled", "elements")
+    assert "masd_mm" in (tmp_path / "out" / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_neither_torch_nor_monai_is_imported(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from medseg.evaluation import evaluate_folders;"
+        f"evaluate_folders({str(folders[0])!r}, {str(folders[1])!r}, {str(tmp_path / 'out')!r});"
+        "print([m for m in ('torch', 'monai') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
