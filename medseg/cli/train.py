@@ -1,0 +1,79 @@
+"""``medseg train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+
+__all__ = ["train"]
+
+
+@app.command()
+@command
+def train(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to train; its configuration is executed.")],
+    *,
+    init: Annotated[
+        Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")
+    ] = None,
+    datalist: Annotated[
+        Path | None, typer.Option(help="JSON datalist with folds, instead of the bundle's own.")
+    ] = None,
+    dataset_dir: Annotated[Path | None, typer.Option(help="Folder that the datalist's paths are relative to.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold to validate on; -1 trains on every case.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for checkpoints, metrics, pictures.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in --output stopped.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="ID=VALUE of train.json; repeatable.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Copy the best model into the bundle.")] = False,
+    publish_final: Annotated[
+        bool, typer.Option("--publish-final", help="Copy the model of the last epoch into the bundle.")
+    ] = False,
+) -> Outcome:
+    """Train a bundle: generator against discriminator, with validation, checkpoints and exact resume.
+
+    Example: [bold]medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
+    --output runs/fold0 --set epochs=10[/bold]
+    """
+    from medseg.training import train_bundle
+    from medseg.training.overrides import parse_overrides
+    from medseg.training.progress import ProgressDisplay
+
+    console = terminal()
+    result = train_bundle(
+        bundle,
+        datalist=datalist,
+        dataset_dir=dataset_dir,
+        fold=fold,
+        output=output,
+        resume=resume,
+        device=device,
+        overrides=parse_overrides(settings or []),
+        init=init,
+        publish="final" if publish_final else publish,
+        watchers=[ProgressDisplay(console)],
+    )
+    best = (
+        "no validation" if result.best_metric is None else f"best {result.best_metric:.4f} in epoch {result.best_epoch}"
+    )
+    console.print(f"trained {result.epochs} epochs ({best}); everything is in {result.output}")
+    if result.published is not None:
+        console.print(f"published {result.published}")
+    return Outcome(
+        {
+            "output": str(result.output),
+            "epochs": result.epochs,
+            "iterations": result.iterations,
+            "best_metric": result.best_metric,
+            "best_epoch": result.best_epoch,
+            "seconds": round(result.seconds, 1),
+            "published": None if result.published is None else str(result.published),
+        }
+    )

@@ -1,0 +1,167 @@
+"""What happened in each epoch: means of the losses, validation, time; as a table and as TensorBoard curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+
+from medseg.files import write_text
+from medseg.training.parallel import is_first
+
+if TYPE_CHECKING:
+    from medseg.training.engine import AdversarialSegmentationTrainer
+
+__all__ = ["SCALARS", "Journal", "scalars"]
+
+SCALARS = ("loss", "adversarial_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
+"""Figures of an iteration that are averaged over an epoch."""
+
+_logger = logging.getLogger("medseg.training")
+
+
+def scalars(output: Any) -> dict[str, float]:
+    """Figures of one iteration from ``engine.state.output``, decollated or not."""
+    first = output[0] if isinstance(output, list) else output
+    return {name: float(torch.as_tensor(first[name]).detach().mean()) for name in SCALARS if name in first}
+
+
+class Journal:
+    """Handler that writes ``metrics.csv`` and TensorBoard events after each epoch.
+
+    Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
+    List it after ``ValidationHandler`` and before ``Checkpoints``.
+
+    Parameters
+    ----------
+    folder
+        Output folder of the run.
+    evaluator
+        The validation whose metrics are added to the rows.
+    label_names
+        Names of the structures, in the order of the channels without the background; the key metric is also
+        given for each of them.
+    tensorboard
+        Whether to write TensorBoard events.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        evaluator: Evaluator | None = None,
+        label_names: Sequence[str] = (),
+        tensorboard: bool = True,
+    ) -> None:
+        self.folder, self.evaluator, self.label_names = Path(folder), evaluator, tuple(label_names)
+        self.rows: list[dict[str, float]] = []
+        self.tensorboard = tensorboard
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._before = 0.0, 0.0
+        self._started = 0.0, 0.0
+
+    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
+        """Register with the trainer."""
+        engine.stateful["journal"] = self
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
+        state = {"rows": self.rows, "sums": self._sums, "counts": self._counts, "spent": self._spent()}
+        return {"json": json.dumps(state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        saved = json.loads(state["json"])
+        self.rows = saved["rows"]
+        self._sums = defaultdict(float, saved["sums"])
+        self._counts = defaultdict(int, saved["counts"])
+        seconds, cpu_seconds = saved["spent"]
+        self._before = seconds, cpu_seconds
+
+    def _start(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def _spent(self) -> tuple[float, float]:
+        if self._started == (0.0, 0.0):
+            return self._before
+        now = time.perf_counter(), time.process_time()
+        return self._before[0] + now[0] - self._started[0], self._before[1] + now[1] - self._started[1]
+
+    def _add(self, engine: AdversarialSegmentationTrainer) -> None:
+        for name, value in scalars(engine.state.output).items():
+            self._sums[name] += value
+            self._counts[name] += 1
+
+    def _finish_epoch(self, engine: AdversarialSegmentationTrainer) -> None:
+        seconds, cpu_seconds = self._spent()
+        row: dict[str, float] = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_seconds, 2),
+            "learning_rate": engine.optimizer.param_groups[0]["lr"],
+        }
+        row.update({name: self._sums[name] / self._counts[name] for name in SCALARS if self._counts[name]})
+        if engine.adversary is not None:
+            row["adversarial_weight"] = engine.adversary.schedule.weight_at(engine.state.iteration)
+        row.update(self._validation(engine.state.epoch))
+        self.rows.append(row)
+        self._sums.clear()
+        self._counts.clear()
+        if not is_first():
+            return
+        write_text(self.folder / "metrics.csv", _table(self.rows))
+        if self.tensorboard:
+            _write_events(self.folder, row)
+        _logger.info("%s", describe(row, engine.state.max_epochs))
+
+    def _validation(self, epoch: int) -> dict[str, float]:
+        if self.evaluator is None or self.evaluator.state.epoch != epoch:
+            return {}
+        state = self.evaluator.state
+        found = {name: float(value) for name, value in state.metrics.items()}
+        details = state.metric_details.get(state.key_metric_name)
+        if details is not None and self.label_names:
+            means = torch.as_tensor(details).float().nanmean(0)
+            pairs = zip(self.label_names, means.tolist(), strict=False)
+            found.update({f"{state.key_metric_name}_{name.replace(' ', '_')}": value for name, value in pairs})
+        return found
+
+
+def describe(row: Mapping[str, float], epochs: int) -> str:
+    """One row as a line for people."""
+    figures = [f"{k} {v:.4f}" for k, v in row.items() if k.startswith("val_") or k in SCALARS]
+    return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(figures)} ({row['seconds']:.0f} s)"
+
+
+def _table(rows: Sequence[Mapping[str, float]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write_events(folder: Path, row: Mapping[str, float]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # opened for each epoch: nothing is lost when the process is killed, and no thread stays behind
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name, value in row.items():
+            if name not in ("epoch", "iteration"):
+                writer.add_scalar(name, value, int(row["epoch"]))

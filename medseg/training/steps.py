@@ -1,0 +1,113 @@
+"""One network's update: scaling, accumulation, clipping, the optimiser, the learning rate; with its state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from medseg.errors import TrainingDiverged
+from medseg.training.parallel import average_gradients, same_start
+
+__all__ = ["NetworkStep"]
+
+
+class NetworkStep:
+    """Turns losses of one network into updates, and refuses losses that are not finite.
+
+    Parameters
+    ----------
+    name
+        ``"generator"`` or ``"discriminator"``, for messages.
+    network, optimizer, scheduler
+        What is updated; the scheduler advances with every update.
+    max_norm
+        Gradients are clipped to this total norm.
+    scaled
+        Whether losses are scaled against underflow (fp16).
+    patience
+        Consecutive batches with a loss or a gradient that is not finite after which the run stops.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        optimizer: Optimizer,
+        *,
+        scheduler: LRScheduler | None = None,
+        max_norm: float = math.inf,
+        scaled: bool = False,
+        patience: int = 10,
+    ) -> None:
+        self.name, self.network, self.optimizer, self.scheduler = name, network, optimizer, scheduler
+        self.max_norm, self.patience = max_norm, patience
+        same_start(network)
+        self.scaler = torch.amp.GradScaler(enabled=scaled)
+        self.skipped_in_a_row = self.skipped = 0
+
+    def backward(self, loss: Tensor, share: float = 1.0) -> bool:
+        """Add the gradient of ``share`` × loss; False, and no gradient, if the loss is not finite."""
+        if not bool(torch.isfinite(loss)):
+            self._skip("loss")
+            return False
+        self.scaler.scale(loss * share).backward()
+        return True
+
+    def update(self) -> bool:
+        """Clip, step, advance the learning rate, clear the gradients; False if a gradient was not finite."""
+        average_gradients(self.network.parameters())
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite or self.scaler.is_enabled():  # an enabled scaler skips by itself and lowers its scale
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.clear()
+        if not finite:
+            if not self.scaler.is_enabled():
+                self._skip("gradient")
+            return False
+        self.skipped_in_a_row = 0
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return True
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs, loadable with ``weights_only=True``."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": [self.skipped_in_a_row, self.skipped],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped_in_a_row, self.skipped = state["skipped"]
+
+    def _skip(self, what: str) -> None:
+        self.clear()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.patience:
+            raise TrainingDiverged(
+                f"the {self.name}'s {what} was not finite in {self.skipped_in_a_row} batches in a row; expected a "
+                "number. Lower the learning rate or the adversarial weight, look for NaN in the images with "
+                "'medseg manifest audit', and go on from the last checkpoint with --resume"
+            )

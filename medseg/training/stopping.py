@@ -1,0 +1,78 @@
+"""One run per output folder, and an orderly stop on SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from medseg.errors import OutputLocked
+
+__all__ = ["StopRequest", "locked"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``; the lock ends with the process, however it ends.
+
+    Raises
+    ------
+    OutputLocked
+        If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputLocked(
+                f"another process is training into {folder}; wait for it, or choose another folder with --output"
+            ) from error
+        yield
+
+
+class StopRequest:
+    """Turns a signal into a stop between two iterations, where the state of the run is complete.
+
+    At the last iteration of an epoch the stop waits for validation, so that nothing of the epoch is lost.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.requested = self.stopped = False
+        self._previous: dict[int, Any] = {}
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  the signature of signal handlers
+        self.requested = True
+
+    def _after_iteration(self) -> None:
+        if self.engine.state.iteration % self.engine.state.epoch_length:
+            self._stop()
+
+    def _stop(self) -> None:
+        state = self.engine.state
+        if self.requested and state.iteration < state.max_epochs * state.epoch_length:
+            self.stopped = True
+            self.engine.terminate()

@@ -1,0 +1,139 @@
+"""``train_bundle``: what it leaves, what it refuses, how it stops and goes on."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from medseg.errors import BundleError, Interrupted, OutputLocked, UsageError
+from medseg.training import TrainingResult, train_bundle
+from medseg.training.engine import AdversarialSegmentationTrainer
+from medseg.training.overrides import check_overrides, parse_overrides
+from medseg.training.stopping import locked
+from tests.training.bundles import SMALL, copy_bundle, write_data
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # MONAI tries all its readers in LoadImaged
+    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),  # networks of two steps miss things
+]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copy_bundle(tmp_path)
+
+
+def _train(bundle: Path, output: Path, **options: Any) -> TrainingResult:
+    data = bundle.parent / "data"
+    if not data.exists():
+        data.mkdir()
+        write_data(data)
+    settings = {**SMALL, **options.pop("overrides", {})}
+    return train_bundle(
+        bundle, datalist=data / "datalist.json", dataset_dir=data, output=output, overrides=settings, **options
+    )
+
+
+class _SignalAt:
+    """Watcher that sends SIGTERM to this process after an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED(once=self.iteration), lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
+
+
+def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Path) -> None:
+    result = _train(bundle, tmp_path / "out", fold=1, publish=True)
+    assert (result.epochs, result.iterations, result.published) == (2, 4, bundle / "models" / "model.pt")
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"loss", "discriminator_loss", "val_dice", "val_hd95_mm", "val_dice_anterior_hippocampus"} <= set(rows[1])
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["overrides"]["fold"] == 1
+    assert len(record["inputs"]["datalist_sha256"]) == 64
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
+    published = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    best = torch.load(result.best_weights, weights_only=True)
+    assert all(torch.equal(published[name], value) for name, value in best.items())
+    assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
+    assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+
+
+def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(bundle: Path, tmp_path: Path) -> None:
+    whole = _train(bundle, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="--resume") as stopped:
+        _train(bundle, tmp_path / "parts", watchers=[_SignalAt(1)])
+    assert stopped.value.exit_code == 75
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "interrupted"
+    resumed = _train(bundle, tmp_path / "parts", resume=True)
+    assert resumed.best_metric == whole.best_metric
+    one, other = (torch.load(result.best_weights, weights_only=True) for result in (whole, resumed))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    again = _train(bundle, tmp_path / "parts", resume=True)  # nothing is left to do, and nothing starts anew
+    assert again.iterations == 4
+
+
+def test_a_folder_with_a_run_is_not_overwritten(bundle: Path, tmp_path: Path) -> None:
+    _train(bundle, tmp_path / "out", overrides={"epochs": 1})
+    with pytest.raises(UsageError, match="--resume"):
+        _train(bundle, tmp_path / "out")
+    with locked(tmp_path / "out"), pytest.raises(OutputLocked, match="another process"):
+        _train(bundle, tmp_path / "out", resume=True)
+
+
+def test_init_copies_what_fits(bundle: Path, tmp_path: Path) -> None:
+    first = _train(bundle, tmp_path / "first", overrides={"epochs": 1})
+    frozen = {"epochs": 1, "learning_rate": 0.0, "weight_decay": 0.0, "adversarial_weight": 0.0}
+    second = _train(bundle, tmp_path / "second", overrides=frozen, init=first.best_weights)
+    one, other = (torch.load(result.best_weights, weights_only=True) for result in (first, second))
+    assert torch.equal(one["final_conv.weight"], other["final_conv.weight"])
+    with pytest.raises(UsageError, match="--init"):
+        _train(bundle, tmp_path / "third", init=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": {"epoch": 3}}, "did you mean epochs"),
+        ({"fold": 7}, r"folds \[0, 1\], not 7"),
+        ({"overrides": {"datalist": "nowhere.json"}}, "no datalist at nowhere.json"),
+    ],
+)
+def test_wrong_usage_is_refused_in_words(
+    bundle: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        _train(bundle, tmp_path / "out", **options)
+
+
+def test_another_trainer_is_refused_with_the_way_to_run_it(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / "configs" / "train.json"
+    config = json.loads(path.read_text())
+    config["train"]["handlers"].pop()
+    path.write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=r"monai\.bundle run training"):
+        _train(bundle, tmp_path / "out")
+
+
+def test_overrides_are_json_where_they_can_be() -> None:
+    assert parse_overrides(["a=1", "b=[1, 2]", "c=null", "d=x=y"]) == {"a": 1, "b": [1, 2], "c": None, "d": "x=y"}
+    with pytest.raises(UsageError, match="ID=VALUE"):
+        parse_overrides(["epochs"])
+
+
+def test_nested_ids_are_known_in_both_spellings() -> None:
+    check_overrides({"a": {"b": [{"c": 1}]}}, {"a#b#0#c": 2, "a::b": 3})
+    with pytest.raises(UsageError, match="a#b#0#c"):
+        check_overrides({"a": {"b": [{"c": 1}]}}, {"a#b#0#d": 2})

@@ -1,0 +1,46 @@
+"""The schedule is a pure function of time."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medseg.training import AdversarialSchedule, OneCycle, Turn
+
+
+def test_warm_up_settle_and_ramp() -> None:
+    schedule = AdversarialSchedule(weight=0.4, warm_up=10, settle=5, ramp=4)
+    assert schedule.turn(10, 1) == Turn(0, 1, 0.0)  # the generator alone
+    assert schedule.turn(11, 1) == Turn(1, 1, 0.0)  # the discriminator learns, but does not count yet
+    assert schedule.turn(15, 1) == Turn(1, 1, 0.0)
+    assert schedule.turn(17, 1).weight == pytest.approx(0.2)
+    assert schedule.turn(1000, 1).weight == pytest.approx(0.4)
+
+
+def test_alternation_by_epoch() -> None:
+    schedule = AdversarialSchedule(weight=0.1, alternate="epoch", discriminator_steps=2)
+    assert [schedule.turn(1, epoch) for epoch in (1, 2, 3)] == [Turn(2, 0, 0.0), Turn(0, 1, 0.1), Turn(2, 0, 0.0)]
+
+
+def test_without_weight_the_discriminator_rests() -> None:
+    assert AdversarialSchedule(weight=0.0).turn(100, 3) == Turn(0, 1, 0.0)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_the_weight_never_falls(warm_up: int, settle: int, ramp: int) -> None:
+    schedule = AdversarialSchedule(weight=0.3, warm_up=warm_up, settle=settle, ramp=ramp)
+    weights = [schedule.weight_at(i) for i in range(1, 160)]
+    assert weights == sorted(weights)
+    assert weights[-1] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"discriminator_steps": 0}, {"alternate": "day"}])
+def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"weight|step|alternate"):
+        AdversarialSchedule(**wrong)  # type: ignore[arg-type]
+
+
+def test_one_cycle_rises_falls_and_stays() -> None:
+    factor = OneCycle(total=100, rise=0.1, start=0.1, end=0.01)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(10) == pytest.approx(1.0)
+    assert factor(100) == factor(5000) == pytest.approx(0.01)
