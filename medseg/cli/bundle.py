@@ -1,0 +1,232 @@
+"""``medseg bundle``: new, info, audit, verify, pack, unpack, export, keygen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+
+if TYPE_CHECKING:
+    from medseg.bundle.findings import Finding
+
+bundle_app = typer.Typer(
+    help="Bundles: plan a new one, look into, audit, verify, pack, unpack, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bundle_app, name="bundle")
+
+_BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
+_Format = Literal["torchscript", "onnx", "openvino"]
+_STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
+
+
+@bundle_app.command()
+@command
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="<anatomy>_<modality>_<task>, lower case.")],
+    *,
+    datalist: Annotated[Path, typer.Option("--datalist", help="A datalist, or an MSD or nnU-Net dataset.json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which NAME is created.")] = Path("bundles"),
+    dataset_dir: Annotated[Path | None, typer.Option("--dataset-dir", help="Where relative paths start.")] = None,
+    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Memory that training may take.")] = 4.0,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for one fold on two CPU cores.")] = 20.0,
+    authors: Annotated[str, typer.Option("--authors", help="Who makes the bundle.")] = "not stated",
+) -> Outcome:
+    """Plan a bundle from the data and write it, ready to train; docs/plan.md in it explains every choice.
+
+    Example: medseg bundle new liver_ct_segmentation --datalist datalist.json
+    """
+    from medseg.sharing import Budget, create_bundle
+
+    budget = Budget(memory_gb, minutes)
+    folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
+    for what, choice, why in plan.reasons:
+        terminal().print(f"{what}: {choice} ({why})", markup=False)
+    terminal().print(f"Next: medseg train {folder} --fold 0 --publish", markup=False)
+    reasons = [{"what": what, "choice": choice, "why": why} for what, choice, why in plan.reasons]
+    return Outcome({"bundle": str(folder), "reasons": reasons})
+
+
+@bundle_app.command()
+@command
+def info(bundle: _BundleFolder) -> Outcome:
+    """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
+
+    Example: medseg bundle info bundles/hippocampus_mri_segmentation
+    """
+    from medseg.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    facts: dict[str, Any] = {
+        "name": opened.name,
+        "version": opened.version,
+        "task": opened.metadata.get("task"),
+        "description": opened.metadata.get("description"),
+        "input_channels": opened.input_channels,
+        "labels": opened.labels,
+        "training_range": opened.training_range,
+        "eval_metrics": opened.metadata.get("eval_metrics"),
+        "authors": opened.metadata.get("authors"),
+        "copyright": opened.metadata.get("copyright"),
+        "sha256": opened.sha256,
+    }
+    for name, value in facts.items():
+        if value:
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            terminal().print(f"{name:>15}  {shown}", markup=False)
+    return Outcome(facts)
+
+
+@bundle_app.command()
+@command
+def audit(bundle: _BundleFolder) -> Outcome:
+    """Say what a bundle would execute and what is unusual in it, without executing it.
+
+    Exit code 1 if something forbids its use.
+
+    Example: medseg bundle audit downloaded/liver_ct_segmentation --json
+    """
+    from medseg.bundle import audit as audit_bundle
+
+    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.")
+
+
+@bundle_app.command()
+@command
+def verify(bundle: _BundleFolder) -> Outcome:
+    """Audit, then check that a bundle is complete and its parts belong together. Exit code 1 if something is wrong.
+
+    The bundle's network is built and run once, on random numbers, only if the audit blocks nothing.
+
+    Example: medseg bundle verify bundles/hippocampus_mri_segmentation
+    """
+    from medseg.bundle import verify as verify_bundle
+
+    return _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
+
+
+@bundle_app.command()
+@command
+def pack(
+    bundle: _BundleFolder,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The archive to write (.zip).")],
+    sign: Annotated[Path | None, typer.Option("--sign", help="Private key file; make one with `keygen`.")] = None,
+) -> Outcome:
+    """Pack a bundle into one archive: the same bundle gives the same bytes, each accounted for, signed if asked.
+
+    Example: medseg bundle pack bundles/hippocampus_mri_segmentation -o hippocampus.zip --sign site.key
+    """
+    from medseg.sharing import pack as pack_bundle
+
+    packed = pack_bundle(bundle, output, key=sign)
+    signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
+    terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
+    return Outcome(
+        {
+            "archive": str(packed.path),
+            "sha256": packed.sha256,
+            "files": list(packed.files),
+            "signed_by": packed.signed_by,
+        }
+    )
+
+
+@bundle_app.command()
+@command
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="An archive that `medseg bundle pack` wrote.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which the bundle's folder is created.")],
+    key: Annotated[Path | None, typer.Option("--key", help="The sender's public key file (.pub).")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle; it is kept aside.")] = False,
+    allow_older: Annotated[bool, typer.Option("--allow-older", help="Let --replace go back to an older one.")] = False,
+) -> Outcome:
+    """Unpack a bundle after checking every byte; on any doubt nothing is left behind.
+
+    Example: medseg bundle unpack hippocampus.zip -o bundles --key sender.key.pub
+    """
+    from medseg.sharing import unpack as unpack_bundle
+
+    found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older)
+    if found.authentic:
+        origin = f"signed by {found.signed_by}, the key you gave"
+    elif found.signed_by:
+        origin = f"signed by {found.signed_by}; give --key to check that this is the sender's key"
+    else:
+        origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
+    terminal().print(f"{found.path}: version {found.version}, {origin}", markup=False)
+    return Outcome(
+        {
+            "bundle": str(found.path),
+            "version": found.version,
+            "signed_by": found.signed_by,
+            "authentic": found.authentic,
+        }
+    )
+
+
+@bundle_app.command()
+@command
+def export(
+    bundle: _BundleFolder,
+    *,
+    format: Annotated[_Format, typer.Option("--format", help="The runtime to export for.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.xml for openvino).")],
+    image: Annotated[list[Path] | None, typer.Option("--image", help="NIfTI file to compare on; repeatable.")] = None,
+) -> Outcome:
+    """Export the network for another runtime, compared with the original before it is written.
+
+    Example: medseg bundle export bundles/hippocampus_mri_segmentation --format onnx -o network.onnx
+    """
+    from medseg.sharing import export as export_bundle
+
+    made = export_bundle(bundle, format, output, images=image or ())
+    kind = "windows of images" if made.real_windows else "windows of smooth noise"
+    terminal().print(
+        f"{made.path}: on {made.windows} {kind} at most {made.max_difference:.2g} of the largest logit apart, "
+        f"{made.label_agreement:.4%} of the voxels get the same label",
+        markup=False,
+    )
+    return Outcome(
+        {
+            "path": str(made.path),
+            "format": made.format,
+            "max_difference": made.max_difference,
+            "label_agreement": made.label_agreement,
+            "windows": made.windows,
+            "real_windows": made.real_windows,
+        }
+    )
+
+
+@bundle_app.command()
+@command
+def keygen(
+    private: Annotated[Path, typer.Argument(metavar="KEY", help="Private key file to create; keep it secret.")],
+) -> Outcome:
+    """Make a key pair for signing: KEY (secret) and KEY.pub (for those who receive your bundles).
+
+    Example: medseg bundle keygen site.key
+    """
+    from medseg.sharing import create_key_pair
+
+    secret, public = create_key_pair(private)
+    terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
+    return Outcome({"private": str(secret), "public": str(public)})
+
+
+def _report(bundle: Path, findings: Sequence[Finding], clean: str) -> Outcome:
+    for finding in findings:
+        terminal().print(str(finding), style=_STYLES[finding.severity], markup=False)
+    if not findings:
+        terminal().print(clean)
+    count = sum(finding.severity == "block" for finding in findings)
+    result = {"bundle": str(bundle), "passed": count == 0, "findings": [finding.as_dict() for finding in findings]}
+    return Outcome(result, complete=count == 0)

@@ -1,0 +1,350 @@
+"""Pack a bundle into one archive and unpack it again, byte by byte accounted for.
+
+The archive is a zip file with one folder named like the bundle. ``manifest.json`` lists the SHA-256 and the size of
+every other file; it is closed, so an extra file is an error like a missing one. ``manifest.sig``, if present, signs
+the manifest. The same bundle gives the same bytes: files are sorted, dates and permissions are fixed, and nothing is
+compressed, since compressors differ between systems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import medseg
+from medseg.bundle import Bundle, require_trusted
+from medseg.bundle.configs import parse_json
+from medseg.bundle.contents import list_files
+from medseg.errors import BundleError, UntrustedBundle, UsageError
+from medseg.files import atomic_path, sha256_file
+from medseg.sharing.model_card import model_card
+from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
+
+__all__ = ["Packed", "Unpacked", "pack", "unpack"]
+
+MANIFEST, SIGNATURE, PROVENANCE = "manifest.json", "manifest.sig", "provenance.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LEFT_OUT = ("runs/", "eval/", ".git", MANIFEST, SIGNATURE, PROVENANCE)
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can hold
+_MOST_FILES = 10_000
+_CHUNK = 1 << 20
+_PARTIAL = ".medseg-partial-"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What :func:`pack` wrote: the archive, its SHA-256, its files, and the fingerprint of the signing key."""
+
+    path: Path
+    sha256: str
+    files: tuple[str, ...]
+    signed_by: str | None
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What :func:`unpack` left: the bundle's folder, its version, and the fingerprint of the key that signed it.
+
+    ``authentic`` is true only if the signature was checked against a key that the caller gave.
+    """
+
+    path: Path
+    version: str
+    signed_by: str | None
+    authentic: bool
+
+
+def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = None) -> Packed:
+    """Pack the bundle in a folder into one deterministic archive.
+
+    Adds ``models/model.safetensors`` (from ``model.pt``, if it is missing), a model card (``README.md``),
+    ``provenance.json`` and ``manifest.json``; the bundle itself is not changed. Folders that runs leave behind
+    (``runs/``, ``eval/``) are left out.
+
+    Parameters
+    ----------
+    bundle
+        The bundle's folder.
+    output
+        The archive to write.
+    key
+        Private key file to sign with.
+
+    Raises
+    ------
+    UntrustedBundle
+        If the bundle does not pass the audit; nobody could use it.
+    BundleError
+        If it has no weights.
+    """
+    opened = Bundle.open(bundle)
+    require_trusted(opened.path)
+    private = read_private_key(key) if key is not None else None
+    sources = _contents(opened)
+    manifest = _manifest(opened, sources)
+    sources[MANIFEST] = manifest
+    if private is not None:
+        sources[SIGNATURE] = sign(manifest, private)
+    with atomic_path(output) as partial:
+        _write_zip(partial, opened.name, sources)
+    signed_by = json.loads(_bytes_of(sources[SIGNATURE]))["fingerprint"] if private is not None else None
+    return Packed(Path(output), sha256_file(output), tuple(sorted(sources)), signed_by)
+
+
+def unpack(
+    archive: str | Path,
+    output: str | Path,
+    *,
+    key: str | Path | None = None,
+    replace: bool = False,
+    allow_older: bool = False,
+    limit_bytes: int = 8 << 30,
+) -> Unpacked:
+    """Unpack an archive that :func:`pack` wrote into ``output/NAME``; on any doubt nothing is left behind.
+
+    Parameters
+    ----------
+    archive
+        The zip file.
+    output
+        Folder in which the bundle's folder is created.
+    key
+        The sender's public key file; with it an unsigned bundle or one signed by another key is refused.
+    replace
+        Put the bundle in the place of an existing one, which is kept as ``NAME-VERSION``.
+    allow_older
+        Let ``replace`` go back to an older version.
+    limit_bytes
+        Refuse archives that unpack to more.
+
+    Raises
+    ------
+    UntrustedBundle
+        Names outside the folder, links, doubled or extra files, wrong sums, wrong signature, a bomb, a roll-back, or
+        contents that do not pass the audit.
+    UsageError
+        If the archive is missing, or the bundle exists and ``replace`` is not given.
+    """
+    path = Path(archive)
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; give the archive that `medseg bundle pack` wrote")
+    target = Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f"{_PARTIAL}{secrets.token_hex(4)}"
+    try:
+        with zipfile.ZipFile(path) as source:
+            name, members = _safe_members(source, limit_bytes)
+            manifest = _read_manifest(source, members, name)
+            signed_by = _check_signature(source, members, key)
+            _extract(source, members, manifest, partial / name)
+        require_trusted(partial / name)
+        version = Bundle.open(partial / name).version
+        _install(partial / name, target / name, replace=replace, allow_older=allow_older)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        raise UntrustedBundle(f"{path} is a damaged or unusual zip file ({error}); ask for it again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Unpacked(target / name, version, signed_by, key is not None)
+
+
+def _bytes_of(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _contents(bundle: Bundle) -> dict[str, Path | bytes]:
+    """Relative path of every file to pack, with where its bytes are."""
+    names, _ = list_files(bundle.path)
+    sources: dict[str, Path | bytes] = {
+        name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and _PARTIAL not in name
+    }
+    if not _NAME.fullmatch(bundle.name):
+        raise BundleError(f"the folder name {bundle.name!r} cannot be shared; use letters, digits, _, - and .")
+    if "models/model.safetensors" not in sources:
+        sources["models/model.safetensors"] = _safetensors(bundle)
+    sources.setdefault("README.md", model_card(bundle).encode())
+    sources[PROVENANCE] = _json(_provenance(bundle))
+    return sources
+
+
+def _safetensors(bundle: Bundle) -> bytes:
+    """The weights of ``model.pt`` as safetensors; one metadata key, since more make the bytes depend on chance."""
+    from safetensors.torch import save
+
+    state = bundle.load_network().state_dict()
+    return save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, {"format": "pt"})
+
+
+def _provenance(bundle: Bundle) -> dict[str, Any]:
+    """Where the bundle comes from: code, data and training run; no dates, so that it is reproducible."""
+    datalist = bundle.path / "configs" / "datalist.json"
+    run = bundle.path / "docs" / "training_run.json"
+    return {
+        "medseg": medseg.__version__,
+        "bundle": {"name": bundle.name, "version": bundle.version},
+        "datalist_sha256": sha256_file(datalist) if datalist.is_file() else None,
+        "training_run": parse_json(run.read_bytes()) if run.is_file() else bundle.metadata.get("training_run"),
+        "monai": bundle.metadata.get("monai_version"),
+        "torch": bundle.metadata.get("pytorch_version"),
+    }
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _manifest(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> bytes:
+    files = {}
+    for name in sorted(sources):
+        source = sources[name]
+        if isinstance(source, bytes):
+            files[name] = {"sha256": hashlib.sha256(source).hexdigest(), "bytes": len(source)}
+        else:
+            files[name] = {"sha256": sha256_file(source), "bytes": source.stat().st_size}
+    return _json({"format": "medseg-bundle-1", "name": bundle.name, "version": bundle.version, "files": files})
+
+
+def _write_zip(path: Path, root: str, sources: Mapping[str, Path | bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(sources):
+            info = zipfile.ZipInfo(f"{root}/{name}", _DATE)
+            info.create_system = 3
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            source = sources[name]
+            info.file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            with archive.open(info, "w") as member, _open(source) as handle:
+                shutil.copyfileobj(handle, member, _CHUNK)
+
+
+def _open(source: Path | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+    """Root folder, and the files by their path below it; refuses whatever could land elsewhere or never end."""
+    infos = [info for info in source.infolist() if not info.is_dir()]
+    if len(infos) > _MOST_FILES or sum(info.file_size for info in infos) > limit_bytes:
+        raise UntrustedBundle(
+            f"the archive unpacks to more than {limit_bytes} bytes or {_MOST_FILES} files; not unpacked"
+        )
+    members: dict[str, zipfile.ZipInfo] = {}
+    roots: set[str] = set()
+    for info in infos:
+        parts = PurePosixPath(info.filename).parts
+        problem = _member_problem(info, parts)
+        if problem:
+            raise UntrustedBundle(f"the archive holds {info.filename!r}, which is {problem}; not unpacked")
+        roots.add(parts[0])
+        name = "/".join(parts[1:])
+        if name.casefold() in {known.casefold() for known in members}:
+            raise UntrustedBundle(f"the archive holds {name!r} twice; not unpacked")
+        members[name] = info
+    if len(roots) != 1:
+        raise UntrustedBundle(
+            f"the archive holds {len(roots)} folders, expected one named like the bundle; not unpacked"
+        )
+    return roots.pop(), members
+
+
+def _member_problem(info: zipfile.ZipInfo, parts: tuple[str, ...]) -> str | None:
+    name = info.filename
+    mode = info.external_attr >> 16
+    checks = {
+        "outside the bundle's folder": name.startswith("/") or ".." in parts or len(parts) < 2,
+        "not a plain name": not name.isascii() or not name.isprintable() or any(char in name for char in '\\:*?"<>|'),
+        "not a plain file": stat.S_IFMT(mode) not in {0, stat.S_IFREG},
+        "not named like a bundle": not _NAME.fullmatch(parts[0]) if parts else True,
+        "encrypted": bool(info.flag_bits & 0x1),
+        "a bomb": info.file_size > 1000 * max(info.compress_size, 1024),
+    }
+    return next((problem for problem, found in checks.items() if found), None)
+
+
+def _read_manifest(
+    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str
+) -> dict[str, dict[str, Any]]:
+    """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
+    if MANIFEST not in members:
+        raise UntrustedBundle(f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete")
+    try:
+        manifest = parse_json(source.read(members[MANIFEST]))
+        files = {
+            str(file): {"sha256": str(e["sha256"]), "bytes": int(e["bytes"])} for file, e in manifest["files"].items()
+        }
+        stated = manifest["name"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UntrustedBundle(f"{MANIFEST} cannot be read ({error}); ask for the bundle again") from error
+    if stated != name:
+        raise UntrustedBundle(f"the archive's folder is {name!r}, its manifest is of {stated!r}; not unpacked")
+    found = set(members) - {MANIFEST, SIGNATURE}
+    if extra := sorted(found - set(files)):
+        raise UntrustedBundle(f"the archive holds {extra[0]!r}, which its manifest does not list; not unpacked")
+    if missing := sorted(set(files) - found):
+        raise UntrustedBundle(f"the archive lacks {missing[0]!r}, which its manifest lists; ask for it again")
+    return files
+
+
+def _check_signature(
+    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], key: str | Path | None
+) -> str | None:
+    trusted = read_public_key(key) if key is not None else None
+    if SIGNATURE not in members:
+        if trusted is not None:
+            raise UntrustedBundle("the bundle is not signed, though a key was given; ask for a signed one")
+        return None
+    return verify_signature(source.read(members[MANIFEST]), source.read(members[SIGNATURE]), trusted)
+
+
+def _extract(
+    source: zipfile.ZipFile,
+    members: Mapping[str, zipfile.ZipInfo],
+    manifest: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+) -> None:
+    """Write the members below ``folder`` and compare every byte with the manifest."""
+    for name, info in members.items():
+        destination = folder / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = hashlib.sha256(), 0
+        with source.open(info) as member, destination.open("xb") as handle:
+            while chunk := member.read(_CHUNK):
+                size += len(chunk)
+                digest.update(chunk)
+                handle.write(chunk)
+        expected = manifest.get(name)
+        if expected is not None and (digest.hexdigest() != expected["sha256"] or size != expected["bytes"]):
+            raise UntrustedBundle(f"{name} is not the file that was packed: its SHA-256 differs; ask for it again")
+
+
+def _install(new: Path, place: Path, *, replace: bool, allow_older: bool) -> None:
+    """Move the checked folder to its place; an existing bundle is kept under its version."""
+    if not place.exists():
+        new.replace(place)
+        return
+    old, found = Bundle.open(place).version, Bundle.open(new).version
+    if not allow_older and _version(found) < _version(old):
+        raise UntrustedBundle(
+            f"{place} holds version {old}, the archive is older ({found}); give --allow-older to go back"
+        )
+    if not replace:
+        raise UsageError(f"{place} exists (version {old}); give --replace to put version {found} in its place")
+    kept = place.with_name(f"{place.name}-{old}")
+    if kept.exists():
+        raise UsageError(f"{kept} exists, where version {old} would be kept; move it away")
+    place.rename(kept)
+    new.replace(place)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(\.\d+){0,3}", text):
+        raise BundleError(f"the version {text!r} is not of the form 1.2.3, so it cannot be compared")
+    return tuple(int(part) for part in text.split("."))

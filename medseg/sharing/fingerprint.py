@@ -1,0 +1,184 @@
+"""What a data set is like: grids, intensities, structures. The plan of a new bundle rests on this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import UsageError
+from medseg.geometry import Geometry
+from medseg.ingest import read_volume
+from medseg.manifests import Manifest
+
+__all__ = ["Fingerprint", "Intensity", "fingerprint_of_data"]
+
+_SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before
+_CASES = 60
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Intensities inside the structures, over all cases read: percentiles 0.5 and 99.5, mean, standard deviation."""
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A data set in numbers. Axes are left-right, posterior-anterior, inferior-superior.
+
+    Parameters
+    ----------
+    cases, cases_read
+        Number of training cases, and how many of them were read.
+    channels, modality
+        Image channels and the modality of each (``"unknown"`` if the datalist does not tell).
+    labels
+        Structures by label value, without the background.
+    spacing_mm, shape
+        Voxel spacing and size of each case read, ``(case, axis)``.
+    intensity
+        One per channel.
+    zero_fraction
+        Median fraction of voxels that are exactly 0 in the first channel (a mask or a padded border).
+    structure_ml, structure_fraction
+        Median volume of each structure where it occurs, and the median fraction of all voxels that belong to any.
+    """
+
+    cases: int
+    cases_read: int
+    channels: int
+    modality: tuple[str, ...]
+    labels: dict[int, str]
+    spacing_mm: NDArray[np.float64]
+    shape: NDArray[np.float64]
+    intensity: tuple[Intensity, ...]
+    zero_fraction: float
+    structure_ml: dict[int, float]
+    structure_fraction: float
+
+    @property
+    def extent_mm(self) -> NDArray[np.float64]:
+        """Field of view of each case, ``(case, axis)``."""
+        return self.spacing_mm * self.shape
+
+
+@dataclass(frozen=True)
+class _Case:
+    spacing_mm: tuple[float, ...]
+    shape: tuple[int, ...]
+    samples: list[NDArray[np.float64]]
+    zero_fraction: float
+    millilitres: dict[int, float]
+    fraction: float
+
+
+def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
+    """Read up to 60 training cases, evenly spread over the datalist, and describe them.
+
+    Raises
+    ------
+    UsageError
+        If there is no training case with a label, channels lie on different grids, or numbers of channels differ.
+    Refusal
+        If a volume cannot be used.
+    """
+    items = [item for item in manifest.training if item.get("label")]
+    if not items:
+        raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
+    step = max(1, len(items) // _CASES)
+    cases = [_read(manifest.files(item, "image"), manifest.files(item, "label")[0]) for item in items[::step][:_CASES]]
+    channels = len(cases[0].samples)
+    if any(len(case.samples) != channels for case in cases):
+        raise UsageError("the cases have different numbers of channels; give every item the same ones, in one order")
+    volumes: dict[int, list[float]] = {}
+    for case in cases:
+        for value, millilitres in case.millilitres.items():
+            volumes.setdefault(value, []).append(millilitres)
+    return Fingerprint(
+        cases=len(items),
+        cases_read=len(cases),
+        channels=channels,
+        modality=_modality(manifest, channels),
+        labels=_labels(manifest, sorted(volumes)),
+        spacing_mm=np.array([case.spacing_mm for case in cases]),
+        shape=np.array([case.shape for case in cases], dtype=float),
+        intensity=tuple(_intensity([case.samples[channel] for case in cases]) for channel in range(channels)),
+        zero_fraction=float(np.median([case.zero_fraction for case in cases])),
+        structure_ml={value: float(np.median(found)) for value, found in sorted(volumes.items())},
+        structure_fraction=float(np.median([case.fraction for case in cases])),
+    )
+
+
+def _read(images: Sequence[Path], label_file: Path) -> _Case:
+    label, grid, _ = read_volume(label_file)
+    samples = []
+    zero_fraction = 0.0
+    for number, image in enumerate(images):
+        values, geometry, _ = read_volume(image)
+        if not geometry.matches(grid):
+            raise UsageError(
+                f"{image.name} lies on the grid {geometry.describe()}, its label on {grid.describe()}; "
+                "resample channels and label onto one grid first"
+            )
+        if number == 0:
+            zero_fraction = float(np.mean(values == 0))
+        samples.append(_sample(values, label))
+    order = _ras_order(grid)
+    counts = dict(zip(*np.unique(label, return_counts=True), strict=True))
+    millilitre = grid.voxel_volume_mm3 / 1000
+    return _Case(
+        tuple(float(grid.spacing_mm[axis]) for axis in order),
+        tuple(int(grid.shape[axis]) for axis in order),
+        samples,
+        zero_fraction,
+        {int(value): float(count) * millilitre for value, count in counts.items() if value > 0},
+        float(np.mean(label > 0)),
+    )
+
+
+def _ras_order(grid: Geometry) -> list[int]:
+    """Array axis that lies closest to each of the patient's axes."""
+    return [next(i for i, letter in enumerate(grid.orientation) if letter in pair) for pair in ("LR", "PA", "IS")]
+
+
+def _sample(values: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
+    """Some intensities inside the structures (of the whole image if there are none), always the same ones."""
+    inside = values[label > 0] if np.any(label > 0) else values.ravel()
+    step = max(1, inside.size // _SAMPLES)
+    return np.asarray(inside[::step], dtype=np.float64)
+
+
+def _intensity(samples: Sequence[NDArray[np.float64]]) -> Intensity:
+    values = np.concatenate(samples)
+    low, high = np.percentile(values, [0.5, 99.5])
+    return Intensity(float(low), float(high), float(values.mean()), float(values.std()))
+
+
+def _modality(manifest: Manifest, channels: int) -> tuple[str, ...]:
+    """Modality of each channel as the datalist declares it (the Decathlon's ``modality``, nnU-Net's channel names)."""
+    declared = manifest.content.get("modality") or manifest.content.get("channel_names") or {}
+    declared = {"0": declared} if isinstance(declared, str) else declared
+    names = [str(declared.get(str(channel), "unknown")).upper() for channel in range(channels)]
+    return tuple({"MRI": "MR", "PET": "PT"}.get(name, name) if name != "UNKNOWN" else "unknown" for name in names)
+
+
+def _labels(manifest: Manifest, found: Sequence[int]) -> dict[int, str]:
+    declared = {value: name for value, name in manifest.labels.items() if value > 0}
+    unknown = sorted(set(found) - set(declared)) if declared else []
+    if unknown:
+        raise UsageError(f"the label maps hold the values {unknown}, which the datalist does not declare; name them")
+    names = declared or {value: f"structure {value}" for value in found}
+    if sorted(names) != list(range(1, len(names) + 1)):
+        raise UsageError(
+            f"the label values are {sorted(names)}, expected 1 to {len(names)} without gaps; renumber them"
+        )
+    return names

@@ -1,0 +1,248 @@
+"""Write a complete bundle, ready to train, from a datalist and a plan. It holds data only, no code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.bundle import require_trusted
+from medseg.errors import UsageError
+from medseg.files import write_json, write_text
+from medseg.manifests import Manifest
+from medseg.sharing.fingerprint import Fingerprint, fingerprint_of_data
+from medseg.sharing.plan import Budget, Plan, make_plan
+
+__all__ = ["create_bundle"]
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_MARGIN = 0.25
+_FOLDS = 5
+_UNLICENSED = """No licence has been chosen for this bundle yet: all rights are reserved by its authors.
+Replace this file by the licence under which you share the bundle.
+"""
+
+
+def create_bundle(
+    name: str,
+    datalist: str | Path,
+    output: str | Path,
+    *,
+    dataset_dir: str | Path | None = None,
+    budget: Budget | None = None,
+    authors: str = "not stated",
+) -> tuple[Path, Plan]:
+    """Fingerprint the data, plan, and write the bundle ``output/NAME``.
+
+    Parameters
+    ----------
+    name
+        ``<anatomy>_<modality>_<task>`` in lower case.
+    datalist
+        A datalist, or an MSD or nnU-Net ``dataset.json``. If it has no folds, five are made, by patient.
+    output
+        Folder in which the bundle's folder is created.
+    dataset_dir
+        Where relative paths of the datalist start; by default as the datalist says.
+    budget
+        Memory and time that training may take.
+    authors
+        Who made the bundle.
+
+    Raises
+    ------
+    UsageError
+        If the name is no bundle name, the bundle exists, or the data cannot be planned for.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"the name is {name!r}, expected the form <anatomy>_<modality>_<task>, lower case")
+    folder = Path(output) / name
+    if folder.exists():
+        raise UsageError(f"{folder} exists; choose another name, or remove it")
+    manifest = _with_folds(Manifest.read(datalist, dataset_dir=dataset_dir))
+    data = fingerprint_of_data(manifest)
+    plan = make_plan(data, budget)
+    try:
+        _write(folder, manifest, data, plan, authors)
+        require_trusted(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder, plan
+
+
+def _with_folds(manifest: Manifest) -> Manifest:
+    if any("fold" in item for item in manifest.training):
+        return manifest
+    return manifest.split(min(_FOLDS, len(manifest.training)), 0)
+
+
+def _write(folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> None:
+    configs = folder / "configs"
+    write_json(configs / "metadata.json", _metadata(folder.name, manifest, data, plan, authors))
+    write_json(configs / "train.json", _train(manifest, data, plan))
+    write_json(configs / "inference.json", _inference(manifest, plan))
+    write_json(configs / "datalist.json", _datalist(manifest))
+    for name in ("evaluate.json", "multi_gpu_train.json", "logging.conf"):
+        write_text(configs / name, (_TEMPLATES / name).read_text())
+    write_text(folder / "LICENSE", _UNLICENSED)
+    write_text(folder / "docs" / "data_license.txt", (manifest.licence or "The datalist names no licence.") + "\n")
+    write_text(folder / "docs" / "plan.md", _plan_text(data, plan))
+    write_text(folder / "docs" / "README.md", _readme(folder.name, data))
+    (folder / "models").mkdir()
+
+
+def _template(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((_TEMPLATES / f"{name}.json").read_text())
+    return config
+
+
+def _datalist(manifest: Manifest) -> dict[str, Any]:
+    return {key: value for key, value in manifest.content.items() if key != "dataset_dir"}
+
+
+def _train(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
+    config = _template("train")
+    classes = len(data.labels) + 1
+    config.update(
+        dataset_dir=str(manifest.dataset_dir.absolute()),
+        seed=0,
+        epochs=plan.epochs,
+        iterations=plan.iterations,
+        batch_size=plan.batch_size,
+        patch_size=list(plan.patch_size),
+        warm_up=plan.warm_up,
+        ramp=plan.ramp,
+        spacing_mm=list(plan.spacing_mm),
+        label_names=list(data.labels.values()),
+        network_def=plan.network,
+    )
+    config["discriminator_def"].update(
+        label_channels=classes, image_channels=data.channels, channels=plan.width, layers=plan.discriminator_layers
+    )
+    steps = config["train"]["preprocessing_transforms"]
+    steps[0] = {"_target_": "medseg.transforms.LoadVolumed", "keys": ["image", "label"], "ensure_channel_first": True}
+    config["train"]["preprocessing_transforms"] = [_normalised(step, plan) for step in steps]
+    spatial = config["train"]["augmentation_transforms"][0]
+    spatial["rotate_range"] = list(plan.rotate_range)
+    if plan.prob_foreground:
+        spatial.update(foreground_key="label", prob_foreground=plan.prob_foreground)
+    for step in config["validate"]["postprocessing"]["transforms"]:
+        step["to_onehot"] = classes
+    config["validate"]["inferer"]["roi_size"] = list(plan.patch_size)
+    return config
+
+
+def _inference(manifest: Manifest, plan: Plan) -> dict[str, Any]:
+    config = _template("inference")
+    config.update(
+        dataset_dir=str(manifest.dataset_dir.absolute()),
+        images="*.nii.gz",
+        spacing_mm=list(plan.spacing_mm),
+        network_def=plan.network,
+    )
+    steps = config["preprocessing"]["transforms"]
+    config["preprocessing"]["transforms"] = [_normalised(step, plan) for step in steps]
+    config["inferer"]["roi_size"] = list(plan.patch_size)
+    return config
+
+
+def _normalised(step: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    return dict(plan.normalisation) if step["_target_"] == "NormalizeIntensityd" else step
+
+
+def _metadata(name: str, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> dict[str, Any]:
+    structures = ", ".join(data.labels.values())
+    channels = {"0": "background", **{str(value): label for value, label in data.labels.items()}}
+    tensor = {"spatial_shape": list(plan.patch_size), "dtype": "float32", "value_range": [], "is_patch_data": True}
+    image = {
+        "type": "image",
+        "format": "hounsfield" if set(data.modality) == {"CT"} else "magnitude",
+        "modality": data.modality[0],
+        "num_channels": data.channels,
+        **tensor,
+        "channel_def": {str(number): modality for number, modality in enumerate(data.modality)},
+    }
+    pred = {"type": "image", "format": "segmentation", "num_channels": len(channels), **tensor, "channel_def": channels}
+    return {
+        "schema": _SCHEMA,
+        "version": "0.1.0",
+        "name": name.replace("_", " ").capitalize(),
+        "changelog": {"0.1.0": "planned from the data, not trained yet"},
+        "monai_version": packages.version("monai"),
+        "pytorch_version": packages.version("torch").partition("+")[0],
+        "numpy_version": packages.version("numpy"),
+        "required_packages_version": {
+            "nibabel": packages.version("nibabel"),
+            "pytorch-ignite": packages.version("pytorch-ignite"),
+        },
+        "supported_apps": {},
+        "task": f"Segmentation of {structures}",
+        "description": f"A network planned from {data.cases} cases; docs/plan.md explains every choice.",
+        "authors": authors,
+        "copyright": f"Copyright (c) {authors}",
+        "data_source": str(manifest.content.get("name") or manifest.content.get("description") or "not stated"),
+        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
+        "references": [],
+        "eval_metrics": {},
+        "training_range": _training_range(data),
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _training_range(data: Fingerprint) -> dict[str, Any]:
+    """Smallest and largest spacing and field of view of the cases read, widened by a quarter."""
+
+    def limits(values: Any) -> dict[str, list[float]]:
+        low, high = np.min(values, axis=0) * (1 - _MARGIN), np.max(values, axis=0) * (1 + _MARGIN)
+        return {"low": [round(float(v), 2) for v in low], "high": [round(float(v), 2) for v in high]}
+
+    modality = [name for name in dict.fromkeys(data.modality) if name != "unknown"]
+    return {"spacing_mm": limits(data.spacing_mm), "fov_mm": limits(data.extent_mm), "modality": modality[:1]}
+
+
+def _plan_text(data: Fingerprint, plan: Plan) -> str:
+    spacing = " × ".join(f"{value:.2f}" for value in np.median(data.spacing_mm, axis=0))
+    shape = " × ".join(f"{value:.0f}" for value in np.median(data.shape, axis=0))
+    lines = [
+        "# Plan",
+        "",
+        f"{data.cases} cases, {data.cases_read} of them read. {data.channels} channel(s): {', '.join(data.modality)}. "
+        f"Median grid {shape} voxels of {spacing} mm (left-right, posterior-anterior, inferior-superior).",
+        "",
+        "| label | structure | median volume (ml) |",
+        "| --- | --- | --- |",
+        *(f"| {value} | {name} | {data.structure_ml.get(value, 0.0):.2f} |" for value, name in data.labels.items()),
+        "",
+        "| what | choice | why |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {choice} | {why} |" for what, choice, why in plan.reasons),
+        "",
+        "Change any of it in `configs/train.json`; spacing, network and normalisation in `configs/inference.json` too.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _readme(name: str, data: Fingerprint) -> str:
+    structures = ", ".join(data.labels.values())
+    return f"""# {name}
+
+Segments {structures}. Planned from {data.cases} cases (`plan.md`); not trained yet.
+
+```
+medseg train {name} --fold 0 --publish     # or: python -m monai.bundle run training --config_file configs/train.json
+medseg infer {name} INPUT -o OUTPUT
+medseg bundle verify {name}
+```
+
+The knobs at the top of `configs/train.json`: `epochs` and `iterations` (length), `batch_size` and `patch_size`
+(memory), `learning_rate`, `adversarial_weight` (0 trains without the discriminator), `warm_up` and `ramp` (iterations
+before and while the discriminator comes in), `fold`, `seed`, `dataset_dir`, `datalist`, `output_dir`, `device`.
+"""
