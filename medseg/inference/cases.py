@@ -1,0 +1,224 @@
+"""From what the user gives (files, folders, datalists) to cases: one volume, or one per channel, with a unique name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from monai.data import MetaTensor
+
+from medseg.errors import Refusal, UsageError
+from medseg.files import sha256_file
+from medseg.geometry import Geometry
+from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
+from medseg.ingest.rules import Rule
+from medseg.ingest.selection import SelectedStudy, select, selected_studies
+from medseg.manifests import Manifest
+
+__all__ = ["Case", "LoadedCase", "collect", "content_key", "load", "stat_key", "with_path_hash"]
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to label.
+
+    Parameters
+    ----------
+    case_id
+        Unique in the run.
+    source
+        The path as given, to show.
+    channels
+        One record per input channel, in the network's order.
+    """
+
+    case_id: str
+    source: str
+    channels: tuple[SeriesRecord, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that the case is read from."""
+        return tuple(file for record in self.channels for file in record.files)
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the case cannot be used, if a record says so."""
+        for record in self.channels:
+            if not record.usable:
+                return Refusal(record.reason or "not-an-image", record.message)
+        return None
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case in memory.
+
+    Parameters
+    ----------
+    case
+        The case.
+    image
+        ``(C, H, W, D)`` on the source grid.
+    geometry
+        The source grid.
+    """
+
+    case: Case
+    image: MetaTensor
+    geometry: Geometry
+
+
+def collect(inputs: Sequence[str | Path], channels: int = 1, rules: Sequence[Rule] = ()) -> list[Case]:
+    """Find the cases behind any mixture of files, folders and datalists, in a stable order.
+
+    Parameters
+    ----------
+    inputs
+        NIfTI, .mha or .nrrd files, folders with any number of images or DICOM studies, datalists (``.json``).
+    channels
+        Number of the network's input channels. With more than one, a datalist or rules say what belongs together.
+    rules
+        Selection rules, one per channel, applied to every study among the files and folders; what they do not choose
+        is left out.
+
+    Raises
+    ------
+    UsageError
+        If an input does not exist, or nothing was found.
+    """
+    missing = [str(path) for path in inputs if not Path(path).exists()]
+    if missing:
+        raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")
+    datalists = [Path(path) for path in inputs if Path(path).suffix == ".json"]
+    paths = [Path(path) for path in inputs if Path(path).suffix != ".json"]
+    if rules and len(rules) != channels:
+        raise UsageError(f"found {len(rules)} selection rules, the bundle has {channels} channels; give one for each")
+    records = scan(paths) if paths else []
+    cases = _selected(records, rules) if rules else [Case(r.case_id, r.source, (r,)) for r in records]
+    for path in datalists:
+        cases += _cases_of_datalist(path)
+    if not cases:
+        raise UsageError(f"found no image in {', '.join(map(str, inputs))}; give NIfTI files or DICOM folders")
+    return _unique(cases, channels)
+
+
+def _selected(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> list[Case]:
+    """One case per study: the series that the rules choose, in the order of the channels."""
+    choices = select(records, rules)
+    for choice in choices:
+        _log.info("%s: %s", choice.record.case_id, choice.explanation)
+    first = {choice.study: choice.record for choice in reversed(choices)}
+    return [_case_of_study(study, first[study.study]) for study in selected_studies(choices, rules)]
+
+
+def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> Case:
+    if not study.missing:
+        channels = tuple(study.channels.values())
+        return Case(channels[0].case_id, channels[0].source, channels)
+    message = f"no series of this study fits the rules for {', '.join(study.missing)}; run with --verbose to see why"
+    refused = replace(first, usable=False, reason="channel-mismatch", message=message)
+    return Case(first.case_id, first.source, (refused,))
+
+
+def _cases_of_datalist(path: Path) -> list[Case]:
+    manifest = Manifest.read(path)
+    items = [manifest.files(item, "image") for _, _, item in manifest.items()]
+    by_source: dict[str, SeriesRecord] = {}
+    for record in scan([file for files in items for file in files if file.exists()]):
+        by_source.setdefault(str(Path(record.source)), record)
+    return [_case_of_item(files, by_source) for files in items if files]
+
+
+def _case_of_item(files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
+    records = tuple(found.get(str(file)) or _absent(file) for file in files)
+    return Case(case_id_of(files[0]), str(files[0]), records)
+
+
+def _absent(file: Path) -> SeriesRecord:
+    what = "the file does not exist" if not file.exists() else "the file was not recognised as one volume"
+    return SeriesRecord(
+        case_id=case_id_of(file),
+        source=str(file),
+        kind="nifti",
+        files=(),
+        reason="unreadable",
+        message=f"{file}: {what}; correct the datalist",
+    )
+
+
+def _unique(cases: Sequence[Case], channels: int) -> list[Case]:
+    """Drop the same files given twice; names that occur twice get a part of their path's hash."""
+    seen: dict[tuple[str, ...], Case] = {}
+    for case in cases:
+        seen.setdefault((case.source, *case.files), case)
+    count = Counter(case.case_id for case in seen.values())
+    unique = [with_path_hash(case) if count[case.case_id] > 1 else case for case in seen.values()]
+    return [_with_channels(case, channels) for case in unique]
+
+
+def _with_channels(case: Case, channels: int) -> Case:
+    if len(case.channels) == channels or case.refusal is not None:
+        return case
+    message = (
+        f"found {len(case.channels)} channel(s), the bundle expects {channels}; give a datalist whose items list one"
+        " image per channel"
+    )
+    first = replace(case.channels[0], usable=False, reason="channel-mismatch", message=message)
+    return replace(case, channels=(first, *case.channels[1:]))
+
+
+def with_path_hash(case: Case) -> Case:
+    """The case under a name that tells it from others of the same file name."""
+    path = case.files[0] if case.files else case.source
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
+    return replace(case, case_id=f"{case.case_id}-{digest}")
+
+
+def stat_key(case: Case) -> str:
+    """Digest of the files' names, sizes and times: equal means unchanged, without reading them."""
+    digest = hashlib.sha256()
+    for file in case.files:
+        stat = Path(file.partition(archives.MARK)[0]).stat()  # a member of an archive is as old as its archive
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def content_key(case: Case) -> str:
+    """Digest of the files' bytes, in the order of the channels."""
+    digest = hashlib.sha256()
+    with archives.on_disk(case.files) as files:
+        for file in files:
+            digest.update(sha256_file(file).encode())
+    return digest.hexdigest()
+
+
+def load(case: Case) -> LoadedCase:
+    """Read the volume(s) of a case.
+
+    Raises
+    ------
+    Refusal
+        Whatever reading refuses; ``geometry-mismatch`` if the channels lie on different grids.
+    """
+    if case.refusal is not None:
+        raise case.refusal
+    volumes = [read_volume(record) for record in case.channels]
+    geometry = volumes[0][1]
+    for record, (_, other, _) in zip(case.channels[1:], volumes[1:], strict=True):
+        if not geometry.matches(other):
+            raise Refusal(
+                "geometry-mismatch",
+                f"{record.source} lies on another grid ({other.describe()}) than the first channel"
+                f" ({geometry.describe()}); resample the channels onto one grid first",
+            )
+    stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
+    return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry)

@@ -1,0 +1,85 @@
+"""How a batch is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import medseg
+from medseg.bundle import Bundle
+from medseg.errors import UsageError
+from medseg.inference.roi import Region
+from medseg.inference.writers import KINDS
+
+__all__ = ["Options", "Precision", "run_key"]
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+Windows = Literal["auto", "bundle", "large"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a batch is run.
+
+    Parameters
+    ----------
+    write
+        Kinds of output.
+    select
+        JSON file with selection rules, one per channel.
+    roi
+        Region of interest as for :func:`medseg.inference.roi.parse_region`.
+    device, precision
+        As for :class:`~medseg.inference.Predictor`.
+    windows
+        ``"bundle"``: the bundle's own; ``"large"``: as large as memory allows; ``"auto"``: larger ones only where
+        they were measured to give the same labels.
+    workers
+        Cases that are read ahead, and cases that are written behind, at once.
+    fresh
+        Forget what an earlier run finished.
+    stall_s
+        After this time in one stage a case is named in the log; reading and writing are then given up.
+
+    Raises
+    ------
+    UsageError
+        If a value makes no sense.
+    """
+
+    write: tuple[str, ...] = ("nifti",)
+    select: str | None = None
+    roi: str | None = None
+    device: str = "cpu"
+    precision: Precision = "auto"
+    windows: Windows = "auto"
+    workers: int = 1
+    fresh: bool = False
+    stall_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.write if kind not in KINDS]
+        if unknown or not self.write:
+            raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"--precision {self.precision}: expected one of {', '.join(get_args(Precision))}")
+        if self.windows not in get_args(Windows):
+            raise UsageError(f"--windows {self.windows}: expected one of {', '.join(get_args(Windows))}")
+        if self.workers < 1 or self.stall_s <= 0:
+            raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
+
+
+def run_key(bundle: Bundle, options: Options, region: Region | None) -> str:
+    """Digest of everything but the input that a result depends on."""
+    parts = {
+        "medseg": medseg.__version__,
+        "bundle": bundle.sha256,
+        "write": sorted(options.write),
+        "roi": region.key if region else None,
+        "precision": options.precision,
+        "windows": options.windows,
+        "device": options.device,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""Datalists and selection rules say which files make one case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.errors import Refusal, UsageError
+from medseg.inference.cases import collect, content_key, load, stat_key
+from tests.inference.volumes import blobs, grid, save
+
+
+def _pair(folder: Path, other: str = "plain") -> Path:
+    save(blobs((9, 8, 7), 1), grid("plain"), folder / "a_t1.nii.gz")
+    save(blobs((9, 8, 7), 2), grid(other), folder / "a_t2.nii.gz")
+    path = folder / "datalist.json"
+    path.write_text(json.dumps({"testing": [{"image": ["a_t1.nii.gz", "a_t2.nii.gz"]}]}))
+    return path
+
+
+def test_a_datalist_names_the_channels(tmp_path: Path) -> None:
+    (case,) = collect([_pair(tmp_path)], channels=2)
+    assert case.case_id == "a_t1"
+    loaded = load(case)
+    assert loaded.image.shape == (2, 9, 8, 7)
+    np.testing.assert_array_equal(loaded.image[1].numpy(), blobs((9, 8, 7), 2))
+
+
+def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
+    (case,) = collect([_pair(tmp_path, "oblique")], channels=2)
+    with pytest.raises(Refusal) as refusal:
+        load(case)
+    assert refusal.value.code == "geometry-mismatch"
+
+
+def test_the_wrong_number_of_channels_is_refused(tmp_path: Path) -> None:
+    _pair(tmp_path)
+    for case in collect([tmp_path / "a_t1.nii.gz"], channels=2):
+        assert case.refusal is not None
+        assert case.refusal.code == "channel-mismatch"
+
+
+def test_a_missing_file_of_a_datalist_is_one_refused_case(tmp_path: Path) -> None:
+    path = _pair(tmp_path)
+    (tmp_path / "a_t2.nii.gz").unlink()
+    (case,) = collect([path], channels=2)
+    assert case.refusal is not None
+    assert "does not exist" in case.refusal.message
+
+
+def test_the_same_file_twice_is_one_case(tmp_path: Path) -> None:
+    save(blobs((9, 8, 7)), grid("plain"), tmp_path / "a.nii.gz")
+    assert len(collect([tmp_path / "a.nii.gz", tmp_path])) == 1
+
+
+def test_keys_tell_what_changed(tmp_path: Path) -> None:
+    path = save(blobs((9, 8, 7)), grid("plain"), tmp_path / "a.nii.gz")
+    (case,) = collect([path])
+    stat, content = stat_key(case), content_key(case)
+    path.touch()
+    assert stat_key(case) != stat
+    assert content_key(case) == content
+    save(blobs((9, 8, 7), 5), grid("plain"), path)
+    assert content_key(case) != content
+
+
+def test_rules_must_fit_the_channels(tmp_path: Path) -> None:
+    from medseg.ingest.rules import parse_rules
+
+    path = save(blobs((9, 8, 7)), grid("plain"), tmp_path / "a.nii.gz")
+    rules = parse_rules([{"channel": "t1"}])
+    assert [case.case_id for case in collect([path], 1, rules)] == ["a"]
+    with pytest.raises(UsageError, match="rules"):
+        collect([path], 2, rules)

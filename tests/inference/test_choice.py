@@ -1,0 +1,141 @@
+"""A faster way is taken only where it gives the same labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+from medseg.errors import UsageError
+from medseg.inference import Options, Predictor, choice, run_batch
+from medseg.inference.choice import Choice, agreement, bytes_per_voxel, large_window
+from medseg.inference.engines import REFERENCE, build_engine, candidates, fixed_engine, fold_norms
+from medseg.inference.windows import WindowSettings
+from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
+from tests.inference.volumes import blobs, grid, meta_tensor, save
+
+OPENVINO = "openvino-fp32" in candidates()
+
+
+@pytest.fixture(autouse=True)
+def _torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling with OpenVINO takes seconds; one slow test does it."""
+    monkeypatch.setattr(choice, "candidates", lambda _: [REFERENCE, "torch-fp32-channels-last"])
+
+
+def _unet(norm: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = UNet(3, 1, 3, (4, 8, 16), (2, 2), num_res_units=2, norm=norm).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm3d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    return network
+
+
+def test_agreement_is_the_smallest_dice() -> None:
+    a, b = np.zeros((4, 4), int), np.zeros((4, 4), int)
+    assert agreement(a, b) is None
+    a[0], b[0] = 1, 1
+    a[1, :2], b[1, :1] = 2, 2
+    assert agreement(a, b) == pytest.approx(2 / 3)
+    assert agreement(a, a) == 1.0
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch-fp32-channels-last",
+        pytest.param("openvino-fp32", marks=[pytest.mark.slow, pytest.mark.skipif(not OPENVINO, reason="no OpenVINO")]),
+    ],
+)
+def test_every_engine_computes_what_the_reference_computes(name: str, norm: str) -> None:
+    network, window = _unet(norm), torch.randn(2, 1, 16, 16, 8)
+    expected = build_engine(REFERENCE, network)(window)
+    torch.testing.assert_close(build_engine(name, network)(window), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_removes_every_batch_norm_and_leaves_the_original_alone() -> None:
+    network = _unet("batch")
+    assert not any(isinstance(layer, torch.nn.BatchNorm3d) for layer in fold_norms(network).modules())
+    assert any(isinstance(layer, torch.nn.BatchNorm3d) for layer in network.modules())
+
+
+def test_large_windows_cover_the_volume_if_memory_allows() -> None:
+    own = WindowSettings((32, 48, 32), (0.5,) * 3)
+    whole = large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=1e9)
+    assert whole.roi_size == (128, 96, 64)
+    half = large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=128 * 96 * 64 / 2)
+    assert half.roi_size == (64, 96, 64)
+    assert half.overlap[0] == pytest.approx(0.25)  # 16 voxels, as in the bundle's own windows
+    assert large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=1.0) is own
+
+
+def test_memory_is_counted_per_voxel() -> None:
+    layer = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 1), torch.nn.ReLU())
+    counted = bytes_per_voxel(build_engine(REFERENCE, layer), torch.zeros(1, 1, 4, 4, 4))
+    assert counted == 2 * 3 * 4  # two layers, three channels, four bytes
+
+
+def _sharp_edges(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value * 3 for key, value in state.items()}
+
+
+def test_tuning_keeps_the_labels(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "thresholds", Design(transforms=ORIENTED))
+    image = meta_tensor(blobs((40, 38, 20)), grid("oblique"))
+    predictor = Predictor(bundle)
+    expected = predictor.predict(image).label_map
+    chosen = predictor.tune(image, case_id="case")
+    assert chosen.measured_on == "case"
+    if chosen.windows == "large":
+        assert chosen.agreement is not None
+        assert chosen.agreement >= 0.999
+    np.testing.assert_array_equal(predictor.predict(image).label_map, expected)
+
+
+def test_tuning_refuses_windows_that_change_the_labels(tmp_path: Path) -> None:
+    # instance norms see another mean in a larger window: with random weights the labels change a lot
+    bundle = write_bundle(tmp_path / "unet", Design(network=UNET, transforms=ORIENTED), _sharp_edges)
+    predictor = Predictor(bundle)
+    chosen = predictor.tune(meta_tensor(blobs((40, 38, 20)), grid("plain")))
+    assert chosen.windows == "bundle"
+
+
+def test_the_choice_is_made_once_and_kept(tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        save(blobs((12, 12, 12), number), grid("plain"), tmp_path / "images" / f"case{number}.nii.gz")
+    calls: list[str] = []
+    tune: Callable[..., Choice] = Predictor.tune
+
+    def counted(self: Predictor, image: object, modality: str | None = None, case_id: str = "") -> Choice:
+        calls.append(case_id)
+        tune(self, image, modality, case_id)
+        self.use(Choice(REFERENCE, "large", 1.0, case_id, 2.0))
+        return self.choice
+
+    monkeypatch.setattr(Predictor, "tune", counted)
+    first = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out")
+    assert calls == ["case0"]
+    assert first.content["engine"]["windows"] == "large"
+    (tmp_path / "out" / "case3_seg.nii.gz").unlink()
+    second = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out")
+    assert calls == ["case0"]
+    assert second.content["engine"] == first.content["engine"]
+
+
+def test_fp32_is_the_reference_and_int8_is_refused(thresholds: Path, tmp_path: Path) -> None:
+    assert fixed_engine("fp32") == REFERENCE
+    with pytest.raises(UsageError, match="int8"):
+        fixed_engine("int8")
+    save(blobs((12, 12, 12)), grid("plain"), tmp_path / "a.nii.gz")
+    report = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(precision="fp32"))
+    assert report.content["engine"]["engine"] == REFERENCE
+    assert report.content["engine"]["windows"] == "bundle"

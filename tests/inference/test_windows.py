@@ -1,0 +1,62 @@
+"""Windows lie where MONAI puts them, and stitching in place gives what MONAI's stitching gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.inferers import SlidingWindowInferer
+
+from medseg.errors import CaseFailed
+from medseg.inference.windows import WindowSettings, plan_windows, sweep
+
+
+def _network(batch: torch.Tensor) -> torch.Tensor:
+    """Depends on the place in the window, so that wrong weights or places show."""
+    place = torch.linspace(0, 1, batch[0, 0].numel()).reshape(batch.shape[2:])
+    return torch.cat([batch, batch * place, place.expand_as(batch)], dim=1)
+
+
+def _stitched(volume: torch.Tensor, window: WindowSettings) -> torch.Tensor:
+    slabs = [(slab.start, slab.scores.clone()) for slab in sweep(volume, window, _network)]
+    assert [start for start, _ in slabs] == sorted(start for start, _ in slabs)
+    return torch.cat([scores for _, scores in slabs], dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(3, 14)] * 3),
+    roi=st.tuples(*[st.integers(2, 8)] * 3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
+    mode=st.sampled_from(["gaussian", "constant"]),
+    batch=st.integers(1, 4),
+)
+def test_equals_monai(
+    shape: tuple[int, int, int], roi: tuple[int, int, int], overlap: float, mode: str, batch: int
+) -> None:
+    volume = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1))
+    expected = SlidingWindowInferer(roi, batch, overlap, mode)(volume[None], _network)[0]
+    window = WindowSettings(roi, (overlap,) * 3, mode, batch_size=batch)
+    torch.testing.assert_close(_stitched(volume, window), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_voxel_is_covered_once_by_a_single_window() -> None:
+    plan = plan_windows((7, 9, 5), WindowSettings((0, 0, 0)))
+    assert plan.starts == ((0, 0, 0),)
+    assert plan.roi_size == (7, 9, 5)
+
+
+def test_the_buffer_is_as_deep_as_a_window_not_as_the_volume() -> None:
+    depth = max(slab.scores.shape[1] for slab in sweep(torch.zeros(1, 64, 8, 8), WindowSettings((8, 8, 8)), _network))
+    assert depth <= 8
+
+
+def test_scores_that_are_not_finite_fail_the_case() -> None:
+    with pytest.raises(CaseFailed, match="not finite"):
+        list(sweep(torch.full((1, 8, 8, 8), torch.nan), WindowSettings((8, 8, 8)), _network))
+
+
+def test_a_network_that_changes_the_size_fails_the_case() -> None:
+    with pytest.raises(CaseFailed, match="expected"):
+        list(sweep(torch.zeros(1, 8, 8, 8), WindowSettings((8, 8, 8)), lambda batch: batch[..., :4]))
