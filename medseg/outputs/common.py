@@ -1,0 +1,239 @@
+"""What every DICOM writer shares: options, identifiers, patient and study, files checked before they appear."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from medseg.errors import CaseFailed, Refusal
+from medseg.files import atomic_path
+from medseg.geometry import Geometry
+from medseg.ingest import SeriesRecord
+from medseg.outputs.codes import BundleLike, SegmentCode, segment_codes
+from medseg.outputs.source import Frame, SourceImages, embed, placed
+
+__all__ = ["Job", "WriteOptions", "copy_identity", "save_checked", "series_description", "start_dataset"]
+
+Kind = Literal["seg", "sr", "rtstruct", "sc"]
+SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
+
+_SERIES_NUMBERS: Mapping[str, int] = {"seg": 9101, "sr": 9102, "rtstruct": 9103, "sc": 9104}
+_DEIDENTIFICATION = (
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "LongitudinalTemporalInformationModified",
+)
+_PATIENT_AND_STUDY = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "OtherPatientIDsSequence", "PatientBirthDate", "PatientSex",
+    "EthnicGroup", "PatientComments", "PatientSpeciesDescription", "PatientAge", "PatientSize", "PatientWeight",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription",
+    "AccessionNumber", "ReferringPhysicianName",
+    "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What may be chosen about DICOM objects.
+
+    Parameters
+    ----------
+    notice
+        Goes into the series description (with the bundle's name, cut to 64 characters) and onto pictures.
+    run
+        Name of the run; part of what the identifiers are derived from, so the same run gives the same ones.
+    segmentation_type
+        ``"BINARY"`` is understood everywhere; ``"LABELMAP"`` is small; ``"FRACTIONAL"`` needs ``probabilities``.
+    probabilities
+        One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
+    trust
+        The case's trust verdict: ``verdict``, ``predicted_dice``, ``lower_bound``; goes into the report.
+    doubt
+        Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
+    when
+        Date and time to be written; now if not given.
+    """
+
+    notice: str = "Research, not for clinical use"
+    run: str = ""
+    segmentation_type: SegmentationType = "BINARY"
+    probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    doubt: NDArray[np.floating[Any]] | None = None
+    when: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result on its way into a DICOM object.
+
+    Parameters
+    ----------
+    labels
+        Integers on ``geometry``, axes (i, j, k).
+    geometry
+        The source's grid, in any axis order.
+    source
+        Headers and frames of the source.
+    bundle
+        What made the result.
+    options
+        See :class:`WriteOptions`.
+    record
+        The source's record, for writers that need its pixels.
+    """
+
+    labels: NDArray[np.integer[Any]]
+    geometry: Geometry
+    source: SourceImages
+    bundle: BundleLike
+    options: WriteOptions = field(default_factory=WriteOptions)
+    record: SeriesRecord | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.geometry.shape:
+            raise Refusal(
+                "geometry-mismatch",
+                f"the label map has shape {self.labels.shape}, its grid {self.geometry.shape}; give its own grid",
+            )
+        unknown = sorted(set(np.unique(self.labels).tolist()) - {0, *self.bundle.labels})
+        if unknown:
+            raise Refusal(
+                "unexpected-labels", f"found labels {unknown}, {self.bundle.name} knows {sorted(self.bundle.labels)}"
+            )
+
+    @cached_property
+    def frames(self) -> list[Frame]:
+        """Frames of the source that lie in the grid, one per place."""
+        return placed(self.geometry, self.source.frames)
+
+    @cached_property
+    def codes(self) -> dict[int, SegmentCode]:
+        """Coded terms of the labels that occur; of all labels if none occurs."""
+        codes = segment_codes(self.bundle)
+        present = {label: codes[label] for label in codes if (self.labels == label).any()}
+        return present or codes
+
+    @property
+    def moment(self) -> datetime:
+        """Date and time of the object."""
+        return self.options.when or datetime.now().astimezone()
+
+    def uid(self, *parts: str) -> str:
+        """An identifier derived from source, bundle, run, result and ``parts``: the same inputs give the same one.
+
+        The result's own hash is part of it, so that two different results never share an identifier. The form
+        is a hash under the root 2.25 (PS3.5, B.2).
+        """
+        digest = hashlib.sha256()
+        first = self.source.first
+        for part in (
+            first.SeriesInstanceUID,
+            first.SOPInstanceUID,
+            self.bundle.name,
+            self.bundle.sha256,
+            self.options.run,
+            *parts,
+        ):
+            digest.update(str(part).encode() + b"\0")
+        digest.update(self._content)
+        return f"2.25.{int.from_bytes(digest.digest()[:16])}"
+
+    @cached_property
+    def _content(self) -> bytes:
+        digest = hashlib.sha256(repr((self.labels.shape, np.round(self.geometry.affine, 4).tolist())).encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype=np.uint16).tobytes())
+        return digest.digest()
+
+    def view(self, volume: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The part of a volume on the grid that one of :attr:`frames` shows, as (row, column)."""
+        found = embed(volume, self.geometry, frame)
+        assert found is not None, "frames lie in the grid"
+        return found
+
+    def covered(self) -> None:
+        """Refuse a label map of which part lies on no frame of the source.
+
+        Raises
+        ------
+        Refusal
+            ``geometry-mismatch``.
+        """
+        seen = np.zeros(self.labels.shape, dtype=bool)
+        for frame in self.frames:
+            self.view(seen, frame)[...] = True
+        if not self.frames or (self.labels[~seen] != 0).any():
+            raise Refusal(
+                "geometry-mismatch", "part of the label map lies on no source image; bring it to the source grid first"
+            )
+
+
+def series_description(job: Job, what: str) -> str:
+    """At most 64 characters: what it is, by which bundle, and the notice."""
+    return f"{what} {job.bundle.name} {job.bundle.version}"[: 62 - len(job.options.notice)] + f", {job.options.notice}"
+
+
+def start_dataset(job: Job, kind: Kind, sop_class: str, modality: str) -> Dataset:
+    """Patient, study, series, equipment and SOP common modules of a new object."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class)
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(job.uid(kind))
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, job.uid(kind)
+    first = job.source.first
+    if "SpecificCharacterSet" in first:
+        dataset.SpecificCharacterSet = first.SpecificCharacterSet
+    for keyword in _PATIENT_AND_STUDY:
+        if keyword in first:
+            dataset[keyword] = first[keyword]
+    dataset.Modality = modality
+    dataset.SeriesInstanceUID = job.uid(kind, "series")
+    dataset.SeriesNumber, dataset.InstanceNumber = _SERIES_NUMBERS[kind], 1
+    dataset.Manufacturer, dataset.ManufacturerModelName = "medseg", job.bundle.name[:64]
+    dataset.SoftwareVersions = [version("medseg"), str(job.bundle.version)[:64]]
+    dataset.DeviceSerialNumber = job.bundle.sha256
+    dataset.InstanceCreationDate = dataset.SeriesDate = dataset.ContentDate = job.moment.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = dataset.SeriesTime = dataset.ContentTime = job.moment.strftime("%H%M%S")
+    copy_identity(first, dataset)
+    return dataset
+
+
+def copy_identity(source: Dataset, dataset: Dataset) -> None:
+    """Copy what says that (and how) the source was de-identified: the result is, as much as its source."""
+    for keyword in _DEIDENTIFICATION:
+        if keyword in source:
+            dataset[keyword] = source[keyword]
+
+
+def save_checked(dataset: Dataset, path: Path, check: Callable[[Path], None]) -> Path:
+    """Write an object under a temporary name, let ``check`` read it again, and only then give it its name.
+
+    Raises
+    ------
+    CaseFailed
+        If the file cannot be written, or ``check`` finds another content.
+    """
+    try:
+        with atomic_path(path) as partial:
+            dataset.save_as(partial, enforce_file_format=True)
+            check(partial)
+    except OSError as error:
+        raise CaseFailed(
+            f"{path.name} could not be written ({error.strerror}); free space or choose another folder"
+        ) from error
+    return path

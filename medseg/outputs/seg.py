@@ -1,0 +1,211 @@
+"""DICOM Segmentation (PS3.3, A.51) by highdicom, placed by affine and compared with the mask before it appears."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from highdicom.color import CIELabColor
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import iter_pixels
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
+
+from medseg.errors import CaseFailed, UsageError
+from medseg.geometry import Geometry
+from medseg.outputs.codes import Code, SegmentCode
+from medseg.outputs.common import Job, copy_identity, save_checked, series_description
+from medseg.outputs.source import embed, frames_of, slice_spacing_mm
+
+__all__ = ["algorithm", "coded", "read_labels", "write_seg"]
+
+
+def write_seg(job: Job, path: Path) -> Path:
+    """Write a Segmentation object; segments are numbered from 1 in the order of the labels that occur.
+
+    Raises
+    ------
+    Refusal
+        ``geometry-mismatch`` if the label map is not on the source's grid.
+    CaseFailed
+        If the file read again does not hold the mask.
+    """
+    job.covered()
+    codes = list(job.codes.values())
+    numbers = {code.label: number for number, code in enumerate(codes, start=1)}
+    dataset = _build(job, codes, numbers)
+    copy_identity(job.source.first, dataset)
+
+    def check(partial: Path) -> None:
+        if not np.array_equal(
+            read_labels(partial, job.geometry, {n: label for label, n in numbers.items()}), job.labels
+        ):
+            raise CaseFailed(
+                f"{path.name}: the segmentation read again differs from the mask; nothing was written, report this"
+            )
+
+    return save_checked(dataset, path, check if job.options.segmentation_type != "FRACTIONAL" else _readable)
+
+
+def _readable(partial: Path) -> None:
+    hd.seg.segread(partial)
+
+
+def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Dataset:
+    kind = SegmentationTypeValues(job.options.segmentation_type)
+    syntax = ExplicitVRLittleEndian if kind is SegmentationTypeValues.BINARY else RLELossless
+    empty = not (job.labels > 0).any()
+    with warnings.catch_warnings():
+        # highdicom warns that an empty mask keeps its empty frames, and about person names it does not write.
+        warnings.simplefilter("ignore", UserWarning)
+        return Segmentation(
+            source_images=_completed(job),
+            pixel_array=_pixels(job, codes, numbers),
+            segmentation_type=kind,
+            segment_descriptions=[_description(job, code, numbers[code.label]) for code in codes],
+            series_instance_uid=job.uid("seg", "series"),
+            series_number=9101,
+            sop_instance_uid=job.uid("seg"),
+            instance_number=1,
+            manufacturer="medseg",
+            manufacturer_model_name=job.bundle.name[:64],
+            software_versions=[version("medseg"), str(job.bundle.version)[:64]],
+            device_serial_number=job.bundle.sha256,
+            transfer_syntax_uid=UID(syntax),
+            omit_empty_frames=not empty,
+            **_places(job),
+            content_label="SEGMENTATION",
+            content_description=job.options.notice[:64],
+            series_description=series_description(job, "SEG"),
+        )
+
+
+def _pixels(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> NDArray[Any]:
+    """The label map frame by frame as the source has them, with segment numbers instead of labels."""
+    if job.options.segmentation_type == "FRACTIONAL":
+        return _probabilities(job, codes)
+    table = np.zeros(max(numbers) + 1, dtype=np.uint16 if len(numbers) > 255 else np.uint8)
+    for label, number in numbers.items():
+        table[label] = number
+    return np.stack([table[job.view(job.labels, frame)] for frame in job.frames])
+
+
+def _completed(job: Job) -> tuple[Dataset, ...]:
+    """The source with measures that highdicom looks for in it, though they are given; only copies in memory change."""
+    first = job.frames[0]
+    for dataset in job.source.datasets:
+        if not job.source.is_multiframe:
+            dataset.SliceThickness = first.thickness_mm or slice_spacing_mm(job.geometry, first)
+            continue
+        shared = dataset.SharedFunctionalGroupsSequence[0]
+        for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+            if keyword not in shared:
+                shared[keyword] = dataset.PerFrameFunctionalGroupsSequence[(first.number or 1) - 1][keyword]
+    return job.source.datasets
+
+
+def _places(job: Job) -> dict[str, Any]:
+    """Where each frame lies: positions exactly as the source states them, so that highdicom links both."""
+    first = job.frames[0]
+    gap = slice_spacing_mm(job.geometry, first)
+    return {
+        "pixel_measures": hd.PixelMeasuresSequence(first.pixel_spacing_mm, first.thickness_mm or gap, gap),
+        "plane_orientation": hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, first.cosines),
+        "plane_positions": [hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, f.position) for f in job.frames],
+    }
+
+
+def _probabilities(job: Job, codes: list[SegmentCode]) -> NDArray[np.float32]:
+    given = job.options.probabilities or {}
+    missing = [code.name for code in codes if code.label not in given]
+    if missing:
+        raise UsageError(
+            f"a FRACTIONAL segmentation needs probabilities, none for {', '.join(missing)}; give them or write BINARY"
+        )
+    channels = [np.stack([job.view(given[code.label], frame) for frame in job.frames]) for code in codes]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _description(job: Job, code: SegmentCode, number: int) -> SegmentDescription:
+    description = SegmentDescription(
+        segment_number=number,
+        segment_label=code.name[:64],
+        segmented_property_category=coded(code.category),
+        segmented_property_type=coded(code.type),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm(job),
+        tracking_uid=job.uid("tracking", str(code.label)),
+        tracking_id=f"{job.bundle.name} {code.name}"[:64],
+        anatomic_regions=[coded(code.region)] if code.region else None,
+        display_color=CIELabColor.from_rgb(*code.rgb),
+    )
+    if code.modifier is not None:
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+            coded(code.modifier)
+        ]
+    return description
+
+
+def algorithm(job: Job) -> hd.AlgorithmIdentificationSequence:
+    """What made the result: bundle, version and hash."""
+    return hd.AlgorithmIdentificationSequence(
+        name=job.bundle.name[:64],
+        family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        version=str(job.bundle.version)[:64],
+        source="medseg",
+        parameters={"sha256": job.bundle.sha256},
+    )
+
+
+def coded(code: Code) -> CodedConcept:
+    """A term as highdicom wants it."""
+    return CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def read_labels(path: Path, geometry: Geometry, labels: Mapping[int, int]) -> NDArray[np.uint16]:
+    """Read a Segmentation onto a grid, each frame embedded by its own position and orientation.
+
+    Parameters
+    ----------
+    path
+        A BINARY or LABELMAP object.
+    geometry
+        The grid to fill; what the object leaves out is background.
+    labels
+        Label by segment number.
+    """
+    dataset = pydicom.dcmread(path)
+    volume = np.zeros(geometry.shape, dtype=np.uint16)
+    table = np.zeros(max(labels) + 1, dtype=np.uint16)
+    for number, label in labels.items():
+        table[number] = label
+    pixels = _bits(dataset) if dataset.BitsAllocated == 1 else iter_pixels(dataset)
+    for frame, own, mask in zip(frames_of(dataset), dataset.PerFrameFunctionalGroupsSequence, pixels, strict=True):
+        view = embed(volume, geometry, frame)
+        if view is None:
+            raise CaseFailed("a frame of the segmentation lies outside the grid of its source")
+        if dataset.SegmentationType == "LABELMAP":
+            view[...] = table[mask]
+        else:
+            group = own if "SegmentIdentificationSequence" in own else dataset.SharedFunctionalGroupsSequence[0]
+            number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+            view[mask > 0] = table[number]
+    return volume
+
+
+def _bits(dataset: Dataset) -> Iterator[NDArray[np.uint8]]:
+    """Frames of one bit per pixel, least significant bit first; a frame may start within a byte (PS3.5, 8.1.1)."""
+    data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    for number in range(int(dataset.NumberOfFrames)):
+        start, end = number * rows * columns, (number + 1) * rows * columns
+        bits = np.unpackbits(data[start // 8 : (end + 7) // 8], bitorder="little")
+        yield bits[start % 8 : start % 8 + rows * columns].reshape(rows, columns)

@@ -1,0 +1,208 @@
+"""Measurement report (SR, template TID 1500) by highdicom: volumes and diameters, each tied to its segment."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from highdicom import sr
+from highdicom.sr import CodedConcept
+from numpy.typing import NDArray
+from pydicom.sr.codedict import codes as dicom_codes
+from pydicom.uid import SegmentationStorage
+from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial.distance import pdist
+
+from medseg.errors import CaseFailed
+from medseg.outputs.codes import SegmentCode
+from medseg.outputs.common import Job, copy_identity, save_checked, series_description
+from medseg.outputs.seg import coded
+
+__all__ = ["longest_diameter_mm", "volumes_ml", "write_sr"]
+
+_MILLILITRE = CodedConcept("ml", "UCUM", "milliliter")
+_NO_UNITS = CodedConcept("1", "UCUM", "no units")
+_OURS = "99MEDSEG"
+_LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+
+
+def write_sr(job: Job, path: Path) -> Path:
+    """Write a Comprehensive 3D SR that refers, by identifier, to the Segmentation of the same result.
+
+    Raises
+    ------
+    CaseFailed
+        If the file read again does not hold the measured volumes.
+    """
+    job.covered()
+    volumes = volumes_ml(job)
+    codes = list(job.codes.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # highdicom comments on names and on identifiers
+        dataset = sr.Comprehensive3DSR(
+            evidence=_evidence(job),
+            content=_report(job, codes, volumes),
+            series_instance_uid=job.uid("sr", "series"),
+            series_number=9102,
+            sop_instance_uid=job.uid("sr"),
+            instance_number=1,
+            manufacturer="medseg",
+            manufacturer_model_name=job.bundle.name[:64],
+            software_versions=[version("medseg"), str(job.bundle.version)[:64]],
+            device_serial_number=job.bundle.sha256,
+            series_description=series_description(job, "SR"),
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+        )
+    copy_identity(job.source.first, dataset)
+
+    def check(partial: Path) -> None:
+        found = sorted(_stated_volumes(pydicom.dcmread(partial)))
+        expected = sorted(volumes[code.label] for code in codes)
+        if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-6):
+            raise CaseFailed(
+                f"{path.name}: the report read again states other volumes; nothing was written, please report this"
+            )
+
+    return save_checked(dataset, path, check)
+
+
+def volumes_ml(job: Job) -> dict[int, float]:
+    """Volume of every label of the bundle, in ml."""
+    counts = np.bincount(np.asarray(job.labels).ravel(), minlength=max(job.bundle.labels) + 1)
+    return {label: float(counts[label]) * job.geometry.voxel_volume_mm3 / 1000.0 for label in job.bundle.labels}
+
+
+def longest_diameter_mm(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> float:
+    """Largest distance between the centres of two voxels of a structure, in mm; 0 for one voxel.
+
+    The farthest two points of a set are corners of its convex hull, so only those are compared.
+    """
+    points = np.argwhere(mask & ~_inner(mask)) @ affine[:3, :3].T
+    if len(points) < 2:
+        return 0.0
+    try:
+        points = points[ConvexHull(points).vertices]
+    except QhullError:  # flat or straight structures have no hull in 3D; few points, so all are compared
+        points = points[np.linspace(0, len(points) - 1, min(len(points), 3000)).astype(int)]
+    return float(pdist(points).max())
+
+
+def _inner(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels with a neighbour on both sides along the first axis: they are never extreme."""
+    inner = np.zeros_like(mask)
+    inner[1:-1] = mask[:-2] & mask[2:]
+    return inner
+
+
+def _evidence(job: Job) -> list[pydicom.Dataset]:
+    segmentation = pydicom.Dataset()
+    first = job.source.first
+    segmentation.SOPClassUID, segmentation.SOPInstanceUID = _seg_class(job), job.uid("seg")
+    segmentation.StudyInstanceUID, segmentation.SeriesInstanceUID = first.StudyInstanceUID, job.uid("seg", "series")
+    return [*job.source.datasets, segmentation]
+
+
+def _seg_class(job: Job) -> str:
+    return str(_LABELMAP_STORAGE if job.options.segmentation_type == "LABELMAP" else SegmentationStorage)
+
+
+def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) -> sr.MeasurementReport:
+    observer = sr.ObserverContext(
+        observer_type=dicom_codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=job.uid("device"),
+            name="medseg",
+            manufacturer_name="medseg",
+            model_name=f"{job.bundle.name} {job.bundle.version}"[:64],
+        ),
+    )
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
+        title=dicom_codes.DCM.ImagingMeasurementReport,
+        imaging_measurements=[_group(job, code, n, volumes[code.label]) for n, code in enumerate(codes, start=1)],
+    )
+
+
+def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
+    algorithm = sr.AlgorithmIdentification(
+        name=job.bundle.name,
+        version=str(job.bundle.version),
+        parameters=[f"sha256 {job.bundle.sha256}", job.options.notice],
+    )
+    segment = sr.ReferencedSegment(
+        sop_class_uid=_seg_class(job),
+        sop_instance_uid=job.uid("seg"),
+        segment_number=number,
+        source_series=sr.SourceSeriesForSegmentation(job.source.first.SeriesInstanceUID),
+    )
+    diameter = longest_diameter_mm(job.labels == code.label, job.geometry.affine)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        referenced_segment=segment,
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=job.uid("tracking", str(code.label)), identifier=f"{job.bundle.name} {code.name}"[:64]
+        ),
+        finding_category=coded(code.category),
+        finding_type=coded(code.type),
+        finding_sites=_sites(code),
+        algorithm_id=algorithm,
+        measurements=[
+            sr.Measurement(name=dicom_codes.SCT.Volume, value=float(f"{volume:.6g}"), unit=_MILLILITRE),
+            sr.Measurement(
+                name=CodedConcept("L0JK", "IBSI", "Maximum 3D diameter"),
+                value=float(f"{diameter:.6g}"),
+                unit=dicom_codes.UCUM.Millimeter,
+            ),
+            *_predicted(job.options.trust),
+        ],
+        qualitative_evaluations=_verdict(job.options.trust),
+    )
+
+
+def _sites(code: SegmentCode) -> list[sr.FindingSite] | None:
+    place = code.region or (code.type if code.modifier else None)
+    if place is None:
+        return None
+    return [sr.FindingSite(anatomic_location=coded(place), laterality=coded(code.modifier) if code.modifier else None)]
+
+
+def _predicted(trust: Mapping[str, Any]) -> list[sr.Measurement]:
+    named = (
+        ("predicted_dice", "DICE", "Predicted Dice coefficient"),
+        ("lower_bound", "DICELOW", "Lower bound of Dice"),
+    )
+    found = [(trust.get(key), CodedConcept(value, _OURS, meaning)) for key, value, meaning in named]
+    return [
+        sr.Measurement(name=name, value=float(f"{value:.4f}"), unit=_NO_UNITS)
+        for value, name in found
+        if isinstance(value, int | float)
+    ]
+
+
+def _verdict(trust: Mapping[str, Any]) -> list[sr.QualitativeEvaluation] | None:
+    verdict = trust.get("verdict")
+    if not verdict:
+        return None
+    meanings = {"accept": "Accept", "review": "Review", "reject": "Reject"}
+    name = CodedConcept("TRUST", _OURS, "Trust verdict")
+    return [
+        sr.QualitativeEvaluation(
+            name=name, value=CodedConcept(str(verdict).upper()[:16], _OURS, meanings.get(str(verdict), str(verdict)))
+        )
+    ]
+
+
+def _stated_volumes(dataset: pydicom.Dataset) -> list[float]:
+    values = []
+    for item in dataset.get("ContentSequence", []):
+        if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeValue == dicom_codes.SCT.Volume.value:
+            values.append(float(item.MeasuredValueSequence[0].NumericValue))
+        values += _stated_volumes(item)
+    return values
