@@ -1,0 +1,321 @@
+"""From scores without ground truth to a predicted Dice with a lower bound that holds as often as it says.
+
+A regressor maps the scores of a case to the Dice of one structure. Its errors on patients it was not fitted on give the
+bound: conformal prediction, one-sided, with errors scaled by their expected size (Lei et al., JASA 113:1094, 2018) and
+every patient held out once (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9, 2015). A
+poor regressor makes the bound low, not wrong. The bound speaks of cases from the population that it was calibrated on;
+another hospital needs its own calibration.
+
+A calibration is plain JSON: trees as lists of numbers, read and evaluated by this file alone. It names the SHA-256 of
+the weights whose predictions it was fitted on, and is of no value for others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import BundleError, UsageError
+from medseg.files import write_json
+from medseg.trust.trees import BoostedTrees, fit_boosted_trees
+
+__all__ = ["Calibration", "Estimate", "FitOptions", "StructureCalibration", "Thresholds", "fit_calibration"]
+
+FORMAT = "medseg-trust-calibration-1"
+
+Floats = NDArray[np.float64]
+
+_SMALLEST_ERROR = 0.005
+"""Expected errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is believed about one structure of one case: its Dice, and a bound that it exceeds as often as stated."""
+
+    predicted_dice: float
+    lower_bound: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a result is accepted or rejected; everything between is to be reviewed.
+
+    Parameters
+    ----------
+    accept
+        Accepted if the lower bound of every structure reaches this.
+    reject
+        Rejected if the predicted Dice of any structure is below this.
+    """
+
+    accept: float = 0.8
+    reject: float = 0.5
+
+    def verdict(self, estimates: Sequence[Estimate]) -> str:
+        """``"accept"``, ``"review"`` or ``"reject"``; without any estimate ``"review"``."""
+        if any(estimate.predicted_dice < self.reject for estimate in estimates):
+            return "reject"
+        if estimates and all(estimate.lower_bound >= self.accept for estimate in estimates):
+            return "accept"
+        return "review"
+
+
+@dataclass(frozen=True)
+class StructureCalibration:
+    """The calibration of one structure.
+
+    Parameters
+    ----------
+    label, name
+        The structure.
+    regressor
+        Scores → Dice.
+    error_at, error
+        Expected size of the error at some values of the predicted Dice (ascending); interpolated between.
+    quantile
+        Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage.
+    n_cases, n_patients
+        What it was fitted on.
+    """
+
+    label: int
+    name: str
+    regressor: BoostedTrees
+    error_at: tuple[float, ...]
+    error: tuple[float, ...]
+    quantile: float | None
+    n_cases: int
+    n_patients: int
+
+    def estimate(self, scores: Floats) -> Estimate:
+        """Predicted Dice and lower bound for one row of scores."""
+        predicted = float(np.clip(self.regressor.predict(scores[None])[0], 0.0, 1.0))
+        if self.quantile is None:
+            return Estimate(predicted, 0.0)
+        size = float(np.interp(predicted, self.error_at, self.error))
+        return Estimate(predicted, float(np.clip(predicted - self.quantile * size, 0.0, 1.0)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything a bundle's ``trust/calibration.json`` says.
+
+    Parameters
+    ----------
+    scores
+        Names of the scores, in the order of the regressors' inputs.
+    coverage
+        Share of cases whose Dice lies above the lower bound.
+    weights_sha256
+        SHA-256 of the weights that made the predictions.
+    thresholds
+        When to accept, review or reject.
+    structures
+        One calibration per structure.
+    """
+
+    scores: tuple[str, ...]
+    coverage: float
+    weights_sha256: str
+    thresholds: Thresholds
+    structures: tuple[StructureCalibration, ...]
+
+    def estimate(self, scores: Mapping[str, float]) -> dict[int, Estimate]:
+        """Estimates by label for the scores of one case.
+
+        Raises
+        ------
+        UsageError
+            If a score is missing. A score that is not finite is taken as a sign of failure: the estimate is 0.
+        """
+        missing = [name for name in self.scores if name not in scores]
+        if missing:
+            raise UsageError(f"the scores {', '.join(missing)} are missing; the calibration was fitted with them")
+        row = np.array([scores[name] for name in self.scores], dtype=np.float64)
+        if not np.isfinite(row).all():
+            return {structure.label: Estimate(0.0, 0.0) for structure in self.structures}
+        return {structure.label: structure.estimate(row) for structure in self.structures}
+
+    def verdict(self, estimates: Mapping[int, Estimate]) -> str:
+        """``"accept"``, ``"review"`` or ``"reject"`` by the stated thresholds."""
+        return self.thresholds.verdict(list(estimates.values()))
+
+    def write(self, path: Path) -> None:
+        """Write plain JSON, whole or not at all."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Calibration:
+        """Read a calibration; nothing in it is executed.
+
+        Parameters
+        ----------
+        path
+            The JSON file.
+        weights_sha256
+            SHA-256 of the weights in use, one per file that holds them; ``None`` checks nothing.
+
+        Raises
+        ------
+        BundleError
+            If the file is no calibration, or belongs to other weights.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = _from_json(content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{path} is not a trust calibration ({error!r}); fit it again: medseg trust fit"
+            ) from error
+        if weights_sha256 is not None and found.weights_sha256 not in weights_sha256:
+            present = ", ".join(digest[:12] for digest in weights_sha256) or "none"
+            raise BundleError(
+                f"{path} belongs to weights {found.weights_sha256[:12]}, found weights {present}; "
+                "calibrate again: medseg trust fit"
+            )
+        return found
+
+
+def _from_json(content: Mapping[str, Any]) -> Calibration:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
+    structures = []
+    for item in content["structures"]:
+        known = {field.name: item[field.name] for field in fields(StructureCalibration)}
+        known.update(
+            regressor=BoostedTrees.from_json(item["regressor"]),
+            error_at=tuple(float(v) for v in item["error_at"]),
+            error=tuple(float(v) for v in item["error"]),
+        )
+        structures.append(StructureCalibration(**known))
+    return Calibration(
+        tuple(map(str, content["scores"])),
+        float(content["coverage"]),
+        str(content["weights_sha256"]),
+        Thresholds(**content["thresholds"]),
+        tuple(structures),
+    )
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a calibration is fitted.
+
+    Parameters
+    ----------
+    coverage
+        Wanted probability that the Dice lies above the lower bound.
+    folds
+        Folds over patients that keep a case's error apart from the fit that predicted it.
+    seed
+        Seed of the folds and of the boosting.
+    thresholds
+        Stated in the calibration.
+    """
+
+    coverage: float = 0.9
+    folds: int = 5
+    seed: int = 0
+    thresholds: Thresholds = Thresholds()
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.coverage < 1.0 or self.folds < 2:
+            raise UsageError(f"coverage {self.coverage} and {self.folds} folds; give 0.5 to 1 and at least 2")
+
+
+def fit_calibration(
+    scores: Mapping[str, Sequence[float]],
+    dice: Mapping[int, Sequence[float | None]],
+    names: Mapping[int, str],
+    patients: Sequence[str],
+    weights_sha256: str,
+    options: FitOptions | None = None,
+) -> Calibration:
+    """Fit on cases with ground truth that the network was not trained on.
+
+    Parameters
+    ----------
+    scores
+        Name → one value per case.
+    dice
+        Label → Dice of each case, 0 for a missed or invented structure, ``None`` where neither mask has it.
+    names
+        Label → name.
+    patients
+        The patient of each case; a patient is never on both sides of a fold.
+    weights_sha256
+        SHA-256 of the weights that made the predictions.
+    options
+        Coverage, folds, seed and thresholds.
+
+    Raises
+    ------
+    UsageError
+        If lengths differ, a score is not finite, or a structure has fewer patients than folds.
+    """
+    options = options or FitOptions()
+    matrix = np.array(list(scores.values()), dtype=np.float64).reshape(len(scores), -1).T
+    lengths = {len(matrix), len(patients), *(len(column) for column in dice.values())}
+    if not np.isfinite(matrix).all() or len(lengths) != 1:
+        raise UsageError("scores, Dice and patients differ in length or a score is not finite; give one each per case")
+    structures = []
+    for label, column in dice.items():
+        target = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+        known = np.isfinite(target)
+        who = np.asarray(patients)[known]
+        structures.append(_fit_structure(label, names[label], (matrix[known], target[known], who), options))
+    return Calibration(tuple(scores), options.coverage, weights_sha256, options.thresholds, tuple(structures))
+
+
+def _fit_structure(
+    label: int, name: str, cases: tuple[Floats, Floats, NDArray[Any]], options: FitOptions
+) -> StructureCalibration:
+    scores, dice, patients = cases
+    _, index = np.unique(patients, return_inverse=True)
+    n_patients = int(index.max()) + 1 if len(index) else 0
+    if n_patients < options.folds:
+        raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
+    fold = (np.random.default_rng(options.seed).permutation(n_patients) % options.folds)[index]
+    apart = np.empty(len(dice))
+    for number in range(options.folds):
+        held_out = fold == number
+        regressor = fit_boosted_trees(scores[~held_out], dice[~held_out], options.seed)
+        apart[held_out] = np.clip(regressor.predict(scores[held_out]), 0.0, 1.0)
+    error_at, error = _expected_error(apart, np.abs(apart - dice))
+    scaled = (apart - dice) / np.interp(apart, error_at, error)
+    # The worst case of each patient stands for the patient: cases of one patient are not independent.
+    worst = np.full(n_patients, -np.inf)
+    np.maximum.at(worst, index, scaled)
+    return StructureCalibration(
+        label=label,
+        name=name,
+        regressor=fit_boosted_trees(scores, dice, options.seed),
+        error_at=tuple(error_at.tolist()),
+        error=tuple(error.tolist()),
+        quantile=conformal_quantile(worst, options.coverage),
+        n_cases=len(dice),
+        n_patients=n_patients,
+    )
+
+
+def conformal_quantile(errors: Floats, coverage: float) -> float | None:
+    """The ⌈(n+1)·coverage⌉-th smallest error; ``None`` if n is too small for any bound to hold that often."""
+    rank = math.ceil((len(errors) + 1) * coverage - 1e-9)
+    return None if rank > len(errors) else float(np.sort(errors)[rank - 1])
+
+
+def _expected_error(predicted: Floats, error: Floats) -> tuple[Floats, Floats]:
+    """Mean size of the error in bins of the predicted Dice with equally many cases."""
+    n_bins = int(np.clip(len(predicted) // 20, 1, 10))
+    parts = np.array_split(np.argsort(predicted, kind="stable"), n_bins)
+    at = np.array([predicted[part].mean() for part in parts])
+    size = np.maximum([error[part].mean() for part in parts], _SMALLEST_ERROR)
+    return at, np.asarray(size, dtype=np.float64)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.ensemble import GradientBoostingRegressor
+
+from medseg.trust.trees import BoostedTrees, Tree, fit_boosted_trees
+
+
+def cases(n: int = 200) -> tuple[Any, Any]:
+    generator = np.random.default_rng(0)
+    inputs = generator.random((n, 3))
+    return inputs, np.where(inputs[:, 0] > 0.5, 0.9, 0.3) + 0.1 * inputs[:, 1]
+
+
+def test_the_plain_trees_answer_what_scikit_learn_answers() -> None:
+    inputs, target = cases()
+    peer = GradientBoostingRegressor(
+        n_estimators=150, max_depth=2, learning_rate=0.05, subsample=0.7, min_samples_leaf=5, random_state=3
+    ).fit(inputs, target)
+    fresh = np.random.default_rng(1).random((100, 3))
+    np.testing.assert_allclose(fit_boosted_trees(inputs, target, 3).predict(fresh), peer.predict(fresh), atol=1e-12)
+
+
+def test_trees_learn_what_depends_on_the_inputs() -> None:
+    inputs, target = cases()
+    fresh, expected = cases(50)
+    assert np.abs(fit_boosted_trees(inputs, target).predict(fresh) - expected).mean() < 0.02
+
+
+def test_json_keeps_every_digit() -> None:
+    inputs, target = cases(60)
+    trees = fit_boosted_trees(inputs, target)
+    again = BoostedTrees.from_json(json.loads(json.dumps(asdict(trees))))
+    assert again == trees
+    assert np.array_equal(again.predict(inputs), trees.predict(inputs))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ((0,), (0.5,), (0,), (0,), (1.0,)),  # its own child: would walk for ever
+        ((0, -1), (0.5, 0.0), (1, 0), (2, 0), (0.0, 1.0)),  # a child that does not exist
+        ((), (), (), (), ()),
+        ((-1,), (0.0,), (-1,), (-1,), (1.0, 2.0)),
+    ],
+)
+def test_trees_that_are_none_are_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match="tree"):
+        Tree(*parts)
