@@ -28,7 +28,7 @@ from medseg.files import write_json
 from medseg.ingest import scan
 
 _SLICES = 100
-_PYDICOM_SAMPLE = 5000
+_PYDICOM_SAMPLE = 2000
 _UID_ROOT = "1.2.826.0.1.3680043.8.498."
 _SERIES_MARK = _UID_ROOT + "1" * 20
 _INSTANCE_MARK = _UID_ROOT + "2" * 20

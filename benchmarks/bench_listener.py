@@ -26,15 +26,14 @@ from medseg.pacs.remote import PacsError
 from tests.pacs.conftest import write_study
 
 SENDERS = 5
-SETTINGS = """[listener]
+SETTINGS = """
+[listener]
 folder = "in"
 port = {port}
 allowed_callers = ["MEDSEG"]
 quiet_seconds = 2
 min_free_gb = 0
 """
-    '[listener]\nfolder = "in"\nport = {port}\nallowed_callers = ["MEDSEG"]\nquiet_seconds = 2\nmin_free_gb = 0\n'
-)
 
 
 def free_port() -> int:

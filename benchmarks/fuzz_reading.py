@@ -257,7 +257,11 @@ def _results(seeds: list[Seed], seed: int, count: int, workers: int) -> Iterator
                 del running[connection]
                 process.join()
                 if left:
-                    why = "hang" if process.exitcode in (-signal.SIGALRM, -signal.SIGPROF) else f"crash (exit code {process.exitcode})"
+                    why = (
+                        "hang"
+                        if process.exitcode in (-signal.SIGALRM, -signal.SIGPROF)
+                        else f"crash (exit code {process.exitcode})"
+                    )
                     yield left[0], f"{seeds[left[0] % len(seeds)].name}: FAILED {why}"
                     start(range(left[0] + workers, count, workers))
                 continue
@@ -283,7 +287,8 @@ def main() -> int:
     print(f"{result['count']} damaged sources, seed {result['seed']}, {result['cpu_seconds']} CPU seconds")
     for verdict, number in verdicts.most_common():
         print(f"{number:8d}  {verdict}")
-    print(f"limits: {MEMORY_LIMIT_GIB} GiB and {CPU_LIMIT_S} CPU seconds a case; largest worker {result['peak_gib']:.2f} GiB")
+    print(f"limits: {MEMORY_LIMIT_GIB} GiB and {CPU_LIMIT_S} CPU seconds a case")
+    print(f"largest worker: {result['peak_gib']:.2f} GiB")
     print(f"{len(result['failures'])} failures", *result["failures"][:20], sep="\n")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

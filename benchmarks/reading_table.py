@@ -118,12 +118,14 @@ def _by_dcm2niix(files: Sequence[str], values: Values, geometry: Geometry) -> st
     with tempfile.TemporaryDirectory() as given, tempfile.TemporaryDirectory() as made:
         for number, file in enumerate(files):
             (Path(given) / f"{number:05d}.dcm").symlink_to(Path(file).absolute())
-        command = ["dcm2niix", "-b", "n", "-z", "n", "-m", "n", "-o", made, "-f", "volume_%s", given]
+        # -p n: display values (RescaleSlope), as all other readers give them, instead of Philips's "precise" ones
+        command = ["dcm2niix", "-p", "n", "-b", "n", "-z", "n", "-m", "n", "-o", made, "-f", "volume_%s", given]
         subprocess.run(command, capture_output=True, check=False, timeout=120)
         outcomes = [
             _compare(values, geometry, volume) for file in Path(made).glob("*.nii") for volume in _volumes(file)
         ]
-    return "same" if "same" in outcomes else outcomes[0] if outcomes else "made nothing"
+    best_first = sorted(outcomes, key=lambda outcome: (outcome != "same", not outcome.startswith("same")))
+    return best_first[0] if best_first else "made nothing"
 
 
 def _volumes(file: Path) -> Iterator[tuple[Values, Affine]]:

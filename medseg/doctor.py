@@ -20,9 +20,7 @@ __all__ = ["Diagnosis", "diagnose"]
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {
     "openvino": "a faster CPU engine for some networks",
-    "cluster": "batch inference over many machines",
     "pacs": "DICOM network and DICOMweb",
-    "tracking": "experiment tracking",
 }
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -57,7 +57,7 @@ def require_trusted(path: str | Path) -> None:
     more = f"\n  and {len(blocking) - _SHOWN} more" if len(blocking) > _SHOWN else ""
     raise UntrustedBundle(
         f"bundle {Path(path).name} does not pass the audit ({len(blocking)} findings that block):\n{listed}{more}\n"
-        "see all with: medseg bundle audit; give --trust-bundle only if you know who wrote it"
+        "see all with: medseg bundle audit, and ask whoever made the bundle"
     )
 
 

@@ -32,7 +32,7 @@ def index(
 
     The exit code is 1 if some were refused. Nothing shown or kept is derived from a name or a date.
 
-    Example: [bold]medseg index /data/studies --database index.sqlite[/bold]
+    Example: medseg index /data/studies --database index.sqlite
     """
     from medseg.cli._progress import counted_progress
     from medseg.ingest import scan

@@ -13,9 +13,7 @@ from medseg.cli.main import app
 if TYPE_CHECKING:
     from medseg.manifests import AuditReport, Manifest
 
-manifest_app = typer.Typer(
-    help="Datalists: create, split by patient, audit, download.", no_args_is_help=True, rich_markup_mode="rich"
-)
+manifest_app = typer.Typer(help="Datalists: create, split by patient, audit, download.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
 
 _ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="A datalist, or an MSD or nnU-Net dataset.json.")]
@@ -42,7 +40,7 @@ def create(
 ) -> Outcome:
     """Make a datalist from folders, an MSD or nnU-Net dataset.json, or BIDS derivatives.
 
-    Example: [bold]medseg manifest create --images data/images --labels data/labels -o datalist.json[/bold]
+    Example: medseg manifest create --images data/images --labels data/labels -o datalist.json
     """
     from medseg.manifests import create as create_manifest
 
@@ -72,7 +70,7 @@ def split(
 ) -> Outcome:
     """Split a datalist by patient into folds and a test set, balanced by what the labels contain.
 
-    Example: [bold]medseg manifest split datalist.json --folds 5 --test 0.2 --seed 0[/bold]
+    Example: medseg manifest split datalist.json --folds 5 --test 0.2 --seed 0
     """
     from medseg.manifests import Manifest
 
@@ -89,7 +87,7 @@ def split(
 def audit(file: _ManifestFile, *, dataset_dir: _DatasetDir = None) -> Outcome:
     """Check grids, labels, intensities, duplicates, leakage between folds, checksums; exit 1 if training is blocked.
 
-    Example: [bold]medseg manifest audit datalist.json --json[/bold]
+    Example: medseg manifest audit datalist.json --json
     """
     from medseg.cli._progress import counted_progress
     from medseg.manifests import Manifest
@@ -111,7 +109,7 @@ def download(
 ) -> Outcome:
     """Download a public dataset (Medical Segmentation Decathlon, CC BY-SA 4.0) and check it.
 
-    Example: [bold]medseg manifest download hippocampus -o data[/bold]
+    Example: medseg manifest download hippocampus -o data
     """
     from medseg.manifests.download import download_task
 

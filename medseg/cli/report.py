@@ -37,7 +37,7 @@ def report(
 ) -> Outcome:
     """Write report.html into an infer or evaluate folder: self-contained, works offline, worst cases first.
 
-    Example: [bold]medseg report results/ --images scans/ --references masks/[/bold]
+    Example: medseg report results/ --images scans/ --references masks/
     """
     from medseg.evaluation.report import write_report
 

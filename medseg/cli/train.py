@@ -39,8 +39,8 @@ def train(
 ) -> Outcome:
     """Train a bundle: generator against discriminator, with validation, checkpoints and exact resume.
 
-    Example: [bold]medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
-    --output runs/fold0 --set epochs=10[/bold]
+    Example: medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
+    --output runs/fold0 --set epochs=10
     """
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides

@@ -183,7 +183,7 @@ class Batch:
     def _tune(self, predictor: Predictor, image: MetaTensor, modality: str | None, case_id: str) -> None:
         """Choose how the network is run, once, on the first case that can be labelled."""
         begin = time.perf_counter()
-        choice = predictor.tune(image, modality, case_id)
+        choice = predictor.tune(image, modality, case_id, len(self.cases) - len(self.results))
         self.tuning = False
         self.tuning_seconds = time.perf_counter() - begin
         self.journal.set_fact(self.setting.run_key, choice.to_json())

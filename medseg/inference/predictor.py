@@ -30,6 +30,8 @@ __all__ = ["Prediction", "Predictor"]
 _log = logging.getLogger(__name__)
 _WHOLE = WindowSettings((0, 0, 0))
 _MEMORY_FRACTION = 0.5
+_WORTH_TUNING_S = 60.0
+_WORTH_COMPILING_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,20 @@ class Predictor:
             return Prediction(labels, seconds)
         return Prediction(labels, seconds, prepared, torch.cat(kept, dim=1))
 
-    def tune(self, image: MetaTensor, modality: str | None = None, case_id: str = "") -> Choice:
+    def tune(
+        self, image: MetaTensor, modality: str | None = None, case_id: str = "", waiting: float = math.inf
+    ) -> Choice:
         """Find the fastest way that labels ``image`` as the bundle's own does, use it and return it.
+
+        Parameters
+        ----------
+        image, modality
+            As for :meth:`predict`.
+        case_id
+            Name of the case, for the record.
+        waiting
+            Number of cases to come. Nothing is measured, and no engine that is slow to start is tried, where these
+            cases take less time than that.
 
         Raises
         ------
@@ -144,8 +158,11 @@ class Predictor:
         begin = time.perf_counter()
         expected = self.predict(image, modality).label_map
         reference_s = time.perf_counter() - begin
+        if reference_s * waiting < _WORTH_TUNING_S:
+            return self.choice
+        patient = reference_s * waiting > _WORTH_COMPILING_S
         window = middle_window(self._prepare(image).as_tensor().float(), self.recipe.windows or _WHOLE)
-        engine, _ = choosing.fastest_engine(window, self._copy, self.device)
+        engine, _ = choosing.fastest_engine(window, self._copy, self.device, compiled=patient)
         best = Choice(measured_on=case_id)
         for windows in ("bundle", "large"):
             if (engine.name, windows) == (REFERENCE, "bundle") or (windows == "large" and self.recipe.windows is None):

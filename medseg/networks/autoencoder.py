@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class Autoencoder(nn.Module):
         As in ``BasicUNet``; give both networks the same.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments of BasicUNet
         self,
         spatial_dims: int = 3,
         in_channels: int = 1,
@@ -71,9 +70,10 @@ class Autoencoder(nn.Module):
         ValueError
             If a side is not: without skip connections nothing can put a lost voxel back.
         """
-        # a traced or scripted network has fixed sizes, and MONAI's export checks them
-        if not torch.jit.is_scripting() and any(side % 16 for side in volume.shape[2:]):
-            raise ValueError(f"found sides of {list(volume.shape[2:])}, expected multiples of 16; pad or crop the volume")
+        if any(side % 16 for side in volume.shape[2:]):
+            raise ValueError(
+                f"found sides of {list(volume.shape[2:])}, expected multiples of 16; pad or crop the volume"
+            )
         code = self.encode(volume)
         for block in (self.up_4, self.up_3, self.up_2, self.up_1):
             code = block(code, None)

@@ -23,16 +23,10 @@ Compute = Callable[[Route, Path, Path], Sequence[Path]]
 
 def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
     """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped."""
-    from medseg.inference import run_batch
-    from medseg.ingest import read_rules, scan, select
+    from medseg.inference import Options, run_batch
 
-    records = [record for record in scan([study_folder]) if record.kind == "dicom"]
-    if route.select is not None:
-        chosen = select(records, read_rules(route.select))
-        records = [choice.record for choice in chosen if choice.chosen]
-    if not records:
-        return []
-    run_batch(route.bundle, records, output, write=route.write)
+    select = str(route.select) if route.select else None
+    run_batch(route.bundle, [study_folder], output, Options(write=route.write, select=select))
     return sorted(output.glob("*.dcm"))
 
 

@@ -54,7 +54,7 @@ class Phantom:
     @property
     def geometry(self) -> Geometry:
         """The grid of image and label."""
-        return Geometry(self.image.shape, self.affine)  # type: ignore[arg-type]
+        return Geometry(self.image.shape, self.affine)
 
     @property
     def has_lesion(self) -> bool:

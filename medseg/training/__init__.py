@@ -10,6 +10,7 @@ from medseg.training.losses import AdversarialLoss, feature_matching, gradient_p
 from medseg.training.metrics import HausdorffMillimetres
 from medseg.training.parallel import local_device, start_processes, stop_processes
 from medseg.training.run import TrainingResult, train_bundle
+from medseg.training.samples import Samples
 from medseg.training.sampling import DrawSampler, TrainingDataset, training_loader
 from medseg.training.schedule import AdversarialSchedule, OneCycle, Turn
 
@@ -23,6 +24,7 @@ __all__ = [
     "HausdorffMillimetres",
     "Journal",
     "OneCycle",
+    "Samples",
     "TrainingDataset",
     "TrainingResult",
     "Turn",

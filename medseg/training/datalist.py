@@ -53,9 +53,11 @@ def fold_items(
         raise UsageError(
             f"the datalist {datalist} leaves no case for {part} with fold {fold}; split it into folds first"
         )
-    if not Path(chosen[0]["image"]).exists():
+    first = chosen[0]["image"]
+    images = [first] if isinstance(first, str) else first  # several channels are a list of files
+    if missing := [image for image in images if not Path(image).exists()]:
         raise UsageError(
-            f"the first image of the datalist, {chosen[0]['image']}, does not exist; "
+            f"the first image of the datalist, {missing[0]}, does not exist; "
             "give the folder that holds the data with --dataset-dir (dataset_dir in the configuration)"
         )
     return [{key: item[key] for key in ("image", "label")} for item in chosen[:limit]]

@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 from medseg import __version__
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, Interrupted, MedsegError, UsageError
-from medseg.files import atomic_path, sha256_file, write_bytes, write_json
+from medseg.files import atomic_path, sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.initial import initialise_from
@@ -100,8 +100,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     init
         Another bundle, or a state dict, whose fitting weights are copied before the first step.
     publish
-        Copy the model of the best validation (True or ``"best"``), or that of the last epoch, into the bundle's ``models/`` and its
-        discriminator into ``trust/``. ``"final"`` keeps the figures of the held-out fold free of selection.
+        Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
+        keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
     watchers
         Attached to the trainer after the configuration's own handlers.
 
@@ -116,7 +116,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     OutputLocked
         If another process trains into the same folder.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(Path(bundle))
     named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
     given = {
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None

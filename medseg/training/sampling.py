@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     """One drawn sample: its number in the run and the case it shows."""
 
     number: int
-    index: int
+    case: int
 
 
 class DrawSampler(Sampler[Draw]):
@@ -100,7 +100,7 @@ class TrainingDataset(CacheDataset):
             return super().__getitem__(index)
         state = np.random.SeedSequence((self.seed, index.number)).generate_state(1)[0]
         self.transform.set_random_state(seed=int(state))
-        return self._transform(index.index)
+        return self._transform(index.case)
 
 
 def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:

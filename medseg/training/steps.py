@@ -55,7 +55,7 @@ class NetworkStep:
         if not bool(torch.isfinite(loss)):
             self._skip("loss")
             return False
-        self.scaler.scale(loss * share).backward()
+        torch.autograd.backward(self.scaler.scale(loss * share))
         return True
 
     def update(self) -> bool:

@@ -109,13 +109,20 @@ def test_tuning_refuses_windows_that_change_the_labels(tmp_path: Path) -> None:
     assert chosen.windows == "bundle"
 
 
+def test_nothing_is_measured_where_it_would_take_longer_than_it_saves(thresholds: Path) -> None:
+    chosen = Predictor(thresholds).tune(meta_tensor(blobs((20, 20, 20)), grid("plain")), case_id="a", waiting=2)
+    assert chosen == Choice()
+
+
 def test_the_choice_is_made_once_and_kept(tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         save(blobs((12, 12, 12), number), grid("plain"), tmp_path / "images" / f"case{number}.nii.gz")
     calls: list[str] = []
     tune: Callable[..., Choice] = Predictor.tune
 
-    def counted(self: Predictor, image: object, modality: str | None = None, case_id: str = "") -> Choice:
+    def counted(
+        self: Predictor, image: object, modality: str | None = None, case_id: str = "", waiting: float = 0
+    ) -> Choice:
         calls.append(case_id)
         tune(self, image, modality, case_id)
         self.use(Choice(REFERENCE, "large", 1.0, case_id, 2.0))

@@ -16,7 +16,7 @@ def test_pretraining_is_a_copy_of_the_encoder() -> None:
     wanted = encoder_state(unet.state_dict())
     assert {name: value.shape for name, value in pretrained.items()} == {n: v.shape for n, v in wanted.items()}
     unet.load_state_dict(pretrained, strict=False)
-    volume = torch.randn(1, 1, 16, 16, 16)
+    volume = torch.randn(1, 1, 32, 16, 16)
     code = unet.down_4(unet.down_3(unet.down_2(unet.down_1(unet.conv_0(volume)))))
     assert torch.equal(code, autoencoder.encode(volume))
 
@@ -48,8 +48,8 @@ def test_other_sizes_are_refused() -> None:
 def test_it_learns_to_restore() -> None:
     torch.manual_seed(0)
     network = Autoencoder(features=FEATURES)
-    clean = torch.zeros(2, 1, 16, 16, 16)
-    clean[:, :, 4:12, 4:12, 4:12] = 1.0
+    clean = torch.zeros(1, 1, 32, 16, 16)
+    clean[:, :, 8:24, 4:12, 4:12] = 1.0
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     losses = []
     for _ in range(25):

@@ -13,7 +13,7 @@ def test_logits_are_one_channel_per_patch_and_unbounded() -> None:
     assert judged.logits[0].shape[:2] == (2, 1)
     assert min(judged.logits[0].shape[2:]) > 1  # patches, not one number per volume
     with torch.no_grad():
-        network.scales[0].final_conv.conv.bias.fill_(50.0)
+        network.get_parameter("scales.0.final_conv.conv.bias").fill_(50.0)
         judged = network(torch.randn(2, 1, 16, 24, 16), torch.rand(2, 3, 16, 24, 16))
     assert float(judged.logits[0].max()) > 1.0
 
@@ -50,5 +50,6 @@ def test_spectral_norm_bounds_every_convolution() -> None:
     network = ConditionalPatchDiscriminator(label_channels=2, channels=4, spectral=True)
     for _ in range(50):
         network(torch.randn(1, 1, 16, 16, 16), torch.rand(1, 2, 16, 16, 16))
-    weight = network.scales[0].final_conv.conv.weight.detach().flatten(1)
+    convolution = network.get_submodule("scales.0.final_conv.conv")
+    weight = torch.as_tensor(convolution.weight).detach().flatten(1)
     assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, abs=0.05)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, ValidationHandler, from_engine
 from monai.losses import DiceCELoss
@@ -80,7 +81,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
         ]
         evaluator = SupervisedEvaluator(
             device="cpu",
-            val_data_loader=DataLoader(balls(2, seed=9), batch_size=1),
+            val_data_loader=DataLoader(Dataset(balls(2, seed=9)), batch_size=1),
             network=average.module,
             postprocessing=Compose(one_hot),
             key_val_metric={

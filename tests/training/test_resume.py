@@ -139,7 +139,8 @@ def test_randomness_comes_back() -> None:
 
 
 def test_weights_are_written_in_the_standard_layout(tmp_path: Path) -> None:
-    network = torch.nn.Conv3d(2, 3, 3).to(memory_format=torch.channels_last_3d)
+    network = torch.nn.Conv3d(2, 3, 3)
+    network.weight.data = network.weight.data.contiguous(memory_format=torch.channels_last_3d)
     save_weights(network, tmp_path / "model.pt")
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(tensor.is_contiguous() for tensor in saved.values())

@@ -21,7 +21,7 @@ def test_starting_later_gives_the_rest_of_the_same_stream(cases: int, start: int
 
 
 def test_every_pass_shows_every_case_in_another_order() -> None:
-    draws = [draw.index for draw in islice(DrawSampler(20, 40), 40)]
+    draws = [draw.case for draw in islice(DrawSampler(20, 40), 40)]
     assert sorted(draws[:20]) == sorted(draws[20:]) == list(range(20))
     assert draws[:20] != draws[20:]
 

@@ -108,7 +108,13 @@ def test_the_foreground_is_centred_on_request() -> None:
     label = torch.zeros(1, 30, 30, 30)
     label[0, 25, 3, 14] = 1.0
     transform = RandSpatiald(
-        ["label"], (5, 5, 5), mode="nearest", prob_affine=0.0, prob_elastic=0.0, foreground_key="label", prob_foreground=1.0
+        ["label"],
+        (5, 5, 5),
+        mode="nearest",
+        prob_affine=0.0,
+        prob_elastic=0.0,
+        foreground_key="label",
+        prob_foreground=1.0,
     )
     assert float(transform({"label": label})["label"][0, 2, 2, 2]) == 1.0
     empty = transform({"label": torch.zeros(1, 30, 30, 30)})["label"]
