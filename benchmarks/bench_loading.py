@@ -1,6 +1,6 @@
 """Loading and saving side by side with MONAI, nibabel and SimpleITK: the same volume, interleaved, medians of CPU time.
 
-python -m benchmarks.bench_loading [--repeats 3] [--slices 300] [--json FILE]
+python -m benchmarks.bench_loading [--only PART] [--repeats 3] [--slices 300] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ import SimpleITK
 import torch
 from monai.transforms import LoadImaged
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from medseg.ingest import save_nifti
 from medseg.transforms import LoadVolumed
@@ -45,7 +53,7 @@ def make_volume(slices: int) -> np.ndarray[Any, np.dtype[np.int16]]:
     return np.asfortranarray(planes[..., np.arange(slices) % 16])
 
 
-def write_series(volume: np.ndarray[Any, Any], folder: Path) -> None:
+def write_series(volume: np.ndarray[Any, Any], folder: Path, syntax: str = ExplicitVRLittleEndian) -> None:
     """One CT series, one file per slice."""
     folder.mkdir()
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
@@ -67,6 +75,8 @@ def write_series(volume: np.ndarray[Any, Any], folder: Path) -> None:
         item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         item.file_meta.MediaStorageSOPClassUID = item.SOPClassUID
         item.file_meta.MediaStorageSOPInstanceUID = item.SOPInstanceUID
+        if syntax != ExplicitVRLittleEndian:
+            item.compress(syntax, generate_instance_uid=False)
         item.save_as(folder / f"{k:04d}.dcm", enforce_file_format=True)
 
 
@@ -135,9 +145,11 @@ def bench_save_nifti(volume: np.ndarray[Any, Any], folder: Path, repeats: int) -
     return timings
 
 
-def bench_load_series(volume: np.ndarray[Any, Any], folder: Path, repeats: int) -> Timings:
-    source = folder / "series"
-    write_series(volume, source)
+def bench_load_series(
+    volume: np.ndarray[Any, Any], folder: Path, repeats: int, syntax: str = ExplicitVRLittleEndian
+) -> Timings:
+    source = folder / f"series-{syntax}"
+    write_series(volume, source, syntax)
     calls = {
         "medseg LoadVolumed": _ours(source),
         "MONAI LoadImaged, ITKReader": _monai("ITKReader", source),
@@ -156,10 +168,21 @@ def show(title: str, timings: Timings) -> dict[str, Any]:
     return {name: {"cpu_s": cpu, "cpu_ratio": cpu / ours_cpu, "wall_s": wall} for name, (cpu, wall) in timings.items()}
 
 
+PARTS: dict[str, tuple[str, Callable[[np.ndarray[Any, Any], Path, int], Timings]]] = {
+    "load-nifti": ("load .nii.gz", bench_load_nifti),
+    "save-nifti": ("save .nii.gz", bench_save_nifti),
+    "load-series": ("load DICOM series", bench_load_series),
+    "load-rle": ("load DICOM series, RLE", partial(bench_load_series, syntax=RLELossless)),
+    "load-jpeg-ls": ("load DICOM series, JPEG-LS", partial(bench_load_series, syntax=JPEGLSLossless)),
+    "load-jpeg-2000": ("load DICOM series, JPEG 2000", partial(bench_load_series, syntax=JPEG2000Lossless)),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="this part only; may be repeated")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -168,11 +191,8 @@ def main() -> int:
     results = {}
     with tempfile.TemporaryDirectory(prefix="medseg-bench-") as name:
         shape = "x".join(str(n) for n in volume.shape)
-        for title, bench in (
-            ("load .nii.gz", bench_load_nifti),
-            ("save .nii.gz", bench_save_nifti),
-            ("load DICOM series", bench_load_series),
-        ):
+        for part in options.only or PARTS:
+            title, bench = PARTS[part]
             results[title] = show(f"{title}, {shape} int16", bench(volume, Path(name), options.repeats))
     if options.json:
         options.json.write_text(

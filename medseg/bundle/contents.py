@@ -20,6 +20,8 @@ _KNOWN_SUFFIXES = frozenset(
 _KNOWN_NAMES = frozenset(
     {"license", "licence", "notice", "copying", "citation", "authors", "readme", ".gitattributes", ".gitignore"}
 )
+_TRAINING_LOG = re.compile(r"runs/.+/(\.lock|events\.out\.tfevents\.[^/]+)")
+"""What training leaves below ``runs/`` beside pictures, tables and checkpoints: data that nothing executes."""
 _CODE = {
     ".py": "Python code",
     ".pyc": "compiled Python code",
@@ -84,7 +86,7 @@ def _kind(name: str) -> Iterator[Finding]:
     if suffix in _CODE:
         why = "a bundle is pure data; medseg never runs code that comes with one"
         yield Finding("block", name, "", _CODE[suffix], why)
-    elif suffix not in _KNOWN_SUFFIXES and path.name not in _KNOWN_NAMES:
+    elif suffix not in _KNOWN_SUFFIXES and path.name not in _KNOWN_NAMES and not _TRAINING_LOG.fullmatch(name):
         why = "only known kinds of data belong into a bundle; remove it"
         yield Finding("block", name, "", "a file of an unknown kind", why)
 

@@ -12,13 +12,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from medseg.errors import UsageError
 from medseg.ingest.walk import Entry
 
-__all__ = ["IndexDatabase", "Row", "SeriesGroup"]
+__all__ = ["Found", "FoundFile", "IndexDatabase", "SeriesGroup"]
 
-_VERSION = "1"
+_VERSION = "2"
 """Raise it when headers or verdicts change their meaning: an older database is then filled anew."""
 
 _TOKEN_BYTES = 5
@@ -32,7 +33,7 @@ CREATE TABLE files (
     id INTEGER PRIMARY KEY, folder INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, token INTEGER NOT NULL, series INTEGER NOT NULL, UNIQUE (folder, name));
 CREATE INDEX files_by_series ON files (series, folder, token);
-CREATE TABLE headers (file INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+CREATE TABLE headers (file INTEGER PRIMARY KEY, payload TEXT NOT NULL);
 CREATE TABLE records (series INTEGER NOT NULL, fingerprint TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE INDEX records_by_series ON records (series, fingerprint);
 """
@@ -60,14 +61,16 @@ NO_SERIES = 0
 """Series number of files that hold no image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What was found in one file: the key of its series (empty: nothing of interest) and its header as bytes."""
+Found = tuple[str, str]
+"""What was found in one file: the key of its series (empty: nothing of interest) and its header as text."""
+
+
+class FoundFile(NamedTuple):
+    """A file that is new or has changed: the number of its folder, its path, and its size and time."""
 
     folder: int
+    path: str
     entry: Entry
-    series_key: str
-    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +168,18 @@ class IndexDatabase:
             [(folder, os.fsencode(name)) for name in names],
         )
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, files: Sequence[FoundFile], found: Sequence[Found]) -> None:
         """Store what was found in some files."""
-        for row in rows:
-            size, mtime_ns = row.entry.size, row.entry.mtime_ns
-            token = _token(row.folder, row.entry)
-            values = (row.folder, os.fsencode(row.entry.name), size, mtime_ns, token, self._number(row.series_key))
-            cursor = self._connection.execute(
-                "INSERT OR REPLACE INTO files (folder, name, size, mtime_ns, token, series) VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
-            if row.series_key:
-                self._connection.execute("INSERT INTO headers VALUES (?, ?)", (cursor.lastrowid, row.payload))
+        (last,) = self._connection.execute("SELECT COALESCE(MAX(id), 0) FROM files").fetchone()
+        rows = []
+        headers = []
+        for number, ((folder, _, entry), (key, payload)) in enumerate(zip(files, found, strict=True), last + 1):
+            name, size, mtime_ns = entry
+            rows.append((number, folder, os.fsencode(name), size, mtime_ns, _token(folder, entry), self._number(key)))
+            if key:
+                headers.append((number, payload))
+        self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?)", headers)
         self._written += len(rows)
         if self._written >= _COMMIT_EVERY:
             self._written = 0
@@ -212,7 +215,7 @@ class IndexDatabase:
         rows = self._connection.execute(_GROUPS)
         return [SeriesGroup(number, key, f"{count}-{total:x}") for number, key, count, total in rows]
 
-    def headers(self, series: int) -> Iterator[bytes]:
+    def headers(self, series: int) -> Iterator[str]:
         """The stored headers of a series' files in scope."""
         rows = self._connection.execute(_HEADERS, (series,))
         return (payload for (payload,) in rows)

@@ -12,9 +12,11 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Container
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
+
+from medseg.ingest.runs import FUNCTIONAL_GROUPS, LONGEST_WANTED, SHORT_VRS, runs_of
 
 __all__ = ["DEFLATED", "MAX_HEADER_BYTES", "Elements", "inflate", "open_file", "open_regular", "read_elements"]
 
@@ -26,8 +28,8 @@ _IMPLICIT: Final = "1.2.840.10008.1.2"
 _BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 _TRANSFER_SYNTAX: Final = 0x00020010
+_META_WANTED: Final = frozenset((_TRANSFER_SYNTAX,))
 _LAST_OF_META: Final = 0x0002FFFF
-_FUNCTIONAL_GROUPS: Final = (0x52009229, 0x52009230)
 _FIRST_PIXEL_TAG: Final = 0x7FE00008
 _LAST_PIXEL_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
@@ -35,12 +37,15 @@ _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 
 _UNDEFINED: Final = 0xFFFFFFFF
+_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FIRST_READ: Final = 16 * 1024
-_LONGEST_WANTED: Final = 64 * 1024
 _DEEPEST_NESTING: Final = 32
+_HEADS: Final = {
+    order: (struct.Struct(order + "HH2sH"), struct.Struct(order + "HHI"), struct.Struct(order + "I")) for order in "<>"
+}
+"""Begin of an element with a short length, of one without value representation, and a long length, by byte order."""
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
-_VRS: Final = _LONG_VRS | _SHORT_VRS
+_VRS: Final = _LONG_VRS | SHORT_VRS
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Elements:
         Raw value of each wanted element that is present, by tag; empty for a sequence of undefined length.
     transfer_syntax
         UID from the file meta information, or the implicit syntax for files without one.
+    file_size
+        Number of bytes of the file.
     data_set_offset
         Where the data set begins in the file, after the file meta information.
     pixel_tag, pixel_offset, pixel_length
@@ -70,6 +77,7 @@ class Elements:
 
     values: dict[int, bytes] = field(default_factory=dict)
     transfer_syntax: str = _IMPLICIT
+    file_size: int = 0
     data_set_offset: int = 0
     pixel_tag: int = 0
     pixel_offset: int = 0
@@ -94,9 +102,15 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     OSError
         The file is not there, not readable, or not a regular file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - the hot path of a scan
+    return _open(path)[0]
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Descriptor and size of a regular file."""
+    found = os.stat(path)  # noqa: PTH116 - the hot path of a scan
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(f"not a regular file: {os.fspath(path)!r}")
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    return os.open(path, _FLAGS), found.st_size
 
 
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
@@ -104,7 +118,7 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
     return io.FileIO(open_regular(path), "rb")
 
 
-def read_elements(path: str | os.PathLike[str], wanted: Container[int]) -> Elements | None:
+def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Elements | None:
     """Walk the header of one file; ``None`` if it is not DICOM.
 
     Raises
@@ -112,15 +126,15 @@ def read_elements(path: str | os.PathLike[str], wanted: Container[int]) -> Eleme
     OSError
         The file cannot be opened or read.
     """
-    descriptor = open_regular(path)
+    descriptor, size = _open(path)
     try:
-        source: _FileBytes | _InflatedBytes = _FileBytes(descriptor)
+        source: _FileBytes | _InflatedBytes = _FileBytes(descriptor, size)
         source.grow(_FIRST_READ)
         start = _first_element(source.buffer)
         if start is None:
             return None
-        found = Elements()
-        meta = _Walk(source, found, (_TRANSFER_SYNTAX,), _LAST_OF_META)
+        found = Elements(file_size=size)
+        meta = _Walk(source, found, _META_WANTED, _LAST_OF_META)
         found.data_set_offset = position = meta.run(start)
         syntax = found.values.pop(_TRANSFER_SYNTAX, b"").rstrip(b"\0 ").decode("ascii", "replace")
         found.transfer_syntax = syntax or _IMPLICIT
@@ -167,9 +181,9 @@ def _first_element(buffer: bytes) -> int | None:
 class _FileBytes:
     """The begin of a file, read in growing steps."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
+        self._size = size
         self.buffer = b""
 
     def grow(self, end: int) -> bool:
@@ -232,7 +246,7 @@ class _Walk:
         self,
         source: _FileBytes | _InflatedBytes,
         found: Elements,
-        wanted: Container[int],
+        wanted: AbstractSet[int],
         last: int,
         byte_order: str = "<",
     ) -> None:
@@ -240,9 +254,9 @@ class _Walk:
         self._found = found
         self._wanted = wanted
         self._last = last
-        self._short = struct.Struct(byte_order + "HH2sH")
-        self._implicit = struct.Struct(byte_order + "HHI")
-        self._long = struct.Struct(byte_order + "I")
+        self._stop = min(last + 1, _FIRST_PIXEL_TAG)
+        self._byte_order = byte_order
+        self._short, self._implicit, self._long = _HEADS[byte_order]
         self.explicit = True
 
     def run(self, position: int) -> int:
@@ -263,32 +277,25 @@ class _Walk:
 
     def _elements(self, position: int) -> int:
         buffer, values, wanted = self._source.buffer, self._found.values, self._wanted
-        available, stop = len(buffer), min(self._last + 1, _FIRST_PIXEL_TAG)
-        unpack, explicit, last_head = self._short.unpack_from, self.explicit, available - 8
+        available = len(buffer)
+        read_runs = runs_of(wanted, self._stop, self._byte_order, self.explicit).read
         while position < available or self._source.grow(position + 1):
-            if explicit and position <= last_head:
-                # Nearly all elements are of this kind: written out here, since a scan is bound by this loop.
-                group, element, vr, length = unpack(buffer, position)
-                tag, value = group << 16 | element, position + 8
-                end = value + length
-                if vr in _SHORT_VRS and tag < stop and end <= available:
-                    if tag in wanted:
-                        values[tag] = buffer[value:end]
-                    position = end
-                    continue
             if position >= available:
                 raise _OutOfBytesError(position, position + 1)
+            position = read_runs(buffer, position, values)
+            if position == available:
+                continue
             tag, length, value = self._head(buffer, position, position)
-            if tag >= stop:
+            if tag >= self._stop:
                 self._at_end(tag, length, value)
                 return position
-            if tag in _FUNCTIONAL_GROUPS:
+            if tag in FUNCTIONAL_GROUPS:
                 self._found.has_functional_groups = True
             end = self._skip_items(buffer, value, position, 0) if length == _UNDEFINED else value + length
             if end > available:
                 raise _OutOfBytesError(position, end)
             if tag in wanted:
-                values[tag] = buffer[value:end] if length <= _LONGEST_WANTED else b""
+                values[tag] = buffer[value:end] if length <= LONGEST_WANTED else b""
             position = end
         self._found.truncated = position > available
         return position

@@ -19,7 +19,7 @@ from medseg.ingest.elements import open_file
 __all__ = ["is_gzip", "read_all", "read_begin"]
 
 _MAGIC: Final = b"\x1f\x8b"
-_CHUNK: Final = 4 * 1024 * 1024
+_CHUNK: Final = 1024 * 1024
 _ERRORS: Final = (cast("type[Exception]", igzip_lib.IsalError), EOFError)  # the stub declares an instance
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from medseg.errors import ReasonCode
 from medseg.ingest import tags
@@ -20,6 +21,13 @@ from medseg.ingest.pseudonyms import pseudonym, uid_hash
 __all__ = ["Frame", "Header", "read_header"]
 
 Vector = tuple[float, ...]
+
+_OWN_FACTS: Final = {tag: tags.FACT_TAGS[tag] for tag in (tags.ACQUISITION_TIME, tags.CONTENT_TIME)}
+_COMMON_FACTS: Final = {tag: name for tag, name in tags.FACT_TAGS.items() if tag not in _OWN_FACTS}
+_COMMON_TAGS: Final = tuple(
+    sorted(tags.WANTED - _OWN_FACTS.keys() - {tags.SOP_INSTANCE_UID, tags.INSTANCE_NUMBER, tags.IMAGE_POSITION})
+)
+"""What differs between the slices of most series is left out."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -35,9 +43,10 @@ class Frame(NamedTuple):
     facts: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of one DICOM file, or of one frame of it.
+
+    A named tuple and no dataclass, since a scan makes, writes and reads one for every file.
 
     Attributes
     ----------
@@ -112,21 +121,20 @@ class Header:
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
-        return _ENCODE({name: getattr(self, name) for name in self.__slots__})
+        return _ENCODE(self)
 
     @classmethod
     def from_json(cls, text: str) -> Header:
         """The record that :meth:`to_json` wrote."""
-        values = json.loads(text)
-        plain: dict[str, Any] = {key: _tuple(value) for key, value in values.items()}
-        plain["frames"] = tuple(Frame._make(map(_tuple, frame)) for frame in values["frames"])
-        return cls(**plain)
+        header = cls._make([tuple(value) if type(value) is list else value for value in json.loads(text)])
+        if not header.frames:
+            return header
+        return header._replace(frames=tuple(Frame._make(map(_tuple, frame)) for frame in header.frames))
 
     def per_frame(self) -> tuple[Header, ...]:
         """One header for each frame of an enhanced multi-frame file; the header itself for a classic file."""
         return tuple(
-            replace(
-                self,
+            self._replace(
                 frame=index,
                 frames=(),
                 position=frame.position,
@@ -187,17 +195,44 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
 
 
 def _header(path: str, found: Elements, values: tags.Values) -> Header:
+    common = _common(tuple(map(found.values.get, _COMMON_TAGS)), found.byte_order)
+    header = common._replace(
+        path=path,
+        size=found.file_size,
+        sop_instance_hash=uid_hash(values.text(tags.SOP_INSTANCE_UID)),
+        instance_number=values.integer_string(tags.INSTANCE_NUMBER),
+        position=values.vector(tags.IMAGE_POSITION, 3),
+        facts=common.facts | _facts(values, _OWN_FACTS),
+        transfer_syntax=found.transfer_syntax,
+        pixel_tag=found.pixel_tag,
+        pixel_offset=found.pixel_offset,
+        pixel_length=found.pixel_length,
+        data_set_offset=found.data_set_offset,
+    )
+    if not (found.truncated or found.malformed):
+        return header
+    defect, message = _broken(found)
+    return header._replace(defect=defect, defect_message=message)
+
+
+@lru_cache(maxsize=128)
+def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
+    """What the slices of a series have in common; the rest is left empty. Only its first slice pays for it."""
+    values = tags.Values(
+        {tag: value for tag, value in zip(_COMMON_TAGS, raw, strict=True) if value is not None}, byte_order
+    )
     identity = values.text(tags.PATIENT_ID)
     name = values.text(tags.PATIENT_NAME).upper().strip("^ ")
-    defect, message = _defect(found, values)
+    defect, message = _defect(values)
     signed = values.integer(tags.PIXEL_REPRESENTATION) == 1
     image_type = tuple(part.strip() for part in values.text(tags.IMAGE_TYPE).split("\\") if part.strip())
+    facts = _facts(values, _COMMON_FACTS)
     return Header(
-        path=path,
-        size=os.stat(path).st_size,  # noqa: PTH116 - the hot path of a scan
+        path="",
+        size=0,
         series_uid_hash=uid_hash(values.text(tags.SERIES_INSTANCE_UID)),
         study_uid_hash=uid_hash(values.text(tags.STUDY_INSTANCE_UID)),
-        sop_instance_hash=uid_hash(values.text(tags.SOP_INSTANCE_UID)),
+        sop_instance_hash="",
         frame_of_reference_hash=uid_hash(values.text(tags.FRAME_OF_REFERENCE_UID)),
         patient_hash=pseudonym(identity or f"{name}{values.text(tags.PATIENT_BIRTH_DATE)}"),
         person_hash=pseudonym(f"{identity}|{name}"),
@@ -205,7 +240,7 @@ def _header(path: str, found: Elements, values: tags.Values) -> Header:
         modality=values.text(tags.MODALITY),
         description=values.decoded(tags.SERIES_DESCRIPTION),
         series_number=values.integer_string(tags.SERIES_NUMBER),
-        instance_number=values.integer_string(tags.INSTANCE_NUMBER),
+        instance_number=None,
         rows=values.integer(tags.ROWS) or 0,
         columns=values.integer(tags.COLUMNS) or 0,
         samples_per_pixel=values.integer(tags.SAMPLES_PER_PIXEL) or 1,
@@ -214,21 +249,21 @@ def _header(path: str, found: Elements, values: tags.Values) -> Header:
         signed=signed,
         photometric=values.text(tags.PHOTOMETRIC_INTERPRETATION),
         pixel_spacing=values.vector(tags.PIXEL_SPACING, 2),
-        position=values.vector(tags.IMAGE_POSITION, 3),
+        position=None,
         orientation=values.vector(tags.IMAGE_ORIENTATION, 6),
         slice_thickness_mm=values.number(tags.SLICE_THICKNESS),
         spacing_between_slices_mm=values.number(tags.SPACING_BETWEEN_SLICES),
         rescale=_rescale(values),
         padding=values.padding(signed),
         image_type=image_type,
-        facts=_facts(values, image_type),
+        facts=facts | {"image type": "\\".join(image_type)} if image_type else facts,
         contrast_agent=bool(values.text(tags.CONTRAST_AGENT)),
         number_of_frames=values.integer_string(tags.NUMBER_OF_FRAMES) or 1,
-        transfer_syntax=found.transfer_syntax,
-        pixel_tag=found.pixel_tag,
-        pixel_offset=found.pixel_offset,
-        pixel_length=found.pixel_length,
-        data_set_offset=found.data_set_offset,
+        transfer_syntax="",
+        pixel_tag=0,
+        pixel_offset=0,
+        pixel_length=None,
+        data_set_offset=0,
         defect=defect,
         defect_message=message,
     )
@@ -241,19 +276,18 @@ def _rescale(values: tags.Values) -> tuple[float, float] | None:
     return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
 
-def _facts(values: tags.Values, image_type: tuple[str, ...]) -> dict[str, str]:
-    facts = {name: values.fact(tag) for tag, name in tags.FACT_TAGS.items() if tag in values}
-    present = {name: value for name, value in facts.items() if value}
-    if image_type:
-        present["image type"] = "\\".join(image_type)
-    return present
+def _facts(values: tags.Values, wanted: Mapping[int, str]) -> dict[str, str]:
+    facts = {name: values.fact(tag) for tag, name in wanted.items() if tag in values}
+    return {name: value for name, value in facts.items() if value}
 
 
-def _defect(found: Elements, values: tags.Values) -> tuple[ReasonCode | None, str]:
+def _broken(found: Elements) -> tuple[ReasonCode, str]:
     if found.truncated:
         return "truncated", "the file ends inside its header; copy it again from its source"
-    if found.malformed:
-        return "unreadable", f"the header cannot be parsed ({found.malformed}); copy the file again from its source"
+    return "unreadable", f"the header cannot be parsed ({found.malformed}); copy the file again from its source"
+
+
+def _defect(values: tags.Values) -> tuple[ReasonCode | None, str]:
     if values.has(tags.MODALITY_LUT):
         return "undecodable", "values go through a Modality LUT Sequence (0028,3000), expected a linear rescale"
     stored, high = values.integer(tags.BITS_STORED), values.integer(tags.HIGH_BIT)

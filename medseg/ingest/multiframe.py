@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from medseg.ingest.elements import Elements
@@ -52,15 +51,15 @@ def read_frames(header: Header, found: Elements) -> Header:
         groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
         frames = tuple(_frame(group, shared[0], header) for group in groups)
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds for damaged bytes; each is named in the refusal
-        return replace(
-            header, defect="unreadable", defect_message=f"functional groups not parsed ({type(error).__name__})"
+        return header._replace(
+            defect="unreadable", defect_message=f"functional groups not parsed ({type(error).__name__})"
         )
     if len(frames) != header.number_of_frames:
         message = (
             f"{len(frames)} per-frame functional groups for {header.number_of_frames} declared frames; export it again"
         )
-        return replace(header, defect="missing-slices" if frames else "no-geometry", defect_message=message)
-    return replace(header, frames=frames)
+        return header._replace(defect="missing-slices" if frames else "no-geometry", defect_message=message)
+    return header._replace(frames=frames)
 
 
 def _frame(group: Any, shared: Any, header: Header) -> Frame:

@@ -15,11 +15,14 @@ IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
     ".mha": "metaimage",
     ".nrrd": "nrrd",
 }
+_SUFFIXES: Final = tuple(IMAGE_SUFFIXES)
 
 
 def image_kind(path: str | os.PathLike[str]) -> Kind | None:
     """The format that a file's name ends in; ``None`` if it is none of those read here."""
-    name = Path(path).name.lower()
+    name = os.fspath(path).lower().rstrip("/")
+    if not name.endswith(_SUFFIXES):
+        return None
     return next((kind for suffix, kind in IMAGE_SUFFIXES.items() if name.endswith(suffix)), None)
 
 

@@ -5,63 +5,49 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import archives
-from medseg.ingest.database import Row
+from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
 from medseg.ingest.names import case_id_of, image_kind
 from medseg.ingest.pseudonyms import pseudonym
 from medseg.ingest.records import SeriesRecord
-from medseg.ingest.walk import Entry
 
-__all__ = ["FoundFile", "parse", "record_from_json", "record_to_json"]
+__all__ = ["parse", "record_from_json", "record_to_json"]
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _KEY_DIGITS = 32
 _SHIFT_DAYS = 36500
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file that is new or has changed: the number of its folder, its path, and its size and time."""
-
-    folder: int
-    path: str
-    entry: Entry
+def parse(paths: Sequence[str]) -> list[Found]:
+    """Read the headers of some files. What goes in and out are plain strings, which pass to a process fast."""
+    return [_found(path) for path in paths]
 
 
-def parse(batch: Sequence[FoundFile]) -> list[Row]:
-    """Read the headers of some files."""
-    return [_row(file) for file in batch]
-
-
-def _row(file: FoundFile) -> Row:
+def _found(path: str) -> Found:
     try:
-        if archives.is_member(file.path):
-            key, payload = _of_member(file)
-        else:
-            key, payload = _of_path(file.path, file.path)
+        return _of_member(path) if archives.is_member(path) else _of_path(path, path)
     except Refusal as refusal:
-        key, payload = _of_refused(file.path, refusal.code, refusal.message)
+        return _of_refused(path, refusal.code, refusal.message)
     except OSError as error:
         message = f"the file cannot be opened ({error.strerror}); check its permissions"
-        key, payload = _of_refused(file.path, "unreadable", message)
-    return Row(file.folder, file.entry, key, payload.encode("ascii"))
+        return _of_refused(path, "unreadable", message)
 
 
-def _of_member(file: FoundFile) -> tuple[str, str]:
-    if image_kind(file.path) is None and not archives.looks_like_dicom(file.path):
+def _of_member(path: str) -> Found:
+    if image_kind(path) is None and not archives.looks_like_dicom(path):
         return "", ""
-    with archives.on_disk([file.path]) as (copy,):
-        return _of_path(copy, file.path)
+    with archives.on_disk([path]) as (copy,):
+        return _of_path(copy, path)
 
 
-def _of_path(path: str, shown: str) -> tuple[str, str]:
+def _of_path(path: str, shown: str) -> Found:
     """Key and payload of the file at ``path``, which the index knows as ``shown``."""
     if image_kind(shown) is not None and not (_may_be_dicom(shown) and read_header(path) is not None):
         return _of_image(path, shown)
@@ -69,12 +55,17 @@ def _of_path(path: str, shown: str) -> tuple[str, str]:
     if header is None or header.sop_class_uid == _DIRECTORY:
         return "", ""
     if path != shown:
-        header = replace(header, path=shown)
+        header = header._replace(path=shown)
     if not header.series_uid_hash:
-        key = f"p{shown}"
+        key = _key("p", shown)
     else:
         key = f"d{header.study_uid_hash[:_KEY_DIGITS]}{header.series_uid_hash[:_KEY_DIGITS]}"
     return key, _without_dates(header).to_json()
+
+
+def _key(kind: str, path: str) -> str:
+    """Key of a file that is a series of its own: in ASCII, since a name on disk need not be valid text."""
+    return kind + path.encode("unicode_escape").decode("ascii")
 
 
 def _may_be_dicom(path: str) -> bool:
@@ -82,7 +73,7 @@ def _may_be_dicom(path: str) -> bool:
     return path.lower().endswith((".img", ".hdr"))
 
 
-def _of_image(path: str, shown: str) -> tuple[str, str]:
+def _of_image(path: str, shown: str) -> Found:
     from medseg.ingest.images import inspect_image  # nibabel is not needed for a tree of DICOM files
 
     record = inspect_image(path)
@@ -92,12 +83,12 @@ def _of_image(path: str, shown: str) -> tuple[str, str]:
         if path != record.files[0] and Path(record.files[0]).exists():
             return "", ""
         record = replace(record, files=tuple(file for file in record.files if Path(file).exists()))
-    return f"f{shown}", record_to_json(record)
+    return _key("f", shown), record_to_json(record)
 
 
-def _of_refused(path: str, code: ReasonCode, message: str) -> tuple[str, str]:
+def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
     record = SeriesRecord(case_id_of(path), path, image_kind(path) or "dicom", (path,), reason=code, message=message)
-    return f"f{path}", record_to_json(record)
+    return _key("f", path), record_to_json(record)
 
 
 def _without_dates(header: Header) -> Header:

@@ -8,7 +8,6 @@ applied.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -20,6 +19,7 @@ from medseg.errors import Refusal
 from medseg.ingest.elements import DEFLATED, inflate, open_file
 from medseg.ingest.headers import Header
 from medseg.ingest.limits import check_volume_size, max_volume_bytes
+from medseg.ingest.processes import usable_cores
 
 __all__ = ["LOSSY_SYNTAXES", "read_slices", "value_type"]
 
@@ -98,7 +98,7 @@ def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> ND
     by_file: dict[str, list[int]] = {}
     for index, header in enumerate(headers):
         by_file.setdefault(header.path, []).append(index)
-    workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(by_file))
+    workers = min(_MOST_WORKERS, usable_cores(), len(by_file))
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(lambda indices: _read_file(headers, indices, values), by_file.values()):
             pass

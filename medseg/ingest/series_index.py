@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from medseg.errors import Refusal
 from medseg.ingest import archives
-from medseg.ingest.database import IndexDatabase, SeriesGroup
+from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
-from medseg.ingest.parsing import FoundFile, parse, record_from_json, record_to_json
+from medseg.ingest.parsing import parse, record_from_json, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
 from medseg.ingest.records import SeriesRecord, record_of_stack
 from medseg.ingest.stacks import split
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
 
-_BATCH_FILES = 64
+_BATCH_FILES = 256
 _FEW_BATCHES = 8
 _MOST_WORKERS = 8
 
@@ -94,9 +94,10 @@ class _Update:
         first = list(islice(batches, _FEW_BATCHES))
         if len(first) < _FEW_BATCHES:  # starting processes would take longer
             workers = 1
-        for rows in bounded_map(parse, chain(first, batches), workers):
-            self._index.add(rows)
-            self._advance(len(rows))
+        under_way: deque[list[FoundFile]] = deque()
+        for found in bounded_map(parse, _paths(chain(first, batches), under_way), workers):
+            self._index.add(under_way.popleft(), found)
+            self._advance(len(found))
         for folder, names in self._named:
             self._index.include_named(folder, names)
         if not unreadable:
@@ -158,6 +159,13 @@ def _batched(files: Iterable[FoundFile]) -> Iterator[list[FoundFile]]:
         yield batch
 
 
+def _paths(batches: Iterable[list[FoundFile]], under_way: deque[list[FoundFile]]) -> Iterator[list[str]]:
+    """The paths of each batch; the batch itself joins those whose headers are being read."""
+    for batch in batches:
+        under_way.append(batch)
+        yield [file.path for file in batch]
+
+
 def _judged(index: IndexDatabase) -> list[SeriesRecord]:
     """Records of all series in scope; those whose files are unchanged come from the index."""
     stored = index.records()
@@ -172,7 +180,7 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
 
 
 def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
-    payloads = [payload.decode("ascii") for payload in index.headers(group.series)]
+    payloads = index.headers(group.series)
     if group.key.startswith("f"):
         return [record_from_json(json.loads(payload)) for payload in payloads]
     stacks = split([Header.from_json(payload) for payload in payloads])

@@ -110,6 +110,7 @@ _NOT_IMAGES: Final = (
 encapsulated documents, implementation plans, and the radiotherapy objects except RT Image (PS3.4 annex B.5)."""
 
 
+@lru_cache(maxsize=256)
 def is_image_class(sop_class_uid: str) -> bool:
     """Whether a SOP class stores images; unknown and private storage classes count as images, a directory does not."""
     if not sop_class_uid.startswith(_STORAGE):

@@ -6,14 +6,14 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from medseg.errors import UsageError
 
 __all__ = ["Entry", "Folder", "walk"]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A regular file: its name in its folder, and what tells whether it has changed."""
 
     name: str

@@ -145,3 +145,17 @@ def test_the_audit_imports_neither_torch_nor_monai() -> None:
     code = "import sys, medseg.bundle.audit; print(int('torch' in sys.modules or 'monai' in sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "0"
+
+
+def test_what_training_leaves_in_the_bundle_is_no_alarm_but_code_there_is(bundle: Path) -> None:
+    logs = bundle / "runs" / "fold0" / "tensorboard"
+    logs.mkdir(parents=True)
+    (logs / "events.out.tfevents.1.host.2.0").write_bytes(b"\x00log")
+    (logs.parent / ".lock").touch()
+    assert blocks(audit(bundle)) == []
+    (logs.parent / "events.py").write_text("print('ran')")
+    (bundle / "events.out.tfevents.1.host.2.0").write_bytes(b"\x00log")
+    assert {finding.file for finding in blocks(audit(bundle))} == {
+        "runs/fold0/events.py",
+        "events.out.tfevents.1.host.2.0",
+    }

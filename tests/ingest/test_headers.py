@@ -125,7 +125,7 @@ def test_a_lying_length_allocates_nothing(tmp_path: Path) -> None:
     lie = b"\x09\x00\x10\x10OB\x00\x00\xf0\xff\xff\x7f"  # 2 GiB of a private element
     place = raw.index(b"\x10\x00\x10\x00PN")
     path.write_bytes(raw[:place] + lie + raw[place:])
-    found = read_elements(path, ())
+    found = read_elements(path, frozenset())
     assert found is not None
     assert found.truncated
     assert len(found.header) <= MAX_HEADER_BYTES

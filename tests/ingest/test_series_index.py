@@ -36,13 +36,13 @@ def tree(tmp_path: Path) -> Path:
 def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the files that are read from now on."""
     paths: list[str] = []
-    original = parsing._row
+    original = parsing._found
 
-    def spy(file: parsing.FoundFile) -> object:
-        paths.append(os.path.basename(file.path))  # noqa: PTH119
-        return original(file)
+    def spy(path: str) -> object:
+        paths.append(os.path.basename(path))  # noqa: PTH119
+        return original(path)
 
-    monkeypatch.setattr(parsing, "_row", spy)
+    monkeypatch.setattr(parsing, "_found", spy)
     return paths
 
 
@@ -209,6 +209,13 @@ def test_names_that_are_not_text_are_kept(tmp_path: Path) -> None:
     (record,) = scan(tmp_path, database=database)
     assert os.fsencode(record.files[0]) == folder + b"/\xff0"
     assert scan(tmp_path, database=database) == [record]
+
+
+def test_image_files_whose_names_are_not_text_are_found(tree: Path) -> None:
+    folder = os.fsencode(tree / "b" / "c")
+    os.rename(folder + b"/brain.nii.gz", folder + b"/\xff.nii.gz")  # noqa: PTH104
+    (record,) = scan(tree / "b")
+    assert os.fsencode(record.files[0]) == folder + b"/\xff.nii.gz"
 
 
 def test_nothing_of_the_patient_is_kept(tree: Path) -> None:

