@@ -280,15 +280,20 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, keep: float) -> 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_gzip_stream_never_gives_other_values(data: st.DataObject) -> None:
-    raw = nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 999, SHAPE, np.int16), OBLIQUE).to_bytes()
-    packed = bytearray(gzip.compress(raw, mtime=0))
+    values = np.random.default_rng(0).integers(0, 999, SHAPE, np.int16)
+    packed = bytearray(gzip.compress(nibabel.Nifti1Image(values, OBLIQUE).to_bytes(), mtime=0))
     place = data.draw(st.integers(10, len(packed) - 1))
     packed[place] ^= 1 << data.draw(st.integers(0, 7))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v.nii.gz"
         path.write_bytes(packed)
-        with pytest.raises(Refusal):
-            read_volume(path)
+        try:
+            found, geometry, _ = read_volume(path)
+        except Refusal:
+            return
+    # A few bits of a deflate stream mean nothing (padding, unused codes): what is accepted must be the original.
+    assert np.array_equal(found, values)
+    assert np.allclose(geometry.affine, OBLIQUE, atol=1e-5)
 
 
 def test_a_gzip_bomb_is_refused_without_being_unpacked(tmp_path: Path) -> None:
