@@ -27,6 +27,9 @@ def infer(
     select: Annotated[
         str | None, typer.Option(help="JSON file with selection rules: which series of each study to use, per channel.")
     ] = None,
+    allow_resample: Annotated[
+        bool, typer.Option("--allow-resample", help="Resample uneven spacing or a gantry tilt onto a regular grid.")
+    ] = False,
     roi: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +57,17 @@ def infer(
     from medseg.inference import Options, run_batch
 
     kinds = tuple(kind.strip() for kind in write.split(",") if kind.strip())
-    options = Options(kinds, select, roi, device, precision, windows, workers, fresh)  # type: ignore[arg-type]
+    options = Options(
+        write=kinds,
+        select=select,
+        allow_resample=allow_resample,
+        roi=roi,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        windows=windows,  # type: ignore[arg-type]
+        workers=workers,
+        fresh=fresh,
+    )
     with _Progress() as progress:
         report = run_batch(bundle, inputs, output, options, progress=progress.show)
     _say(report, profile=profile)

@@ -48,6 +48,7 @@ class _Hand:
     image: MetaTensor | None = None
     geometry: Geometry | None = None
     label_map: LabelMap | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class Batch:
         with self._watchdog.watch(hand.case.case_id, "reading"):
             loaded, key = job.result(self.setting.options.stall_s)
         hand.image, hand.geometry, hand.entry = loaded.image, loaded.geometry, replace(hand.entry, content_key=key)
+        hand.note = loaded.note
 
     def _compute(self, hand: _Hand, predictor: Predictor) -> None:
         with self._watchdog.watch(hand.case.case_id, "computing"):
@@ -238,7 +240,9 @@ def _write(hand: _Hand, setting: Setting) -> CaseResult:
     outputs = write_outputs(hand.label_map, hand.geometry, case, setting.bundle, kinds, setting.folder)
     hand.stages["write"] = time.perf_counter() - begin
     stages = {name: round(value, 4) for name, value in hand.stages.items()}
-    result = CaseResult(case.case_id, case.source, "done", outputs=outputs, structures=structures, stages=stages)
+    result = CaseResult(
+        case.case_id, case.source, "done", message=hand.note, outputs=outputs, structures=structures, stages=stages
+    )
     missing = unavailable(case, kinds)
     if not missing:
         return result

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
@@ -38,11 +39,14 @@ class Case:
         The path as given, to show.
     channels
         One record per input channel, in the network's order.
+    allow_resample
+        Uneven spacing or a tilt is resampled onto a regular grid instead of being refused or kept.
     """
 
     case_id: str
     source: str
     channels: tuple[SeriesRecord, ...]
+    allow_resample: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -53,7 +57,7 @@ class Case:
     def refusal(self) -> Refusal | None:
         """Why the case cannot be used, if a record says so."""
         for record in self.channels:
-            if not record.usable:
+            if not record.usable and not (self.allow_resample and record.reason == "non-uniform-spacing"):
                 return Refusal(record.reason or "not-an-image", record.message)
         return None
 
@@ -70,11 +74,14 @@ class LoadedCase:
         ``(C, H, W, D)`` on the source grid.
     geometry
         The source grid.
+    note
+        What was done to the source on request; empty if nothing.
     """
 
     case: Case
     image: MetaTensor
     geometry: Geometry
+    note: str = ""
 
 
 def collect(inputs: Sequence[str | Path], channels: int = 1, rules: Sequence[Rule] = ()) -> list[Case]:
@@ -211,7 +218,7 @@ def load(case: Case) -> LoadedCase:
     """
     if case.refusal is not None:
         raise case.refusal
-    volumes = [read_volume(record) for record in case.channels]
+    volumes = [read_volume(record, allow_resample=case.allow_resample) for record in case.channels]
     geometry = volumes[0][1]
     for record, (_, other, _) in zip(case.channels[1:], volumes[1:], strict=True):
         if not geometry.matches(other):
@@ -221,4 +228,9 @@ def load(case: Case) -> LoadedCase:
                 f" ({geometry.describe()}); resample the channels onto one grid first",
             )
     stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
-    return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry)
+    return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry, _note(volumes[0][2]))
+
+
+def _note(facts: Mapping[str, Any]) -> str:
+    resampled = facts["resampled"]
+    return f"resampled onto a regular grid on request, because of {resampled['because']}" if resampled else ""

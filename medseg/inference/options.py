@@ -29,6 +29,9 @@ class Options:
         Kinds of output.
     select
         JSON file with selection rules, one per channel.
+    allow_resample
+        Resample uneven spacing or a gantry tilt onto a regular grid, whose label map is then written, and say so in the
+        case's message. Without it uneven spacing is refused and a tilt kept as it is.
     roi
         Region of interest as for :func:`medseg.inference.roi.parse_region`.
     device, precision
@@ -51,6 +54,7 @@ class Options:
 
     write: tuple[str, ...] = ("nifti",)
     select: str | None = None
+    allow_resample: bool = False
     roi: str | None = None
     device: str = "cpu"
     precision: Precision = "auto"
@@ -80,6 +84,7 @@ def run_key(bundle: Bundle, options: Options, region: Region | None) -> str:
         "roi": region.key if region else None,
         "precision": options.precision,
         "windows": options.windows,
+        "allow_resample": options.allow_resample,
         "device": options.device,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -72,7 +73,9 @@ def run_batch(
     region = parse_region(options.roi) if options.roi else None
     setting = Setting(opened, Path(output), options, region, run_key(opened, options, region))
     setting.folder.mkdir(parents=True, exist_ok=True)
-    cases = collect(inputs, opened.input_channels, rules)
+    cases = [
+        replace(case, allow_resample=options.allow_resample) for case in collect(inputs, opened.input_channels, rules)
+    ]
     with locked(setting.folder), closing(Journal(setting.folder)) as journal:
         remove_leftovers(setting.folder)
         if options.fresh:
@@ -139,6 +142,7 @@ def _describe(setting: Setting) -> dict[str, Any]:
         "options": {
             "write": list(setting.options.write),
             "select": setting.options.select,
+            "allow_resample": setting.options.allow_resample,
             "roi": setting.options.roi,
             "windows": setting.options.windows,
         },

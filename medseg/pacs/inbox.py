@@ -7,7 +7,12 @@ UIDs from the network are never part of a path, and the same instance sent twice
 from __future__ import annotations
 
 import hashlib
+import warnings
+from io import BytesIO
 from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 
 from medseg.files import write_bytes
 
@@ -30,11 +35,31 @@ def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: by
     Returns
     -------
     tuple
-        The path, and whether it is new; an identical file is left alone, a different one under the same
+        The path, and whether it is new; a file that says the same is left alone, a different one under the same
         SOPInstanceUID is replaced and counts as new.
     """
     path = instance_path(folder, study_uid, sop_instance_uid)
-    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+    if path.is_file() and _same(path.read_bytes(), data):
         return path, False
     write_bytes(path, data)
     return path, True
+
+
+def _same(known: bytes, data: bytes) -> bool:
+    """Whether two files hold the same instance; archives write lengths of sequences and groups in their own ways."""
+    if known == data:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd values are no matter here
+            one, other = _elements(known), _elements(data)
+            return one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID and one == other
+    except (InvalidDicomError, EOFError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+        return False  # what cannot be read cannot be known to be the same
+
+
+def _elements(data: bytes) -> Dataset:
+    dataset: Dataset = dcmread(BytesIO(data))
+    for tag in [tag for tag in dataset.keys() if tag.element == 0 or tag == 0xFFFCFFFC]:  # noqa: SIM118  a Dataset yields values
+        del dataset[tag]  # lengths of groups, padding at the end
+    return dataset

@@ -11,6 +11,16 @@ import shutil
 import time
 from typing import Any
 
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import remove_leftovers
 from medseg.pacs.health import HealthServer
@@ -34,6 +44,20 @@ _log = logging.getLogger(__name__)
 _SUCCESS = 0x0000
 _OUT_OF_RESOURCES = 0xA700
 _CANNOT_UNDERSTAND = 0xC000
+
+_RESULTS = frozenset(
+    {
+        Comprehensive3DSRStorage,
+        ComprehensiveSRStorage,
+        EnhancedSRStorage,
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage, which pydicom does not name yet
+        MultiFrameTrueColorSecondaryCaptureImageStorage,
+        RTStructureSetStorage,
+        SecondaryCaptureImageStorage,
+        SegmentationStorage,
+    }
+)
+"""Kinds of object that are made from images, by medseg or by others."""
 
 
 class Listener:
@@ -104,6 +128,8 @@ class Listener:
         except OSError as error:
             _log.error("an instance could not be written: %s", error.strerror)
             return _OUT_OF_RESOURCES
+        if event.request.AffectedSOPClassUID in _RESULTS:
+            return _SUCCESS  # kept, but no reason to compute: an archive that forwards our results would start a loop
         self.queue.arrived(path.parent.name, path.stem, changed=changed, now=time.time())
         return _SUCCESS
 

@@ -59,6 +59,10 @@ def no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class _NothingAccepted(PacsError):
+    """The peer answered, and wants nothing of what was proposed."""
+
+
 class NetworkRemote:
     """Client of one DICOM node."""
 
@@ -83,6 +87,8 @@ class NetworkRemote:
             tls_args=(node.tls.context(server=False), node.host) if node.tls else None,
         )
         if not association.is_established:
+            if association.rejected_contexts and not association.is_rejected:
+                raise _NothingAccepted(f"{node} accepts neither these SOP classes nor their transfer syntaxes")
             why = "rejected the association (unknown AE title?)" if association.is_rejected else "did not answer"
             raise PacsError(f"{node} {why}; check AE titles, host and port on both sides")
         try:
@@ -156,7 +162,10 @@ class NetworkRemote:
         groups = list(kinds.items())
         for start in range(0, len(groups), _MOST_CONTEXTS):
             some = groups[start : start + _MOST_CONTEXTS]
-            self._send_group(some, sent, failed)
+            try:
+                self._send_group(some, sent, failed)
+            except _NothingAccepted as error:
+                failed |= {path: str(error) for _, paths in some for path in paths}
         return SendResult(tuple(sent), failed)
 
     def _send_group(

@@ -31,6 +31,13 @@ _AS_STORED = (("application/dicom", "*"),)
 
 _BATCH_BYTES = 64 * 2**20
 
+_CONTENT_REFUSED = (400, 409, 413, 415, 422)
+"""HTTP states that may be the fault of one instance in a request, not of the URL or the credentials."""
+
+
+class _ContentRefused(PacsError):
+    """The server answered, and wants nothing of a request because of what is in it."""
+
 
 class WebRemote:
     """Client of one DICOMweb server."""
@@ -87,7 +94,11 @@ class WebRemote:
                 failed[path] = f"not a DICOM file that can be sent: {error}"
         if not instances:
             return
-        answer = self._call(self._client.store_instances, [instance for _, instance in instances.values()])
+        try:
+            answer = self._call(self._client.store_instances, [instance for _, instance in instances.values()])
+        except _ContentRefused as error:
+            self._store_halves([path for path, _ in instances.values()], sent, failed, str(error))
+            return
         # On success FailedSOPSequence may be present and empty: its length tells, not its presence.
         refused = {
             str(item.get("ReferencedSOPInstanceUID", "")): item.get("FailureReason", 0)
@@ -99,11 +110,22 @@ class WebRemote:
             else:
                 sent.append(path)
 
+    def _store_halves(self, paths: Sequence[Path], sent: list[Path], failed: dict[Path, str], reason: str) -> None:
+        """Some servers refuse a whole request because of one instance: find it, so that the others go."""
+        if len(paths) == 1:
+            failed[paths[0]] = reason
+            return
+        middle = len(paths) // 2
+        self._store(paths[:middle], sent, failed)
+        self._store(paths[middle:], sent, failed)
+
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
         try:
             return function(*args, **options)
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else "?"
+            if status in _CONTENT_REFUSED:
+                raise _ContentRefused(f"{self._node} answered HTTP {status}; it does not take this content") from error
             raise PacsError(f"{self._node} answered HTTP {status}; check the URL and the credentials") from error
         except requests.RequestException as error:
             raise PacsError(f"{self._node} cannot be reached ({type(error).__name__}); check the URL") from error

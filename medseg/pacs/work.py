@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
-from medseg.errors import MedsegError
+from medseg.errors import CaseFailed, MedsegError, ReasonCode, Refusal
 from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
 from medseg.pacs.queue import Queue, Study
 from medseg.pacs.remote import Remote, open_remote
@@ -18,15 +19,30 @@ __all__ = ["Compute", "Worker", "run_route"]
 _log = logging.getLogger(__name__)
 
 Compute = Callable[[Route, Path, Path], Sequence[Path]]
-"""``(route, folder of the study, folder for results) → DICOM files to send``."""
+"""``(route, folder of the study, folder for results) → DICOM files to send``; a Refusal says that nothing fits."""
 
 
 def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
-    """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped."""
+    """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped.
+
+    Raises
+    ------
+    Refusal
+        If no series of the study fits the route: another attempt would find the same.
+    CaseFailed
+        If a series that fits could not be labelled or written.
+    """
     from medseg.inference import Options, run_batch
 
     select = str(route.select) if route.select else None
-    run_batch(route.bundle, [study_folder], output, Options(write=route.write, select=select))
+    cases = run_batch(route.bundle, [study_folder], output, Options(write=route.write, select=select)).cases
+    for case in cases:
+        if case.status == "failed":
+            raise CaseFailed(f"{case.case_id}: {case.message}")
+    refused = [case for case in cases if case.status == "refused"]
+    if len(refused) == len(cases):
+        code = cast("ReasonCode", refused[0].reason)
+        raise Refusal(code, "; ".join(dict.fromkeys(case.message for case in refused)))
     return sorted(output.glob("*.dcm"))
 
 
@@ -66,11 +82,11 @@ class Worker:
     def _step(self, study: Study) -> None:
         try:
             if study.state == "waiting":
-                self._compute_all(study)
-                self._queue.advance(study, "sending")
+                self._queue.advance(study, "sending", self._compute_all(study))
             else:
                 self._send_all(study)
-                self._queue.advance(study, "done")
+                # after an attempt that failed the message is that attempt's, which is over
+                self._queue.advance(study, "done", "" if study.attempts else study.message)
         except (MedsegError, OSError, RuntimeError, ValueError) as error:
             _log.warning("study %s: %s", study.study, error)
             settings = self._settings
@@ -81,9 +97,16 @@ class Worker:
     def _results(self, study: Study, route: Route) -> Path:
         return self._settings.folder / "results" / study.study / str(study.revision) / route.name
 
-    def _compute_all(self, study: Study) -> None:
+    def _compute_all(self, study: Study) -> str:
+        """Compute every route; what is returned says of which routes nothing fits, and why."""
+        reasons = []
         for route in self._routes:
-            self._compute(route, self._settings.folder / "studies" / study.study, self._results(study, route))
+            try:
+                self._compute(route, self._settings.folder / "studies" / study.study, self._results(study, route))
+            except Refusal as refusal:
+                _log.info("study %s, route %s: %s", study.study, route.name, refusal)
+                reasons.append(f"{route.name}: {refusal}")
+        return "; ".join(reasons)
 
     def _send_all(self, study: Study) -> None:
         failures: list[str] = []

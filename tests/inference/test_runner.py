@@ -14,8 +14,10 @@ import pytest
 from medseg.errors import Interrupted, OutputLocked, UsageError
 from medseg.inference import CaseResult, Options, Predictor, run_batch
 from medseg.inference.journal import locked
+from medseg.ingest import read_volume
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
+from tests.ingest.synthetic import make_series
 
 
 def _run_json(folder: Path) -> dict[str, Any]:
@@ -212,3 +214,17 @@ def test_wrong_calls_are_refused(thresholds: Path, images: Path, tmp_path: Path)
     images.mkdir()
     with pytest.raises(UsageError, match="found no image"):
         run_batch(thresholds, [images], tmp_path / "out")
+
+
+def test_uneven_spacing_is_refused_and_resampled_only_on_request(thresholds: Path, tmp_path: Path) -> None:
+    series = make_series((0, 3, 6, 9, 15, 21, 27)).write(tmp_path / "uneven")
+    refused = run_batch(thresholds, [series], tmp_path / "plain", Options(windows="bundle")).cases[0]
+    assert (refused.status, refused.reason) == ("refused", "non-uniform-spacing")
+    asked = Options(windows="bundle", allow_resample=True)
+    done = run_batch(thresholds, [series], tmp_path / "asked", asked).cases[0]
+    assert done.status == "done"
+    assert "resampled onto a regular grid on request, because of uneven slice spacing" in done.message
+    label, affine = load(tmp_path / "asked" / done.outputs[0])
+    _, geometry, _ = read_volume(series, allow_resample=True)
+    assert label.shape == geometry.shape
+    assert np.allclose(affine, geometry.affine, atol=1e-4)

@@ -90,7 +90,7 @@ def study_files(tmp_path: Path) -> list[Path]:
     return write_study(tmp_path / "source", "a", 4)
 
 
-WaitUntil = Callable[[Callable[[], bool]], None]
+WaitUntil = Callable[..., None]
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pynetdicom import AE, build_context
 
+from medseg.errors import Refusal
 from medseg.pacs.inbox import hash_uid
 from medseg.pacs.network import NetworkRemote
 from medseg.pacs.nodes import DicomNode, Route
@@ -129,3 +132,104 @@ def test_health_and_metrics_count_studies_and_show_no_identity(tmp_path: Path, w
     assert health["studies"]["done"] == 1
     assert 'medseg_studies{state="done"} 1' in metrics
     assert str(make_instance("a", 0).StudyInstanceUID) not in metrics + json.dumps(health)
+
+
+def _in_another_syntax(path: Path, number: int) -> Path:
+    """A slice in a transfer syntax that nobody knows."""
+    instance = make_instance("a", number)
+    instance.file_meta.TransferSyntaxUID = UID("1.2.826.0.1.3680043.8.498.1")
+    instance.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    return path
+
+
+def test_an_unknown_transfer_syntax_fails_with_a_reason_and_the_others_go(
+    tmp_path: Path, study_files: list[Path]
+) -> None:
+    odd = _in_another_syntax(tmp_path / "odd.dcm", 99)
+    with listening(tmp_path / "in") as (_, node):
+        mixed = NetworkRemote(node).send([odd, *study_files])
+        alone = NetworkRemote(node).send([odd])
+    assert set(mixed.sent) == set(study_files)
+    for result in (mixed, alone):
+        assert list(result.failed) == [odd]
+        assert "transfer syntax" in result.failed[odd]
+    assert len(list((tmp_path / "in" / "studies").rglob("*.dcm"))) == len(study_files)
+
+
+def _store_and_abort(node: DicomNode, files: Sequence[Path]) -> None:
+    entity = AE(ae_title="MEDSEG")
+    association = entity.associate(
+        node.host, node.port, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)], ae_title=node.ae_title
+    )
+    for path in files:
+        assert association.send_c_store(path).Status == 0
+    association.abort()
+
+
+@leaks_socket
+def test_a_partial_study_is_kept_and_answered_when_the_rest_has_come(
+    tmp_path: Path, study_files: list[Path], wait_until: WaitUntil
+) -> None:
+    seen: list[int] = []
+
+    def compute(route: Route, study: Path, output: Path) -> Sequence[Path]:
+        seen.append(len(list(study.glob("*.dcm"))))
+        return answer_one(route, study, output)
+
+    with (
+        listening(tmp_path / "archive") as (_, archive),
+        listening(tmp_path / "in", compute, nodes={"archive": archive}) as (listener, node),
+    ):
+        _store_and_abort(node, study_files[:2])
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+        NetworkRemote(node).send(study_files)  # the sender tries the whole study again: two instances are duplicates
+        wait_until(lambda: [(s.state, s.revision) for s in listener.queue.studies()] == [("done", 4)])
+    assert seen[0] == 2
+    assert seen[-1] == 4
+    assert len(list((tmp_path / "archive" / "studies").rglob("*.dcm"))) == 1
+
+
+def test_duplicates_are_one_file_and_changed_bytes_replace_it(
+    tmp_path: Path, study_files: list[Path], wait_until: WaitUntil
+) -> None:
+    with listening(tmp_path / "in") as (listener, node):
+        assert len(NetworkRemote(node).send([*study_files, *study_files]).sent) == 2 * len(study_files)
+        assert [s.revision for s in listener.queue.studies()] == [len(study_files)]
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+        changed = dcmread(study_files[0])
+        changed.PixelData = bytes(reversed(changed.PixelData[:-1])) + b"\x07"
+        changed.save_as(study_files[0])
+        NetworkRemote(node).send(study_files[:1])
+        assert [s.revision for s in listener.queue.studies()] == [len(study_files) + 1]
+    received = [dcmread(path) for path in (tmp_path / "in" / "studies").rglob("*.dcm")]
+    assert len(received) == len(study_files)
+    assert changed.PixelData in [instance.PixelData for instance in received]
+
+
+def test_a_study_in_which_nothing_fits_is_done_with_the_reason(tmp_path: Path, wait_until: WaitUntil) -> None:
+    computed: list[str] = []
+
+    def refuse(route: Route, study: Path, output: Path) -> Sequence[Path]:
+        computed.append(study.name)
+        raise Refusal("outside-training-range", "spacing 5 mm, expected at most 1 mm")
+
+    nowhere = DicomNode("NOBODY", "127.0.0.1", 9)
+    with listening(tmp_path / "in", refuse, nodes={"archive": nowhere}) as (listener, node):
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+        assert "expected at most 1 mm" in listener.queue.studies()[0].message
+    assert len(computed) == 1
+
+
+def test_a_result_that_an_archive_forwards_back_starts_no_new_computation(
+    tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    with listening(tmp_path / "in") as (listener, node):
+        NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
+        wait_until(lambda: [s.state for s in listener.queue.studies()] == ["done"])
+        result = make_instance("a", 99, series="result")
+        result.SOPClassUID = result.file_meta.MediaStorageSOPClassUID = SegmentationStorage
+        path = tmp_path / "result.dcm"
+        result.save_as(path, enforce_file_format=True)
+        assert NetworkRemote(node).send([path]).sent == (path,)
+        assert [(s.state, s.revision) for s in listener.queue.studies()] == [("done", 3)]

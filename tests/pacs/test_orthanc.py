@@ -25,7 +25,7 @@ def test_orthanc_and_dcmtk_understand_us() -> None:
         ["unshare", "--net", "sh", "-c", command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=environment,
         check=False,
     )

@@ -1,0 +1,49 @@
+"""What a route answers, with the shipped bundle's rules of what it accepts; nothing here needs its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medseg import inference
+from medseg.errors import CaseFailed, Refusal
+from medseg.inference.results import CaseResult, RunReport
+from medseg.pacs.nodes import Route
+from medseg.pacs.work import run_route
+from tests.pacs.conftest import write_study
+
+_BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_segmentation"
+
+
+def test_a_study_of_another_kind_is_refused_with_the_reason(tmp_path: Path) -> None:
+    write_study(tmp_path / "study", "a")
+    with pytest.raises(Refusal, match=r"geometry|slice|position"):
+        run_route(Route("r", _BUNDLE, ("seg",), ()), tmp_path / "study", tmp_path / "out")
+
+
+def test_rules_that_choose_nothing_are_a_refusal(tmp_path: Path) -> None:
+    write_study(tmp_path / "study", "a")
+    select = tmp_path / "select.json"
+    select.write_text(json.dumps({"rules": [{"channel": "T1", "modality": "MR"}]}))
+    with pytest.raises(Refusal, match=r"channel-mismatch.*T1"):
+        run_route(Route("r", _BUNDLE, ("seg",), (), select), tmp_path / "study", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [(("done", "refused"), None), (("refused", "refused"), Refusal), (("done", "failed"), CaseFailed)],
+)
+def test_what_becomes_of_a_study_of_several_series(
+    statuses: tuple[str, str], error: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tuple(CaseResult("c", "s", status, "no-geometry", "why") for status in statuses)  # type: ignore[arg-type]
+    monkeypatch.setattr(inference, "run_batch", lambda *_: RunReport(tmp_path, cases, {}))
+    (tmp_path / "c_seg.dcm").touch()
+    route = Route("r", _BUNDLE, ("seg",), ())
+    if error is None:
+        assert list(run_route(route, tmp_path, tmp_path)) == [tmp_path / "c_seg.dcm"]
+    else:
+        with pytest.raises(error, match="why"):
+            run_route(route, tmp_path, tmp_path)
