@@ -18,10 +18,6 @@ from medseg.pacs.nodes import DicomNode, Route
 from medseg.pacs.remote import PacsError
 from tests.pacs.conftest import WaitUntil, answer_one, listening, make_instance, write_study
 
-leaks_socket = pytest.mark.filterwarnings(  # pynetdicom leaves the socket of a refused connection to the collector
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
 
 def test_echo_answers(tmp_path: Path) -> None:
     with listening(tmp_path) as (_, node):
@@ -62,7 +58,6 @@ def test_the_whole_loop_answers_each_study_once(tmp_path: Path, wait_until: Wait
     assert len(computed) == len(set(computed)) == 3
 
 
-@leaks_socket
 def test_a_destination_that_is_down_is_tried_again_and_nothing_is_lost(tmp_path: Path, wait_until: WaitUntil) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -97,7 +92,6 @@ def test_unknown_ae_titles_are_refused(tmp_path: Path, change: dict[str, str]) -
             NetworkRemote(stranger).echo()
 
 
-@leaks_socket
 def test_no_answer_is_a_clear_error() -> None:
     with pytest.raises(PacsError, match="did not answer"):
         NetworkRemote(DicomNode("X", "127.0.0.1", 9, timeout_seconds=1)).echo()
@@ -166,7 +160,6 @@ def _store_and_abort(node: DicomNode, files: Sequence[Path]) -> None:
     association.abort()
 
 
-@leaks_socket
 def test_a_partial_study_is_kept_and_answered_when_the_rest_has_come(
     tmp_path: Path, study_files: list[Path], wait_until: WaitUntil
 ) -> None:
