@@ -22,7 +22,7 @@ def demo(
 ) -> Outcome:
     """Walk the whole way on synthetic patients: DICOM, index, split, train, batch inference, evaluation, report.
 
-    Takes about 5 minutes on 2 cores; downloads nothing.
+    Takes about 2 minutes on 2 free cores; downloads nothing.
 
     Example: medseg demo --output medseg-demo
     """
