@@ -41,6 +41,10 @@ class Adversary:
     smoothing
         Reference probabilities are drawn towards the uniform distribution by this fraction, so that hard
         one-hot values alone do not give a reference away.
+    scaled
+        If given, a reference is as soft as the prediction beside it instead: the right class gets what the prediction
+        gives it, at least this value, and the others share the rest as in the prediction. Softness then tells
+        nothing, and shape must (the "scaling" of Luc et al. 2016, arXiv 1611.08408).
     noise
         Standard deviation of the noise on both segmentations before they are judged (instance noise).
     too_good
@@ -61,6 +65,7 @@ class Adversary:
         feature_weight: float = 0.0,
         penalty: float = 0.0,
         smoothing: float = 0.1,
+        scaled: float | None = None,
         noise: float = 0.05,
         too_good: float = 1.0,
         seed: int = 0,
@@ -69,15 +74,22 @@ class Adversary:
         self.loss = AdversarialLoss() if loss is None else loss
         self.step = NetworkStep("discriminator", discriminator, optimizer, scheduler=scheduler, max_norm=max_norm)
         self.feature_weight, self.penalty = feature_weight, penalty
-        self.smoothing, self.noise, self.too_good = smoothing, noise, too_good
+        self.smoothing, self.scaled, self.noise, self.too_good = smoothing, scaled, noise, too_good
         self.accuracy = 0.5
         self.seed = seed
         self._generator: torch.Generator | None = None
 
-    def reference(self, label: Tensor, classes: int) -> Tensor:
-        """Label map ``(B, 1, …)`` → smoothed one-hot ``(B, classes, …)``, the segmentation of a real pair."""
+    def reference(self, label: Tensor, fake: Tensor) -> Tensor:
+        """Label map ``(B, 1, …)`` and probabilities of the fake pair ``(B, classes, …)`` → those of the real pair."""
+        classes = fake.shape[1]
         hard = one_hot(label.long(), num_classes=classes, dtype=torch.float32)
-        return hard * (1.0 - self.smoothing) + self.smoothing / classes
+        if self.scaled is None:
+            return hard * (1.0 - self.smoothing) + self.smoothing / classes
+        fake = fake.detach()
+        found = (hard * fake).sum(1, keepdim=True)
+        right = found.clamp_min(self.scaled)
+        others = fake * (1.0 - right) / (1.0 - found).clamp_min(1e-6)
+        return torch.where(hard > 0, right, others)
 
     def learn(self, image: Tensor, real: Tensor, fake: Tensor, share: float, update: bool) -> dict[str, float]:
         """One step of the discriminator on real and (detached) fake segmentations.

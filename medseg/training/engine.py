@@ -177,9 +177,9 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _teach_discriminator(self, adversary: Adversary, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         share, update = self._accumulation()
+        fake = prediction.detach().softmax(1)
         with autocast(self.state.device, self.dtype):
-            real = adversary.reference(label, prediction.shape[1])
-            report = adversary.learn(image, real, prediction.detach().softmax(1), share, update)
+            report = adversary.learn(image, adversary.reference(label, fake), fake, share, update)
         self.state.output.update(report)
         self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
 
@@ -188,8 +188,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         loss = self._supervised_loss(prediction, label)
         if self.adversary is not None and weight > 0.0:
             with autocast(self.state.device, self.dtype):
-                real = self.adversary.reference(label, prediction.shape[1])
-                adversarial = self.adversary.teach(image, prediction.softmax(1), real)
+                fake = prediction.softmax(1)
+                adversarial = self.adversary.teach(image, fake, self.adversary.reference(label, fake))
             self.state.output["adversarial_loss"] = adversarial.detach()
             loss = loss + weight * adversarial
             self.fire_event(AdversarialIterationEvents.GENERATOR_LOSS_COMPLETED)

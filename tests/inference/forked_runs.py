@@ -33,7 +33,7 @@ def _child(bundle: str, images: str, output: str) -> None:
 def _broken(output: Path) -> list[str]:
     """Final names that do not hold a whole file."""
     bad = []
-    for path in output.glob("*_seg.nii.gz"):
+    for path in output.glob("[!.]*_seg.nii.gz"):  # a killed writer may leave a half file, but under a hidden name
         try:
             nib.load(path).get_fdata()
         except Exception:  # noqa: BLE001  whatever is wrong with it, it is not whole

@@ -50,9 +50,9 @@ def _same(thresholds: Path, tmp_path: Path, cases: int, bad: int, kills: int) ->
     assert result["killed"] >= 1
     assert result["broken"] == []
     assert result["exit"] == 0
-    names = sorted(path.name for path in (tmp_path / "whole").glob("*_seg.nii.gz"))
+    names = sorted(path.name for path in (tmp_path / "whole").glob("[!.]*_seg.nii.gz"))
     assert len(names) == sum(case.status == "done" for case in undisturbed.cases) == cases - bad
-    assert names == sorted(path.name for path in (tmp_path / "killed" / "out").glob("*_seg.nii.gz"))
+    assert names == sorted(path.name for path in (tmp_path / "killed" / "out").glob("[!.]*_seg.nii.gz"))
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / "out" / name).read_bytes()
     found = json.loads((tmp_path / "killed" / "out" / "run.json").read_text())["cases"]
