@@ -1,8 +1,8 @@
 """A bundle as data: open, parse, audit without executing, load weights safely."""
 
 from medseg.bundle.audit import audit, require_trusted
-from medseg.bundle.bundle import Bundle
+from medseg.bundle.bundle import Bundle, Permission
 from medseg.bundle.findings import Finding
 from medseg.bundle.verify import verify
 
-__all__ = ["Bundle", "Finding", "audit", "require_trusted", "verify"]
+__all__ = ["Bundle", "Finding", "Permission", "audit", "require_trusted", "verify"]

@@ -57,7 +57,7 @@ def require_trusted(path: str | Path) -> None:
     more = f"\n  and {len(blocking) - _SHOWN} more" if len(blocking) > _SHOWN else ""
     raise UntrustedBundle(
         f"bundle {Path(path).name} does not pass the audit ({len(blocking)} findings that block):\n{listed}{more}\n"
-        "see all with: medseg bundle audit, and ask whoever made the bundle"
+        "see all with: medseg bundle audit, and ask whoever made the bundle; --network-only uses the clean parts alone"
     )
 
 

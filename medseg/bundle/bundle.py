@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.errors import BundleError, MissingDependency, Refusal, UsageError
 from medseg.files import sha256_file
@@ -16,7 +17,9 @@ from medseg.geometry import Geometry
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bundle"]
+__all__ = ["Bundle", "Permission", "read_weights"]
+
+Permission = Literal["audited", "network-only", "everything"]
 
 _INFERENCE_FILES = ("configs/metadata.json", "configs/inference.json")
 _WEIGHT_FILES = ("models/model.safetensors", "models/model.pt")
@@ -34,14 +37,19 @@ class Bundle:
         The bundle's folder.
     metadata
         The parsed ``configs/metadata.json``.
+    permission
+        What may be evaluated: ``"audited"`` a bundle whose audit blocks nothing; ``"network-only"`` the network and
+        those parts of ``inference.json`` that are clean on their own, whatever else lies beside them;
+        ``"everything"`` runs the bundle's own code, too.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited") -> None:
         self.path = path
         self.metadata = dict(metadata)
+        self.permission = permission
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
         """Open the bundle in the folder ``path``.
 
         Raises
@@ -56,7 +64,7 @@ class Bundle:
             raise UsageError(
                 f"{folder} is not a bundle: configs/metadata.json is missing; give the folder of an unpacked bundle"
             )
-        return cls(folder, _read_json(folder / "configs" / "metadata.json"))
+        return cls(folder, _read_json(folder / "configs" / "metadata.json"), permission)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -77,6 +85,25 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"bundle {self.name} has no configs/{name}.json; it cannot be used for this")
         return _read_json(path)
+
+    def runnable_config(self, *sections: str) -> dict[str, Any]:
+        """``inference.json`` as far as it may be evaluated: all of it, or the named parts if only they are trusted.
+
+        Raises
+        ------
+        UntrustedBundle
+            If the audit finds anything outside its allow-list.
+        """
+        from medseg.bundle.audit import require_trusted
+        from medseg.bundle.network_only import sections_only
+
+        if self.permission == "network-only":
+            return sections_only(self.path, sections)
+        if self.permission == "audited":
+            require_trusted(self.path)
+        elif str(self.path.resolve()) not in sys.path:
+            sys.path.append(str(self.path.resolve()))  # where its scripts are found, after everything else
+        return self.config("inference")
 
     @cached_property
     def sha256(self) -> str:
@@ -172,10 +199,11 @@ class Bundle:
         """
         from monai.bundle import ConfigParser
 
-        from medseg.bundle.audit import require_trusted
+        if self.permission == "network-only":
+            from medseg.bundle.network_only import load_network_only
 
-        require_trusted(self.path)
-        parser = ConfigParser(self.config("inference"))
+            return load_network_only(self.path).to(device)
+        parser = ConfigParser(self.runnable_config())
         network: torch.nn.Module = parser.get_parsed_content("network_def")
         state = self._load_weights()
         try:
@@ -185,7 +213,7 @@ class Bundle:
         return network.eval().to(device)
 
     def _load_weights(self) -> dict[str, torch.Tensor]:
-        found = {name: _read_weights(self.path / name) for name in _WEIGHT_FILES if (self.path / name).is_file()}
+        found = {name: read_weights(self.path / name) for name in _WEIGHT_FILES if (self.path / name).is_file()}
         if not found:
             raise BundleError(
                 f"bundle {self.name} has no weights: expected {' or '.join(_WEIGHT_FILES)}; train it first"
@@ -218,8 +246,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of one weights file, as data only."""
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """State dict of one weights file (``.safetensors``, or ``.pt`` without code), as data only."""
     import pickle
 
     import torch

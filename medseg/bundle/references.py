@@ -12,7 +12,7 @@ from typing import Any
 
 from medseg.bundle.expressions import is_import
 
-__all__ = ["SEPARATOR", "ModulePlaces", "absolute_text", "place_of", "strings_in"]
+__all__ = ["SEPARATOR", "ModulePlaces", "absolute_text", "place_of", "referred", "strings_in"]
 
 SEPARATOR = "::"
 _RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
@@ -66,14 +66,15 @@ class ModulePlaces:
 
     def reached_by(self, text: str) -> str | None:
         """First reference in an absolute config string that reaches a module, or a container of one."""
-        for name in _referred(text):
+        for name in referred(text):
             parts = tuple(name.split(SEPARATOR)) if name else ()
             if any(holder[: len(parts)] == parts or parts[:-1] == holder for holder in self._lists):
                 return name or "the whole config"
         return None
 
 
-def _referred(text: str) -> list[str]:
+def referred(text: str) -> list[str]:
+    """Ids that an absolute config string refers to."""
     if text.startswith("$"):
         return _REFERENCE.findall(text)
     if text.startswith("@") and _REFERENCE.fullmatch(text):

@@ -1,0 +1,133 @@
+"""Bundles that ship code: refused, run without network on request, or used for their network alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.cli._isolation import network_is_off
+from medseg.errors import ExitCode
+from tests.inference.bundles import ORIENTED, Design, write_bundle
+from tests.inference.volumes import blobs, grid, load, save
+
+SCRIPT = """
+import socket
+class Prepare:
+    def __init__(self, port, mark):
+        self.port, self.mark = port, mark
+    def __call__(self, data):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+            answer = "reached"
+        except OSError:
+            answer = "cut off"
+        with open(self.mark, "w") as handle:
+            handle.write(answer)
+        return data
+"""
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return save(blobs((16, 12, 10)), grid("oblique"), tmp_path / "head.nii.gz")
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, port: int) -> Path:
+    """A bundle whose preprocessing is a class of its own, which tries to reach the network and notes the outcome."""
+    step = {"_target_": "scripts.prepare.Prepare", "port": port, "mark": str(tmp_path / "mark")}
+    folder = write_bundle(tmp_path / "with_code", Design(transforms=(*ORIENTED, step)))
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "__init__.py").touch()
+    (folder / "scripts" / "prepare.py").write_text(SCRIPT)
+    return folder
+
+
+def _medseg(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "medseg", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def _can_be_cut() -> bool:
+    done = [
+        subprocess.run(["unshare", *options, "true"], capture_output=True, check=False).returncode
+        for options in (["--net"], ["--user", "--map-current-user", "--net"])
+    ]
+    return 0 in done
+
+
+def test_code_is_refused_by_default(with_code: Path, image: Path, tmp_path: Path) -> None:
+    done = _medseg("infer", with_code, image, "-o", tmp_path / "out")
+    assert done.returncode == ExitCode.USAGE
+    assert "does not pass the audit" in done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.skipif(not _can_be_cut(), reason="this system does not let a process cut its own network")
+def test_trusted_code_runs_without_network(with_code: Path, image: Path, tmp_path: Path) -> None:
+    done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--trust-bundle")
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert (tmp_path / "mark").read_text() == "cut off"
+    assert load(tmp_path / "out" / "head_seg.nii.gz")[0].any()
+
+
+def test_the_network_alone_needs_clean_preprocessing(with_code: Path, image: Path, tmp_path: Path) -> None:
+    done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--network-only")
+    assert done.returncode == ExitCode.USAGE
+    assert "scripts.prepare.Prepare" in done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_network_alone_is_used_as_in_the_clean_bundle(image: Path, tmp_path: Path) -> None:
+    clean = write_bundle(tmp_path / "clean", Design(transforms=ORIENTED))
+    stranger = write_bundle(tmp_path / "stranger", Design(transforms=ORIENTED))
+    (stranger / "scripts").mkdir()
+    (stranger / "scripts" / "anything.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    file = stranger / "configs" / "inference.json"
+    config = json.loads(file.read_text())
+    config["imports"].append("$import scripts.anything")
+    config["handlers"] = [{"_target_": "scripts.anything.Handler"}]
+    file.write_text(json.dumps(config))
+    assert _medseg("infer", stranger, image, "-o", tmp_path / "refused").returncode == ExitCode.USAGE
+    assert _medseg("infer", stranger, image, "-o", tmp_path / "a", "--network-only").returncode == ExitCode.DONE
+    assert _medseg("infer", clean, image, "-o", tmp_path / "b").returncode == ExitCode.DONE
+    found, expected = (load(tmp_path / name / "head_seg.nii.gz")[0] for name in "ab")
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_training_refuses_code_too(with_code: Path, tmp_path: Path) -> None:
+    done = _medseg("train", with_code, "--output", tmp_path / "run")
+    assert done.returncode == ExitCode.USAGE
+    assert "does not pass the audit" in done.stderr
+
+
+@pytest.mark.skipif(not _can_be_cut(), reason="this system does not let a process cut its own network")
+def test_a_network_namespace_counts_as_off() -> None:
+    code = "from medseg.cli._isolation import network_is_off; print(network_is_off())"
+    for options in (["--net"], ["--user", "--map-current-user", "--net"]):
+        done = subprocess.run(
+            ["unshare", *options, sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            assert done.stdout.strip() == "True"
+    assert network_is_off() == (not any(_up(name) for _, name in socket.if_nameindex() if name != "lo"))
+
+
+def _up(name: str) -> bool:
+    return bool(int(Path(f"/sys/class/net/{name}/flags").read_text(), 16) & 1)
