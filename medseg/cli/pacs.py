@@ -1,4 +1,4 @@
-"""``medseg pacs``: echo, find, fetch, send, listen."""
+"""``medseg pacs``: echo, find, fetch, send, listen, run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medseg.cli.main import app
 if TYPE_CHECKING:
     from medseg.pacs import PacsSettings, Remote
 
-pacs_app = typer.Typer(help="DICOM network and DICOMweb: echo, find, fetch, send, listen.", no_args_is_help=True)
+pacs_app = typer.Typer(help="DICOM network and DICOMweb: echo, find, fetch, send, listen, run.", no_args_is_help=True)
 app.add_typer(pacs_app, name="pacs")
 
 _Node = Annotated[str, typer.Argument(help="AET@host:port, a DICOMweb URL, or a name from the settings file.")]
@@ -140,3 +140,36 @@ def listen(
                 time.sleep(1)
         except KeyboardInterrupt:
             raise Interrupted("stopped listening; what arrived is kept, and the same command continues it") from None
+
+
+@pacs_app.command()
+@command
+def run(
+    settings: Annotated[Path, typer.Argument(help="TOML file with [run], [nodes] and [[routes]].")],
+) -> Outcome:
+    """Find studies by rules, fetch them, run the bundles of their routes, send the results; each study once.
+
+    Started again, it goes on where it stopped and takes new studies only.
+
+    Example: medseg pacs run pacs.toml
+    """
+    from medseg.errors import Interrupted
+    from medseg.pacs import read_settings
+    from medseg.pacs.loop import answer_studies
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = terminal()
+    try:
+        answered = answer_studies(
+            read_settings(settings), progress=lambda study, state: console.print(f"{study}  {state}")
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; nothing is lost, and the same command continues") from None
+    for study, reason in [*answered.done.items(), *answered.failed.items()]:
+        if reason:
+            console.print(f"{study}: {reason}")
+    console.print(
+        f"{answered.found} found, {answered.known} answered before, {len(answered.done)} answered now,"
+        f" {len(answered.failed)} failed, {answered.left} left for later runs"
+    )
+    return Outcome(vars(answered), complete=not answered.failed)

@@ -26,7 +26,7 @@ from medseg.outputs.source import Frame, SourceImages, embed, placed
 __all__ = ["Job", "WriteOptions", "copy_identity", "save_checked", "series_description", "start_dataset"]
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
-SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
+SegmentationType = Literal["AUTO", "BINARY", "FRACTIONAL", "LABELMAP"]
 
 _SERIES_NUMBERS: Mapping[str, int] = {"seg": 9101, "sr": 9102, "rtstruct": 9103, "sc": 9104}
 _DEIDENTIFICATION = (
@@ -36,13 +36,27 @@ _DEIDENTIFICATION = (
     "LongitudinalTemporalInformationModified",
 )
 _PATIENT_AND_STUDY = (
-    "PatientName", "PatientID", "IssuerOfPatientID", "OtherPatientIDsSequence", "PatientBirthDate", "PatientSex",
-    "EthnicGroup", "PatientComments", "PatientSpeciesDescription", "PatientAge", "PatientSize", "PatientWeight",
-    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription",
-    "AccessionNumber", "ReferringPhysicianName",
+    # Patient module (PS3.3, C.7.1.1)
+    "PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID",
+    "OtherPatientIDsSequence", "OtherPatientNames", "PatientBirthDate", "PatientBirthTime", "PatientSex",
+    "QualityControlSubject", "EthnicGroup", "PatientComments", "PatientSpeciesDescription",
+    "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
+    "BreedRegistrationSequence", "ResponsiblePerson",
+    "ResponsiblePersonRole", "ResponsibleOrganization",
+    # General Study and Patient Study modules (C.7.2.1, C.7.2.2)
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "ReferringPhysicianIdentificationSequence",
+    "ConsultingPhysicianName", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "RequestingService",
+    "ReferencedStudySequence", "ProcedureCodeSequence", "ReasonForPerformedProcedureCodeSequence",
+    "AdmittingDiagnosesDescription", "AdmittingDiagnosesCodeSequence", "PatientAge", "PatientSize", "PatientWeight",
+    "PatientBodyMassIndex", "MedicalAlerts", "Allergies", "SmokingStatus", "PregnancyStatus", "LastMenstrualDate",
+    "PatientState", "Occupation", "AdditionalPatientHistory", "AdmissionID", "IssuerOfAdmissionIDSequence",
+    "ServiceEpisodeID", "ServiceEpisodeDescription", "PatientSexNeutered", "ReasonForVisit",
+    # Clinical Trial Subject and Study modules (C.7.1.3, C.7.2.3)
     "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID",
     "ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID",
-    "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription",
+    "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription", "LongitudinalTemporalOffsetFromEvent",
+    "LongitudinalTemporalEventType", "ConsentForClinicalTrialUseSequence",
 )  # fmt: skip
 
 
@@ -57,11 +71,15 @@ class WriteOptions:
     run
         Name of the run; part of what the identifiers are derived from, so the same run gives the same ones.
     segmentation_type
-        ``"BINARY"`` is understood everywhere; ``"LABELMAP"`` is small; ``"FRACTIONAL"`` needs ``probabilities``.
+        ``"AUTO"``: ``"BINARY"``, one bit per pixel, where frames fill whole bytes; elsewhere a byte per pixel in the
+        form ``"FRACTIONAL"``, everything or nothing, because viewers misread frames that start within a byte.
+        ``"LABELMAP"`` has all segments in one and is known to few readers; ``"FRACTIONAL"`` asked for by name needs
+        ``probabilities``.
     probabilities
         One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
     trust
-        The case's trust verdict: ``verdict``, ``predicted_dice``, ``lower_bound``; goes into the report.
+        The case's trust as in ``run.json``: ``verdict``, ``predicted_dice``, ``lower_bound``, ``flags``, and under
+        ``structures`` the two figures per ``label``; goes into the report.
     doubt
         Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
     when
@@ -70,7 +88,7 @@ class WriteOptions:
 
     notice: str = "Research, not for clinical use"
     run: str = ""
-    segmentation_type: SegmentationType = "BINARY"
+    segmentation_type: SegmentationType = "AUTO"
     probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
     trust: Mapping[str, Any] = field(default_factory=dict)
     doubt: NDArray[np.floating[Any]] | None = None

@@ -17,7 +17,7 @@ from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg.errors import CaseFailed, UsageError
 from medseg.geometry import Geometry
@@ -59,9 +59,21 @@ def _readable(partial: Path) -> None:
     hd.seg.segread(partial)
 
 
+def _kind(job: Job) -> SegmentationTypeValues:
+    """The type to write.
+
+    Frames of one bit per pixel follow each other without padding (PS3.5, 8.1.1). Where rows × columns is no multiple
+    of 8, most start within a byte, and common readers then show a shuffled mask, so that a byte per pixel is safer.
+    """
+    wanted = job.options.segmentation_type
+    if wanted == "AUTO":
+        wanted = "FRACTIONAL" if job.view(job.labels, job.frames[0]).size % 8 else "BINARY"
+    return SegmentationTypeValues(wanted)
+
+
 def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Dataset:
-    kind = SegmentationTypeValues(job.options.segmentation_type)
-    syntax = ExplicitVRLittleEndian if kind is SegmentationTypeValues.BINARY else RLELossless
+    kind = _kind(job)
+    probable = job.options.segmentation_type == "FRACTIONAL"
     empty = not (job.labels > 0).any()
     with warnings.catch_warnings():
         # highdicom warns that an empty mask keeps its empty frames, and about person names it does not write.
@@ -70,6 +82,8 @@ def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Da
             source_images=_completed(job),
             pixel_array=_pixels(job, codes, numbers),
             segmentation_type=kind,
+            fractional_type="PROBABILITY" if probable else "OCCUPANCY",
+            max_fractional_value=255 if probable else 1,
             segment_descriptions=[_description(job, code, numbers[code.label]) for code in codes],
             series_instance_uid=job.uid("seg", "series"),
             series_number=9101,
@@ -79,7 +93,7 @@ def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Da
             manufacturer_model_name=job.bundle.name[:64],
             software_versions=[version("medseg"), str(job.bundle.version)[:64]],
             device_serial_number=job.bundle.sha256,
-            transfer_syntax_uid=UID(syntax),
+            transfer_syntax_uid=ExplicitVRLittleEndian,  # no codec between the mask and its reader
             omit_empty_frames=not empty,
             **_places(job),
             content_label="SEGMENTATION",
@@ -176,7 +190,7 @@ def read_labels(path: Path, geometry: Geometry, labels: Mapping[int, int]) -> ND
     Parameters
     ----------
     path
-        A BINARY or LABELMAP object.
+        A BINARY or LABELMAP object, or a FRACTIONAL one of which any part above nothing counts.
     geometry
         The grid to fill; what the object leaves out is background.
     labels

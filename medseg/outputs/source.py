@@ -124,9 +124,13 @@ def _complete(dataset: Dataset) -> None:
     if not dataset.get("FrameOfReferenceUID"):
         digest = hashlib.sha256(f"frame of reference {dataset.SeriesInstanceUID}".encode()).digest()
         dataset.FrameOfReferenceUID = f"2.25.{int.from_bytes(digest[:16])}"
-    character_set = dataset.get("SpecificCharacterSet")
-    if isinstance(character_set, str) and character_set.startswith("ISO 2022"):
-        # A single value must not name code extensions; Unicode holds every text that was read.
+    stated = dataset.get("SpecificCharacterSet", "ISO_IR 192")
+    sets = [stated or ""] if isinstance(stated, str | None) else list(stated)
+    if not any(sets):
+        del dataset.SpecificCharacterSet  # empty is the default repertoire, which newer objects leave unsaid
+    elif not all(sets) or (len(sets) == 1 and sets[0].startswith("ISO 2022")):
+        # A single value must not name code extensions, and a first value left empty is unknown to highdicom;
+        # Unicode holds every text that was read.
         dataset.SpecificCharacterSet = "ISO_IR 192"
 
 

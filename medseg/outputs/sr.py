@@ -19,6 +19,7 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
 from medseg.errors import CaseFailed
+from medseg.outputs import sr_trust
 from medseg.outputs.codes import SegmentCode
 from medseg.outputs.common import Job, copy_identity, save_checked, series_description
 from medseg.outputs.seg import coded
@@ -26,8 +27,6 @@ from medseg.outputs.seg import coded
 __all__ = ["longest_diameter_mm", "volumes_ml", "write_sr"]
 
 _MILLILITRE = CodedConcept("ml", "UCUM", "milliliter")
-_NO_UNITS = CodedConcept("1", "UCUM", "no units")
-_OURS = "99MEDSEG"
 _LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
@@ -127,16 +126,14 @@ def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) ->
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
         title=dicom_codes.DCM.ImagingMeasurementReport,
-        imaging_measurements=[_group(job, code, n, volumes[code.label]) for n, code in enumerate(codes, start=1)],
+        imaging_measurements=[
+            *(_group(job, code, n, volumes[code.label]) for n, code in enumerate(codes, start=1)),
+            *sr_trust.of_result(job.options.trust, _tracking(job, "result", "whole result"), _algorithm(job)),
+        ],
     )
 
 
 def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
-    algorithm = sr.AlgorithmIdentification(
-        name=job.bundle.name,
-        version=str(job.bundle.version),
-        parameters=[f"sha256 {job.bundle.sha256}", job.options.notice],
-    )
     segment = sr.ReferencedSegment(
         sop_class_uid=_seg_class(job),
         sop_instance_uid=job.uid("seg"),
@@ -146,13 +143,11 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
     diameter = longest_diameter_mm(job.labels == code.label, job.geometry.affine)
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         referenced_segment=segment,
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=job.uid("tracking", str(code.label)), identifier=f"{job.bundle.name} {code.name}"[:64]
-        ),
+        tracking_identifier=_tracking(job, str(code.label), code.name),
         finding_category=coded(code.category),
         finding_type=coded(code.type),
         finding_sites=_sites(code),
-        algorithm_id=algorithm,
+        algorithm_id=_algorithm(job),
         measurements=[
             sr.Measurement(name=dicom_codes.SCT.Volume, value=float(f"{volume:.6g}"), unit=_MILLILITRE),
             sr.Measurement(
@@ -160,9 +155,21 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
                 value=float(f"{diameter:.6g}"),
                 unit=dicom_codes.UCUM.Millimeter,
             ),
-            *_predicted(job.options.trust),
+            *sr_trust.of_structure(job.options.trust, code.label),
         ],
-        qualitative_evaluations=_verdict(job.options.trust),
+        qualitative_evaluations=sr_trust.verdict_of(job.options.trust),
+    )
+
+
+def _tracking(job: Job, key: str, name: str) -> sr.TrackingIdentifier:
+    return sr.TrackingIdentifier(uid=job.uid("tracking", key), identifier=f"{job.bundle.name} {name}"[:64])
+
+
+def _algorithm(job: Job) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=job.bundle.name,
+        version=str(job.bundle.version),
+        parameters=[f"sha256 {job.bundle.sha256}", job.options.notice],
     )
 
 
@@ -171,32 +178,6 @@ def _sites(code: SegmentCode) -> list[sr.FindingSite] | None:
     if place is None:
         return None
     return [sr.FindingSite(anatomic_location=coded(place), laterality=coded(code.modifier) if code.modifier else None)]
-
-
-def _predicted(trust: Mapping[str, Any]) -> list[sr.Measurement]:
-    named = (
-        ("predicted_dice", "DICE", "Predicted Dice coefficient"),
-        ("lower_bound", "DICELOW", "Lower bound of Dice"),
-    )
-    found = [(trust.get(key), CodedConcept(value, _OURS, meaning)) for key, value, meaning in named]
-    return [
-        sr.Measurement(name=name, value=float(f"{value:.4f}"), unit=_NO_UNITS)
-        for value, name in found
-        if isinstance(value, int | float)
-    ]
-
-
-def _verdict(trust: Mapping[str, Any]) -> list[sr.QualitativeEvaluation] | None:
-    verdict = trust.get("verdict")
-    if not verdict:
-        return None
-    meanings = {"accept": "Accept", "review": "Review", "reject": "Reject"}
-    name = CodedConcept("TRUST", _OURS, "Trust verdict")
-    return [
-        sr.QualitativeEvaluation(
-            name=name, value=CodedConcept(str(verdict).upper()[:16], _OURS, meanings.get(str(verdict), str(verdict)))
-        )
-    ]
 
 
 def _stated_volumes(dataset: pydicom.Dataset) -> list[float]:

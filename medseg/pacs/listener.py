@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
-from medseg.pacs.network import no_delay
+from medseg.pacs.retrieve import no_delay
 
 __all__ = ["Listener"]
 

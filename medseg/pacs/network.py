@@ -1,10 +1,8 @@
-"""The DICOM network (PS3.4, PS3.7) through pynetdicom: C-ECHO, C-FIND, C-GET, C-STORE."""
+"""The DICOM network (PS3.4, PS3.7) through pynetdicom: C-ECHO, C-FIND, C-GET or C-MOVE, C-STORE."""
 
 from __future__ import annotations
 
-import socket
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +13,11 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
-from medseg.pacs.inbox import store_instance
+from medseg.pacs.failures import LimitExceeded, PacsError
+from medseg.pacs.limits import Meter
 from medseg.pacs.nodes import DicomNode
-from medseg.pacs.remote import PacsError, SendResult, StudyMatch
+from medseg.pacs.remote import SendResult, StudyMatch
+from medseg.pacs.retrieve import Arrival, identifier_of, no_delay, receiving
 
 try:
     from pynetdicom import AE, Association, StoragePresentationContexts, build_context, build_role, evt
@@ -25,38 +25,19 @@ try:
         PatientRootQueryRetrieveInformationModelFind,
         StudyRootQueryRetrieveInformationModelFind,
         StudyRootQueryRetrieveInformationModelGet,
+        StudyRootQueryRetrieveInformationModelMove,
         Verification,
     )
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
-__all__ = ["NetworkRemote", "no_delay"]
+__all__ = ["NetworkRemote"]
 
 _SUCCESS = 0x0000
 _PENDING = (0xFF00, 0xFF01)
 _WARNINGS = (0xB000, 0xB006, 0xB007)
 _MOST_CONTEXTS = 128  # per association (PS3.8 9.3.2.2)
-_GETTABLE = (
-    "CT Image Storage",
-    "MR Image Storage",
-    "Positron Emission Tomography Image Storage",
-    "Enhanced CT Image Storage",
-    "Enhanced MR Image Storage",
-    "Enhanced PET Image Storage",
-    "Segmentation Storage",
-    "RT Structure Set Storage",
-    "Comprehensive 3D SR Storage",
-    "Comprehensive SR Storage",
-    "Enhanced SR Storage",
-    "Secondary Capture Image Storage",
-    "Multi-frame Grayscale Byte Secondary Capture Image Storage",
-    "Multi-frame True Color Secondary Capture Image Storage",
-)
-
-
-def no_delay(event: Any) -> None:
-    """Turn Nagle's algorithm off: with delayed acknowledgements it holds DIMSE to some 13 instances a second."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+_LABELMAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage, which pynetdicom does not list yet
 
 
 class _NothingAccepted(PacsError):
@@ -93,7 +74,10 @@ class NetworkRemote:
             raise PacsError(f"{node} {why}; check AE titles, host and port on both sides")
         try:
             yield association
-        finally:
+        except BaseException:
+            association.abort()  # whatever the peer is still sending, nobody waits for it
+            raise
+        else:
             if association.is_established:
                 association.release()
 
@@ -122,31 +106,39 @@ class NetworkRemote:
                     self._check(status, "C-FIND")
         return matches
 
-    def fetch(self, study_uid: str, series_uid: str | None, folder: Path) -> Iterator[Path]:
-        """Bring a study or series by C-GET, over the same connection; needs no port of our own."""
-        arrived: deque[Path] = deque()
+    def fetch(
+        self, study_uid: str, series_uid: str | None, folder: Path, *, meter: Meter | None = None
+    ) -> Iterator[Path]:
+        """Bring a study or series by C-GET, which needs no port of our own, or by C-MOVE if the node wants that."""
+        arrival = Arrival(study_uid, folder, meter or self.meter())
+        return (self._move if self._node.retrieve == "move" else self._get)(
+            identifier_of(study_uid, series_uid), arrival
+        )
 
-        def receive(event: Any) -> int:
-            data = event.encoded_dataset()
-            path, _ = store_instance(folder, study_uid, str(event.request.AffectedSOPInstanceUID), data)
-            arrived.append(path)
-            return _SUCCESS
+    def meter(self) -> Meter:
+        """Counter of one transfer under this node's limits."""
+        return Meter(self._node.limits, str(self._node))
 
-        storage = [context for context in StoragePresentationContexts if context.abstract_syntax.name in _GETTABLE]
+    def _get(self, identifier: Dataset, arrival: Arrival) -> Iterator[Path]:
+        storage = [*StoragePresentationContexts, build_context(_LABELMAP)]
         roles = [build_role(context.abstract_syntax, scp_role=True) for context in storage]
         model = StudyRootQueryRetrieveInformationModelGet
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "SERIES" if series_uid else "STUDY"
-        identifier.StudyInstanceUID = study_uid
-        if series_uid:
-            identifier.SeriesInstanceUID = series_uid
-        handlers = [(evt.EVT_C_STORE, receive)]
+        handlers = [(evt.EVT_C_STORE, arrival.store)]
         with self._associate([build_context(model), *storage], handlers, roles) as association:
-            for status, _ in association.send_c_get(identifier, model):
-                while arrived:
-                    yield arrived.popleft()
-                if not (status and status.Status in _PENDING):
-                    self._check(status, "C-GET")
+            yield from self._arriving(association.send_c_get(identifier, model), arrival, "C-GET")
+
+    def _move(self, identifier: Dataset, arrival: Arrival) -> Iterator[Path]:
+        model = StudyRootQueryRetrieveInformationModelMove
+        with receiving(self._node, arrival), self._associate([build_context(model)]) as association:
+            title = self._node.calling_ae_title
+            yield from self._arriving(association.send_c_move(identifier, title, model), arrival, "C-MOVE")
+
+    def _arriving(self, answers: Iterable[Any], arrival: Arrival, operation: str) -> Iterator[Path]:
+        for status, _ in answers:
+            yield from arrival.paths()
+            if not (status and status.Status in _PENDING):
+                self._check(status, operation)
+        yield from arrival.paths()
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files by C-STORE; presentation contexts are those of the files themselves."""
@@ -172,22 +164,24 @@ class NetworkRemote:
         self, groups: Sequence[tuple[tuple[str, str], list[Path]]], sent: list[Path], failed: dict[Path, str]
     ) -> None:
         contexts = [build_context(sop_class, syntax) for (sop_class, syntax), _ in groups]
+        meter = self.meter()
         with self._associate(contexts) as association:
             for _, paths in groups:
                 for path in paths:
-                    if reason := self._store(association, path):
+                    if reason := self._store(association, path, meter):
                         failed[path] = reason
                     else:
                         sent.append(path)
 
-    def _store(self, association: Association, path: Path) -> str | None:
+    def _store(self, association: Association, path: Path, meter: Meter) -> str | None:
         if not association.is_established:
             return f"{self._node} closed the connection"
         try:
+            meter.count(path.stat().st_size)
             status = association.send_c_store(path)
         except ValueError:
             return f"{self._node} accepts neither this SOP class nor its transfer syntax"
-        except (RuntimeError, AttributeError) as error:
+        except (LimitExceeded, RuntimeError, AttributeError) as error:
             return str(error)
         if status and (status.Status == _SUCCESS or status.Status in _WARNINGS):
             return None
@@ -197,7 +191,9 @@ class NetworkRemote:
         if not status:
             raise PacsError(f"{self._node} did not answer {operation} within {self._node.timeout_seconds:g} s")
         if status.Status != _SUCCESS:
-            raise PacsError(f"{self._node} answered {operation} with status 0x{status.Status:04X}")
+            failed = status.get("NumberOfFailedSuboperations")
+            lost = f"; {failed} instances did not come" if failed else ""
+            raise PacsError(f"{self._node} answered {operation} with status 0x{status.Status:04X}{lost}")
 
 
 def _identifier(query: Mapping[str, str], level: str) -> Dataset:

@@ -7,6 +7,9 @@
     host = "10.0.0.5"
     port = 4242
     tls = { ca = "ca.pem", cert = "me.pem", key = "me.key" }        # optional
+    limits = { studies = 50, instances = 5000, megabytes = 4096, instances_per_second = 100 }      # optional
+    retrieve = "move"                   # C-MOVE to a port of ours that the peer knows; C-GET if left out
+    move_port = 11113
 
     [nodes.web]                         # a DICOMweb server
     url = "https://archive.example/dicom-web"
@@ -14,6 +17,7 @@
     password_env = "MEDSEG_ARCHIVE_PASSWORD"                        # secrets never stand in the file
 
     [listener]                          # see medseg.pacs.listener
+    [run]                               # see medseg.pacs.loop
     [[routes]]
 """
 
@@ -25,11 +29,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medseg.errors import UsageError
+from medseg.pacs.limits import Limits
 
-__all__ = ["DicomNode", "ListenerSettings", "PacsSettings", "Route", "Tls", "WebNode", "parse_node", "read_settings"]
+__all__ = [
+    "DicomNode",
+    "ListenerSettings",
+    "PacsSettings",
+    "Route",
+    "RunSettings",
+    "Tls",
+    "WebNode",
+    "parse_node",
+    "read_settings",
+]
 
 DEFAULT_AE_TITLE = "MEDSEG"
 _LONGEST_AE_TITLE = 16
@@ -56,7 +71,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class DicomNode:
-    """A DICOM application entity on the network."""
+    """A DICOM application entity on the network.
+
+    ``retrieve`` says how studies are fetched from it: ``"get"`` over our own connection, or ``"move"`` to a port that
+    is open for as long as the transfer takes. The peer must know that port under ``calling_ae_title``.
+    """
 
     ae_title: str
     host: str
@@ -64,8 +83,16 @@ class DicomNode:
     calling_ae_title: str = DEFAULT_AE_TITLE
     tls: Tls | None = None
     timeout_seconds: float = 30.0
+    retrieve: Literal["get", "move"] = "get"
+    move_host: str = "127.0.0.1"
+    move_port: int | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if self.retrieve not in ("get", "move"):
+            raise UsageError(f"retrieve of {self} is {self.retrieve!r}, expected get or move")
+        if self.retrieve == "move" and self.move_port is None:
+            raise UsageError(f"retrieve of {self} is move; state move_port, the port of ours that it knows")
         for title in (self.ae_title, self.calling_ae_title):
             if not 0 < len(title.strip()) <= _LONGEST_AE_TITLE or not title.isascii():
                 raise UsageError(f"found AE title {title!r}, expected 1 to {_LONGEST_AE_TITLE} ASCII characters")
@@ -84,6 +111,7 @@ class WebNode:
     token_env: str | None = None
     ca: str | None = None
     timeout_seconds: float = 60.0
+    limits: Limits = field(default_factory=Limits)
 
     def secret(self, variable: str | None) -> str | None:
         """Value of an environment variable that the settings name."""
@@ -132,18 +160,68 @@ class ListenerSettings:
 
 
 @dataclass(frozen=True)
+class RunSettings:
+    """Which studies of a node ``medseg pacs run`` answers, and where it keeps what it knows of them.
+
+    Parameters
+    ----------
+    source
+        Name of the node that is searched and fetched from.
+    folder
+        Studies, queue and results; not the listener's.
+    where
+        DICOM keywords and values that studies must match.
+    modalities
+        Fetch only series of these; everything if empty.
+    keep_images
+        Keep fetched images after their study is answered; results are always kept.
+    min_free_gb
+        Fetch nothing while less is free in ``folder``.
+    attempts, retry_seconds
+        How often, and how far apart, a study is tried.
+    """
+
+    source: str
+    folder: Path
+    where: Mapping[str, str] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    keep_images: bool = False
+    min_free_gb: float = 2.0
+    attempts: int = 3
+    retry_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
 class PacsSettings:
     """The whole settings file."""
 
     nodes: Mapping[str, DicomNode | WebNode] = field(default_factory=dict)
     listener: ListenerSettings | None = None
     routes: tuple[Route, ...] = ()
+    run: RunSettings | None = None
+
+    def __post_init__(self) -> None:
+        for route in self.routes:
+            if missing := sorted(set(route.send_to) - set(self.nodes)):
+                raise UsageError(
+                    f"route {route.name!r} sends to {missing}, expected names of [nodes]: {sorted(self.nodes)}"
+                )
+        if self.run is None:
+            return
+        if self.run.source not in self.nodes:
+            raise UsageError(f"run.source is {self.run.source!r}, expected a name of [nodes]: {sorted(self.nodes)}")
+        if self.listener and self.listener.folder == self.run.folder:
+            raise UsageError(f"[listener] and [run] both keep their queue in {self.run.folder}; give each its own")
+
+
+_NESTED: Mapping[str, type[Any]] = {"tls": Tls, "limits": Limits}
 
 
 def _build(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
     values = dict(table)
-    if isinstance(values.get("tls"), dict):
-        values["tls"] = _build(Tls, f"{where}.tls", values["tls"])
+    for key, nested in _NESTED.items():
+        if isinstance(values.get(key), dict):
+            values[key] = _build(nested, f"{where}.{key}", values[key])
     known = set(kind.__dataclass_fields__)
     if unknown := sorted(set(values) - known):
         raise UsageError(f"[{where}] has unknown keys {unknown}; known are {sorted(known)}")
@@ -177,19 +255,18 @@ def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"the settings {file} cannot be read: {error}") from error
-    if unknown := sorted(set(content) - {"nodes", "listener", "routes"}):
-        raise UsageError(f"{file} has unknown sections {unknown}; known are nodes, listener, routes")
+    if unknown := sorted(set(content) - {"nodes", "listener", "routes", "run"}):
+        raise UsageError(f"{file} has unknown sections {unknown}; known are nodes, listener, routes, run")
     base = file.parent.resolve()
     nodes = {name: _node(name, table) for name, table in content.get("nodes", {}).items()}
     routes = tuple(_route(base, table) for table in content.get("routes", []))
-    for route in routes:
-        if missing := sorted(set(route.send_to) - set(nodes)):
-            raise UsageError(f"route {route.name!r} sends to {missing}, expected names of [nodes]: {sorted(nodes)}")
-    listener = None
-    if "listener" in content:
-        table = content["listener"]
-        listener = _build(ListenerSettings, "listener", {**table, "folder": base / table.get("folder", "medseg-inbox")})
-    return PacsSettings(nodes, listener, routes)
+    listener, run = (
+        _build(kind, name, {**content[name], "folder": base / content[name].get("folder", f"medseg-{folder}")})
+        if name in content
+        else None
+        for kind, name, folder in ((ListenerSettings, "listener", "inbox"), (RunSettings, "run", "run"))
+    )
+    return PacsSettings(nodes, listener, routes, run)
 
 
 def parse_node(text: str, settings: PacsSettings | None = None) -> DicomNode | WebNode:

@@ -103,6 +103,43 @@ class Queue:
                 "UPDATE study SET state = 'waiting' WHERE state = 'receiving' AND last_arrival <= ?", (before,)
             )
 
+    def complete(self, study: str) -> None:
+        """Call one study complete: everything of it has come."""
+        with self._transaction() as database:
+            database.execute("UPDATE study SET state = 'waiting' WHERE study = ? AND state = 'receiving'", (study,))
+
+    def refuse(self, study: str, message: str, now: float) -> None:
+        """End a study of which nothing is wanted as ``failed``, with the reason."""
+        with self._transaction() as database:
+            database.execute(
+                """INSERT INTO study (study, state, last_arrival, message) VALUES (?, 'failed', ?, ?)
+                   ON CONFLICT (study) DO UPDATE SET state = 'failed', message = excluded.message""",
+                (study, now, message),
+            )
+
+    def revive(self, study: str) -> None:
+        """Give a failed study new attempts, from its arrival on; what was computed or sent is not done again."""
+        with self._transaction() as database:
+            database.execute(
+                """UPDATE study SET state = 'receiving', attempts = 0, not_before = 0, message = ''
+                   WHERE study = ? AND state = 'failed'""",
+                (study,),
+            )
+
+    def next_due(self) -> float | None:
+        """When (s) the next study may be taken, which may be past; None if nothing is left to do."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT MIN(not_before) FROM study WHERE state IN ('waiting', 'running', 'sending')"
+            ).fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def state_of(self, study: str) -> State | None:
+        """State of a study; None if it is unknown."""
+        with self._transaction() as database:
+            row = database.execute("SELECT state FROM study WHERE study = ?", (study,)).fetchone()
+        return None if row is None else row[0]
+
     def take(self, now: float) -> Study | None:
         """The next study to compute (it is then ``running``) or whose results are to be sent, or None."""
         with self._transaction() as database:

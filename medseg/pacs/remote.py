@@ -9,14 +9,11 @@ from typing import Protocol
 
 from pydicom.dataset import Dataset
 
-from medseg.errors import CaseFailed
+from medseg.pacs.failures import PacsError
+from medseg.pacs.limits import Meter
 from medseg.pacs.nodes import DicomNode, WebNode
 
 __all__ = ["PacsError", "Remote", "SendResult", "StudyMatch", "open_remote"]
-
-
-class PacsError(CaseFailed):
-    """A peer could not be reached, refused, or answered with a failure."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,16 @@ class Remote(Protocol):
     def find(self, query: Mapping[str, str], *, level: str, limit: int) -> list[StudyMatch]:
         """Studies or series (``level`` "STUDY" or "SERIES") that match DICOM keywords → values."""
 
-    def fetch(self, study_uid: str, series_uid: str | None, folder: Path) -> Iterator[Path]:
-        """Bring the instances of a study or series into ``folder``; yields each file when it is whole."""
+    def meter(self) -> Meter:
+        """Counter of one transfer under the limits of this peer."""
+
+    def fetch(
+        self, study_uid: str, series_uid: str | None, folder: Path, *, meter: Meter | None = None
+    ) -> Iterator[Path]:
+        """Bring the instances of a study or series into ``folder``; yields each file when it is whole.
+
+        A ``meter`` that several calls share holds all of them together to the limits.
+        """
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files at the peer; one bad file does not stop the others."""

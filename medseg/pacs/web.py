@@ -13,9 +13,11 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
+from medseg.pacs.failures import LimitExceeded, PacsError
 from medseg.pacs.inbox import store_instance
+from medseg.pacs.limits import Meter
 from medseg.pacs.nodes import WebNode
-from medseg.pacs.remote import PacsError, SendResult, StudyMatch
+from medseg.pacs.remote import SendResult, StudyMatch
 
 try:
     import requests
@@ -64,8 +66,15 @@ class WebRemote:
         found = self._call(search, search_filters=dict(query), limit=limit)
         return [StudyMatch.of(Dataset.from_json(item)) for item in found]
 
-    def fetch(self, study_uid: str, series_uid: str | None, folder: Path) -> Iterator[Path]:
+    def meter(self) -> Meter:
+        """Counter of one transfer under this server's limits."""
+        return Meter(self._node.limits, str(self._node))
+
+    def fetch(
+        self, study_uid: str, series_uid: str | None, folder: Path, *, meter: Meter | None = None
+    ) -> Iterator[Path]:
         """Bring a study or series by WADO-RS, streamed, as stored."""
+        meter = meter or self.meter()
         if series_uid:
             arriving = self._call(self._client.iter_series, study_uid, series_uid, media_types=_AS_STORED)
         else:
@@ -73,16 +82,34 @@ class WebRemote:
         while (instance := self._call(next, arriving, None)) is not None:
             buffer = BytesIO()
             dcmwrite(buffer, instance)
-            path, _ = store_instance(folder, study_uid, str(instance.SOPInstanceUID), buffer.getvalue())
-            yield path
+            meter.count(buffer.getbuffer().nbytes)
+            yield self._keep(folder, study_uid, str(instance.SOPInstanceUID), buffer.getvalue())
+
+    def _keep(self, folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> Path:
+        try:
+            return store_instance(folder, study_uid, sop_instance_uid, data)[0]
+        except OSError as error:
+            raise PacsError(
+                f"an instance could not be written ({error.strerror}); free space and start again"
+            ) from error
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files by STOW-RS in requests of bounded size."""
         sent: list[Path] = []
         failed: dict[Path, str] = {}
+        meter = self.meter()
         for batch in _batches(files):
-            self._store(batch, sent, failed)
+            allowed = [path for path in batch if self._allowed(path, meter, failed)]
+            self._store(allowed, sent, failed)
         return SendResult(tuple(sent), failed)
+
+    def _allowed(self, path: Path, meter: Meter, failed: dict[Path, str]) -> bool:
+        try:
+            meter.count(path.stat().st_size if path.is_file() else 0)
+        except LimitExceeded as error:
+            failed[path] = str(error)
+            return False
+        return True
 
     def _store(self, paths: Sequence[Path], sent: list[Path], failed: dict[Path, str]) -> None:
         instances: dict[str, tuple[Path, Dataset]] = {}

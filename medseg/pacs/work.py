@@ -1,4 +1,4 @@
-"""What the listener does with a complete study: choose a route's series, run its bundle, send the results."""
+"""What is done with a complete study: choose a route's series, run its bundle, send the results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from medseg.errors import CaseFailed, MedsegError, ReasonCode, Refusal
 from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
 from medseg.pacs.queue import Queue, Study
 from medseg.pacs.remote import Remote, open_remote
 
-__all__ = ["Compute", "Worker", "run_route"]
+__all__ = ["Compute", "Work", "Worker", "run_route"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,40 +46,41 @@ def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
     return sorted(output.glob("*.dcm"))
 
 
-class Worker:
-    """One thread that takes studies from the queue, one at a time, until it is stopped."""
+class WorkSettings(Protocol):
+    """What work needs to know: where it keeps studies and results, and how often it tries."""
 
-    def __init__(
-        self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute = run_route
-    ) -> None:
+    @property
+    def folder(self) -> Path:
+        """Folder of ``studies`` and ``results``."""
+
+    @property
+    def attempts(self) -> int:
+        """Attempts per study."""
+
+    @property
+    def retry_seconds(self) -> float:
+        """Seconds between two of them."""
+
+
+class Work:
+    """Moves studies of a queue on, one step at a time; to be called from one thread."""
+
+    def __init__(self, settings: PacsSettings, work: WorkSettings, queue: Queue, compute: Compute = run_route) -> None:
         self._routes = settings.routes
         self._nodes = settings.nodes
-        self._settings = listener
+        self._settings = work
         self._queue = queue
         self._compute = compute
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="medseg-worker", daemon=True)
         self._remotes: dict[str, Remote] = {}
 
-    def start(self) -> None:
-        """Start working."""
-        self._thread.start()
+    def step(self) -> bool:
+        """Compute one study, or send its results; False if none is due.
 
-    def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Finish the study in hand if it takes no longer than the timeout, then stop."""
-        self._stop.set()
-        self._thread.join(timeout_seconds)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._queue.close_quiet(time.time() - self._settings.quiet_seconds)
-            study = self._queue.take(time.time())
-            if study is None:
-                self._stop.wait(min(0.5, self._settings.quiet_seconds / 4))
-            else:
-                self._step(study)
-
-    def _step(self, study: Study) -> None:
+        What fails is noted in the queue, which says when and whether it is tried again.
+        """
+        study = self._queue.take(time.time())
+        if study is None:
+            return False
         try:
             if study.state == "waiting":
                 self._queue.advance(study, "sending", self._compute_all(study))
@@ -93,6 +94,7 @@ class Worker:
             self._queue.postpone(
                 study, str(error), attempts=settings.attempts, until=time.time() + settings.retry_seconds
             )
+        return True
 
     def _results(self, study: Study, route: Route) -> Path:
         return self._settings.folder / "results" / study.study / str(study.revision) / route.name
@@ -130,3 +132,31 @@ class Worker:
     def _remote(self, name: str) -> Remote:
         nodes: Mapping[str, DicomNode | WebNode] = self._nodes
         return self._remotes.setdefault(name, open_remote(nodes[name]))
+
+
+class Worker:
+    """One thread that works on complete studies, one at a time, until it is stopped."""
+
+    def __init__(
+        self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute = run_route
+    ) -> None:
+        self._work = Work(settings, listener, queue, compute)
+        self._settings = listener
+        self._queue = queue
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="medseg-worker", daemon=True)
+
+    def start(self) -> None:
+        """Start working."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Finish the study in hand if it takes no longer than the timeout, then stop."""
+        self._stop.set()
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._queue.close_quiet(time.time() - self._settings.quiet_seconds)
+            if not self._work.step():
+                self._stop.wait(min(0.5, self._settings.quiet_seconds / 4))

@@ -42,7 +42,10 @@ class Browser:
         self._base = base
 
     def open(self, page: Path) -> None:
-        self._post("url", {"url": page.resolve().as_uri()})
+        self.visit(page.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        self._post("url", {"url": url})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run the body of a function and return its value."""

@@ -14,12 +14,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg import outputs
 from medseg.geometry import Geometry
 from medseg.outputs import rtstruct
 from medseg.outputs.source import read_source
-from tests.outputs.series import FakeBundle, blobs, rotation, write_enhanced, write_series
+from tests.outputs.series import FakeBundle, blobs, read, rotation, write_enhanced, write_series
 
 SHAPE = (7, 6, 5)
 SPACING_MM = (0.7, 1.3, 2.9)
@@ -55,18 +56,44 @@ def place(
     return result
 
 
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
 @pytest.mark.parametrize("degrees", [0.0, 23.0])
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("signs", list(product((1, -1), repeat=3)))
-def test_segmentation_reads_back_equal(tmp_path: Path, plane: str, signs: tuple[int, ...], degrees: float) -> None:
-    record, geometry = write_series(tmp_path / "in", affine_of(plane, signs, degrees), SHAPE)
-    labels = blobs(SHAPE)
+def test_segmentation_reads_back_equal(
+    tmp_path: Path, plane: str, signs: tuple[int, ...], degrees: float, kind: str
+) -> None:
+    shape = (8, 6, 5) if kind == "BINARY" else SHAPE  # chosen by whether a frame fills whole bytes
+    record, geometry = write_series(tmp_path / "in", affine_of(plane, signs, degrees), shape)
+    labels = blobs(shape)
     path = outputs.write("seg", labels, geometry, record, FakeBundle(), tmp_path / "seg.dcm")
+    assert read(path).SegmentationType == kind
+    assert np.array_equal(read_with_highdicom(path, geometry, {1: 1, 2: 3}), labels)
+
+
+def test_bits_of_frames_that_start_within_a_byte_read_back_equal(tmp_path: Path) -> None:
+    record, geometry = write_series(tmp_path / "in", affine_of("coronal", (1, -1, 1), 23.0), SHAPE)
+    options = outputs.WriteOptions(segmentation_type="BINARY")
+    labels = blobs(SHAPE)
+    path = outputs.write("seg", labels, geometry, record, FakeBundle(), tmp_path / "seg.dcm", options=options)
+    assert read(path).SegmentationType == "BINARY"
+    assert np.array_equal(read_with_highdicom(path, geometry, {1: 1, 2: 3}), labels)
+
+
+@pytest.mark.parametrize("kind", ["AUTO", "LABELMAP"])
+def test_frames_of_odd_size_need_no_codec(tmp_path: Path, kind: str) -> None:
+    """The RLE encoder of a common library ends the whole process on 51 × 35 pixels."""
+    shape = (35, 51, 3)
+    record, geometry = write_series(tmp_path / "in", affine_of("axial", (1, 1, 1), 0.0), shape)
+    options = outputs.WriteOptions(segmentation_type=kind)  # type: ignore[arg-type]
+    labels = blobs(shape)
+    path = outputs.write("seg", labels, geometry, record, FakeBundle(), tmp_path / "seg.dcm", options=options)
+    assert read(path).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert np.array_equal(read_with_highdicom(path, geometry, {1: 1, 2: 3}), labels)
 
 
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("kind", ["AUTO", "BINARY", "LABELMAP"])
 def test_enhanced_source_with_reversed_frames(tmp_path: Path, plane: str, kind: str) -> None:
     record, geometry = write_enhanced(tmp_path / "in", affine_of(plane, (1, -1, 1), 11.0), SHAPE)
     options = outputs.WriteOptions(segmentation_type=kind)  # type: ignore[arg-type]
@@ -113,15 +140,18 @@ def _dcmqi() -> str | None:
 
 
 @pytest.mark.skipif(_dcmqi() is None, reason="dcmqi is not installed (pip install dcmqi)")
+@pytest.mark.parametrize("kind", ["AUTO", "BINARY", "LABELMAP"])
 @pytest.mark.parametrize(("plane", "degrees"), [("axial", 0.0), ("sagittal", 23.0), ("coronal", 23.0)])
-def test_dcmqi_reads_the_same(tmp_path: Path, plane: str, degrees: float) -> None:
+def test_dcmqi_reads_the_same(tmp_path: Path, plane: str, degrees: float, kind: str) -> None:
     record, geometry = write_series(tmp_path / "in", affine_of(plane, (1, -1, 1), degrees), SHAPE)
     labels = blobs(SHAPE)
-    path = outputs.write("seg", labels, geometry, record, FakeBundle(), tmp_path / "seg.dcm")
+    options = outputs.WriteOptions(segmentation_type=kind)  # type: ignore[arg-type]
+    path = outputs.write("seg", labels, geometry, record, FakeBundle(), tmp_path / "seg.dcm", options=options)
     command = [str(_dcmqi()), "--inputDICOM", str(path), "--outputDirectory", str(tmp_path), "-t", "nii"]
     subprocess.run(command, check=True, capture_output=True)
     found = np.zeros(SHAPE, np.uint16)
-    for number, label in ((1, 1), (2, 3)):
+    files = {1: {1: 1, 2: 3}} if kind == "LABELMAP" else {1: {1: 1}, 2: {1: 3, 2: 3}}
+    for number, labels_of in files.items():
         image = nib.load(tmp_path / f"{number}.nii.gz")
-        found += place(np.asanyarray(image.dataobj), image.affine, geometry, dict.fromkeys((1, number), label))
+        found += place(np.asanyarray(image.dataobj), image.affine, geometry, labels_of)
     assert np.array_equal(found, labels)

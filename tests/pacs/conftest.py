@@ -97,7 +97,7 @@ WaitUntil = Callable[..., None]
 def wait_until() -> WaitUntil:
     import time
 
-    def wait(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"

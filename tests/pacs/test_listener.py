@@ -62,7 +62,7 @@ def test_a_destination_that_is_down_is_tried_again_and_nothing_is_lost(tmp_path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    down = DicomNode("LISTEN", "127.0.0.1", port, timeout_seconds=1)
+    down = DicomNode("LISTEN", "127.0.0.1", port, timeout_seconds=10)
     with listening(tmp_path / "in", answer_one, nodes={"archive": down}, attempts=1000) as (listener, node):
         NetworkRemote(node).send(write_study(tmp_path / "source", "a"))
         wait_until(lambda: any(s.attempts > 0 and s.state == "sending" for s in listener.queue.studies()))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import UsageError
-from medseg.pacs.nodes import DicomNode, WebNode, parse_node, read_settings
+from medseg.pacs.limits import Limits
+from medseg.pacs.nodes import DicomNode, RunSettings, WebNode, parse_node, read_settings
 
 _SETTINGS = """
 [nodes.archive]
@@ -30,6 +31,19 @@ send_to = ["archive"]
 """
 
 
+def test_limits_and_the_run_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pacs.toml"
+    node = 'port = 4242\nlimits = { studies = 2, megabytes = 0.5 }\nretrieve = "move"\nmove_port = 11113'
+    run = '[run]\nsource = "archive"\nwhere = { StudyDate = "20260101-" }\nmodalities = ["MR"]\n[[routes]]'
+    path.write_text(_SETTINGS.replace("port = 4242", node).replace("[[routes]]", run))
+    settings = read_settings(path)
+    assert settings.nodes["archive"].limits == Limits(studies=2, megabytes=0.5)
+    assert settings.nodes["web"].limits == Limits()
+    assert settings.run == RunSettings(
+        "archive", tmp_path.resolve() / "medseg-run", {"StudyDate": "20260101-"}, ("MR",)
+    )
+
+
 def test_the_settings_name_nodes_listener_and_routes(tmp_path: Path) -> None:
     path = tmp_path / "pacs.toml"
     path.write_text(_SETTINGS)
@@ -49,6 +63,12 @@ def test_the_settings_name_nodes_listener_and_routes(tmp_path: Path) -> None:
         (('send_to = ["archive"]', 'send_to = ["nowhere"]'), "nowhere"),
         (('allowed_callers = ["ORTHANC"]', "allowed_callers = []"), "allowed_callers"),
         (('ae_title = "ORTHANC"', 'ae_title = "MUCH-TOO-LONG-A-TITLE"'), "AE title"),
+        (("port = 4242", 'port = 4242\nretrieve = "move"'), "move_port"),
+        (("port = 4242", 'port = 4242\nretrieve = "pull"'), "get or move"),
+        (("port = 4242", "port = 4242\nlimits = { instances = 0 }"), r"limits\.instances is 0"),
+        (("port = 4242", "port = 4242\nlimits = { instance = 9 }"), r"nodes\.archive\.limits.*unknown keys"),
+        (("[[routes]]", '[run]\nsource = "nowhere"\n[[routes]]'), r"run\.source"),
+        (("[[routes]]", '[run]\nsource = "web"\nfolder = "inbox"\n[[routes]]'), "each its own"),
         (("[listener]", "[listner]"), "unknown sections"),
         (("[listener]", "[listener"), "cannot be read"),
     ],

@@ -12,20 +12,21 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checks", ["orthanc_checks.py", "loop_checks.py"])
 @pytest.mark.skipif(
     shutil.which("Orthanc") is None, reason="Orthanc is not installed (Debian: orthanc, orthanc-dicomweb)"
 )
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="dcmtk is not installed")
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a network namespace of its own")
-def test_orthanc_and_dcmtk_understand_us() -> None:
-    checks = Path(__file__).with_name("orthanc_checks.py")
-    command = f"ip link set lo up && exec {sys.executable} -m pytest -q -p no:cacheprovider {checks}"
+def test_orthanc_and_dcmtk_understand_us(checks: str) -> None:
+    file = Path(__file__).with_name(checks)
+    command = f"ip link set lo up && exec {sys.executable} -m pytest -q -p no:cacheprovider {file}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", command],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         env=environment,
         check=False,
     )
