@@ -1,10 +1,11 @@
 """From scores without ground truth to a predicted Dice with a lower bound that holds as often as it says.
 
 A regressor maps the scores of a case to the Dice of one structure. Its errors on patients it was not fitted on give the
-bound: conformal prediction, one-sided, with errors scaled by their expected size (Lei et al., JASA 113:1094, 2018) and
-every patient held out once (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9, 2015). A
-poor regressor makes the bound low, not wrong. The bound speaks of cases from the population that it was calibrated on;
-another hospital needs its own calibration.
+bound: conformal prediction, one-sided, with errors scaled by their usual size (Lei et al., JASA 113:1094, 2018) and
+every patient held out once (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9, 2015). The
+results of one patient are not independent: every patient counts once, however many results it has (hierarchical
+conformal prediction: Dunn et al., JASA 118:2491, 2023). A poor regressor makes the bound low, not wrong. The bound
+speaks of cases from the population that it was calibrated on; another hospital needs its own calibration.
 
 A calibration is plain JSON: trees as lists of numbers, read and evaluated by this file alone. It names the SHA-256 of
 the weights whose predictions it was fitted on, and is of no value for others.
@@ -13,27 +14,27 @@ the weights whose predictions it was fitted on, and is of no value for others.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BundleError, UsageError
 from medseg.files import write_json
-from medseg.trust.trees import BoostedTrees, fit_boosted_trees
+from medseg.trust.regression import Regressor, fit_regressor
+from medseg.trust.scores import used_for
 
 __all__ = ["Calibration", "Estimate", "FitOptions", "StructureCalibration", "Thresholds", "fit_calibration"]
 
-FORMAT = "medseg-trust-calibration-1"
+FORMAT = "medseg-trust-calibration-2"
 
 Floats = NDArray[np.float64]
 
 _SMALLEST_ERROR = 0.005
-"""Expected errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
+"""Usual errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ class StructureCalibration:
     ----------
     label, name
         The structure.
+    scores
+        Names of the scores that the regressor takes, in its order.
     regressor
         Scores → Dice.
     error_at, error
-        Expected size of the error at some values of the predicted Dice (ascending); interpolated between.
+        Usual overestimate at some values of the predicted Dice (ascending); interpolated between.
     quantile
         Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage.
     n_cases, n_patients
@@ -88,7 +91,8 @@ class StructureCalibration:
 
     label: int
     name: str
-    regressor: BoostedTrees
+    scores: tuple[str, ...]
+    regressor: Regressor
     error_at: tuple[float, ...]
     error: tuple[float, ...]
     quantile: float | None
@@ -96,7 +100,7 @@ class StructureCalibration:
     n_patients: int
 
     def estimate(self, scores: Floats) -> Estimate:
-        """Predicted Dice and lower bound for one row of scores."""
+        """Predicted Dice and lower bound for one row of this structure's scores."""
         predicted = float(np.clip(self.regressor.predict(scores[None])[0], 0.0, 1.0))
         if self.quantile is None:
             return Estimate(predicted, 0.0)
@@ -120,6 +124,8 @@ class Calibration:
         When to accept, review or reject.
     structures
         One calibration per structure.
+    provenance
+        Whose predictions it was fitted on, if not those of the weights themselves.
     """
 
     scores: tuple[str, ...]
@@ -127,6 +133,7 @@ class Calibration:
     weights_sha256: str
     thresholds: Thresholds
     structures: tuple[StructureCalibration, ...]
+    provenance: str = ""
 
     def estimate(self, scores: Mapping[str, float]) -> dict[int, Estimate]:
         """Estimates by label for the scores of one case.
@@ -139,10 +146,11 @@ class Calibration:
         missing = [name for name in self.scores if name not in scores]
         if missing:
             raise UsageError(f"the scores {', '.join(missing)} are missing; the calibration was fitted with them")
-        row = np.array([scores[name] for name in self.scores], dtype=np.float64)
-        if not np.isfinite(row).all():
-            return {structure.label: Estimate(0.0, 0.0) for structure in self.structures}
-        return {structure.label: structure.estimate(row) for structure in self.structures}
+        found = {}
+        for structure in self.structures:
+            row = np.array([scores[name] for name in structure.scores], dtype=np.float64)
+            found[structure.label] = structure.estimate(row) if np.isfinite(row).all() else Estimate(0.0, 0.0)
+        return found
 
     def verdict(self, estimates: Mapping[int, Estimate]) -> str:
         """``"accept"``, ``"review"`` or ``"reject"`` by the stated thresholds."""
@@ -191,7 +199,8 @@ def _from_json(content: Mapping[str, Any]) -> Calibration:
     for item in content["structures"]:
         known = {field.name: item[field.name] for field in fields(StructureCalibration)}
         known.update(
-            regressor=BoostedTrees.from_json(item["regressor"]),
+            scores=tuple(map(str, item["scores"])),
+            regressor=Regressor.from_json(item["regressor"]),
             error_at=tuple(float(v) for v in item["error_at"]),
             error=tuple(float(v) for v in item["error"]),
         )
@@ -202,6 +211,7 @@ def _from_json(content: Mapping[str, Any]) -> Calibration:
         str(content["weights_sha256"]),
         Thresholds(**content["thresholds"]),
         tuple(structures),
+        str(content.get("provenance", "")),
     )
 
 
@@ -238,13 +248,14 @@ def fit_calibration(
     patients: Sequence[str],
     weights_sha256: str,
     options: FitOptions | None = None,
+    importance: Sequence[float] | None = None,
 ) -> Calibration:
     """Fit on cases with ground truth that the network was not trained on.
 
     Parameters
     ----------
     scores
-        Name → one value per case.
+        Name → one value per case. A name that ends in ``[label]`` is used for that structure alone.
     dice
         Label → Dice of each case, 0 for a missed or invented structure, ``None`` where neither mask has it.
     names
@@ -255,6 +266,8 @@ def fit_calibration(
         SHA-256 of the weights that made the predictions.
     options
         Coverage, folds, seed and thresholds.
+    importance
+        How much each case counts beside the others of its patient; all the same by default.
 
     Raises
     ------
@@ -263,59 +276,85 @@ def fit_calibration(
     """
     options = options or FitOptions()
     matrix = np.array(list(scores.values()), dtype=np.float64).reshape(len(scores), -1).T
-    lengths = {len(matrix), len(patients), *(len(column) for column in dice.values())}
+    weight = np.ones(len(matrix)) if importance is None else np.asarray(importance, dtype=np.float64)
+    lengths = {len(matrix), len(patients), len(weight), *(len(column) for column in dice.values())}
     if not np.isfinite(matrix).all() or len(lengths) != 1:
         raise UsageError("scores, Dice and patients differ in length or a score is not finite; give one each per case")
     structures = []
     for label, column in dice.items():
         target = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
         known = np.isfinite(target)
-        who = np.asarray(patients)[known]
-        structures.append(_fit_structure(label, names[label], (matrix[known], target[known], who), options))
+        used = used_for(label, tuple(scores))
+        inputs = matrix[known][:, [list(scores).index(name) for name in used]]
+        cases = _Cases(inputs, target[known], np.asarray(patients)[known], weight[known])
+        structures.append(_fit_structure((label, names[label], used), cases, options))
     return Calibration(tuple(scores), options.coverage, weights_sha256, options.thresholds, tuple(structures))
 
 
-def _fit_structure(
-    label: int, name: str, cases: tuple[Floats, Floats, NDArray[Any]], options: FitOptions
-) -> StructureCalibration:
-    scores, dice, patients = cases
-    _, index = np.unique(patients, return_inverse=True)
+class _Cases(NamedTuple):
+    """Cases with a known Dice of one structure."""
+
+    scores: Floats
+    dice: Floats
+    patients: NDArray[Any]
+    weight: Floats
+
+
+def _fit_structure(what: tuple[int, str, tuple[str, ...]], cases: _Cases, options: FitOptions) -> StructureCalibration:
+    label, name, used = what
+    _, index = np.unique(cases.patients, return_inverse=True)
     n_patients = int(index.max()) + 1 if len(index) else 0
     if n_patients < options.folds:
         raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
+    # every patient counts once, whatever the number of its results
+    share = cases.weight / np.bincount(index, cases.weight)[index]
     fold = (np.random.default_rng(options.seed).permutation(n_patients) % options.folds)[index]
-    apart = np.empty(len(dice))
+    apart = np.empty(len(cases.dice))
     for number in range(options.folds):
-        held_out = fold == number
-        regressor = fit_boosted_trees(scores[~held_out], dice[~held_out], options.seed)
-        apart[held_out] = np.clip(regressor.predict(scores[held_out]), 0.0, 1.0)
-    error_at, error = _expected_error(apart, np.abs(apart - dice))
-    scaled = (apart - dice) / np.interp(apart, error_at, error)
-    # The worst case of each patient stands for the patient: cases of one patient are not independent.
-    worst = np.full(n_patients, -np.inf)
-    np.maximum.at(worst, index, scaled)
+        out = fold == number
+        regressor = fit_regressor(cases.scores[~out], cases.dice[~out], share[~out], options.seed)
+        apart[out] = np.clip(regressor.predict(cases.scores[out]), 0.0, 1.0)
+    error_at, error = _usual_error(apart, apart - cases.dice, options.coverage)
+    scaled = (apart - cases.dice) / np.interp(apart, error_at, error)
     return StructureCalibration(
         label=label,
         name=name,
-        regressor=fit_boosted_trees(scores, dice, options.seed),
+        scores=used,
+        regressor=fit_regressor(cases.scores, cases.dice, share, options.seed),
         error_at=tuple(error_at.tolist()),
         error=tuple(error.tolist()),
-        quantile=conformal_quantile(worst, options.coverage),
-        n_cases=len(dice),
+        quantile=conformal_quantile(scaled, options.coverage, share / (n_patients + 1)),
+        n_cases=len(cases.dice),
         n_patients=n_patients,
     )
 
 
-def conformal_quantile(errors: Floats, coverage: float) -> float | None:
-    """The ⌈(n+1)·coverage⌉-th smallest error; ``None`` if n is too small for any bound to hold that often."""
-    rank = math.ceil((len(errors) + 1) * coverage - 1e-9)
-    return None if rank > len(errors) else float(np.sort(errors)[rank - 1])
+def conformal_quantile(errors: Floats, coverage: float, mass: Floats | None = None) -> float | None:
+    """The smallest error that carries ``coverage``; ``None`` if there is too little for any bound to hold that often.
+
+    Parameters
+    ----------
+    errors
+        One per case.
+    coverage
+        Wanted share.
+    mass
+        Of each error; what is missing to 1 lies at infinity. By default 1/(n+1) each.
+    """
+    mass = np.full(len(errors), 1.0 / (len(errors) + 1)) if mass is None else mass
+    order = np.argsort(errors, kind="stable")
+    reached = np.flatnonzero(np.cumsum(mass[order]) >= coverage - 1e-9)
+    return float(errors[order][reached[0]]) if len(reached) else None
 
 
-def _expected_error(predicted: Floats, error: Floats) -> tuple[Floats, Floats]:
-    """Mean size of the error in bins of the predicted Dice with equally many cases."""
-    n_bins = int(np.clip(len(predicted) // 20, 1, 10))
+def _usual_error(predicted: Floats, error: Floats, coverage: float) -> tuple[Floats, Floats]:
+    """By how much Dice was overestimated at most in the wanted share of cases, in bins of the predicted Dice.
+
+    Bins hold equally many cases. Predictions of good results err little and those of poor ones a lot; a bound that
+    held on average alone would hold for the good ones always and for the poor ones too rarely.
+    """
+    n_bins = int(np.clip(len(predicted) // 40, 1, 10))
     parts = np.array_split(np.argsort(predicted, kind="stable"), n_bins)
     at = np.array([predicted[part].mean() for part in parts])
-    size = np.maximum([error[part].mean() for part in parts], _SMALLEST_ERROR)
+    size = np.maximum([np.quantile(error[part], coverage) for part in parts], _SMALLEST_ERROR)
     return at, np.asarray(size, dtype=np.float64)

@@ -100,7 +100,7 @@ class BoostedTrees:
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
 
 
-def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0) -> BoostedTrees:
+def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
     """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001), small enough for some hundred cases."""
     from sklearn.ensemble import GradientBoostingRegressor
 
@@ -111,7 +111,7 @@ def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0) -> BoostedT
         subsample=_SHARE_OF_CASES,
         min_samples_leaf=min(_FEWEST_IN_LEAF, max(1, len(target) // 4)),
         random_state=seed,
-    ).fit(inputs, target)
+    ).fit(inputs, target, weight)
     trees = tuple(_plain(stage[0].tree_) for stage in model.estimators_)
     return BoostedTrees(float(np.ravel(model.init_.constant_)[0]), _LEARNING_RATE, trees)
 

@@ -1,0 +1,154 @@
+"""Predictions of many qualities with their ground truth, kept on disk: what the benchmark of trust works on.
+
+For every run of training with a held-out fold there is one file per way of making predictions worse. What is there is
+not made again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from medseg.bundle import Bundle
+from medseg.files import atomic_path
+from medseg.inference.recipe import read_recipe
+from medseg.training import fold_items
+from medseg.trust.fitting import TrustCase
+from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS, displaced
+
+WEAK = (50, 150)
+KINDS = ("own", *MASK_FAULTS, *(f"weak-{n}" for n in WEAK), "crop", *IMAGE_FAULTS)
+ROI = (48, 64, 48)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its folder and the fold it has not seen."""
+
+    folder: Path
+    fold: int
+
+    @property
+    def weights(self) -> Path:
+        """Weights of the moving average after the last epoch."""
+        final = self.folder / "checkpoints" / "final.pt"
+        return final if final.is_file() else self.folder / "checkpoints" / "best.pt"
+
+    @property
+    def discriminator(self) -> Path:
+        """The discriminator of the same epoch."""
+        return self.weights.with_name(self.weights.stem + "_discriminator.pt")
+
+    def weak(self, iteration: int) -> Path:
+        """A checkpoint from the beginning of training."""
+        return self.folder / "weak" / f"checkpoint-{iteration:06d}.pt"
+
+
+def load_network(bundle: Bundle, weights: Path) -> nn.Module:
+    """The bundle's network with weights of a run; a checkpoint gives the generator as it was."""
+    network = bundle.load_network()
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["generator"]["network"] if "generator" in state else state)
+    return network.eval()
+
+
+def probabilities_of(network: nn.Module, image: Floats, *, exact: bool = True) -> Floats:
+    """Softmax of the network on one window ``(K, H, W, D)``, padded as MONAI's inferer does, or at a third of the cost.
+
+    Without the padding to the whole window the network's answers differ a little, as those of another window do.
+    """
+    short = [max(r - n, 0) if exact else -n % 4 for r, n in zip(ROI, image.shape, strict=True)]
+    pads = [(s // 2, s - s // 2) for s in short]
+    padded = torch.from_numpy(np.pad(image, pads))[None, None]
+    with torch.inference_mode():
+        found = network(padded)[0].softmax(0).numpy()
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pads, image.shape, strict=True))
+    return np.asarray(found[(slice(None), *inside)], dtype=np.float32)
+
+
+def prepared(bundle: Bundle, data: Path, fold: int, part: str = "validation") -> list[dict[str, Any]]:
+    """Images as the network sees them and references, ``(H, W, D)``, of the cases of a fold."""
+    from monai.transforms import Compose, LoadImaged, Orientationd
+
+    recipe = read_recipe(bundle)
+    load = Compose(
+        [LoadImaged(["image", "label"], ensure_channel_first=True), Orientationd("label", "RAS", labels=None)]
+    )
+    patients = _patients(bundle)
+    cases = []
+    for item in fold_items(bundle.path / "configs" / "datalist.json", data, fold, part):  # type: ignore[arg-type]
+        loaded = load({"image": item["image"], "label": item["label"]})
+        image = recipe.preprocessing({"image": loaded["image"]})["image"].as_tensor()[0].numpy()
+        reference = loaded["label"].as_tensor()[0].numpy().astype(np.uint8)
+        name = Path(item["image"]).name
+        cases.append(
+            {"image": image.astype(np.float32), "reference": reference, "patient": patients[name], "name": name}
+        )
+    return cases
+
+
+def _patients(bundle: Bundle) -> dict[str, str]:
+    import json
+
+    items = json.loads((bundle.path / "configs" / "datalist.json").read_text())["training"]
+    return {Path(item["image"]).name: item["patient_id"] for item in items}
+
+
+def _worse(
+    kind: str, case: dict[str, Any], own: Floats, network: nn.Module
+) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Image, probabilities and reference of a case made worse."""
+    rng = np.random.default_rng(zlib.crc32(f"{case['name']} {kind}".encode()))
+    image, reference = case["image"], case["reference"]
+    if kind in MASK_FAULTS:
+        return image, MASK_FAULTS[kind](own, rng), reference
+    if kind == "crop":
+        image, reference = displaced(image, reference, rng)
+    elif kind in IMAGE_FAULTS:
+        image = IMAGE_FAULTS[kind](image, rng)
+    return image, probabilities_of(network, image, exact=kind == "own"), reference
+
+
+def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
+    """Make what is not there yet, one file per kind."""
+    folder = cache / run.folder.name
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [kind for kind in KINDS if not (folder / f"{kind}.npz").is_file()]
+    if not missing:
+        return
+    cases = prepared(bundle, data, run.fold)
+    final = load_network(bundle, run.weights)
+    own = None
+    for kind in missing:
+        network = load_network(bundle, run.weak(int(kind[5:]))) if kind.startswith("weak-") else final
+        if kind in MASK_FAULTS and own is None:
+            with np.load(folder / "own.npz") as content:
+                own = [read(content, i, "own").probabilities.numpy() for i in range(len(cases))]
+        content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
+        for i, case in enumerate(cases):
+            start = own[i] if own is not None else np.empty(0, np.float32)
+            image, probabilities, reference = _worse(kind, case, start, network)
+            content |= {f"i{i}": image.astype(np.float16), f"p{i}": probabilities[1:].astype(np.float16)}
+            content |= {f"r{i}": reference}
+        with atomic_path(folder / f"{kind}.npz") as partial, partial.open("wb") as handle:
+            np.savez(handle, **content)
+
+
+def read(content: Mapping[str, Any], i: int, kind: str) -> TrustCase:
+    """Case ``i`` of one open file."""
+    rest = content[f"p{i}"].astype(np.float32)
+    total = rest.sum(axis=0)
+    rest /= np.maximum(total, 1.0)
+    whole = np.concatenate([np.maximum(1.0 - total, 0.0)[None], rest])
+    image = torch.from_numpy(content[f"i{i}"].astype(np.float32))[None]
+    return TrustCase(image, torch.from_numpy(whole), content[f"r{i}"], str(content["patients"][i]), kind=kind)

@@ -1,0 +1,173 @@
+"""Figures from scored cases: error, ranks, coverage, risk and coverage, what each part adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.trust_scores import Row
+from medseg.trust.calibration import FitOptions, fit_calibration
+from medseg.trust.fitting import TrustOptions
+from medseg.trust.regression import fit_regressor
+from medseg.trust.scores import used_for
+
+Floats = NDArray[np.float64]
+Chosen = Callable[[str], bool]
+
+SOFT = ("soft-dice", "mean-entropy", "mean-margin", "unsure", "leaning", "entropy")
+SHAPE = ("log-volume", "other", "extent", "offset", "pieces", "largest", "surface")
+
+
+def is_critic(name: str) -> bool:
+    """Scores of the finished discriminator."""
+    return name.startswith("critic-")
+
+
+def is_soft(name: str) -> bool:
+    """Scores of the softmax."""
+    return name.partition("[")[0] in SOFT
+
+
+def is_shape(name: str) -> bool:
+    """Scores of the mask."""
+    return name.startswith(SHAPE) or name == "shape-distance"
+
+
+def is_novelty(name: str) -> bool:
+    """Distances from the training cases."""
+    return name in {"encoder-distance", "image-distance"}
+
+
+def is_agreement(name: str) -> bool:
+    """Scores of the second look."""
+    return name.startswith(("agreement", "soft-agreement", "growth"))
+
+
+def is_adversary(name: str) -> bool:
+    """Logits of the discriminator before it was finished."""
+    return name.startswith("adversary-")
+
+
+def is_shipped(name: str) -> bool:
+    """What :class:`medseg.trust.judge.Judge` uses."""
+    return is_soft(name) or is_agreement(name) or name.endswith("-distance")
+
+
+PARTS: Mapping[str, Chosen] = {
+    "all": is_shipped,
+    "all and critic": lambda n: is_shipped(n) or is_critic(n),
+    "without softmax scores": lambda n: is_shipped(n) and not is_soft(n),
+    "without distances": lambda n: is_shipped(n) and not n.endswith("-distance"),
+    "without second look": lambda n: is_shipped(n) and not is_agreement(n),
+    "critic alone": is_critic,
+    "second look alone": is_agreement,
+    "softmax scores alone": is_soft,
+    "adversarial discriminator alone": is_adversary,
+    "softmax and adversarial discriminator": lambda n: is_soft(n) or is_adversary(n),
+    "all and adversarial discriminator": lambda n: is_shipped(n) or is_adversary(n),
+    "all and shape": lambda n: is_shipped(n) or is_shape(n),
+    "soft Dice": lambda n: n.startswith("soft-dice"),
+    "entropy": lambda n: n.startswith("mean-entropy"),
+}
+
+
+def importance(rows: Sequence[Row]) -> list[float]:
+    """How much each result counts, as in :func:`medseg.trust.fitting.fit_trust`."""
+    return [TrustOptions().own_importance if row["kind"] == "own" else 1.0 for row in rows]
+
+
+def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], list[str], NDArray[Any]]:
+    """Dice, whether it is the network's own result, patients and parts, of the cases that have the structure."""
+    dice = np.array([np.nan if row["dice"][label] is None else row["dice"][label] for row in rows])
+    own = np.array([row["kind"] == "own" for row in rows])
+    return dice, own, [row["patient"] for row in rows], np.array([row["part"] for row in rows])
+
+
+def predicted(rows: Sequence[Row], chosen: Chosen, label: str, seed: int = 0) -> Floats:
+    """Cross-fitted predictions of one structure's Dice."""
+    names = [n for n in used_for(int(label), list(rows[0]["scores"])) if chosen(n)]
+    inputs = np.array([[row["scores"][name] for name in names] for row in rows])
+    dice, _, patients, part = table(rows, label)
+    known, found = np.isfinite(dice), np.full(len(rows), np.nan)
+    _, index = np.unique(patients, return_inverse=True)
+    for number in np.unique(part):
+        fit, test = known & (part != number), part == number
+        counts = np.array(importance(rows))[fit]
+        weight = counts / np.bincount(index[fit], counts, index.max() + 1)[index[fit]]
+        found[test] = np.clip(fit_regressor(inputs[fit], dice[fit], weight, seed).predict(inputs[test]), 0, 1)
+    return found
+
+
+def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> dict[str, tuple[Floats, Floats]]:
+    """Cross-fitted predictions and lower bounds by structure: the whole calibration as it ships, nested."""
+    names = [name for name in rows[0]["scores"] if chosen(name)]
+    part = np.array([row["part"] for row in rows])
+    found = {str(label): (np.full(len(rows), np.nan), np.full(len(rows), np.nan)) for label in labels}
+    for number in np.unique(part):
+        fit = [row for row in rows if row["part"] != number]
+        calibration = fit_calibration(
+            {name: [row["scores"][name] for row in fit] for name in names},
+            {label: [row["dice"][str(label)] for row in fit] for label in labels},
+            labels,
+            [row["patient"] for row in fit],
+            "cross-fitted",
+            FitOptions(),
+            importance(fit),
+        )
+        for i in np.flatnonzero(part == number):
+            for label, estimate in calibration.estimate(rows[i]["scores"]).items():
+                found[str(label)][0][i], found[str(label)][1][i] = estimate.predicted_dice, estimate.lower_bound
+    return found
+
+
+def quality(dice: Floats, score: Floats) -> dict[str, float]:
+    """How well a score tells Dice; where all are good or all are poor, AUROC does not exist."""
+    poor = dice < 0.8
+    both = 0 < poor.sum() < len(poor)
+    return {
+        "n": len(dice),
+        "mae": float(np.abs(dice - score).mean()),
+        "spearman": float(spearmanr(dice, score)[0]),
+        "auroc": float(roc_auc_score(poor, -score)) if both else float("nan"),
+        "aurc": aurc(dice, score),
+    }
+
+
+def aurc(dice: Floats, score: Floats) -> float:
+    """Area under the risk–coverage curve: mean of 1 - Dice over the best-looking share of cases, over all shares."""
+    order = np.argsort(-score, kind="stable")
+    return float((np.cumsum(1 - dice[order]) / np.arange(1, len(dice) + 1)).mean())
+
+
+def coverage(dice: Floats, bound: Floats, patients: Sequence[str], resamples: int = 2000) -> dict[str, float]:
+    """Share of cases above the bound, with a 95 % interval over resampled patients."""
+    known, index = np.unique(np.asarray(patients), return_inverse=True)
+    hits = np.bincount(index, (dice >= bound).astype(float), len(known))
+    count = np.bincount(index, minlength=len(known)).astype(float)
+    drawn = np.random.default_rng(0).integers(0, len(known), (resamples, len(known)))
+    share = hits[drawn].sum(axis=1) / count[drawn].sum(axis=1)
+    low, high = np.quantile(share, [0.025, 0.975])
+    return {"share": float(hits.sum() / count.sum()), "low": float(low), "high": float(high)}
+
+
+def ablation(rows: Sequence[Row], labels: Sequence[str], parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
+    """Quality of every selection of scores on own and on worsened results, both structures together."""
+    found: dict[str, Any] = {}
+    for name in parts:
+        dice, score, own = [], [], []
+        for label in labels:
+            if not any(PARTS[name](n) for n in used_for(int(label), list(rows[0]["scores"]))):
+                continue
+            truth, mine, _, _ = table(rows, label)
+            known = np.isfinite(truth)
+            dice.append(truth[known])
+            score.append(predicted(rows, PARTS[name], label)[known])
+            own.append(mine[known])
+        d, s, o = np.concatenate(dice), np.concatenate(score), np.concatenate(own)
+        found[name] = {"own": quality(d[o], s[o]), "worse": quality(d[~o], s[~o])}
+    return found

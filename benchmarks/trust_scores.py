@@ -1,0 +1,149 @@
+"""Scores of the cases of :mod:`benchmarks.trust_cases`, by a critic and a reference that have not seen the patient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.trust_cases import KINDS, Run, load_network, prepared, read
+from medseg.bundle import Bundle
+from medseg.bundle.bundle import read_weights
+from medseg.files import sha256_file, write_json
+from medseg.networks import ConditionalPatchDiscriminator
+from medseg.trust.critic import Critic, CriticShape
+from medseg.trust.finishing import Finishing, finish
+from medseg.trust.fitting import TrustCase, dice_of, groups_of, start_critic
+from medseg.trust.reference import Reference, fit_reference
+from medseg.trust.region import found_labels, region_of
+from medseg.trust.scores import score_case
+
+Row = dict[str, Any]
+
+
+class Stored(Sequence[TrustCase]):
+    """Cases on disk, read when asked for."""
+
+    def __init__(self, folders: Sequence[Path], kinds: Sequence[str] = KINDS) -> None:
+        self.where: list[tuple[Path, str, int]] = []
+        self.patients: list[str] = []
+        self.kinds: list[str] = []
+        for folder in folders:
+            for kind in kinds:
+                with np.load(folder / f"{kind}.npz") as content:
+                    names = [str(name) for name in content["patients"]]
+                self.where += [(folder, kind, i) for i in range(len(names))]
+                self.patients += names
+                self.kinds += [kind] * len(names)
+        self._open: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, index: Any) -> Any:
+        folder, kind, i = self.where[index]
+        path = folder / f"{kind}.npz"
+        if path not in self._open:
+            self._open[path] = np.load(path)
+        return read(self._open[path], i, kind)
+
+
+class Only(Sequence[TrustCase]):
+    """Some of the cases."""
+
+    def __init__(self, cases: Stored, where: Sequence[int]) -> None:
+        self._cases, self.where = cases, list(where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cases[self.where[index]]
+
+
+def reference_of(bundle: Bundle, data: Path, run: Run, cache: Path) -> tuple[nn.Module, Reference]:
+    """A run's network and what its training cases look like to it."""
+    network, path = load_network(bundle, run.weights), cache / run.folder.name / "reference.json"
+    sha256 = sha256_file(run.weights)
+    if not path.is_file():
+        cases = prepared(bundle, data, run.fold, "training")
+        triples = [(torch.from_numpy(c["image"])[None], c["reference"], (1.0, 1.0, 1.0)) for c in cases]
+        fit_reference(network, triples, bundle.output_channels, sha256).write(path)
+    return network, Reference.read(path, [sha256])
+
+
+def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, Any]:
+    """Part of every case for cross-fitting: its fold, or a part of the patients if there is one fold alone."""
+    if len(runs) == 1:
+        return groups_of(cases.patients, parts)
+    return np.array([[run.folder.name for run in runs].index(where[0].name) for where in cases.where])
+
+
+def critics(
+    bundle: Bundle, runs: Sequence[Run], cases: Stored, part: np.ndarray[Any, Any], options: tuple[Finishing, Path]
+) -> dict[int, Critic]:
+    """One critic per part, finished on the others; from the discriminator of the part's own run."""
+    finishing, cache = options
+    found = {}
+    for number in range(int(part.max()) + 1):
+        path = cache / f"critic-{'-'.join(str(run.fold) for run in runs)}-{number}.safetensors"
+        if not path.is_file():
+            run = runs[number] if len(runs) > 1 else runs[0]
+            start = start_critic(bundle, run.discriminator)
+            finish(start, Only(cases, np.flatnonzero(part != number).tolist()), finishing).write(path, "cross-fitted")
+        found[number] = Critic.read(path)[0]
+    return found
+
+
+def adversary_scores(discriminator: ConditionalPatchDiscriminator, image: Tensor, probabilities: Tensor) -> Row:
+    """The discriminator as adversarial training left it: logits round every structure, softmax and one-hot."""
+    labels = found_labels(probabilities)
+    box = (slice(None), *region_of(labels))
+    hard = torch.nn.functional.one_hot(labels, len(probabilities)).movedim(-1, 0).float()
+    row: Row = {}
+    for name, judged in (("soft", probabilities), ("hard", hard)):
+        with torch.inference_mode():
+            logits = discriminator(image[box][None], judged[box][None]).logits[0]
+        for label in range(1, len(probabilities)):
+            mask = (labels[box[1:]] == label).float()[None, None]
+            near = torch.nn.functional.adaptive_max_pool3d(mask, logits.shape[2:]) > 0
+            values = logits[near] if bool(near.any()) else logits.flatten()
+            row[f"adversary-{name}-mean[{label}]"] = float(values.mean())
+            row[f"adversary-{name}-low[{label}]"] = float(values.quantile(0.1))
+    return row
+
+
+def adversary_of(bundle: Bundle, run: Run) -> ConditionalPatchDiscriminator:
+    """A run's discriminator."""
+    found = CriticShape(bundle.output_channels, bundle.input_channels).discriminator()
+    found.load_state_dict(read_weights(run.discriminator))
+    return found.eval()
+
+
+def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labels: Sequence[int]) -> list[Row]:
+    """Everything known of the given cases."""
+    rows = []
+    for i in which:
+        case: TrustCase = cases[i]
+        scored = score_case(case.image, case.probabilities, case.spacing_mm, judges["critic"])
+        row: Row = {"patient": case.patient, "kind": case.kind, "scores": {**scored.scores, **scored.shape}}
+        row["scores"] |= judges["reference"].second_look(judges["network"], scored)
+        row["scores"] |= adversary_scores(judges["adversary"], case.image, case.probabilities)
+        row["dice"] = {str(label): dice_of(case, label) for label in labels}
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Keep rows as JSON."""
+    write_json(path, list(rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows kept by :func:`write_rows`."""
+    return list(json.loads(path.read_text()))

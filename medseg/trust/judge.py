@@ -1,0 +1,163 @@
+"""The judge of one bundle: how good is this result, can it be believed, and where should one look?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medseg.bundle import Bundle
+from medseg.errors import BundleError, UsageError
+from medseg.trust.calibration import Calibration, Estimate
+from medseg.trust.critic import CRITIC_NAME, Critic
+from medseg.trust.reference import REFERENCE_NAME, Reference
+from medseg.trust.scores import score_case
+from medseg.trust.state import calibration_of, weights_of
+
+__all__ = ["NOTHING_FOUND", "Judge", "Trust"]
+
+NOTHING_FOUND = "structure-missing"
+"""Flag of a result that lacks a structure which every training case has."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What is said of one result without its ground truth.
+
+    Parameters
+    ----------
+    estimates
+        By label.
+    verdict
+        ``"accept"``, ``"review"`` or ``"reject"``; what is flagged is never accepted.
+    flags
+        ``"unlike-training"``: estimates do not hold for such an image; ``"implausible-shape"``;
+        ``"structure-missing"``.
+    scores
+        What the estimates rest on, by name.
+    doubt
+        ``(H, W, D)`` on the grid of the image, 0 to 1: the share of wrong labels expected round each voxel.
+    """
+
+    estimates: Mapping[int, Estimate]
+    verdict: str
+    flags: tuple[str, ...]
+    scores: Mapping[str, float]
+    doubt: NDArray[np.float32]
+
+
+class Judge:
+    """Judges results of the network whose bundle it was opened from.
+
+    Parameters
+    ----------
+    calibration
+        From scores to Dice.
+    network
+        The bundle's network in evaluation mode; its encoder is used.
+    critic
+        The finished discriminator, if the bundle has one.
+    reference
+        What training cases look like, if the bundle says.
+    """
+
+    def __init__(
+        self, calibration: Calibration, network: nn.Module, critic: Critic | None, reference: Reference | None
+    ) -> None:
+        self.calibration, self._network = calibration, network
+        self._critic, self._reference = critic, reference
+
+    @classmethod
+    def open(cls, bundle: Bundle, network: nn.Module, device: str | torch.device = "cpu") -> Judge | None:
+        """Open the judge of a bundle; None if it has no calibration.
+
+        Parameters
+        ----------
+        bundle
+            The bundle.
+        network
+            Its network, in evaluation mode, on ``device``.
+        device
+            Where the network and the critic run.
+
+        Raises
+        ------
+        BundleError
+            If something under ``trust/`` cannot be read or belongs to other weights.
+        """
+        calibration = calibration_of(bundle)
+        if calibration is None:
+            return None
+        weights = weights_of(bundle)
+        critic = read_critic(bundle, weights)
+        path = bundle.path / REFERENCE_NAME
+        reference = Reference.read(path, weights) if path.is_file() else None
+        return cls(calibration, network, critic.to(device) if critic else None, reference)
+
+    def assess(self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]) -> Trust:
+        """Judge one result.
+
+        Parameters
+        ----------
+        image
+            ``(C, H, W, D)`` as the network saw it; a box round the structures will do if it has a margin of
+            :data:`medseg.trust.region.MARGIN_VOXELS`.
+        probabilities
+            ``(K, H, W, D)`` on that grid, background first, adding up to one.
+        spacing_mm
+            Voxel size.
+
+        Raises
+        ------
+        UsageError
+            If the shapes do not fit together.
+        """
+        if image.ndim != 4 or probabilities.ndim != 4 or image.shape[1:] != probabilities.shape[1:]:
+            raise UsageError(
+                f"found an image of shape {tuple(image.shape)} and probabilities of shape {tuple(probabilities.shape)},"
+                " expected (C, H, W, D) and (K, H, W, D) on one grid"
+            )
+        scores, shape, doubt = self.scores(image, probabilities, spacing_mm)
+        estimates = self.calibration.estimate(scores)
+        flags = self._flags(scores, shape)
+        verdict = self.calibration.verdict(estimates)
+        return Trust(estimates, "review" if flags and verdict == "accept" else verdict, flags, scores, doubt)
+
+    def scores(
+        self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]
+    ) -> tuple[dict[str, float], Mapping[str, float], NDArray[np.float32]]:
+        """All scores by name, what the mask alone says, and the map of doubt, of one result as for :meth:`assess`."""
+        scored = score_case(image, probabilities, spacing_mm, self._critic)
+        scores = dict(scored.scores)
+        if self._reference is not None:
+            scores |= self._reference.second_look(self._network, scored)
+        return scores, scored.shape, scored.doubt
+
+    def _flags(self, scores: Mapping[str, float], shape: Mapping[str, float]) -> tuple[str, ...]:
+        flags: tuple[str, ...] = ()
+        if self._reference is not None:
+            flags = self._reference.flags(scores)
+        if any(shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures):
+            flags += (NOTHING_FOUND,)
+        return flags
+
+
+def read_critic(bundle: Bundle, weights_sha256: set[str]) -> Critic | None:
+    """The critic of a bundle, None if there is none.
+
+    Raises
+    ------
+    BundleError
+        If it cannot be read or belongs to other weights.
+    """
+    path = bundle.path / CRITIC_NAME
+    if not path.is_file():
+        return None
+    critic, belongs_to = Critic.read(path)
+    if belongs_to not in weights_sha256:
+        raise BundleError(f"{path} belongs to other weights; fit it again: medseg trust fit")
+    return critic

@@ -1,0 +1,52 @@
+"""A small bundle, and results of known quality on images whose structures can be seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medseg.bundle import Bundle
+from medseg.trust.finishing import Finishing
+from medseg.trust.fitting import TrainingCase, TrustCase, TrustOptions, fit_trust
+from medseg.trust.worsening import MASK_FAULTS
+from tests.bundle.sample import write_bundle
+
+SIDE = 24
+
+
+def ball(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright ball in noise, image ``(H, W, D)`` and mask."""
+    rng = np.random.default_rng(seed)
+    centre = SIDE / 2 + rng.uniform(-2, 2, 3)
+    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.indices((SIDE,) * 3), centre, strict=True)))
+    mask = (distance < rng.uniform(5, 7)).astype(np.uint8)
+    image = 2.0 * mask + 0.2 * rng.standard_normal(mask.shape)
+    return ((image - image.mean()) / image.std()).astype(np.float32), mask
+
+
+def result(seed: int, kind: str = "own") -> TrustCase:
+    """A soft mask of a ball, made worse if asked for."""
+    image, mask = ball(seed)
+    soft = np.where(mask, 0.97, 0.03).astype(np.float32)
+    probabilities = np.stack([1 - soft, soft])
+    if kind != "own":
+        probabilities = MASK_FAULTS[kind](probabilities, np.random.default_rng(seed))
+    return TrustCase(torch.from_numpy(image)[None], torch.from_numpy(probabilities), mask, f"p{seed}", kind=kind)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, nn.Module]:
+    """A bundle with everything under ``trust/``, and its network; do not change it."""
+    folder: Path = write_bundle(tmp_path_factory.mktemp("trust"))
+    bundle = Bundle.open(folder)
+    network = bundle.load_network()
+    torch.manual_seed(0)
+    cases = [result(seed, kind) for seed in range(16) for kind in ("own", "shift", "cut")]
+    training = [TrainingCase(torch.from_numpy(image)[None], mask) for image, mask in map(ball, range(100, 140))]
+    options = TrustOptions(finishing=Finishing(steps=40, batch=2), groups=2)
+    fit_trust(bundle, network, cases, training, options)
+    return bundle, network

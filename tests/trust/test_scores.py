@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseg.trust.region import MARGIN_VOXELS, region_of
+from medseg.trust.scores import score_case, used_for
+from medseg.trust.shape import shape_scores
+from medseg.trust.softness import softness_scores
+
+
+def test_soft_dice_by_hand() -> None:
+    # two voxels labelled with 0.9 and 0.6, one more with a chance of 0.3: 2·1.5 / (1.8 + 2)
+    foreground = torch.tensor([0.9, 0.6, 0.3, 0.0]).reshape(1, 4, 1, 1)
+    probabilities = torch.cat([1 - foreground, foreground])
+    scores = softness_scores(probabilities, probabilities.argmax(0))
+    assert scores["soft-dice[1]"] == pytest.approx(3.0 / 3.8)
+    assert scores["mean-margin[1]"] == pytest.approx((0.8 + 0.2) / 2)
+    assert scores["unsure[1]"] == 0.5
+    entropies = [-p * np.log2(p) - (1 - p) * np.log2(1 - p) for p in (0.9, 0.6, 0.3)]
+    assert scores["mean-entropy[1]"] == pytest.approx(np.mean(entropies), abs=1e-5)
+
+
+def test_soft_dice_is_the_dice_to_expect() -> None:
+    rng = np.random.default_rng(0)
+    foreground = torch.from_numpy(rng.beta(0.3, 0.5, (1, 20, 20, 20)).astype(np.float32))
+    probabilities = torch.cat([1 - foreground, foreground])
+    labels = probabilities.argmax(0)
+    truth = rng.random((20, 20, 20)) < foreground[0].numpy()
+    mask = labels.numpy() == 1
+    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert softness_scores(probabilities, labels)["soft-dice[1]"] == pytest.approx(dice, abs=0.02)
+
+
+def test_shape_by_hand() -> None:
+    labels = np.zeros((12, 12, 12), dtype=np.uint8)
+    labels[1:3, 1:4, 1:5] = 1
+    labels[8, 8, 8] = 1
+    labels[5:7, 5:7, 5:7] = 2
+    scores = shape_scores(labels, (1.0, 2.0, 0.5), 3)
+    assert scores["log-volume[2]"] == pytest.approx(np.log(8 / 1000))
+    assert scores["other[2]"] == pytest.approx(np.log(9 / 26))
+    assert scores["largest[1]"] == pytest.approx(24 / 25)
+    assert scores["pieces[1]"] == pytest.approx(np.log(2))
+    assert (scores["extent-0[2]"], scores["extent-1[2]"], scores["extent-2[2]"]) == (4.0, 2.0, 1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**20), st.integers(2, 4), st.floats(0, 1))
+def test_scores_are_finite_for_any_probabilities(seed: int, classes: int, sharp: float) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(9, 14, 3))
+    logits = torch.from_numpy(rng.standard_normal((classes, *shape)).astype(np.float32)) * (50 * sharp)
+    scored = score_case(torch.zeros(1, *shape), logits.softmax(0), (1, 1, 1), None)
+    assert np.isfinite(list(scored.scores.values())).all()
+    assert np.isfinite(list(scored.shape.values())).all()
+    assert scored.doubt.shape == shape
+
+
+def test_the_region_is_the_structures_with_a_margin() -> None:
+    labels = torch.zeros(80, 60, 50, dtype=torch.long)
+    labels[40:44, 20, 5:10] = 1
+    expected = (slice(40 - MARGIN_VOXELS, 44 + MARGIN_VOXELS), slice(4, 37), slice(0, 26))
+    assert region_of(labels) == expected
+    assert region_of(torch.zeros(5, 6, 7)) == (slice(0, 5), slice(0, 6), slice(0, 7))
+
+
+def test_a_huge_region_is_trimmed_about_its_middle() -> None:
+    box = region_of(torch.ones(100, 40, 30), limit=30 * 30 * 30)
+    assert box == (slice(35, 65), slice(5, 35), slice(0, 30))
+
+
+def test_scores_of_other_structures_are_left_out() -> None:
+    assert used_for(1, ("a[1]", "a[2]", "whole", "a[11]")) == ("a[1]", "whole")
