@@ -1,6 +1,27 @@
-"""What MONAI's networks need around them: the conditional patch discriminator and the autoencoder generator."""
+"""What MONAI's networks need around them: discriminators, generators that it lacks, published encoders."""
 
 from medseg.networks.autoencoder import ENCODER_PREFIXES, Autoencoder, encoder_state
+from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
+from medseg.networks.groups import parameter_groups
+from medseg.networks.inflation import inflate
+from medseg.networks.pretrained import Match, load_encoder, pretrained, read_checkpoint
+from medseg.networks.vgg import VGGEncoder, VGGUNet
 
-__all__ = ["ENCODER_PREFIXES", "Autoencoder", "ConditionalPatchDiscriminator", "Judgement", "encoder_state"]
+__all__ = [
+    "ENCODER_PREFIXES",
+    "Autoencoder",
+    "ConditionalPatchDiscriminator",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "Judgement",
+    "Match",
+    "VGGEncoder",
+    "VGGUNet",
+    "encoder_state",
+    "inflate",
+    "load_encoder",
+    "parameter_groups",
+    "pretrained",
+    "read_checkpoint",
+]

@@ -74,17 +74,14 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"found sides of {list(volume.shape[2:])}, expected multiples of 16; pad or crop the volume"
             )
-        code = self.encode(volume)
-        for block in (self.up_4, self.up_3, self.up_2, self.up_1):
-            code = block(code, None)
-        restored: Tensor = self.final_conv(code)
+        # block by block instead of a loop, which TorchScript does not compile
+        code = self.up_3(self.up_4(self.encode(volume), None), None)
+        restored: Tensor = self.final_conv(self.up_1(self.up_2(code, None), None))
         return restored
 
     def encode(self, volume: Tensor) -> Tensor:
         """The bottleneck: ``(B, features[4], H/16, W/16[, D/16])``."""
-        code = volume
-        for block in (self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4):
-            code = block(code)
+        code: Tensor = self.down_4(self.down_3(self.down_2(self.down_1(self.conv_0(volume)))))
         return code
 
 

@@ -9,7 +9,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
-__all__ = ["ConditionalPatchDiscriminator", "Judgement"]
+__all__ = ["ConditionalPatchDiscriminator", "Judgement", "normalise_spectrally"]
 
 
 class Judgement(NamedTuple):
@@ -83,7 +83,7 @@ class ConditionalPatchDiscriminator(nn.Module):
             for _ in range(scales)
         )
         if spectral:
-            self.apply(_normalise_spectrally)
+            self.apply(normalise_spectrally)
 
     def forward(self, image: Tensor | None, label: Tensor) -> Judgement:
         """Judge pairs.
@@ -118,6 +118,7 @@ class ConditionalPatchDiscriminator(nn.Module):
         return Judgement(logits, features)
 
 
-def _normalise_spectrally(module: nn.Module) -> None:
+def normalise_spectrally(module: nn.Module) -> None:
+    """Divide the weight of a convolution by its largest singular value (for ``Module.apply``)."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.utils.parametrizations.spectral_norm(module)

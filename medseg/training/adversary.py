@@ -15,6 +15,7 @@ from medseg.networks import Judgement
 from medseg.training.losses import AdversarialLoss, feature_matching, gradient_penalty
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.steps import NetworkStep
+from medseg.training.unlabelled import Views
 
 __all__ = ["Adversary"]
 
@@ -79,6 +80,10 @@ class Adversary:
         self.seed = seed
         self._generator: torch.Generator | None = None
 
+    def judged(self, prediction: Tensor) -> Tensor:
+        """What the discriminator sees of the generator's output: logits ``(B, classes, …)`` → probabilities."""
+        return prediction.softmax(1)
+
     def reference(self, label: Tensor, fake: Tensor) -> Tensor:
         """Label map ``(B, 1, …)`` and probabilities of the fake pair ``(B, classes, …)`` → those of the real pair."""
         classes = fake.shape[1]
@@ -91,13 +96,14 @@ class Adversary:
         others = fake * (1.0 - right) / (1.0 - found).clamp_min(1e-6)
         return torch.where(hard > 0, right, others)
 
-    def learn(self, image: Tensor, real: Tensor, fake: Tensor, share: float, update: bool) -> dict[str, float]:
+    def learn(self, image: Tensor | None, real: Tensor, fake: Tensor, share: float, update: bool) -> dict[str, float]:
         """One step of the discriminator on real and (detached) fake segmentations.
 
         Returns
         -------
         dict
-            ``discriminator_loss`` and the fractions of patches judged rightly, ``real_accuracy``, ``fake_accuracy``.
+            ``discriminator_loss``, the fractions of patches judged rightly, ``real_accuracy``, ``fake_accuracy``, their
+            mean ``discriminator_accuracy``, and ``discriminator_rested``: 1 if it won too often to be updated.
         """
         self.discriminator.train().requires_grad_(True)
         real = self._disturb(real).requires_grad_(self.penalty > 0)
@@ -110,13 +116,20 @@ class Adversary:
         real_accuracy = _fraction([scale > right for scale in judged_real.logits])
         fake_accuracy = _fraction([scale < right for scale in judged_fake.logits])
         self.accuracy = 0.9 * self.accuracy + 0.05 * (real_accuracy + fake_accuracy)
-        if self.accuracy > self.too_good:
+        rests = self.accuracy > self.too_good
+        if rests:
             self.step.clear()  # the generator cannot learn from an opponent that always wins
         elif self.step.backward(loss, share) and update:
             self.step.update()
-        return {"discriminator_loss": loss.item(), "real_accuracy": real_accuracy, "fake_accuracy": fake_accuracy}
+        return {
+            "discriminator_loss": loss.item(),
+            "real_accuracy": real_accuracy,
+            "fake_accuracy": fake_accuracy,
+            "discriminator_accuracy": (real_accuracy + fake_accuracy) / 2.0,
+            "discriminator_rested": float(rests),
+        }
 
-    def teach(self, image: Tensor, fake: Tensor, real: Tensor | None) -> Tensor:
+    def teach(self, image: Tensor | None, fake: Tensor, real: Tensor | None) -> Tensor:
         """Loss of the generator for ``fake``; gradient reaches the generator, not the discriminator's weights."""
         self.discriminator.train().requires_grad_(False)
         judged: Judgement = self.discriminator(image, self._disturb(fake))
@@ -126,6 +139,15 @@ class Adversary:
                 wanted: Judgement = self.discriminator(image, self._disturb(real))
             loss = loss + self.feature_weight * feature_matching(wanted.features, judged.features)
         return loss
+
+    def teach_all(self, image: Tensor, label: Tensor, prediction: Tensor, views: Views | None) -> Tensor:
+        """Mean loss of the generator over labelled and, if there are any, unlabelled images, from its logits."""
+        fake = self.judged(prediction)
+        loss = self.teach(image, fake, self.reference(label, fake) if self.feature_weight else None)
+        if views is None or views.prediction is None:
+            return loss
+        other = self.teach(views.weak, self.judged(views.prediction), None)
+        return (len(image) * loss + len(views.weak) * other) / (len(image) + len(views.weak))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the discriminator, its optimiser and the noise."""

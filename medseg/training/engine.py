@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,16 +12,20 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import AdversarialIterationEvents
 from monai.utils.enums import CommonKeys
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from medseg.errors import UsageError
 from medseg.training.adversary import Adversary
+from medseg.training.deep_supervision import DeepSupervision
+from medseg.training.layout import channels_last, use_channels_last
+from medseg.training.parallel import same_start
 from medseg.training.precision import Precision, autocast, fast_dtype, needs_scaler
 from medseg.training.sampling import DrawSampler
 from medseg.training.schedule import Turn
 from medseg.training.steps import NetworkStep
+from medseg.training.unlabelled import Unlabelled, Views
 
 __all__ = ["AdversarialSegmentationTrainer", "Stateful"]
 
@@ -41,7 +46,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     It is a ``SupervisedTrainer`` whose ``network`` is the generator, so handlers, post-processing, metrics and the
     federated client of MONAI work on it. Besides MONAI's events it fires ``AdversarialIterationEvents``.
     ``engine.state.output`` holds ``image``, ``label``, ``pred``, ``loss`` (the supervised loss) and, when the
-    discriminator takes part, ``adversarial_loss``, ``discriminator_loss``, ``real_accuracy``, ``fake_accuracy``.
+    discriminator takes part, ``adversarial_loss``, ``discriminator_loss``, ``real_accuracy``, ``fake_accuracy``; with
+    unlabelled cases ``consistency_loss``.
 
     Parameters
     ----------
@@ -49,6 +55,11 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         The opponent; None trains with the supervised loss alone.
     averaged
         Moving average of the network, updated after every step of the generator.
+    unlabelled
+        Cases without labels that take part in the generator's steps.
+    deep_supervision
+        Heads on the decoder of the network, for training only; ``optimizer`` must have their parameters too
+        (:func:`medseg.training.parameters_of`).
     scheduler
         Learning rate of the generator, advanced with every update.
     max_norm
@@ -62,6 +73,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     Raises
     ------
+    ValueError
+        If unlabelled cases want a teacher and there is no moving average.
     medseg.errors.TrainingDiverged
         While running, when losses or gradients stay non-finite.
     """
@@ -71,6 +84,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         *,
         adversary: Adversary | None = None,
         averaged: AveragedModel | None = None,
+        unlabelled: Unlabelled | None = None,
+        deep_supervision: DeepSupervision | None = None,
         scheduler: LRScheduler | None = None,
         max_norm: float = math.inf,
         precision: Precision = "auto",
@@ -80,31 +95,29 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         events = [*(supervised.pop("event_names", None) or []), AdversarialIterationEvents]
         self.stateful: dict[str, Stateful] = {}  # handlers add themselves while the base class attaches them
         super().__init__(event_names=events, **supervised)
-        self.adversary, self.averaged = adversary, averaged
+        if unlabelled is not None and unlabelled.consistency and averaged is None:
+            raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
+        self.adversary, self.averaged, self.unlabelled = adversary, averaged, unlabelled
+        self.deep_supervision = deep_supervision
         self.dtype = fast_dtype(self.state.device, precision)
         self.channels_last = channels_last
         scaled = needs_scaler(self.dtype)
         self.generator_step = NetworkStep(
             "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=scaled
         )
+        if deep_supervision is not None:
+            same_start(deep_supervision.to(self.state.device))
+        parts = {"averaged": averaged, "adversary": adversary, "deep_supervision": deep_supervision}
         self.stateful["generator"] = self.generator_step
-        if averaged is not None:
-            self.stateful["averaged"] = averaged
-        if adversary is not None:
-            self.stateful["adversary"] = adversary
+        self.stateful.update({name: part for name, part in parts.items() if part is not None})
         self.add_event_handler(Events.STARTED, self._place_sampler)
         if channels_last:
-            _use_channels_last(self.network)
-            if adversary is not None:
-                _use_channels_last(adversary.discriminator)
+            use_channels_last(self.network, averaged, None if adversary is None else adversary.discriminator)
 
     def capture(self) -> dict[str, Any]:
         """State of the run at the end of an iteration: counters, networks, optimisers, and what handlers added."""
-        return {
-            "iteration": self.state.iteration,
-            "epoch_length": self.state.epoch_length,
-            **{name: part.state_dict() for name, part in self.stateful.items()},
-        }
+        counters = {"iteration": self.state.iteration, "epoch_length": self.state.epoch_length}
+        return {**counters, **{name: part.state_dict() for name, part in self.stateful.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a captured state; :meth:`run` then goes on with the next iteration.
@@ -114,13 +127,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         UsageError
             If the state belongs to a run with other parts or with another number of iterations per epoch.
         """
-        missing = sorted(set(self.stateful) - set(state))
-        if missing or state["epoch_length"] != self.state.epoch_length:
-            raise UsageError(
-                f"the checkpoint was written by another configuration ({state['epoch_length']} iterations per epoch, "
-                f"without: {', '.join(missing) or 'nothing'}); this one has {self.state.epoch_length} iterations per "
-                "epoch. Continue with the configuration it was started with, or start anew in another output folder"
-            )
+        _require_same_run(state, set(self.stateful), self.state.epoch_length)
         self.state.iteration = int(state["iteration"])
         self.state.epoch = self.state.iteration // self.state.epoch_length
         for name, part in self.stateful.items():
@@ -136,13 +143,14 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         engine.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
         turn = self._turn()
         self.network.train()
-        prediction = self._forward(image, learns=turn.generator_steps > 0)
+        views = self._views(turn)
+        prediction = self._forward(image, views, learns=turn.generator_steps > 0)
         if self.adversary is not None:
             for _ in range(turn.discriminator_steps):
                 self._teach_discriminator(self.adversary, image, label, prediction)
         for step in range(turn.generator_steps):
-            prediction = self._forward(image) if step else prediction
-            self._teach_generator(image, label, prediction, turn.weight)
+            prediction = self._forward(image, views) if step else prediction
+            self._teach_generator(image, label, prediction, turn.weight, views)
         if not turn.generator_steps:
             with torch.no_grad():
                 self._supervised_loss(prediction, label)
@@ -151,45 +159,72 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _inputs(self, batchdata: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        image, label = batch[0], batch[1]
-        if self.channels_last and image.ndim in (4, 5):
-            image = image.contiguous(memory_format=_layout(image.ndim))
-        return image, label
+        return channels_last(batch[0]) if self.channels_last else batch[0], batch[1]
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.state.device, non_blocking=self.non_blocking)
+        return channels_last(tensor) if self.channels_last else tensor
+
+    def _views(self, turn: Turn) -> Views | None:
+        if self.unlabelled is None or not turn.generator_steps:
+            return None
+        return self.unlabelled.views(self.state.iteration, turn.weight, self._placed, self._labels_of_the_average)
+
+    def _labels_of_the_average(self, image: Tensor) -> Tensor:
+        assert self.averaged is not None
+        with torch.no_grad(), autocast(self.state.device, self.dtype):
+            logits: Tensor = self.inferer(image, self.averaged.module.eval())
+        return logits.max(1, keepdim=True).indices
 
     def _turn(self) -> Turn:
         if self.adversary is None:
             return Turn(0, 1, 0.0)
         return self.adversary.schedule.turn(self.state.iteration, self.state.epoch)
 
-    def _forward(self, image: Tensor, learns: bool = True) -> Tensor:
-        with torch.set_grad_enabled(learns), autocast(self.state.device, self.dtype):
-            prediction: Tensor = self.inferer(image, self.network)
+    def _forward(self, image: Tensor, views: Views | None, learns: bool = True) -> Tensor:
+        seen = image if views is None else torch.cat([image, views.strong])  # one pass, shared batch statistics
+        deep = self.deep_supervision
+        reading = nullcontext() if deep is None else deep.reading(self.network)
+        with torch.set_grad_enabled(learns), autocast(self.state.device, self.dtype), reading:
+            prediction: Tensor = self.inferer(seen, self.network)
         prediction = prediction.float()
+        if views is not None:
+            prediction, views.prediction = prediction[: len(image)], prediction[len(image) :]
         self.state.output[CommonKeys.PRED] = prediction
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         return prediction
 
     def _supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        loss: Tensor = self.loss_function(prediction, label).mean()
+        loss: Tensor
+        if self.deep_supervision is None:
+            loss = self.loss_function(prediction, label).mean()
+        else:
+            loss = self.deep_supervision.loss(self.loss_function, prediction, label)
         self.state.output[CommonKeys.LOSS] = loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return loss
 
     def _teach_discriminator(self, adversary: Adversary, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         share, update = self._accumulation()
-        fake = prediction.detach().softmax(1)
+        fake = adversary.judged(prediction.detach())
         with autocast(self.state.device, self.dtype):
             report = adversary.learn(image, adversary.reference(label, fake), fake, share, update)
         self.state.output.update(report)
         self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
 
-    def _teach_generator(self, image: Tensor, label: Tensor, prediction: Tensor, weight: float) -> None:
+    def _teach_generator(
+        self, image: Tensor, label: Tensor, prediction: Tensor, weight: float, views: Views | None = None
+    ) -> None:
         share, update = self._accumulation()
         loss = self._supervised_loss(prediction, label)
+        if views is not None and views.target is not None and views.prediction is not None:
+            consistency = self.loss_function(views.prediction, views.target).mean()
+            self.state.output["consistency_loss"] = consistency.detach()
+            loss = loss + views.consistency * consistency
         if self.adversary is not None and weight > 0.0:
+            judged = views if self.unlabelled is not None and self.unlabelled.adversarial else None
             with autocast(self.state.device, self.dtype):
-                fake = prediction.softmax(1)
-                adversarial = self.adversary.teach(image, fake, self.adversary.reference(label, fake))
+                adversarial = self.adversary.teach_all(image, label, prediction, judged)
             self.state.output["adversarial_loss"] = adversarial.detach()
             loss = loss + weight * adversarial
             self.fire_event(AdversarialIterationEvents.GENERATOR_LOSS_COMPLETED)
@@ -201,17 +236,16 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _accumulation(self) -> tuple[float, bool]:
         """Share of this batch in the accumulated gradient, and whether this batch completes it."""
-        steps = self.accumulation_steps
-        length = self.state.epoch_length
-        position = (self.state.iteration - 1) % length if length else self.state.iteration - 1
-        return 1.0 / steps, (position + 1) % steps == 0 or position + 1 == length
+        steps, length = self.accumulation_steps, self.state.epoch_length
+        done = (self.state.iteration - 1) % length + 1 if length else self.state.iteration
+        return 1.0 / steps, done % steps == 0 or done == length
 
 
-def _layout(ndim: int) -> torch.memory_format:
-    return torch.channels_last_3d if ndim == 5 else torch.channels_last
-
-
-def _use_channels_last(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        if parameter.ndim in (4, 5):
-            parameter.data = parameter.data.contiguous(memory_format=_layout(parameter.ndim))
+def _require_same_run(state: dict[str, Any], parts: set[str], length: int | None) -> None:
+    missing = sorted(parts - set(state))
+    if missing or state["epoch_length"] != length:
+        raise UsageError(
+            f"the checkpoint was written by another configuration ({state['epoch_length']} iterations per epoch, "
+            f"without: {', '.join(missing) or 'nothing'}); this one has {length} iterations per "
+            "epoch. Continue with the configuration it was started with, or start anew in another output folder"
+        )

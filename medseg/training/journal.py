@@ -18,6 +18,7 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 
 from medseg.files import write_text
+from medseg.training.events import write_scalars
 from medseg.training.parallel import is_first
 
 if TYPE_CHECKING:
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SCALARS", "Journal", "scalars"]
 
-SCALARS = ("loss", "adversarial_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
+SCALARS = (
+    "loss",
+    "consistency_loss",
+    "adversarial_loss",
+    "discriminator_loss",
+    "real_accuracy",
+    "fake_accuracy",
+    "discriminator_accuracy",
+    "discriminator_rested",
+)
 """Figures of an iteration that are averaged over an epoch."""
 
 _logger = logging.getLogger("medseg.training")
@@ -126,7 +136,7 @@ class Journal:
             return
         write_text(self.folder / "metrics.csv", _table(self.rows))
         if self.tensorboard:
-            _write_events(self.folder, row)
+            write_scalars(self.folder, row)
         _logger.info("%s", describe(row, engine.state.max_epochs))
 
     def _validation(self, epoch: int) -> dict[str, float]:
@@ -155,13 +165,3 @@ def _table(rows: Sequence[Mapping[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write_events(folder: Path, row: Mapping[str, float]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # opened for each epoch: nothing is lost when the process is killed, and no thread stays behind
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for name, value in row.items():
-            if name not in ("epoch", "iteration"):
-                writer.add_scalar(name, value, int(row["epoch"]))

@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medseg import __version__
-from medseg.bundle import Bundle
+from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, UsageError
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
@@ -83,13 +83,14 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     init: str | PathLike[str] | None = None,
     publish: bool | Literal["best", "final"] = False,
     watchers: Sequence[Watcher] = (),
+    permission: Permission = "audited",
 ) -> TrainingResult:
     """Train a bundle by its own ``configs/train.json``.
 
     Parameters
     ----------
     bundle
-        The bundle's folder. Its configuration is a program: train only bundles you trust.
+        The bundle's folder.
     datalist, dataset_dir, fold, output, device
         Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration.
     resume
@@ -104,9 +105,13 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
     watchers
         Attached to the trainer after the configuration's own handlers.
+    permission
+        ``"everything"`` trains a bundle that the audit blocks. Its configuration is a program.
 
     Raises
     ------
+    UntrustedBundle
+        If the audit blocks the bundle.
     UsageError
         If an id is unknown, data is missing, or the output folder holds another run.
     BundleError
@@ -116,7 +121,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     OutputLocked
         If another process trains into the same folder.
     """
-    opened = Bundle.open(Path(bundle))
+    opened = Bundle.open(Path(bundle), permission)
+    opened.runnable_config()
     named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
     given = {
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None

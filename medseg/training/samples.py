@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from medseg.files import atomic_path
+from medseg.training.events import write_picture
 from medseg.training.parallel import is_first
 
 __all__ = ["Samples"]
@@ -35,6 +36,8 @@ class Samples:
         Epochs between pictures.
     cases
         Indices of the cases.
+    tensorboard
+        Whether the pictures also go to TensorBoard, to ``tensorboard/`` beside the folder.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class Samples:
         inferer: Callable[..., Any],
         interval: int = 1,
         cases: Sequence[int] = (0, 1, 2),
+        tensorboard: bool = True,
     ) -> None:
         self.folder, self.dataset, self.network, self.inferer = Path(folder), dataset, network, inferer
-        self.interval, self.cases = interval, tuple(cases)
+        self.interval, self.cases, self.tensorboard = interval, tuple(cases), tensorboard
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -58,7 +62,10 @@ class Samples:
             return
         count = len(self.dataset)  # type: ignore[arg-type]
         rows = [self._case(index, engine.state.device) for index in self.cases if index < count]
-        _picture(rows, self.folder / f"epoch-{engine.state.epoch:04d}.png")
+        picture = self.folder / f"epoch-{engine.state.epoch:04d}.png"
+        _picture(rows, picture)
+        if self.tensorboard:
+            write_picture(self.folder.parent, self.folder.name, picture, engine.state.epoch)
 
     def _case(self, index: int, device: torch.device) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         case = self.dataset[index]

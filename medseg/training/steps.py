@@ -60,9 +60,10 @@ class NetworkStep:
 
     def update(self) -> bool:
         """Clip, step, advance the learning rate, clear the gradients; False if a gradient was not finite."""
-        average_gradients(self.network.parameters())
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
         finite = bool(torch.isfinite(norm))
         if finite or self.scaler.is_enabled():  # an enabled scaler skips by itself and lowers its scale
             self.scaler.step(self.optimizer)

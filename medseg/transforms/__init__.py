@@ -1,6 +1,19 @@
 """Dictionary transforms that MONAI lacks."""
 
+from medseg.transforms.grain import GrainDraw, RandGraind
+from medseg.transforms.latent import RandLatentd
 from medseg.transforms.load import LoadVolume, LoadVolumed
+from medseg.transforms.missing_slices import MissingSlices, RandMissingSlicesd
 from medseg.transforms.spatial import RandSpatiald, SpatialDraw
 
-__all__ = ["LoadVolume", "LoadVolumed", "RandSpatiald", "SpatialDraw"]
+__all__ = [
+    "GrainDraw",
+    "LoadVolume",
+    "LoadVolumed",
+    "MissingSlices",
+    "RandGraind",
+    "RandLatentd",
+    "RandMissingSlicesd",
+    "RandSpatiald",
+    "SpatialDraw",
+]

@@ -69,6 +69,8 @@ class RandSpatiald(RandomizableTransform, MapTransform):
         How far, in voxels, the patch may reach beyond the volume.
     foreground_key, prob_foreground
         With this probability the patch is centred on a random voxel above 0 of that key.
+    allow_missing_keys
+        Leave out keys that a case does not have, such as the label of an unlabelled one.
     """
 
     def __init__(  # noqa: PLR0913  the ranges of one deformation belong together
@@ -89,8 +91,9 @@ class RandSpatiald(RandomizableTransform, MapTransform):
         margin: int = 0,
         foreground_key: Hashable | None = None,
         prob_foreground: float = 0.5,
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.patch_size = tuple(int(n) for n in patch_size)
         self.modes = ensure_tuple_rep(mode, len(self.keys))
@@ -109,11 +112,11 @@ class RandSpatiald(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw once and apply to every key."""
         result = dict(data)
-        volumes = {key: convert_to_tensor(result[key], track_meta=False) for key in self.keys}
+        volumes = {key: convert_to_tensor(result[key], track_meta=False) for key in self.key_iterator(result)}
         shape = tuple(next(iter(volumes.values())).shape[1:])
-        reference = None if self.foreground_key is None else volumes[self.foreground_key]
+        reference = None if self.foreground_key is None else volumes.get(self.foreground_key)
         drawn = self.draw(shape, reference)
-        for key, mode in zip(self.keys, self.modes, strict=True):
+        for key, mode in self.key_iterator(result, self.modes):
             result[key] = self.sample(volumes[key], drawn, mode)
         return result
 

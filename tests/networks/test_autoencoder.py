@@ -59,3 +59,10 @@ def test_it_learns_to_restore() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_it_scripts() -> None:
+    autoencoder = Autoencoder(features=FEATURES).eval()
+    volume = torch.randn(1, 1, 16, 32, 16)
+    with torch.no_grad():
+        assert torch.allclose(torch.jit.script(autoencoder)(volume), autoencoder(volume), atol=1e-6)

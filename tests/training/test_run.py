@@ -89,6 +89,29 @@ def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(bundle
     assert again.iterations == 4
 
 
+def test_unlabelled_images_and_deep_supervision_come_from_the_configuration(bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    path = write_data(data)
+    content = json.loads(path.read_text())
+    content["unlabelled"] = ["image1.nii.gz", "image3.nii.gz"]
+    path.write_text(json.dumps(content))
+    heads = {
+        "_target_": "medseg.training.DeepSupervision",
+        "layers": ["upcat_2", "upcat_3"],
+        "channels": [2, 4],
+        "out_channels": 3,
+    }
+    settings = {"deep_supervision": heads, "consistency_start": 1, "epochs": 1}
+    result = _train(bundle, tmp_path / "out", overrides=settings)
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        [row] = csv.DictReader(handle)
+    assert float(row["consistency_loss"]) > 0.0
+    plain = _train(bundle, tmp_path / "plain", overrides={"epochs": 1, "consistency_weight": 0.0})
+    one, other = (torch.load(found.best_weights, weights_only=True) for found in (result, plain))
+    assert list(one) == list(other)
+
+
 def test_a_folder_with_a_run_is_not_overwritten(bundle: Path, tmp_path: Path) -> None:
     _train(bundle, tmp_path / "out", overrides={"epochs": 1})
     with pytest.raises(UsageError, match="--resume"):

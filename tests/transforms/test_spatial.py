@@ -138,3 +138,18 @@ def test_volumes_smaller_than_the_patch_are_padded(shape: tuple[int, int, int]) 
     assert found.shape == (1, 16, 16, 16)
     assert bool(torch.isfinite(found).all())
     assert float(found.min()) == 0.0
+
+
+def test_an_unlabelled_case_is_deformed_like_a_labelled_one() -> None:
+    image = torch.rand(1, 9, 9, 9)
+    options: dict[str, object] = {"mode": ["bilinear", "nearest"], "prob_elastic": 0.0}
+    strict, lenient = (
+        RandSpatiald(["image", "label"], (6, 6, 6), allow_missing_keys=allowed, **options).set_random_state(seed=3)  # type: ignore[arg-type]
+        for allowed in (False, True)
+    )
+    whole = strict({"image": image, "label": (image > 0.5).float()})
+    alone = lenient({"image": image})
+    assert set(alone) == {"image"}
+    assert torch.equal(alone["image"], whole["image"])
+    with pytest.raises(KeyError, match="label"):
+        strict({"image": image})

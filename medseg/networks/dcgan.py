@@ -1,0 +1,140 @@
+"""A generator from noise and its discriminator, as in DCGAN (Radford et al. 2015, arXiv 1511.06434), in 2D or 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+from medseg.networks.discriminator import Judgement, normalise_spectrally
+
+__all__ = ["DCGANDiscriminator", "DCGANGenerator"]
+
+
+class DCGANGenerator(nn.Module):
+    """Noise → image: transposed convolutions that double the grid, batch norm, ReLU, at the end tanh.
+
+    MONAI's ``Generator`` has convolutions with odd kernels only; these have the 4-wide ones of the paper, which spread
+    over the grid evenly.
+
+    Parameters
+    ----------
+    latent
+        Numbers in the noise.
+    out_channels
+        Channels of the image.
+    features
+        Feature maps from the coarsest grid on; each grid is twice as fine as the one before.
+    size
+        Size of the image, 2 or 3 sides; multiples of ``2 ** len(features)``.
+    """
+
+    def __init__(
+        self,
+        latent: int = 64,
+        out_channels: int = 1,
+        features: Sequence[int] = (128, 64, 32),
+        size: Sequence[int] = (32, 32, 32),
+    ) -> None:
+        super().__init__()
+        dims, start = len(size), coarsest(size, len(features))
+        layers: list[nn.Module] = [
+            Convolution(
+                dims, latent, features[0], 1, start, "NDA", "relu", "batch",
+                bias=False, is_transposed=True, padding=0, output_padding=0,
+            )
+        ]  # fmt: skip
+        layers += [
+            Convolution(
+                dims, wide, narrow, 2, 4, "NDA", "relu", "batch",
+                bias=False, is_transposed=True, padding=1, output_padding=0,
+            )
+            for wide, narrow in pairwise(features)
+        ]  # fmt: skip
+        layers.append(
+            Convolution(
+                dims, features[-1], out_channels, 2, 4,
+                conv_only=True, is_transposed=True, padding=1, output_padding=0,
+            )
+        )  # fmt: skip
+        self.layers = nn.Sequential(*layers, nn.Tanh())
+        self.apply(start_small)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """``(B, latent, 1, 1[, 1])`` → ``(B, out_channels, H, W[, D])`` within −1 … 1."""
+        image: Tensor = self.layers(noise)
+        return image
+
+
+class DCGANDiscriminator(nn.Module):
+    """Image → one logit: the generator's mirror, with strided convolutions and leaky ReLU.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the image.
+    features
+        Feature maps from the finest grid on.
+    size
+        Size of the image, as of the generator.
+    norm
+        Normalisation behind all convolutions but the first; ``"batch"`` as in the paper.
+    spectral
+        Divide every convolution by its largest singular value (Miyato et al. 2018, arXiv 1802.05957).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        features: Sequence[int] = (32, 64, 128),
+        size: Sequence[int] = (32, 32, 32),
+        norm: str | None = "batch",
+        *,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        dims, end = len(size), coarsest(size, len(features))
+        act = ("leakyrelu", {"negative_slope": 0.2, "inplace": True})
+        blocks = [
+            Convolution(
+                dims, fine, coarse, 2, 4, "NDA", act, norm if index else None, bias=not (index and norm), padding=1
+            )
+            for index, (fine, coarse) in enumerate(zip((in_channels, *features[:-1]), features, strict=True))
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self.final = Convolution(dims, features[-1], 1, 1, end, conv_only=True, padding=0)
+        self.apply(start_small)
+        if spectral:
+            self.apply(normalise_spectrally)
+
+    def forward(self, condition: None, image: Tensor) -> Judgement:  # noqa: ARG002  the signature of discriminators
+        """``(B, in_channels, H, W[, D])`` → one logit per image; there is no condition."""
+        maps = []
+        for block in self.blocks:
+            image = block(image)
+            maps.append(image)
+        return Judgement([self.final(image)], [maps])
+
+
+def coarsest(size: Sequence[int], halvings: int) -> tuple[int, ...]:
+    """Grid on which the generator starts.
+
+    Raises
+    ------
+    ValueError
+        If a side cannot be halved that often.
+    """
+    factor = 2**halvings
+    if len(size) not in (2, 3) or any(side % factor or side < factor for side in size):
+        raise ValueError(f"found an image of {list(size)}, expected 2 or 3 sides that are multiples of {factor}")
+    return tuple(side // factor for side in size)
+
+
+def start_small(module: nn.Module) -> None:
+    """Weights from N(0, 0.02²), norms from N(1, 0.02²), as in the paper."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+        nn.init.normal_(module.weight, 1.0, 0.02)

@@ -1,0 +1,92 @@
+"""Grain: noise that grows with the signal and whose specks are larger than a voxel, as in speckle and old film."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+__all__ = ["GrainDraw", "RandGraind"]
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class GrainDraw:
+    """One draw.
+
+    Attributes
+    ----------
+    strength
+        Standard deviation of the grain relative to the signal.
+    field
+        Noise of mean 0 and variance 1 at the grain's own resolution, ``(1, a[, b[, c]])``.
+    """
+
+    strength: float
+    field: Tensor
+
+
+class RandGraind(RandomizableTransform, MapTransform):
+    """Multiply each volume by random specks: ``lowest + (x − lowest) × (1 + strength × grain)``.
+
+    The signal is counted from the volume's lowest value, so that normalised volumes, in which 0 is the mean, are
+    disturbed as their magnitudes would be. All keys get the same grain.
+
+    Parameters
+    ----------
+    keys
+        Volumes ``(C, H, W[, D])``; plain tensors come out.
+    prob
+        Probability of grain.
+    strength
+        Range of its standard deviation relative to the signal.
+    size
+        Range of the specks' size in voxels; 1 is a value of its own for each voxel.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.5,
+        strength: Sequence[float] = (0.05, 0.3),
+        size: Sequence[float] = (1.0, 2.5),
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if min(size) < 1.0:
+            raise ValueError(f"found specks of {min(size)} voxels, expected at least 1")
+        self.strength, self.size = tuple(strength), tuple(size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draw once and apply to every key; the input is left as it is."""
+        result = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            volumes = {key: convert_to_tensor(result[key], track_meta=False) for key in self.keys}
+            drawn = self.draw(next(iter(volumes.values())).shape[1:])
+            result.update({key: self.apply(volume, drawn) for key, volume in volumes.items()})
+        return result
+
+    def draw(self, shape: Sequence[int]) -> GrainDraw:
+        """Draw grain for volumes of the spatial ``shape``."""
+        strength, size = self.R.uniform(*self.strength), self.R.uniform(*self.size)
+        coarse = [max(2, round(n / size)) for n in shape]
+        return GrainDraw(strength, torch.as_tensor(self.R.standard_normal((1, *coarse)), dtype=torch.float32))
+
+    def apply(self, volume: Tensor, drawn: GrainDraw) -> Tensor:
+        """Apply a draw to a volume ``(C, H, W[, D])``."""
+        shape = volume.shape[1:]
+        grain = drawn.field
+        if tuple(grain.shape[1:]) != tuple(shape):
+            grain = interpolate(grain[None], tuple(shape), mode=_MODES[len(shape)], align_corners=True)[0]
+            grain = grain / grain.std().clamp_min(1e-6)  # interpolation takes variance away
+        lowest = volume.amin()
+        return (lowest + (volume - lowest) * (1.0 + drawn.strength * grain)).to(volume.dtype)
