@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def blobs(shape: tuple[int, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor
     return torch.from_numpy(image.astype(np.float32))[None], torch.from_numpy(mask)[None]
 
 
-def trained(steps: int) -> torch.nn.Module:
-    """The network after a short training."""
+def trained(steps: int, depth: int = 5) -> torch.nn.Module:
+    """The network after a short training; with fewer levels it sees less far."""
     torch.manual_seed(0)
-    network = UNet(3, 1, 2, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch")
+    network = UNet(3, 1, 2, (16, 32, 64, 128, 256)[:depth], (2,) * (depth - 1), num_res_units=2, norm="batch")
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     for step in range(steps):
@@ -83,6 +84,7 @@ def variants(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> dict[s
     for name in candidates():
         engine = build_engine(name, network)
         runs[f"{name}, bundle's windows"] = partial(ours, engine, volume, own)
+        runs[f"{name}, overlap 0.25"] = partial(ours, engine, volume, replace(own, overlap=(0.25,) * 3))
         runs[f"{name}, large windows"] = partial(ours, engine, volume, large)
     return runs
 
@@ -109,30 +111,35 @@ def measure(runs: dict[str, Callable[[], Labels]], repeats: int, truth: Labels) 
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", type=int, nargs=3, default=(300, 300, 200))
-    parser.add_argument("--window", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[""], help="parts of names of the variants to run beside stock")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    network = trained(options.steps)
-    volume, truth = blobs(tuple(options.shape), 99)
-    runs = variants(network, volume, options.window)
-    chosen = {name: run for name, run in runs.items() if "stock" in name or any(part in name for part in options.only)}
-    rows = measure(chosen, options.repeats, truth[0].numpy())
+def print_table(rows: list[dict[str, object]]) -> None:
     print(f"{'variant':<45}{'CPU s':>9}{'ratio':>8}{'Dice stock':>12}{'Dice truth':>12}")
     for row in rows:
         print(
             f"{row['variant']:<45}{row['cpu_seconds']:>9.2f}{row['ratio']:>8.2f}"
             f"{row['dice_with_stock']:>12.5f}{row['dice_with_truth']:>12.5f}"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(300, 300, 200))
+    parser.add_argument("--window", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--depth", type=int, default=5, help="levels of the network, 5 for 16..256")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of names of the variants to run beside stock")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    network = trained(options.steps, options.depth)
+    volume, truth = blobs(tuple(options.shape), 99)
+    runs = variants(network, volume, options.window)
+    chosen = {name: run for name, run in runs.items() if "stock" in name or any(part in name for part in options.only)}
+    rows = measure(chosen, options.repeats, truth[0].numpy())
+    print_table(rows)
     if options.json:
-        facts = {"shape": list(options.shape), "window": options.window, "threads": options.threads}
+        facts = {key: getattr(options, key) for key in ("shape", "window", "threads", "steps", "depth")}
         write_json(options.json, json.loads(json.dumps({**facts, "torch": torch.__version__, "rows": rows})))
 
 

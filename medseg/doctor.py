@@ -19,8 +19,9 @@ __all__ = ["Diagnosis", "diagnose"]
 
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {
-    "openvino": "a faster CPU engine for some networks",
+    "openvino": "a faster CPU engine for some networks, and int8",
     "pacs": "DICOM network and DICOMweb",
+    "cluster": "batch inference on many processes or machines",
 }
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -13,6 +13,7 @@ from medseg.cli.main import app
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
+    from medseg.trust.state import TrustState
 
 bundle_app = typer.Typer(
     help="Bundles: plan a new one, look into, audit, verify, pack, unpack, export.",
@@ -61,6 +62,7 @@ def info(bundle: _BundleFolder) -> Outcome:
     Example: medseg bundle info bundles/hippocampus_mri_segmentation
     """
     from medseg.bundle import Bundle
+    from medseg.trust.state import trust_state
 
     opened = Bundle.open(bundle)
     facts: dict[str, Any] = {
@@ -76,11 +78,12 @@ def info(bundle: _BundleFolder) -> Outcome:
         "copyright": opened.metadata.get("copyright"),
         "sha256": opened.sha256,
     }
-    for name, value in facts.items():
+    state = trust_state(opened)
+    for name, value in {**facts, "trust": _trust_text(state)}.items():
         if value:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             terminal().print(f"{name:>15}  {shown}", markup=False)
-    return Outcome(facts)
+    return Outcome({**facts, "trust": state.as_json()})
 
 
 @bundle_app.command()
@@ -106,9 +109,14 @@ def verify(bundle: _BundleFolder) -> Outcome:
 
     Example: medseg bundle verify bundles/hippocampus_mri_segmentation
     """
+    from medseg.bundle import Bundle
     from medseg.bundle import verify as verify_bundle
+    from medseg.trust.state import trust_state
 
-    return _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
+    outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
+    state = trust_state(Bundle.open(bundle))
+    terminal().print(f"Trust: {_trust_text(state)}", markup=False)
+    return Outcome({**outcome.result, "trust": state.as_json()}, outcome.complete)
 
 
 @bundle_app.command()
@@ -220,6 +228,17 @@ def keygen(
     secret, public = create_key_pair(private)
     terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
     return Outcome({"private": str(secret), "public": str(public)})
+
+
+def _trust_text(state: TrustState) -> str:
+    """One line about the trust calibration."""
+    if state.state != "ready":
+        return f"{state.state}: {state.message}"
+    limits, patients = state.facts["thresholds"], min(s["n_patients"] for s in state.facts["structures"])
+    return (
+        f"calibrated for these weights on {patients} patients: {state.facts['coverage']:.0%} of the lower bounds hold; "
+        f"accept from {limits['accept']:.2f}, reject below {limits['reject']:.2f}"
+    )
 
 
 def _report(bundle: Path, findings: Sequence[Finding], clean: str) -> Outcome:

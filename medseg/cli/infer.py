@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._isolation import cut_network
+from medseg.cli._lean import import_monai_quickly
 from medseg.cli.main import app
 
 if TYPE_CHECKING:
+    from medseg.bundle import Permission
     from medseg.inference import CaseResult, RunReport
 
 
@@ -23,7 +26,7 @@ def infer(
         typer.Argument(metavar="INPUT...", help="NIfTI files, DICOM folders with any number of studies, datalists."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    write: Annotated[str, typer.Option(help="Comma-separated: nifti, seg, sr, rtstruct, sc.")] = "nifti",
+    write: Annotated[str, typer.Option(help="Comma-separated: nifti, doubt, seg, sr, rtstruct, sc.")] = "nifti",
     select: Annotated[
         str | None, typer.Option(help="JSON file with selection rules: which series of each study to use, per channel.")
     ] = None,
@@ -44,8 +47,32 @@ def infer(
         typer.Option(help="bundle: the bundle's own; large: up to the whole volume; auto: large where measured equal."),
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Cases read ahead and written behind at once.")] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Where workers do the work: local:N processes, slurm[:FILE], or a Dask scheduler's address."),
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            help="Also look at every window mirrored, and average: comma-separated axes of the patient, ap, is, lr"
+            " (front-back, head-foot, left-right)."
+        ),
+    ] = None,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another bundle for the same task, or other weights, to average with; may be repeated."),
+    ] = None,
+    judged: Annotated[
+        bool, typer.Option("--trust/--no-trust", help="Judge every case, if the bundle has a trust calibration.")
+    ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time went.")] = False,
+    trust_bundle: Annotated[
+        bool, typer.Option("--trust-bundle", help="Run the bundle's own code although the audit blocks it; no network.")
+    ] = False,
+    network_only: Annotated[
+        bool, typer.Option("--network-only", help="Use the network and the clean parts of inference.json alone.")
+    ] = False,
 ) -> Outcome:
     """Label images with a bundle: every case gets a label map on its own grid.
 
@@ -54,8 +81,14 @@ def infer(
 
     Example: medseg infer bundles/hippocampus_mri_segmentation studies/ -o results
     """
+    if not trust_bundle:
+        import_monai_quickly()
+    from medseg.bundle import Bundle
     from medseg.inference import Options, run_batch
 
+    if trust_bundle:
+        cut_network()
+    permission: Permission = "everything" if trust_bundle else "network-only" if network_only else "audited"
     kinds = tuple(kind.strip() for kind in write.split(",") if kind.strip())
     options = Options(
         write=kinds,
@@ -66,10 +99,14 @@ def infer(
         precision=precision,  # type: ignore[arg-type]
         windows=windows,  # type: ignore[arg-type]
         workers=workers,
+        cluster=cluster,
+        trust=judged,
+        mirror=tuple(axis.strip() for axis in (mirror or "").split(",") if axis.strip()),
+        ensemble=tuple(str(member.absolute()) for member in ensemble or ()),
         fresh=fresh,
     )
     with _Progress() as progress:
-        report = run_batch(bundle, inputs, output, options, progress=progress.show)
+        report = run_batch(Bundle.open(bundle, permission), inputs, output, options, progress=progress.show)
     _say(report, profile=profile)
     return Outcome(report.content, report.complete)
 
@@ -101,10 +138,23 @@ class _Progress:
     def show(self, finished: int, total: int, result: CaseResult) -> None:
         """Show one more finished case."""
         self._bar.update(self._task, completed=finished, total=total, description=result.case_id)
+        verdict = _verdict(result)
         if result.status != "done":
             self._console.print(f"{result.case_id}: {result.status} ({result.reason}) {result.message}", markup=False)
         elif not self._console.is_terminal:
-            self._console.print(f"{finished}/{total} {result.case_id}: done in {result.seconds:.1f} s", markup=False)
+            told = f"{finished}/{total} {result.case_id}: done in {result.seconds:.1f} s"
+            self._console.print(told + (f", {verdict}" if verdict else ""), markup=False)
+        elif verdict:
+            self._console.print(f"{result.case_id}: {verdict}", markup=False)
+
+
+def _verdict(result: CaseResult) -> str:
+    """Verdict, predicted Dice and flags in a few words; empty without trust."""
+    if not result.trust:
+        return ""
+    predicted, lowest = result.trust["predicted_dice"], result.trust["lower_bound"]
+    told = "" if predicted is None else f" (Dice about {predicted:.2f}, every structure at least {lowest:.2f})"
+    return result.trust["verdict"] + told + "".join(f", {flag}" for flag in result.trust["flags"])
 
 
 def _say(report: RunReport, *, profile: bool) -> None:
@@ -115,6 +165,20 @@ def _say(report: RunReport, *, profile: bool) -> None:
         f" computed now in {summary['seconds']:.1f} s. See {report.folder / 'run.json'}",
         markup=False,
     )
+    _say_verdicts(report)
     if profile:
         for stage, seconds in summary["stages_seconds"].items():
             console.print(f"  {stage:<10} {seconds:8.2f} s", markup=False)
+
+
+def _say_verdicts(report: RunReport) -> None:
+    console = terminal()
+    counts, state = report.content["summary"]["verdicts"], report.content["trust"]
+    if counts is not None:
+        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("accept", "review", "reject"))
+        flagged = f", {counts['flagged']} flagged" if counts["flagged"] else ""
+        console.print(f"Trust: {told}{flagged}. Worst first: {report.folder / 'worklist.csv'}", markup=False)
+        return
+    asked = "doubt" in report.content["options"]["write"]
+    if state["state"] in {"stale", "damaged"} or (asked and state["state"] == "none"):
+        console.print(f"Trust: no verdicts, no doubt. {state['message']}", style="yellow", markup=False)

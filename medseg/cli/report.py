@@ -42,5 +42,9 @@ def report(
     from medseg.evaluation.report import write_report
 
     page = write_report(folder, images=images, references=references, title=title, viewer=viewer.value)
+    if (folder / "run.json").is_file():
+        from medseg.inference.worklist import keep_worklist
+
+        keep_worklist(folder)
     terminal().print(f"Wrote {page}")
     return Outcome({"report": str(page)})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._isolation import cut_network
 from medseg.cli.main import app
 
 __all__ = ["train"]
@@ -16,7 +17,7 @@ __all__ = ["train"]
 @app.command()
 @command
 def train(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to train; its configuration is executed.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to train.")],
     *,
     init: Annotated[
         Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")
@@ -36,6 +37,9 @@ def train(
     publish_final: Annotated[
         bool, typer.Option("--publish-final", help="Copy the model of the last epoch into the bundle.")
     ] = False,
+    trust_bundle: Annotated[
+        bool, typer.Option("--trust-bundle", help="Run the bundle's own code although the audit blocks it; no network.")
+    ] = False,
 ) -> Outcome:
     """Train a bundle: generator against discriminator, with validation, checkpoints and exact resume.
 
@@ -46,6 +50,8 @@ def train(
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
+    if trust_bundle:
+        cut_network()
     console = terminal()
     result = train_bundle(
         bundle,
@@ -59,6 +65,7 @@ def train(
         init=init,
         publish="final" if publish_final else publish,
         watchers=[ProgressDisplay(console)],
+        permission="everything" if trust_bundle else "audited",
     )
     best = (
         "no validation" if result.best_metric is None else f"best {result.best_metric:.4f} in epoch {result.best_epoch}"
@@ -66,6 +73,7 @@ def train(
     console.print(f"trained {result.epochs} epochs ({best}); everything is in {result.output}")
     if result.published is not None:
         console.print(f"published {result.published}")
+        _say_trust(bundle)
     return Outcome(
         {
             "output": str(result.output),
@@ -77,3 +85,12 @@ def train(
             "published": None if result.published is None else str(result.published),
         }
     )
+
+
+def _say_trust(bundle: Path) -> None:
+    """New weights have no verdicts until trust is fitted to them."""
+    from medseg.bundle import Bundle
+    from medseg.trust.state import trust_state
+
+    if trust_state(Bundle.open(bundle)).state == "stale":
+        terminal().print("trust belongs to the old weights: results have no verdict until `medseg trust fit` has run")

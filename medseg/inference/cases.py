@@ -6,16 +6,18 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
+from medseg.inference.channels import Channels, check_together, with_others
 from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
 from medseg.ingest.rules import Rule
 from medseg.ingest.selection import SelectedStudy, select, selected_studies
@@ -41,12 +43,15 @@ class Case:
         One record per input channel, in the network's order.
     allow_resample
         Uneven spacing or a tilt is resampled onto a regular grid instead of being refused or kept.
+    taken
+        How the bundle takes its channels.
     """
 
     case_id: str
     source: str
     channels: tuple[SeriesRecord, ...]
     allow_resample: bool = False
+    taken: Channels = field(default_factory=Channels)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -71,11 +76,12 @@ class LoadedCase:
     case
         The case.
     image
-        ``(C, H, W, D)`` on the source grid.
+        ``(C, H, W, D)`` on the source grid. For a bundle that takes channels on different grids it holds the first
+        channel and carries the others along, see :func:`medseg.inference.channels.others_of`.
     geometry
-        The source grid.
+        The source grid, that of the first channel.
     note
-        What was done to the source on request; empty if nothing.
+        What was done to the source on request, and how well other channels cover the first; empty if nothing.
     """
 
     case: Case
@@ -214,11 +220,32 @@ def load(case: Case) -> LoadedCase:
     Raises
     ------
     Refusal
-        Whatever reading refuses; ``geometry-mismatch`` if the channels lie on different grids.
+        Whatever reading refuses; ``geometry-mismatch`` if the channels lie on different grids and the bundle does not
+        resample them itself, or cannot be laid over each other.
     """
     if case.refusal is not None:
         raise case.refusal
     volumes = [read_volume(record, allow_resample=case.allow_resample) for record in case.channels]
+    geometry = volumes[0][1]
+    note = _note(volumes[0][2])
+    if case.taken.resampled:
+        together = check_together(case.channels, [grid for _, grid, _ in volumes], [facts for _, _, facts in volumes])
+        note = "; ".join(part for part in (note, together) if part)
+    else:
+        _check_one_grid(case, volumes)
+    if len(case.taken.keys) == 1:
+        stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
+        return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry, note)
+    first, *others = (_one_channel(array, grid) for array, grid, _ in volumes)
+    image = with_others(first, dict(zip(case.taken.keys[1:], others, strict=True)))
+    return LoadedCase(case, image, geometry, note)
+
+
+def _one_channel(array: NDArray[Any], grid: Geometry) -> MetaTensor:
+    return MetaTensor(np.asarray(array, dtype=np.float32)[None], affine=np.array(grid.affine))
+
+
+def _check_one_grid(case: Case, volumes: Sequence[tuple[NDArray[Any], Geometry, Mapping[str, Any]]]) -> None:
     geometry = volumes[0][1]
     for record, (_, other, _) in zip(case.channels[1:], volumes[1:], strict=True):
         if not geometry.matches(other):
@@ -227,8 +254,6 @@ def load(case: Case) -> LoadedCase:
                 f"{record.source} lies on another grid ({other.describe()}) than the first channel"
                 f" ({geometry.describe()}); resample the channels onto one grid first",
             )
-    stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
-    return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry, _note(volumes[0][2]))
 
 
 def _note(facts: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,16 @@ from medseg.inference.windows import WindowSettings, plan_windows
 __all__ = [
     "SMALLEST_AGREEMENT",
     "Choice",
+    "Windows",
     "agreement",
     "available_bytes",
     "bytes_per_voxel",
     "fastest_engine",
     "large_window",
 ]
+
+Windows = Literal["bundle", "large"]
+"""The bundle's own windows, or windows as large as memory allows, up to the whole volume."""
 
 SMALLEST_AGREEMENT = 0.999
 """Smallest Dice with the bundle's own result that a faster way must reach, for every structure."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,7 +21,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from medseg.errors import MissingDependency, UsageError
 
-__all__ = ["REFERENCE", "Engine", "build_engine", "candidates", "fixed_engine", "fold_norms"]
+__all__ = [
+    "REFERENCE",
+    "Engine",
+    "OpenVinoEngine",
+    "build_engine",
+    "candidates",
+    "fixed_engine",
+    "fold_norms",
+    "import_openvino",
+]
 
 REFERENCE = "torch-fp32"
 """The network as the bundle defines it, in float32: what the others are compared with."""
@@ -69,8 +79,18 @@ class _AutocastEngine:
         return scores.float().to("cpu")
 
 
-class _OpenVinoEngine:
-    """The network compiled by OpenVINO, once per window size."""
+class OpenVinoEngine:
+    """The network compiled by OpenVINO, once per window size.
+
+    Parameters
+    ----------
+    name
+        Name of the engine.
+    network
+        The network in evaluation mode.
+    precision
+        OpenVINO's name of the type that is computed in, such as ``"f32"``.
+    """
 
     def __init__(self, name: str, network: nn.Module, precision: str) -> None:
         if importlib.util.find_spec("openvino") is None:
@@ -86,19 +106,31 @@ class _OpenVinoEngine:
             self._compiled[size] = self._compile(batch[:1])
         return torch.from_numpy(self._compiled[size](batch.contiguous().numpy())[0])
 
-    def _compile(self, example: torch.Tensor) -> Any:
-        import openvino
-
+    def model(self, example: torch.Tensor) -> Any:
+        """OpenVINO's model for windows like ``example``, ``(1, C, H, W, D)``, with any number in a batch."""
+        openvino = import_openvino()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about checks of sizes, which do not change here
             model = openvino.convert_model(self._network, example_input=example)
         model.reshape([-1, *example.shape[1:]])
+        return model
+
+    def _compile(self, example: torch.Tensor) -> Any:
+        openvino = import_openvino()
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }
-        return openvino.Core().compile_model(model, "CPU", hints)
+        return openvino.Core().compile_model(self.model(example), "CPU", hints)
+
+
+def import_openvino() -> Any:
+    """The module ``openvino``, kept from reporting its use to its makers, which it does unless told not to."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it then uses a stub
+    import openvino
+
+    return openvino
 
 
 def _first(scores: Any) -> torch.Tensor:
@@ -148,8 +180,8 @@ _BUILDERS: dict[str, Callable[[nn.Module, str], Engine]] = {
     "cuda-fp16-autocast": lambda net, dev: _AutocastEngine(
         "cuda-fp16-autocast", copy.deepcopy(net), dev, torch.float16
     ),
-    "openvino-fp32": lambda net, _: _OpenVinoEngine("openvino-fp32", net, "f32"),
-    "openvino-bf16": lambda net, _: _OpenVinoEngine("openvino-bf16", net, "bf16"),
+    "openvino-fp32": lambda net, _: OpenVinoEngine("openvino-fp32", net, "f32"),
+    "openvino-bf16": lambda net, _: OpenVinoEngine("openvino-bf16", net, "bf16"),
 }
 
 
@@ -185,16 +217,8 @@ def candidates(device: str = "cpu") -> list[str]:
 
 
 def fixed_engine(precision: str) -> str | None:
-    """The engine that a precision asks for by name; None if it is to be chosen by measurement.
-
-    Raises
-    ------
-    UsageError
-        If the precision cannot be had.
-    """
-    if precision == "int8":
-        raise UsageError("precision int8 needs a quantised network, which this version does not make; use auto or fp32")
-    return {"fp32": REFERENCE, "bf16": "torch-bf16-channels-last"}.get(precision)
+    """The engine that a precision asks for by name; None if it is to be chosen by measurement."""
+    return {"fp32": REFERENCE, "bf16": "torch-bf16-channels-last", "int8": "openvino-int8"}.get(precision)
 
 
 def _computes_bf16() -> bool:

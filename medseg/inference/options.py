@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import medseg
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
+from medseg.inference.cluster.place import parse_place
+from medseg.inference.members import member_digest
 from medseg.inference.roi import Region
 from medseg.inference.writers import KINDS
 
@@ -41,6 +43,14 @@ class Options:
         they were measured to give the same labels.
     workers
         Cases that are read ahead, and cases that are written behind, at once.
+    trust
+        Whether a bundle's trust calibration judges every case.
+    cluster
+        Where workers do the work: see :func:`medseg.inference.cluster.place.parse_place`; None: this process does it.
+    mirror
+        Axes of the patient (``"lr"``, ``"ap"``, ``"is"``) along which every window is also seen mirrored.
+    ensemble
+        Bundles or weights files whose networks are averaged with the bundle's own.
     fresh
         Forget what an earlier run finished.
     stall_s
@@ -60,17 +70,30 @@ class Options:
     precision: Precision = "auto"
     windows: Windows = "auto"
     workers: int = 1
+    trust: bool = True
+    cluster: str | None = None
+    mirror: tuple[str, ...] = ()
+    ensemble: tuple[str, ...] = ()
     fresh: bool = False
     stall_s: float = 900.0
+
+    @property
+    def judged(self) -> bool:
+        """Whether cases are judged: a calibration holds for the probabilities of the plain network alone."""
+        return self.trust and not self.mirror and not self.ensemble
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.write if kind not in KINDS]
         if unknown or not self.write:
             raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
+        if "doubt" in self.write and not self.judged:
+            raise UsageError("--write doubt needs trust in the plain network; drop --no-trust, --mirror, --ensemble")
         if self.precision not in get_args(Precision):
             raise UsageError(f"--precision {self.precision}: expected one of {', '.join(get_args(Precision))}")
         if self.windows not in get_args(Windows):
             raise UsageError(f"--windows {self.windows}: expected one of {', '.join(get_args(Windows))}")
+        if self.cluster is not None:
+            parse_place(self.cluster)
         if self.workers < 1 or self.stall_s <= 0:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
@@ -86,5 +109,8 @@ def run_key(bundle: Bundle, options: Options, region: Region | None) -> str:
         "windows": options.windows,
         "allow_resample": options.allow_resample,
         "device": options.device,
+        "trust": options.trust,
+        "mirror": sorted(options.mirror),
+        "ensemble": [member_digest(place) for place in options.ensemble],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

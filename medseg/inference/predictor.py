@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from medseg.bundle import Bundle
-from medseg.errors import BundleError, CaseFailed, Refusal
-from medseg.geometry import Geometry
-from medseg.inference import choice as choosing
+from medseg.errors import CaseFailed
+from medseg.inference.averaging import View, check_mirror, mirrored_axes, views
+from medseg.inference.channels import joined
 from medseg.inference.choice import Choice
-from medseg.inference.engines import REFERENCE, Engine, build_engine, fixed_engine
+from medseg.inference.engines import REFERENCE, fixed_engine
+from medseg.inference.members import load_members, member_digest
+from medseg.inference.networks import Networks
+from medseg.inference.preparing import geometry_of, prepare
+from medseg.inference.quantised import place_of
 from medseg.inference.recipe import read_recipe
+from medseg.inference.remembered import Subject, recall
 from medseg.inference.restore import LabelMap, labels_on_source
-from medseg.inference.windows import WindowSettings, middle_window, plan_windows, sweep
+from medseg.inference.tuning import still_holds, tune
+from medseg.inference.windows import Slab, sweep
 
 __all__ = ["Prediction", "Predictor"]
-
-_log = logging.getLogger(__name__)
-_WHOLE = WindowSettings((0, 0, 0))
-_MEMORY_FRACTION = 0.5
-_WORTH_TUNING_S = 60.0
-_WORTH_COMPILING_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Prediction:
     seconds
         Wall time per stage: ``prepare``, ``network``, ``restore`` (stitching, labels, back to the source grid).
     prepared
-        The image as the network saw it, ``(C, H, W, D)``; None unless asked for.
+        The image as the network saw it, ``(C, H, W, D)``; None unless it or the network's output was asked for.
     scores
         The network's stitched output on that grid, ``(K, H, W, D)`` float32; None unless asked for.
     """
@@ -67,9 +64,18 @@ class Predictor:
         Torch device.
     precision
         ``"auto"`` and ``"fp32"`` begin with the bundle's network in float32 on the bundle's own windows; under
-        ``"auto"`` :meth:`tune` may find a faster way with the same labels. ``"bf16"`` is used as asked.
+        ``"auto"`` :meth:`tune` may find a faster way with the same labels. ``"bf16"`` and ``"int8"`` are used as
+        asked; int8 learns from the first volume.
     windows
         ``"bundle"`` for the bundle's own, ``"large"`` for windows as large as memory allows.
+    mirror
+        Axes of the patient (``"lr"``, ``"ap"``, ``"is"``) along which every window is also seen mirrored; the
+        probabilities of all combinations are averaged.
+    ensemble
+        Bundles or weights files whose networks are averaged with the bundle's own, see
+        :func:`medseg.inference.members.load_members`.
+    folder
+        Keeps a quantised network, so that others compute with the same one; None keeps it in memory.
 
     Examples
     --------
@@ -79,22 +85,59 @@ class Predictor:
     """
 
     def __init__(
-        self, bundle: Bundle | str | Path, device: str = "cpu", precision: str = "auto", windows: str = "bundle"
+        self,
+        bundle: Bundle | str | Path,
+        device: str = "cpu",
+        precision: str = "auto",
+        windows: str = "bundle",
+        *,
+        mirror: Sequence[str] = (),
+        ensemble: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.device = device
+        self.device, self.mirror, self.ensemble = device, tuple(mirror), tuple(ensemble)
+        check_mirror(self.mirror, self.bundle)
         self.recipe = read_recipe(self.bundle)
-        self._network = self.bundle.load_network(device)
-        self._large: tuple[str, float] | None = None
+        network = self.bundle.load_network(device)
+        members = [network, *load_members(self.bundle, network, self.ensemble, device)]
+        self.networks = Networks(members, self.recipe, device, _places(folder, self.bundle, self.ensemble))
         self.use(Choice(fixed_engine(precision) or REFERENCE, windows))
 
     def use(self, choice: Choice) -> None:
         """Run the network in the given way from now on."""
-        self.choice = choice
-        self._engine = build_engine(choice.engine, self._copy(), self.device)
+        self.networks.use(choice)
+
+    @property
+    def choice(self) -> Choice:
+        """How the network is run."""
+        return self.networks.choice
+
+    def recall(self, waiting: float = 1.0) -> Choice | None:
+        """Run the network as an earlier run on this machine found best for ``waiting`` cases; None if none did."""
+        measured = recall(self.subject)
+        if measured is None or not still_holds(measured, waiting):
+            return None
+        self.use(measured.choice)
+        return self.choice
+
+    @property
+    def subject(self) -> Subject:
+        """What a measurement of engines holds for."""
+        return Subject(self.bundle, self.device, self.mirror, self.ensemble)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The bundle's network in float32, however windows are run."""
+        return self.networks.members[0]
 
     def predict(
-        self, image: MetaTensor | Mapping[str, Any], modality: str | None = None, *, keep_scores: bool = False
+        self,
+        image: MetaTensor | Mapping[str, Any],
+        modality: str | None = None,
+        *,
+        keep_scores: bool = False,
+        watch: Callable[[Slab], None] | None = None,
     ) -> Prediction:
         """Label one volume.
 
@@ -102,11 +145,13 @@ class Predictor:
         ----------
         image
             Channel-first image ``(C, H, W, D)`` on its own grid with its affine (RAS, mm), or a case with the
-            key ``image``.
+            key ``image`` and, for a bundle that takes channels on different grids, the keys of the others.
         modality
             DICOM modality code, if known; compared with what the bundle was trained on.
         keep_scores
             Whether to hand back the prepared image and the network's output, which need not fit into memory.
+        watch
+            Called with every slab of the network's output before it is labelled; the prepared image is handed back.
 
         Raises
         ------
@@ -116,23 +161,48 @@ class Predictor:
         CaseFailed
             If the network returns values that are not finite.
         """
-        source = image["image"] if isinstance(image, Mapping) else image
-        self._check(source, modality)
+        source = joined(image) if isinstance(image, Mapping) else image
         begin = time.perf_counter()
-        prepared = self._prepare(source)
+        prepared = self.prepare(source, modality)
         middle = time.perf_counter()
-        timed = _Timed(self._engine)
-        volume = prepared.as_tensor().float()
+        timed = _Timed(self.networks.averaged(self._views(prepared, self.mirror)))
         kept: list[torch.Tensor] | None = [] if keep_scores else None
-        slabs = sweep(volume, self._settings(volume), timed, kept)
-        labels = labels_on_source(slabs, self.recipe, source, prepared)
-        if labels.shape != tuple(source.shape[1:]):
-            raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
+        labels = self._label(source, prepared, timed, kept, watch)
         rest = time.perf_counter() - middle - timed.seconds
         seconds = {"prepare": middle - begin, "network": timed.seconds, "restore": rest}
         if kept is None:
-            return Prediction(labels, seconds)
+            return Prediction(labels, seconds, prepared if watch else None)
         return Prediction(labels, seconds, prepared, torch.cat(kept, dim=1))
+
+    def predict_each(
+        self, image: MetaTensor, modality: str | None = None, *, mirror: Sequence[str] | None = None
+    ) -> Iterator[tuple[View, LabelMap]]:
+        """Label one volume once per view (network and mirroring), without averaging: their agreement tells of doubt.
+
+        Parameters
+        ----------
+        image, modality
+            As for :meth:`predict`.
+        mirror
+            Axes to mirror; None takes the predictor's own.
+
+        Yields
+        ------
+        View, LabelMap
+            The plain look of the first network comes first.
+
+        Raises
+        ------
+        UsageError
+            If ``mirror`` makes no sense for this bundle.
+        Refusal, CaseFailed
+            As for :meth:`predict`.
+        """
+        wanted = self.mirror if mirror is None else tuple(mirror)
+        check_mirror(wanted, self.bundle)
+        prepared = self.prepare(image, modality)
+        for view in self._views(prepared, wanted):
+            yield view, self._label(image, prepared, self.networks.averaged([view]))
 
     def tune(
         self, image: MetaTensor, modality: str | None = None, case_id: str = "", waiting: float = math.inf
@@ -154,76 +224,50 @@ class Predictor:
         Refusal, CaseFailed
             As :meth:`predict`; then nothing was chosen.
         """
-        self.use(Choice())
-        begin = time.perf_counter()
-        expected = self.predict(image, modality).label_map
-        reference_s = time.perf_counter() - begin
-        if reference_s * waiting < _WORTH_TUNING_S:
-            return self.choice
-        patient = reference_s * waiting > _WORTH_COMPILING_S
-        window = middle_window(self._prepare(image).as_tensor().float(), self.recipe.windows or _WHOLE)
-        engine, _ = choosing.fastest_engine(window, self._copy, self.device, compiled=patient)
-        best = Choice(measured_on=case_id)
-        for windows in ("bundle", "large"):
-            if (engine.name, windows) == (REFERENCE, "bundle") or (windows == "large" and self.recipe.windows is None):
-                continue
-            self.use(Choice(engine.name, windows))
-            begin = time.perf_counter()
-            try:
-                found = self.predict(image, modality).label_map
-            except (CaseFailed, MemoryError, RuntimeError) as error:
-                _log.info("%s with %s windows cannot be used: %s", engine.name, windows, type(error).__name__)
-                continue
-            speedup = reference_s / (time.perf_counter() - begin)
-            same = choosing.agreement(found, expected)
-            if same is not None and same >= choosing.SMALLEST_AGREEMENT and speedup > (best.speedup or 1.0):
-                best = Choice(engine.name, windows, same, case_id, round(speedup, 2))
-        self.use(best)
-        return best
+        return tune(self, image, modality, case_id, waiting)
 
-    def _copy(self) -> torch.nn.Module:
-        return copy.deepcopy(self._network)
+    def prepare(self, source: MetaTensor, modality: str | None = None) -> MetaTensor:
+        """The image as the network sees it, see :func:`medseg.inference.preparing.prepare`."""
+        return prepare(source, self.bundle, self.recipe, modality)
 
-    def _settings(self, volume: torch.Tensor) -> WindowSettings:
-        own = self.recipe.windows or _WHOLE
-        if self.choice.windows != "large" or self.recipe.windows is None:
-            return own
-        if self._large is None or self._large[0] != self.choice.engine:
-            reference: Engine = build_engine(REFERENCE, self._copy(), self.device)
-            window = torch.zeros(1, volume.shape[0], *plan_windows(volume.shape[1:], own).roi_size)
-            self._large = (self.choice.engine, choosing.bytes_per_voxel(reference, window))
-        budget = choosing.available_bytes(self.device) * _MEMORY_FRACTION
-        return choosing.large_window(volume.shape[1:], own, self._large[1], budget)
+    def _views(self, prepared: MetaTensor, mirror: Sequence[str]) -> tuple[View, ...]:
+        return views(len(self.networks.members), mirrored_axes(mirror, geometry_of(prepared)))
 
-    def _check(self, source: MetaTensor, modality: str | None) -> None:
-        if source.ndim != 4 or source.shape[0] != self.bundle.input_channels:
-            raise Refusal(
-                "channel-mismatch",
-                f"found an image of shape {tuple(source.shape)}, {self.bundle.name} expects"
-                f" ({self.bundle.input_channels}, H, W, D); give one file or series per channel",
-            )
-        _, height, width, depth = source.shape
-        geometry = Geometry((height, width, depth), np.asarray(source.affine, dtype=np.float64))
-        self.bundle.check_range(geometry, modality)
-        if not math.isfinite(source.sum(dtype=torch.float64).item()):
-            raise Refusal("non-finite", "the image holds NaN or infinite values; repair or replace the file")
+    def _label(
+        self,
+        source: MetaTensor,
+        prepared: MetaTensor,
+        scores_of: Callable[[torch.Tensor], torch.Tensor],
+        kept: list[torch.Tensor] | None = None,
+        watch: Callable[[Slab], None] | None = None,
+    ) -> LabelMap:
+        """Labels on the source grid from the windows of a prepared volume."""
+        volume = prepared.as_tensor().float()
+        self.networks.learn(volume)
+        slabs: Iterable[Slab] = sweep(volume, self.networks.windows(volume), scores_of, kept)
+        labels = labels_on_source(_watched(slabs, watch) if watch else slabs, self.recipe, source, prepared)
+        if labels.shape != tuple(source.shape[1:]):
+            raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
+        return labels
 
-    def _prepare(self, source: MetaTensor) -> MetaTensor:
-        # a fresh tensor: transforms append to the trace of what they are given
-        image = MetaTensor(source.as_tensor().float(), affine=source.affine)
-        prepared = self.recipe.preprocessing({"image": image})
-        result = prepared.get("image") if isinstance(prepared, Mapping) else None
-        if not isinstance(result, MetaTensor):
-            raise BundleError(f"preprocessing of {self.bundle.name} does not give a MetaTensor under the key 'image'")
-        if not math.isfinite(result.sum(dtype=torch.float64).item()):
-            raise CaseFailed("preprocessing gave values that are not finite (a constant image?)")
-        return result
+
+def _places(folder: Path | None, bundle: Bundle, ensemble: Sequence[str]) -> list[Path]:
+    """Where the networks are kept in integers."""
+    if folder is None:
+        return []
+    return [place_of(folder, digest) for digest in (bundle.sha256, *map(member_digest, ensemble))]
+
+
+def _watched(slabs: Iterable[Slab], watch: Callable[[Slab], None]) -> Iterator[Slab]:
+    for slab in slabs:
+        watch(slab)
+        yield slab
 
 
 class _Timed:
     """Adds up the time that an engine takes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._engine = engine
         self.seconds = 0.0
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from medseg.bundle import Bundle, require_trusted
+from medseg.bundle import Bundle
 from medseg.errors import BundleError
+from medseg.inference.channels import channels_of
 from medseg.inference.windows import WindowSettings
 
 __all__ = ["Recipe", "read_recipe"]
@@ -28,7 +29,7 @@ class Recipe:
     Parameters
     ----------
     preprocessing
-        The bundle's dict transforms without loading; they act on the key ``image``.
+        The bundle's dict transforms without loading; they act on the key ``image``, and first on the other ``keys``.
     windows
         The bundle's own sliding window; None if its inferer takes the whole volume at once.
     activation
@@ -41,6 +42,8 @@ class Recipe:
         Labels are ``score >= threshold`` of the only channel; None if the largest channel wins.
     clean_model, clean_source
         Label transforms applied on the network's grid and on the source grid.
+    keys
+        Under which the preprocessing takes channels, see :class:`medseg.inference.channels.Channels`.
     """
 
     preprocessing: Compose
@@ -51,6 +54,7 @@ class Recipe:
     threshold: float | None = None
     clean_model: tuple[Callable[..., Any], ...] = field(default=())
     clean_source: tuple[Callable[..., Any], ...] = field(default=())
+    keys: tuple[str, ...] = ("image",)
 
 
 @dataclass
@@ -76,8 +80,8 @@ def read_recipe(bundle: Bundle) -> Recipe:
     BundleError
         If a part is missing, or asks for something that this predictor would do differently.
     """
-    require_trusted(bundle.path)
-    config = bundle.config("inference")
+    config = bundle.runnable_config("preprocessing", "inferer", "postprocessing")
+    after = _steps(config, "postprocessing", bundle)
     steps = [step for step in _steps(config, "preprocessing", bundle) if not _target(step).startswith(_LOADERS)]
     config["preprocessing"] = {"_target_": "Compose", "transforms": steps}
     with warnings.catch_warnings():
@@ -85,7 +89,7 @@ def read_recipe(bundle: Bundle) -> Recipe:
         parser = ConfigParser(config)
         preprocessing: Compose = parser.get_parsed_content("preprocessing")
         windows = _windows(parser, bundle)
-        post = _read_post(_steps(bundle.config("inference"), "postprocessing", bundle), bundle)
+        post = _read_post(after, bundle)
     if not post.discrete:
         raise BundleError(f"postprocessing of {bundle.name} lacks AsDiscreted with argmax or a threshold")
     return Recipe(
@@ -97,6 +101,7 @@ def read_recipe(bundle: Bundle) -> Recipe:
         post.threshold,
         tuple(post.clean_model),
         tuple(post.clean_source),
+        channels_of(bundle).keys,
     )
 
 

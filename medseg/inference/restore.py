@@ -10,7 +10,7 @@ Three ways, chosen by how the bundle's transforms moved the volume, all with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,11 @@ from monai.transforms import Compose, Invertd
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from medseg.inference.interpolation import Lerp, TiledLabels
 from medseg.inference.recipe import Recipe
 from medseg.inference.windows import Slab
 
-__all__ = ["GridMap", "LabelMap", "affine_map", "label_dtype", "labels_on_source"]
+__all__ = ["GridMap", "LabelMap", "affine_map", "field_on_source", "label_dtype", "labels_on_source"]
 
 LabelMap = NDArray[np.unsignedinteger[Any]]
 """Labels as uint8 or uint16."""
@@ -122,6 +123,21 @@ def labels_on_source(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, 
     return labels
 
 
+def field_on_source(
+    field: torch.Tensor, recipe: Recipe, source: MetaTensor, prepared: MetaTensor
+) -> NDArray[np.float32]:
+    """Take one field ``(H, W, D)`` from the network's grid to the source grid, by linear interpolation."""
+    grid = affine_map(source, prepared)
+    if grid is None or grid.axes is None:
+        moved = _invert(field[None], recipe.preprocessing, prepared, nearest=False)[0]
+        return np.asarray(moved.numpy(), dtype=np.float32)
+    fine = field[None]
+    for model_axis, source_axis in enumerate(grid.axes):
+        along = Lerp(grid.coordinates(model_axis, source_axis), grid.model_shape[model_axis])
+        fine = along(fine, model_axis + 1)
+    return np.ascontiguousarray(fine[0].numpy().transpose(np.argsort(grid.axes)))
+
+
 def _activated(slab: Slab, recipe: Recipe) -> Slab:
     if recipe.activation == "softmax":
         return Slab(slab.start, torch.softmax(slab.scores, dim=0))
@@ -196,7 +212,7 @@ def _from_scores(
     slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
 ) -> LabelMap:
     if grid is not None and grid.axes is not None:
-        return _linear_aligned(slabs, recipe.threshold, grid, grid.axes)
+        return _linear_aligned(slabs, recipe, grid, grid.axes)
     scores = None
     for slab in slabs:
         if scores is None:
@@ -208,11 +224,12 @@ def _from_scores(
     return _linear_traced(scores, recipe, source, prepared)
 
 
-def _linear_aligned(slabs: Iterable[Slab], threshold: float | None, grid: GridMap, axes: tuple[int, ...]) -> LabelMap:
+def _linear_aligned(slabs: Iterable[Slab], recipe: Recipe, grid: GridMap, axes: tuple[int, ...]) -> LabelMap:
     """Interpolate along one axis after the other, following the slabs; one plane is carried from slab to slab."""
     position = grid.coordinates(0, axes[0])
     lower = np.minimum(np.floor(position).astype(np.int64), max(grid.model_shape[0] - 2, 0))
-    across = [_Lerp(grid.coordinates(m, axes[m]), grid.model_shape[m]) for m in (1, 2)]
+    rows, columns = (grid.coordinates(m, axes[m]) for m in (1, 2))
+    labels_of = _labels_across(rows, columns, grid, recipe)
     pending = np.argsort(lower, kind="stable")
     result: LabelMap | None = None
     carried: torch.Tensor | None = None
@@ -225,35 +242,23 @@ def _linear_aligned(slabs: Iterable[Slab], threshold: float | None, grid: GridMa
         final = last == grid.model_shape[0] - 1
         ready = [int(i) for i in pending if final or lower[i] < last]
         pending = pending[len(ready) :]
-        for planes in _batches(ready, scores.shape[0] * result.shape[1] * result.shape[2]):
-            along = _Lerp(position[planes] - first, scores.shape[1])
-            fine = across[1](across[0](along(scores, 1), 2), 3)
-            result[planes] = _discrete(fine, threshold)
+        for planes in _batches(ready, scores[:, 0].numel() + result[0].size):
+            along = Lerp(position[planes] - first, scores.shape[1])
+            result[planes] = labels_of(along(scores, 1))
         carried, first = scores[:, -1:].clone(), last
     assert result is not None
     return np.ascontiguousarray(result.transpose(np.argsort(axes)))
 
 
-class _Lerp:
-    """Linear interpolation at given positions along one axis of size ``size``."""
-
-    def __init__(self, position: NDArray[np.float64], size: int) -> None:
-        lower = np.clip(np.floor(position), 0, max(size - 2, 0)).astype(np.int64)
-        self.identity = bool(len(position) == size and np.array_equal(position, np.arange(size)))
-        self.lower = torch.from_numpy(lower)
-        self.upper = torch.from_numpy(np.minimum(lower + 1, size - 1))
-        self.weight = torch.from_numpy((position - lower).astype(np.float32))
-        self.exact = bool((self.weight == 0).all())
-
-    def __call__(self, scores: torch.Tensor, axis: int) -> torch.Tensor:
-        if self.identity:
-            return scores
-        low = scores.index_select(axis, self.lower)
-        if self.exact:
-            return low
-        shape = [1] * scores.ndim
-        shape[axis] = -1
-        return low.lerp_(scores.index_select(axis, self.upper), self.weight.reshape(shape))
+def _labels_across(
+    rows: NDArray[np.float64], columns: NDArray[np.float64], grid: GridMap, recipe: Recipe
+) -> Callable[[torch.Tensor], NDArray[Any]]:
+    """What gives the labels of planes ``(K, P, W, D)`` once their last two axes are interpolated."""
+    _, width, depth = grid.model_shape
+    if recipe.threshold is None:
+        return TiledLabels(rows, columns, (width, depth), normalised=recipe.activation == "softmax")
+    along_rows, along_columns = Lerp(rows, width), Lerp(columns, depth)
+    return lambda scores: _discrete(along_columns(along_rows(scores, 2), 3), recipe.threshold)
 
 
 def _batches(planes: Sequence[int], voxels_per_plane: int) -> Iterable[list[int]]:

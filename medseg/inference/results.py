@@ -42,7 +42,8 @@ class CaseResult:
     structures
         Label, name and volume of every structure of the bundle.
     trust
-        Predicted Dice, lower bound and verdict; None if the bundle has no trust calibration.
+        Predicted Dice (mean of the structures), lower bound (lowest), verdict, structures, flags, where doubt is
+        greatest; None without a trust calibration for these weights, and for cases that are refused or failed.
     stages
         Wall time per stage.
     """
@@ -145,20 +146,29 @@ def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
     for case in cases:
         if case.reason:
             reasons[case.reason] = reasons.get(case.reason, 0) + 1
-    return {"cases": len(cases), **counts, "reasons": reasons}
+    return {"cases": len(cases), **counts, "reasons": reasons, "verdicts": _verdicts(cases)}
+
+
+def _verdicts(cases: Sequence[CaseResult]) -> dict[str, int] | None:
+    """How many cases trust accepts, wants reviewed and rejects, and how many are flagged; None without trust."""
+    judged = [case.trust for case in cases if case.trust]
+    if not judged:
+        return None
+    counts = {verdict: sum(t["verdict"] == verdict for t in judged) for verdict in ("accept", "review", "reject")}
+    return {**counts, "flagged": sum(bool(t["flags"]) for t in judged)}
 
 
 def _table(cases: Sequence[CaseResult]) -> str:
     names = list(dict.fromkeys(str(s["name"]) for case in cases for s in case.structures))
     head = ["case_id", "source", "status", "reason", "message", "seconds", "outputs"]
-    trust = ["predicted_dice", "lower_bound", "verdict"]
+    trust = ["predicted_dice", "lower_bound", "verdict", "flags"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *(f"{name}_volume_ml" for name in names), *trust])
     for case in cases:
         volumes = {str(s["name"]): s["volume_ml"] for s in case.structures}
         values = [case.case_id, case.source, case.status, case.reason or "", case.message, case.seconds]
-        judged = case.trust or {}
+        judged = {**case.trust, "flags": " ".join(case.trust["flags"])} if case.trust else {}
         writer.writerow(
             [*values, " ".join(case.outputs), *(volumes.get(n, "") for n in names), *(judged.get(t, "") for t in trust)]
         )

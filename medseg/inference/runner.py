@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import Bundle
 from medseg.errors import Interrupted
 from medseg.files import remove_leftovers
-from medseg.inference.batch import Batch, Progress, Setting
+from medseg.inference.batch import Batch
 from medseg.inference.cases import collect
+from medseg.inference.channels import channels_of
 from medseg.inference.choice import Choice
+from medseg.inference.claim import claimed
 from medseg.inference.journal import Journal, locked
+from medseg.inference.ledger import Ledger, Progress
+from medseg.inference.members import member_digest
 from medseg.inference.options import Options, run_key
-from medseg.inference.predictor import Predictor
+from medseg.inference.quantised import forget_quantised
 from medseg.inference.results import CaseResult, RunReport, versions, write_report
 from medseg.inference.roi import parse_region
+from medseg.inference.signals import signals_ignored, signals_interrupt
+from medseg.inference.work import Setting
+from medseg.inference.worklist import keep_worklist
 from medseg.ingest.rules import read_rules
+from medseg.trust.state import TrustState, trust_state
 
-__all__ = ["SMALLEST_BATCH_TO_TUNE", "run_batch"]
+if TYPE_CHECKING:
+    from medseg.inference.cluster.batch import ClusterBatch
 
-SMALLEST_BATCH_TO_TUNE = 8
-"""Number of waiting cases from which it pays to measure which way of computing is fastest."""
+__all__ = ["run_batch"]
 
 
 def run_batch(
@@ -71,80 +76,86 @@ def run_batch(
     options = options or Options()
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
-    setting = Setting(opened, Path(output), options, region, run_key(opened, options, region))
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    cases = [
-        replace(case, allow_resample=options.allow_resample) for case in collect(inputs, opened.input_channels, rules)
-    ]
-    with locked(setting.folder), closing(Journal(setting.folder)) as journal:
-        remove_leftovers(setting.folder)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    found, taken = collect(inputs, opened.input_channels, rules), channels_of(opened)
+    cases = [replace(case, allow_resample=options.allow_resample, taken=taken) for case in found]
+    with locked(folder), closing(Journal(folder)) as journal, claimed(folder) as claim:
+        setting = Setting(opened, folder, options, region, run_key(opened, options, region), claim)
+        remove_leftovers(folder)
         if options.fresh:
             journal.clear()
-        return _execute(setting, journal, Batch(setting, journal, cases, progress))
+            forget_quantised(folder)
+        return _execute(Ledger(setting, journal, cases, progress))
 
 
-def _execute(setting: Setting, journal: Journal, batch: Batch) -> RunReport:
+def _execute(ledger: Ledger) -> RunReport:
     started, begin = _now(), time.perf_counter()
-    content = _describe(setting)
-    with _signals_interrupt():
+    content = _describe(ledger.setting)
+    batch = _loop(ledger)
+    with signals_interrupt():
         try:
-            hands = batch.pending()
+            hands = ledger.pending()
             if hands:
-                batch.run(hands, _predictor(setting, journal, batch, len(hands)))
+                batch.run(hands)
         except Interrupted as error:
-            with _signals_ignored():
+            with signals_ignored():
                 batch.wind_down()
-                _finish(batch, content, started, begin)
-            left = len(batch.cases) - len(batch.results)
-            raise Interrupted(f"{error}; {left} cases are left: run the same command again to go on") from None
-    return _finish(batch, content, started, begin)
+                _finish(ledger, content, started, begin)
+            raise Interrupted(f"{error}; {ledger.left} cases are left: run the same command again to go on") from None
+    return _finish(ledger, content, started, begin)
 
 
-def _predictor(setting: Setting, journal: Journal, batch: Batch, pending: int) -> Predictor:
-    """The predictor, run in the way that the journal holds for this bundle and these options."""
-    options = setting.options
-    windows = "large" if options.windows == "large" else "bundle"
-    predictor = Predictor(setting.bundle, options.device, options.precision, windows)
-    known = journal.fact(setting.run_key)
-    if known is not None:
-        predictor.use(Choice.from_json(known))
-    elif options.precision == "auto" and options.windows == "auto":
-        # measuring costs about three cases: it pays only if more are waiting
-        batch.tuning = pending >= SMALLEST_BATCH_TO_TUNE
-    else:
-        journal.set_fact(setting.run_key, predictor.choice.to_json())
-    return predictor
+def _loop(ledger: Ledger) -> Batch | ClusterBatch:
+    """What does the work: this process, or the workers of a cluster."""
+    if ledger.setting.options.cluster is None:
+        return Batch(ledger)
+    from medseg.inference.cluster.batch import ClusterBatch
+
+    return ClusterBatch(ledger)
 
 
-def _finish(batch: Batch, content: dict[str, Any], started: str, begin: float) -> RunReport:
+def _finish(ledger: Ledger, content: dict[str, Any], started: str, begin: float) -> RunReport:
     seconds = time.perf_counter() - begin
-    results = [batch.results[case.case_id] for case in batch.cases if case.case_id in batch.results]
+    results = [ledger.results[case.case_id] for case in ledger.cases if case.case_id in ledger.results]
     summary = {
         "seconds": round(seconds, 3),
-        "computed": batch.computed,
-        "pending": len(batch.cases) - len(results),
-        "stages_seconds": {**_stages(results), "tune": round(batch.tuning_seconds, 4)},
+        "computed": ledger.computed,
+        "workers_lost": ledger.workers_lost,
+        "pending": ledger.left,
+        "stages_seconds": {**_stages(results), "tune": round(ledger.tuning_seconds, 4)},
     }
-    engine = batch.journal.fact(batch.setting.run_key) or Choice().to_json()
-    whole = {**content, "engine": engine, "started": started, "finished": _now(), "summary": summary}
-    return write_report(batch.setting.folder, whole, results)
+    engine = ledger.choice or Choice()
+    whole = {**content, "engine": engine.to_json(), "started": started, "finished": _now(), "summary": summary}
+    report = write_report(ledger.setting.folder, whole, results)
+    keep_worklist(report.folder)
+    return report
 
 
 def _describe(setting: Setting) -> dict[str, Any]:
     bundle = setting.bundle
     found = versions()
+    why = "switched off by --no-trust" if not setting.options.trust else "calibrated for the network alone, unmirrored"
+    state = trust_state(bundle) if setting.options.judged else TrustState("off", why)
     return {
         "medseg": found.pop("medseg"),
         "versions": found,
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
         "device": setting.options.device,
         "precision": setting.options.precision,
+        "trust": state.as_json(),
         "options": {
             "write": list(setting.options.write),
             "select": setting.options.select,
             "allow_resample": setting.options.allow_resample,
             "roi": setting.options.roi,
             "windows": setting.options.windows,
+            "cluster": setting.options.cluster,
+            "trust": setting.options.trust,
+            "mirror": list(setting.options.mirror),
+            "ensemble": [
+                {"name": Path(place).name, "sha256": member_digest(place)} for place in setting.options.ensemble
+            ],
         },
     }
 
@@ -159,34 +170,3 @@ def _stages(results: Sequence[CaseResult]) -> dict[str, float]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted` in the main thread."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(f"stopped by {signal.Signals(number).name}")
-
-    with _handlers(stop):
-        yield
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Finish winding down even if the user presses Ctrl-C twice."""
-    with _handlers(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

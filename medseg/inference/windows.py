@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from medseg.errors import CaseFailed
 
-__all__ = ["Slab", "WindowPlan", "WindowSettings", "middle_window", "plan_windows", "sweep"]
+__all__ = ["Slab", "WindowPlan", "WindowSettings", "plan_windows", "spread_windows", "sweep"]
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -107,11 +107,14 @@ def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
     return WindowPlan(_triple(roi), _triple(padded), _triple(before), starts)
 
 
-def middle_window(volume: torch.Tensor, settings: WindowSettings) -> torch.Tensor:
-    """The window in the middle of a volume ``(C, H, W, D)``, as a batch of one."""
+def spread_windows(volume: torch.Tensor, settings: WindowSettings, count: int) -> Iterator[torch.Tensor]:
+    """At most ``count`` windows ``(1, C, *roi)`` spread over a volume ``(C, H, W, D)``; of one, that in its middle."""
     plan = plan_windows(volume.shape[1:], settings)
-    start = plan.starts[len(plan.starts) // 2]
-    return _window(_pad(volume, plan, settings), start, plan.roi_size)[None]
+    padded = _pad(volume, plan, settings)
+    parts = min(count, len(plan.starts))
+    for part in range(parts):
+        start = plan.starts[(2 * part + 1) * len(plan.starts) // (2 * parts)]
+        yield _window(padded, start, plan.roi_size)[None]
 
 
 def sweep(

@@ -62,7 +62,7 @@ def test_wrong_calls_have_exit_code_two_and_one_line(thresholds: Path, image: Pa
         (thresholds, tmp_path / "nothing.nii.gz", "-o", tmp_path / "out"),
         (thresholds, image, "-o", tmp_path / "out", "--write", "stl"),
         (thresholds, image, "-o", tmp_path / "out", "--roi", "1,2"),
-        (thresholds, image, "-o", tmp_path / "out", "--precision", "int8"),
+        (thresholds, image, "-o", tmp_path / "out", "--mirror", "up"),
     ):
         result = _infer(*arguments)
         assert result.exit_code == ExitCode.USAGE, arguments

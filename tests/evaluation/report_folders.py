@@ -109,9 +109,22 @@ def _item(case_id: str, folders: Folders, scored: Sequence[StructureResult], pre
         "structures": [{"label": s.label, "name": s.name, "volume_ml": s.values["volume_ml"]} for s in scored],
     }
     if predicted is not None:
-        verdict = "accept" if predicted > 0.85 else "review" if predicted > 0.7 else "reject"
-        item["trust"] = {"predicted_dice": predicted, "lower_bound": max(predicted - 0.08, 0.0), "verdict": verdict}
+        item["trust"] = _trust(scored, predicted)
     return item
+
+
+def _trust(scored: Sequence[StructureResult], predicted: float) -> dict[str, Any]:
+    """A verdict with estimates that miss the truth as much for each structure; the worst cases are flagged."""
+    lower = max(predicted - 0.08, 0.0)
+    structures = [{"label": s.label, "name": s.name, "predicted_dice": predicted, "lower_bound": lower} for s in scored]
+    return {
+        "predicted_dice": predicted,
+        "lower_bound": lower,
+        "verdict": "accept" if predicted > 0.85 else "review" if predicted > 0.7 else "reject",
+        "structures": structures,
+        "flags": ["unlike-training"] if predicted < 0.5 else [],
+        "look_at_mm": [0.0, 0.0, 0.0],
+    }
 
 
 def _run(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -122,6 +135,7 @@ def _run(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "precision": "fp32",
         "started": "2026-01-01T10:00:00",
         "finished": "2026-01-01T10:05:00",
+        "trust": {"state": "ready", "coverage": 0.9, "thresholds": {"accept": 0.77, "reject": 0.7}},
         "cases": json.loads(json.dumps(items)),
         "summary": {},
     }

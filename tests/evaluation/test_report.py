@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from medseg.evaluation.definitions import CSV_METRICS
 from medseg.evaluation.report import write_report
 from medseg.evaluation.report.charts import limits_of_agreement, nice_ticks
 from medseg.evaluation.report.collect import collect
+from medseg.evaluation.report.plots import sections
 from medseg.evaluation.report.reasons import REMEDIES
 from medseg.evaluation.report.style import number
 from medseg.evaluation.report.thumbnails import SIDE_PX, planes, worst_slice
-from medseg.evaluation.report.volumes import CaseVolumes
+from medseg.evaluation.report.volumes import CaseVolumes, read_case
 from medseg.evaluation.tables import write_csv
 from tests.evaluation.browser import Browser, available, browser
 from tests.evaluation.report_folders import Folders, make_folders, read_nifti
@@ -164,14 +167,68 @@ def test_command(folders: Folders) -> None:
     assert result.exit_code == 2
 
 
-def test_worst_slice_prefers_disagreement_to_area() -> None:
+def _volumes(prediction: np.ndarray, **others: Any) -> CaseVolumes:
+    return CaseVolumes(prediction, np.eye(4), None, others.pop("reference", None), (), **others)
+
+
+def test_worst_slice_prefers_disagreement_to_doubt_and_doubt_to_area() -> None:
     prediction = np.zeros((4, 5, 6), np.uint16)
-    prediction[:, :, 1] = 1
+    prediction[1:3, 1:4, 1] = 1
+    assert worst_slice(_volumes(prediction), 2) == 1
+    assert worst_slice(_volumes(prediction, look_at=(0, 3, 2)), 2) == 2
+    doubt = np.zeros((4, 5, 6), np.float32)
+    doubt[0, 0, 5] = 40
+    doubted = _volumes(prediction, look_at=(0, 3, 2), doubt=doubt)
+    assert [worst_slice(doubted, axis) for axis in range(3)] == [0, 0, 5]
     reference = prediction.copy()
-    assert worst_slice(prediction, None, 2) == 1
     reference[0, 0, 4] = 2
-    assert worst_slice(prediction, reference, 2) == 4
-    assert worst_slice(np.zeros((4, 5, 6), np.uint16), None, 2) == 3
+    assert worst_slice(_volumes(prediction, reference=reference, doubt=doubt), 2) == 4
+    assert worst_slice(_volumes(np.zeros((4, 5, 6), np.uint16)), 2) == 3
+
+
+def test_pictures_without_reference_show_the_planes_of_greatest_doubt(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text((folders.results / "run.json").read_text())
+    shutil.copy(folders.results / "case_00_seg.nii.gz", tmp_path)
+    case = next(case for case in collect(tmp_path).cases if case.case_id == "case_00")
+    volumes = read_case(case, read_nifti)
+    assert volumes is not None
+    # the point (0, 0, 0) mm of a grid with origin (-20, -30, -25) mm and spacing (1, 1.2, 1.5) mm
+    assert volumes.look_at == (20, 25, 17)
+    assert [plane.slice_number for plane in planes(volumes)] == [18, 26, 21]
+    assert "slice of greatest doubt" in write_report(tmp_path, viewer="never", reader=read_nifti).read_text()
+
+
+def test_flags_are_shown_and_sort_first(folders: Folders, page: Path) -> None:
+    study = collect(folders.results, None, folders.references)
+    flagged = [case for case in study.cases if case.flags]
+    assert flagged
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="flag">unlike training<') == len(flagged)
+    assert f'<span class="figure">{len(flagged)}</span><span class="what">flagged</span>' in text
+    assert "at least 0." in text
+    assert "On cases like those of the calibration, 90% reach their lower bound" in text
+
+
+def test_the_calibration_plot_counts_structures_and_their_bounds(folders: Folders) -> None:
+    study = collect(folders.results)
+    trust = next(section for section in sections(study) if section.anchor == "trust")
+    rows = [(case.estimates[s.label], s.values["dice"]) for case in study.cases for s in case.structures]
+    known = [(estimate, dice) for estimate, dice in rows if dice is not None]
+    error = np.mean([abs(estimate[0] - dice) for estimate, dice in known])
+    covered = sum(dice >= estimate[1] for estimate, dice in known)
+    assert trust.charts[0].note == (
+        f"mean absolute error {error:.3f}; {covered} of {len(known)} structures reach their lower bound"
+    )
+
+
+def test_a_stale_calibration_is_told(folders: Folders, tmp_path: Path) -> None:
+    run = json.loads((folders.results / "run.json").read_text())
+    run["trust"] = {"state": "stale", "message": "belongs to other weights"}
+    for case in run["cases"]:
+        case["trust"] = None
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    text = write_report(tmp_path, viewer="never", reader=read_nifti).read_text()
+    assert "no verdicts: the bundle&#39;s calibration does not belong to its weights" in text
 
 
 def test_contours_lie_where_the_voxels_are() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, choice, run_batch
 from medseg.inference.choice import Choice, agreement, bytes_per_voxel, large_window
 from medseg.inference.engines import REFERENCE, build_engine, candidates, fixed_engine, fold_norms
@@ -138,10 +137,8 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, thresholds: Path, monk
     assert second.content["engine"] == first.content["engine"]
 
 
-def test_fp32_is_the_reference_and_int8_is_refused(thresholds: Path, tmp_path: Path) -> None:
+def test_fp32_is_the_reference(thresholds: Path, tmp_path: Path) -> None:
     assert fixed_engine("fp32") == REFERENCE
-    with pytest.raises(UsageError, match="int8"):
-        fixed_engine("int8")
     save(blobs((12, 12, 12)), grid("plain"), tmp_path / "a.nii.gz")
     report = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(precision="fp32"))
     assert report.content["engine"]["engine"] == REFERENCE

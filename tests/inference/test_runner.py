@@ -191,8 +191,8 @@ def test_half_written_files_of_a_killed_run_are_removed(thresholds: Path, images
 def test_a_case_that_keeps_killing_the_process_is_given_up(thresholds: Path, images: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from medseg.inference.batch import MAX_DEATHS
     from medseg.inference.journal import Journal
+    from medseg.inference.ledger import MAX_DEATHS
 
     run_batch(thresholds, [images], tmp_path / "out")
     with locked(tmp_path / "out"):

@@ -26,7 +26,11 @@ _NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b",
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the report's table and what belongs to it."""
+    """One row of the report's table and what belongs to it.
+
+    ``estimates`` are predicted Dice and lower bound by label; ``look_at_mm`` is where the planes of greatest doubt
+    meet (RAS, mm), ``doubt`` its map in per cent.
+    """
 
     case_id: str
     status: str = "done"
@@ -36,10 +40,14 @@ class Case:
     verdict: str = ""
     predicted_dice: float | None = None
     lower_bound: float | None = None
+    flags: tuple[str, ...] = ()
+    estimates: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    look_at_mm: tuple[float, float, float] | None = None
     structures: tuple[StructureResult, ...] = ()
     image: str | Path | None = None
     prediction: Path | None = None
     reference: Path | None = None
+    doubt: Path | None = None
 
     @property
     def dice(self) -> tuple[float, ...]:
@@ -55,7 +63,8 @@ class Case:
     def rank(self) -> tuple[int, float, str]:
         """Sorting key that puts the case to look at first on top; what was not done comes last."""
         verdicts = {"reject": 0, "review": 1}
-        quality = next((v for v in (self.worst_dice, self.lower_bound, self.predicted_dice) if v is not None), 2.0)
+        unknown = -1.0 if self.flags else 2.0  # what could not be judged is looked at before what was
+        quality = next((v for v in (self.worst_dice, self.lower_bound, self.predicted_dice) if v is not None), unknown)
         group = 3 if self.status != "done" else verdicts.get(self.verdict, 2)
         measured = self.worst_dice is not None and self.worst_dice < 0.5  # a measured miss outranks any verdict
         return (0 if measured and group < 3 else group, quality, self.case_id)
@@ -150,6 +159,10 @@ class _Places:
         ]
         return next((path for path in candidates if path.is_file()), None)
 
+    def doubt(self, case_id: str) -> Path | None:
+        candidates = [place / f"{case_id}_doubt.nii.gz" for place in (self.folder, self.predictions)]
+        return next((path for path in candidates if path.is_file()), None)
+
     def reference(self, case_id: str) -> Path | None:
         named = self._listed.get(case_id, {}).get("reference")
         found = [self._references[case_id]] if case_id in self._references else []
@@ -198,6 +211,9 @@ def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
         verdict=str(trust.get("verdict") or ""),
         predicted_dice=_lowest(trust.get("predicted_dice")),
         lower_bound=_lowest(trust.get("lower_bound")),
+        flags=tuple(map(str, trust.get("flags") or ())),
+        estimates=_estimates(trust),
+        look_at_mm=_point(trust.get("look_at_mm")),
         structures=tuple(
             StructureResult(
                 int(s["label"]), str(s["name"]), {"volume_ml": _number(s.get("volume_ml"))}, case_id=case_id
@@ -207,7 +223,24 @@ def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
         image=places.image(case_id, source) if done else None,
         prediction=places.prediction(case_id) if done else None,
         reference=places.reference(case_id) if done else None,
+        doubt=places.doubt(case_id) if done and trust else None,
     )
+
+
+def _estimates(trust: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+    found = {}
+    for item in trust.get("structures") or ():
+        predicted, lowest = _number(item.get("predicted_dice")), _number(item.get("lower_bound"))
+        if predicted is not None and lowest is not None:
+            found[int(item["label"])] = (predicted, lowest)
+    return found
+
+
+def _point(value: object) -> tuple[float, float, float] | None:
+    if not isinstance(value, Sequence) or len(value) != 3:
+        return None
+    x, y, z = (float(v) for v in value)
+    return x, y, z
 
 
 def _safe_message(message: str, source: object, case_id: str) -> str:

@@ -69,6 +69,7 @@ def _head(study: Study) -> dict[str, Any]:
         "kind": _kind(study),
         "facts": _facts(study),
         "measured": study.measured,
+        "looked_at": _looked_at(study),
         "tiles": summary.tiles(study),
         "verdicts": summary.verdict_counts(study),
         "not_done": summary.not_done(study),
@@ -87,6 +88,7 @@ def _body(study: Study, pictures: Mapping[str, rows.Pictures]) -> dict[str, Any]
         "sections": _sections(bool(structures), charts),
         "heads": rows.heads(study),
         "cases": rows.case_rows(study, pictures),
+        "estimated": any(case.estimates for case in study.cases),
         "case_columns": [metric_named(metric).title for metric in rows.metric_columns(study)],
         "has_status": any(case.status != "done" for case in study.cases),
         "statuses": sorted({case.status for case in study.cases}),
@@ -107,6 +109,14 @@ def _kind(study: Study) -> str:
     if study.run and study.measured:
         return "Segmentation and evaluation"
     return "Evaluation against references" if study.measured else "Segmentation run"
+
+
+def _looked_at(study: Study) -> str:
+    """Which slice the pictures show."""
+    if study.measured:
+        return "of greatest disagreement"
+    doubted = any(case.look_at_mm is not None or case.doubt is not None for case in study.cases)
+    return "of greatest doubt" if doubted else "of largest area"
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -143,6 +153,7 @@ def _about(study: Study) -> list[tuple[str, str]]:
     if study.measured:
         terms += [(metric_named(m).title, metric_named(m).definition) for m in rows.metric_columns(study)]
         terms.append(("Missed, invented", "overlap scores and NSD are 0, distances do not exist"))
+    terms += _trust_terms(study)
     terms.append(
         (
             "Pictures",
@@ -151,3 +162,20 @@ def _about(study: Study) -> list[tuple[str, str]]:
     )
     terms.append(("Identity", "cases are named by their case id; paths and header fields of the sources are left out"))
     return terms
+
+
+def _trust_terms(study: Study) -> list[tuple[str, str]]:
+    """What the verdicts mean, and why there are none where a calibration cannot be used."""
+    stated = study.run.get("trust")
+    known = stated if isinstance(stated, Mapping) else {}
+    if known.get("state") in {"stale", "damaged"}:
+        return [("Trust", "no verdicts: the bundle's calibration does not belong to its weights or cannot be read")]
+    limits = known.get("thresholds")
+    if known.get("state") != "ready" or not isinstance(limits, Mapping):
+        return []
+    meaning = (
+        f"accept: the lower bound of every structure is at least {float(limits['accept']):.2f}; reject: a predicted "
+        f"Dice is below {float(limits['reject']):.2f}; review: everything between. What is flagged is never accepted. "
+        f"On cases like those of the calibration, {float(known.get('coverage', 0.9)):.0%} reach their lower bound."
+    )
+    return [("Trust", meaning)]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.report.charts import Point, bland_altman, calibration, distribution, limits_of_agreement
-from medseg.evaluation.report.collect import Study
+from medseg.evaluation.report.collect import Case, Study
 from medseg.evaluation.report.style import number
 from medseg.evaluation.statistics import by_structure
 
@@ -39,6 +39,17 @@ class Section:
     lead: str
     layout: str
     charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class _Foretold:
+    """Predicted and measured Dice of one structure, or of a case as a whole."""
+
+    case_id: str
+    structure: str
+    predicted: float
+    lower: float | None
+    measured: float
 
 
 def sections(study: Study) -> list[Section]:
@@ -118,24 +129,38 @@ def _trust(study: Study) -> Section | None:
     predicted = [(case, case.predicted_dice) for case in study.cases if case.predicted_dice is not None]
     if not predicted:
         return None
-    charts = []
-    pairs = [(case, p, sum(case.dice) / len(case.dice)) for case, p in predicted if case.dice]
-    if len(pairs) > 1:
-        points = [Point(p, measured, case.case_id, measured < 0.5) for case, p, measured in pairs]
-        error = float(np.mean([abs(p - measured) for _, p, measured in pairs]))
-        bounded = [measured >= case.lower_bound for case, _, measured in pairs if case.lower_bound is not None]
-        covered = f"; {sum(bounded)} of {len(bounded)} cases reach their lower bound" if bounded else ""
-        charts.append(
-            Chart("Predicted against measured Dice", calibration(points), f"mean absolute error {error:.3f}{covered}")
-        )
+    pairs = [pair for case, _ in predicted for pair in _foretold(case)]
+    charts = [_calibration(pairs)] if len(pairs) > 1 else []
     rows = [
-        (verdict, [Point(p, 0.0, c.case_id) for c, p in predicted if c.verdict == verdict])
+        (verdict, [Point(p, 0.0, c.case_id, bool(c.flags)) for c, p in predicted if c.verdict == verdict])
         for verdict in ("reject", "review", "accept")
     ]
     rows = [(verdict, points) for verdict, points in rows if points]
     if rows:
-        charts.append(Chart("Predicted Dice by verdict", distribution(rows, "", (0.0, 1.0))))
+        note = "Red dots were flagged." if any(case.flags for case, _ in predicted) else ""
+        charts.append(Chart("Predicted Dice by verdict", distribution(rows, "", (0.0, 1.0)), note))
     lead = "What trust foretold without a reference. On the dotted diagonal it is right, below it too hopeful."
     return Section(
         "trust", "Trust", lead if pairs else "What trust foretells without a reference.", "wide", tuple(charts)
     )
+
+
+def _foretold(case: Case) -> list[_Foretold]:
+    """Predicted and measured Dice of every structure; of the case as a whole where trust says no more."""
+    measured = {s.label: (s.name, d) for s in case.structures if (d := s.values.get("dice")) is not None}
+    if case.estimates:
+        known = [(label, *pair) for label, pair in case.estimates.items() if label in measured]
+        return [_Foretold(case.case_id, measured[k][0], p, low, measured[k][1]) for k, p, low in known]
+    if case.predicted_dice is None or not case.dice:
+        return []
+    return [_Foretold(case.case_id, "", case.predicted_dice, case.lower_bound, sum(case.dice) / len(case.dice))]
+
+
+def _calibration(pairs: Sequence[_Foretold]) -> Chart:
+    points = [Point(p.predicted, p.measured, p.case_id, p.measured < 0.5) for p in pairs]
+    error = float(np.mean([abs(p.predicted - p.measured) for p in pairs]))
+    bounded = [p.measured >= p.lower for p in pairs if p.lower is not None]
+    what = "structures" if any(p.structure for p in pairs) else "cases"
+    covered = f"; {sum(bounded)} of {len(bounded)} {what} reach their lower bound" if bounded else ""
+    note = f"mean absolute error {error:.3f}{covered}"
+    return Chart("Predicted against measured Dice", calibration(points), note)

@@ -85,7 +85,7 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
         "reason": case.reason,
         "message": case.message or _told(case),
         "wrong": bool(flags),
-        "search": " ".join([case.case_id, case.status, case.reason, case.verdict, *flags]).lower(),
+        "search": " ".join([case.case_id, case.status, case.reason, case.verdict, *case.flags, *flags]).lower(),
         "number": index,
         "key": f"v{index}",
         "cells": [_cell(case, column) for column in columns],
@@ -102,11 +102,18 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
                 "name": s.name,
                 "flag": _flag(s),
                 "drawn": s.label in labels,
+                "estimate": _estimate(case, s.label),
                 "cells": [number(s.values.get(metric), metric) for metric in metrics],
             }
             for s in sorted(case.structures, key=lambda s: s.label)
         ],
     }
+
+
+def _estimate(case: Case, label: int) -> str:
+    """Predicted Dice and lower bound of one structure; empty without."""
+    found = case.estimates.get(label)
+    return "" if found is None else f"{found[0]:.3f} (at least {found[1]:.2f})"
 
 
 def _told(case: Case) -> str:
@@ -149,7 +156,14 @@ def _distance(case: Case) -> dict[str, object]:
 
 
 def _text(text: str, value: str, pill: str = "") -> dict[str, object]:
-    return {"kind": "text", "value": value, "text": text, "note": "", "pill": pill}
+    return {"kind": "text", "value": value, "text": text, "note": "", "pill": pill, "flags": []}
+
+
+def _verdict(case: Case) -> dict[str, object]:
+    """Badge of the verdict and, below, what was flagged; flagged cases sort first within a verdict."""
+    place = _VERDICT_ORDER.get(case.verdict, "")
+    cell = _text(case.verdict, place and place + ("0" if case.flags else "1"), pill=case.verdict)
+    return {**cell, "flags": [flag.replace("-", " ") for flag in case.flags]}
 
 
 def _figure(value: float | None, metric: str, note: str = "") -> dict[str, object]:
@@ -159,13 +173,14 @@ def _figure(value: float | None, metric: str, note: str = "") -> dict[str, objec
         "text": number(value, metric),
         "note": note,
         "pill": "",
+        "flags": [],
     }
 
 
 _CELLS: dict[str, Callable[[Case], dict[str, object]]] = {
     "case": lambda case: _text(case.case_id, case.case_id),
     "status": lambda case: _text(case.status, case.status, pill=case.status),
-    "verdict": lambda case: _text(case.verdict, _VERDICT_ORDER.get(case.verdict, ""), pill=case.verdict),
+    "verdict": _verdict,
     "predicted": _predicted,
     "dice": _worst_dice,
     "mean": lambda case: _figure(sum(case.dice) / len(case.dice) if case.dice else None, "dice"),

@@ -28,6 +28,10 @@ def tiles(study: Study) -> list[dict[str, str]]:
         )
     ]
     found += [_tile(str(status[s]), s, tone=tone) for s, tone in (("refused", "mid"), ("failed", "bad")) if status[s]]
+    flagged = sum(bool(case.flags) for case in study.cases)
+    if flagged:
+        unlike = sum("unlike-training" in case.flags for case in study.cases)
+        found.append(_tile(str(flagged), "flagged", f"{unlike} unlike the training" if unlike else "", "bad"))
     if study.measured:
         found += _measured_tiles(study)
     seconds = [case.seconds for case in study.cases if case.seconds is not None and case.status == "done"]

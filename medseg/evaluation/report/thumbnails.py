@@ -46,19 +46,27 @@ def planes(volumes: CaseVolumes) -> tuple[Plane, ...]:
     return tuple(_plane(volumes, axis) for axis in (2, 1, 0))
 
 
-def worst_slice(prediction: NDArray[np.uint16], reference: NDArray[np.uint16] | None, axis: int) -> int:
-    """Index along ``axis`` of the slice with most disagreeing voxels; else of the largest area; else the middle."""
-    others = tuple(a for a in range(3) if a != axis)
-    if reference is not None:
-        differing = np.count_nonzero(prediction != reference, axis=others)
+def worst_slice(volumes: CaseVolumes, axis: int) -> int:
+    """Index along ``axis`` of the slice to look at.
+
+    That with most disagreeing voxels; without a reference that of greatest doubt; without trust that of the largest
+    area; else the middle.
+    """
+    prediction, others = volumes.prediction, tuple(a for a in range(3) if a != axis)
+    if volumes.reference is not None:
+        differing = np.count_nonzero(prediction != volumes.reference, axis=others)
         if differing.any():
             return int(np.argmax(differing))
+    if volumes.doubt is not None and volumes.doubt.any():
+        return int(np.argmax(volumes.doubt.sum(axis=others)))
+    if volumes.look_at is not None:
+        return volumes.look_at[axis]
     area = np.count_nonzero(prediction, axis=others)
     return int(np.argmax(area)) if area.any() else prediction.shape[axis] // 2
 
 
 def _plane(volumes: CaseVolumes, axis: int) -> Plane:
-    index = worst_slice(volumes.prediction, volumes.reference, axis)
+    index = worst_slice(volumes, axis)
     pixel_mm = _pixel_size(volumes.spacing_mm, axis)
     box = _view(volumes, axis, pixel_mm)
     image = None if volumes.image is None else _upright(volumes.image, axis, index)

@@ -23,13 +23,18 @@ Reader = Callable[[str | Path, str], tuple[NDArray[np.generic], Geometry]]
 
 @dataclass(frozen=True)
 class CaseVolumes:
-    """Arrays of one case, axes closest to Right, Anterior, Superior; what could not be shown is in ``notes``."""
+    """Arrays of one case, axes closest to Right, Anterior, Superior; what could not be shown is in ``notes``.
+
+    ``doubt`` is in per cent; ``look_at`` is the voxel at which the planes of greatest doubt meet.
+    """
 
     prediction: NDArray[np.uint16]
     affine: NDArray[np.float64]
     image: NDArray[np.float32] | None
     reference: NDArray[np.uint16] | None
     notes: tuple[str, ...]
+    doubt: NDArray[np.float32] | None = None
+    look_at: tuple[int, int, int] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -53,14 +58,29 @@ def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
     notes: list[str] = []
     image = _partner(case.image, "image", case, geometry, (read, notes))
     reference = _partner(case.reference, "reference", case, geometry, (read, notes))
+    doubt = _partner(case.doubt, "map of doubt", case, geometry, (read, notes))
     placed = _to_canonical(geometry)
+    affine = _canonical_affine(geometry)
     return CaseVolumes(
         prediction=placed(_labels(labels)),
-        affine=_canonical_affine(geometry),
+        affine=affine,
         image=None if image is None else placed(np.asarray(image, np.float32)),
         reference=None if reference is None else placed(_labels(reference)),
         notes=tuple(notes),
+        doubt=None if doubt is None else placed(np.asarray(doubt, np.float32)),
+        look_at=_voxel(case.look_at_mm, affine, placed(labels).shape),
     )
+
+
+def _voxel(
+    point_mm: tuple[float, float, float] | None, affine: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[int, int, int] | None:
+    """The voxel nearest to a point in mm; None without a point, or if it lies outside."""
+    if point_mm is None:
+        return None
+    i, j, k = (int(v) for v in np.rint(np.linalg.solve(affine, [*point_mm, 1.0])[:3]))
+    inside = all(0 <= v < n for v, n in zip((i, j, k), shape, strict=True))
+    return (i, j, k) if inside else None
 
 
 def _partner(

@@ -1,0 +1,131 @@
+"""``medseg trust``: fit, worklist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli._command import Outcome, command, terminal
+from medseg.cli.main import app
+
+if TYPE_CHECKING:
+    from medseg.inference.recalibration import Recalibration
+
+trust_app = typer.Typer(
+    help="Trust without ground truth: calibrate it on your own corrected cases, list what to look at.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(trust_app, name="trust")
+
+
+@trust_app.command()
+@command
+def fit(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder; its calibration is replaced.")],
+    *,
+    predictions: Annotated[Path, typer.Option("--predictions", help="Folder that `medseg infer` wrote.")],
+    references: Annotated[
+        Path, typer.Option("--references", help="Folder of corrected masks, or a datalist (which may name patients).")
+    ],
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Where the images are now, if they were moved; repeatable.")
+    ] = None,
+    coverage: Annotated[float, typer.Option(help="How often the Dice shall lie above its lower bound.")] = 0.9,
+    accept: Annotated[
+        float | None, typer.Option(help="Accepted if every lower bound reaches this; as before if not given.")
+    ] = None,
+    reject: Annotated[
+        float | None, typer.Option(help="Rejected if a predicted Dice is below this; as before if not given.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="Datalist of the training cases, to tell what is unlike them.")
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Train the bundle's critic further on these cases; takes minutes.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> Outcome:
+    """Calibrate trust on your own hospital's corrected cases.
+
+    The network looks at every image again; its label maps must be those in the folder. Exit code 1 if some cases could
+    not be used. Correct whole cases, also those that trust accepts: a calibration on the bad ones alone holds for these
+    alone.
+
+    Example: medseg trust fit bundles/hippocampus_mri_segmentation --predictions results --references corrected
+    """
+    from medseg.inference.recalibration import FitRequest, recalibrate
+
+    request = FitRequest(
+        bundle,
+        predictions,
+        references,
+        images=tuple(images or ()),
+        coverage=coverage,
+        accept=accept,
+        reject=reject,
+        training=training,
+        finish=finish,
+        device=device,
+    )
+    found = recalibrate(request, progress=_progress)
+    _say(found)
+    return Outcome(found.as_json(), complete=not found.skipped)
+
+
+@trust_app.command()
+@command
+def worklist(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `medseg infer` wrote.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file to write; DIR/worklist.csv if not given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many cases to print.")] = 10,
+) -> Outcome:
+    """List the results to look at, the least trusted first: where, and why. `medseg infer` writes the same list.
+
+    Example: medseg trust worklist results
+    """
+    from medseg.inference.worklist import write_worklist
+
+    path, rows = write_worklist(folder, output)
+    for row in rows[:top]:
+        where = f", look at {row['look_at_mm']} mm" if row["look_at_mm"] else ""
+        terminal().print(
+            f"{row['rank']:>4}  {row['case_id']}: {row['verdict'] or 'no verdict'}{where}. {row['why']}", markup=False
+        )
+    terminal().print(f"{len(rows)} cases in {path}", markup=False)
+    return Outcome({"worklist": str(path), "cases": rows})
+
+
+def _progress(finished: int, total: int) -> None:
+    console = terminal()
+    if not console.is_terminal or finished == total:
+        console.print(f"{finished}/{total} cases looked at", markup=False)
+
+
+def _say(found: Recalibration) -> None:
+    console = terminal()
+    for skipped in found.skipped:
+        console.print(f"{skipped.case_id}: left out, {skipped.message}", style="yellow", markup=False)
+    if found.before is not None:
+        console.print(
+            f"So far {found.before.reached} of {found.before.structures} structures reach their lower bound"
+            f" ({found.before.coverage:.0%}, asked {found.asked:.0%})",
+            markup=False,
+        )
+    for name in found.removed:
+        console.print(f"Removed {name}: it belonged to other weights", style="yellow", markup=False)
+    if not found.flags:
+        console.print("Nothing will be flagged as unlike the training: give --training to tell", markup=False)
+    for structure in found.structures:
+        console.print(_told(structure), markup=False)
+    console.print(f"Wrote {found.path}: {found.n_cases} cases of {found.n_patients} patients", markup=False)
+
+
+def _told(structure: dict[str, Any]) -> str:
+    bound = "" if structure["bounded"] else "; too few patients for a lower bound, so nothing will be accepted"
+    return f"{structure['name']}: {structure['n_cases']} results of {structure['n_patients']} patients{bound}"

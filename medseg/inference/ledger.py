@@ -1,0 +1,192 @@
+"""What is to be done, and what became of it: the cases of a run beside its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import Interrupted
+from medseg.inference.cases import Case, content_key, stat_key, with_path_hash
+from medseg.inference.choice import Choice
+from medseg.inference.journal import Entry, Journal
+from medseg.inference.results import CaseResult, result_of_error
+from medseg.inference.work import Setting, Work
+from medseg.inference.writers import check_source
+
+__all__ = ["MAX_DEATHS", "SMALLEST_BATCH_TO_TUNE", "Hand", "Ledger", "Progress"]
+
+MAX_DEATHS = 5
+"""How often the process may die with a case in hand before the case is given up."""
+
+SMALLEST_BATCH_TO_TUNE = 8
+"""Number of waiting cases from which it pays to measure which way of computing is fastest."""
+
+Progress = Callable[[int, int, CaseResult], None]
+
+
+@dataclass
+class Hand(Work):
+    """A case that is being worked on, with its entry in the journal."""
+
+    entry: Entry = field(kw_only=True)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a process died with this case in hand: it is then worked on alone, so that no other is blamed."""
+        return self.entry.deaths > 0
+
+
+class Ledger:
+    """The cases of a run and their results; only the driving process has one.
+
+    Parameters
+    ----------
+    setting
+        What every case shares.
+    journal
+        The open journal.
+    cases
+        Every case of the run.
+    progress
+        Called after every case.
+    """
+
+    def __init__(
+        self, setting: Setting, journal: Journal, cases: Sequence[Case], progress: Progress | None = None
+    ) -> None:
+        self.setting, self._journal = setting, journal
+        self.results: dict[str, CaseResult] = {}
+        self._entries = journal.entries()
+        self.cases = [_distinct(case, self._entries.get(case.case_id)) for case in cases]
+        self.progress = progress
+        self.computed = 0
+        self.tuning_seconds = 0.0
+        self.workers_lost = 0
+        self._open: dict[str, Hand] = {}
+
+    @property
+    def left(self) -> int:
+        """Number of cases without a result."""
+        return len(self.cases) - len(self.results)
+
+    def pending(self) -> list[Hand]:
+        """Settle what is refused or finished already; return what is left, suspects last."""
+        hands = [hand for hand in map(self._pending, self.cases) if hand is not None]
+        return sorted(hands, key=lambda hand: hand.suspect)
+
+    def _pending(self, case: Case) -> Hand | None:
+        try:
+            if case.refusal is not None:
+                raise case.refusal
+            check_source(case, self.setting.options.write)
+            entry = self._entry(case)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001  recorded as this case's result
+            self._conclude(result_of_error(case.case_id, case.source, error, "reading"))
+            return None
+        if entry.result is not None:
+            self._conclude(_restored(entry.result, case))
+        elif entry.deaths >= MAX_DEATHS:
+            self._conclude(_given_up(case, entry.deaths))
+        else:
+            return Hand(case, entry=entry)
+        return None
+
+    def _entry(self, case: Case) -> Entry:
+        """The journal's entry of a case, with its result only if that still holds."""
+        key = stat_key(case)
+        new = Entry(case.case_id, case.source, self.setting.run_key, key, "")
+        old = self._entries.get(case.case_id)
+        if old is None or old.run_key != new.run_key:
+            return new
+        unchanged = old.stat_key == key or (old.content_key != "" and old.content_key == content_key(case))
+        if not unchanged:
+            return new
+        usable = old.result is not None and old.result["status"] != "failed" and self._outputs_exist(old.result)
+        return replace(old, stat_key=key, source=case.source, result=old.result if usable else None)
+
+    def _outputs_exist(self, result: Any) -> bool:
+        return all((self.setting.folder / name).is_file() for name in result["outputs"])
+
+    # --- how the network is run ------------------------------------------------------------------------------------
+
+    @property
+    def choice(self) -> Choice | None:
+        """How an earlier run with the same bundle and options has run the network, if there was one."""
+        known = self._journal.fact(self.setting.run_key)
+        return None if known is None else Choice.from_json(known)
+
+    @property
+    def free_to_choose(self) -> bool:
+        """Whether the options leave it to measurement how the network is run."""
+        return self.setting.options.precision == "auto" and self.setting.options.windows == "auto"
+
+    def worth_measuring(self, pending: int) -> bool:
+        """Whether to measure on the first of the cases that are pending: it costs about three cases."""
+        return self.choice is None and self.free_to_choose and pending >= SMALLEST_BATCH_TO_TUNE
+
+    def keep_choice(self, choice: Choice, seconds: float = 0.0) -> None:
+        """Remember how the network is run, for this run and those that continue it."""
+        self.tuning_seconds += seconds
+        self._journal.set_fact(self.setting.run_key, choice.to_json())
+
+    # --- what became of the cases ----------------------------------------------------------------------------------
+
+    def begin(self, hand: Hand, *, here: bool) -> None:
+        """Note that a case is in hand; if it is ``here``, as a death until it is settled.
+
+        A case that kills the process is thereby given up after a few tries.
+        """
+        self._open[hand.case.case_id] = hand
+        if here:
+            self._journal.write(replace(hand.entry, deaths=hand.entry.deaths + 1))
+
+    def died(self, hand: Hand) -> None:
+        """Note that a worker died with a case in hand."""
+        self._open.pop(hand.case.case_id, None)
+        hand.entry = replace(hand.entry, deaths=hand.entry.deaths + 1)
+        self._journal.write(hand.entry)
+
+    def settle(self, hand: Hand, result: CaseResult) -> None:
+        """Note the result of a case."""
+        key = hand.content_key or hand.entry.content_key
+        self._journal.write(replace(hand.entry, content_key=key, result=asdict(result)))
+        self._open.pop(result.case_id, None)
+        self.computed += 1
+        self._conclude(result)
+
+    def forget_open(self) -> None:
+        """After an interruption: what is in hand was not finished, and nothing died."""
+        for hand in self._open.values():
+            self._journal.write(hand.entry)
+        self._open.clear()
+
+    def _conclude(self, result: CaseResult) -> None:
+        self.results[result.case_id] = result
+        if self.progress is not None:
+            self.progress(len(self.results), len(self.cases), result)
+
+
+def _distinct(case: Case, old: Entry | None) -> Case:
+    """The case, under another name if an earlier run has used its name for other bytes from another place."""
+    if old is None or old.content_key == "" or Path(old.source).absolute() == Path(case.source).absolute():
+        return case
+    if case.refusal is not None or old.content_key == content_key(case):
+        return case
+    return with_path_hash(case)
+
+
+def _restored(row: Any, case: Case) -> CaseResult:
+    values = {**row, "source": case.source, "outputs": tuple(row["outputs"]), "structures": tuple(row["structures"])}
+    return CaseResult(**values)
+
+
+def _given_up(case: Case, deaths: int) -> CaseResult:
+    message = (
+        f"the process died {deaths} times while this case was in hand (out of memory, or a crash in a decoder);"
+        " it was given up so that the others finish; try it alone with --fresh, or crop with --roi"
+    )
+    return CaseResult(case.case_id, case.source, "failed", "crashed", message)

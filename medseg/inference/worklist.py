@@ -1,0 +1,159 @@
+"""The worklist: which results to look at first, where, and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import UsageError
+from medseg.files import write_text
+
+__all__ = ["WORKLIST_NAME", "keep_worklist", "read_run", "worklist_rows", "write_worklist"]
+
+WORKLIST_NAME = "worklist.csv"
+
+_COLUMNS = (
+    "rank",
+    "case_id",
+    "todo",
+    "verdict",
+    "predicted_dice",
+    "lower_bound",
+    "structure",
+    "why",
+    "look_at_mm",
+    "prediction",
+    "source",
+)
+_TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
+_FLAGS = {
+    "unlike-training": "the image is unlike those of the training",
+    "implausible-shape": "a structure has an unusual shape",
+    "structure-missing": "a structure is missing",
+    "too-large": "too large to be judged",
+    "not-judged": "could not be judged",
+}
+_ORDER = ("reject", "review", "", "accept")
+
+
+def worklist_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Cases of a run that are done, the least trusted first; a case without a verdict stands before the accepted ones.
+
+    Parameters
+    ----------
+    run
+        The object in ``run.json``.
+    """
+    done = [case for case in run.get("cases", []) if case.get("status") == "done"]
+    accept_at = (run.get("trust") or {}).get("thresholds", {}).get("accept")
+    return [_row(rank, case, accept_at) for rank, case in enumerate(sorted(done, key=_key), start=1)]
+
+
+def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[dict[str, Any]]]:
+    """Write the worklist of a folder that ``medseg infer`` filled.
+
+    Parameters
+    ----------
+    folder
+        Holds ``run.json``.
+    path
+        The CSV file; ``worklist.csv`` in ``folder`` if not given.
+
+    Raises
+    ------
+    UsageError
+        If there is no readable ``run.json``, or no case of it was judged.
+    """
+    run = read_run(folder)
+    if not any(case.get("trust") for case in run["cases"]):
+        why = (run.get("trust") or {}).get("message") or "the bundle has no trust calibration"
+        raise UsageError(f"no case in {folder} has a verdict: {why}; a worklist orders cases by trust")
+    rows = worklist_rows(run)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    target = path or folder / WORKLIST_NAME
+    write_text(target, text.getvalue())
+    return target, rows
+
+
+def keep_worklist(folder: Path) -> None:
+    """Write the worklist if there is something to order by, or remove one that no longer belongs to the folder."""
+    if any(case.get("trust") for case in read_run(folder)["cases"]):
+        write_worklist(folder)
+    else:
+        (folder / WORKLIST_NAME).unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The object in the ``run.json`` of an infer folder.
+
+    Raises
+    ------
+    UsageError
+        If it is missing or damaged.
+    """
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
+    if not isinstance(run, dict) or not isinstance(run.get("cases"), list):
+        raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
+    return run
+
+
+def _key(case: Mapping[str, Any]) -> tuple[int, bool, float, str]:
+    trust = case.get("trust") or {}
+    verdict = str(trust.get("verdict") or "")
+    order = _ORDER.index(verdict) if verdict in _ORDER else 0
+    lowest, predicted = trust.get("lower_bound"), trust.get("predicted_dice")
+    quality = [float(v) for v in (predicted, lowest) if v is not None]
+    return order, not trust.get("flags"), min(quality, default=-1.0), str(case["case_id"])
+
+
+def _row(rank: int, case: Mapping[str, Any], accept_at: float | None) -> dict[str, Any]:
+    trust = case.get("trust") or {}
+    verdict = str(trust.get("verdict") or "")
+    worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
+    prediction = next((name for name in case.get("outputs", []) if name.endswith("_seg.nii.gz")), "")
+    return {
+        "rank": rank,
+        "case_id": case["case_id"],
+        "todo": _TODO.get(verdict, "look at it"),
+        "verdict": verdict,
+        "predicted_dice": _text(trust.get("predicted_dice")),
+        "lower_bound": _text(trust.get("lower_bound")),
+        "structure": "" if worst is None else worst["name"],
+        "why": _why(trust, worst, accept_at),
+        "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
+        "prediction": prediction or next(iter(case.get("outputs", [])), ""),
+        "source": case.get("source", ""),
+    }
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: float | None) -> str:
+    """A sentence for the person who opens the case."""
+    reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in trust.get("flags") or ()]
+    if trust.get("verdict") in {"review", "reject"} and worst is not None:
+        reasons.append(_expected(worst, accept_at))
+    if not trust:
+        reasons.append("not judged")
+    return "; ".join(reasons)
+
+
+def _expected(worst: Mapping[str, Any], accept_at: float | None) -> str:
+    asked = "" if accept_at is None else f", asked {accept_at:.2f}"
+    return (
+        f"{worst['name']}: Dice about {float(worst['predicted_dice']):.2f}, "
+        f"perhaps only {float(worst['lower_bound']):.2f}{asked}"
+    )

@@ -1,0 +1,210 @@
+"""A Dask scheduler, workers and drivers as processes of their own on loopback.
+
+They are forked from one process that has imported everything. Workers write down what they do and obey files in a
+folder, so that a test acts at a known moment instead of after some seconds: a case ``NAME`` is held while it is read
+as long as ``hold-NAME`` exists, and a case whose name starts with ``poison`` kills its worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from distributed import Scheduler, Worker
+
+from medseg.errors import ExitCode, MedsegError
+from medseg.inference import Options, run_batch, work
+from medseg.inference.cases import Case, LoadedCase, load
+from medseg.inference.choice import Choice
+from medseg.inference.cluster import worker as cluster_worker
+from medseg.inference.predictor import Predictor
+
+_PATIENCE_S = 300.0
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["medseg.inference.cluster.worker", "distributed", __name__])
+
+
+class Site:
+    """Two workers, replaced when they die, and what they have written down."""
+
+    def __init__(self, folder: Path, workers: int = 2) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self._stopping = False
+        ours, theirs = _CONTEXT.Pipe()
+        self._scheduler = _start(_scheduler, theirs, folder)
+        self.address: str = ours.recv()
+        self._workers = [self._new_worker() for _ in range(workers)]
+        self._keeper = threading.Thread(target=self._keep)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """End every process."""
+        self._stopping = True
+        self._keeper.join()
+        for process in (*self._workers, self._scheduler):
+            process.kill()
+            process.join()
+
+    def end_scheduler(self) -> None:
+        """Kill the scheduler; no worker is replaced from now on."""
+        self._stopping = True
+        self._keeper.join()
+        self._scheduler.kill()
+
+    def _new_worker(self) -> ForkServerProcess:
+        return _start(_worker, self.address, self.folder)
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            for index, process in enumerate(self._workers):
+                if not process.is_alive():
+                    self._workers[index] = self._new_worker()
+            time.sleep(0.05)
+
+    def hold(self, case_id: str) -> Path:
+        """Hold a case while it is read, until the file is removed."""
+        path = self.folder / f"hold-{case_id}"
+        path.touch()
+        return path
+
+    def notes(self, what: str) -> list[tuple[str, int]]:
+        """What the workers wrote down: (name, process id)."""
+        path = self.folder / what
+        rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return [(name, int(pid)) for name, pid in rows]
+
+    def reads(self) -> Counter[str]:
+        """How often each case was begun."""
+        return Counter(name for name, _ in self.notes("reads"))
+
+    def logs(self) -> str:
+        """Everything that Dask has logged on the scheduler and the workers."""
+        return "".join(path.read_text() for path in self.folder.glob("dask-*.log"))
+
+    def driver(self, bundle: Path, images: Path, output: Path, **options: Any) -> ForkServerProcess:
+        """Start a run of its own process; its exit code is that of ``medseg infer``."""
+        chosen = Options(**{"precision": "fp32", "cluster": self.address, **options})
+        return start_driver(bundle, images, output, chosen)
+
+
+def start_driver(bundle: Path, images: Path, output: Path, options: Options) -> ForkServerProcess:
+    """Start a run in a process of its own."""
+    return _start(_drive, bundle, images, output, options)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Wait until something is so, and return it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def exit_code(process: ForkServerProcess) -> int | None:
+    process.join(_PATIENCE_S)
+    return process.exitcode
+
+
+def cases_of(folder: Path) -> list[Any]:
+    """The cases in ``run.json`` without times."""
+    cases = json.loads((folder / "run.json").read_text())["cases"]
+    return [{key: value for key, value in case.items() if key not in {"seconds", "stages"}} for case in cases]
+
+
+def outputs_of(folder: Path) -> dict[str, bytes]:
+    """Every file with a final name that belongs to a case."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*_seg.nii.gz"))}
+
+
+def _start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    process = _CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _log_dask(folder: Path) -> None:
+    handler = logging.FileHandler(folder / f"dask-{os.getpid()}.log")
+    for name in ("distributed", "asyncio"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+        logging.getLogger(name).addHandler(handler)
+
+
+def _scheduler(answer: Connection, folder: Path) -> None:
+    async def serve() -> None:
+        async with Scheduler(host="127.0.0.1", dashboard_address="127.0.0.1:0") as scheduler:
+            answer.send(scheduler.address)
+            await scheduler.finished()
+
+    _log_dask(folder)
+    asyncio.run(serve())
+
+
+def _worker(address: str, folder: Path) -> None:
+    async def serve() -> None:
+        async with Worker(
+            address, nthreads=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=str(folder)
+        ) as worker:
+            await worker.finished()
+
+    _log_dask(folder)
+    _observe(folder)
+    asyncio.run(serve())
+
+
+def _observe(folder: Path) -> None:
+    """Make this process write down what it opens, reads and measures."""
+
+    def note(what: str, name: str) -> None:
+        with (folder / what).open("a") as handle:
+            handle.write(f"{name} {os.getpid()}\n")
+
+    def observed_load(case: Case) -> LoadedCase:
+        note("reads", case.case_id)
+        if case.case_id.startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        while (folder / f"hold-{case.case_id}").exists():
+            time.sleep(0.02)
+        return load(case)
+
+    def observed_open(*arguments: Any) -> work.Tools:
+        note("opens", "bundle")
+        return work.open_tools(*arguments)
+
+    def observed_use(self: Predictor, choice: Choice) -> None:
+        note("uses", choice.engine)
+        whole_use(self, choice)
+
+    def tuned(self: Predictor, image: Any, modality: Any, case_id: str, waiting: float) -> Choice:
+        note("tunings", case_id)
+        choice = Choice("torch-fp32-channels-last", "bundle", 1.0, case_id, 1.5)
+        self.use(choice)
+        return choice
+
+    whole_use = Predictor.use
+    work.load = observed_load  # type: ignore[attr-defined]
+    cluster_worker.open_tools = observed_open  # type: ignore[attr-defined,assignment]
+    Predictor.use = observed_use  # type: ignore[method-assign]
+    Predictor.tune = tuned  # type: ignore[method-assign,assignment]
+
+
+def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:
+    try:
+        report = run_batch(bundle, [images], output, options)
+    except MedsegError as error:
+        (output.parent / f"{output.name}.error").write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(int(error.exit_code)) from None
+    raise SystemExit(int(ExitCode.DONE if report.complete else ExitCode.INCOMPLETE))

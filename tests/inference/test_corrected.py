@@ -1,0 +1,165 @@
+"""Corrected cases for trust: the same grid, the same result, the right Dice, and nothing of other weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medseg.errors import UsageError
+from medseg.inference import Options, Predictor, run_batch
+from medseg.inference.corrected import CorrectedCases
+from medseg.inference.spool import Spool
+from medseg.trust.fitting import dice_of
+from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
+from tests.inference.volumes import blobs, grid, load, save
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three cases through the thresholding bundle: ``bundle``, ``images``, ``out`` and corrected ``masks``."""
+    root = tmp_path_factory.mktemp("corrected")
+    bundle = write_bundle(root / "bundle", Design(transforms=ORIENTED))
+    for number, kind in enumerate(("plain", "permuted", "oblique")):
+        intensity = blobs((22, 18, 14 + number), number)
+        save(intensity, grid(kind), root / "images" / f"case{number}.nii.gz")
+        corrected = (intensity > 14).astype(np.uint8) + (intensity > 28)
+        save(corrected.astype(np.float32), grid(kind), root / "masks" / f"case{number}_seg.nii.gz")
+    run_batch(bundle, [root / "images"], root / "out", Options(windows="bundle"))
+    return root
+
+
+def _cases(root: Path, **changes: Any) -> CorrectedCases:
+    places = {"folder": root / "out", "references": root / "masks"} | changes
+    return CorrectedCases(Predictor(root / "bundle", precision="fp32"), worse=(0, 0), **places)
+
+
+def test_dice_is_that_between_the_folder_and_the_corrected_mask(ran: Path) -> None:
+    cases = _cases(ran)
+    assert cases.case_ids == ("case0", "case1", "case2")
+    for case_id, case in zip(cases.case_ids, cases, strict=True):
+        found, _ = load(ran / "out" / f"{case_id}_seg.nii.gz")
+        corrected, _ = load(ran / "masks" / f"{case_id}_seg.nii.gz")
+        for label in (1, 2):
+            ours, theirs = found == label, corrected == label
+            expected = 2 * np.sum(ours & theirs) / (ours.sum() + theirs.sum())
+            assert 0.2 < expected < 1.0
+            assert dice_of(case, label) == pytest.approx(expected, abs=1e-3)
+        assert case.image.shape[1:] == case.probabilities.shape[1:] == case.reference.shape
+        assert case.patient == case_id
+        assert sorted(case.spacing_mm) == pytest.approx([1.1, 1.4, 2.6], abs=1e-5)
+    assert not cases.skipped
+
+
+def test_a_resampled_grid_gives_nearly_the_same_dice(ran: Path, tmp_path: Path) -> None:
+    root = tmp_path
+    bundle = write_bundle(root / "bundle", Design(transforms=RESAMPLED))
+    shutil.copytree(ran / "images", root / "images")
+    shutil.copytree(ran / "masks", root / "masks")
+    run_batch(bundle, [root / "images"], root / "out", Options(windows="bundle"))
+    for case_id, case in zip(("case0", "case1", "case2"), _cases(root), strict=True):
+        found, _ = load(root / "out" / f"{case_id}_seg.nii.gz")
+        corrected, _ = load(root / "masks" / f"{case_id}_seg.nii.gz")
+        expected = 2 * np.sum((found == 1) & (corrected == 1)) / (np.sum(found == 1) + np.sum(corrected == 1))
+        assert dice_of(case, 1) == pytest.approx(expected, abs=0.05)
+
+
+def test_what_the_network_missed_counts(ran: Path, tmp_path: Path) -> None:
+    """A structure far from everything that was found lowers the Dice, though only a box is judged."""
+    root = tmp_path
+    shutil.copytree(ran / "bundle", root / "bundle")
+    shape = (20, 20, 90)
+    image = np.zeros(shape, np.float32)
+    image[8:12, 8:12, 5:10] = 20
+    save(image, grid("plain"), root / "images" / "far.nii.gz")
+    corrected = (image > 10).astype(np.float32)
+    corrected[8:12, 8:12, 80:85] = 1
+    save(corrected, grid("plain"), root / "masks" / "far.nii.gz")
+    run_batch(root / "bundle", [root / "images"], root / "out", Options(windows="bundle"))
+    (case,) = _cases(root)
+    assert dice_of(case, 1) == pytest.approx(2 * 80 / (80 + 160))
+
+
+def test_cases_that_cannot_be_used_are_named(ran: Path, tmp_path: Path) -> None:
+    root = tmp_path / "changed"
+    shutil.copytree(ran, root)
+    other, affine = load(root / "masks" / "case0_seg.nii.gz")
+    save((other * 7).astype(np.float32), affine, root / "masks" / "case0_seg.nii.gz")
+    save(other[1:].astype(np.float32), affine, root / "masks" / "case1_seg.nii.gz")
+    found, affine = load(root / "out" / "case2_seg.nii.gz")
+    found[:11] = 0
+    save(found.astype(np.float32), affine, root / "out" / "case2_seg.nii.gz")
+    cases = _cases(root)
+    assert not list(cases)
+    told = {skipped.case_id: skipped.message for skipped in cases.skipped}
+    assert "[7, 14]" in told["case0"]
+    assert "another grid" in told["case1"]
+    assert "does not give the label map in the folder again" in told["case2"]
+
+
+def test_moved_images_are_named_and_gone_ones_told(ran: Path, tmp_path: Path) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(ran, root)
+    run = json.loads((root / "out" / "run.json").read_text())
+    for case in run["cases"]:
+        case["source"] = str(root / "elsewhere" / Path(case["source"]).name)
+    (root / "out" / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UsageError, match="--images"):
+        _cases(root)
+    assert len(list(_cases(root, images=[root / "images"]))) == 3
+
+
+def test_nothing_in_common_is_told(ran: Path, tmp_path: Path) -> None:
+    save(np.zeros((4, 4, 4), np.float32), grid("plain"), tmp_path / "masks" / "other.nii.gz")
+    with pytest.raises(UsageError, match="none of the 3 cases"):
+        _cases(ran, references=tmp_path / "masks")
+    with pytest.raises(UsageError, match="medseg infer"):
+        _cases(ran, folder=tmp_path)
+
+
+def test_the_region_of_interest_of_the_run_is_used_again(ran: Path, tmp_path: Path) -> None:
+    options = Options(windows="bundle", roi="voxels:2,2,2,15,14,11")
+    run_batch(ran / "bundle", [ran / "images" / "case0.nii.gz"], tmp_path / "out", options)
+    (case,) = _cases(ran, folder=tmp_path / "out")
+    assert case.reference.shape == (14, 13, 10)
+
+
+def test_cases_made_worse_follow_their_own_and_are_not_better(ran: Path) -> None:
+    cases = CorrectedCases(Predictor(ran / "bundle", precision="fp32"), ran / "out", ran / "masks", worse=(2, 3))
+    found = list(cases)
+    assert len(found) == 3 * 6
+    assert [case.kind for case in found[::6]] == ["own"] * 3
+    assert {case.patient for case in found[:6]} == {"case0"}
+    assert not {case.kind for case in found[1:6]} & {"own"}
+    for begin in (0, 6, 12):
+        own = dice_of(found[begin], 1)
+        others = [dice_of(case, 1) or 0.0 for case in found[begin + 1 : begin + 6]]
+        assert own is not None
+        assert np.mean(others) < own
+    for case in found:
+        torch.testing.assert_close(case.probabilities.sum(0), torch.ones(case.reference.shape), atol=1e-4, rtol=0)
+    again = list(cases)
+    assert torch.equal(again[3].probabilities, found[3].probabilities)
+
+
+def test_the_spool_gives_back_what_was_put_in(ran: Path) -> None:
+    cases = list(_cases(ran))
+    with Spool() as spool:
+        for case in cases:
+            spool.append(case)
+        folder = Path(spool._folder.name)
+        assert len(spool) == 3
+        for case, back in zip(cases, spool, strict=True):
+            assert torch.equal(case.image, back.image)
+            torch.testing.assert_close(case.probabilities, back.probabilities, atol=1e-3, rtol=1e-3)
+            np.testing.assert_array_equal(case.reference, back.reference)
+            assert (case.patient, case.spacing_mm, case.kind) == (back.patient, back.spacing_mm, back.kind)
+        assert [case.patient for case in spool[1:]] == ["case1", "case2"]
+        with pytest.raises(IndexError):
+            spool[3]
+    assert not folder.exists()
