@@ -19,6 +19,7 @@ from medseg.errors import Refusal
 __all__ = [
     "ANGLE_TOLERANCE_DEGREES",
     "POSITION_TOLERANCE_MM",
+    "SMALLEST_COVERAGE",
     "SPACING_TOLERANCE_FRACTION",
     "Geometry",
     "lps_to_ras",
@@ -33,7 +34,11 @@ SPACING_TOLERANCE_FRACTION = 0.02
 ANGLE_TOLERANCE_DEGREES = 0.06
 """Largest angle between two axes that counts as rounding noise (1e-3 in direction cosines)."""
 
+SMALLEST_COVERAGE = 0.5
+"""Share of the first channel's grid that every other channel of a case must cover."""
+
 _SMALLEST_SPACING_MM = 1e-4
+_PROBES = 24
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,15 @@ class Geometry:
     def matches(self, other: Geometry, tolerance_mm: float = POSITION_TOLERANCE_MM) -> bool:
         """Whether both grids have the same shape and no voxel differs by more than ``tolerance_mm``."""
         return self.displacement_mm(other) <= tolerance_mm
+
+    def covered_by(self, other: Geometry) -> float:
+        """Share of this grid's voxel centres that lie inside ``other``, from up to 24 planes along each axis."""
+        steps = [np.linspace(0, n - 1, min(n, _PROBES)) for n in self.shape]
+        index = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)
+        to_other = np.linalg.solve(other.affine, self.affine)
+        found = index @ to_other[:3, :3].T + to_other[:3, 3]
+        inside = (found > -0.5 - 1e-6) & (found < np.array(other.shape) - 0.5 + 1e-6)
+        return float(inside.all(axis=-1).mean())
 
     def describe(self) -> str:
         """The grid in one line, for messages: ``512×512×300, 0.70×0.70×1.00 mm, LPS``."""

@@ -83,6 +83,7 @@ def _facts(stack: Stack) -> dict[str, Any]:
         "kind": "dicom",
         "case_id": stack.case_id,
         "series_uid_hash": first.series_uid_hash,
+        "frame_of_reference_hash": first.frame_of_reference_hash,
         "modality": first.modality,
         "transfer_syntax": first.transfer_syntax,
         "photometric": first.photometric,

@@ -233,11 +233,12 @@ def _openvino_runner(path: Path) -> Runner:
 
 
 def _import_openvino() -> Any:
+    from medseg.inference.engines import import_openvino
+
     try:
-        import openvino
+        return import_openvino()
     except ImportError as error:
         raise MissingDependency("openvino", "export", "an export that is checked") from error
-    return openvino
 
 
 _WRITERS: dict[str, Callable[[Any, Any, Path], Any]] = {

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import UsageError
-from medseg.geometry import Geometry
+from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.ingest import read_volume
 from medseg.manifests import Manifest
 
@@ -48,9 +48,13 @@ class Fingerprint:
     intensity
         One per channel.
     zero_fraction
-        Median fraction of voxels that are exactly 0 in the first channel (a mask or a padded border).
+        Median fraction of voxels that are exactly 0 (a mask or a padded border), one per channel.
     structure_ml, structure_fraction
         Median volume of each structure where it occurs, and the median fraction of all voxels that belong to any.
+    one_grid
+        Whether the channels of every case lie on one grid.
+    coverage
+        Smallest share of a first channel's grid that another channel covers.
     """
 
     cases: int
@@ -61,9 +65,11 @@ class Fingerprint:
     spacing_mm: NDArray[np.float64]
     shape: NDArray[np.float64]
     intensity: tuple[Intensity, ...]
-    zero_fraction: float
+    zero_fraction: tuple[float, ...]
     structure_ml: dict[int, float]
     structure_fraction: float
+    one_grid: bool = True
+    coverage: float = 1.0
 
     @property
     def extent_mm(self) -> NDArray[np.float64]:
@@ -75,10 +81,17 @@ class Fingerprint:
 class _Case:
     spacing_mm: tuple[float, ...]
     shape: tuple[int, ...]
-    samples: list[NDArray[np.float64]]
-    zero_fraction: float
+    channels: list[_Channel]
     millilitres: dict[int, float]
     fraction: float
+
+
+@dataclass(frozen=True)
+class _Channel:
+    samples: NDArray[np.float64]
+    zero_fraction: float
+    on_grid: bool
+    coverage: float
 
 
 def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
@@ -87,7 +100,8 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     Raises
     ------
     UsageError
-        If there is no training case with a label, channels lie on different grids, or numbers of channels differ.
+        If there is no training case with a label, a label does not lie on the grid of its case's first channel,
+        another channel lies elsewhere, or numbers of channels differ.
     Refusal
         If a volume cannot be used.
     """
@@ -96,8 +110,8 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
     step = max(1, len(items) // _CASES)
     cases = [_read(manifest.files(item, "image"), manifest.files(item, "label")[0]) for item in items[::step][:_CASES]]
-    channels = len(cases[0].samples)
-    if any(len(case.samples) != channels for case in cases):
+    channels = len(cases[0].channels)
+    if any(len(case.channels) != channels for case in cases):
         raise UsageError("the cases have different numbers of channels; give every item the same ones, in one order")
     volumes: dict[int, list[float]] = {}
     for case in cases:
@@ -111,38 +125,59 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         labels=_labels(manifest, sorted(volumes)),
         spacing_mm=np.array([case.spacing_mm for case in cases]),
         shape=np.array([case.shape for case in cases], dtype=float),
-        intensity=tuple(_intensity([case.samples[channel] for case in cases]) for channel in range(channels)),
-        zero_fraction=float(np.median([case.zero_fraction for case in cases])),
+        intensity=tuple(_intensity([case.channels[number].samples for case in cases]) for number in range(channels)),
+        zero_fraction=tuple(
+            float(np.median([case.channels[number].zero_fraction for case in cases])) for number in range(channels)
+        ),
         structure_ml={value: float(np.median(found)) for value, found in sorted(volumes.items())},
         structure_fraction=float(np.median([case.fraction for case in cases])),
+        one_grid=all(channel.on_grid for case in cases for channel in case.channels),
+        coverage=min(channel.coverage for case in cases for channel in case.channels),
     )
 
 
 def _read(images: Sequence[Path], label_file: Path) -> _Case:
     label, grid, _ = read_volume(label_file)
-    samples = []
-    zero_fraction = 0.0
-    for number, image in enumerate(images):
-        values, geometry, _ = read_volume(image)
-        if not geometry.matches(grid):
-            raise UsageError(
-                f"{image.name} lies on the grid {geometry.describe()}, its label on {grid.describe()}; "
-                "resample channels and label onto one grid first"
-            )
-        if number == 0:
-            zero_fraction = float(np.mean(values == 0))
-        samples.append(_sample(values, label))
+    volumes = [(image, *read_volume(image)[:2]) for image in images]
+    _check_reference([(image, geometry) for image, _, geometry in volumes], grid)
     order = _ras_order(grid)
     counts = dict(zip(*np.unique(label, return_counts=True), strict=True))
     millilitre = grid.voxel_volume_mm3 / 1000
     return _Case(
         tuple(float(grid.spacing_mm[axis]) for axis in order),
         tuple(int(grid.shape[axis]) for axis in order),
-        samples,
-        zero_fraction,
+        [_channel(values, geometry, label, grid) for _, values, geometry in volumes],
         {int(value): float(count) * millilitre for value, count in counts.items() if value > 0},
         float(np.mean(label > 0)),
     )
+
+
+def _check_reference(channels: Sequence[tuple[Path, Geometry]], grid: Geometry) -> None:
+    """Results come on the grid of the first channel, so labels must lie there."""
+    image, geometry = channels[0]
+    if geometry.matches(grid):
+        return
+    other = next((number for number, (_, found) in enumerate(channels, start=1) if found.matches(grid)), None)
+    remedy = (
+        f"results are made on the grid of the first channel, so list channel {other} first"
+        if other
+        else "resample the label onto the grid of the first channel"
+    )
+    raise UsageError(
+        f"{image.name} lies on the grid {geometry.describe()}, its label on another ({grid.describe()}); {remedy}"
+    )
+
+
+def _channel(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry) -> _Channel:
+    coverage = grid.covered_by(geometry)
+    if coverage < SMALLEST_COVERAGE:
+        raise UsageError(
+            f"a channel with the grid {geometry.describe()} covers {coverage:.0%} of the first channel's "
+            f"({grid.describe()}), expected {SMALLEST_COVERAGE:.0%} at least; are both of one patient and registered?"
+        )
+    on_grid = geometry.matches(grid)
+    samples = _sample(values, label) if on_grid else _sample_across(values, geometry, label, grid)
+    return _Channel(samples, float(np.mean(values == 0)), on_grid, coverage)
 
 
 def _ras_order(grid: Geometry) -> list[int]:
@@ -155,6 +190,20 @@ def _sample(values: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
     inside = values[label > 0] if np.any(label > 0) else values.ravel()
     step = max(1, inside.size // _SAMPLES)
     return np.asarray(inside[::step], dtype=np.float64)
+
+
+def _sample_across(
+    values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry
+) -> NDArray[np.float64]:
+    """The same of a channel on another grid: the nearest voxel to each labelled one."""
+    inside = np.argwhere(label > 0)
+    if not len(inside):
+        return _sample(values, np.zeros(values.shape, np.uint8))
+    inside = inside[:: max(1, len(inside) // _SAMPLES)]
+    to_other = np.linalg.solve(geometry.affine, grid.affine)
+    index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)
+    index = index[((index >= 0) & (index < values.shape)).all(axis=1)]
+    return np.asarray(values[tuple(index.T)], dtype=np.float64)
 
 
 def _intensity(samples: Sequence[NDArray[np.float64]]) -> Intensity:

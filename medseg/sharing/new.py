@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from medseg.bundle import require_trusted
 from medseg.errors import UsageError
 from medseg.files import write_json, write_text
 from medseg.manifests import Manifest
+from medseg.sharing.channels import resampling, stacking
 from medseg.sharing.fingerprint import Fingerprint, fingerprint_of_data
 from medseg.sharing.plan import Budget, Plan, make_plan
 
@@ -25,6 +27,13 @@ _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _MARGIN = 0.25
 _FOLDS = 5
+_ITEMS = {
+    "_target_": "monai.data.load_decathlon_datalist",
+    "data_list_file_path": "@datalist_file",
+    "is_segmentation": True,
+    "data_list_key": "@section",
+    "base_dir": "@dataset_dir",
+}
 _UNLICENSED = """No licence has been chosen for this bundle yet: all rights are reserved by its authors.
 Replace this file by the licence under which you share the bundle.
 """
@@ -88,7 +97,7 @@ def _write(folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, auth
     configs = folder / "configs"
     write_json(configs / "metadata.json", _metadata(folder.name, manifest, data, plan, authors))
     write_json(configs / "train.json", _train(manifest, data, plan))
-    write_json(configs / "inference.json", _inference(manifest, plan))
+    write_json(configs / "inference.json", _inference(manifest, data, plan))
     write_json(configs / "datalist.json", _datalist(manifest))
     for name in ("evaluate.json", "multi_gpu_train.json", "logging.conf"):
         write_text(configs / name, (_TEMPLATES / name).read_text())
@@ -127,20 +136,32 @@ def _train(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
     config["discriminator_def"].update(
         label_channels=classes, image_channels=data.channels, channels=plan.width, layers=plan.discriminator_layers
     )
-    steps = config["train"]["preprocessing_transforms"]
-    steps[0] = {"_target_": "medseg.transforms.LoadVolumed", "keys": ["image", "label"], "ensure_channel_first": True}
-    config["train"]["preprocessing_transforms"] = [_normalised(step, plan) for step in steps]
-    spatial = config["train"]["augmentation_transforms"][0]
-    spatial["rotate_range"] = list(plan.rotate_range)
-    if plan.prob_foreground:
-        spatial.update(foreground_key="label", prob_foreground=plan.prob_foreground)
+    train = config["train"]
+    steps = train["preprocessing_transforms"]
+    del steps[0]["reader"]
+    steps[0].update(_target_="medseg.transforms.LoadVolumed", keys=[*plan.keys, "label"])
+    train["preprocessing_transforms"] = _with_channels(steps, plan)
+    train["augmentation_transforms"] = _augmentation(train["augmentation_transforms"], data, plan)
+    config["unlabelled_transforms"] = _augmentation(config["unlabelled_transforms"], data, plan)
+    _name_channels(config, plan.keys)
     for step in config["validate"]["postprocessing"]["transforms"]:
         step["to_onehot"] = classes
     config["validate"]["inferer"]["roi_size"] = list(plan.patch_size)
     return config
 
 
-def _inference(manifest: Manifest, plan: Plan) -> dict[str, Any]:
+def _name_channels(config: dict[str, Any], keys: Sequence[str]) -> None:
+    """Let the lists of cases give each channel its own key."""
+    if len(keys) == 1:
+        return
+    config["channel_keys"] = list(keys)
+    for lists in (config["train"]["dataset"], config["validate"]["dataset"], config["unlabelled"]):
+        given = lists["data"].removesuffix(")")
+        limit = "" if given.endswith("@training_cases") else ", None"
+        lists["data"] = f"{given}{limit}, @channel_keys)"
+
+
+def _inference(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
     config = _template("inference")
     config.update(
         dataset_dir=str(manifest.dataset_dir.absolute()),
@@ -149,13 +170,48 @@ def _inference(manifest: Manifest, plan: Plan) -> dict[str, Any]:
         network_def=plan.network,
     )
     steps = config["preprocessing"]["transforms"]
-    config["preprocessing"]["transforms"] = [_normalised(step, plan) for step in steps]
+    steps[0]["keys"] = list(plan.keys) if len(plan.keys) > 1 else "image"
+    config["preprocessing"]["transforms"] = _with_channels(steps, plan)
     config["inferer"]["roi_size"] = list(plan.patch_size)
-    return config
+    if data.channels == 1:
+        return config
+    listed = "$[dict(zip(@channel_keys, item['image'])) for item in @items]"
+    config["postprocessing"]["transforms"][-1]["data_root_dir"] = "@dataset_dir"  # files of two cases may share names
+    replaced: dict[str, Any] = {
+        "images": {"datalist_file": "$@bundle_root + '/configs/datalist.json'", "section": "training"},
+        "datalist": {
+            **({"channel_keys": list(plan.keys)} if len(plan.keys) > 1 else {}),
+            "items": _ITEMS,
+            "datalist": listed if len(plan.keys) > 1 else "$[{'image': item['image']} for item in @items]",
+        },
+    }
+    return {new: value for key, old in config.items() for new, value in replaced.get(key, {key: old}).items()}
 
 
-def _normalised(step: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    return dict(plan.normalisation) if step["_target_"] == "NormalizeIntensityd" else step
+def _with_channels(steps: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """The template's preprocessing with the plan's normalisation and its way to one image of several channels."""
+    made: list[dict[str, Any]] = []
+    for step in steps:
+        if step["_target_"] != "NormalizeIntensityd":
+            made.append(step)
+            continue
+        made += [*resampling(plan.keys), *(dict(scaling) for scaling in plan.normalisation), *stacking(plan.keys)]
+    return made
+
+
+def _augmentation(steps: list[dict[str, Any]], data: Fingerprint, plan: Plan) -> list[dict[str, Any]]:
+    spatial = steps[0]
+    spatial["rotate_range"] = list(plan.rotate_range)
+    if plan.flip_axes:
+        spatial["flip_axes"] = list(plan.flip_axes)
+    if plan.prob_foreground and "label" in spatial["keys"]:
+        spatial.update(foreground_key="label", prob_foreground=plan.prob_foreground)
+    if data.channels == 1:
+        return steps
+    for step in steps:
+        if step["_target_"] in {"RandScaleIntensityd", "RandShiftIntensityd"}:
+            step["channel_wise"] = True
+    return [step for step in steps if step["_target_"] != "RandAdjustContrastd"]  # it takes all channels for one scale
 
 
 def _metadata(name: str, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> dict[str, Any]:
@@ -170,7 +226,8 @@ def _metadata(name: str, manifest: Manifest, data: Fingerprint, plan: Plan, auth
         **tensor,
         "channel_def": {str(number): modality for number, modality in enumerate(data.modality)},
     }
-    pred = {"type": "image", "format": "segmentation", "num_channels": len(channels), **tensor, "channel_def": channels}
+    pred = {"type": "image", "format": "segmentation", "num_channels": len(channels), **tensor, "channel_def": channels,
+            "segment_codes": {}}  # fmt: skip
     return {
         "schema": _SCHEMA,
         "version": "0.1.0",
@@ -245,4 +302,8 @@ medseg bundle verify {name}
 The knobs at the top of `configs/train.json`: `epochs` and `iterations` (length), `batch_size` and `patch_size`
 (memory), `learning_rate`, `adversarial_weight` (0 trains without the discriminator), `warm_up` and `ramp` (iterations
 before and while the discriminator comes in), `fold`, `seed`, `dataset_dir`, `datalist`, `output_dir`, `device`.
+
+Before you share it: choose a licence (`LICENSE`), state the coded term of each structure under `segment_codes` in
+`configs/metadata.json` (DICOM outputs need them; a wrong term is worse than none, so none is guessed), and say here
+what it was measured on.
 """

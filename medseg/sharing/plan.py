@@ -7,6 +7,7 @@ doi:10.1038/s41592-020-01008-z); patch, batch and width are chosen for a budget 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import UsageError
+from medseg.sharing.channels import channel_keys, normalisation
 from medseg.sharing.fingerprint import Fingerprint
 
 __all__ = ["Budget", "Plan", "make_plan"]
@@ -21,9 +23,11 @@ __all__ = ["Budget", "Plan", "make_plan"]
 _ANISOTROPIC = 2.5  # ratio of spacings from which an axis is pooled less often
 _POOLINGS = 4
 _EPOCH_ITERATIONS = 50
-_VOXELS_PER_SECOND = 250_000  # forward and backward of a U-Net 16 wide with its discriminator, two laptop cores
+_VOXELS_PER_SECOND = 200_000  # forward and backward of a U-Net 16 wide with its discriminator, two cores (AVX2)
 _OVERHEAD_GB = 1.0
-_CT_RANGE = (-1024.0, 3071.0)
+_LARGE_STRUCTURE_VOXELS = 5000
+_WIDTHS = (16, 8)
+_EITHER_SIDE = re.compile(r"tumou?r|lesion|sarcoma|metasta|nodule|cysts?\b|gtv|mass\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Budget:
 class Plan:
     """A planned bundle. Axes are left-right, posterior-anterior, inferior-superior.
 
-    ``reasons`` holds (what, choice, why) for ``docs/plan.md``.
+    ``keys`` names the data's channels in the transforms: ``image`` for all of them on one grid, else one name each,
+    the first of which is ``image``. ``normalisation`` are transforms. ``flip_axes`` may be mirrored. ``reasons`` holds
+    (what, choice, why) for ``docs/plan.md``.
     """
 
     spacing_mm: tuple[float, ...]
@@ -46,8 +52,10 @@ class Plan:
     batch_size: int
     width: int
     network: dict[str, Any]
-    normalisation: dict[str, Any]
+    keys: tuple[str, ...]
+    normalisation: tuple[dict[str, Any], ...]
     rotate_range: tuple[float, ...]
+    flip_axes: tuple[int, ...]
     prob_foreground: float
     discriminator_layers: int
     epochs: int
@@ -67,15 +75,12 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
     """
     budget = budget or Budget()
     reasons: list[tuple[str, str, str]] = []
-    spacing = _spacing(data, reasons)
-    pools, kernels = _poolings(spacing, _median_shape(data, spacing))
-    patch, batch, width = _patch(data, spacing, pools, budget)
-    spacing, patch = _coarsen(data, spacing, patch, (pools, budget), reasons)
-    covered = _explain_patch(data, spacing, (patch, batch), budget, reasons)
-    network = _network(data, width, pools, kernels, reasons)
-    total = _iterations(patch, batch, width, budget)
+    grid = _coarsened(data, _grid(data, _spacing(data, reasons), budget), budget, reasons)
+    covered = _explain_patch(data, grid, budget, reasons)
+    network = _network(data, grid, reasons)
+    total = _iterations(grid, budget)
     prob_foreground = _foreground(data, covered, reasons)
-    rotate = _rotation(spacing, reasons)
+    rotate = _rotation(grid.spacing_mm, reasons)
     reasons.append(
         (
             "schedule",
@@ -85,15 +90,17 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
         )
     )
     return Plan(
-        spacing_mm=spacing,
-        patch_size=patch,
-        batch_size=batch,
-        width=width,
+        spacing_mm=grid.spacing_mm,
+        patch_size=grid.patch,
+        batch_size=grid.batch,
+        width=grid.width,
         network=network,
-        normalisation=_normalisation(data, reasons),
+        keys=channel_keys(data, reasons),
+        normalisation=normalisation(data, reasons),
         rotate_range=rotate,
+        flip_axes=_flips(data, reasons),
         prob_foreground=prob_foreground,
-        discriminator_layers=2 if min(patch) <= 32 else 3,
+        discriminator_layers=2 if min(grid.patch) <= 32 else 3,
         epochs=max(1, total // _EPOCH_ITERATIONS),
         iterations=_EPOCH_ITERATIONS,
         warm_up=int(0.3 * total),
@@ -102,21 +109,36 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
     )
 
 
-def _explain_patch(
-    data: Fingerprint,
-    spacing: Sequence[float],
-    chosen: tuple[Sequence[int], int],
-    budget: Budget,
-    reasons: list[tuple[str, str, str]],
-) -> float:
+@dataclass(frozen=True)
+class _Grid:
+    """A spacing and what follows from it: how often each axis is halved, kernels per level, patch, batch, width."""
+
+    spacing_mm: tuple[float, ...]
+    pools: tuple[int, ...]
+    kernels: list[list[int]]
+    patch: tuple[int, ...]
+    batch: int
+    width: int
+
+
+def _grid(data: Fingerprint, spacing: tuple[float, ...], budget: Budget) -> _Grid:
+    pools, kernels = _poolings(spacing, _median_shape(data, spacing))
+    return _Grid(spacing, pools, kernels, *_patch(data, spacing, pools, budget))
+
+
+def _seen(data: Fingerprint, grid: _Grid) -> float:
+    """Voxels of a patch as a share of those of the median case."""
+    return math.prod(grid.patch) / math.prod(_median_shape(data, grid.spacing_mm))
+
+
+def _explain_patch(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[tuple[str, str, str]]) -> float:
     """Say why patch and batch were chosen; gives the fraction of the median case that a patch covers."""
-    patch, batch = chosen
-    shape = _median_shape(data, spacing)
-    covered = math.prod(min(p / s, 1.0) for p, s in zip(patch, shape, strict=True))
+    shape = _median_shape(data, grid.spacing_mm)
+    covered = math.prod(min(p / s, 1.0) for p, s in zip(grid.patch, shape, strict=True))
     reasons.append(
         (
             "patch and batch",
-            f"{_times(patch)} voxels, {batch} at a time",
+            f"{_times(grid.patch)} voxels, {grid.batch} at a time",
             f"covers {covered:.0%} of the median case ({_times(shape)} voxels) within {budget.memory_gb:g} GB and "
             f"{budget.minutes:g} minutes a fold on two cores; each side is divisible by its poolings",
         )
@@ -174,10 +196,10 @@ def _patch(
 ) -> tuple[tuple[int, ...], int, int]:
     """Patch, batch and width: the widest network whose patch sees at least an eighth of the median case."""
     shape = _median_shape(data, spacing)
-    for width in (16, 8):
+    for width in _WIDTHS:
         most = _most_voxels(data, width, budget)
         patch = _fit(shape, pools, most / 2)
-        if math.prod(patch) >= math.prod(shape) / 8 or width == 8:
+        if math.prod(patch) >= math.prod(shape) / 8 or width == min(_WIDTHS):
             break
     if math.prod(patch) * 2 > 1.05 * most:
         raise UsageError(
@@ -203,34 +225,33 @@ def _fit(shape: Sequence[int], pools: Sequence[int], most: float) -> tuple[int, 
     return tuple(patch)
 
 
-def _coarsen(
-    data: Fingerprint,
-    spacing: tuple[float, ...],
-    patch: tuple[int, ...],
-    limits: tuple[Sequence[int], Budget],
-    reasons: list[tuple[str, str, str]],
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Larger voxels if the patch sees less than a 27th of a case; the smallest structure keeps at least 200."""
-    pools, budget = limits
+def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[tuple[str, str, str]]) -> _Grid:
+    """Larger voxels where a patch sees too little of a case, as long as the smallest structure keeps enough of them.
+
+    Less than a 27th is too little for any structure with 200 voxels; less than a third for large ones, whose borders
+    smooth scores place between the voxels and whose insides only their surroundings tell, and these rather get the
+    wider network than finer voxels.
+    """
     smallest_ml = min(data.structure_ml.values(), default=0.0)
-    original = spacing
-    while math.prod(patch) < math.prod(_median_shape(data, spacing)) / 27:
-        fine = min(spacing)
-        coarser = tuple(round(value * 1.15, 3) if value < 1.5 * fine else value for value in spacing)
-        if smallest_ml * 1000 / math.prod(coarser) < 200:
+    first = grid
+    while True:
+        fine = min(grid.spacing_mm)
+        coarser = tuple(round(value * 1.15, 3) if value < 1.5 * fine else value for value in grid.spacing_mm)
+        voxels, seen = smallest_ml * 1000 / math.prod(coarser), _seen(data, grid)
+        enough = seen >= 1 / 3 and grid.width == max(_WIDTHS)
+        if enough or voxels < 200 or (seen >= 1 / 27 and voxels < _LARGE_STRUCTURE_VOXELS):
             break
-        spacing = coarser
-        patch, _, _ = _patch(data, spacing, pools, budget)
-    if spacing != original:
-        why = "with the original voxels a patch would see less than a 27th of a case; the smallest structure still has "
-        voxels = smallest_ml * 1000 / math.prod(spacing)
-        reasons.append(("coarser voxels", f"{_times(spacing)} mm", f"{why}{voxels:.0f} voxels"))
-    return spacing, patch
+        grid = _grid(data, coarser, budget)
+    if grid is not first:
+        voxels = smallest_ml * 1000 / math.prod(grid.spacing_mm)
+        seen = _seen(data, first)
+        why = f"with the original voxels a patch would see {seen:.1%} of a case; the smallest structure still has "
+        reasons.append(("coarser voxels", f"{_times(grid.spacing_mm)} mm", f"{why}{voxels:.0f} voxels"))
+    return grid
 
 
-def _network(
-    data: Fingerprint, width: int, pools: Sequence[int], kernels: list[list[int]], reasons: list[tuple[str, str, str]]
-) -> dict[str, Any]:
+def _network(data: Fingerprint, grid: _Grid, reasons: list[tuple[str, str, str]]) -> dict[str, Any]:
+    width, pools, kernels = grid.width, grid.pools, grid.kernels
     common = {"spatial_dims": 3, "in_channels": data.channels, "out_channels": len(data.labels) + 1}
     act = ["LeakyReLU", {"negative_slope": 0.1, "inplace": True}]
     if set(pools) == {_POOLINGS}:
@@ -245,7 +266,9 @@ def _network(
     for level in range(max(pools)):
         strides.append([2 if pools[axis] - halved[axis] >= max(pools) - level else 1 for axis in range(3)])
         halved = [count + (stride == 2) for count, stride in zip(halved, strides[-1], strict=True)]
-    why = f"the axes are halved {_times(pools)} times: thick slices are left alone until the pixels are as large"
+    thick = len({tuple(kernel) for kernel in kernels}) > 1
+    rest = "thick slices are left alone until the pixels are as large" if thick else "further, little would be left"
+    why = f"the axes are halved {_times(pools)} times: {rest}"
     reasons.append(("network", "DynUNet", why))
     return {
         "_target_": "DynUNet",
@@ -259,24 +282,8 @@ def _network(
     }
 
 
-def _normalisation(data: Fingerprint, reasons: list[tuple[str, str, str]]) -> dict[str, Any]:
-    if set(data.modality) == {"CT"}:
-        low = max(_CT_RANGE[0], min(i.low for i in data.intensity))
-        high = min(_CT_RANGE[1], max(i.high for i in data.intensity))
-        why = "CT numbers have a fixed meaning: percentiles 0.5 to 99.5 inside the structures become -1 to 1"
-        reasons.append(("normalisation", f"{low:.0f} to {high:.0f} HU", why))
-        return {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": round(low, 1), "a_max": round(high, 1),
-                "b_min": -1.0, "b_max": 1.0, "clip": True}  # fmt: skip
-    nonzero = data.zero_fraction > 0.25
-    why = "the scale of the intensities differs from case to case, so each channel of each case is normalised alone"
-    if nonzero:
-        why += f"; {data.zero_fraction:.0%} of the voxels are exactly 0 (a mask) and are left out"
-    reasons.append(("normalisation", "mean 0, standard deviation 1", why))
-    return {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True, "nonzero": nonzero}
-
-
-def _iterations(patch: Sequence[int], batch: int, width: int, budget: Budget) -> int:
-    seconds = math.prod(patch) * batch / (_VOXELS_PER_SECOND * (16 / width) ** 1.5)
+def _iterations(grid: _Grid, budget: Budget) -> int:
+    seconds = math.prod(grid.patch) * grid.batch / (_VOXELS_PER_SECOND * (16 / grid.width) ** 1.5)
     wanted = budget.minutes * 60 / seconds
     return int(min(5000, max(500, wanted)) // _EPOCH_ITERATIONS * _EPOCH_ITERATIONS)
 
@@ -299,3 +306,11 @@ def _rotation(spacing: Sequence[float], reasons: list[tuple[str, str, str]]) -> 
     why = "a rotation out of the slices would blur them"
     reasons.append(("rotation", "up to 20 degrees in the slices, 5 out of them", why))
     return tuple(0.35 if axis == coarse else 0.09 for axis in range(3))
+
+
+def _flips(data: Fingerprint, reasons: list[tuple[str, str, str]]) -> tuple[int, ...]:
+    if data.labels and all(_EITHER_SIDE.search(name) for name in data.labels.values()):
+        reasons.append(("mirroring", "left and right", "by their names the structures grow on either side alike"))
+        return (0,)
+    reasons.append(("mirroring", "none", "anatomy has a left and a right"))
+    return ()

@@ -229,6 +229,21 @@ def test_channels_must_agree(manifest: Manifest) -> None:
     assert any("shifted by (3, 0, 0) mm" in message for message in messages)
 
 
+@pytest.mark.parametrize(("shift_mm", "code"), [(0.0, "channels-on-different-grids"), (500.0, "channel-mismatch")])
+def test_channels_on_other_grids_must_cover_the_first(manifest: Manifest, shift_mm: float, code: str) -> None:
+    first = manifest.training[0]["image"]
+    coarse = shift(AFFINE, shift_mm) @ np.diag([2.0, 2.0, 1.0, 1.0])
+    halved = ((SHAPE[0] + 1) // 2, (SHAPE[1] + 1) // 2, SHAPE[2])
+    save_nifti(
+        np.arange(np.prod(halved), dtype=np.float32).reshape(halved), coarse, manifest.dataset_dir / "pet.nii.gz"
+    )
+    items = [{**item, "image": [item["image"], "pet.nii.gz"]} for item in manifest.training]
+    assert first == items[0]["image"][0]
+    found_codes = {finding.code for finding in audit(manifest.with_content(training=items)).findings}
+    assert code in found_codes
+    assert len(found_codes & {"channels-on-different-grids", "channel-mismatch"}) == 1
+
+
 def test_outliers_of_volume_and_of_spacing(manifest: Manifest) -> None:
     label = np.ones(SHAPE, np.uint8)
     save_nifti(label, AFFINE, label_file(manifest, 3))

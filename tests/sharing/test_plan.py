@@ -26,7 +26,7 @@ _MR = Fingerprint(
     spacing_mm=np.tile([1.0, 1.0, 1.0], (30, 1)),
     shape=np.tile([64.0, 64.0, 64.0], (30, 1)),
     intensity=(Intensity(0, 900, 300, 100),),
-    zero_fraction=0.0,
+    zero_fraction=(0.0,),
     structure_ml={1: 5.0},
     structure_fraction=0.02,
 )
@@ -37,6 +37,16 @@ def _data(spacing: tuple[float, ...], shape: tuple[float, ...], **more: Any) -> 
     return replace(_MR, **{**grids, **more})
 
 
+def _channels(*modality: str, **more: Any) -> Fingerprint:
+    count = len(modality)
+    per_channel: dict[str, Any] = {
+        "modality": modality,
+        "intensity": _MR.intensity * count,
+        "zero_fraction": (0.0,) * count,
+    }
+    return replace(_MR, channels=count, **per_channel, **more)
+
+
 CASES = {
     "isotropic": _MR,
     "thick slices": _data((0.6, 0.6, 5.0), (320, 320, 24)),
@@ -45,7 +55,8 @@ CASES = {
     "two millimetres": _data((2.0, 2.0, 2.0), (40, 40, 40)),
     "few slices": _data((1.0, 1.0, 8.0), (128, 128, 7)),
     "fourteen labels": replace(_MR, labels={i: str(i) for i in range(1, 15)}),
-    "two channels": replace(_MR, channels=2, modality=("MR", "PT"), intensity=_MR.intensity * 2),
+    "two channels": _channels("MR", "PT"),
+    "two grids": _channels("MR", "PT", one_grid=False, coverage=0.9),
 }
 
 
@@ -98,12 +109,71 @@ def test_thin_slices_among_thick_ones_set_the_spacing() -> None:
 
 def test_ct_is_clipped_to_what_the_structures_hold() -> None:
     plan = make_plan(replace(_MR, modality=("CT",), intensity=(Intensity(-80, 260, 90, 50),)))
-    assert (plan.normalisation["a_min"], plan.normalisation["a_max"]) == (-80, 260)
+    (scaling,) = plan.normalisation
+    assert (scaling["a_min"], scaling["a_max"]) == (-80, 260)
 
 
 def test_masked_images_are_normalised_inside_the_mask() -> None:
-    assert make_plan(replace(_MR, zero_fraction=0.6)).normalisation["nonzero"] is True
-    assert make_plan(_MR).normalisation["nonzero"] is False
+    assert make_plan(replace(_MR, zero_fraction=(0.6,))).normalisation[0]["nonzero"] is True
+    assert make_plan(_MR).normalisation[0]["nonzero"] is False
+
+
+def test_channels_on_one_grid_stay_one_image() -> None:
+    plan = make_plan(CASES["two channels"])
+    assert plan.keys == ("image",)
+    assert [step["keys"] for step in plan.normalisation] == ["image"]
+    assert plan.normalisation[0]["channel_wise"] is True
+
+
+def test_channels_on_different_grids_are_loaded_and_scaled_one_by_one() -> None:
+    plan = make_plan(_channels("CT", "PT", one_grid=False, coverage=0.9))
+    assert plan.keys == ("image", "channel_1")
+    targets = [(step["_target_"], step["keys"]) for step in plan.normalisation]
+    assert targets == [("ScaleIntensityRanged", "image"), ("NormalizeIntensityd", "channel_1")]
+    assert any(what == "channels" and "90%" in why for what, _, why in plan.reasons)
+
+
+def test_no_key_is_mistaken_for_meta_data_of_the_image() -> None:
+    for data in CASES.values():
+        assert not any(key.startswith(("image_", "label_")) for key in make_plan(data).keys)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"), [(["sarcoma"], (0,)), (["liver tumour", "lesion"], (0,)), (["liver", "tumour"], ()), (["a"], ())]
+)
+def test_only_what_grows_on_either_side_is_mirrored(names: list[str], axes: tuple[int, ...]) -> None:
+    plan = make_plan(replace(_MR, labels=dict(enumerate(names, start=1))))
+    assert plan.flip_axes == axes
+
+
+TABLE = {
+    # spacing, shape, ml of the smallest structure: network, at least this spacing, slices pooled less than pixels
+    "0.5 mm, small structures": ((0.5, 0.5, 0.5), (300, 300, 200), 0.02, "BasicUNet", 0.5, False),
+    "0.5 mm, large structures": ((0.5, 0.5, 0.5), (300, 300, 200), 400.0, "BasicUNet", 2.0, False),
+    "2 mm": ((2.0, 2.0, 2.0), (40, 40, 40), 5.0, "BasicUNet", 2.0, False),
+    "5 mm slices": ((0.8, 0.8, 5.0), (256, 256, 30), 5.0, "DynUNet", 0.8, True),
+    "5 mm slices of large structures": ((0.8, 0.8, 5.0), (256, 256, 30), 1500.0, "DynUNet", 1.5, True),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_choices_for_fine_coarse_and_thick_data(name: str) -> None:
+    spacing, shape, millilitres, network, finest, thick = TABLE[name]
+    plan = make_plan(_data(spacing, shape, structure_ml={1: millilitres}))
+    assert plan.network["_target_"] == network
+    assert min(plan.spacing_mm) >= finest
+    assert max(plan.spacing_mm) >= max(spacing)
+    slices_pooled = sum(stride[2] > 1 for stride in plan.network.get("strides", [[2, 2, 2]] * 4))
+    pixels_pooled = sum(stride[0] > 1 for stride in plan.network.get("strides", [[2, 2, 2]] * 4))
+    assert (slices_pooled < pixels_pooled) == thick
+    assert millilitres * 1000 / math.prod(plan.spacing_mm) >= min(200, millilitres * 1000 / math.prod(spacing))
+
+
+def test_wide_networks_come_before_fine_voxels_of_large_structures() -> None:
+    data = _data((1.0, 1.0, 3.3), (124, 118, 54), structure_ml={1: 278.0})
+    coarse, fine = (make_plan(data, Budget(minutes=minutes)) for minutes in (8, 20))
+    assert coarse.width == fine.width == 16
+    assert min(coarse.spacing_mm) > min(fine.spacing_mm) > 1.0
 
 
 def test_huge_fine_cases_get_larger_voxels_but_small_structures_keep_theirs() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medseg.geometry import ANGLE_TOLERANCE_DEGREES, POSITION_TOLERANCE_MM, Geometry
+from medseg.geometry import ANGLE_TOLERANCE_DEGREES, POSITION_TOLERANCE_MM, SMALLEST_COVERAGE, Geometry
 from medseg.manifests.audit.facts import CaseFacts
 from medseg.manifests.audit.findings import Finding
 
@@ -38,8 +38,11 @@ def _grids(case: CaseFacts) -> Iterator[Finding]:
     image = case.images[0].geometry
     for channel in case.images[1:]:
         if not image.matches(channel.geometry):
-            message = f"a channel {explain_mismatch(image, channel.geometry)}"
-            yield Finding("channel-mismatch", message, (case.case,))
+            share = image.covered_by(channel.geometry)
+            other_grid = image.shape != channel.geometry.shape and share >= SMALLEST_COVERAGE
+            code = "channels-on-different-grids" if other_grid else "channel-mismatch"
+            message = f"a channel {explain_mismatch(image, channel.geometry)} and covers {share:.0%} of it"
+            yield Finding(code, message, (case.case,))
     for label in case.labels:
         if not image.matches(label.geometry):
             message = f"the label {explain_mismatch(image, label.geometry)}"

@@ -19,7 +19,7 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "the file has changed since the manifest was made: restore it or make a new manifest",
     ),
     "geometry-mismatch": ("error", "resample the label onto its image's grid, or restore the right label"),
-    "channel-mismatch": ("error", "give every case the same number of channels, on one grid"),
+    "channel-mismatch": ("error", "give every case the same number of channels, of one field of view"),
     "unexpected-labels": ("error", "correct the label map, or declare the value under `labels`"),
     "fractional-labels": ("error", "the label map was interpolated: make it again with nearest neighbour"),
     "no-label": ("error", "add the label, or move the case to `test`"),
@@ -33,6 +33,10 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "warning",
         "the voxel values of these cases have one unusual step in common, as crops of one scan do: if they are of one "
         "patient, give them one patient_id and split again",
+    ),
+    "channels-on-different-grids": (
+        "warning",
+        "right for a bundle that resamples its channels, as `medseg bundle new` plans it; else resample them first",
     ),
     "duplicate-label": ("warning", "two cases have the very same label map: check that neither is a copy of the other"),
     "empty-label": ("warning", "right if the structure is absent; otherwise complete the label"),

@@ -1,0 +1,70 @@
+"""The bundle for MR and PET on a patient's own DICOM series: two series of one study, one result on the MR."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.bundle import Bundle, audit
+from medseg.inference import Options, run_batch
+from medseg.inference.cases import collect, load
+from medseg.inference.channels import channels_of, others_of
+from medseg.ingest import read_volume
+from medseg.ingest.rules import parse_rules
+from tests.outputs.test_geometry import read_with_highdicom
+from tests.sharing.test_new import publish_random_weights
+
+BUNDLE = Path(__file__).parents[2] / "benchmarks" / "bundles" / "sarcoma_mrpet_segmentation"
+RULES = [{"channel": "mr", "modality": "MR"}, {"channel": "pet", "modality": "PT"}]
+
+
+@pytest.fixture
+def study(real_data: Path) -> Path:
+    return real_data / "ibsi_sts" / "dicom" / "STS_002"
+
+
+def test_it_passes_the_audit_and_lists_its_data() -> None:
+    assert audit(BUNDLE) == []
+    bundle = Bundle.open(BUNDLE)
+    assert channels_of(bundle).resampled
+    items = bundle.config("datalist")["training"]
+    assert len({item["patient_id"] for item in items}) == len(items) == 22
+    assert {item["fold"] for item in items} == {0, 1, 2}
+    assert bundle.label_codes.keys() == bundle.labels.keys()
+
+
+def test_rules_find_the_two_series_of_the_study(study: Path) -> None:
+    (case,) = collect([study], 2, parse_rules(RULES))
+    assert [record.modality for record in case.channels] == ["MR", "PT"]
+    object.__setattr__(case, "taken", channels_of(Bundle.open(BUNDLE)))
+    loaded = load(case)
+    assert loaded.note == "channel 2 covers 100% of the first"
+    nifti = study.parents[1] / "nifti" / "STS_002"
+    for image, name in ((loaded.image, "MR_T1"), (others_of(loaded.image)["channel_1"], "PET")):
+        values, grid, _ = read_volume(nifti / f"{name}_image.nii.gz")
+        np.testing.assert_allclose(image.affine, grid.affine, atol=0.01)
+        np.testing.assert_allclose(image[0], values, rtol=1e-3, atol=1e-3)
+
+
+def test_the_segmentation_lies_on_the_mr(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / BUNDLE.name
+    shutil.copytree(BUNDLE, folder)
+    if not (folder / "models" / "model.pt").is_file():
+        (folder / "models").mkdir(exist_ok=True)
+        publish_random_weights(folder)
+    (tmp_path / "rules.json").write_text(json.dumps({"rules": RULES}))
+    options = Options(write=("nifti", "seg"), select=str(tmp_path / "rules.json"))
+    report = run_batch(folder, [study], tmp_path / "out", options)
+    (case,) = report.content["cases"]
+    assert (case["status"], len(case["outputs"])) == ("done", 2)
+    mr, grid, _ = read_volume(study / "MR_T1" / "image")
+    found, own, _ = read_volume(tmp_path / "out" / f"{case['case_id']}_seg.nii.gz")
+    assert own.matches(grid)
+    assert found.shape == mr.shape
+    assert 0 < found.mean() < 1
+    again = read_with_highdicom(tmp_path / "out" / f"{case['case_id']}_seg.dcm", grid, {1: 1})
+    np.testing.assert_array_equal(again > 0, found > 0)
