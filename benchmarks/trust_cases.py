@@ -132,8 +132,8 @@ def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
     for kind in missing:
         network = load_network(bundle, run.weak(int(kind[5:]))) if kind.startswith("weak-") else final
         if kind in MASK_FAULTS and own is None:
-            with np.load(folder / "own.npz") as content:
-                own = [read(content, i, "own").probabilities.numpy() for i in range(len(cases))]
+            with np.load(folder / "own.npz") as kept:
+                own = [read(kept, i, "own").probabilities.numpy() for i in range(len(cases))]
         content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
         for i, case in enumerate(cases):
             start = own[i] if own is not None else np.empty(0, np.float32)

@@ -119,7 +119,7 @@ def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> d
             FitOptions(),
             importance(fit),
         )
-        for i in np.flatnonzero(part == number):
+        for i in map(int, np.flatnonzero(part == number)):
             for label, estimate in calibration.estimate(rows[i]["scores"]).items():
                 found[str(label)][0][i], found[str(label)][1][i] = estimate.predicted_dice, estimate.lower_bound
     return found

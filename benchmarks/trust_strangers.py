@@ -31,7 +31,7 @@ HIPPOCAMPI = ((180, 280, 7), (314, 280, 7))
 def volumes(shared: Path) -> Iterator[tuple[str, MetaTensor]]:
     """Name and volume of every stranger on its own grid."""
     for record in scan([shared / "brain_mr_dicom"]):
-        if record.usable and min(record.shape) > 15 and "HCrop" not in record.source:
+        if record.usable and record.shape and min(record.shape) > 15 and "HCrop" not in record.source:
             array, geometry, _ = read_volume(record)
             yield f"head {record.description}", _tensor(array, geometry)
     for path in sorted((shared / "ibsi_sts" / "nifti").rglob("*.nii.gz")):
@@ -52,9 +52,9 @@ def _tensor(array: NDArray[Any], geometry: Geometry) -> MetaTensor:
 
 def refused(bundle: Bundle, volume: MetaTensor) -> bool:
     """Whether the bundle refuses the whole volume by its grid alone."""
-    shape = tuple(int(n) for n in volume.shape[1:])
+    i, j, k = (int(n) for n in volume.shape[1:])
     try:
-        bundle.check_range(Geometry(shape, np.asarray(volume.affine, dtype=np.float64)))
+        bundle.check_range(Geometry((i, j, k), np.asarray(volume.affine, dtype=np.float64)))
     except Refusal:
         return True
     return False

@@ -1,0 +1,164 @@
+"""The bundle that restores corrupted volumes, and what its encoder is worth to a U-Net."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.networks.nets import BasicUNet
+
+from medseg.bundle import Bundle, audit
+from medseg.bundle.findings import blocks
+from medseg.bundle.verify import SCHEMA_FILE
+from medseg.networks import encoder_state
+from medseg.training import train_bundle
+from medseg.training.initial import initialise_from
+from tests.bundles.images import BUNDLES, workflow, write_volumes, written
+
+BUNDLE = BUNDLES / "volume_autoencoder_pretraining"
+FLAGSHIP = BUNDLES / "hippocampus_mri_segmentation"
+SMALL: dict[str, Any] = {
+    "epochs": 2,
+    "iterations": 2,
+    "batch_size": 2,
+    "patch_size": [16, 16, 16],
+    "val_interval": 1,
+    "network_def#features": [2, 2, 4, 4, 4, 2],
+    "validate#inferer#roi_size": [16, 16, 16],
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {**SMALL, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")  # the schema is a file of the package
+def test_it_is_sound() -> None:
+    assert not blocks(audit(BUNDLE))
+    verify_metadata(meta_file=str(BUNDLE / "configs" / "metadata.json"), filepath=str(SCHEMA_FILE))
+    assert (BUNDLE / "models" / "model.pt").stat().st_size < 25_000_000
+    assert Bundle.open(BUNDLE).load_network().state_dict().keys()
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        config_file=str(BUNDLE / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(BUNDLE),
+    )
+
+
+def test_inference_needs_medseg_for_the_network_alone() -> None:
+    config = written(BUNDLE, "inference.json")
+    assert config.pop("network_def")["_target_"] == "medseg.networks.Autoencoder"
+    assert "medseg" not in str(config)
+    assert config["preprocessing"]["transforms"] == written(FLAGSHIP, "inference.json")["preprocessing"]["transforms"]
+
+
+def test_training_and_inference_mean_the_same_network() -> None:
+    assert written(BUNDLE, "train.json")["network_def"] == written(BUNDLE, "inference.json")["network_def"]
+
+
+def test_its_whole_encoder_starts_the_flagship() -> None:
+    """``medseg train bundles/hippocampus_mri_segmentation --init bundles/volume_autoencoder_pretraining``."""
+    network: BasicUNet = ConfigParser(written(FLAGSHIP, "train.json")).get_parsed_content("network_def")
+    transfer = initialise_from(network, BUNDLE)
+    encoder = encoder_state(network.state_dict())
+    assert set(encoder) <= set(transfer.copied)
+    pretrained = Bundle.open(BUNDLE).load_network().state_dict()
+    assert all(torch.equal(value, pretrained[name]) for name, value in encoder.items())
+    assert "final_conv.weight" in transfer.kept  # three classes are not one intensity
+
+
+def test_what_is_corrupted_stays_the_target(tmp_path: Path) -> None:
+    flow = workflow(BUNDLE, "train", "train.json", **settings(tmp_path), output_dir=str(tmp_path / "out"))
+    dataset = flow.parser.get_parsed_content("validate#dataset")
+    loader = flow.parser.get_parsed_content("validate#dataloader")
+    seen = []
+    for _ in range(2):
+        batches = iter(loader)
+        seen.append([next(batches) for _ in range(len(dataset))])
+    originals = [nib.load(tmp_path / f"image{number}.nii.gz").get_fdata() for number in (0, 2)]
+    for first, second in zip(*seen, strict=True):
+        assert torch.equal(first["image"], second["image"])  # every validation sees the same corruption
+        assert not torch.equal(first["image"], first["label"])
+        target = first["label"][0, 0].numpy()
+        scaled = [(v - v.mean()) / v.std() for v in originals]
+        assert min(np.abs(target - v).max() for v in scaled) < 1e-4  # nothing was written into what is cached
+
+
+@pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
+def test_properties_are_clean(tmp_path: Path, kind: str, name: str) -> None:
+    given = settings(tmp_path) if kind == "train" else {"dataset_dir": str(tmp_path), "images": "*.nii.gz"}
+    write_volumes(tmp_path)
+    assert workflow(BUNDLE, kind, name, **given, output_dir=str(tmp_path / "out")).check_properties() == []
+
+
+def test_it_trains_and_says_what_restoring_gained(tmp_path: Path) -> None:
+    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=settings(tmp_path))
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        first, last = csv.DictReader(handle)
+    assert float(last["loss"]) < float(first["loss"])
+    for name in ("val_ssim", "val_psnr_db", "val_corrupted_ssim", "val_corrupted_psnr_db"):
+        assert np.isfinite(float(last[name]))
+    assert first["val_corrupted_psnr_db"] == last["val_corrupted_psnr_db"]
+    assert (tmp_path / "out" / "samples" / "epoch-0002.png").stat().st_size > 1000
+    assert not list((tmp_path / "out" / "checkpoints").glob("*discriminator*"))
+
+
+def test_against_a_discriminator(tmp_path: Path) -> None:
+    flow = workflow(
+        BUNDLE,
+        "train",
+        "train.json",
+        "adversarial_train.json",
+        **settings(tmp_path),
+        output_dir=str(tmp_path / "out"),
+        warm_up=1,
+        ramp=1,
+    )
+    flow.run_id = "training"
+    flow.run()
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert float(rows[-1]["adversarial_loss"]) > 0.0
+    assert (tmp_path / "out" / "checkpoints" / "final_discriminator.pt").exists()
+
+
+def test_inference_restores_on_the_grid_of_the_source(tmp_path: Path) -> None:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[:3, 3] = 20.0, 30.0, -10.0
+    image = np.random.default_rng(0).random((34, 47, 33), dtype=np.float32)
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "case.nii.gz")
+    workflow(
+        BUNDLE,
+        "infer",
+        "inference.json",
+        dataset_dir=str(tmp_path),
+        images="*.nii.gz",
+        output_dir=str(tmp_path / "out"),
+    ).run()
+    found = nib.load(tmp_path / "out" / "case_restored.nii.gz")
+    assert found.shape == image.shape
+    assert np.allclose(found.affine, affine)
+
+
+@pytest.mark.slow
+def test_held_out_volumes_are_restored_as_the_readme_says(tmp_path: Path, real_data: Path) -> None:
+    workflow(
+        BUNDLE,
+        "infer",
+        "train.json",
+        "evaluate.json",
+        dataset_dir=str(real_data / "msd_hippocampus"),
+        output_dir=str(tmp_path),
+    ).run()
+    with (tmp_path / "metrics.csv").open() as handle:
+        figures = {row[0]: float(row[1]) for row in csv.reader(handle, delimiter="\t")}
+    assert figures["val_psnr_db"] == pytest.approx(15.0, abs=0.3)
+    assert figures["val_ssim"] == pytest.approx(0.112, abs=0.02)

@@ -1,0 +1,114 @@
+"""The bundle that makes patches out of noise, in 3D and as slices."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, verify_metadata
+from safetensors.torch import load_file
+
+from medseg.bundle import Bundle, audit
+from medseg.bundle.findings import blocks
+from medseg.bundle.verify import SCHEMA_FILE
+from medseg.networks import ENCODER_PREFIXES
+from medseg.training import train_bundle
+from tests.bundles.images import BUNDLES, workflow, write_volumes, written
+
+BUNDLE = BUNDLES / "volume_gan_synthesis"
+SMALL: dict[str, Any] = {
+    "epochs": 2,
+    "iterations": 2,
+    "batch_size": 2,
+    "patch_size": [16, 16, 16],
+    "val_interval": 1,
+    "validation_patches": 20,
+    "network_def#size": [16, 16, 16],
+    "discriminator_def#size": [16, 16, 16],
+    "network_def#features": [4, 4, 2],
+    "discriminator_def#features": [2, 4, 4],
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {**SMALL, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")  # the schema is a file of the package
+def test_it_is_sound() -> None:
+    assert not blocks(audit(BUNDLE))
+    verify_metadata(meta_file=str(BUNDLE / "configs" / "metadata.json"), filepath=str(SCHEMA_FILE))
+    assert (BUNDLE / "models" / "model.pt").stat().st_size < 25_000_000
+    noise = torch.randn(2, 64, 1, 1, 1)
+    created = Bundle.open(BUNDLE).load_network()(noise)
+    assert created.shape == (2, 1, 32, 32, 32)
+    assert all(name.startswith(ENCODER_PREFIXES) for name in load_file(BUNDLE / "features" / "encoder.safetensors"))
+
+
+def test_configurations_mean_the_same_networks() -> None:
+    train, inference = written(BUNDLE, "train.json"), written(BUNDLE, "inference.json")
+    assert train["network_def"] == inference["network_def"]
+    assert train["network_def"]["latent"] == train["latent"]
+    assert train["network_def"]["features"] == train["discriminator_def"]["features"][::-1]
+    preset = written(BUNDLE, "slices_2d.json")
+    assert preset["latent"] == preset["network_def"]["latent"] == 100
+    assert preset["network_def"]["features"] == [256, 128, 64]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
+def test_properties_are_clean(tmp_path: Path, kind: str, name: str) -> None:
+    given = settings(tmp_path) if kind == "train" else {}
+    assert workflow(BUNDLE, kind, name, **given, output_dir=str(tmp_path / "out")).check_properties() == []
+
+
+def test_it_trains_and_measures_the_distance_to_real_patches(tmp_path: Path) -> None:
+    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=settings(tmp_path))
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert all(float(row["val_frechet"]) > 0.0 for row in rows)
+    assert rows[0]["val_frechet"] != rows[1]["val_frechet"]
+    assert sorted(path.name for path in (tmp_path / "out" / "samples").iterdir()) == [
+        "epoch-0001.png",
+        "epoch-0002.png",
+    ]
+    assert (tmp_path / "out" / "checkpoints" / "best.pt").exists()
+
+
+def test_the_preset_makes_slices(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    for name in ("patch_size", "network_def#size", "discriminator_def#size", "validation_patches", "val_interval"):
+        given.pop(name)
+    given |= {"output_dir": str(tmp_path / "out"), "train#handlers#2#count": 4}
+    flow = workflow(BUNDLE, "train", "train.json", "slices_2d.json", **given)
+    flow.run_id = "training"
+    flow.run()
+    weights = torch.load(tmp_path / "out" / "checkpoints" / "final.pt", weights_only=True)
+    assert weights["layers.0.conv.weight"].shape[0] == 100
+    batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
+    assert batch["label"].shape == (2, 1, 48, 32)
+    assert batch["image"].shape == (2, 100, 1, 1)
+
+
+def test_inference_makes_the_same_volumes_from_the_same_seed(tmp_path: Path) -> None:
+    made = []
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        workflow(BUNDLE, "infer", "inference.json", count=2, seed=seed, output_dir=str(tmp_path / folder)).run()
+        files = sorted((tmp_path / folder).glob("*_synthetic.nii.gz"))
+        made.append([nib.load(file).get_fdata() for file in files])
+    first, again, other = made
+    assert len(first) == 2
+    assert first[0].shape == (32, 32, 32)
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_the_encoder_of_the_distance_is_an_autoencoders() -> None:
+    config = {**written(BUNDLE, "train.json"), "bundle_root": str(BUNDLE)}
+    encoder = ConfigParser(config).get_parsed_content("feature_encoder_def")
+    assert encoder(torch.randn(3, 1, 32, 32, 32)).shape == (3, 128)
