@@ -159,6 +159,6 @@ def test_held_out_volumes_are_restored_as_the_readme_says(tmp_path: Path, real_d
         output_dir=str(tmp_path),
     ).run()
     with (tmp_path / "metrics.csv").open() as handle:
-        figures = {row[0]: float(row[1]) for row in csv.reader(handle, delimiter="\t")}
+        figures = {row[0]: float(row[1]) for row in csv.reader(handle)}
     assert figures["val_psnr_db"] == pytest.approx(15.0, abs=0.3)
     assert figures["val_ssim"] == pytest.approx(0.112, abs=0.02)
