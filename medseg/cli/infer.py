@@ -178,6 +178,8 @@ def _say_verdicts(report: RunReport) -> None:
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("accept", "review", "reject"))
         flagged = f", {counts['flagged']} flagged" if counts["flagged"] else ""
         console.print(f"Trust: {told}{flagged}. Worst first: {report.folder / 'worklist.csv'}", markup=False)
+        if state["provenance"]:
+            console.print(f"Trust was calibrated on {state['provenance']}", markup=False)
         return
     asked = "doubt" in report.content["options"]["write"]
     if state["state"] in {"stale", "damaged"} or (asked and state["state"] == "none"):

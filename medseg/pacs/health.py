@@ -24,6 +24,8 @@ class HealthServer:
             return {state: found.get(state, 0) for state in get_args(State)}
 
         class Handler(BaseHTTPRequestHandler):
+            """Answers /health and /metrics."""
+
             def do_GET(self) -> None:
                 free = shutil.disk_usage(settings.folder).free
                 if self.path == "/health":

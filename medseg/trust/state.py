@@ -27,7 +27,7 @@ class TrustState:
     message
         Why not, and what to do.
     facts
-        Coverage, thresholds, and per structure the number of cases and patients, if it can be read.
+        Coverage, thresholds, what it was fitted on, and per structure the number of cases and patients, if it can be read.
     """
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
@@ -97,5 +97,6 @@ def _facts(calibration: Calibration) -> dict[str, Any]:
         "thresholds": asdict(calibration.thresholds),
         "weights_sha256": calibration.weights_sha256,
         "scores": list(calibration.scores),
+        "provenance": calibration.provenance,
         "structures": structures,
     }

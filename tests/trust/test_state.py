@@ -1,0 +1,14 @@
+"""What a run says of the calibration behind its verdicts."""
+
+from pathlib import Path
+
+from medseg.bundle import Bundle
+from medseg.trust.state import trust_state
+
+FLAGSHIP = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_segmentation"
+
+
+def test_the_flagship_says_what_its_calibration_was_fitted_on() -> None:
+    state = trust_state(Bundle.open(FLAGSHIP))
+    assert state.state == "ready"
+    assert "provisional" in state.as_json()["provenance"]
