@@ -13,6 +13,13 @@ ENCODER_PREFIXES = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
 """Beginnings of the state-dict keys that belong to the encoder, here and in MONAI's ``BasicUNet``."""
 
 
+class _Same(nn.Module):
+    """In the place of a decoder block that is not needed."""
+
+    def forward(self, volume: Tensor, skip: Tensor | None) -> Tensor:  # noqa: ARG002  the arguments of UpCat
+        return volume
+
+
 class Autoencoder(nn.Module):
     """Restores a volume from a corrupted one, and so learns features without labels.
 
@@ -27,10 +34,20 @@ class Autoencoder(nn.Module):
     in_channels, out_channels
         Channels of the corrupted and of the restored volume.
     features
-        Feature maps of the five levels and of the last decoder block, as in ``BasicUNet``.
+        Feature maps of the levels, two to five, and of the last decoder block; five as in ``BasicUNet``. All passes
+        through a grid that is halved once less: five levels (1/16) keep the layout, three (1/4) detail too.
     act, norm, bias, dropout, upsample
         As in ``BasicUNet``; give both networks the same.
     """
+
+    down_1: nn.Module
+    down_2: nn.Module
+    down_3: nn.Module
+    down_4: nn.Module
+    up_1: nn.Module
+    up_2: nn.Module
+    up_3: nn.Module
+    up_4: nn.Module
 
     def __init__(  # noqa: PLR0913  the arguments of BasicUNet
         self,
@@ -46,33 +63,38 @@ class Autoencoder(nn.Module):
         upsample: str = "deconv",
     ) -> None:
         super().__init__()
-        f = tuple(features)
-        if len(f) != 6:
-            raise ValueError(f"found {len(f)} feature sizes, expected 6: five levels and the last decoder block")
+        *levels, last = features
+        if not 2 <= len(levels) <= 5:
+            raise ValueError(
+                f"found {len(levels) + 1} feature sizes, expected those of 2 to 5 levels and the last block"
+            )
         blocks = (act, norm, bias, dropout)
-        self.conv_0 = TwoConv(spatial_dims, in_channels, f[0], *blocks)
-        self.down_1 = Down(spatial_dims, f[0], f[1], *blocks)
-        self.down_2 = Down(spatial_dims, f[1], f[2], *blocks)
-        self.down_3 = Down(spatial_dims, f[2], f[3], *blocks)
-        self.down_4 = Down(spatial_dims, f[3], f[4], *blocks)
-        self.up_4 = UpCat(spatial_dims, f[4], 0, f[3], *blocks, upsample)
-        self.up_3 = UpCat(spatial_dims, f[3], 0, f[2], *blocks, upsample)
-        self.up_2 = UpCat(spatial_dims, f[2], 0, f[1], *blocks, upsample)
-        self.up_1 = UpCat(spatial_dims, f[1], 0, f[5], *blocks, upsample, halves=False)
+        self.divisor = 2 ** (len(levels) - 1)
+        self.conv_0 = TwoConv(spatial_dims, in_channels, levels[0], *blocks)
+        for depth in range(1, 5):  # all are there, for TorchScript; those below the bottleneck change nothing
+            down: nn.Module = nn.Identity()
+            up: nn.Module = _Same()
+            if depth < len(levels):
+                wide, narrow = levels[depth], levels[depth - 1] if depth > 1 else last
+                down = Down(spatial_dims, levels[depth - 1], wide, *blocks)
+                up = UpCat(spatial_dims, wide, 0, narrow, *blocks, upsample, halves=depth > 1)
+            self.add_module(f"down_{depth}", down)
+            self.add_module(f"up_{depth}", up)
         convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        self.final_conv = convolution(f[5], out_channels, kernel_size=1)
+        self.final_conv = convolution(last, out_channels, kernel_size=1)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """``(B, in_channels, H, W[, D])`` → ``(B, out_channels, H, W[, D])``; sides need to be multiples of 16.
+        """``(B, in_channels, H, W[, D])`` → ``(B, out_channels, H, W[, D])``; sides need to be multiples of 16
+        with five levels, of 4 with three.
 
         Raises
         ------
         ValueError
             If a side is not: without skip connections nothing can put a lost voxel back.
         """
-        if any(side % 16 for side in volume.shape[2:]):
+        if any(side % self.divisor for side in volume.shape[2:]):
             raise ValueError(
-                f"found sides of {list(volume.shape[2:])}, expected multiples of 16; pad or crop the volume"
+                f"found sides of {list(volume.shape[2:])}, expected multiples of {self.divisor}; pad or crop the volume"
             )
         # block by block instead of a loop, which TorchScript does not compile
         code = self.up_3(self.up_4(self.encode(volume), None), None)
@@ -80,7 +102,7 @@ class Autoencoder(nn.Module):
         return restored
 
     def encode(self, volume: Tensor) -> Tensor:
-        """The bottleneck: ``(B, features[4], H/16, W/16[, D/16])``."""
+        """The bottleneck: with five levels ``(B, features[4], H/16, W/16[, D/16])``."""
         code: Tensor = self.down_4(self.down_3(self.down_2(self.down_1(self.conv_0(volume)))))
         return code
 

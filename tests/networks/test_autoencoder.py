@@ -41,8 +41,19 @@ def test_the_shape_is_kept(dims: int) -> None:
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
         Autoencoder(features=FEATURES)(torch.randn(1, 1, 20, 16, 16))
-    with pytest.raises(ValueError, match="6"):
-        Autoencoder(features=(4, 4, 8))
+    with pytest.raises(ValueError, match="2 to 5 levels"):
+        Autoencoder(features=(4, 4))
+
+
+def test_fewer_levels_share_what_they_have_with_the_whole_encoder() -> None:
+    shallow, unet = Autoencoder(features=(4, 4, 8, 4)), BasicUNet(3, 1, 3, FEATURES)
+    pretrained = encoder_state(shallow.state_dict())
+    wanted = encoder_state(unet.state_dict())
+    assert {name.split(".")[0] for name in pretrained} == {"conv_0", "down_1", "down_2"}
+    assert all(value.shape == wanted[name].shape for name, value in pretrained.items())
+    volume = torch.randn(1, 1, 12, 8, 4)  # multiples of 4 are enough
+    assert shallow.encode(volume).shape == (1, 8, 3, 2, 1)
+    assert shallow(volume).shape == volume.shape
 
 
 def test_it_learns_to_restore() -> None:
@@ -61,8 +72,9 @@ def test_it_learns_to_restore() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_it_scripts() -> None:
-    autoencoder = Autoencoder(features=FEATURES).eval()
+@pytest.mark.parametrize("features", [FEATURES, (4, 4, 8, 4)])
+def test_it_scripts(features: tuple[int, ...]) -> None:
+    autoencoder = Autoencoder(features=features).eval()
     volume = torch.randn(1, 1, 16, 32, 16)
     with torch.no_grad():
         assert torch.allclose(torch.jit.script(autoencoder)(volume), autoencoder(volume), atol=1e-6)
