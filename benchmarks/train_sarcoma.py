@@ -42,7 +42,7 @@ from medseg.inference import Options, run_batch
 from medseg.ingest import read_volume
 from medseg.training import fold_items, train_bundle
 
-BUNDLE = Path(__file__).parent / "bundles" / "sarcoma_mrpet_segmentation"
+BUNDLE = Path(__file__).parents[1] / "bundles" / "sarcoma_mrpet_segmentation"
 KEYS = ("image", "channel_1")
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
 FOLDS = 3
