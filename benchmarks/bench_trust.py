@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import trust_figures as figures
+from benchmarks.trust_baselines import compared, with_baselines
 from benchmarks.trust_cases import KINDS, Run, make, prepared
 from benchmarks.trust_scores import (
     Row,
@@ -200,6 +201,7 @@ def read_arguments() -> argparse.Namespace:
         "--held-out", type=int, default=0, help="fold that the bundle's weights have not seen; -1: none"
     )
     parser.add_argument("--strangers", type=Path, help="folder with brain_mr_dicom and ibsi_sts")
+    parser.add_argument("--baselines", type=int, metavar="N", help="simple ways to judge, on every N-th result")
     parser.add_argument("--ablation", action="store_true", help="what each part adds")
     return parser.parse_args()
 
@@ -220,6 +222,9 @@ def main() -> None:
     result = summary(bench, rows)
     if options.ablation:
         result["ablation"] = figures.ablation(rows, [str(label) for label in bench.bundle.labels])
+    if options.baselines:
+        some = with_baselines(bench.bundle, bench.runs, bench.cache, rows, options.baselines)
+        result["baselines"] = compared(some, [str(label) for label in bench.bundle.labels])
     if options.strangers:
         result["strangers"] = strangers(bench, rows, options.strangers)
     write_json(options.cache / "trust.json", result)

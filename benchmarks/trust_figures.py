@@ -135,6 +135,8 @@ def quality(dice: Floats, score: Floats) -> dict[str, float]:
         "spearman": float(spearmanr(dice, score)[0]),
         "auroc": float(roc_auc_score(poor, -score)) if both else float("nan"),
         "aurc": aurc(dice, score),
+        "aurc, best possible": aurc(dice, dice),
+        "aurc, by chance": float((1 - dice).mean()),
     }
 
 
@@ -157,17 +159,19 @@ def coverage(dice: Floats, bound: Floats, patients: Sequence[str], resamples: in
 
 def ablation(rows: Sequence[Row], labels: Sequence[str], parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
     """Quality of every selection of scores on own and on worsened results, both structures together."""
-    found: dict[str, Any] = {}
-    for name in parts:
-        dice, score, own = [], [], []
-        for label in labels:
-            if not any(PARTS[name](n) for n in used_for(int(label), list(rows[0]["scores"]))):
-                continue
-            truth, mine, _, _ = table(rows, label)
-            known = np.isfinite(truth)
-            dice.append(truth[known])
-            score.append(predicted(rows, PARTS[name], label)[known])
-            own.append(mine[known])
-        d, s, o = np.concatenate(dice), np.concatenate(score), np.concatenate(own)
-        found[name] = {"own": quality(d[o], s[o]), "worse": quality(d[~o], s[~o])}
-    return found
+    return {name: part_quality(rows, labels, PARTS[name]) for name in parts}
+
+
+def part_quality(rows: Sequence[Row], labels: Sequence[str], chosen: Chosen) -> dict[str, Any]:
+    """Quality of one selection of scores on own and on worsened results, both structures together."""
+    dice, score, own = [], [], []
+    for label in labels:
+        if not any(chosen(n) for n in used_for(int(label), list(rows[0]["scores"]))):
+            continue
+        truth, mine, _, _ = table(rows, label)
+        known = np.isfinite(truth)
+        dice.append(truth[known])
+        score.append(predicted(rows, chosen, label)[known])
+        own.append(mine[known])
+    d, s, o = np.concatenate(dice), np.concatenate(score), np.concatenate(own)
+    return {"own": quality(d[o], s[o]), "worse": quality(d[~o], s[~o])}

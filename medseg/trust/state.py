@@ -27,7 +27,8 @@ class TrustState:
     message
         Why not, and what to do.
     facts
-        Coverage, thresholds, what it was fitted on, and per structure the number of cases and patients, if it can be read.
+        Coverage, thresholds, what it was fitted on, and per structure the number of cases and patients, if it can be
+        read.
     """
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
