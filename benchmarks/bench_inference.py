@@ -5,7 +5,8 @@
 
 The network is MONAI's UNet 16..256 with batch norms, trained here for a minute to find blobs in noise, so that its
 labels mean something. Stock is MONAI's ``SlidingWindowInferer`` (overlap 0.5, gaussian) and ``argmax``. Every variant
-runs in this process, on the same number of threads, in turn; the table shows medians of CPU seconds.
+runs in this process, on the same number of threads, in turn; the table shows medians of CPU seconds, without those that
+OpenVINO takes to compile for a size of window.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from monai.networks.nets import UNet
 from scipy.ndimage import gaussian_filter
 
 from medseg.files import write_json
-from medseg.inference.choice import agreement, available_bytes, bytes_per_voxel, large_window
-from medseg.inference.engines import REFERENCE, build_engine, candidates
-from medseg.inference.windows import WindowSettings, sweep
+from medseg.inference.choice import agreement
+from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
+from medseg.inference.footprint import large_window, measure_footprint
+from medseg.inference.memory import available_bytes
+from medseg.inference.quantised import QuantisedEngine, can_quantise
+from medseg.inference.windows import WindowSettings, spread_windows, sweep
 
 Labels = np.ndarray
 
@@ -77,12 +81,17 @@ def ours(engine: Callable[[torch.Tensor], torch.Tensor], volume: torch.Tensor, s
 def variants(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> dict[str, Callable[[], Labels]]:
     own = WindowSettings((roi,) * 3, (0.5,) * 3, "gaussian", batch_size=4)
     reference = build_engine(REFERENCE, network)
-    per_voxel = bytes_per_voxel(reference, torch.zeros(1, 1, roi, roi, roi))
-    large = large_window(volume.shape[1:], own, per_voxel, available_bytes() / 2)
-    print(f"large window {large.roi_size}, {per_voxel:.0f} bytes a voxel at most")
+    need = measure_footprint(reference, torch.zeros(1, 1, roi, roi, roi))
+    large = large_window(volume.shape[1:], own, need, available_bytes() / 2)
+    print(f"large window {large.roi_size}, {need.bytes_per_voxel:.0f} bytes a voxel at most, strides {need.strides}")
     runs: dict[str, Callable[[], Labels]] = {"MONAI stock": lambda: stock(network, volume, roi)}
-    for name in candidates():
-        engine = build_engine(name, network)
+    engines: list[Engine] = [build_engine(name, network) for name in candidates()]
+    if can_quantise():
+        quantised = QuantisedEngine(network)
+        quantised.calibrate(list(spread_windows(blobs((2 * roi, roi, roi), 98)[0], own, 3)))
+        engines.append(quantised)
+    for engine in engines:
+        name = engine.name
         runs[f"{name}, bundle's windows"] = partial(ours, engine, volume, own)
         runs[f"{name}, overlap 0.25"] = partial(ours, engine, volume, replace(own, overlap=(0.25,) * 3))
         runs[f"{name}, large windows"] = partial(ours, engine, volume, large)
@@ -92,6 +101,9 @@ def variants(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> dict[s
 def measure(runs: dict[str, Callable[[], Labels]], repeats: int, truth: Labels) -> list[dict[str, object]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     labels: dict[str, Labels] = {}
+    for name, run in runs.items():
+        if name.startswith("openvino"):
+            run()  # compiles for this size of window
     for _ in range(repeats):
         for name, run in runs.items():
             begin = time.process_time()

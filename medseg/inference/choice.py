@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,28 +19,26 @@ from numpy.typing import NDArray
 
 from medseg.errors import MissingDependency
 from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
-from medseg.inference.windows import WindowSettings, plan_windows
 
 __all__ = [
     "SMALLEST_AGREEMENT",
     "Choice",
     "Windows",
     "agreement",
-    "available_bytes",
-    "bytes_per_voxel",
     "fastest_engine",
-    "large_window",
 ]
 
 Windows = Literal["bundle", "large"]
-"""The bundle's own windows, or windows as large as memory allows, up to the whole volume."""
+"""The bundle's own windows, or as few and large ones as memory allows, up to the whole volume."""
 
 SMALLEST_AGREEMENT = 0.999
 """Smallest Dice with the bundle's own result that a faster way must reach, for every structure."""
 
+_LARGER = 1.1
+"""Volumes so many times longer than the one measured are still taken to be like it."""
+
 _SMALLEST_GAIN = 1.15
 _REPEATS = 2
-_ASSUMED_BYTES = 4 << 30
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +51,7 @@ class Choice:
     engine
         Name of the engine.
     windows
-        ``"bundle"``: the bundle's own windows; ``"large"``: as large as memory allows, up to the whole volume.
+        ``"bundle"``: the bundle's own windows; ``"large"``: as few as memory allows, up to the whole volume.
     agreement
         Smallest Dice over structures with the bundle's own result, measured on ``measured_on``; None if nothing was
         measured because the reference is used.
@@ -62,6 +59,11 @@ class Choice:
         Case id.
     speedup
         How many times faster than the reference, as measured.
+    memory_bytes
+        What large windows may take, so that all processes of a run lay the same ones; None for the bundle's own.
+    measured_shape
+        Voxels of that case on the network's grid, if large windows were measured: in a larger volume they may agree
+        less. None if they were asked for.
     """
 
     engine: str = REFERENCE
@@ -69,6 +71,15 @@ class Choice:
     agreement: float | None = None
     measured_on: str | None = None
     speedup: float | None = None
+    memory_bytes: int | None = None
+    measured_shape: tuple[int, ...] | None = None
+
+    def windows_for(self, shape: Sequence[int]) -> str:
+        """The windows for a volume of that shape: the bundle's own if it is larger than what was measured."""
+        known = self.measured_shape
+        if known is not None and any(n > _LARGER * m for n, m in zip(shape, known, strict=True)):
+            return "bundle"
+        return self.windows
 
     def to_json(self) -> dict[str, Any]:
         """The choice as in ``run.json``."""
@@ -77,7 +88,8 @@ class Choice:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Choice:
         """Read what :meth:`to_json` wrote."""
-        return cls(**value)
+        shape = value.get("measured_shape")
+        return cls(**{**value, "measured_shape": None if shape is None else tuple(shape)})
 
 
 def agreement(found: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]]) -> float | None:
@@ -132,71 +144,3 @@ def _seconds(engine: Engine, window: torch.Tensor) -> float:
         engine(window)
         times.append(time.perf_counter() - begin)
     return min(times)
-
-
-def bytes_per_voxel(engine: Engine, window: torch.Tensor) -> float:
-    """What the layers of a network write per voxel of a window: an upper bound of the memory that they need.
-
-    Parameters
-    ----------
-    engine
-        An engine around a torch module.
-    window
-        ``(1, C, *roi)``.
-    """
-    module = getattr(engine, "network", None)
-    if not isinstance(module, torch.nn.Module):
-        return math.inf
-    written = 0
-
-    def count(_: torch.nn.Module, __: Any, output: Any) -> None:
-        nonlocal written
-        written += output.nbytes if isinstance(output, torch.Tensor) else 0
-
-    leaves = [layer for layer in module.modules() if not list(layer.children())]
-    hooks = [layer.register_forward_hook(count) for layer in leaves]
-    try:
-        engine(window)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return written / math.prod(window.shape[2:])
-
-
-def available_bytes(device: str = "cpu") -> int:
-    """Memory that a device can give now; 4 GiB where it does not say."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return _ASSUMED_BYTES
-
-
-def large_window(shape: Sequence[int], own: WindowSettings, per_voxel: float, budget_bytes: float) -> WindowSettings:
-    """The largest window that fits into memory: the whole volume, or cut along its longest axes.
-
-    Its size is a multiple of the largest power of two in the bundle's window, so that the network's strides fit.
-
-    Parameters
-    ----------
-    shape
-        Shape of the volume on the network's grid.
-    own
-        The bundle's window.
-    per_voxel
-        Bytes that the network needs per voxel of a window.
-    budget_bytes
-        What it may use.
-    """
-    steps = [r & -r for r in plan_windows(shape, own).roi_size]
-    size = [max(math.ceil(n / s) * s, r) for n, s, r in zip(shape, steps, own.roi_size, strict=True)]
-    while math.prod(size) * per_voxel > budget_bytes:
-        axis = int(np.argmax([n / r for n, r in zip(size, own.roi_size, strict=True)]))
-        smaller = math.ceil(size[axis] / 2 / steps[axis]) * steps[axis]
-        if smaller <= own.roi_size[axis]:
-            return own
-        size[axis] = smaller
-    return own.scaled_to(size)

@@ -32,6 +32,8 @@ __all__ = [
     "import_openvino",
 ]
 
+_KEPT_SIZES = 2
+
 REFERENCE = "torch-fp32"
 """The network as the bundle defines it, in float32: what the others are compared with."""
 
@@ -80,7 +82,7 @@ class _AutocastEngine:
 
 
 class OpenVinoEngine:
-    """The network compiled by OpenVINO, once per window size.
+    """The network compiled by OpenVINO, once per window size; the last few sizes are kept.
 
     Parameters
     ----------
@@ -103,6 +105,8 @@ class OpenVinoEngine:
         """Map windows to scores."""
         size = tuple(batch.shape[1:])
         if size not in self._compiled:
+            while len(self._compiled) >= _KEPT_SIZES:
+                self._compiled.pop(next(iter(self._compiled)))
             self._compiled[size] = self._compile(batch[:1])
         return torch.from_numpy(self._compiled[size](batch.contiguous().numpy())[0])
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from medseg.inference import choice as choosing
 from medseg.inference.averaging import Averaged, View
 from medseg.inference.choice import Choice
 from medseg.inference.engines import REFERENCE, Engine, build_engine
+from medseg.inference.footprint import Footprint, large_window, measure_footprint
+from medseg.inference.memory import share_bytes
 from medseg.inference.quantised import INT8, QuantisedEngine
 from medseg.inference.recipe import Recipe
 from medseg.inference.windows import WindowSettings, plan_windows, spread_windows
 
-__all__ = ["Networks"]
+__all__ = ["Networks", "settled"]
 
 _WHOLE = WindowSettings((0, 0, 0))
-_MEMORY_FRACTION = 0.5
+_MEMORY_FRACTION = 0.4
+_LARGEST_FRACTION = 0.9
 _CALIBRATION_WINDOWS = 12
 
 
@@ -45,7 +48,7 @@ class Networks:
         self.choice = Choice()
         self._recipe, self._kept = recipe, tuple(kept)
         self._engines: list[Engine] = []
-        self._large: tuple[str, float] | None = None
+        self._footprint: Footprint | None = None
 
     @property
     def own_windows(self) -> WindowSettings:
@@ -54,7 +57,7 @@ class Networks:
 
     def use(self, choice: Choice) -> None:
         """Run the networks in the given way from now on."""
-        self.choice = choice
+        self.choice = settled(choice, self.device)
         self._engines = [self._engine(choice.engine, member) for member in range(len(self.members))]
 
     def copy_of(self, member: int = 0) -> torch.nn.Module:
@@ -74,16 +77,26 @@ class Networks:
     def windows(self, volume: torch.Tensor) -> WindowSettings:
         """The windows for a volume ``(C, H, W, D)``: the bundle's own, or as large as memory allows."""
         own = self.own_windows
-        if self.choice.windows != "large" or self._recipe.windows is None:
+        if self.choice.windows_for(volume.shape[1:]) != "large" or self._recipe.windows is None:
             return own
-        if self._large is None or self._large[0] != self.choice.engine:
+        if self._footprint is None:
             reference: Engine = build_engine(REFERENCE, self.copy_of(), self.device)
             window = torch.zeros(1, volume.shape[0], *plan_windows(volume.shape[1:], own).roi_size)
-            self._large = (self.choice.engine, choosing.bytes_per_voxel(reference, window))
-        budget = choosing.available_bytes(self.device) * _MEMORY_FRACTION
-        return choosing.large_window(volume.shape[1:], own, self._large[1], budget)
+            self._footprint = measure_footprint(reference, window)
+        budget = min(self.choice.memory_bytes or 0, share_bytes(self.device) * _LARGEST_FRACTION)
+        return large_window(volume.shape[1:], own, self._footprint, budget)
 
     def _engine(self, name: str, member: int) -> Engine:
         if name == INT8:
             return QuantisedEngine(self.copy_of(member), self._kept[member] if self._kept else None)
         return build_engine(name, self.copy_of(member), self.device)
+
+
+def settled(choice: Choice, device: str) -> Choice:
+    """A choice of large windows with the memory that they may take, if it does not say so yet: a part of what this
+    process may have now, so that others that begin later find their share, rounded down to a power of two, so that a
+    few megabytes more or less do not move the windows from one run to the next."""
+    if choice.windows != "large" or choice.memory_bytes is not None:
+        return choice
+    part = max(1, int(share_bytes(device) * _MEMORY_FRACTION))
+    return replace(choice, memory_bytes=1 << (part.bit_length() - 1))

@@ -19,7 +19,7 @@ from medseg.inference.channels import joined
 from medseg.inference.choice import Choice
 from medseg.inference.engines import REFERENCE, fixed_engine
 from medseg.inference.members import load_members, member_digest
-from medseg.inference.networks import Networks
+from medseg.inference.networks import Networks, settled
 from medseg.inference.preparing import geometry_of, prepare
 from medseg.inference.quantised import place_of
 from medseg.inference.recipe import read_recipe
@@ -67,7 +67,7 @@ class Predictor:
         ``"auto"`` :meth:`tune` may find a faster way with the same labels. ``"bf16"`` and ``"int8"`` are used as
         asked; int8 learns from the first volume.
     windows
-        ``"bundle"`` for the bundle's own, ``"large"`` for windows as large as memory allows.
+        ``"bundle"`` for the bundle's own, ``"large"`` for as few as memory allows.
     mirror
         Axes of the patient (``"lr"``, ``"ap"``, ``"is"``) along which every window is also seen mirrored; the
         probabilities of all combinations are averaged.
@@ -115,11 +115,17 @@ class Predictor:
 
     def recall(self, waiting: float = 1.0) -> Choice | None:
         """Run the network as an earlier run on this machine found best for ``waiting`` cases; None if none did."""
+        choice = self.remembered(waiting)
+        if choice is not None:
+            self.use(choice)
+        return choice
+
+    def remembered(self, waiting: float = 1.0) -> Choice | None:
+        """What :meth:`recall` would use."""
         measured = recall(self.subject)
         if measured is None or not still_holds(measured, waiting):
             return None
-        self.use(measured.choice)
-        return self.choice
+        return settled(measured.choice, self.device)
 
     @property
     def subject(self) -> Subject:

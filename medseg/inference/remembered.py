@@ -81,7 +81,7 @@ class Measured:
 def remember(subject: Subject, measured: Measured) -> None:
     """Keep what was measured; a cache that cannot be written is no reason to stop."""
     content = {
-        "choice": replace(measured.choice, measured_on=_EARLIER).to_json(),
+        "choice": replace(measured.choice, measured_on=_EARLIER, memory_bytes=None).to_json(),
         "reference_s": measured.reference_s,
         "thorough": measured.thorough,
     }
@@ -108,7 +108,7 @@ def _read(content: Any, device: str) -> Measured | None:
     reference = (choice.engine, choice.windows) == (REFERENCE, "bundle")
     if not usable or not (reference or float(choice.agreement or 0.0) >= SMALLEST_AGREEMENT):
         return None
-    return replace(found, choice=replace(choice, measured_on=_EARLIER))
+    return replace(found, choice=replace(choice, measured_on=_EARLIER, memory_bytes=None))
 
 
 def _file(subject: Subject) -> Path:

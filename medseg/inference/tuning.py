@@ -58,11 +58,12 @@ def still_holds(measured: Measured, waiting: float) -> bool:
 
 def _ways(predictor: Predictor, image: MetaTensor, patient: bool) -> list[Choice]:
     """What is worth a whole case: the fastest engine with either kind of window, and integers."""
-    window = next(spread_windows(predictor.prepare(image).as_tensor().float(), predictor.networks.own_windows, 1))
+    volume = predictor.prepare(image).as_tensor().float()
+    window = next(spread_windows(volume, predictor.networks.own_windows, 1))
     engine, _ = choosing.fastest_engine(window, predictor.networks.copy_of, predictor.device, compiled=patient)
     ways = [Choice(engine.name, "bundle")] if engine.name != REFERENCE else []
     if predictor.recipe.windows is not None:
-        ways.append(Choice(engine.name, "large"))
+        ways.append(Choice(engine.name, "large", measured_shape=tuple(volume.shape[1:])))
     if patient and predictor.device == "cpu" and can_quantise():
         ways.append(Choice(INT8, "bundle"))
     return ways
@@ -86,4 +87,4 @@ def _measured(
     if same is None or same < choosing.SMALLEST_AGREEMENT:
         _log.info("%s with %s windows gives other labels: agreement %s", way.engine, way.windows, same)
         return None
-    return replace(way, agreement=same), seconds
+    return replace(predictor.choice, agreement=same), seconds

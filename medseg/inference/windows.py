@@ -8,7 +8,7 @@ at once, so that the accumulator is as deep as one window, not as the volume.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -49,12 +49,6 @@ class WindowSettings:
     batch_size: int = 1
     padding_mode: str = "constant"
     padding_value: float = 0.0
-
-    def scaled_to(self, roi_size: Sequence[int]) -> WindowSettings:
-        """The same settings with another window size, and the overlap that repeats the same number of voxels."""
-        pairs = zip(self.overlap, self.roi_size, roi_size, strict=True)
-        overlap = tuple(min(o, o * old / new) for o, old, new in pairs)
-        return replace(self, roi_size=tuple(roi_size), overlap=overlap, batch_size=1)
 
 
 @dataclass(frozen=True)

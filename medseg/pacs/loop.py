@@ -7,18 +7,16 @@ last one stopped: studies that are ``done`` are left alone, results that a desti
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from medseg.errors import CaseFailed, OutputLocked, UsageError
+from medseg.errors import CaseFailed, UsageError
 from medseg.files import remove_leftovers
+from medseg.locks import locked_folder
 from medseg.pacs.failures import LimitExceeded, PacsError
 from medseg.pacs.inbox import hash_uid
 from medseg.pacs.nodes import PacsSettings, RunSettings
@@ -88,27 +86,16 @@ def answer_studies(
     """
     if settings.run is None or not settings.routes:
         raise UsageError("the settings need a [run] section and at least one of [[routes]]; see docs/pacs.md")
-    with _locked(settings.run.folder):
-        queue = Queue(settings.run.folder / "queue.sqlite")
+    folder = settings.run.folder
+    refusal = f"another run uses {folder}; wait for it, or give [run] another folder for another task"
+    with locked_folder(folder, refusal):
+        queue = Queue(folder / "queue.sqlite")
         try:
             return _Loop(settings, settings.run, queue, compute, progress or (lambda *_: None)).run()
         except sqlite3.OperationalError as error:
             raise CaseFailed(f"the queue cannot be written ({error}); free space and start again") from error
         finally:
             queue.close()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputLocked(
-                f"another run uses {folder}; wait for it, or give [run] another folder for another task"
-            ) from error
-        yield
 
 
 class _Loop:

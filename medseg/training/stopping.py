@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from medseg.errors import OutputLocked
+from medseg.locks import locked_folder
 
 __all__ = ["StopRequest", "locked"]
 
@@ -29,14 +28,8 @@ def locked(folder: Path) -> Iterator[None]:
     OutputLocked
         If another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputLocked(
-                f"another process is training into {folder}; wait for it, or choose another folder with --output"
-            ) from error
+    refusal = f"another process is training into {folder}; wait for it, or choose another folder with --output"
+    with locked_folder(folder, refusal):
         yield
 
 

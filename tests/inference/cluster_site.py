@@ -30,6 +30,7 @@ from medseg.inference.cases import Case, LoadedCase, load
 from medseg.inference.choice import Choice
 from medseg.inference.cluster import worker as cluster_worker
 from medseg.inference.predictor import Predictor
+from medseg.inference.remembered import CACHE_VARIABLE
 
 _PATIENCE_S = 300.0
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -65,7 +66,7 @@ class Site:
         self._scheduler.kill()
 
     def _new_worker(self) -> ForkServerProcess:
-        return _start(_worker, self.address, self.folder)
+        return _start(_worker, self.address, self.folder, os.environ[CACHE_VARIABLE])
 
     def _keep(self) -> None:
         while not self._stopping:
@@ -153,13 +154,14 @@ def _scheduler(answer: Connection, folder: Path) -> None:
     asyncio.run(serve())
 
 
-def _worker(address: str, folder: Path) -> None:
+def _worker(address: str, folder: Path, cache: str) -> None:
     async def serve() -> None:
         async with Worker(
             address, nthreads=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=str(folder)
         ) as worker:
             await worker.finished()
 
+    os.environ[CACHE_VARIABLE] = cache  # the process that this one is forked from may be older than the test
     _log_dask(folder)
     _observe(folder)
     asyncio.run(serve())

@@ -10,10 +10,9 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from medseg.inference import Options, Predictor, choice, run_batch
-from medseg.inference.choice import Choice, agreement, bytes_per_voxel, large_window
+from medseg.inference import Options, Predictor, choice, networks, run_batch
+from medseg.inference.choice import Choice, agreement
 from medseg.inference.engines import REFERENCE, build_engine, candidates, fixed_engine, fold_norms
-from medseg.inference.windows import WindowSettings
 from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor, save
 
@@ -65,22 +64,6 @@ def test_folding_removes_every_batch_norm_and_leaves_the_original_alone() -> Non
     network = _unet("batch")
     assert not any(isinstance(layer, torch.nn.BatchNorm3d) for layer in fold_norms(network).modules())
     assert any(isinstance(layer, torch.nn.BatchNorm3d) for layer in network.modules())
-
-
-def test_large_windows_cover_the_volume_if_memory_allows() -> None:
-    own = WindowSettings((32, 48, 32), (0.5,) * 3)
-    whole = large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=1e9)
-    assert whole.roi_size == (128, 96, 64)
-    half = large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=128 * 96 * 64 / 2)
-    assert half.roi_size == (64, 96, 64)
-    assert half.overlap[0] == pytest.approx(0.25)  # 16 voxels, as in the bundle's own windows
-    assert large_window((100, 90, 33), own, per_voxel=1.0, budget_bytes=1.0) is own
-
-
-def test_memory_is_counted_per_voxel() -> None:
-    layer = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 1), torch.nn.ReLU())
-    counted = bytes_per_voxel(build_engine(REFERENCE, layer), torch.zeros(1, 1, 4, 4, 4))
-    assert counted == 2 * 3 * 4  # two layers, three channels, four bytes
 
 
 def _sharp_edges(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -143,3 +126,24 @@ def test_fp32_is_the_reference(thresholds: Path, tmp_path: Path) -> None:
     report = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(precision="fp32"))
     assert report.content["engine"]["engine"] == REFERENCE
     assert report.content["engine"]["windows"] == "bundle"
+
+
+def test_large_windows_keep_the_memory_that_was_settled(
+    tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(blobs((40, 38, 20)), grid("plain"), tmp_path / "a.nii.gz")
+    monkeypatch.setattr(networks, "share_bytes", lambda _: 1 << 30)
+    first = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(windows="large"))
+    assert first.content["engine"]["memory_bytes"] == 1 << 28  # two fifths, rounded down to a power of two
+    monkeypatch.setattr(networks, "share_bytes", lambda _: 1 << 34)
+    (tmp_path / "out" / "a_seg.nii.gz").unlink()
+    again = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(windows="large"))
+    assert again.content["engine"] == first.content["engine"]
+
+
+def test_large_windows_never_take_more_than_there_is_now(thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, volume = Predictor(thresholds), torch.zeros(1, 64, 64, 64)
+    predictor.use(Choice(windows="large", memory_bytes=1 << 40))
+    assert predictor.networks.windows(volume).roi_size == (64, 64, 64)
+    monkeypatch.setattr(networks, "share_bytes", lambda _: 40 * 40 * 40 * 12)  # three scores a voxel
+    assert 16 * 16 * 16 < np.prod(predictor.networks.windows(volume).roi_size) < 40 * 40 * 40

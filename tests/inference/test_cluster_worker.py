@@ -10,13 +10,14 @@ import pytest
 
 from medseg.bundle import Bundle
 from medseg.errors import Interrupted
-from medseg.inference import Options
+from medseg.inference import Options, memory, tuning
 from medseg.inference.cases import collect
 from medseg.inference.choice import Choice
 from medseg.inference.claim import claimed
 from medseg.inference.cluster import worker
-from medseg.inference.cluster.worker import Order, RunCard, card_of, order_of, prepare, process
+from medseg.inference.cluster.worker import Order, Ready, RunCard, card_of, order_of, prepare, process
 from medseg.inference.options import run_key
+from medseg.inference.remembered import Measured, Subject, remember
 from medseg.inference.work import Setting, Tools, open_tools
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 
@@ -25,10 +26,15 @@ from tests.inference.bundles import ORIENTED, Design, write_bundle
 def card(thresholds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunCard]:
     monkeypatch.setattr(worker, "_stations", {})
     monkeypatch.setattr(worker, "_SEEN_WITHIN_S", 0.0)
-    bundle, options = Bundle.open(thresholds), Options(precision="fp32")
+    monkeypatch.setattr(memory, "_told", None)
     (tmp_path / "out").mkdir()
     with claimed(tmp_path / "out") as claim:
-        yield card_of(Setting(bundle, tmp_path / "out", options, None, run_key(bundle, options, None), claim))
+        yield _card(thresholds, tmp_path / "out", Options(precision="fp32"), claim)
+
+
+def _card(bundle_folder: Path, out: Path, options: Options, claim: str) -> RunCard:
+    bundle = Bundle.open(bundle_folder)
+    return card_of(Setting(bundle, out, options, None, run_key(bundle, options, None), claim))
 
 
 def _order(card: RunCard, images: Path) -> Order:
@@ -48,6 +54,48 @@ def test_opens_the_bundle_once_for_all_cases(card: RunCard, images: Path, monkey
         assert process(order_of(card, case, None)).result.status == "done"
     assert opened == [card.claim]
     assert len(list(Path(card.folder).glob("*_seg.nii.gz"))) == 3
+
+
+def test_measures_once_and_remembers_it_for_later_runs(
+    card: RunCard, thresholds: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_WORTH_TUNING_S", 0.0)
+    free = _card(thresholds, Path(card.folder), Options(), card.claim)
+    assert prepare(free, None, 1, waiting=100) == Ready(Choice())
+    reply = process(order_of(free, collect([images / "case0.nii.gz"])[0], None, waiting=100))
+    assert reply.choice is not None
+    answer = prepare(free, None, 1, waiting=100)
+    expected = replace(reply.choice, measured_on="an earlier run on this machine")
+    assert answer.remembered is not None
+    assert replace(answer.remembered, memory_bytes=expected.memory_bytes) == expected
+    assert prepare(free, None, 1).remembered is None  # nobody has asked
+
+
+def test_what_is_remembered_is_used_when_the_driver_says_so(card: RunCard, thresholds: Path, images: Path) -> None:
+    free = _card(thresholds, Path(card.folder), Options(), card.claim)
+    assert prepare(free, None, 1).refusal == ""  # sets the number of threads, for which a memory holds
+    fast = Choice("torch-fp32-channels-last", "bundle", 1.0, "case0", 1.5)
+    remember(Subject(Bundle.open(thresholds)), Measured(fast, 1.0, thorough=True))
+    answer = prepare(free, None, 1, waiting=8)
+    assert answer.choice == Choice()
+    assert answer.remembered is not None
+    assert answer.remembered.engine == fast.engine
+    case = collect([images / "case0.nii.gz"])[0]
+    for choice, engine in ((None, "torch-fp32"), (answer.remembered, fast.engine)):
+        assert process(order_of(free, case, choice)).result.status == "done"
+        assert worker._stations[card.claim].tools.predictor.choice.engine == engine
+
+
+def test_takes_its_share_of_the_memory(
+    card: RunCard, thresholds: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1000)
+    large = _card(thresholds, Path(card.folder), Options(windows="large"), card.claim)
+    ready = prepare(large, None, 1, sharers=4)
+    assert ready.choice is not None
+    assert ready.choice.memory_bytes == 64  # two fifths of a quarter, rounded down to a power of two
+    process(order_of(large, collect([images / "case0.nii.gz"])[0], ready.choice, sharers=2))
+    assert memory.sharers() == 2
 
 
 def test_writes_nothing_for_a_run_that_another_has_replaced(card: RunCard, images: Path) -> None:

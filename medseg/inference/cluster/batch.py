@@ -98,21 +98,26 @@ class ClusterBatch:
         self.ledger.forget_open()
 
     def _turn(self, crew: Crew) -> None:
-        for member in crew.update(self._choice):
+        open_to_choice = self._choice is None and self.ledger.free_to_choose and not self._orders
+        for member in crew.update(self._choice, self.ledger.left if open_to_choice else 0):
             self.ledger.workers_lost += 1
             self._lost([flight for flight in self._flights.values() if flight.member is member])
-        self._note_fixed_choice(crew)
+        self._settle_choice(crew)
         self._hand_out(crew)
         self._name_slow_ones()
         self._collect(POLL_S)
 
-    def _note_fixed_choice(self, crew: Crew) -> None:
-        """Remember how the options say that the network is run, as the first worker has understood them."""
-        if self._choice is None and not self.ledger.free_to_choose and crew.usable:
-            ready = crew.usable[0].ready
-            if ready is not None and ready.choice is not None:
-                self._choice = ready.choice
-                self.ledger.keep_choice(ready.choice)
+    def _settle_choice(self, crew: Crew) -> None:
+        """Before the first case is handed out: the network is run as the options say, as the first worker has
+        understood them, or as a worker remembers from an earlier run on its machine."""
+        if self._choice is not None or self._orders:
+            return
+        answers = [member.ready for member in crew.usable if member.ready is not None]
+        known = [ready.remembered if self.ledger.free_to_choose else ready.choice for ready in answers]
+        choice = next((choice for choice in known if choice is not None), None)
+        if choice is not None:
+            self._measuring, self._choice = False, choice
+            self.ledger.keep_choice(choice)
 
     # --- handing out -----------------------------------------------------------------------------------------------
 
@@ -140,7 +145,7 @@ class ClusterBatch:
     def _order(self, client: distributed.Client, member: Member, hand: Hand, waiting: int) -> None:
         self._orders += 1
         key = f"medseg-{self._card.claim}-{self._orders}"  # shown in logs and dashboards of Dask: nothing of the case
-        order = order_of(self._card, hand.case, self._choice, waiting if self._measuring else 0)
+        order = order_of(self._card, hand.case, self._choice, waiting if self._measuring else 0, member.sharers)
         self.ledger.begin(hand, here=False)
         future = client.submit(
             process, order, key=key, workers=[member.address], allow_other_workers=False, pure=False, retries=0

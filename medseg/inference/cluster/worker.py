@@ -22,6 +22,7 @@ from medseg.inference import claim
 from medseg.inference.background import Watchdog
 from medseg.inference.cases import Case
 from medseg.inference.choice import Choice
+from medseg.inference.memory import set_sharers
 from medseg.inference.options import Options, run_key
 from medseg.inference.results import CaseResult
 from medseg.inference.roi import Region
@@ -57,10 +58,14 @@ class RunCard:
 
 @dataclass(frozen=True, repr=False)
 class Ready:
-    """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used."""
+    """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used.
+
+    ``remembered`` is how an earlier run on its machine found best to run it, if that was asked for.
+    """
 
     choice: Choice | None = None
     refusal: str = ""
+    remembered: Choice | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,12 +80,15 @@ class Order:
         How the network is run; None: as it was opened.
     waiting
         If positive, measure on this case first how to run the network, for so many cases.
+    sharers
+        How many workers share the memory of this one's device now.
     """
 
     card: RunCard
     case: Case
     choice: Choice | None
     waiting: int = 0
+    sharers: int = 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,10 +132,10 @@ def card_of(setting: Setting) -> RunCard:
     )
 
 
-def order_of(card: RunCard, case: Case, choice: Choice | None, waiting: int = 0) -> Order:
+def order_of(card: RunCard, case: Case, choice: Choice | None, waiting: int = 0, sharers: int = 1) -> Order:
     """The order to work on a case."""
     channels = tuple(replace(record, files=tuple(map(_absolute, record.files))) for record in case.channels)
-    return Order(card, replace(case, channels=channels), choice, waiting)
+    return Order(card, replace(case, channels=channels), choice, waiting, sharers)
 
 
 def _absolute(file: str) -> str:
@@ -135,7 +143,7 @@ def _absolute(file: str) -> str:
     return str(Path(path).absolute()) + mark + member
 
 
-def prepare(card: RunCard, choice: Choice | None, threads: int) -> Ready:
+def prepare(card: RunCard, choice: Choice | None, threads: int, sharers: int = 1, waiting: int = 0) -> Ready:
     """Open what computing needs, if this process can work for the run.
 
     Parameters
@@ -144,10 +152,17 @@ def prepare(card: RunCard, choice: Choice | None, threads: int) -> Ready:
         The run, and how it runs the network, if that is settled.
     threads
         Number of threads that the network uses here.
+    sharers
+        How many workers share the memory of this one's device.
+    waiting
+        If positive, look up how an earlier run on this machine found best to run the network for so many cases. It is
+        used when the driver says so.
     """
     torch.set_num_threads(threads)
+    set_sharers(sharers)
     try:
-        return Ready(_station(card, choice).tools.predictor.choice)
+        predictor = _station(card, choice).tools.predictor
+        return Ready(predictor.choice, remembered=predictor.remembered(waiting) if waiting > 0 else None)
     except MedsegError as error:
         return Ready(refusal=str(error))
     except Exception as error:  # noqa: BLE001  no GPU, no memory: told to the driver, which goes on without this worker
@@ -156,6 +171,7 @@ def prepare(card: RunCard, choice: Choice | None, threads: int) -> Ready:
 
 def process(order: Order) -> Reply:
     """Read, compute and write one case; whatever goes wrong with it becomes its result."""
+    set_sharers(order.sharers)
     station = _station(order.card, order.choice)
     claim.require(station.setting.folder, order.card.claim)
     found: list[tuple[Choice, float]] = []
