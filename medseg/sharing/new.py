@@ -170,7 +170,7 @@ def _inference(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, A
         network_def=plan.network,
     )
     steps = config["preprocessing"]["transforms"]
-    steps[0]["keys"] = list(plan.keys) if len(plan.keys) > 1 else "image"
+    steps[0]["keys"] = steps[1]["keys"] = list(plan.keys) if len(plan.keys) > 1 else "image"  # load, channel first
     config["preprocessing"]["transforms"] = _with_channels(steps, plan)
     config["inferer"]["roi_size"] = list(plan.patch_size)
     if data.channels == 1:

@@ -199,9 +199,10 @@ def _patch(
     for width in _WIDTHS:
         most = _most_voxels(data, width, budget)
         patch = _fit(shape, pools, most / 2)
-        if math.prod(patch) >= math.prod(shape) / 8 or width == min(_WIDTHS):
+        fits = math.prod(patch) * 2 <= 1.05 * most
+        if fits and math.prod(patch) >= math.prod(shape) / 8:
             break
-    if math.prod(patch) * 2 > 1.05 * most:
+    if not fits:
         raise UsageError(
             f"two patches of {_times(patch)} voxels do not fit into {budget.memory_gb:g} GB and "
             f"{budget.minutes:g} minutes; give a larger budget"

@@ -236,7 +236,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _accumulation(self) -> tuple[float, bool]:
         """Share of this batch in the accumulated gradient, and whether this batch completes it."""
-        steps, length = self.accumulation_steps, self.state.epoch_length
+        steps = getattr(self, "accumulation_steps", 1)  # MONAI 1.5, which MONAI Label needs, does not accumulate
+        length = self.state.epoch_length
         done = (self.state.iteration - 1) % length + 1 if length else self.state.iteration
         return 1.0 / steps, done % steps == 0 or done == length
 

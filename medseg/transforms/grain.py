@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from medseg.transforms.corruption import RandCorruptiond
 
 __all__ = ["GrainDraw", "RandGraind"]
 
@@ -34,7 +33,7 @@ class GrainDraw:
     field: Tensor
 
 
-class RandGraind(RandomizableTransform, MapTransform):
+class RandGraind(RandCorruptiond):
     """Multiply each volume by random specks: ``lowest + (x − lowest) × (1 + strength × grain)``.
 
     The signal is counted from the volume's lowest value, so that normalised volumes, in which 0 is the mean, are
@@ -59,21 +58,10 @@ class RandGraind(RandomizableTransform, MapTransform):
         strength: Sequence[float] = (0.05, 0.3),
         size: Sequence[float] = (1.0, 2.5),
     ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob)
         if min(size) < 1.0:
             raise ValueError(f"found specks of {min(size)} voxels, expected at least 1")
         self.strength, self.size = tuple(strength), tuple(size)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Draw once and apply to every key; the input is left as it is."""
-        result = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            volumes = {key: convert_to_tensor(result[key], track_meta=False) for key in self.keys}
-            drawn = self.draw(next(iter(volumes.values())).shape[1:])
-            result.update({key: self.apply(volume, drawn) for key, volume in volumes.items()})
-        return result
 
     def draw(self, shape: Sequence[int]) -> GrainDraw:
         """Draw grain for volumes of the spatial ``shape``."""

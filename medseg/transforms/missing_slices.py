@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_tensor
 from torch import Tensor
+
+from medseg.transforms.corruption import RandCorruptiond
 
 __all__ = ["MissingSlices", "RandMissingSlicesd"]
 
@@ -31,7 +30,7 @@ class MissingSlices:
     places: tuple[int, ...]
 
 
-class RandMissingSlicesd(RandomizableTransform, MapTransform):
+class RandMissingSlicesd(RandCorruptiond):
     """Replace some slices of one random direction by a constant; the same ones for all keys.
 
     Parameters
@@ -59,24 +58,13 @@ class RandMissingSlicesd(RandomizableTransform, MapTransform):
         axes: Sequence[int] | None = None,
         fill: float = 0.0,
     ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob)
         if longest < 1 or not 0.0 <= min(fraction) <= max(fraction) <= 1.0:
             raise ValueError(
                 f"found runs of {longest} and a fraction of {tuple(fraction)}, expected at least 1 and 0 to 1"
             )
         self.fraction, self.longest, self.fill = tuple(fraction), longest, fill
         self.axes = None if axes is None else tuple(axes)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Draw once and apply to every key; the input is left as it is."""
-        result = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            volumes = {key: convert_to_tensor(result[key], track_meta=False) for key in self.keys}
-            drawn = self.draw(next(iter(volumes.values())).shape[1:])
-            result.update({key: self.apply(volume, drawn) for key, volume in volumes.items()})
-        return result
 
     def draw(self, shape: Sequence[int]) -> MissingSlices:
         """Draw what is missing in volumes of the spatial ``shape``."""

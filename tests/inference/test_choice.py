@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,11 @@ def test_large_windows_never_take_more_than_there_is_now(thresholds: Path, monke
     assert predictor.networks.windows(volume).roi_size == (64, 64, 64)
     monkeypatch.setattr(networks, "share_bytes", lambda _: 40 * 40 * 40 * 12)  # three scores a voxel
     assert 16 * 16 * 16 < np.prod(predictor.networks.windows(volume).roi_size) < 40 * 40 * 40
+
+
+def test_large_windows_are_only_laid_where_they_were_measured(thresholds: Path) -> None:
+    predictor = Predictor(thresholds)
+    measured = Choice(windows="large", agreement=1.0, memory_bytes=1 << 40, measured_shape=(40, 40, 40))
+    predictor.use(Choice.from_json(json.loads(json.dumps(measured.to_json()))))
+    assert predictor.networks.windows(torch.zeros(1, 44, 40, 36)).roi_size == (44, 40, 36)
+    assert predictor.networks.windows(torch.zeros(1, 45, 40, 36)).roi_size == predictor.networks.own_windows.roi_size
