@@ -34,7 +34,7 @@ LENGTH = 50
 class Variant:
     """What is added to plain supervised training."""
 
-    pretrained: bool = False
+    pretrained: str = ""  # which network has learnt to restore volumes before: "autoencoder" or "unet"
     adversarial: bool = False
     unlabelled: bool = False
     teacher: bool = False
@@ -43,11 +43,12 @@ class Variant:
 VARIANTS = {
     "plain": Variant(),
     "+ adversarial": Variant(adversarial=True),
-    "+ pretraining": Variant(pretrained=True),
-    "+ both": Variant(pretrained=True, adversarial=True),
+    "+ autoencoder": Variant(pretrained="autoencoder"),
+    "+ restoring U-Net": Variant(pretrained="unet"),
+    "+ autoencoder, adversarial": Variant(pretrained="autoencoder", adversarial=True),
     "semi-supervised": Variant(adversarial=True, unlabelled=True),
     "mean teacher": Variant(unlabelled=True, teacher=True),
-    "full recipe": Variant(pretrained=True, adversarial=True, unlabelled=True, teacher=True),
+    "full recipe": Variant(pretrained="unet", adversarial=True, unlabelled=True, teacher=True),
 }
 
 
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def folder(self) -> str:
-        name = self.variant.replace("+ ", "").replace(" ", "-")
+        name = self.variant.replace("+ ", "").replace(",", "").replace(" ", "-")
         return f"{self.labels or 'all'}-labels/draw{self.draw}/{name}"
 
 
@@ -93,15 +94,20 @@ class Plan:
             "consistency_ramp": total // 4,
         }
 
-    def pretraining_overrides(self) -> dict[str, Any]:
+    def pretraining(self, kind: str) -> Path:
+        """Where the network that restores volumes is trained."""
+        return self.output / f"pretraining-{kind}"
+
+    def pretraining_overrides(self, kind: str) -> dict[str, Any]:
         """The flagship's configuration, turned into one that restores corrupted volumes."""
         network = json.loads((self.bundle / "configs" / "train.json").read_text())["network_def"]
-        del network["_target_"]
+        if kind == "autoencoder":
+            network["_target_"] = "medseg.networks.Autoencoder"
         return {
             **self._length(self.pretraining_iterations),
             "batch_size": 4,
             "adversarial_weight": 0.0,
-            "network_def": {"_target_": "medseg.networks.Autoencoder", **network, "out_channels": 1},
+            "network_def": {**network, "out_channels": 1},
             "loss": {"_target_": "torch.nn.L1Loss"},
             "train#preprocessing_transforms": _reading(),
             "train#augmentation_transforms": _corruption(),
@@ -160,16 +166,15 @@ def write_pretraining_datalist(path: Path) -> None:
     write_json(path, content)
 
 
-def pretrain(plan: Plan) -> Path:
-    """Train the autoencoder on all images of the training folds; returns its weights."""
+def pretrain(plan: Plan, kind: str) -> None:
+    """Train a network that restores volumes on all images of the training folds."""
     from medseg.training import train_bundle
 
-    folder = plan.output / "pretraining"
+    folder = plan.pretraining(kind)
     folder.mkdir(parents=True, exist_ok=True)
     write_pretraining_datalist(folder / "datalist.json")
     options: dict[str, Any] = {"dataset_dir": plan.data, "fold": FOLD, "output": folder, "resume": True}
-    train_bundle(plan.bundle, datalist=folder / "datalist.json", overrides=plan.pretraining_overrides(), **options)
-    return folder / "checkpoints" / "final.pt"
+    train_bundle(plan.bundle, datalist=folder / "datalist.json", overrides=plan.pretraining_overrides(kind), **options)
 
 
 def carry_out(plan: Plan, run: Run) -> str:
@@ -195,7 +200,7 @@ def carry_out(plan: Plan, run: Run) -> str:
         output=folder,
         resume=True,
         overrides=plan.overrides(run),
-        init=plan.output / "pretraining" / "checkpoints" / "final.pt" if variant.pretrained else None,
+        init=plan.pretraining(variant.pretrained) / "checkpoints" / "final.pt" if variant.pretrained else None,
     )
     items = fold_items(datalist, plan.data, FOLD, "validation")
     bundle = Bundle.open(plan.bundle)
@@ -226,7 +231,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--pretraining-iterations", type=int, default=500)
+    parser.add_argument("--pretraining-iterations", type=int, default=1000)
     options = parser.parse_args()
     if (
         len(options.draws) != len(options.labels)
@@ -248,8 +253,9 @@ def main() -> None:
     missing = [run for run in runs if not (plan.output / run.folder / "cases.json").exists()]
     failed = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        if any(VARIANTS[run.variant].pretrained for run in missing):
-            pool.submit(pretrain, plan).result()
+        kinds = sorted({VARIANTS[run.variant].pretrained for run in missing} - {""})
+        for started in [pool.submit(pretrain, plan, kind) for kind in kinds]:
+            started.result()
         jobs = {pool.submit(carry_out, plan, run): run for run in missing}
         for job in as_completed(jobs):
             if error := job.exception():
