@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medseg.inference.engines import Engine
-from medseg.inference.windows import WindowSettings
+from medseg.inference.windows import WindowSettings, plan_windows
 
 __all__ = ["Footprint", "large_window", "measure_footprint"]
 
@@ -106,7 +106,9 @@ def large_window(shape: Sequence[int], own: WindowSettings, need: Footprint, bud
         counts[widest] += 1
     # half a voxel less than what is repeated, so that rounding cannot shift the next window
     overlap = tuple(max(axis.repeated - 0.5, 0.0) / n for axis, n in zip(axes, size, strict=True))
-    return replace(own, roi_size=tuple(size), overlap=overlap, batch_size=1)
+    found = replace(own, roi_size=tuple(size), overlap=overlap, batch_size=1)
+    fewer = len(plan_windows(shape, found).starts) < len(plan_windows(shape, own).starts)
+    return found if fewer else own
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
@@ -40,14 +41,15 @@ class Autoencoder(nn.Module):
         As in ``BasicUNet``; give both networks the same.
     """
 
-    down_1: nn.Module
-    down_2: nn.Module
-    down_3: nn.Module
-    down_4: nn.Module
-    up_1: nn.Module
-    up_2: nn.Module
-    up_3: nn.Module
-    up_4: nn.Module
+    if TYPE_CHECKING:  # TorchScript does not understand these
+        down_1: nn.Module
+        down_2: nn.Module
+        down_3: nn.Module
+        down_4: nn.Module
+        up_1: nn.Module
+        up_2: nn.Module
+        up_3: nn.Module
+        up_4: nn.Module
 
     def __init__(  # noqa: PLR0913  the arguments of BasicUNet
         self,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import BasicUNet, UNet
 
@@ -70,6 +70,7 @@ def test_memory_makes_them_smaller_down_to_the_bundles_own() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example((5, 5, 61), (24, 24, 48), 0.7, 4, 1e5)  # larger windows, and as many
 @given(
     shape=st.tuples(*[st.integers(5, 120)] * 3),
     own=st.tuples(*[st.sampled_from([24, 32, 48])] * 3),
