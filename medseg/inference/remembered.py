@@ -106,6 +106,8 @@ def _read(content: Any, device: str) -> Measured | None:
     choice = found.choice
     usable = choice.engine in candidates(device) and choice.windows in get_args(Windows)
     reference = (choice.engine, choice.windows) == (REFERENCE, "bundle")
+    if choice.windows == "large" and choice.measured_shape is None:
+        return None  # nobody knows up to which size they agree
     if not usable or not (reference or float(choice.agreement or 0.0) >= SMALLEST_AGREEMENT):
         return None
     return replace(found, choice=replace(choice, measured_on=_EARLIER, memory_bytes=None))

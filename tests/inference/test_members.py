@@ -77,7 +77,7 @@ def test_the_same_preprocessing_may_be_written_with_references(tmp_path: Path) -
     spacing = next(step for step in config["preprocessing"]["transforms"] if step["_target_"] == "Spacingd")
     config["spacing_mm"], spacing["pixdim"] = spacing["pixdim"], "@spacing_mm"
     path.write_text(json.dumps(config))
-    Predictor(bundle, ensemble=(str(other),))
+    assert len(Predictor(bundle, ensemble=(str(other),)).networks.members) == 2
 
 
 def test_other_weights_under_the_same_name_compute_anew(tmp_path: Path) -> None:
