@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.trust_scores import Row
 from medseg.trust.calibration import FitOptions, fit_calibration
 from medseg.trust.fitting import TrustOptions
-from medseg.trust.regression import fit_regressor
 from medseg.trust.scores import used_for
+from medseg.trust.trees import fit_boosted_trees
 
 Floats = NDArray[np.float64]
 Chosen = Callable[[str], bool]
@@ -55,24 +55,21 @@ def is_adversary(name: str) -> bool:
 
 def is_shipped(name: str) -> bool:
     """What :class:`medseg.trust.judge.Judge` uses."""
-    return is_soft(name) or is_agreement(name) or name.endswith("-distance")
+    return is_critic(name) or is_soft(name) or is_shape(name) or is_novelty(name) or is_agreement(name)
 
 
 PARTS: Mapping[str, Chosen] = {
     "all": is_shipped,
-    "all and critic": lambda n: is_shipped(n) or is_critic(n),
-    "without softmax scores": lambda n: is_shipped(n) and not is_soft(n),
-    "without distances": lambda n: is_shipped(n) and not n.endswith("-distance"),
+    "without critic": lambda n: is_shipped(n) and not is_critic(n),
     "without second look": lambda n: is_shipped(n) and not is_agreement(n),
+    "without softmax": lambda n: is_shipped(n) and not is_soft(n),
+    "without distances": lambda n: is_shipped(n) and not n.endswith("-distance"),
+    "without shape": lambda n: is_shipped(n) and not is_shape(n),
     "critic alone": is_critic,
     "second look alone": is_agreement,
-    "softmax scores alone": is_soft,
-    "adversarial discriminator alone": is_adversary,
-    "softmax and adversarial discriminator": lambda n: is_soft(n) or is_adversary(n),
-    "all and adversarial discriminator": lambda n: is_shipped(n) or is_adversary(n),
-    "all and shape": lambda n: is_shipped(n) or is_shape(n),
-    "soft Dice": lambda n: n.startswith("soft-dice"),
-    "entropy": lambda n: n.startswith("mean-entropy"),
+    "softmax alone": is_soft,
+    "entropy alone": lambda n: n.startswith("mean-entropy"),
+    "adversarial discriminator, not finished": is_adversary,
 }
 
 
@@ -88,18 +85,21 @@ def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], l
     return dice, own, [row["patient"] for row in rows], np.array([row["part"] for row in rows])
 
 
-def predicted(rows: Sequence[Row], chosen: Chosen, label: str, seed: int = 0) -> Floats:
-    """Cross-fitted predictions of one structure's Dice."""
+def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: bool = False) -> Floats:
+    """Cross-fitted predictions of one structure's Dice; on request from other kinds of worsening alone (and halves)."""
     names = [n for n in used_for(int(label), list(rows[0]["scores"])) if chosen(n)]
     inputs = np.array([[row["scores"][name] for name in names] for row in rows])
-    dice, _, patients, part = table(rows, label)
+    dice, own, patients, part = table(rows, label)
+    kind, counts = np.array([row["kind"] for row in rows]), np.array(importance(rows))
     known, found = np.isfinite(dice), np.full(len(rows), np.nan)
+    part = part % 2 if unknown_kind else part
     _, index = np.unique(patients, return_inverse=True)
-    for number in np.unique(part):
-        fit, test = known & (part != number), part == number
-        counts = np.array(importance(rows))[fit]
-        weight = counts / np.bincount(index[fit], counts, index.max() + 1)[index[fit]]
-        found[test] = np.clip(fit_regressor(inputs[fit], dice[fit], weight, seed).predict(inputs[test]), 0, 1)
+    for left_out in sorted(set(kind[~own])) if unknown_kind else [""]:
+        for number in np.unique(part):
+            fit = known & (part != number) & (kind != left_out)
+            test = (part == number) & ((kind == left_out) | (not left_out))
+            share = counts[fit] / np.bincount(index[fit], counts[fit], index.max() + 1)[index[fit]]
+            found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], 0, share).predict(inputs[test]), 0, 1)
     return found
 
 
@@ -159,19 +159,23 @@ def coverage(dice: Floats, bound: Floats, patients: Sequence[str], resamples: in
 
 def ablation(rows: Sequence[Row], labels: Sequence[str], parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
     """Quality of every selection of scores on own and on worsened results, both structures together."""
-    return {name: part_quality(rows, labels, PARTS[name]) for name in parts}
+    found = {name: part_quality(rows, labels, PARTS[name]) for name in parts}
+    return found | {"all, of kinds not seen before": part_quality(rows, labels, is_shipped, unknown_kind=True)}
 
 
-def part_quality(rows: Sequence[Row], labels: Sequence[str], chosen: Chosen) -> dict[str, Any]:
+def part_quality(
+    rows: Sequence[Row], labels: Sequence[str], chosen: Chosen, *, unknown_kind: bool = False
+) -> dict[str, Any]:
     """Quality of one selection of scores on own and on worsened results, both structures together."""
     dice, score, own = [], [], []
     for label in labels:
         if not any(chosen(n) for n in used_for(int(label), list(rows[0]["scores"]))):
             continue
         truth, mine, _, _ = table(rows, label)
-        known = np.isfinite(truth)
+        tried = predicted(rows, chosen, label, unknown_kind=unknown_kind)
+        known = np.isfinite(truth) & np.isfinite(tried)
         dice.append(truth[known])
-        score.append(predicted(rows, chosen, label)[known])
+        score.append(tried[known])
         own.append(mine[known])
     d, s, o = np.concatenate(dice), np.concatenate(score), np.concatenate(own)
-    return {"own": quality(d[o], s[o]), "worse": quality(d[~o], s[~o])}
+    return {name: quality(d[which], s[which]) for name, which in (("own", o), ("worse", ~o)) if which.any()}

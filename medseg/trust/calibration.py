@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from medseg.errors import BundleError, UsageError
 from medseg.files import write_json
-from medseg.trust.regression import Regressor, fit_regressor
 from medseg.trust.scores import used_for
+from medseg.trust.trees import BoostedTrees, fit_boosted_trees
 
 __all__ = ["Calibration", "Estimate", "FitOptions", "StructureCalibration", "Thresholds", "fit_calibration"]
 
-FORMAT = "medseg-trust-calibration-2"
+FORMAT = "medseg-trust-calibration-3"
 
 Floats = NDArray[np.float64]
 
@@ -92,12 +92,16 @@ class StructureCalibration:
     label: int
     name: str
     scores: tuple[str, ...]
-    regressor: Regressor
+    regressor: BoostedTrees
     error_at: tuple[float, ...]
     error: tuple[float, ...]
     quantile: float | None
     n_cases: int
     n_patients: int
+
+    def __post_init__(self) -> None:
+        if any(feature >= len(self.scores) for tree in self.regressor.trees for feature in tree.feature):
+            raise ValueError("a tree asks for a score that is not there")
 
     def estimate(self, scores: Floats) -> Estimate:
         """Predicted Dice and lower bound for one row of this structure's scores."""
@@ -200,7 +204,7 @@ def _from_json(content: Mapping[str, Any]) -> Calibration:
         known = {field.name: item[field.name] for field in fields(StructureCalibration)}
         known.update(
             scores=tuple(map(str, item["scores"])),
-            regressor=Regressor.from_json(item["regressor"]),
+            regressor=BoostedTrees.from_json(item["regressor"]),
             error_at=tuple(float(v) for v in item["error_at"]),
             error=tuple(float(v) for v in item["error"]),
         )
@@ -312,7 +316,7 @@ def _fit_structure(what: tuple[int, str, tuple[str, ...]], cases: _Cases, option
     apart = np.empty(len(cases.dice))
     for number in range(options.folds):
         out = fold == number
-        regressor = fit_regressor(cases.scores[~out], cases.dice[~out], share[~out], options.seed)
+        regressor = fit_boosted_trees(cases.scores[~out], cases.dice[~out], options.seed, share[~out])
         apart[out] = np.clip(regressor.predict(cases.scores[out]), 0.0, 1.0)
     error_at, error = _usual_error(apart, apart - cases.dice, options.coverage)
     scaled = (apart - cases.dice) / np.interp(apart, error_at, error)
@@ -320,7 +324,7 @@ def _fit_structure(what: tuple[int, str, tuple[str, ...]], cases: _Cases, option
         label=label,
         name=name,
         scores=used,
-        regressor=fit_regressor(cases.scores, cases.dice, share, options.seed),
+        regressor=fit_boosted_trees(cases.scores, cases.dice, options.seed, share),
         error_at=tuple(error_at.tolist()),
         error=tuple(error.tolist()),
         quantile=conformal_quantile(scaled, options.coverage, share / (n_patients + 1)),

