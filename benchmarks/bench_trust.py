@@ -24,6 +24,7 @@ import torch
 from benchmarks import trust_figures as figures
 from benchmarks.trust_baselines import compared, with_baselines
 from benchmarks.trust_cases import KINDS, Run, make, prepared
+from benchmarks.trust_faults import fitted as fitted_head
 from benchmarks.trust_scores import (
     Row,
     Stored,
@@ -184,7 +185,9 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
     told = (
         f"held-out results of folds {', '.join(str(run.fold) for run in bench.runs)}, each by the network of its fold"
     )
-    write_trust(bundle, Critic.read(path)[0], replace(reference, limits=limits), replace(calibration, provenance=told))
+    head = fitted_head((bundle.load_network(), reference), cases)
+    critic, reference = Critic.read(path)[0], replace(reference, limits=limits)
+    write_trust(bundle, critic, reference, replace(calibration, provenance=told), head)
 
 
 def read_arguments() -> argparse.Namespace:

@@ -104,9 +104,7 @@ def _patients(bundle: Bundle) -> dict[str, str]:
     return {Path(item["image"]).name: item["patient_id"] for item in items}
 
 
-def _worse(
-    kind: str, case: dict[str, Any], own: Floats, network: nn.Module
-) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+def worse(kind: str, case: dict[str, Any], own: Floats, network: nn.Module) -> tuple[Floats, Floats, NDArray[np.uint8]]:
     """Image, probabilities and reference of a case made worse."""
     rng = np.random.default_rng(zlib.crc32(f"{case['name']} {kind}".encode()))
     image, reference = case["image"], case["reference"]
@@ -137,7 +135,7 @@ def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
         content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
         for i, case in enumerate(cases):
             start = own[i] if own is not None else np.empty(0, np.float32)
-            image, probabilities, reference = _worse(kind, case, start, network)
+            image, probabilities, reference = worse(kind, case, start, network)
             content |= {f"i{i}": image.astype(np.float16), f"p{i}": probabilities[1:].astype(np.float16)}
             content |= {f"r{i}": reference}
         with atomic_path(folder / f"{kind}.npz") as partial, partial.open("wb") as handle:

@@ -132,7 +132,7 @@ def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labe
         case: TrustCase = cases[i]
         scored = score_case(case.image, case.probabilities, case.spacing_mm, judges["critic"])
         row: Row = {"patient": case.patient, "kind": case.kind, "scores": dict(scored.scores)}
-        row["scores"] |= judges["reference"].second_look(judges["network"], scored)
+        row["scores"] |= judges["reference"].second_look(judges["network"], scored).scores
         row["scores"] |= adversary_scores(judges["adversary"], case.image, case.probabilities)
         row["dice"] = {str(label): dice_of(case, label) for label in labels}
         rows.append(row)

@@ -104,7 +104,7 @@ def look(network: nn.Module, reference: Reference, crop: NDArray[np.float32]) ->
     image, probabilities = torch.from_numpy(crop)[None], torch.from_numpy(probabilities_of(network, crop, exact=False))
     scored = score_case(image, probabilities, (1.0, 1.0, 1.0), None)
     missing = float(any(value == 0 for name, value in scored.shape.items() if name.startswith("largest")))
-    return {**reference.second_look(network, scored), "missing": missing}
+    return {**reference.second_look(network, scored).scores, "missing": missing}
 
 
 def meet(bundle: Bundle, judge: tuple[nn.Module, Reference], shared: Path, crops_each: int) -> list[dict[str, Any]]:

@@ -151,7 +151,15 @@ def _as_json(trust: Trust, bundle: Bundle, look_at_mm: Sequence[float] | None) -
     ]
     # what is flagged is never accepted unseen, whatever the estimates say
     verdict = "review" if trust.flags and trust.verdict == "accept" else trust.verdict
-    return {**_of_case(structures, verdict, trust.flags), "look_at_mm": look_at_mm}
+    return {**_of_case(structures, verdict, trust.flags), "look_at_mm": look_at_mm, "case_class": _kind(trust)}
+
+
+def _kind(trust: Trust) -> dict[str, Any] | None:
+    """The most probable kind of case; None if the bundle does not tell kinds."""
+    if not trust.case_class:
+        return None
+    name, probability = max(trust.case_class.items(), key=lambda item: item[1])
+    return {"name": name, "probability": round(probability, 4)}
 
 
 def _of_case(structures: Sequence[Mapping[str, Any]], verdict: str, flags: Sequence[str]) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def _of_case(structures: Sequence[Mapping[str, Any]], verdict: str, flags: Seque
 
 
 def _unjudged(flag: str) -> Assessment:
-    return Assessment({**_of_case([], "review", [flag]), "look_at_mm": None})
+    return Assessment({**_of_case([], "review", [flag]), "look_at_mm": None, "case_class": None})
 
 
 def spacing_mm_of(image: MetaTensor) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from medseg.inference.corrected import CorrectedCases, Skipped, TrainingCases
 from medseg.inference.predictor import Predictor
 from medseg.inference.spool import Spool
 from medseg.trust.calibration import Calibration, FitOptions, Thresholds
+from medseg.trust.case_class import CASE_CLASS_NAME, CaseClass
 from medseg.trust.critic import CRITIC_NAME
 from medseg.trust.finishing import Finishing
 from medseg.trust.fitting import TrustCase, TrustOptions, dice_of, fit_trust
@@ -177,6 +178,7 @@ def _remove_stale(bundle: Bundle) -> tuple[str, ...]:
     readers: dict[str, Callable[[], object]] = {
         CRITIC_NAME: lambda: read_critic(bundle, weights),
         REFERENCE_NAME: lambda: Reference.read(bundle.path / REFERENCE_NAME, weights),
+        CASE_CLASS_NAME: lambda: CaseClass.read(bundle.path / CASE_CLASS_NAME, weights),
     }
     removed = []
     for name, reader in readers.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_text
+from medseg.trust.case_class import USUAL
 
 __all__ = ["WORKLIST_NAME", "keep_worklist", "read_run", "worklist_rows", "write_worklist"]
 
@@ -37,6 +38,14 @@ _FLAGS = {
     "too-large": "too large to be judged",
     "not-judged": "could not be judged",
 }
+_KINDS = {
+    "bias-field": "uneven brightness",
+    "coarse": "thick slices or large voxels",
+    "gamma": "another contrast",
+    "contrast": "another contrast",
+    "crop": "a wrong crop",
+}
+_SURE = 0.5
 _ORDER = ("reject", "review", "", "accept")
 
 
@@ -146,9 +155,15 @@ def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: f
     reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in trust.get("flags") or ()]
     if trust.get("verdict") in {"review", "reject"} and worst is not None:
         reasons.append(_expected(worst, accept_at))
+        reasons += _looks_like(trust.get("case_class") or {})
     if not trust:
         reasons.append("not judged")
     return "; ".join(reasons)
+
+
+def _looks_like(kind: Mapping[str, Any]) -> list[str]:
+    name, probability = kind.get("name", USUAL), float(kind.get("probability", 0.0))
+    return [] if name == USUAL or probability < _SURE else [f"looks like {_KINDS.get(name, name)} ({probability:.0%})"]
 
 
 def _expected(worst: Mapping[str, Any], accept_at: float | None) -> str:

@@ -17,12 +17,14 @@ from medseg.bundle.bundle import read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.case_class import CASE_CLASS_NAME, USUAL, CaseClass, fit_case_class
 from medseg.trust.critic import CRITIC_NAME, Critic, CriticShape
 from medseg.trust.finishing import Finishing, finish
 from medseg.trust.judge import read_critic
 from medseg.trust.reference import REFERENCE_NAME, Reference, fit_reference, limits_of
 from medseg.trust.scores import score_case
 from medseg.trust.state import CALIBRATION_NAME, weights_of
+from medseg.trust.worsening import IMAGE_FAULTS
 
 __all__ = [
     "TrainingCase",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
+
+_Looked = tuple[Mapping[str, float], NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def fit_trust(
     training: Sequence[TrainingCase] = (),
     options: TrustOptions | None = None,
 ) -> Calibration:
-    """Fit and write ``trust/critic.safetensors``, ``trust/reference.json`` and ``trust/calibration.json``.
+    """Fit and write what ``trust/`` holds: critic, reference, calibration, and the head that tells kinds of cases.
 
     Parameters
     ----------
@@ -139,11 +143,12 @@ def fit_trust(
     reference = _reference(bundle, network, training, sha256)
     looks = _second_looks(network, reference, cases)
     if reference is not None:
-        own = [look for look, case in zip(looks, cases, strict=True) if case.kind == "own"] or looks
+        own = [look for (look, _), case in zip(looks, cases, strict=True) if case.kind == "own"]
+        own = own or [look for look, _ in looks]
         distances = {name: [look[f"{name}-distance"] for look in own] for name in reference.likeness}
         reference = replace(reference, limits=limits_of(distances, options.false_flags))
     scores, critic = _scored(bundle, cases, options)
-    rows = [{**first, **second} for first, second in zip(scores, looks, strict=True)]
+    rows = [{**first, **second} for first, (second, _) in zip(scores, looks, strict=True)]
     calibration = fit_calibration(
         {name: [row[name] for row in rows] for name in rows[0]},
         {label: [dice_of(case, label) for case in cases] for label in bundle.labels},
@@ -153,12 +158,21 @@ def fit_trust(
         options.calibration,
         [options.own_importance if case.kind == "own" else 1.0 for case in cases],
     )
-    write_trust(bundle, critic, reference, calibration)
+    head = _case_class(looks, cases, sha256)
+    write_trust(bundle, critic, reference, calibration, head)
     return calibration
 
 
-def write_trust(bundle: Bundle, critic: Critic | None, reference: Reference | None, calibration: Calibration) -> None:
+def write_trust(
+    bundle: Bundle,
+    critic: Critic | None,
+    reference: Reference | None,
+    calibration: Calibration,
+    case_class: CaseClass | None = None,
+) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
+    if case_class is not None:
+        case_class.write(bundle.path / CASE_CLASS_NAME)
     if critic is not None:
         critic.write(bundle.path / CRITIC_NAME, calibration.weights_sha256)
     if reference is not None:
@@ -188,17 +202,30 @@ def _reference(bundle: Bundle, network: nn.Module, training: Sequence[TrainingCa
     return Reference.read(path, weights_of(bundle)) if path.is_file() else None
 
 
-def _second_looks(
-    network: nn.Module, reference: Reference | None, cases: Sequence[TrustCase]
-) -> list[Mapping[str, float]]:
-    found: list[Mapping[str, float]] = []
+def _second_looks(network: nn.Module, reference: Reference | None, cases: Sequence[TrustCase]) -> list[_Looked]:
+    """Scores of the second look, and what the encoder saw if it is that of this network."""
+    found: list[_Looked] = []
     for case in cases:
         if case.second_look is not None or reference is None:
-            found.append(case.second_look or {})
+            found.append((case.second_look or {}, None))
         else:
             scored = score_case(case.image, case.probabilities, case.spacing_mm, None)
             found.append(reference.second_look(network, scored))
     return found
+
+
+def _case_class(looks: Sequence[_Looked], cases: Sequence[TrustCase], sha256: str) -> CaseClass | None:
+    """A head that tells usual cases from those with a fault in the image, if there are enough of them."""
+    kinds = {"own": USUAL, "crop": "crop"} | {name: name for name in IMAGE_FAULTS}
+    known = [
+        (description, kinds[case.kind], case.patient)
+        for (_, description), case in zip(looks, cases, strict=True)
+        if description is not None and case.kind in kinds
+    ]
+    if not known:
+        return None
+    features, classes, patients = zip(*known, strict=True)
+    return fit_case_class(np.array(features), classes, patients, sha256)
 
 
 def _scored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.trust.calibration import Calibration, Estimate
+from medseg.trust.case_class import CASE_CLASS_NAME, CaseClass
 from medseg.trust.critic import CRITIC_NAME, Critic
 from medseg.trust.reference import REFERENCE_NAME, Reference
 from medseg.trust.scores import score_case
@@ -41,6 +42,8 @@ class Trust:
         What the estimates rest on, by name.
     doubt
         ``(H, W, D)`` on the grid of the image, 0 to 1: the share of wrong labels expected round each voxel.
+    case_class
+        Probability of every kind of case (usual, noise, motion …), if the bundle has a head that tells them.
     """
 
     estimates: Mapping[int, Estimate]
@@ -48,6 +51,7 @@ class Trust:
     flags: tuple[str, ...]
     scores: Mapping[str, float]
     doubt: NDArray[np.float32]
+    case_class: Mapping[str, float] = field(default_factory=dict)
 
 
 class Judge:
@@ -63,13 +67,20 @@ class Judge:
         The finished discriminator, if the bundle has one.
     reference
         What training cases look like, if the bundle says.
+    case_class
+        The head that tells kinds of cases, if the bundle has one.
     """
 
     def __init__(
-        self, calibration: Calibration, network: nn.Module, critic: Critic | None, reference: Reference | None
+        self,
+        calibration: Calibration,
+        network: nn.Module,
+        critic: Critic | None,
+        reference: Reference | None,
+        case_class: CaseClass | None = None,
     ) -> None:
         self.calibration, self._network = calibration, network
-        self._critic, self._reference = critic, reference
+        self._critic, self._reference, self._case_class = critic, reference, case_class
 
     @classmethod
     def open(cls, bundle: Bundle, network: nn.Module, device: str | torch.device = "cpu") -> Judge | None:
@@ -96,7 +107,9 @@ class Judge:
         critic = read_critic(bundle, weights)
         path = bundle.path / REFERENCE_NAME
         reference = Reference.read(path, weights) if path.is_file() else None
-        return cls(calibration, network, critic.to(device) if critic else None, reference)
+        path = bundle.path / CASE_CLASS_NAME
+        case_class = CaseClass.read(path, weights) if path.is_file() else None
+        return cls(calibration, network, critic.to(device) if critic else None, reference, case_class)
 
     def assess(self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]) -> Trust:
         """Judge one result.
@@ -121,21 +134,17 @@ class Judge:
                 f"found an image of shape {tuple(image.shape)} and probabilities of shape {tuple(probabilities.shape)},"
                 " expected (C, H, W, D) and (K, H, W, D) on one grid"
             )
-        scores, shape, doubt = self.scores(image, probabilities, spacing_mm)
-        estimates = self.calibration.estimate(scores)
-        flags = self._flags(scores, shape)
-        verdict = self.calibration.verdict(estimates)
-        return Trust(estimates, "review" if flags and verdict == "accept" else verdict, flags, scores, doubt)
-
-    def scores(
-        self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]
-    ) -> tuple[dict[str, float], Mapping[str, float], NDArray[np.float32]]:
-        """All scores by name, what the mask alone says, and the map of doubt, of one result as for :meth:`assess`."""
         scored = score_case(image, probabilities, spacing_mm, self._critic)
-        scores = dict(scored.scores)
+        scores, kinds = dict(scored.scores), dict[str, float]()
         if self._reference is not None:
-            scores |= self._reference.second_look(self._network, scored)
-        return scores, scored.shape, scored.doubt
+            look = self._reference.second_look(self._network, scored)
+            scores |= look.scores
+            kinds = self._case_class.probabilities(look.description) if self._case_class else kinds
+        estimates = self.calibration.estimate(scores)
+        flags = self._flags(scores, scored.shape)
+        verdict = self.calibration.verdict(estimates)
+        verdict = "review" if flags and verdict == "accept" else verdict
+        return Trust(estimates, verdict, flags, scores, scored.doubt, kinds)
 
     def _flags(self, scores: Mapping[str, float], shape: Mapping[str, float]) -> tuple[str, ...]:
         flags: tuple[str, ...] = ()

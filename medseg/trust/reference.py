@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from medseg.trust.region import found_labels, look_box, region_of
 from medseg.trust.scores import Scored, agreement_scores
 from medseg.trust.shape import shape_scores
 
-__all__ = ["REFERENCE_NAME", "Reference", "fit_reference", "limits_of"]
+__all__ = ["REFERENCE_NAME", "Reference", "SecondLook", "fit_reference", "limits_of"]
 
 REFERENCE_NAME = "trust/reference.json"
 _FORMAT = "medseg-trust-reference-1"
@@ -29,6 +29,21 @@ Floats = NDArray[np.float64]
 
 _FLOOR = {"encoder": 1e-3, "image": 0.02, "shape": 0.05}
 """Smallest spread of a feature: every training mask may be of one piece, and another of two is not impossible."""
+
+
+class SecondLook(NamedTuple):
+    """What the network says of a scored case when it looks once more.
+
+    Parameters
+    ----------
+    scores
+        Distances from the training cases, and whether it agrees with the first look, by name.
+    description
+        Means and spreads of its encoder's channels, then statistics of the image.
+    """
+
+    scores: dict[str, float]
+    description: Floats
 
 
 @dataclass(frozen=True)
@@ -55,13 +70,14 @@ class Reference:
     limits: Mapping[str, float]
     weights_sha256: str
 
-    def second_look(self, network: nn.Module, scored: Scored) -> dict[str, float]:
-        """Let the network look at a scored case once more: distances from the training cases, and whether it agrees."""
+    def second_look(self, network: nn.Module, scored: Scored) -> SecondLook:
+        """Let the network look at a scored case once more, in a box round the structures."""
         box = (slice(None), *look_box(found_labels(scored.probabilities)))
         look = Onlooker(network, self.layers, self.divisor)(scored.image[box])
         features = {"encoder": look.features, **_plain_features(scored.image, scored.shape)}
         scores = {f"{name}-distance": self.likeness[name].distance(values) for name, values in features.items()}
-        return scores | agreement_scores(scored.probabilities[box], look.probabilities)
+        scores |= agreement_scores(scored.probabilities[box], look.probabilities)
+        return SecondLook(scores, np.concatenate([look.features, features["image"]]))
 
     def flags(self, scores: Mapping[str, float]) -> tuple[str, ...]:
         """``"unlike-training"`` for the image, ``"implausible-shape"`` for the mask, from :meth:`second_look`."""

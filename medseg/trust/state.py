@@ -78,7 +78,8 @@ def trust_state(bundle: Bundle) -> TrustState:
 
 
 def _check_others(bundle: Bundle) -> None:
-    """Raise if the critic or the reference beside a calibration cannot be used with it."""
+    """Raise if what lies beside a calibration cannot be used with it."""
+    from medseg.trust.case_class import CASE_CLASS_NAME, CaseClass
     from medseg.trust.judge import read_critic
     from medseg.trust.reference import REFERENCE_NAME, Reference
 
@@ -86,6 +87,8 @@ def _check_others(bundle: Bundle) -> None:
     read_critic(bundle, weights)
     if (bundle.path / REFERENCE_NAME).is_file():
         Reference.read(bundle.path / REFERENCE_NAME, weights)
+    if (bundle.path / CASE_CLASS_NAME).is_file():
+        CaseClass.read(bundle.path / CASE_CLASS_NAME, weights)
 
 
 def _facts(calibration: Calibration) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,14 @@ class FakeTrust:
     flags: tuple[str, ...]
     scores: Mapping[str, float]
     doubt: NDArray[np.float32]
+    case_class: Mapping[str, float]
 
 
 @dataclass
 class FakeJudge:
     """Predicts a Dice of 0.9 for structure 1; for structure 2 its mean probability where it wins. Doubts by entropy.
 
-    An image whose maximum exceeds 49.5 is flagged as unlike the training.
+    An image whose maximum exceeds 49.5 is flagged as unlike the training, and taken for one with motion.
     """
 
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
@@ -55,7 +57,8 @@ class FakeJudge:
         estimates = {1: Estimate(0.9, 0.8), 2: Estimate(second, second / 2)}
         flags = ("unlike-training",) if float(image.max()) > 49.5 else ()
         doubt = np.asarray(1.0 - probabilities.amax(0).numpy(), dtype=np.float32)
-        return FakeTrust(estimates, LIMITS.verdict(list(estimates.values())), flags, {}, doubt)
+        kinds = {"usual": 0.17, "motion": 0.83} if flags else {"usual": 0.9, "motion": 0.1}
+        return FakeTrust(estimates, LIMITS.verdict(list(estimates.values())), flags, {}, doubt, kinds)
 
 
 def use(judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
@@ -64,20 +67,20 @@ def use(judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
     return judge
 
 
+@cache
+def small_calibration() -> Calibration:
+    dice = np.linspace(0.5, 0.95, 20).tolist()
+    names = {1: "small", 2: "large"}
+    patients = [str(n) for n in range(20)]
+    return fit_calibration({"score": dice}, {1: dice, 2: dice}, names, patients, "none", FitOptions(thresholds=LIMITS))
+
+
 def calibrate(bundle: Path, weights_sha256: str | None = None) -> Path:
     """Write a small but real calibration into a bundle, for its own weights or others."""
-    dice = np.linspace(0.5, 0.95, 20)
-    calibration: Calibration = fit_calibration(
-        {"score": dice.tolist()},
-        {1: dice.tolist(), 2: dice.tolist()},
-        {1: "small", 2: "large"},
-        [str(n) for n in range(20)],
-        weights_sha256 or sha256_file(bundle / "models" / "model.pt"),
-        FitOptions(thresholds=LIMITS),
-    )
     path = bundle / "trust" / "calibration.json"
     path.parent.mkdir(exist_ok=True)
-    calibration.write(path)
+    sha256 = weights_sha256 or sha256_file(bundle / "models" / "model.pt")
+    replace(small_calibration(), weights_sha256=sha256).write(path)
     assert Bundle.open(bundle).labels == {1: "small", 2: "large"}
     return path
 

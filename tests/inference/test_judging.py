@@ -86,7 +86,7 @@ def test_a_flag_is_never_accepted(judged: Path, images: Path, tmp_path: Path, mo
     class Hopeful(FakeJudge):
         def assess(self, *args: Any) -> Any:
             found = super().assess(*args)
-            return type(found)(found.estimates, "accept", found.flags, found.scores, found.doubt)
+            return type(found)(found.estimates, "accept", found.flags, found.scores, found.doubt, found.case_class)
 
     use(Hopeful(), monkeypatch)
     run_batch(judged, [images], tmp_path / "out")
@@ -216,6 +216,8 @@ def test_the_worklist_names_the_worst_first_and_why(
     assert "Dice about 0.00" in rows[0]["why"]
     assert "asked 0.70" in rows[0]["why"]
     assert "unlike those of the training" in rows[1]["why"]
+    assert "looks like motion (83%)" in rows[1]["why"]
+    assert "looks like" not in rows[0]["why"] + rows[2]["why"]
     assert rows[1]["prediction"] == "strange_seg.nii.gz"
     assert len(rows[1]["look_at_mm"].split()) == 3
     path, again = write_worklist(tmp_path / "out", tmp_path / "list.csv")

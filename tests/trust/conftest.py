@@ -12,7 +12,7 @@ from torch import nn
 from medseg.bundle import Bundle
 from medseg.trust.finishing import Finishing
 from medseg.trust.fitting import TrainingCase, TrustCase, TrustOptions, fit_trust
-from medseg.trust.worsening import MASK_FAULTS
+from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS
 from tests.bundle.sample import write_bundle
 
 SIDE = 24
@@ -29,11 +29,13 @@ def ball(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def result(seed: int, kind: str = "own") -> TrustCase:
-    """A soft mask of a ball, made worse if asked for."""
+    """A soft mask of a ball; the mask or the image is made worse if asked for."""
     image, mask = ball(seed)
     soft = np.where(mask, 0.97, 0.03).astype(np.float32)
     probabilities = np.stack([1 - soft, soft])
-    if kind != "own":
+    if kind in IMAGE_FAULTS:
+        image = IMAGE_FAULTS[kind](image, np.random.default_rng(seed))
+    elif kind != "own":
         probabilities = MASK_FAULTS[kind](probabilities, np.random.default_rng(seed))
     return TrustCase(torch.from_numpy(image)[None], torch.from_numpy(probabilities), mask, f"p{seed}", kind=kind)
 
@@ -45,7 +47,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, nn.Module]
     bundle = Bundle.open(folder)
     network = bundle.load_network()
     torch.manual_seed(0)
-    cases = [result(seed, kind) for seed in range(16) for kind in ("own", "shift", "cut")]
+    cases = [result(seed, kind) for seed in range(16) for kind in ("own", "shift", "cut", "noise")]
     training = [TrainingCase(torch.from_numpy(image)[None], mask) for image, mask in map(ball, range(100, 140))]
     options = TrustOptions(finishing=Finishing(steps=40, batch=2), groups=2)
     fit_trust(bundle, network, cases, training, options)

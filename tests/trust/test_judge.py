@@ -14,6 +14,7 @@ from torch import nn
 from medseg.bundle import Bundle, verify
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
+from medseg.trust.case_class import USUAL
 from medseg.trust.finishing import Finishing
 from medseg.trust.fitting import TrustCase, TrustOptions, dice_of, fit_trust
 from medseg.trust.judge import NOTHING_FOUND, Judge, Trust
@@ -83,6 +84,12 @@ def test_an_image_of_something_else_is_flagged_and_not_accepted(judge: Judge) ->
     assert strange.verdict != "accept"
 
 
+def test_a_noisy_image_is_told_from_a_usual_one(judge: Judge) -> None:
+    for kind, expected in (("own", USUAL), ("noise", "noise")):
+        told = [assess(judge, result(seed, kind)).case_class for seed in range(40, 46)]
+        assert np.mean([probability[expected] for probability in told]) > 0.7
+
+
 def test_usual_images_are_rarely_flagged(judge: Judge) -> None:
     flagged = [bool(assess(judge, result(seed)).flags) for seed in range(200, 230)]
     assert np.mean(flagged) <= 0.3
@@ -109,7 +116,7 @@ def test_everything_names_the_weights_and_holds_no_code(fitted: Fitted) -> None:
     sha256 = sha256_file(bundle.path / "models" / "model.pt")
     trust = bundle.path / "trust"
     assert {file.suffix for file in trust.iterdir()} <= {".json", ".safetensors"}
-    for name in ("calibration.json", "reference.json"):
+    for name in ("calibration.json", "reference.json", "case_class.json"):
         assert json.loads((trust / name).read_text())["weights_sha256"] == sha256
     with safe_open(trust / "critic.safetensors", "pt") as content:
         assert content.metadata()["weights_sha256"] == sha256
@@ -122,7 +129,7 @@ def test_without_a_calibration_there_is_no_judge(fitted: Fitted, tmp_path: Path)
     assert Judge.open(bundle, fitted[1]) is None
 
 
-@pytest.mark.parametrize("name", ["calibration.json", "reference.json"])
+@pytest.mark.parametrize("name", ["calibration.json", "reference.json", "case_class.json"])
 def test_numbers_of_other_weights_are_refused(name: str, fitted: Fitted, tmp_path: Path) -> None:
     bundle = copy_of(fitted, tmp_path)
     path = bundle.path / "trust" / name
@@ -131,7 +138,7 @@ def test_numbers_of_other_weights_are_refused(name: str, fitted: Fitted, tmp_pat
         Judge.open(bundle, fitted[1])
 
 
-@pytest.mark.parametrize("name", ["calibration.json", "reference.json", "critic.safetensors"])
+@pytest.mark.parametrize("name", ["calibration.json", "reference.json", "case_class.json", "critic.safetensors"])
 def test_damaged_files_are_refused(name: str, fitted: Fitted, tmp_path: Path) -> None:
     bundle = copy_of(fitted, tmp_path)
     path = bundle.path / "trust" / name

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from medseg.errors import BundleError
+from medseg.trust.case_class import USUAL, CaseClass, fit_case_class
+
+SHA = "ab" * 32
+CENTRES = {USUAL: (4, 0, 0, 0, 0, 0), "motion": (0, 4, 0, 0, 0, 0), "noise": (0, 0, 4, 0, 0, 0)}
+
+
+def cases(n: int = 20, names: tuple[str, ...] = (USUAL, "motion", "noise")) -> tuple[Any, list[str], list[str]]:
+    """Twenty patients with a case of each class, in six features."""
+    rng = np.random.default_rng(0)
+    classes = [name for name in names for _ in range(n)]
+    features = rng.standard_normal((len(classes), 6)) + np.array([CENTRES[name] for name in classes])
+    return features, classes, [f"p{i}" for _ in names for i in range(n)]
+
+
+def fitted(*names: str) -> CaseClass:
+    found = fit_case_class(*cases(names=names or tuple(CENTRES)), SHA)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("names", [(USUAL, "motion"), tuple(CENTRES)])
+def test_it_recognises_what_can_be_told_apart(names: tuple[str, ...]) -> None:
+    head = fitted(*names)
+    for name in names:
+        found = head.probabilities(np.array(CENTRES[name]))
+        assert max(found, key=lambda kind: found[kind]) == name
+        assert sum(found.values()) == pytest.approx(1.0)
+        assert head.recall[name] > 0.85
+
+
+@pytest.mark.parametrize("names", [(USUAL, "motion"), tuple(CENTRES)])
+def test_the_probabilities_are_those_of_scikit_learn(names: tuple[str, ...]) -> None:
+    features, classes, _ = cases(names=names)
+    scaler = StandardScaler().fit(features)
+    peer = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000).fit(scaler.transform(features), classes)
+    head = fitted(*names)
+    for row in features[::7]:
+        expected = peer.predict_proba(scaler.transform(row[None]))[0]
+        assert list(head.probabilities(row)) == peer.classes_.tolist()
+        np.testing.assert_allclose(list(head.probabilities(row).values()), expected, atol=1e-3)
+
+
+def test_classes_that_cannot_be_told_apart_are_recognised_no_better_than_by_chance() -> None:
+    features, classes, patients = cases()
+    head = fit_case_class(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
+    assert head is not None
+    assert np.mean(list(head.recall.values())) < 0.55
+
+
+def test_classes_of_few_patients_are_left_out() -> None:
+    features, classes, patients = cases()
+    few = [i for i, name in enumerate(classes) if name != "noise" or i % 20 < 4]
+    head = fit_case_class(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
+    assert head is not None
+    assert set(head.classes) == {USUAL, "motion"}
+    assert fit_case_class(features[:20], classes[:20], patients[:20], SHA) is None
+
+
+def test_a_feature_that_is_not_finite_tells_nothing() -> None:
+    found = fitted().probabilities(np.array([np.nan, 0, 0, 0, 0, 0]))
+    assert set(found.values()) == {1 / 3}
+
+
+def test_it_comes_back_from_json_the_same_and_belongs_to_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "case_class.json"
+    head = fitted()
+    head.write(path)
+    assert CaseClass.read(path, [SHA]) == head
+    with pytest.raises(BundleError, match="other weights"):
+        CaseClass.read(path, ["cd" * 32])
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": "other"}, {"classes": ["a"]}, {"mean": []}, {"weight": [[1.0]]}, {"scale": [0.0] * 6}]
+)
+def test_what_is_no_case_class_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "case_class.json"
+    fitted().write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BundleError, match="no case class"):
+        CaseClass.read(path, [SHA])
