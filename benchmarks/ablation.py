@@ -4,6 +4,7 @@
 
 Every run has the same number of supervised iterations with the same batch; the weights of its last iteration (moving
 average) are measured on one held-out fold, and nothing is chosen on it. Unlabelled images are those of the other folds.
+Self-training sees beside every labelled image one that a finished network of the same draw has labelled.
 It continues where it was stopped, and what is finished is not done again. It leaves ``ablation.md`` (the table),
 ``ablation.json`` (with the tests) and ``ablation.csv`` (one row per case and structure).
 """
@@ -17,7 +18,7 @@ import random
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,23 @@ class Variant:
 
     pretrained: str = ""  # which network has learnt to restore volumes before: "autoencoder" or "unet"
     adversarial: bool = False
-    unlabelled: bool = False
-    teacher: bool = False
+    unlabelled: bool = False  # the discriminator judges predictions on images without labels
+    teacher: bool = False  # and the moving average of the weights labels them
+    taught: str = ""  # the variant whose finished network has labelled the images without labels
 
 
 VARIANTS = {
     "plain": Variant(),
     "+ adversarial": Variant(adversarial=True),
     "+ autoencoder": Variant(pretrained="autoencoder"),
-    "+ restoring U-Net": Variant(pretrained="unet"),
     "+ autoencoder, adversarial": Variant(pretrained="autoencoder", adversarial=True),
     "semi-supervised": Variant(adversarial=True, unlabelled=True),
+    "self-training": Variant(taught="plain"),
+    "full recipe": Variant(pretrained="autoencoder", adversarial=True, taught="+ autoencoder, adversarial"),
+    "+ restoring U-Net": Variant(pretrained="unet"),
     "mean teacher": Variant(unlabelled=True, teacher=True),
-    "full recipe": Variant(pretrained="unet", adversarial=True, unlabelled=True, teacher=True),
 }
+USUAL = list(VARIANTS)[:7]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Plan:
     iterations: int
     batch_size: int
     pretraining_iterations: int
+    adversarial_weight: float
 
     @property
     def bundle(self) -> Path:
@@ -84,13 +89,14 @@ class Plan:
         variant, total = VARIANTS[run.variant], self.iterations
         return {
             **self._length(total),
-            "batch_size": self.batch_size,
+            # beside every labelled image one that a teacher has labelled; of all labels there is none left
+            "batch_size": self.batch_size * (2 if variant.taught and run.labels else 1),
             "seed": 20 + run.draw,
-            "adversarial_weight": 0.02 if variant.adversarial else 0.0,
+            "adversarial_weight": self.adversarial_weight if variant.adversarial else 0.0,
             "warm_up": total * 3 // 8,
             "ramp": total // 4,
             "consistency_weight": 1.0 if variant.teacher else 0.0,
-            "consistency_start": total // 4,
+            "consistency_start": total // 2,
             "consistency_ramp": total // 4,
         }
 
@@ -157,6 +163,31 @@ def write_datalist(path: Path, labels: int, draw: int, *, unlabelled: bool) -> N
     write_json(path, content)
 
 
+def write_taught_datalist(plan: Plan, run: Run, path: Path) -> None:
+    """The drawn cases, and the others as often with the labels that a finished network gives them."""
+    from benchmarks.train_flagship import predict
+    from medseg.bundle import Bundle
+    from medseg.files import write_json
+    from medseg.training import fold_items
+
+    teacher = plan.output / replace(run, variant=VARIANTS[run.variant].taught).folder
+    write_datalist(path, 0, 0, unlabelled=False)
+    others = [item for item in json.loads(path.read_text())["training"] if item["fold"] != FOLD]
+    content = json.loads((teacher / "datalist.json").read_text())
+    drawn = [item for item in content["training"] if item["fold"] != FOLD]
+    others = [item for item in others if item["image"] not in {known["image"] for known in drawn}]
+    known = {Path(item["image"]).name for item in others}
+    items = [i for i in fold_items(path, plan.data, FOLD, "training") if Path(i["image"]).name in known]
+    folder = teacher / "labelled"
+    if len(list(folder.glob("*_seg.nii.gz"))) < len(items):
+        predict(Bundle.open(plan.bundle), teacher / "checkpoints" / "final.pt", items, folder)
+    for item in others:
+        item["label"] = str((folder / (Path(item["image"]).name.removesuffix(".nii.gz") + "_seg.nii.gz")).resolve())
+    held_out = [item for item in content["training"] if item["fold"] == FOLD]
+    times = max(1, round(len(others) / len(drawn)))
+    write_json(path, {**content, "training": held_out + drawn * times + others, "unlabelled": []})
+
+
 def write_pretraining_datalist(path: Path) -> None:
     """Every case with its own image as the label: what is to be restored."""
     from medseg.files import write_json
@@ -191,7 +222,10 @@ def carry_out(plan: Plan, run: Run) -> str:
     folder, variant = plan.output / run.folder, VARIANTS[run.variant]
     folder.mkdir(parents=True, exist_ok=True)
     datalist = folder / "datalist.json"
-    write_datalist(datalist, run.labels, run.draw, unlabelled=variant.unlabelled)
+    if variant.taught:
+        write_taught_datalist(plan, run, datalist)
+    else:
+        write_datalist(datalist, run.labels, run.draw, unlabelled=variant.unlabelled)
     train_bundle(
         plan.bundle,
         datalist=datalist,
@@ -224,14 +258,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="folder of MSD Task04_Hippocampus")
     parser.add_argument("output", type=Path)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=USUAL, choices=list(VARIANTS))
     parser.add_argument("--labels", nargs="+", type=int, default=[10, 50, 0], help="labelled cases; 0 means all")
     parser.add_argument(
-        "--draws", nargs="+", type=int, default=[3, 2, 1], help="draws, one number for each of --labels"
+        "--draws", nargs="+", type=int, default=[3, 1, 1], help="draws, one number for each of --labels"
     )
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--pretraining-iterations", type=int, default=1000)
+    parser.add_argument("--adversarial-weight", type=float, default=0.005)
     options = parser.parse_args()
     if (
         len(options.draws) != len(options.labels)
@@ -242,29 +277,39 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def carry_out_all(pool: ProcessPoolExecutor, plan: Plan, runs: list[Run], folders: list[str]) -> int:
+    """Carry out runs at the same time, tell of each, keep the tables up to date; how many failed."""
+    failed = 0
+    jobs = {pool.submit(carry_out, plan, run): run for run in runs}
+    for job in as_completed(jobs):
+        if error := job.exception():
+            failed += 1
+            print(f"{jobs[job].folder}: {type(error).__name__}: {error}", flush=True)
+            continue
+        print(job.result(), flush=True)
+        write_tables(plan.output, folders)
+    return failed
+
+
 def main() -> None:
     """Pretrain once, run what is missing, write the tables."""
     options = parse()
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})  # of the worker processes
-    plan = Plan(options.data, options.output, options.iterations, options.batch_size, options.pretraining_iterations)
+    budget = (options.iterations, options.batch_size, options.pretraining_iterations, options.adversarial_weight)
+    plan = Plan(options.data, options.output, *budget)
     if not plan.bundle.exists():
         shutil.copytree(BUNDLE, plan.bundle, ignore=shutil.ignore_patterns("models", "trust", "runs"))
     runs = planned_runs(options)
+    folders = [run.folder for run in runs]
     missing = [run for run in runs if not (plan.output / run.folder / "cases.json").exists()]
-    failed = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         kinds = sorted({VARIANTS[run.variant].pretrained for run in missing} - {""})
         for started in [pool.submit(pretrain, plan, kind) for kind in kinds]:
             started.result()
-        jobs = {pool.submit(carry_out, plan, run): run for run in missing}
-        for job in as_completed(jobs):
-            if error := job.exception():
-                failed.append(jobs[job])
-                print(f"{jobs[job].folder}: {type(error).__name__}: {error}", flush=True)
-                continue
-            print(job.result(), flush=True)
-            write_tables(plan.output, [run.folder for run in runs])
-    write_tables(plan.output, [run.folder for run in runs])
+        taught = [run for run in missing if VARIANTS[run.variant].taught]
+        failed = carry_out_all(pool, plan, [run for run in missing if run not in taught], folders)
+        failed += carry_out_all(pool, plan, taught, folders)  # their teachers have finished
+    write_tables(plan.output, folders)
     print((plan.output / "ablation.md").read_text())
     raise SystemExit(1 if failed else 0)
 
