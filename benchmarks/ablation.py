@@ -29,6 +29,8 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 FOLD = 0
 LENGTH = 50
 """Iterations per epoch, and between checkpoints."""
+WINDOW = {"inferer#roi_size": [44, 60, 44], "inferer#overlap": 0.25}
+"""Nearly every crop in one window: a third of the cost of the bundle's windows, for the same Dice."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ VARIANTS = {
     "+ restoring U-Net": Variant(pretrained="unet"),
     "mean teacher": Variant(unlabelled=True, teacher=True),
 }
-USUAL = list(VARIANTS)[:7]
+USUAL = [name for name in VARIANTS if name not in {"+ restoring U-Net", "mean teacher"}]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Plan:
         variant, total = VARIANTS[run.variant], self.iterations
         return {
             **self._length(total),
-            # beside every labelled image one that a teacher has labelled; of all labels there is none left
-            "batch_size": self.batch_size * (2 if variant.taught and run.labels else 1),
+            # beside every labelled image one that a teacher has labelled
+            "batch_size": self.batch_size * (2 if variant.taught else 1),
             "seed": 20 + run.draw,
             "adversarial_weight": self.adversarial_weight if variant.adversarial else 0.0,
             "warm_up": total * 3 // 8,
@@ -171,16 +173,16 @@ def write_taught_datalist(plan: Plan, run: Run, path: Path) -> None:
     from medseg.training import fold_items
 
     teacher = plan.output / replace(run, variant=VARIANTS[run.variant].taught).folder
-    write_datalist(path, 0, 0, unlabelled=False)
-    others = [item for item in json.loads(path.read_text())["training"] if item["fold"] != FOLD]
     content = json.loads((teacher / "datalist.json").read_text())
     drawn = [item for item in content["training"] if item["fold"] != FOLD]
-    others = [item for item in others if item["image"] not in {known["image"] for known in drawn}]
-    known = {Path(item["image"]).name for item in others}
-    items = [i for i in fold_items(path, plan.data, FOLD, "training") if Path(i["image"]).name in known]
+    seen = {item["image"] for item in drawn}
+    write_datalist(path, 0, 0, unlabelled=False)
+    others = [i for i in json.loads(path.read_text())["training"] if i["fold"] != FOLD and i["image"] not in seen]
+    names = {Path(item["image"]).name for item in others}
+    items = [item for item in fold_items(path, plan.data, FOLD, "training") if Path(item["image"]).name in names]
     folder = teacher / "labelled"
     if len(list(folder.glob("*_seg.nii.gz"))) < len(items):
-        predict(Bundle.open(plan.bundle), teacher / "checkpoints" / "final.pt", items, folder)
+        predict(Bundle.open(plan.bundle), teacher / "checkpoints" / "final.pt", items, folder, **WINDOW)
     for item in others:
         item["label"] = str((folder / (Path(item["image"]).name.removesuffix(".nii.gz") + "_seg.nii.gz")).resolve())
     held_out = [item for item in content["training"] if item["fold"] == FOLD]
@@ -238,7 +240,7 @@ def carry_out(plan: Plan, run: Run) -> str:
     )
     items = fold_items(datalist, plan.data, FOLD, "validation")
     bundle = Bundle.open(plan.bundle)
-    predict(bundle, folder / "checkpoints" / "final.pt", items, folder / "predictions")
+    predict(bundle, folder / "checkpoints" / "final.pt", items, folder / "predictions", **WINDOW)
     rows = [row for item in items for row in measure_case(item, folder / "predictions", bundle.labels)]
     seconds = time.process_time() - begun
     write_json(folder / "cases.json", {"run": vars(run), "cpu_seconds": round(seconds, 1), "rows": rows})
@@ -247,10 +249,11 @@ def carry_out(plan: Plan, run: Run) -> str:
 
 
 def planned_runs(options: argparse.Namespace) -> list[Run]:
-    """All runs, those with few labels first."""
+    """All runs, in the order of ``--labels``; of all labels there is none left for a teacher to give."""
     draws = dict(zip(options.labels, options.draws, strict=True))
     pairs = [(labels, draw) for labels in options.labels for draw in range(draws[labels])]
-    return [Run(variant, labels, draw) for labels, draw in pairs for variant in options.variants]
+    runs = [Run(variant, labels, draw) for labels, draw in pairs for variant in options.variants]
+    return [run for run in runs if run.labels or not VARIANTS[run.variant].taught]
 
 
 def parse() -> argparse.Namespace:
@@ -306,9 +309,12 @@ def main() -> None:
         kinds = sorted({VARIANTS[run.variant].pretrained for run in missing} - {""})
         for started in [pool.submit(pretrain, plan, kind) for kind in kinds]:
             started.result()
-        taught = [run for run in missing if VARIANTS[run.variant].taught]
-        failed = carry_out_all(pool, plan, [run for run in missing if run not in taught], folders)
-        failed += carry_out_all(pool, plan, taught, folders)  # their teachers have finished
+        failed = 0
+        for labels in options.labels:
+            mine = [run for run in missing if run.labels == labels]
+            taught = [run for run in mine if VARIANTS[run.variant].taught]
+            failed += carry_out_all(pool, plan, [run for run in mine if run not in taught], folders)
+            failed += carry_out_all(pool, plan, taught, folders)  # their teachers have finished
     write_tables(plan.output, folders)
     print((plan.output / "ablation.md").read_text())
     raise SystemExit(1 if failed else 0)

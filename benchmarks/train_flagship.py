@@ -28,8 +28,8 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 METRICS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd")
 
 
-def predict(bundle: Bundle, weights: Path, items: list[dict[str, Any]], folder: Path) -> None:
-    """Segment the held-out cases by the bundle's own ``inference.json``."""
+def predict(bundle: Bundle, weights: Path, items: list[dict[str, Any]], folder: Path, **overrides: Any) -> None:
+    """Segment the held-out cases by the bundle's own ``inference.json``, with overrides."""
     workflow = ConfigWorkflow(
         config_file=str(bundle.path / "configs" / "inference.json"),
         meta_file=str(bundle.path / "configs" / "metadata.json"),
@@ -39,6 +39,7 @@ def predict(bundle: Bundle, weights: Path, items: list[dict[str, Any]], folder: 
         weights=str(weights),
         datalist=[{"image": item["image"]} for item in items],
         output_dir=str(folder),
+        **overrides,
     )
     workflow.initialize()
     workflow.run()

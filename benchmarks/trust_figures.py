@@ -86,7 +86,7 @@ def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], l
 
 
 def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: bool = False) -> Floats:
-    """Cross-fitted predictions of one structure's Dice; on request from other kinds of worsening alone (and halves)."""
+    """Cross-fitted predictions of one structure's Dice; on request by halves, from other kinds of worsening alone."""
     names = [n for n in used_for(int(label), list(rows[0]["scores"])) if chosen(n)]
     inputs = np.array([[row["scores"][name] for name in names] for row in rows])
     dice, own, patients, part = table(rows, label)

@@ -127,7 +127,7 @@ def fit_trust(
         Results with ground truth: own ones, and for a range of qualities some made worse
         (:mod:`medseg.trust.worsening`). With own results alone nothing is known of poor ones.
     training
-        Training cases for the reference; without any, the bundle's own reference is kept.
+        Training cases for the reference; without any, what the bundle has of reference and head is kept.
     options
         Defaults finish the discriminator; a second hospital with few cases keeps the critic (``finishing=None``).
 
@@ -158,7 +158,8 @@ def fit_trust(
         options.calibration,
         [options.own_importance if case.kind == "own" else 1.0 for case in cases],
     )
-    head = _case_class(looks, cases, sha256)
+    has_head = (bundle.path / CASE_CLASS_NAME).is_file() and not training
+    head = None if has_head else _case_class(looks, cases, sha256)  # few cases must not replace what many taught
     write_trust(bundle, critic, reference, calibration, head)
     return calibration
 

@@ -150,7 +150,7 @@ def test_damaged_files_are_refused(name: str, fitted: Fitted, tmp_path: Path) ->
 def test_a_second_hospital_keeps_the_critic_and_gets_its_own_calibration(fitted: Fitted, tmp_path: Path) -> None:
     bundle = copy_of(fitted, tmp_path)
     before = {file.name: file.read_bytes() for file in (bundle.path / "trust").iterdir()}
-    cases = [result(seed) for seed in range(300, 312)]
+    cases = [result(seed, kind) for seed in range(300, 312) for kind in ("own", "noise")]  # enough for a head too
     calibration = fit_trust(bundle, fitted[1], cases, options=TrustOptions(finishing=None))
     after = {file.name: file.read_bytes() for file in (bundle.path / "trust").iterdir()}
     changed = {name for name in after if after[name] != before.get(name)}
