@@ -22,6 +22,7 @@ _EXTRAS_FOR = {
     "openvino": "a faster CPU engine for some networks, and int8",
     "pacs": "DICOM network and DICOMweb",
     "cluster": "batch inference on many processes or machines",
+    "tracking": "MLflow beside TensorBoard in training",
 }
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -1,4 +1,4 @@
-"""What happened in each epoch: means of the losses, validation, time; as a table and as TensorBoard curves."""
+"""What happened in each epoch: means of the losses, validation, time; as a table, in TensorBoard and in MLflow."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from monai.engines import Evaluator
 from medseg.files import write_text
 from medseg.training.events import write_scalars
 from medseg.training.parallel import is_first
+from medseg.training.tracking import Tracking
 
 if TYPE_CHECKING:
     from medseg.training.engine import AdversarialSegmentationTrainer
@@ -48,7 +49,7 @@ def scalars(output: Any) -> dict[str, float]:
 
 
 class Journal:
-    """Handler that writes ``metrics.csv`` and TensorBoard events after each epoch.
+    """Handler that writes ``metrics.csv``, TensorBoard events and, on request, MLflow metrics after each epoch.
 
     Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
     List it after ``ValidationHandler`` and before ``Checkpoints``.
@@ -64,6 +65,8 @@ class Journal:
         given for each of them.
     tensorboard
         Whether to write TensorBoard events.
+    mlflow
+        Where MLflow keeps the figures, see :class:`~medseg.training.tracking.Tracking`; None for nowhere.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class Journal:
         evaluator: Evaluator | None = None,
         label_names: Sequence[str] = (),
         tensorboard: bool = True,
+        mlflow: str | None = None,
     ) -> None:
         self.folder, self.evaluator, self.label_names = Path(folder), evaluator, tuple(label_names)
         self.rows: list[dict[str, float]] = []
-        self.tensorboard = tensorboard
+        self.tensorboard, self.mlflow = tensorboard, mlflow
+        self._tracking: Tracking | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._before = 0.0, 0.0
@@ -87,6 +92,7 @@ class Journal:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
@@ -104,6 +110,8 @@ class Journal:
 
     def _start(self) -> None:
         self._started = time.perf_counter(), time.process_time()
+        if self.mlflow and is_first():
+            self._tracking = Tracking(self.mlflow, self.folder)
 
     def _spent(self) -> tuple[float, float]:
         if self._started == (0.0, 0.0):
@@ -137,7 +145,13 @@ class Journal:
         write_text(self.folder / "metrics.csv", _table(self.rows))
         if self.tensorboard:
             write_scalars(self.folder, row)
+        if self._tracking is not None:
+            self._tracking.write(self.rows)
         _logger.info("%s", describe(row, engine.state.max_epochs))
+
+    def _finish(self) -> None:
+        if self._tracking is not None:
+            self._tracking.close()
 
     def _validation(self, epoch: int) -> dict[str, float]:
         if self.evaluator is None or self.evaluator.state.epoch != epoch:
