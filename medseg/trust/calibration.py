@@ -13,7 +13,6 @@ the weights whose predictions it was fitted on, and is of no value for others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BundleError, UsageError
+from medseg.errors import UsageError
 from medseg.files import write_json
 from medseg.trust.scores import used_for
+from medseg.trust.stored import read_stored
 from medseg.trust.trees import BoostedTrees, fit_boosted_trees
 
 __all__ = ["Calibration", "Estimate", "FitOptions", "StructureCalibration", "Thresholds", "fit_calibration"]
@@ -180,20 +180,7 @@ class Calibration:
         BundleError
             If the file is no calibration, or belongs to other weights.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = _from_json(content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{path} is not a trust calibration ({error!r}); fit it again: medseg trust fit"
-            ) from error
-        if weights_sha256 is not None and found.weights_sha256 not in weights_sha256:
-            present = ", ".join(digest[:12] for digest in weights_sha256) or "none"
-            raise BundleError(
-                f"{path} belongs to weights {found.weights_sha256[:12]}, found weights {present}; "
-                "calibrate again: medseg trust fit"
-            )
-        return found
+        return read_stored(path, "trust calibration", _from_json, weights_sha256)
 
 
 def _from_json(content: Mapping[str, Any]) -> Calibration:

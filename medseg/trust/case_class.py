@@ -7,7 +7,6 @@ doubted; the verdict does not depend on it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BundleError
 from medseg.files import write_json
+from medseg.trust.stored import read_stored
 
 __all__ = ["CASE_CLASS_NAME", "USUAL", "CaseClass", "fit_case_class"]
 
@@ -90,13 +89,7 @@ class CaseClass:
         BundleError
             If the file is something else or belongs to other weights.
         """
-        try:
-            found = _from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{path} is no case class ({error!r}); fit it again: medseg trust fit") from error
-        if found.weights_sha256 not in weights_sha256:
-            raise BundleError(f"{path} belongs to other weights; fit it again: medseg trust fit")
-        return found
+        return read_stored(path, "case class", _from_json, weights_sha256)
 
 
 def _from_json(content: Mapping[str, Any]) -> CaseClass:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
-from medseg.errors import BundleError, UsageError
+from medseg.errors import UsageError
 from medseg.trust.calibration import Calibration, Estimate
 from medseg.trust.case_class import CASE_CLASS_NAME, CaseClass
 from medseg.trust.critic import CRITIC_NAME, Critic
 from medseg.trust.reference import REFERENCE_NAME, Reference
 from medseg.trust.scores import score_case
 from medseg.trust.state import calibration_of, weights_of
+from medseg.trust.stored import check_weights
 
 __all__ = ["NOTHING_FOUND", "Judge", "Trust"]
 
@@ -167,6 +168,5 @@ def read_critic(bundle: Bundle, weights_sha256: set[str]) -> Critic | None:
     if not path.is_file():
         return None
     critic, belongs_to = Critic.read(path)
-    if belongs_to not in weights_sha256:
-        raise BundleError(f"{path} belongs to other weights; fit it again: medseg trust fit")
+    check_weights(path, belongs_to, weights_sha256)
     return critic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.errors import BundleError
 from medseg.files import write_json
 from medseg.trust.novelty import Likeness, Onlooker, encoder_layers, fit_likeness, image_statistics, smallest_divisor
 from medseg.trust.region import found_labels, look_box, region_of
 from medseg.trust.scores import Scored, agreement_scores
 from medseg.trust.shape import shape_scores
+from medseg.trust.stored import read_stored
 
 __all__ = ["REFERENCE_NAME", "Reference", "SecondLook", "fit_reference", "limits_of"]
 
@@ -98,14 +97,7 @@ class Reference:
         BundleError
             If the file is something else or belongs to other weights.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = _from_json(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{path} is not a trust reference ({error!r}); fit it again: medseg trust fit") from error
-        if found.weights_sha256 not in weights_sha256:
-            raise BundleError(f"{path} belongs to other weights; fit it again: medseg trust fit")
-        return found
+        return read_stored(path, "trust reference", _from_json, weights_sha256)
 
 
 def _from_json(content: Mapping[str, Any]) -> Reference:

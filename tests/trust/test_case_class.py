@@ -89,5 +89,5 @@ def test_what_is_no_case_class_is_refused(change: dict[str, Any], tmp_path: Path
     path = tmp_path / "case_class.json"
     fitted().write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BundleError, match="no case class"):
+    with pytest.raises(BundleError, match="not a case class"):
         CaseClass.read(path, [SHA])

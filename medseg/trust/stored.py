@@ -1,0 +1,63 @@
+"""Reading what a bundle keeps under ``trust/``: plain JSON, for one set of weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from medseg.errors import BundleError
+
+__all__ = ["check_weights", "read_stored"]
+
+
+class _Stored(Protocol):
+    @property
+    def weights_sha256(self) -> str: ...
+
+
+Kind = TypeVar("Kind", bound=_Stored)
+
+
+def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha256: Collection[str] | None) -> Kind:
+    """Read one part of trust; nothing in it is executed.
+
+    Parameters
+    ----------
+    path
+        The JSON file.
+    what
+        What it should be, for messages.
+    parse
+        Makes it from the content; any error of a wrong content is turned into a ``BundleError``.
+    weights_sha256
+        SHA-256 of the weights in use, one per file that holds them; ``None`` checks nothing.
+
+    Raises
+    ------
+    BundleError
+        If the file is something else, or belongs to other weights.
+    """
+    try:
+        found = parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is not a {what} ({error!r}); fit it again: medseg trust fit") from error
+    if weights_sha256 is not None:
+        check_weights(path, found.weights_sha256, weights_sha256)
+    return found
+
+
+def check_weights(path: Path, belongs_to: str, weights_sha256: Collection[str]) -> None:
+    """Refuse a part of trust that was fitted for other weights.
+
+    Raises
+    ------
+    BundleError
+        With both digests.
+    """
+    if belongs_to not in weights_sha256:
+        present = ", ".join(digest[:12] for digest in sorted(weights_sha256)) or "none"
+        raise BundleError(
+            f"{path} belongs to weights {belongs_to[:12]}, found weights {present}; fit it again: medseg trust fit"
+        )
