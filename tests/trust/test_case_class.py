@@ -78,7 +78,7 @@ def test_it_comes_back_from_json_the_same_and_belongs_to_its_weights(tmp_path: P
     head = fitted()
     head.write(path)
     assert CaseClass.read(path, [SHA]) == head
-    with pytest.raises(BundleError, match="other weights"):
+    with pytest.raises(BundleError, match="belongs to weights"):
         CaseClass.read(path, ["cd" * 32])
 
 
