@@ -1,11 +1,12 @@
-"""Makes the pictures of the README from a real run: ``python docs/make_pictures.py MSD_TASK04_FOLDER``.
+"""Makes the pictures of the README from a real run: ``python docs/make_pictures.py MSD_TASK04_FOLDER FOLD0_WEIGHTS``.
 
-Takes a held-out case of the flagship bundle (fold 0, never trained on), labels it, and draws the three planes in which
-prediction and reference are largest.
+Takes a case of fold 0, labels it by the flagship bundle with the weights that ``benchmarks.train_flagship`` has trained
+without that fold, and draws the three planes in which prediction and reference are largest.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -32,13 +33,15 @@ NAMES = {1: "anterior hippocampus", 2: "posterior hippocampus"}
 PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 
 
-def main(dataset: Path) -> None:
+def main(dataset: Path, weights: Path) -> None:
     manifest = Manifest.read(BUNDLE / "configs" / "datalist.json", dataset_dir=dataset)
     _, held_out = manifest.fold(0)
     image_path, label_path = (manifest.files(held_out[0], key)[0] for key in ("image", "label"))
     with tempfile.TemporaryDirectory() as folder:
-        run_batch(BUNDLE, [image_path], folder)
-        prediction, geometry, _ = read_volume(next(Path(folder).glob("*_seg.nii.gz")))
+        bundle = shutil.copytree(BUNDLE, Path(folder) / BUNDLE.name, ignore=shutil.ignore_patterns("trust", "model.*"))
+        shutil.copy(weights, bundle / "models" / "model.pt")
+        run_batch(bundle, [image_path], Path(folder) / "out")
+        prediction, geometry, _ = read_volume(next((Path(folder) / "out").glob("*_seg.nii.gz")))
     image, reference = read_volume(image_path)[0], read_volume(label_path)[0]
     scores = evaluate_case(prediction, reference, geometry.spacing_mm, NAMES)
     dice = ", ".join(f"{score.name} {score.dice:.3f}" for score in scores)
@@ -67,4 +70,4 @@ def _draw(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

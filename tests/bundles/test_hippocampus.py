@@ -173,7 +173,8 @@ def test_training_through_monai_bundle_raises_dice(tmp_path: Path, real_data: Pa
 
 
 @pytest.mark.slow
-def test_held_out_cases_are_segmented_as_the_readme_says(tmp_path: Path, real_data: Path) -> None:
+def test_weights_and_windows_belong_together(tmp_path: Path, real_data: Path) -> None:
+    """These cases were in the training: other weights or windows would show, not how good the network is."""
     from medseg.evaluation import evaluate_case
 
     data = real_data / "msd_hippocampus"
@@ -188,8 +189,8 @@ def test_held_out_cases_are_segmented_as_the_readme_says(tmp_path: Path, real_da
         )
         for result in evaluate_case(found, wanted, (1.0, 1.0, 1.0), Bundle.open(FLAGSHIP).labels):
             dice[result.label].append(result.values["dice"] or 0.0)
-    assert np.mean(dice[1]) > 0.87
-    assert np.mean(dice[2]) > 0.85
+    assert np.mean(dice[1]) > 0.89
+    assert np.mean(dice[2]) > 0.87
 
 
 @pytest.mark.slow
