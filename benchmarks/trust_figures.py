@@ -125,7 +125,7 @@ def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> d
     return found
 
 
-def quality(dice: Floats, score: Floats) -> dict[str, float]:
+def quality(dice: Floats, score: Floats) -> dict[str, float | None]:
     """How well a score tells Dice; where all are good or all are poor, AUROC does not exist."""
     poor = dice < 0.8
     both = 0 < poor.sum() < len(poor)
@@ -133,7 +133,7 @@ def quality(dice: Floats, score: Floats) -> dict[str, float]:
         "n": len(dice),
         "mae": float(np.abs(dice - score).mean()),
         "spearman": float(spearmanr(dice, score)[0]),
-        "auroc": float(roc_auc_score(poor, -score)) if both else float("nan"),
+        "auroc": float(roc_auc_score(poor, -score)) if both else None,
         "aurc": aurc(dice, score),
         "aurc, best possible": aurc(dice, dice),
         "aurc, by chance": float((1 - dice).mean()),
