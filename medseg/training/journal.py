@@ -92,7 +92,7 @@ class Journal:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.COMPLETED, self._finish, engine)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
@@ -149,9 +149,10 @@ class Journal:
             self._tracking.write(self.rows)
         _logger.info("%s", describe(row, engine.state.max_epochs))
 
-    def _finish(self) -> None:
-        if self._tracking is not None:
-            self._tracking.close()
+    def _finish(self, engine: AdversarialSegmentationTrainer) -> None:
+        if self._tracking is not None:  # ignite completes a run that was asked to stop, too
+            state = engine.state
+            self._tracking.close(finished=state.iteration >= state.max_epochs * state.epoch_length)
 
     def _validation(self, epoch: int) -> dict[str, float]:
         if self.evaluator is None or self.evaluator.state.epoch != epoch:

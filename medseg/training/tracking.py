@@ -72,9 +72,9 @@ class Tracking:
                 return
             self._logged = step
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._attempt(self._client.set_terminated, self._run, "FINISHED")
+    def close(self, *, finished: bool = True) -> None:
+        """Mark the run as finished, or as stopped before its end."""
+        self._attempt(self._client.set_terminated, self._run, "FINISHED" if finished else "KILLED")
 
     def _attempt(self, call: Any, *arguments: Any) -> bool:
         try:

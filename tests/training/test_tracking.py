@@ -1,13 +1,17 @@
 """What MLflow finds: every epoch once, also after a stop, a server that was down, or a resumed training."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ignite.engine import Events
 
-from medseg.errors import MissingDependency, UsageError
+from medseg.errors import Interrupted, MissingDependency, UsageError
 from medseg.files import write_json
 from medseg.training import train_bundle
+from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.tracking import Tracking
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
@@ -79,11 +83,25 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
         Tracking("sqlite:///never.db", tmp_path)
 
 
-def test_a_training_shows_in_mlflow(uri: str, tmp_path: Path) -> None:
-    data = write_data(tmp_path)
+class _StopAfterThree:
+    """Watcher that asks this process to stop, as a batch system does."""
+
+    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_training_that_is_stopped_and_resumed_shows_as_one_run(uri: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dataset_dir": tmp_path, "device": "cpu", "output": tmp_path / "trained"}
-    result = train_bundle(copy_bundle(tmp_path), datalist=data, overrides={**SMALL, "mlflow": uri}, **options)
+    options |= {"datalist": write_data(tmp_path), "overrides": {**SMALL, "mlflow": uri}}
+    bundle = copy_bundle(tmp_path)
+    with pytest.raises(Interrupted):
+        train_bundle(bundle, **options, watchers=[_StopAfterThree()])
     [run] = _runs(uri, "trained")
+    assert run.info.status == "KILLED"
+    assert [step for step, _ in _losses(uri, run)] == [1]
+    result = train_bundle(bundle, **options, resume=True)
+    [run] = _runs(uri, "trained")
+    assert [step for step, _ in _losses(uri, run)] == [1, 2]
     assert run.data.metrics["epoch"] == result.epochs == 2
     assert {"loss", "val_dice", "val_dice_anterior_hippocampus"} <= set(run.data.metrics)
     assert run.data.params["bundle"] == "hippocampus_mri_segmentation"
