@@ -42,6 +42,9 @@ class Variant:
     unlabelled: bool = False  # the discriminator judges predictions on images without labels
     teacher: bool = False  # and the moving average of the weights labels them
     taught: str = ""  # the variant whose finished network has labelled the images without labels
+    steps: int = (
+        1  # optimiser steps for each one of plain training; of the images of a taught variant 1/steps has a label
+    )
 
 
 VARIANTS = {
@@ -51,11 +54,14 @@ VARIANTS = {
     "+ autoencoder, adversarial": Variant(pretrained="autoencoder", adversarial=True),
     "semi-supervised": Variant(adversarial=True, unlabelled=True),
     "self-training": Variant(taught="plain"),
-    "full recipe": Variant(pretrained="autoencoder", adversarial=True, taught="+ autoencoder, adversarial"),
+    "+ autoencoder, adversarial, self-training": Variant("autoencoder", True, taught="+ autoencoder, adversarial"),
+    "long self-training": Variant(taught="plain", steps=4),
+    "full recipe": Variant(adversarial=True, taught="semi-supervised", steps=4),
+    "plain, four times as long": Variant(steps=4),
     "+ restoring U-Net": Variant(pretrained="unet"),
     "mean teacher": Variant(unlabelled=True, teacher=True),
 }
-USUAL = [name for name in VARIANTS if name not in {"+ restoring U-Net", "mean teacher"}]
+USUAL = [name for name in VARIANTS if name != "mean teacher"]
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,12 @@ class Plan:
         return self.output / "bundle"
 
     def overrides(self, run: Run) -> dict[str, Any]:
-        variant, total = VARIANTS[run.variant], self.iterations
+        variant = VARIANTS[run.variant]
+        total = self.iterations * variant.steps
         return {
             **self._length(total),
-            # beside every labelled image one that a teacher has labelled
-            "batch_size": self.batch_size * (2 if variant.taught else 1),
+            # in the same number of steps: beside every labelled image one that a teacher has labelled
+            "batch_size": self.batch_size * (2 if variant.taught and variant.steps == 1 else 1),
             "seed": 20 + run.draw,
             "adversarial_weight": self.adversarial_weight if variant.adversarial else 0.0,
             "warm_up": total * 3 // 8,
@@ -186,7 +193,8 @@ def write_taught_datalist(plan: Plan, run: Run, path: Path) -> None:
     for item in others:
         item["label"] = str((folder / (Path(item["image"]).name.removesuffix(".nii.gz") + "_seg.nii.gz")).resolve())
     held_out = [item for item in content["training"] if item["fold"] == FOLD]
-    times = max(1, round(len(others) / len(drawn)))
+    taught_for_each = max(1, VARIANTS[run.variant].steps - 1)
+    times = max(1, round(len(others) / len(drawn) / taught_for_each))
     write_json(path, {**content, "training": held_out + drawn * times + others, "unlabelled": []})
 
 
