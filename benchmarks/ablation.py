@@ -2,9 +2,9 @@
 
     python -m benchmarks.ablation DATA OUTPUT --jobs 2
 
-Every run has the same number of supervised iterations with the same batch; the weights of its last iteration (moving
-average) are measured on one held-out fold, and nothing is chosen on it. Unlabelled images are those of the other folds.
-Self-training sees beside every labelled image one that a finished network of the same draw has labelled.
+Every run but the one that says otherwise sees as many labelled patches; the weights of its last iteration (moving
+average) are measured on one held-out fold. Unlabelled images are those of the other folds. Self-training sees beside
+every labelled image one that a finished network of the same draw has labelled, long self-training three.
 It continues where it was stopped, and what is finished is not done again. It leaves ``ablation.md`` (the table),
 ``ablation.json`` (with the tests) and ``ablation.csv`` (one row per case and structure).
 """
@@ -38,13 +38,12 @@ class Variant:
     """What is added to plain supervised training."""
 
     pretrained: str = ""  # which network has learnt to restore volumes before: "autoencoder" or "unet"
+    rescaled: bool = False  # and its weights start with the size of fresh ones
     adversarial: bool = False
     unlabelled: bool = False  # the discriminator judges predictions on images without labels
     teacher: bool = False  # and the moving average of the weights labels them
     taught: str = ""  # the variant whose finished network has labelled the images without labels
-    steps: int = (
-        1  # optimiser steps for each one of plain training; of the images of a taught variant 1/steps has a label
-    )
+    steps: int = 1  # optimiser steps for each one of plain training; a taught variant sees as many labels in them
 
 
 VARIANTS = {
@@ -54,11 +53,14 @@ VARIANTS = {
     "+ autoencoder, adversarial": Variant(pretrained="autoencoder", adversarial=True),
     "semi-supervised": Variant(adversarial=True, unlabelled=True),
     "self-training": Variant(taught="plain"),
-    "+ autoencoder, adversarial, self-training": Variant("autoencoder", True, taught="+ autoencoder, adversarial"),
+    "+ autoencoder, adversarial, self-training": Variant(
+        pretrained="autoencoder", adversarial=True, taught="+ autoencoder, adversarial"
+    ),
     "long self-training": Variant(taught="plain", steps=4),
-    "full recipe": Variant(adversarial=True, taught="semi-supervised", steps=4),
-    "plain, four times as long": Variant(steps=4),
     "+ restoring U-Net": Variant(pretrained="unet"),
+    "+ restoring U-Net, rescaled": Variant(pretrained="unet", rescaled=True),
+    "full recipe": Variant("unet", rescaled=True, adversarial=True, taught="+ restoring U-Net, rescaled", steps=4),
+    "plain, four times as long": Variant(steps=4),
     "mean teacher": Variant(unlabelled=True, teacher=True),
 }
 USUAL = [name for name in VARIANTS if name != "mean teacher"]
@@ -245,6 +247,7 @@ def carry_out(plan: Plan, run: Run) -> str:
         resume=True,
         overrides=plan.overrides(run),
         init=plan.pretraining(variant.pretrained) / "checkpoints" / "final.pt" if variant.pretrained else None,
+        rescale=variant.rescaled,
     )
     items = fold_items(datalist, plan.data, FOLD, "validation")
     bundle = Bundle.open(plan.bundle)

@@ -22,6 +22,9 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")
     ] = None,
+    rescale: Annotated[
+        bool, typer.Option("--rescale", help="With --init from another task: weights as large as a fresh network's.")
+    ] = False,
     datalist: Annotated[
         Path | None, typer.Option(help="JSON datalist with folds, instead of the bundle's own.")
     ] = None,
@@ -63,6 +66,7 @@ def train(
         device=device,
         overrides=parse_overrides(settings or []),
         init=init,
+        rescale=rescale,
         publish="final" if publish_final else publish,
         watchers=[ProgressDisplay(console)],
         permission="everything" if trust_bundle else "audited",

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 import torch
+from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
 
-__all__ = ["Transfer", "copy_matching", "initialise_from"]
+__all__ = ["Transfer", "copy_matching", "initialise_from", "rescale"]
+
+_SCALE_FREE = (
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+"""Normalisations whose answer does not depend on the size of what they are given."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +39,18 @@ class Transfer:
         Names of this network that found no partner and keep their own start.
     unused
         Names of the other network without a partner here.
+    rescaled
+        Convolutions whose weights were given the size of fresh ones.
     """
 
     copied: tuple[str, ...]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
+    rescaled: int = 0
 
     def __str__(self) -> str:
-        return f"{len(self.copied)} tensors copied, {len(self.kept)} start anew, {len(self.unused)} not used"
+        text = f"{len(self.copied)} tensors copied, {len(self.kept)} start anew, {len(self.unused)} not used"
+        return f"{text}, {self.rescaled} convolutions rescaled" if self.rescaled else text
 
 
 def copy_matching(network: nn.Module, weights: dict[str, Tensor]) -> Transfer:
@@ -59,8 +75,58 @@ def copy_matching(network: nn.Module, weights: dict[str, Tensor]) -> Transfer:
     return Transfer(copied, kept, tuple(name for name in weights if name not in copied))
 
 
-def initialise_from(network: nn.Module, source: str | PathLike[str]) -> Transfer:
-    """Start ``network`` from a bundle's folder or from a ``.pt`` file with a bare state dict."""
+def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
+    """Give convolutions in front of a normalisation the size of ``start`` again; returns how many.
+
+    The size of such weights does not matter to what the network computes, but training enlarges them, and the same
+    step of the optimiser then turns them less: a network that goes on to another task learns it more slowly than a
+    fresh one (van Laarhoven, arXiv:1706.05350).
+
+    Parameters
+    ----------
+    network
+        With the weights of another task; MONAI's ``Convolution`` blocks in it are looked at, changed in place.
+    start
+        State dict of the same network with its own, fresh weights.
+
+    Raises
+    ------
+    UsageError
+        If there is no such convolution.
+    """
+    count = 0
+    for name, block in network.named_modules():
+        if not isinstance(block, Convolution) or not _normalises(block):
+            continue
+        with torch.no_grad():
+            factor = start[f"{name}.conv.weight"].norm() / block.conv.weight.norm().clamp_min(1e-12)
+            block.conv.weight.mul_(factor)
+            if block.conv.bias is not None:
+                block.conv.bias.mul_(factor)
+            if getattr(block.adn.N, "running_mean", None) is not None:
+                block.adn.N.running_mean.mul_(factor)
+                block.adn.N.running_var.mul_(factor**2)
+        count += 1
+    if not count:
+        raise UsageError(
+            f"{type(network).__name__} has no convolution of MONAI's that a normalisation follows; leave --rescale out"
+        )
+    return count
+
+
+def _normalises(block: Convolution) -> bool:
+    """Whether what comes right behind the convolution takes its size away."""
+    return isinstance(next(getattr(block, "adn", nn.Module()).children(), None), _SCALE_FREE)
+
+
+def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled: bool = False) -> Transfer:
+    """Start ``network`` from a bundle's folder or from a ``.pt`` file with a bare state dict.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing, nothing fits, or nothing can be rescaled (:func:`rescale`).
+    """
     path = Path(source)
     if path.is_dir():
         weights = Bundle.open(path).load_network().state_dict()
@@ -68,4 +134,6 @@ def initialise_from(network: nn.Module, source: str | PathLike[str]) -> Transfer
         weights = torch.load(path, map_location="cpu", weights_only=True)
     else:
         raise UsageError(f"there is nothing at {path}; --init takes a bundle's folder or a .pt file")
-    return copy_matching(network, weights)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    transfer = copy_matching(network, weights)
+    return replace(transfer, rescaled=rescale(network, start)) if rescaled else transfer

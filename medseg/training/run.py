@@ -81,6 +81,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     device: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     init: str | PathLike[str] | None = None,
+    rescale: bool = False,
     publish: bool | Literal["best", "final"] = False,
     watchers: Sequence[Watcher] = (),
     permission: Permission = "audited",
@@ -100,6 +101,9 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         Further ids and their values; an id that the configuration does not have is refused.
     init
         Another bundle, or a state dict, whose fitting weights are copied before the first step.
+    rescale
+        For weights of another task: give those in front of a normalisation the size of fresh ones, which leaves what
+        the network computes as it is and lets it learn at their pace (:func:`~medseg.training.initial.rescale`).
     publish
         Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
@@ -121,6 +125,10 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     OutputLocked
         If another process trains into the same folder.
     """
+    if rescale and init is None:
+        raise UsageError(
+            "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
+        )
     opened = Bundle.open(Path(bundle), permission)
     opened.runnable_config()
     named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
@@ -132,7 +140,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
-        run.prepare(resume=resume, init=init)
+        run.prepare(resume=resume, init=init, rescale=rescale)
         return run.execute(publish=publish, watchers=watchers)
 
 
@@ -151,7 +159,7 @@ class _Run:
         self.trainer, self.checkpoints = trainer, checkpoints
         self.journal = next((handler for handler in handlers if isinstance(handler, Journal)), None)
 
-    def prepare(self, *, resume: bool, init: str | PathLike[str] | None) -> None:
+    def prepare(self, *, resume: bool, init: str | PathLike[str] | None, rescale: bool) -> None:
         if self.checkpoints.latest() is not None and not resume:
             raise UsageError(
                 f"the folder {self.folder} holds the checkpoints of another run; continue it with --resume, "
@@ -161,7 +169,7 @@ class _Run:
         if iteration:
             _logger.info("going on after iteration %d", iteration)
         elif init is not None:
-            _logger.info("starting weights: %s", initialise_from(self.trainer.network, init))
+            _logger.info("starting weights: %s", initialise_from(self.trainer.network, init, rescaled=rescale))
             if self.trainer.averaged is not None:
                 self.trainer.averaged.module.load_state_dict(self.trainer.network.state_dict())
 

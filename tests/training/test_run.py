@@ -126,8 +126,15 @@ def test_init_copies_what_fits(bundle: Path, tmp_path: Path) -> None:
     second = _train(bundle, tmp_path / "second", overrides=frozen, init=first.best_weights)
     one, other = (torch.load(result.best_weights, weights_only=True) for result in (first, second))
     assert torch.equal(one["final_conv.weight"], other["final_conv.weight"])
+    third = _train(bundle, tmp_path / "third", overrides=frozen, init=first.best_weights, rescale=True)
+    rescaled, name = torch.load(third.best_weights, weights_only=True), "conv_0.conv_0.conv.weight"
+    size = rescaled[name].norm() / one[name].norm()
+    assert not torch.isclose(size, torch.tensor(1.0), rtol=1e-6)
+    torch.testing.assert_close(rescaled[name], size * one[name])
     with pytest.raises(UsageError, match="--init"):
-        _train(bundle, tmp_path / "third", init=tmp_path / "nothing")
+        _train(bundle, tmp_path / "fourth", init=tmp_path / "nothing")
+    with pytest.raises(UsageError, match="give both or neither"):
+        _train(bundle, tmp_path / "fourth", rescale=True)
 
 
 @pytest.mark.parametrize(
