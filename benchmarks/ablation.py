@@ -57,13 +57,15 @@ VARIANTS = {
         pretrained="autoencoder", adversarial=True, taught="+ autoencoder, adversarial"
     ),
     "long self-training": Variant(taught="plain", steps=4),
+    "+ autoencoder, rescaled": Variant(pretrained="autoencoder", rescaled=True),
     "+ restoring U-Net": Variant(pretrained="unet"),
     "+ restoring U-Net, rescaled": Variant(pretrained="unet", rescaled=True),
     "full recipe": Variant("unet", rescaled=True, adversarial=True, taught="+ restoring U-Net, rescaled", steps=4),
+    "full recipe, second student": Variant("unet", rescaled=True, adversarial=True, taught="full recipe", steps=4),
     "plain, four times as long": Variant(steps=4),
     "mean teacher": Variant(unlabelled=True, teacher=True),
 }
-USUAL = [name for name in VARIANTS if name != "mean teacher"]
+USUAL = [name for name in VARIANTS if name not in {"+ autoencoder, rescaled", "mean teacher"}]
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,12 @@ def carry_out(plan: Plan, run: Run) -> str:
     return f"{run.folder}: Dice {dice:.4f}, {seconds / 60:.1f} core-minutes"
 
 
+def generation_of(variant: str) -> int:
+    """0 for what learns from labels alone, 1 for its students, 2 for theirs."""
+    taught = VARIANTS[variant].taught
+    return 1 + generation_of(taught) if taught else 0
+
+
 def planned_runs(options: argparse.Namespace) -> list[Run]:
     """All runs, in the order of ``--labels``; of all labels there is none left for a teacher to give."""
     draws = dict(zip(options.labels, options.draws, strict=True))
@@ -323,9 +331,9 @@ def main() -> None:
         failed = 0
         for labels in options.labels:
             mine = [run for run in missing if run.labels == labels]
-            taught = [run for run in mine if VARIANTS[run.variant].taught]
-            failed += carry_out_all(pool, plan, [run for run in mine if run not in taught], folders)
-            failed += carry_out_all(pool, plan, taught, folders)  # their teachers have finished
+            for generation in range(3):  # teachers first
+                now = [run for run in mine if generation_of(run.variant) == generation]
+                failed += carry_out_all(pool, plan, now, folders)
     write_tables(plan.output, folders)
     print((plan.output / "ablation.md").read_text())
     raise SystemExit(1 if failed else 0)
