@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,20 @@ from medseg.errors import ExitCode, MedsegError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Outcome", "command", "is_quiet", "terminal"]
+__all__ = ["BundleArgument", "Outcome", "command", "is_quiet", "terminal"]
+
+
+def _bundle(text: str) -> Path:
+    from medseg.bundle.shipped import find_bundle
+
+    return find_bundle(text)
+
+
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", parser=_bundle, help="A bundle's folder, or a name from `medseg bundle list`."),
+]
+"""The bundle that a command is about."""
 
 _COMMON = {
     "json": Annotated[

@@ -1,4 +1,4 @@
-"""``medseg bundle``: new, info, audit, verify, pack, unpack, export, keygen."""
+"""``medseg bundle``: new, list, info, audit, verify, pack, unpack, export, keygen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
 
 if TYPE_CHECKING:
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from medseg.trust.state import TrustState
 
 bundle_app = typer.Typer(
-    help="Bundles: plan a new one, look into, audit, verify, pack, unpack, export.",
+    help="Bundles: plan a new one, list, look into, audit, verify, pack, unpack, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(bundle_app, name="bundle")
 
-_BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 _Format = Literal["torchscript", "onnx", "openvino"]
 _STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
 
@@ -54,9 +53,31 @@ def new(
     return Outcome({"bundle": str(folder), "reasons": reasons})
 
 
+@bundle_app.command(name="list")
+@command
+def list_() -> Outcome:
+    """Show the bundles whose bare names commands understand here: those in ./bundles, and those that ship.
+
+    Example: medseg bundle list
+    """
+    from medseg.bundle import Bundle
+    from medseg.bundle.shipped import list_bundles
+
+    rows = []
+    for opened in map(Bundle.open, list_bundles()):
+        trained = any((opened.path / "models").glob("model.*"))
+        facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
+        rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
+        state = "" if trained else ", no weights yet"
+        terminal().print(f"{opened.name} {opened.version}{state}\n    {facts['task']}\n    {opened.path}", markup=False)
+    if not rows:
+        terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
+    return Outcome({"bundles": rows})
+
+
 @bundle_app.command()
 @command
-def info(bundle: _BundleFolder) -> Outcome:
+def info(bundle: BundleArgument) -> Outcome:
     """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
 
     Example: medseg bundle info bundles/hippocampus_mri_segmentation
@@ -88,7 +109,7 @@ def info(bundle: _BundleFolder) -> Outcome:
 
 @bundle_app.command()
 @command
-def audit(bundle: _BundleFolder) -> Outcome:
+def audit(bundle: BundleArgument) -> Outcome:
     """Say what a bundle would execute and what is unusual in it, without executing it.
 
     Exit code 1 if something forbids its use.
@@ -102,7 +123,7 @@ def audit(bundle: _BundleFolder) -> Outcome:
 
 @bundle_app.command()
 @command
-def verify(bundle: _BundleFolder) -> Outcome:
+def verify(bundle: BundleArgument) -> Outcome:
     """Audit, then check that a bundle is complete and its parts belong together. Exit code 1 if something is wrong.
 
     The bundle's network is built and run once, on random numbers, only if the audit blocks nothing.
@@ -122,7 +143,7 @@ def verify(bundle: _BundleFolder) -> Outcome:
 @bundle_app.command()
 @command
 def pack(
-    bundle: _BundleFolder,
+    bundle: BundleArgument,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The archive to write (.zip).")],
     sign: Annotated[Path | None, typer.Option("--sign", help="Private key file; make one with `keygen`.")] = None,
@@ -183,7 +204,7 @@ def unpack(
 @bundle_app.command()
 @command
 def export(
-    bundle: _BundleFolder,
+    bundle: BundleArgument,
     *,
     format: Annotated[_Format, typer.Option("--format", help="The runtime to export for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.xml for openvino).")],

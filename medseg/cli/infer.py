@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli._lean import import_monai_quickly
 from medseg.cli.main import app
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @app.command()
 @command
 def infer(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: BundleArgument,
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="INPUT...", help="NIfTI files, DICOM folders with any number of studies, datalists."),

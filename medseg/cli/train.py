@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli.main import app
+from medseg.errors import UsageError
 
 __all__ = ["train"]
 
@@ -17,7 +18,7 @@ __all__ = ["train"]
 @app.command()
 @command
 def train(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to train.")],
+    bundle: BundleArgument,
     *,
     init: Annotated[
         Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")
@@ -49,6 +50,7 @@ def train(
     Example: medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
     --output runs/fold0 --set epochs=10
     """
+    _keep_installed(bundle, writes=output is None or publish or publish_final)
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
@@ -89,6 +91,16 @@ def train(
             "published": None if result.published is None else str(result.published),
         }
     )
+
+
+def _keep_installed(bundle: Path, *, writes: bool) -> None:
+    from medseg.bundle.shipped import is_installed_with_medseg
+
+    if writes and is_installed_with_medseg(bundle):
+        raise UsageError(
+            f"{bundle.name} is part of the installed medseg, where the next update overwrites what training writes; "
+            f"copy it first (cp -r {bundle} bundles/), or give --output and do not publish"
+        )
 
 
 def _say_trust(bundle: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ app.add_typer(trust_app, name="trust")
 @trust_app.command()
 @command
 def fit(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder; its calibration is replaced.")],
+    bundle: BundleArgument,
     *,
     predictions: Annotated[Path, typer.Option("--predictions", help="Folder that `medseg infer` wrote.")],
     references: Annotated[

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg.bundle.shipped import find_bundle
 from medseg.errors import UsageError
 from medseg.pacs.limits import Limits
 
@@ -237,7 +238,9 @@ def _node(name: str, table: Mapping[str, Any]) -> DicomNode | WebNode:
 
 
 def _route(base: Path, table: Mapping[str, Any]) -> Route:
-    paths = {key: base / table[key] for key in ("bundle", "select") if key in table}
+    paths = {key: base / table[key] for key in ("select",) if key in table}
+    if "bundle" in table:
+        paths["bundle"] = find_bundle(table["bundle"], base)
     route: Route = _build(Route, "routes", {**table, **paths})
     return route
 
