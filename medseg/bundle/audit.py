@@ -14,6 +14,7 @@ from medseg.bundle.configs import DuplicateKey, judge_config, parse_json, read_i
 from medseg.bundle.contents import judge_large_files, judge_names, list_files
 from medseg.bundle.findings import Finding, blocks, sort_findings
 from medseg.bundle.logging_conf import judge_logging_conf
+from medseg.bundle.privacy import privacy_findings
 from medseg.bundle.references import ModulePlaces
 from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import UntrustedBundle, UsageError
@@ -73,6 +74,7 @@ def _configs(folder: Path, names: list[str]) -> Iterator[Finding]:
             yield Finding("block", name, "", str(error), "readers disagree on which of the two counts")
         except (ValueError, OSError) as error:
             yield Finding("block", name, "", f"not readable as JSON: {error}", "repair or remove it")
+    yield from privacy_findings(parsed)
     imports: dict[str, str] = {}
     for config in parsed.values():
         for bound, module in read_imports(config).items():

@@ -147,14 +147,19 @@ def pack(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The archive to write (.zip).")],
     sign: Annotated[Path | None, typer.Option("--sign", help="Private key file; make one with `keygen`.")] = None,
+    with_names: Annotated[
+        bool, typer.Option("--with-names", help="Public data: keep the datalist's file names, patient ids and folder.")
+    ] = False,
 ) -> Outcome:
     """Pack a bundle into one archive: the same bundle gives the same bytes, each accounted for, signed if asked.
+
+    File names and patient ids of the datalist become numbers, unless --with-names is given.
 
     Example: medseg bundle pack bundles/hippocampus_mri_segmentation -o hippocampus.zip --sign site.key
     """
     from medseg.sharing import pack as pack_bundle
 
-    packed = pack_bundle(bundle, output, key=sign)
+    packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
     return Outcome(

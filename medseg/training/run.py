@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,13 @@ from monai.bundle import ConfigWorkflow
 from medseg import __version__
 from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, UsageError
-from medseg.files import atomic_path, sha256_file, write_json
+from medseg.files import sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.initial import initialise_from
 from medseg.training.journal import Journal
 from medseg.training.overrides import check_overrides
+from medseg.training.publish import describe_run, publish
 from medseg.training.stopping import StopRequest, locked
 
 __all__ = ["TrainingResult", "Watcher", "train_bundle"]
@@ -141,7 +141,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
         run.prepare(resume=resume, init=init, rescale=rescale)
-        return run.execute(publish=publish, watchers=watchers)
+        return run.execute(publish, watchers)
 
 
 class _Run:
@@ -173,7 +173,7 @@ class _Run:
             if self.trainer.averaged is not None:
                 self.trainer.averaged.module.load_state_dict(self.trainer.network.state_dict())
 
-    def execute(self, *, publish: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
+    def execute(self, chosen: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
         begun = time.perf_counter()
         self._write_record("running")
         for watcher in watchers:
@@ -181,7 +181,7 @@ class _Run:
         state = self.trainer.state
         if state.iteration < state.max_epochs * state.epoch_length:
             self._train()
-        published = self._publish("best" if publish is True else publish) if publish else None
+        published = self._publish("best" if chosen is True else chosen) if chosen else None
         best, epoch = self._best()
         result = TrainingResult(
             self.folder, state.epoch, state.iteration, best, epoch, time.perf_counter() - begun, published
@@ -208,15 +208,9 @@ class _Run:
         return float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
 
     def _publish(self, which: Literal["best", "final"]) -> Path:
-        chosen = self.folder / "checkpoints" / f"{which}.pt"
-        if not chosen.exists():
-            raise UsageError(f"there is no {which} model to publish: no validation has run; lower val_interval")
-        target = self.bundle.path / "models" / "model.pt"
-        _copy(chosen, target)
-        opponent = chosen.with_name(f"{which}_discriminator.pt")
-        if opponent.exists():
-            _publish_discriminator(opponent, self.workflow, self.bundle.path / "trust")
-        return target
+        parser, rows = self.workflow.parser, [] if self.journal is None else self.journal.rows
+        described = describe_run(which, parser, self.trainer, self.checkpoints.evaluator, rows)
+        return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
 
     def _write_record(self, status: str, result: TrainingResult | None = None) -> None:
         datalist = Path(self.workflow.parser.get_parsed_content("datalist"))
@@ -262,21 +256,6 @@ def _parsed(workflow: ConfigWorkflow, name: str) -> Any:
                 raise cause from None
             cause = cause.__cause__
         raise
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as partial:
-        shutil.copyfile(source, partial)
-
-
-def _publish_discriminator(weights: Path, workflow: ConfigWorkflow, trust: Path) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(trust / "discriminator.safetensors") as partial:
-        save_file(torch.load(weights, map_location="cpu", weights_only=True), partial)
-    definition = workflow.parser.config.get("discriminator_def")
-    if definition is not None:
-        write_json(trust / "discriminator.json", definition)
 
 
 def _plain(value: Any) -> Any:

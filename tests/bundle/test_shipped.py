@@ -59,7 +59,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 def test_an_archive_is_told_to_be_unpacked() -> None:
     Path("x.zip").write_bytes(b"PK")
-    with pytest.raises(UsageError, match="medseg bundle unpack x.zip"):
+    with pytest.raises(UsageError, match=r"medseg bundle unpack x\.zip"):
         Bundle.open("x.zip")
 
 
