@@ -169,7 +169,7 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
         names |= {path.name, _SUFFIX.sub("", path.name)}
         folders.append(set(path.parts[:-1]))
     if folders:
-        names |= set.union(*folders) - set.intersection(*folders) - _COMMON_FOLDERS
+        names |= folders[0].union(*folders) - folders[0].intersection(*folders) - _COMMON_FOLDERS
     known = public.casefold()
     return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
 

@@ -209,7 +209,7 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
         "fold": -1,
         "cases": 1,
     }
-    (folder / "docs" / "training_run.json").write_text(json.dumps({**run, "held_out_cases": 0}))
+    (folder / "docs" / "training_run.json").write_text(json.dumps({**run, "cases": 1, "held_out_cases": 0}))
     (folder / "trust" / "calibration.json").write_text(json.dumps({"weights_sha256": weights}))
     return folder
 
