@@ -13,9 +13,10 @@ from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.files import sha256_file, write_json, write_text
 
-__all__ = ["TRAINING_RUN", "UNTRAINED", "TrainingRun", "record_figures", "training_run_findings"]
+__all__ = ["CROSS_VALIDATION", "TRAINING_RUN", "UNTRAINED", "TrainingRun", "record_figures", "training_run_findings"]
 
 TRAINING_RUN = "docs/training_run.json"
+CROSS_VALIDATION = "docs/cross_validation.json"
 UNTRAINED = "not trained yet"
 """What a bundle without weights says of itself."""
 
@@ -130,10 +131,24 @@ def record_figures(bundle: Bundle, change: str, figures: Mapping[str, float], ca
         version = _next(version)
     metadata["version"] = version
     metadata["changelog"] = {version: change, **{key: text for key, text in changelog.items() if key != version}}
-    metadata["eval_metrics"] = {"cases": cases, **{name: round(value, 4) for name, value in figures.items()}}
+    validated = (metadata.get("eval_metrics") or {}).get("cross_validation")  # of the configuration, not of the weights
+    kept = {"cross_validation": validated} if validated and not _outdated(bundle) else {}
+    metadata["eval_metrics"] = {"cases": cases, **{name: round(value, 4) for name, value in figures.items()}, **kept}
     for key, package in (("monai_version", "monai"), ("pytorch_version", "torch"), ("numpy_version", "numpy")):
         metadata[key] = packages.version(package).partition("+")[0]
     write_json(bundle.path / _METADATA, metadata)
+
+
+def _outdated(bundle: Bundle) -> bool:
+    """Whether the training was configured otherwise when the folds were trained."""
+    path = bundle.path / CROSS_VALIDATION
+    if not path.is_file():
+        return True
+    try:
+        stated = json.loads(path.read_bytes())["train_config_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); run medseg crossval again, or remove it") from error
+    return bool(stated != sha256_file(bundle.path / "configs" / "train.json"))
 
 
 def _next(version: str) -> str:
@@ -166,6 +181,9 @@ def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
     if not bundle.metadata.get("eval_metrics"):
         why = "nobody can tell what to expect; medseg train --publish and medseg crossval write them"
         yield Finding("warn", _METADATA, "eval_metrics", "there are weights, and no figures", why)
+    if (bundle.path / CROSS_VALIDATION).is_file() and _outdated(bundle):
+        why = "its figures are of another configuration; run medseg crossval again, or remove it"
+        yield Finding("warn", CROSS_VALIDATION, "train_config_sha256", "configs/train.json has changed since", why)
     if run is None:
         why = "which images the network has learnt from is known from the datalist alone"
         yield Finding("info", TRAINING_RUN, "", "missing", why)

@@ -21,7 +21,7 @@ from medseg.files import atomic_path, sha256_file, write_json
 from medseg.manifests.checksums import path_checksum
 from medseg.training.engine import AdversarialSegmentationTrainer
 
-__all__ = ["describe_run", "publish"]
+__all__ = ["describe_run", "publish", "require_same_network"]
 
 Which = Literal["best", "final"]
 
@@ -57,6 +57,23 @@ def publish(bundle: Bundle, folder: Path, run: TrainingRun, discriminator: Mappi
         _publish_discriminator(opponent, discriminator, bundle.path / "trust")
     replace(run, weights_sha256=sha256_file(target)).write(bundle)
     return target
+
+
+def require_same_network(bundle: Bundle, network: Mapping[str, Any]) -> None:
+    """Pass if the network that is trained is the one that the bundle's inference builds.
+
+    Raises
+    ------
+    UsageError
+        Before the first epoch, since published weights would fit nothing.
+    """
+    stated = bundle.config("inference").get("network_def")
+    if stated is not None and stated != network:
+        differing = sorted(key for key in {*stated, *network} if stated.get(key) != network.get(key))
+        raise UsageError(
+            f"the network differs in {', '.join(differing)} from the one in configs/inference.json of {bundle.name}, "
+            "which could not use the published weights; change network_def in both files, or do not publish"
+        )
 
 
 def describe_run(

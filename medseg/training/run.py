@@ -23,7 +23,7 @@ from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.initial import initialise_from
 from medseg.training.journal import Journal
 from medseg.training.overrides import check_overrides
-from medseg.training.publish import describe_run, publish
+from medseg.training.publish import describe_run, publish, require_same_network
 from medseg.training.stopping import StopRequest, locked
 
 __all__ = ["TrainingResult", "Watcher", "train_bundle"]
@@ -137,6 +137,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     }
     given.update(overrides or {})
     workflow = _workflow(opened, given)
+    if publish:
+        require_same_network(opened, workflow.parser.config["network_def"])
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
