@@ -63,10 +63,11 @@ def without_copies(headers: Sequence[Header]) -> tuple[list[Header], tuple[str, 
     return list(kept.values()), (f"{copies} second copies of slices were left out",) if copies else ()
 
 
-def without_equal_images(
-    headers: Sequence[Header], places: NDArray[np.int64], *, ignoring_times: bool
-) -> tuple[list[Header], tuple[str, ...]]:
+def without_equal_images(headers: Sequence[Header], places: NDArray[np.int64]) -> tuple[list[Header], tuple[str, ...]]:
     """Of slices at one place that are equal in header and values keep the first, whatever their UIDs.
+
+    Slices that differ in times alone are copies only if all that share a place are: slices without signal are equal at
+    all time points.
 
     Parameters
     ----------
@@ -74,23 +75,32 @@ def without_equal_images(
         Slices of one grid and orientation, sorted along the normal.
     places
         For each slice the number of its place.
-    ignoring_times
-        Take slices as equal that differ in acquisition or content time.
     """
-    but = _CLOCKS if ignoring_times else frozenset[str]()
+    dropped = _equal(headers, places, frozenset[str](), all_or_none=False)
+    if len(headers) - len(dropped) > int(places[-1]) + 1:
+        dropped = _equal(headers, places, _CLOCKS, all_or_none=True) or dropped
+    kept = [header for index, header in enumerate(headers) if index not in dropped]
+    return kept, (f"{len(dropped)} copies of slices under other SOPInstanceUIDs were left out",) if dropped else ()
+
+
+def _equal(headers: Sequence[Header], places: NDArray[np.int64], but: frozenset[str], *, all_or_none: bool) -> set[int]:
+    """Which slices equal an earlier one at their place; none at all, with ``all_or_none``, if any there does not."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for index, (header, place) in enumerate(zip(headers, places.tolist(), strict=True)):
         alike[place, *_deciding(header), frozenset(_facts(header, but).items())].append(index)
+    if all_or_none and len(alike) > int(places[-1]) + 1:
+        return set()
     dropped: set[int] = set()
     for indices in alike.values():
-        if len(indices) > 1:
-            seen: set[bytes] = set()
-            for index in indices:
-                digest = _digest(headers[index])
-                dropped |= {index} if digest in seen else set()
-                seen.add(digest)
-    kept = [header for index, header in enumerate(headers) if index not in dropped]
-    return kept, (f"{len(dropped)} copies of slices under other SOPInstanceUIDs were left out",) if dropped else ()
+        seen: set[bytes] = set()
+        for index in indices if len(indices) > 1 else ():
+            digest = _digest(headers[index])
+            if digest in seen:
+                dropped.add(index)
+            elif seen and all_or_none:
+                return set()
+            seen.add(digest)
+    return dropped
 
 
 def _digest(header: Header) -> bytes:

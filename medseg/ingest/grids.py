@@ -36,6 +36,8 @@ COSINE_TOLERANCE: Final = 1e-3
 _PIXEL_SPACING_TOLERANCE: Final = 1e-3
 _LARGEST_TILT_DEGREES: Final = 45.0
 _LONGEST_RUN_OF_GAPS: Final = 2
+_LARGEST_GAP_RATIO: Final = 1.6
+"""Between the largest and the smallest gap, where rounding explains both: a missing slice doubles one."""
 
 
 def axes_of(header: Header) -> tuple[Vectors, Vectors]:
@@ -175,15 +177,35 @@ def _regular_places(positions: Vectors, normal: Vectors, half: Vectors) -> tuple
     residual = float(np.linalg.norm(positions - positions[0] - numbers * step, axis=1).max())
     if residual <= tolerance:
         return positions[0], step, ()
-    centred = numbers - numbers.mean()
-    fitted = (centred * positions).sum(axis=0) / (centred**2).sum()
-    origin = positions.mean(axis=0) - numbers.mean() * fitted
-    off = np.abs(positions - origin - numbers * fitted)
-    # A quarter of the spacing stays the bound: one slice missing among many is off by more than that.
-    if (off <= np.minimum(POSITION_TOLERANCE_MM + half, spacing / 4)).all():
-        note = f"positions are written to {2 * half.max():g} mm: the regular grid that fits them is taken"
-        return origin, fitted, (f"{note}, at most {off.max():.3f} mm off",)
+    # Two decimals and more round by less than the tolerance: they explain nothing.
+    coarse = half.max() >= POSITION_TOLERANCE_MM
+    fitted = _explained(positions, np.minimum(POSITION_TOLERANCE_MM + half, spacing / 4)) if coarse else None
+    gaps = np.diff(positions @ normal)
+    if fitted is not None and gaps.max() <= _LARGEST_GAP_RATIO * gaps.min():
+        off = float(np.abs(positions - fitted[0] - numbers * fitted[1]).max())
+        note = f"positions are written to {2 * half.max():g} mm: the regular grid that explains them is taken"
+        return *fitted, (f"{note}, at most {off:.3f} mm off",)
     raise _uneven(positions @ normal, residual, tolerance, float(half.max()))
+
+
+def _explained(positions: Vectors, tolerance: Vectors) -> tuple[Vectors, Vectors] | None:
+    """Origin and step of a regular grid that lies within the tolerance of all positions; ``None`` if there is none.
+
+    A line with step b meets all intervals x_k ± t exactly if b (j - i) ≤ x_j - x_i + 2 t for all pairs. Of the steps
+    that do, the one nearest to the least-squares fit is taken.
+    """
+    count = len(positions)
+    least, most = np.full(3, -np.inf), np.full(3, np.inf)
+    for lag in range(1, count):
+        apart = positions[lag:] - positions[:-lag]
+        least = np.maximum(least, (apart.max(axis=0) - 2 * tolerance) / lag)
+        most = np.minimum(most, (apart.min(axis=0) + 2 * tolerance) / lag)
+    if (least > most + 1e-9).any():
+        return None
+    centred = np.arange(count)[:, None] - (count - 1) / 2
+    step = np.clip((centred * positions).sum(axis=0) / (centred**2).sum(), least, np.maximum(least, most))
+    rest = positions - np.arange(count)[:, None] * step
+    return (rest.max(axis=0) + rest.min(axis=0)) / 2, step
 
 
 def _uneven(distances: Vectors, residual: float, tolerance: float, half_mm: float) -> Refusal:
@@ -192,6 +214,7 @@ def _uneven(distances: Vectors, residual: float, tolerance: float, half_mm: floa
     # The usual distance: the median of the gaps that are not multiples of the smallest.
     usual = float(np.median(gaps[gaps < 1.5 * gaps.min()]))
     multiples = np.rint(gaps / usual).astype(int)
+    usual = float(gaps.sum() / multiples.sum())
     rounding = min(2 * half_mm, usual / 8)
     exact = (
         np.abs(gaps - multiples * usual)

@@ -249,7 +249,8 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
     try:
         _check_headers(headers)
         normal = grids.normal_of(headers[0])
-        ordered, copies = _one_image_each(headers, normal)
+        ordered, _ = grids.sort_along_normal(headers, normal)
+        ordered, copies = without_equal_images(ordered, _places(ordered, normal))
     except Refusal as refusal:
         return [_refused(headers, refusal.code, refusal.message, notes)]
     notes, places = (*notes, *copies), _places(ordered, normal)
@@ -264,18 +265,6 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
         )
         return [_refused(ordered, "duplicate-slices", message, notes)]
     return [_judge_stack(part, normal, notes) for part in parts]
-
-
-def _one_image_each(headers: list[Header], normal: grids.Vectors) -> tuple[list[Header], tuple[str, ...]]:
-    """Sorted slices without copies under other UIDs; times differ between copies that nothing else tells apart."""
-    ordered, _ = grids.sort_along_normal(headers, normal)
-    notes: tuple[str, ...] = ()
-    for ignoring_times in (False, True):
-        places = _places(ordered, normal)
-        if int(places[-1]) == len(ordered) - 1 or (ignoring_times and separate_stacked(ordered, places)):
-            break
-        ordered, notes = without_equal_images(ordered, places, ignoring_times=ignoring_times)
-    return ordered, notes
 
 
 def _places(ordered: Sequence[Header], normal: grids.Vectors) -> NDArray[np.int64]:

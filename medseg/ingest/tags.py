@@ -124,8 +124,8 @@ SPLITTING_FACTS: Final = (
 )
 """In which order the facts are tried when images of one series lie at the same place."""
 
-_DOUBLES: Final = frozenset((0x00189087, 0x00189089, 0x0019100E, 0x00209153, 0x00209241, 0x00651009))
-_FLOATS: Final = frozenset((0x20011003,))
+_DOUBLES: Final = frozenset((0x00189087, 0x00189089, 0x0019100E, 0x00209153, 0x00651009))
+_FLOATS: Final = frozenset((0x20011003, 0x00209241))
 _LONGS: Final = frozenset((0x00209128,))
 _SHORTS: Final = frozenset((0x0043102F,))
 _KINDS: Final = {

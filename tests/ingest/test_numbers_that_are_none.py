@@ -1,4 +1,4 @@
-"""A number that is there and cannot be read is never taken as absent; a rescale that some slices lack, never as 1 and 0."""
+"""A number that is there and cannot be read is never taken as absent; a rescale that slices lack, never as 1 and 0."""
 
 from __future__ import annotations
 

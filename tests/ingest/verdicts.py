@@ -19,18 +19,23 @@ USABLE = "usable"
 
 def verdict(folder: Path) -> tuple[str, str]:
     """Code and message of the reader's verdict, ``usable`` with the notes; the index must come to the same."""
+    code, text = _read(folder)
+    records = scan(folder)
+    usable = [record for record in records if record.usable]
+    if code == USABLE:
+        assert len(usable) == 1
+        assert all(note in text for note in usable[0].notes)
+    elif not (code == "several-volumes" and len(usable) > 1):
+        assert not usable
+        assert code in {record.reason for record in records}
+    return code, text
+
+
+def _read(folder: Path) -> tuple[str, str]:
     try:
-        _, _, facts = read_volume(folder)
+        return USABLE, "; ".join(read_volume(folder)[2]["notes"])
     except Refusal as refusal:
-        refused = [record for record in scan(folder) if not record.usable]
-        if refusal.code != "several-volumes":
-            assert refusal.code in {record.reason for record in refused}
-        assert not [record for record in scan(folder) if record.usable] or refusal.code == "several-volumes"
         return refusal.code, refusal.message
-    (record,) = (record for record in scan(folder) if record.usable)
-    notes = "; ".join(facts["notes"])
-    assert all(note in notes for note in record.notes)
-    return USABLE, notes
 
 
 def values_of(folder: Path) -> NDArray[Any]:
