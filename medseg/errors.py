@@ -53,6 +53,8 @@ ReasonCode = Literal[
     "non-uniform-spacing",
     "mixed-orientation",
     "mixed-grid",
+    "mixed-contrast",
+    "mixed-rescale",
     "duplicate-slices",
     "no-geometry",
     "no-pixel-data",

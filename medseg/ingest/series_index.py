@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -21,7 +21,8 @@ from medseg.errors import Refusal
 from medseg.ingest import archives
 from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
-from medseg.ingest.parsing import parse, record_from_json, record_to_json
+from medseg.ingest.leftovers import Leftover, note_on, orphans
+from medseg.ingest.parsing import LEFTOVERS, parse, record_from_json, record_of_leftovers, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
 from medseg.ingest.records import SeriesRecord, record_of_stack
 from medseg.ingest.stacks import split
@@ -170,13 +171,36 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
     """Records of all series in scope; those whose files are unchanged come from the index."""
     stored = index.records()
     records: list[SeriesRecord] = []
+    leftovers: list[Leftover] = []
     for group in index.groups():
+        if group.key == LEFTOVERS:
+            leftovers = [Leftover(*json.loads(payload)) for payload in index.headers(group.series)]
+            continue
         payloads = stored.get((group.series, group.fingerprint))
         if payloads is None:
             payloads = [record_to_json(record) for record in _judge(index, group)]
             index.store_records(group, payloads)
         records.extend(record_from_json(json.loads(payload)) for payload in payloads)
-    return records
+    return _with_leftovers(records, leftovers)
+
+
+def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
+    """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
+    if not leftovers:
+        return records
+    by_folder: dict[str, list[Leftover]] = defaultdict(list)
+    for left in leftovers:
+        by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
+    folders: set[str] = set()
+    noted: list[SeriesRecord] = []
+    for record in records:
+        if record.kind == "dicom":
+            own = {os.path.dirname(file) for file in record.files}  # noqa: PTH120
+            folders |= own
+            notes = note_on((left for folder in own for left in by_folder.get(folder, ())), record.files)
+            record = replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record
+        noted.append(record)
+    return [*noted, *(record_of_leftovers(folder, found) for folder, found in orphans(leftovers, folders).items())]
 
 
 def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
