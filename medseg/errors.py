@@ -75,6 +75,7 @@ ReasonCode = Literal[
     "wrong-modality",
     "channel-mismatch",
     "no-dicom-source",
+    "own-output",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 

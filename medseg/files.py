@@ -11,9 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "remove_leftovers", "sha256_file", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "remove_leftovers",
+    "sha256_file",
+    "shown",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _PREFIX = ".medseg-partial-"
+
+
+def shown(text: object) -> str:
+    """A name or path as it may be printed: bytes that are no text and control characters are replaced by marks.
+
+    A file's name may hold an escape sequence for the terminal, or a line break that forges a line of a log.
+    """
+    readable = str(text).encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in readable)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from medseg.geometry import Geometry
 from medseg.inference.cases import Case
 from medseg.inference.judging import Assessment
 from medseg.ingest import save_nifti
+from medseg.ingest.own import mark
 
 __all__ = ["KINDS", "Labelled", "check_source", "unavailable", "write_outputs"]
 
@@ -90,12 +91,12 @@ def write_outputs(
     for kind in (kind for kind in KINDS if kind in kinds and kind not in skipped):
         path = folder / f"{case.case_id}_{KINDS[kind]}"
         if kind == "nifti":
-            save_nifti(labelled.label_map, labelled.geometry.affine, path)
+            save_nifti(labelled.label_map, labelled.geometry.affine, path, description=mark("label-map"))
         elif kind == "doubt":
             if labelled.assessment is None or labelled.assessment.doubt is None:
                 path.unlink(missing_ok=True)  # an older run's map would not belong to this result
                 continue
-            save_nifti(labelled.assessment.doubt, labelled.geometry.affine, path)
+            save_nifti(labelled.assessment.doubt, labelled.geometry.affine, path, description=mark("doubt-map"))
         else:
             _write_dicom(kind, labelled, case, bundle, path)
         names.append(path.name)

@@ -19,7 +19,7 @@ from medseg.ingest.walk import Entry
 
 __all__ = ["Found", "FoundFile", "IndexDatabase", "SeriesGroup"]
 
-_VERSION = "2"
+_VERSION = "3"
 """Raise it when headers or verdicts change their meaning: an older database is then filled anew."""
 
 _TOKEN_BYTES = 5

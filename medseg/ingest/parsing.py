@@ -15,6 +15,7 @@ from medseg.ingest import archives
 from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
 from medseg.ingest.names import case_id_of, image_kind
+from medseg.ingest.own import is_own_output, is_written_class
 from medseg.ingest.pseudonyms import pseudonym
 from medseg.ingest.records import SeriesRecord
 
@@ -50,10 +51,12 @@ def _of_member(path: str) -> Found:
 def _of_path(path: str, shown: str) -> Found:
     """Key and payload of the file at ``path``, which the index knows as ``shown``."""
     if image_kind(shown) is not None and not (_may_be_dicom(shown) and read_header(path) is not None):
-        return _of_image(path, shown)
+        return _of_own(shown) if is_own_output(path) else _of_image(path, shown)
     header = read_header(path)
     if header is None or header.sop_class_uid == _DIRECTORY:
         return "", ""
+    if is_written_class(header.sop_class_uid) and is_own_output(path):
+        return _of_own(shown)
     if path != shown:
         header = header._replace(path=shown)
     if not header.series_uid_hash:
@@ -89,6 +92,10 @@ def _of_image(path: str, shown: str) -> Found:
 def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
     record = SeriesRecord(case_id_of(path), path, image_kind(path) or "dicom", (path,), reason=code, message=message)
     return _key("f", path), record_to_json(record)
+
+
+def _of_own(path: str) -> Found:
+    return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
 
 
 def _without_dates(header: Header) -> Header:
