@@ -40,13 +40,16 @@ class TrainingData:
 def trained_on(bundle: Bundle | str | Path) -> TrainingData | None:
     """The files that a bundle was trained on, as far as it says; ``None`` if it states no sums.
 
-    Every case under ``training`` of ``configs/datalist.json`` counts, but those of the fold that the run in
-    ``docs/training_run.json`` (or ``training_run`` of the metadata) held out. Cases for validation and test do not.
+    The run in ``docs/training_run.json`` (or ``training_run`` of the metadata) may list the sums itself, under
+    ``images`` and ``labels``. Else every case under ``training`` of ``configs/datalist.json`` counts, but those of the
+    fold that the run held out; cases for validation and test do not.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    held_out = _held_out(opened)
-    images: set[str] = set()
-    labels: set[str] = set()
+    run = _run(opened)
+    images, labels = set(_sums(run.get("images"))), set(_sums(run.get("labels")))
+    if images:
+        return TrainingData(frozenset(images), frozenset(labels))
+    held_out = _held_out(run)
     for item in _items(opened.path / "configs" / "datalist.json"):
         if held_out is None or item.get("fold") != held_out:
             sums = item.get("sha256")
@@ -55,12 +58,14 @@ def trained_on(bundle: Bundle | str | Path) -> TrainingData | None:
     return TrainingData(frozenset(images), frozenset(labels)) if images else None
 
 
-def _held_out(bundle: Bundle) -> int | None:
-    """The fold that the published run validated on; ``None`` if it trained on every case, or does not say."""
+def _run(bundle: Bundle) -> Mapping[str, Any]:
     path = bundle.path / "docs" / "training_run.json"
     run = _read(path) if path.is_file() else bundle.metadata.get("training_run")
-    if not isinstance(run, Mapping):
-        return None
+    return run if isinstance(run, Mapping) else {}
+
+
+def _held_out(run: Mapping[str, Any]) -> int | None:
+    """The fold that a run validated on; ``None`` if it trained on every case, or does not say."""
     configured = run.get("configuration")
     fold = run.get("fold", configured.get("fold") if isinstance(configured, Mapping) else None)
     return fold if isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0 else None

@@ -10,6 +10,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
@@ -45,6 +46,7 @@ def new(
     """
     from medseg.sharing import Budget, create_bundle
 
+    prepare_folder(output)
     budget = Budget(memory_gb, minutes)
     folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
     for what, choice, why in plan.reasons:
@@ -133,6 +135,7 @@ def pack(
     """
     from medseg.sharing import pack as pack_bundle
 
+    prepare_file(output)
     packed = pack_bundle(bundle, output, key=sign)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
@@ -162,6 +165,7 @@ def unpack(
     """
     from medseg.sharing import unpack as unpack_bundle
 
+    prepare_folder(output)
     found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older)
     if found.authentic:
         origin = f"signed by {found.signed_by}, the key you gave"
@@ -195,6 +199,7 @@ def export(
     """
     from medseg.sharing import export as export_bundle
 
+    prepare_file(output)
     made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(
@@ -225,6 +230,7 @@ def keygen(
     """
     from medseg.sharing import create_key_pair
 
+    prepare_file(private)
     secret, public = create_key_pair(private)
     terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
     return Outcome({"private": str(secret), "public": str(public)})

@@ -213,4 +213,4 @@ def _say_verdicts(report: RunReport) -> None:
             console.print(f"Trust was calibrated on {state['provenance']}", markup=False)
         return
     if state["state"] in {"stale", "damaged"}:
-        console.print(f"Trust: no verdicts. {state['message']}", style="yellow", markup=False)
+        console.print(f"Trust: no verdicts, no doubt. {state['message']}", style="yellow", markup=False)

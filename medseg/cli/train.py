@@ -10,6 +10,7 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli.main import app
+from medseg.files import prepare_folder
 
 __all__ = ["train"]
 
@@ -53,6 +54,8 @@ def train(
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
+    if output is not None:
+        prepare_folder(output)
     if trust_bundle:
         cut_network()
     console = terminal()

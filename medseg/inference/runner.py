@@ -40,7 +40,7 @@ from medseg.trust.state import TrustState, trust_state
 if TYPE_CHECKING:
     from medseg.inference.cluster.batch import ClusterBatch
 
-__all__ = ["run_batch"]
+__all__ = ["computing", "run_batch"]
 
 
 def run_batch(
@@ -92,7 +92,7 @@ def run_batch(
     state = _trust_state(opened, options)
     folder = prepare_folder(output)
     if announce is not None:
-        announce(_computing(options))
+        announce(computing(options))
     own: list[SeriesRecord] = []
     part = None if options.section is None and options.fold is None else Part(options.section, options.fold)
     found = collect(inputs, opened.input_channels, rules, part=part, own=own)
@@ -127,7 +127,9 @@ def _device(options: Options) -> str:
     return "cpu" if options.device == "auto" else options.device
 
 
-def _computing(options: Options) -> str:
+def computing(options: Options) -> str:
+    """On which device and in which precision a run computes, for people."""
+    options = replace(options, device=_device(options))
     engine = engine_of(options.device, options.precision, options.engine)
     where = described(options.device) if options.cluster is None else f"{options.device} of the workers"
     by_rule = "; --precision fp32 for float32 throughout" if engine == AUTOCAST else ""

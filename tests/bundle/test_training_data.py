@@ -48,6 +48,14 @@ def test_the_fold_that_was_held_out_is_new_to_the_network(bundle: Path, run: dic
     }
 
 
+def test_a_run_that_lists_what_it_was_trained_on_is_believed(bundle: Path) -> None:
+    _state(bundle, {"training": [{"fold": 0, "sha256": {"image": _sum("0")}}]})
+    (bundle / "docs").mkdir(exist_ok=True)
+    run = {"fold": 0, "images": [_sum("a"), "no sum"], "labels": [_sum("b")]}
+    (bundle / "docs" / "training_run.json").write_text(json.dumps(run))
+    assert trained_on(bundle) == TrainingData(frozenset({_sum("a")}), frozenset({_sum("b")}))
+
+
 @pytest.mark.parametrize("content", [{}, {"training": []}, {"training": [{"image": "a"}]}, [], {"training": "x"}])
 def test_a_bundle_without_sums_tells_nothing(bundle: Path, content: Any) -> None:
     _state(bundle, content)
