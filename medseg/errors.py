@@ -4,7 +4,8 @@
 
     MedsegError                     exit code 2 unless a branch says otherwise
     ├── UsageError                  wrong arguments, unusable input, a missing file
-    │   └── MissingDependency       an optional extra is not installed
+    │   ├── MissingDependency       an optional extra is not installed
+    │   └── OutputUnusable          the place for the results cannot be written
     ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
@@ -31,6 +32,7 @@ __all__ = [
     "MedsegError",
     "MissingDependency",
     "OutputLocked",
+    "OutputUnusable",
     "ReasonCode",
     "Refusal",
     "TrainingDiverged",
@@ -77,6 +79,8 @@ ReasonCode = Literal[
     "wrong-modality",
     "channel-mismatch",
     "no-dicom-source",
+    "own-output",
+    "not-judged",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 
@@ -100,6 +104,10 @@ class MissingDependency(UsageError):
         super().__init__(
             f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'"
         )
+
+
+class OutputUnusable(UsageError):
+    """Results cannot be written where they were asked for: no room, no permission, a file where a folder should be."""
 
 
 class Refusal(MedsegError):

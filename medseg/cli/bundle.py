@@ -10,6 +10,7 @@ import typer
 
 from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
@@ -44,6 +45,7 @@ def new(
     """
     from medseg.sharing import Budget, create_bundle
 
+    prepare_folder(output)
     budget = Budget(memory_gb, minutes)
     folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
     for what, choice, why in plan.reasons:
@@ -159,6 +161,7 @@ def pack(
     """
     from medseg.sharing import pack as pack_bundle
 
+    prepare_file(output)
     packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
@@ -188,6 +191,7 @@ def unpack(
     """
     from medseg.sharing import unpack as unpack_bundle
 
+    prepare_folder(output)
     found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older)
     if found.authentic:
         origin = f"signed by {found.signed_by}, the key you gave"
@@ -221,6 +225,7 @@ def export(
     """
     from medseg.sharing import export as export_bundle
 
+    prepare_file(output)
     made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(
@@ -251,6 +256,7 @@ def keygen(
     """
     from medseg.sharing import create_key_pair
 
+    prepare_file(private)
     secret, public = create_key_pair(private)
     terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
     return Outcome({"private": str(secret), "public": str(public)})

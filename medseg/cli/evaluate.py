@@ -12,6 +12,7 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
 from medseg.evaluation.definitions import PercentileRule, SurfaceRule
+from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,7 @@ def evaluate(
         all_metrics=all_metrics,
         workers=workers or _cpus(),
     )
+    prepare_folder(output)
     console = terminal()
     with _progress(console) as advance:
         result = evaluate_folders(

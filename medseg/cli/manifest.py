@@ -9,6 +9,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, is_quiet, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.manifests import AuditReport, Manifest
@@ -44,6 +45,7 @@ def create(
     """
     from medseg.manifests import create as create_manifest
 
+    prepare_file(output)
     manifest = create_manifest(images, labels, patient_pattern=patient_pattern, checksums=checksums)
     if licence is not None:
         manifest = manifest.with_content(licence=licence)
@@ -74,8 +76,9 @@ def split(
     """
     from medseg.manifests import Manifest
 
-    manifest = Manifest.read(file, dataset_dir=dataset_dir).split(folds, seed, test, stratify=stratify)
-    target = output or file
+    found, target = Manifest.read(file, dataset_dir=dataset_dir), output or file
+    prepare_file(target)
+    manifest = found.split(folds, seed, test, stratify=stratify)
     manifest.write(target)
     sizes = [sum(item["fold"] == fold for item in manifest.training) for fold in range(folds)]
     terminal().print(f"{target}: folds of {', '.join(map(str, sizes))} cases, {len(manifest.test)} in the test set")
@@ -113,6 +116,7 @@ def download(
     """
     from medseg.manifests.download import download_task
 
+    prepare_folder(output)
     folder = download_task(task, output, progress=not is_quiet())
     terminal().print(f"{folder}: complete")
     return Outcome({"dataset": str(folder)})

@@ -11,6 +11,7 @@ from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli.main import app
 from medseg.errors import UsageError
+from medseg.files import prepare_folder
 
 __all__ = ["train"]
 
@@ -55,6 +56,8 @@ def train(
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
+    if output is not None:
+        prepare_folder(output)
     if trust_bundle:
         cut_network()
     console = terminal()

@@ -16,6 +16,7 @@ from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
 from medseg.ingest.leftovers import Leftover, describe, is_apple_double, leftover_of, named_as_dicom
 from medseg.ingest.names import case_id_of, image_kind
+from medseg.ingest.own import is_own_output, is_written_class
 from medseg.ingest.pseudonyms import pseudonym
 from medseg.ingest.records import SeriesRecord
 
@@ -61,9 +62,13 @@ def _of_path(path: str, shown: str) -> Found:
     if header is None:
         if is_apple_double(shown, path):
             return "", ""
-        return _of_leftover(leftover_of(path, shown)) if image_kind(shown) is None else _of_image(path, shown)
+        if image_kind(shown) is None:
+            return _of_leftover(leftover_of(path, shown))
+        return _of_own(shown) if is_own_output(path) else _of_image(path, shown)
     if header.is_directory:
         return "", ""
+    if is_written_class(header.sop_class_uid) and is_own_output(path):
+        return _of_own(shown)
     if path != shown:
         header = header._replace(path=shown)
     if not header.series_uid_hash:
@@ -105,6 +110,10 @@ def record_of_leftovers(folder: str, found: Sequence[Leftover]) -> SeriesRecord:
     files = tuple(sorted(left.path for left in found))
     message = f"{describe(found)}: none of them can be read; copy them again, unpack them, or check their permissions"
     return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
+
+
+def _of_own(path: str) -> Found:
+    return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
 
 
 def _without_dates(header: Header) -> Header:

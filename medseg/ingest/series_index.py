@@ -22,6 +22,7 @@ from medseg.ingest import archives
 from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
 from medseg.ingest.leftovers import Leftover, note_on, orphans
+from medseg.ingest.own import warn_of_own
 from medseg.ingest.parsing import LEFTOVERS, parse, record_from_json, record_of_leftovers, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
 from medseg.ingest.records import SeriesRecord, record_of_stack
@@ -46,6 +47,7 @@ def scan(
     database: PathLike | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    own: list[SeriesRecord] | None = None,
 ) -> list[SeriesRecord]:
     """One record per volume below some paths: each stack of a DICOM series, each image file; usable or refused.
 
@@ -60,6 +62,8 @@ def scan(
         Called with the number of files dealt with so far, and 0, since the number of all files is not known.
     workers
         Number of processes that read headers; by default the cores that this process may use, eight at most.
+    own
+        Files that medseg itself wrote as results are no inputs: they are left out with a warning, and added here.
 
     Returns
     -------
@@ -76,8 +80,8 @@ def scan(
     with IndexDatabase(database) as index:
         _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
         records = _judged(index)
-    shown = [_as_given(record, roots) for record in records]
-    return _with_unique_ids(sorted(shown, key=lambda record: (record.files[0], record.case_id)))
+    found = _without_own([_as_given(record, roots) for record in records], own)
+    return _with_unique_ids(sorted(found, key=lambda record: (record.files[0], record.case_id)))
 
 
 class _Update:
@@ -209,6 +213,15 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
         return [record_from_json(json.loads(payload)) for payload in payloads]
     stacks = split([Header.from_json(payload) for payload in payloads])
     return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
+
+
+def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None) -> list[SeriesRecord]:
+    """Records but those of what medseg wrote, of which the log tells."""
+    found = [record for record in records if record.reason == "own-output"]
+    warn_of_own([record.source for record in found])
+    if own is not None:
+        own += found
+    return [record for record in records if record.reason != "own-output"]
 
 
 def _acquired(header: Header) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
@@ -14,13 +16,17 @@ __all__ = ["item_checksums", "path_checksum", "with_checksums"]
 _HASHED_KEYS = ("image", "label")
 
 
-def path_checksum(path: Path) -> str:
-    """SHA-256 of a file; of a folder, the SHA-256 over its files' sums and relative names in sorted order."""
+def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """SHA-256 of a file; of a folder, the SHA-256 over its files' sums and relative names in sorted order.
+
+    ``known`` holds sums of files that need not be read again.
+    """
     if not path.is_dir():
         return sha256_file(path)
     total = hashlib.sha256()
     for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
-        total.update(f"{sha256_file(path / name)}  {name}\n".encode())
+        own = known.get(path / name) or sha256_file(path / name)
+        total.update(f"{own}  {name}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 

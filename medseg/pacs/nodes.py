@@ -128,13 +128,18 @@ class WebNode:
 
 @dataclass(frozen=True)
 class Route:
-    """What the listener does with a study: which series go through which bundle, and where the results go."""
+    """What the listener does with a study: which series go through which bundle, on what, and where the results go.
+
+    ``device`` and ``precision`` are as for ``medseg infer``.
+    """
 
     name: str
     bundle: Path
     write: tuple[str, ...]
     send_to: tuple[str, ...]
     select: Path | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 
 @dataclass(frozen=True)

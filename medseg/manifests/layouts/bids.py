@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
+from medseg.ingest.own import without_own
 from medseg.manifests.layouts.names import common_start, image_files, relative_name
 from medseg.manifests.manifest import Item, Manifest, read_json_object
 
@@ -60,7 +61,8 @@ def read(images: Path, labels: Path | None) -> Manifest:
     """
     derivative = labels if labels is not None else _only_derivative(images)
     start = common_start(images, derivative)
-    sources = [_Name.of(path) for path in image_files(images) if not _is_derivative(path, images, derivative)]
+    raw = [path for path in image_files(images) if not _is_derivative(path, images, derivative)]
+    sources = [_Name.of(path) for path in without_own(raw)]
     by_subject: dict[str, list[_Name]] = defaultdict(list)
     for source in sources:
         if "sub" in source.entities and source.suffix not in _LABEL_SUFFIXES:

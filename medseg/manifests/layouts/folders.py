@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
+from medseg.ingest.own import without_own
 from medseg.manifests.layouts import dicom
 from medseg.manifests.layouts.names import (
     common_start,
@@ -39,7 +40,7 @@ def read(images: Path, labels: Path | None) -> Manifest:
         If two images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
-    cases = _group_channels(images, sorted(set(image_files(images)) - set(label_files)))
+    cases = _group_channels(images, without_own(sorted(set(image_files(images)) - set(label_files))))
     if not cases:
         return dicom.read(images, labels, by_case_name(labels, label_files) if labels is not None else {})
     start = common_start(images, labels or images)
