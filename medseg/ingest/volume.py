@@ -14,6 +14,7 @@ from medseg.geometry import Geometry
 from medseg.ingest.archives import on_disk
 from medseg.ingest.headers import read_header
 from medseg.ingest.images import case_id_of, image_kind, read_image
+from medseg.ingest.names import header_path
 from medseg.ingest.records import SeriesRecord
 from medseg.ingest.series import read_headers, read_stack
 from medseg.ingest.stacks import Stack, split
@@ -120,10 +121,8 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
-    for header_end, data_end in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
-        if file.endswith(data_end):
-            return file.removesuffix(data_end) + header_end in files
-    return False
+    header = header_path(file)
+    return header != file and header in files
 
 
 def _explain(files: Sequence[str], given: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
+from medseg.ingest.names import is_apple_double
 from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["item_checksums", "path_checksum", "with_checksums"]
@@ -19,7 +20,8 @@ def path_checksum(path: Path) -> str:
     if not path.is_dir():
         return sha256_file(path)
     total = hashlib.sha256()
-    for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
+    files = (file for file in path.rglob("*") if file.is_file() and not is_apple_double(file))
+    for name in sorted(file.relative_to(path).as_posix() for file in files):
         total.update(f"{sha256_file(path / name)}  {name}\n".encode())
     return total.hexdigest()
 
