@@ -38,18 +38,18 @@ def slices(tmp_path: Path) -> list[str]:
     return sorted(map(str, make_series().write(tmp_path / "series").iterdir()))
 
 
-@pytest.mark.parametrize(
-    "holder",
-    [
-        list,
-        tuple,
-        iter,
-        np.array,
-        lambda found: (f for f in found),
-        lambda found: [Path(f) for f in found],
-        np.char.array,
-    ],
-)
+HOLDERS: dict[str, Callable[[list[str]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "iterator": iter,
+    "array": np.array,
+    "array of characters": np.char.array,
+    "generator": lambda found: (file for file in found),
+    "paths": lambda found: [Path(file) for file in found],
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
 def test_channels_in_whatever_holds_them(files: list[str], holder: Callable[[list[str]], Any]) -> None:
     image = load(holder(files))
     assert image.shape == (2, 5, 4, 3)
