@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from medseg.errors import UsageError
-from medseg.ingest import parsing, read_volume, save_nifti, scan
+from medseg.ingest import parsing, read_volume, save_nifti, scan, series_index
+from medseg.ingest.headers import Header
 from medseg.ingest.processes import bounded_map
 from medseg.ingest.records import SeriesRecord
+from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import walk
 from tests.ingest.trees import IDENTITIES, ROOT, one_slice, write_series
 
