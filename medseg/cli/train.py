@@ -49,6 +49,10 @@ def train(
     Example: medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
     --output runs/fold0 --set epochs=10
     """
+    from medseg.bundle import Bundle
+    from medseg.bundle.trainable import check_trainable
+
+    check_trainable(Bundle.open(bundle))
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
