@@ -100,10 +100,9 @@ class UsageError(MedsegError):
 class MissingDependency(UsageError):
     """An optional dependency is needed that is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = f"'medseg[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install {wanted}")
 
 
 class OutputUnusable(UsageError):

@@ -120,7 +120,7 @@ def audit(bundle: BundleArgument) -> Outcome:
     """
     from medseg.bundle import audit as audit_bundle
 
-    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.")
+    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.", by_command=True)
 
 
 @bundle_app.command()
@@ -163,6 +163,7 @@ def pack(
 
     prepare_file(output)
     packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
+    _warn(bundle)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
     return Outcome(
@@ -184,6 +185,10 @@ def unpack(
     key: Annotated[Path | None, typer.Option("--key", help="The sender's public key file (.pub).")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle; it is kept aside.")] = False,
     allow_older: Annotated[bool, typer.Option("--allow-older", help="Let --replace go back to an older one.")] = False,
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="Take an archive that medseg did not pack, or that holds scripts."),
+    ] = False,
 ) -> Outcome:
     """Unpack a bundle after checking every byte; on any doubt nothing is left behind.
 
@@ -192,11 +197,14 @@ def unpack(
     from medseg.sharing import unpack as unpack_bundle
 
     prepare_folder(output)
-    found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older)
+    found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older, as_is=as_is)
+    _warn(found.path)
     if found.authentic:
         origin = f"signed by {found.signed_by}, the key you gave"
     elif found.signed_by:
         origin = f"signed by {found.signed_by}; give --key to check that this is the sender's key"
+    elif as_is:
+        origin = "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
     else:
         origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
     terminal().print(f"{found.path}: version {found.version}, {origin}", markup=False)
@@ -262,6 +270,15 @@ def keygen(
     return Outcome({"private": str(secret), "public": str(public)})
 
 
+def _warn(bundle: Path) -> None:
+    """What the archive holds beside that which labelling reads."""
+    from medseg.bundle import audit as audit_bundle
+
+    for finding in audit_bundle(bundle, "infer"):
+        if finding.severity == "warn":
+            terminal().print(str(finding), style=_STYLES["warn"], markup=False)
+
+
 def _trust_text(state: TrustState) -> str:
     """One line about the trust calibration."""
     if state.state != "ready":
@@ -273,11 +290,21 @@ def _trust_text(state: TrustState) -> str:
     )
 
 
-def _report(bundle: Path, findings: Sequence[Finding], clean: str) -> Outcome:
+def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, by_command: bool = False) -> Outcome:
+    from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
+
+    blocked = {SPOKEN[name]: sum(name in finding.commands for finding in blocks(findings)) for name in COMMANDS}
     for finding in findings:
         terminal().print(str(finding), style=_STYLES[finding.severity], markup=False)
     if not findings:
         terminal().print(clean)
     count = sum(finding.severity == "block" for finding in findings)
-    result = {"bundle": str(bundle), "passed": count == 0, "findings": [finding.as_dict() for finding in findings]}
+    for name, number in blocked.items() if by_command else ():
+        terminal().print(f"{name}: {f'forbidden by {number} findings' if number else 'allowed'}", markup=False)
+    result = {
+        "bundle": str(bundle),
+        "passed": count == 0,
+        "blocked": [name for name, number in blocked.items() if number],
+        "findings": [finding.as_dict() for finding in findings],
+    }
     return Outcome(result, complete=count == 0)

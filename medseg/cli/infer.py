@@ -91,9 +91,11 @@ def infer(
 
     Example: medseg infer bundles/hippocampus_mri_segmentation studies/ -o results
     """
+    from medseg.bundle import Bundle
+
+    Bundle.open(bundle)  # a wrong folder is told before seconds go into imports
     if not trust_bundle:
         import_monai_quickly()
-    from medseg.bundle import Bundle
     from medseg.inference import Options, run_batch
 
     if trust_bundle:

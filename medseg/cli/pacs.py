@@ -12,6 +12,7 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
 from medseg.files import prepare_folder
+from medseg.ingest.names import is_apple_double
 
 if TYPE_CHECKING:
     from medseg.pacs import PacsSettings, Remote
@@ -122,7 +123,8 @@ def send(
 
     Example: medseg pacs send ORTHANC@127.0.0.1:4242 out/*_seg.dcm
     """
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    below = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*"))]
+    files = [file for file in below if not is_apple_double(file)] + [path for path in paths if not path.is_dir()]
     result = _remote(node, settings).send([file for file in files if not file.is_dir()])
     terminal().print(f"{len(result.sent)} sent, {len(result.failed)} failed")
     for path, reason in result.failed.items():

@@ -52,6 +52,10 @@ def train(
     --output runs/fold0 --set epochs=10
     """
     _keep_installed(bundle, writes=output is None or publish or publish_final)
+    from medseg.bundle import Bundle
+    from medseg.bundle.trainable import check_trainable
+
+    check_trainable(Bundle.open(bundle))
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay

@@ -19,6 +19,7 @@ from medseg.files import sha256_file, shown
 from medseg.geometry import Geometry
 from medseg.inference.channels import Channels, check_together, with_others
 from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
+from medseg.ingest.names import first_of_pair
 from medseg.ingest.rules import Rule
 from medseg.ingest.selection import SelectedStudy, select, selected_studies
 from medseg.manifests import Item, Manifest
@@ -214,7 +215,7 @@ def _items(manifest: Manifest, part: Part, path: Path) -> list[Item]:
 
 
 def _case_of_item(files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
-    records = tuple(found.get(str(file)) or _absent(file) for file in files)
+    records = tuple(found.get(first_of_pair(file)) or _absent(file) for file in files)
     return Case(case_id_of(files[0]), str(files[0]), records)
 
 

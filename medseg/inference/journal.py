@@ -17,10 +17,10 @@ from typing import Any
 
 from medseg.errors import OutputLocked, OutputUnusable, UsageError
 from medseg.files import shown
+from medseg.results import JOURNAL_NAME
 
 __all__ = ["Entry", "Journal", "locked"]
 
-JOURNAL_NAME = ".medseg-journal.sqlite"
 LOCK_NAME = ".medseg-lock.sqlite"
 
 _SCHEMA = """

@@ -22,11 +22,12 @@ from medseg.ingest import archives
 from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
 from medseg.ingest.leftovers import Leftover, note_on, orphans
+from medseg.ingest.names import first_of_pair
 from medseg.ingest.own import warn_of_own
 from medseg.ingest.parsing import LEFTOVERS, parse, record_from_json, record_of_leftovers, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
-from medseg.ingest.records import SeriesRecord, record_of_stack
-from medseg.ingest.stacks import split
+from medseg.ingest.records import SeriesRecord, record_of_stack, unforeseen
+from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import Entry, walk
 
 __all__ = ["scan"]
@@ -76,7 +77,8 @@ def scan(
         If a path does not exist, or ``database`` cannot be used.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    roots = {os.path.abspath(path): os.fspath(path) for path in given}  # noqa: PTH100  links are not resolved
+    whole = [first_of_pair(path) for path in given]
+    roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
     with IndexDatabase(database) as index:
         _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
         records = _judged(index)
@@ -211,7 +213,11 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
     payloads = index.headers(group.series)
     if group.key.startswith("f"):
         return [record_from_json(json.loads(payload)) for payload in payloads]
-    stacks = split([Header.from_json(payload) for payload in payloads])
+    headers = [Header.from_json(payload) for payload in payloads]
+    try:
+        stacks = split(headers)
+    except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive
+        stacks = [Stack(tuple(headers), None, False, "unreadable", unforeseen(error))]
     return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
 
 

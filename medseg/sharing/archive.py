@@ -94,7 +94,7 @@ def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = Non
         machine.
     """
     opened = Bundle.open(bundle)
-    require_trusted(opened.path)
+    require_trusted(opened.path, "infer")
     private = read_private_key(key) if key is not None else None
     sources = _contents(opened, with_names=with_names)
     manifest = _manifest(opened, sources)
@@ -114,9 +114,10 @@ def unpack(
     key: str | Path | None = None,
     replace: bool = False,
     allow_older: bool = False,
+    as_is: bool = False,
     limit_bytes: int = 8 << 30,
 ) -> Unpacked:
-    """Unpack an archive that :func:`pack` wrote into ``output/NAME``; on any doubt nothing is left behind.
+    """Unpack an archive of one bundle into ``output/NAME``; on any doubt nothing is left behind.
 
     Parameters
     ----------
@@ -130,6 +131,9 @@ def unpack(
         Put the bundle in the place of an existing one, which is kept as ``NAME-VERSION``.
     allow_older
         Let ``replace`` go back to an older version.
+    as_is
+        Take an archive that :func:`pack` did not write, whose completeness nobody can check, and let it hold what
+        labelling never reads, such as scripts: the commands that would read it refuse it then.
     limit_bytes
         Refuse archives that unpack to more.
 
@@ -150,10 +154,10 @@ def unpack(
     try:
         with zipfile.ZipFile(path) as source:
             name, members = _safe_members(source, limit_bytes)
-            manifest = _read_manifest(source, members, name)
+            manifest = {} if as_is and MANIFEST not in members else _read_manifest(source, members, name)
             signed_by = _check_signature(source, members, key)
             _extract(source, members, manifest, partial / name)
-        require_trusted(partial / name)
+        require_trusted(partial / name, "infer" if as_is else None)
         version = Bundle.open(partial / name).version
         _install(partial / name, target / name, replace=replace, allow_older=allow_older)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
@@ -282,7 +286,10 @@ def _read_manifest(
 ) -> dict[str, dict[str, Any]]:
     """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
     if MANIFEST not in members:
-        raise UntrustedBundle(f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete")
+        raise UntrustedBundle(
+            f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete. If you know where it comes"
+            " from, give --as-is: nothing then shows that it is complete"
+        )
     try:
         manifest = parse_json(source.read(members[MANIFEST]))
         files = {

@@ -130,7 +130,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
             "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
         )
     opened = Bundle.open(Path(bundle), permission)
-    opened.runnable_config()
+    opened.permit("train")
     named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
     given = {
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None

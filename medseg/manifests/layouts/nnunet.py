@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.ingest.names import is_apple_double
 from medseg.manifests.layouts.names import one_or_list, split_channel
 from medseg.manifests.manifest import Item, Manifest, parse_labels, read_json_object
 
@@ -79,7 +80,8 @@ def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
 
 def _cases(folder: Path, part: str, ending: str, channels: int) -> dict[str, Item]:
     found: dict[str, dict[int, str]] = defaultdict(dict)
-    for path in sorted((folder / f"images{part}").glob(f"*{ending}")):
+    there = (folder / f"images{part}").glob(f"*{ending}")
+    for path in sorted(path for path in there if not is_apple_double(path)):
         case, channel = split_channel(path.name.removesuffix(ending))
         if channel is None:
             raise UsageError(f"{path} does not end in a channel such as _0000{ending}; rename it as nnU-Net expects")
