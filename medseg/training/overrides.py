@@ -9,7 +9,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 
-__all__ = ["check_overrides", "parse_overrides"]
+__all__ = ["check_overrides", "parse_overrides", "suggestion"]
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -48,13 +48,15 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
         wanted = name.replace("::", "#")
         if wanted in known:
             continue
-        close = get_close_matches(wanted, known, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else f"known ids are: {', '.join(k for k in known if '#' not in k)}"
-        )
-        raise UsageError(f"the bundle's training configuration has no id {name!r}; {hint}")
+        raise UsageError(f"the bundle's training configuration has no id {name!r}; {suggestion(wanted, known)}")
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """What the writer of an unknown id may have meant."""
+    close = get_close_matches(name.replace("::", "#"), known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known ids are: {', '.join(k for k in known if '#' not in k)}"
 
 
 def _ids(value: Any, prefix: str = "") -> Iterator[str]:
