@@ -80,7 +80,7 @@ def allowed_changes(old: Conditions, new: Conditions) -> list[Change]:
     changes = list(_differences(old.configuration, new.configuration, ""))
     refused = [str(change) for change in changes if not _may_change(change)]
     refused += _other_cases(old.cases, new.cases)
-    if _start(old) != _start(new):
+    if (old.start, _rescaled(old)) != (new.start, _rescaled(new)):
         refused.append(f"starting weights: {_start(old)} → {_start(new)}")
     if refused:
         raise UsageError(
@@ -95,7 +95,11 @@ def _start(conditions: Conditions) -> str:
     if conditions.start is None:
         return "fresh"
     text = f"{_short(conditions.configuration['init'])} (SHA-256 {conditions.start[:12]}…)"
-    return f"{text}, rescaled" if conditions.configuration.get("rescale") else text
+    return f"{text}, rescaled" if _rescaled(conditions) else text
+
+
+def _rescaled(conditions: Conditions) -> bool:
+    return conditions.start is not None and bool(conditions.configuration.get("rescale"))
 
 
 def _may_change(change: Change) -> bool:
@@ -119,11 +123,15 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[Change]:
         for key in dict.fromkeys([*old, *new]):
             child = f"{path}#{key}" if path else str(key)
             yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), child)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    elif _are_steps(old) and _are_steps(new) and len(old) == len(new):
         for index, (before, now) in enumerate(zip(old, new, strict=True)):
             yield from _differences(before, now, f"{path}#{index}")
     elif old != new or isinstance(old, bool) != isinstance(new, bool):
         yield Change(path, old, new)
+
+
+def _are_steps(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
 
 
 def _other_cases(old: Mapping[str, list[Case]], new: Mapping[str, list[Case]]) -> list[str]:

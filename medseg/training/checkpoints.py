@@ -21,6 +21,7 @@ from medseg.training.conditions import Conditions, conditions_of
 from medseg.training.configuration import enclosing_parser
 from medseg.training.parallel import is_first
 from medseg.training.randomness import capture_randomness, restore_randomness
+from medseg.training.rates import shift_cycles
 
 if TYPE_CHECKING:
     from medseg.training.engine import AdversarialSegmentationTrainer
@@ -68,6 +69,7 @@ class Checkpoints:
         self.parts: list[dict[str, Any]] = []
         self._parser = enclosing_parser()
         self._conditions: Conditions | None = None
+        self._shift = 0
 
     def attach(self, engine: AdversarialSegmentationTrainer) -> None:
         """Register with the trainer."""
@@ -111,6 +113,7 @@ class Checkpoints:
         state["randomness"] = capture_randomness()
         state["conditions"] = self.conditions(engine).text() if is_first() else ""
         state["parts"] = json.dumps(self.parts)
+        state["shift"] = self._shift
         if self.evaluator is not None:
             validation = self.evaluator.state
             state["validation"] = [float(validation.best_metric), int(validation.best_metric_epoch)]
@@ -147,9 +150,11 @@ class Checkpoints:
         if self.evaluator is not None and "validation" in state:
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
         iteration = int(state["iteration"])
-        self.parts = json.loads(state["parts"])
+        self.parts, self._shift = json.loads(state["parts"]), int(state["shift"])
         if changes:
+            self._shift = engine.updates_beyond_plan()
             self.parts = [*self.parts_until(iteration), _part(iteration + 1, changes)]
+        shift_cycles(engine.generator_step.scheduler, self._shift)
         return iteration
 
     def _changes(self, path: Path, state: dict[str, Any], engine: AdversarialSegmentationTrainer) -> list[Change]:

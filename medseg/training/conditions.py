@@ -43,7 +43,7 @@ class Conditions:
 
     def text(self) -> str:
         """As JSON, which any loader can read safely."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> Conditions:

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from medseg.errors import UsageError
+from medseg.training.schedule import OneCycle
 
-__all__ = ["group_options", "restore_rates"]
+__all__ = ["group_options", "restore_rates", "shift_cycles"]
 
 _SCHEDULED = frozenset({"lr", "initial_lr"})
 
@@ -57,11 +58,28 @@ def restore_rates(
 def _go_on(scheduler: LambdaLR, saved: Mapping[str, Any]) -> None:
     own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.lr_lambdas)}  # None keeps the function
     scheduler.load_state_dict({**saved, **own})
-    rates = [
-        base * factor(scheduler.last_epoch)
-        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    ]
-    for group, base, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+    _set_rates(scheduler)
+
+
+def shift_cycles(scheduler: LRScheduler | None, updates: int) -> None:
+    """Let every :class:`~medseg.training.schedule.OneCycle` end that many updates later than it is planned to.
+
+    A plan takes every update of a run to be made as the schedule says now. Where it said something else before, more or
+    fewer have been made.
+    """
+    if not isinstance(scheduler, LambdaLR) or not updates:
+        return
+    for cycle in scheduler.lr_lambdas:
+        if isinstance(cycle, OneCycle) and cycle.updates is not None:
+            cycle.updates += updates
+    _set_rates(scheduler)
+
+
+def _set_rates(scheduler: LambdaLR) -> None:
+    """The rates of the step at which the schedule stands."""
+    bases, factors = scheduler.base_lrs, scheduler.lr_lambdas
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(bases, factors, strict=True)]
+    for group, base, rate in zip(scheduler.optimizer.param_groups, bases, rates, strict=True):
         group["initial_lr"], group["lr"] = base, rate
     scheduler._last_lr = rates
 
