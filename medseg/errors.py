@@ -10,7 +10,8 @@
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
     │   └── UntrustedBundle         a bundle would execute code that the audit does not allow
-    ├── TrainingDiverged            the losses stopped being finite and stayed so
+    ├── TrainingFailed              a training ended before its last iteration; carries a stable ``reason``
+    │   └── TrainingDiverged        the losses stopped being finite and stayed so
     ├── OutputLocked                another run is writing to the same folder
     └── Interrupted                 stopped by a signal; start again to go on (exit code 75)
 
@@ -36,6 +37,7 @@ __all__ = [
     "ReasonCode",
     "Refusal",
     "TrainingDiverged",
+    "TrainingFailed",
     "UntrustedBundle",
     "UsageError",
 ]
@@ -145,8 +147,31 @@ class UntrustedBundle(BundleError):
     """Running the bundle would execute code that the audit does not allow."""
 
 
-class TrainingDiverged(MedsegError):
+class TrainingFailed(MedsegError):
+    """A training that ended before its last iteration, or without leaving what it should.
+
+    Parameters
+    ----------
+    message
+        What was found, what was expected, what to do.
+    reason
+        Stable identifier, kept in ``run.json``: ``out-of-memory``, ``disk-full``, ``output-unusable``, ``worker-died``,
+        ``data-ended``, ``stopped-early``, ``nothing-saved``, ``other-process``, ``unexpected``.
+    error
+        Name of the exception's class behind it.
+    """
+
+    def __init__(self, message: str, reason: str = "unexpected", error: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.error = type(self).__name__ if error is None else error
+
+
+class TrainingDiverged(TrainingFailed):
     """Losses or weights stopped being finite and did not recover."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "diverged")
 
 
 class OutputLocked(MedsegError):

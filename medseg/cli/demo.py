@@ -32,7 +32,8 @@ def demo(
 
     prepare_folder(output)
     console = terminal()
-    result = run_demo(output, watchers=[ProgressDisplay(console)], say=lambda line: console.print(line, style="bold"))
+    with ProgressDisplay(console) as progress:
+        result = run_demo(output, watchers=[progress], say=lambda line: console.print(line, style="bold"))
     _say(result)
     return Outcome(
         {

@@ -65,21 +65,22 @@ def train(
     if trust_bundle:
         cut_network()
     console = terminal()
-    result = train_bundle(
-        bundle,
-        datalist=datalist,
-        dataset_dir=dataset_dir,
-        fold=fold,
-        output=output,
-        resume=resume,
-        device=device,
-        overrides=parse_overrides(settings or []),
-        init=init,
-        rescale=rescale,
-        publish="final" if publish_final else publish,
-        watchers=[ProgressDisplay(console)],
-        permission="everything" if trust_bundle else "audited",
-    )
+    with ProgressDisplay(console) as progress:
+        result = train_bundle(
+            bundle,
+            datalist=datalist,
+            dataset_dir=dataset_dir,
+            fold=fold,
+            output=output,
+            resume=resume,
+            device=device,
+            overrides=parse_overrides(settings or []),
+            init=init,
+            rescale=rescale,
+            publish="final" if publish_final else publish,
+            watchers=[progress],
+            permission="everything" if trust_bundle else "audited",
+        )
     best = (
         "no validation" if result.best_metric is None else f"best {result.best_metric:.4f} in epoch {result.best_epoch}"
     )

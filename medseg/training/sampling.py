@@ -7,12 +7,14 @@ if it had never stopped, with any number of workers, and over several processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader
+from monai.data.utils import worker_init_fn
 from monai.transforms import Compose
 from torch.utils.data import Sampler
 
@@ -120,5 +122,12 @@ def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, 
         num_workers=num_workers,
         drop_last=True,
         timeout=600 if num_workers else 0,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator().manual_seed(dataset.seed),  # else every start would draw from the global state
     )
+
+
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C to the main process, which still waits for this worker's batch; SIGTERM is how it ends workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_init_fn(number)
