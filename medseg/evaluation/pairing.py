@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.labels import read_label_table
 from medseg.manifests import Manifest, patient_of
+from medseg.manifests.manifest import SECTIONS, unique_keys
 
 __all__ = ["CaseFile", "Collection", "Pair", "collect", "pair_up", "read_labels"]
 
@@ -144,34 +146,35 @@ def read_labels(source: Path) -> dict[int, str]:
     """
     path = source / "configs" / "metadata.json" if source.is_dir() else source
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; give a JSON file of labels or a bundle folder"
         ) from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}; give a JSON file of labels or a bundle folder") from error
-    names = _label_names(content)
+    names = _label_names(content, path)
     if not names:
         raise UsageError(f'{path} declares no labels; expected {{"1": "name", ...}} or a bundle with channel_def')
     return names
 
 
-def _label_names(content: Any) -> dict[int, str]:
-    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",), ()):
+def _label_names(content: Any, path: Path) -> dict[int, str]:
+    """The structures of the first table there is: a bundle's channels, a datalist's labels, or the file itself."""
+    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",)):
         declared = content
         for key in keys:
             declared = declared.get(key) if isinstance(declared, dict) else None
-        if isinstance(declared, dict):
-            return _unique_names(declared)
-    return {}
+        if declared:
+            return _unique_names(read_label_table(declared, f"`{keys[-1]}` of {path}"))
+    if not isinstance(content, dict) or any(isinstance(content.get(key), list) for key in SECTIONS):
+        return {}  # a datalist that declares none
+    return _unique_names(read_label_table(content, str(path)))
 
 
-def _unique_names(declared: Mapping[str, Any]) -> dict[int, str]:
-    """``{"1": "liver"}`` or ``{"liver": 1}`` → names by value; equal names get their value appended."""
-    pairs = [(int(key), str(value)) for key, value in declared.items() if key.isdigit()]
-    pairs = pairs or [(value, key) for key, value in declared.items() if isinstance(value, int)]
-    names = [name for _, name in pairs]
+def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
+    """The structures; equal names get their value appended."""
+    given = list(names.values())
     return {
-        label: name if names.count(name) == 1 else f"{name} ({label})" for label, name in sorted(pairs) if label != 0
+        label: name if given.count(name) == 1 else f"{name} ({label})" for label, name in names.items() if label != 0
     }

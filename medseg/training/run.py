@@ -20,6 +20,7 @@ from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, UsageError
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
+from medseg.training.datalist import with_folder
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.initial import initialise_from
 from medseg.training.journal import Journal
@@ -136,7 +137,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None
     }
     given.update(overrides or {})
-    workflow = _workflow(opened, given)
+    workflow = _workflow(opened, with_folder(given, opened.config("train")))
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
