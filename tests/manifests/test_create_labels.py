@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.cli.main import app
+from medseg.cli.manifest import manifest_app
 from medseg.errors import UsageError
 from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, audit, create
@@ -67,7 +67,7 @@ def test_a_mapping_is_recorded_and_counts_everywhere(dataset: Path, tmp_path: Pa
         str(tmp_path / "d.json"),
     ]
     meanings = ["--map", "7=1,200=2", "--label", "1=block", "--label", "2=dot", "--licence", "CC0"]
-    result = CliRunner().invoke(app, ["manifest", "create", *files, *meanings])
+    result = CliRunner().invoke(manifest_app, ["create", *files, *meanings])
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(tmp_path / "d.json").split(3, seed=0)
     assert manifest.scheme.mapping == {7: 1, 200: 2}
@@ -165,11 +165,11 @@ def test_dicom_labels_are_said_not_to_be_read(tmp_path: Path, caplog: pytest.Log
 def test_a_rare_structure_is_told_when_the_folds_are_made(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
     for index, path in enumerate(sorted((dataset / "labelsTr").iterdir())):
         label = label_of(index)
-        save_nifti(label if index == 0 else np.where(label == 2, 0, label).astype(np.uint8), AFFINE, path)
+        save_nifti(label if index == 1 else np.where(label == 2, 0, label).astype(np.uint8), AFFINE, path)
     manifest = create(dataset / "imagesTr", dataset / "labelsTr", names={0: "background", 1: "block", 2: "dot"})
     with caplog.at_level(logging.WARNING):
         made = manifest.split(3, seed=0)
-    assert f"training of fold {made.training[0]['fold']} never sees 2 (dot)" in caplog.text
+    assert f"training of fold {made.training[1]['fold']} never sees 2 (dot)" in caplog.text
 
 
 @pytest.mark.parametrize(
