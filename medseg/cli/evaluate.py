@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @command
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(help="Folder of label maps (such as medseg infer leaves), or a datalist.")
+        Path, typer.Argument(help="Label map, folder of label maps (such as medseg infer leaves), or datalist.")
     ],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or a datalist.")],
+    references: Annotated[Path, typer.Argument(help="Reference label map, folder of these, or datalist.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")],
     *,
     labels: Annotated[

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import OutputLocked, UsageError
+from medseg.results import JOURNAL_NAME
 
 __all__ = ["Entry", "Journal", "locked"]
 
-JOURNAL_NAME = ".medseg-journal.sqlite"
 LOCK_NAME = ".medseg-lock.sqlite"
 
 _SCHEMA = """

@@ -15,6 +15,7 @@ from medseg.evaluation.report.thumbnails import Plane
 
 __all__ = ["Pictures", "case_rows", "heads", "metric_columns"]
 
+_LEARNT = "This image was used to train the model: its figures say nothing about new cases."
 _VERDICT_ORDER = {"reject": "0", "review": "1", "accept": "2"}
 
 
@@ -85,11 +86,11 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
         "reason": case.reason,
         "message": case.message or _told(case),
         "wrong": bool(flags),
-        "search": " ".join([case.case_id, case.status, case.reason, case.verdict, *case.flags, *flags]).lower(),
+        "search": " ".join([*_words(case), *flags]).lower(),
         "number": index,
         "key": f"v{index}",
         "cells": [_cell(case, column) for column in columns],
-        "notes": drawn.notes,
+        "notes": (*([_LEARNT] if case.trained_on else []), *drawn.notes),
         "planes": drawn.planes,
         "no_picture": drawn.missing,
         "has_reference": any(plane.reference for plane in drawn.planes),
@@ -108,6 +109,12 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
             for s in sorted(case.structures, key=lambda s: s.label)
         ],
     }
+
+
+def _words(case: Case) -> list[str]:
+    """What the search field finds a case by."""
+    learnt = ["trained-on"] if case.trained_on else []
+    return [case.case_id, case.status, case.reason, case.verdict, *case.flags, *learnt]
 
 
 def _estimate(case: Case, label: int) -> str:
