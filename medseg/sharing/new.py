@@ -139,8 +139,7 @@ def _train(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
     )
     train = config["train"]
     steps = train["preprocessing_transforms"]
-    del steps[0]["reader"]
-    steps[0].update(_target_="medseg.transforms.LoadVolumed", keys=[*plan.keys, "label"])
+    steps[0]["keys"] = list(plan.keys)
     train["preprocessing_transforms"] = _with_channels(steps, plan)
     train["augmentation_transforms"] = _augmentation(train["augmentation_transforms"], data, plan)
     config["unlabelled_transforms"] = _augmentation(config["unlabelled_transforms"], data, plan)

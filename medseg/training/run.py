@@ -19,6 +19,7 @@ from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
 from medseg.files import sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
+from medseg.training.datalist import with_folder
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.failures import ended_by_signal, named_failure, record_of
 from medseg.training.journal import Journal
@@ -145,7 +146,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None
     }
     given.update(overrides or {})
-    workflow = _workflow(opened, given)
+    workflow = _workflow(opened, with_folder(given, opened.config("train")))
     if publish:
         require_same_network(opened, workflow.parser.config["network_def"])
     folder = Path(workflow.parser.get_parsed_content("output_dir"))

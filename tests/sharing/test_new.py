@@ -204,7 +204,7 @@ def test_labels_with_gaps_are_refused(tmp_path: Path) -> None:
     content = json.loads(datalist.read_text())
     content["labels"] = {"0": "background", "1": "ball", "5": "other"}
     write_json(datalist, content)
-    with pytest.raises(UsageError, match="without gaps"):
+    with pytest.raises(UsageError, match="--map 5=2"):
         create_bundle("ball_mri_segmentation", datalist, tmp_path)
 
 

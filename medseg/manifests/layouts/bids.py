@@ -134,13 +134,15 @@ def _description(images: Path) -> dict[str, object]:
 
 
 def _look_up_table(derivative: Path) -> dict[str, str]:
-    """Label names from the first ``*dseg.tsv`` of a derivative; BIDS wants one for all, or one beside each map."""
-    tables = sorted(derivative.rglob("*dseg.tsv"), key=lambda path: (len(path.parts), path))
-    if not tables:
-        return {}
-    with tables[0].open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle, delimiter="\t"))
-    names = {
-        str(row["index"]).strip(): str(row["name"]).strip() for row in rows if row.get("index") and row.get("name")
-    }
-    return {"0": "background"} | names
+    """Label names from every ``*dseg.tsv`` of a derivative: BIDS wants one for all, or one beside each map."""
+    names: dict[str, str] = {}
+    for table in sorted(derivative.rglob("*dseg.tsv")):
+        with table.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+        for row in rows:
+            index, name = str(row.get("index") or "").strip(), str(row.get("name") or "").strip()
+            if index and name and names.setdefault(index, name) != name:
+                raise UsageError(
+                    f"{table} has two names for the value {index}, {names[index]!r} and {name!r}; keep one"
+                )
+    return {"0": "background"} | names if names else {}
