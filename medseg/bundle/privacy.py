@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
+from medseg.labels import MAPPING_KEY
 
 __all__ = ["DATALIST", "is_text", "neutral_datalist", "privacy_findings", "without_names"]
 
@@ -24,7 +25,7 @@ _NEUTRAL_FOLDER = "data"
 _SECTIONS = ("training", "validation", "test", "testing", "unlabelled")
 _OF_THE_WHOLE = frozenset(
     {"name", "description", "task", "reference", "licence", "license", "licence_url", "release", "modality"}
-    | {"channel_names", "tensorImageSize", "file_ending", "labels", "label_map", "numTraining", "numTest", "split"}
+    | {"channel_names", "tensorImageSize", "file_ending", "labels", MAPPING_KEY, "numTraining", "numTest", "split"}
 )
 """What a datalist says of all its cases together."""
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)

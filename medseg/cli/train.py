@@ -53,6 +53,7 @@ def train(
     """
     _keep_installed(bundle, writes=output is None or publish or publish_final)
     from medseg.bundle import Bundle
+    from medseg.bundle.shipped import find_bundle
     from medseg.bundle.trainable import check_trainable
 
     check_trainable(Bundle.open(bundle))
@@ -75,7 +76,7 @@ def train(
             resume=resume,
             device=device,
             overrides=parse_overrides(settings or []),
-            init=init,
+            init=None if init is None else find_bundle(init),
             rescale=rescale,
             publish="final" if publish_final else publish,
             watchers=[progress],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.evaluation.naming import EXTENSIONS, case_id_of_name, is_image_name, is_second_half, map_of, match_key
 from medseg.labels import read_label_table
-from medseg.manifests import Manifest, patient_of
+from medseg.manifests import Item, Manifest, Part, patient_of
 from medseg.manifests.manifest import SECTIONS, unique_keys
 from medseg.results import RunFolder
 
@@ -86,7 +86,7 @@ class Pair:
         return self.prediction_id not in ("", self.case_id)
 
 
-def collect(source: Path, role: str) -> Collection:
+def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     """Find the label maps of ``source``.
 
     Parameters
@@ -96,12 +96,16 @@ def collect(source: Path, role: str) -> Collection:
         so is what its ``run.json`` or, without one, its name tells to be no label map (doubt, probabilities).
     role
         ``"predictions"`` or ``"references"``: which key of a datalist's items holds the label map.
+    part
+        Which items of a datalist; all by default.
 
     Raises
     ------
     UsageError
         If there is nothing to read or two files have the same case id.
     """
+    if part is not None and source.suffix.lower() != ".json":
+        raise UsageError(f"--section and --fold choose items of a datalist, and {source} is none; give one (.json)")
     if source.is_dir():
         return _in_folder(source)
     if not source.is_file():
@@ -114,7 +118,7 @@ def collect(source: Path, role: str) -> Collection:
         raise UsageError(f"{source} is a DICOM object; {_NO_DICOM}")
     manifest = Manifest.read(source)
     keys = ("label",) if role == "references" else _PREDICTION_KEYS
-    files = _unique(_in_manifest(manifest, keys), source)
+    files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
     return Collection(files, manifest.labels)
@@ -181,8 +185,8 @@ def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     return f"{folder} holds no label maps ({', '.join(sorted(EXTENSIONS))}); give a folder or datalist that does"
 
 
-def _in_manifest(manifest: Manifest, keys: tuple[str, ...]) -> Iterator[CaseFile]:
-    for _, _, item in manifest.items():
+def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...]) -> Iterator[CaseFile]:
+    for item in items:
         key = next((key for key in keys if item.get(key)), None)
         if key is None:
             continue

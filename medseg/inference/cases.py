@@ -22,12 +22,11 @@ from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
 from medseg.ingest.names import first_of_pair
 from medseg.ingest.rules import Rule
 from medseg.ingest.selection import SelectedStudy, select, selected_studies
-from medseg.manifests import Item, Manifest
+from medseg.manifests import Manifest, Part
 
 __all__ = [
     "Case",
     "LoadedCase",
-    "Part",
     "collect",
     "content_key",
     "file_sums",
@@ -37,7 +36,6 @@ __all__ = [
     "with_path_hash",
 ]
 
-_SAME_SECTION = {"test": ("test", "testing"), "testing": ("test", "testing")}
 _LONGEST_ID_BYTES = 200
 """Of a case id: names of outputs, also the temporary ones, must not get longer than 255 bytes."""
 _log = logging.getLogger(__name__)
@@ -102,22 +100,6 @@ class LoadedCase:
     image: MetaTensor
     geometry: Geometry
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which items of a datalist are meant.
-
-    Parameters
-    ----------
-    section
-        ``"training"``, ``"validation"`` or ``"test"`` (also called ``"testing"``); None for all.
-    fold
-        The training items that this fold holds out; None for all.
-    """
-
-    section: str | None = None
-    fold: int | None = None
 
 
 def collect(
@@ -190,7 +172,7 @@ def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> Case:
 
 def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[Case]:
     manifest = Manifest.read(path)
-    items = [manifest.files(item, "image") for item in _items(manifest, part, path)]
+    items = [manifest.files(item, "image") for item in part.of(manifest, path)]
     wrote: list[SeriesRecord] = []
     by_source: dict[str, SeriesRecord] = {}
     for record in [*scan([file for files in items for file in files if file.exists()], own=wrote), *wrote]:
@@ -198,20 +180,6 @@ def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[
     own += wrote
     cases = [_case_of_item(files, by_source) for files in items if files]
     return [case for case in cases if not all(record.reason == "own-output" for record in case.channels)]
-
-
-def _items(manifest: Manifest, part: Part, path: Path) -> list[Item]:
-    if part.fold is not None:
-        if part.section not in {None, "training"}:
-            raise UsageError(f"--fold {part.fold} chooses training items, found --section {part.section}; drop one")
-        return manifest.fold(part.fold)[1]
-    names = _SAME_SECTION.get(part.section or "", (part.section,))
-    chosen = [item for section, _, item in manifest.items() if part.section is None or section in names]
-    if part.section is not None and not chosen:
-        sizes = Counter(section for section, _, _ in manifest.items())
-        held = ", ".join(f"{count} under {name}" for name, count in sizes.items()) or "none"
-        raise UsageError(f"--section {part.section}: {path} has no such items (found {held}); choose another section")
-    return chosen
 
 
 def _case_of_item(files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:

@@ -40,7 +40,7 @@ class Options:
     roi
         Region of interest as for :func:`medseg.inference.roi.parse_region`.
     section, fold
-        Which items of a datalist, see :class:`medseg.inference.cases.Part`.
+        Which items of a datalist, see :class:`medseg.manifests.Part`.
     device, precision, engine
         As for :class:`~medseg.inference.Predictor`.
     windows

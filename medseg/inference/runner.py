@@ -14,7 +14,7 @@ from medseg.bundle import Bundle, trained_on
 from medseg.errors import Interrupted
 from medseg.files import prepare_folder, remove_leftovers
 from medseg.inference.batch import Batch
-from medseg.inference.cases import Case, Part, collect
+from medseg.inference.cases import Case, collect
 from medseg.inference.channels import channels_of
 from medseg.inference.choice import Choice, engine_of, precision_of
 from medseg.inference.claim import claimed

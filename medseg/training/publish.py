@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import torch
 from monai.bundle import ConfigParser
-from monai.engines import Evaluator
 
 from medseg import __version__
 from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
 from medseg.files import atomic_path, sha256_file, write_json
-from medseg.manifests.checksums import path_checksum
+from medseg.training.checkpoints import Checkpoints
 from medseg.training.engine import AdversarialSegmentationTrainer
 
 __all__ = ["describe_run", "publish", "require_same_network"]
@@ -80,7 +79,7 @@ def describe_run(
     model: Which,
     parser: ConfigParser,
     trainer: AdversarialSegmentationTrainer,
-    evaluator: Evaluator | None,
+    checkpoints: Checkpoints,
     rows: Sequence[Mapping[str, float]],
 ) -> TrainingRun:
     """What a finished run was: length, cases by their SHA-256 sums, figures of the chosen epoch.
@@ -91,18 +90,17 @@ def describe_run(
         Which of its models is meant.
     parser
         The configuration, with the ids ``fold`` and ``seed`` if it has them.
-    trainer, evaluator
-        Training and validation.
+    trainer, checkpoints
+        The training, and its handler that knows the validation and the cases.
     rows
         The table of the run, one row per epoch.
     """
-    epochs = int(trainer.state.epoch)
+    epochs, evaluator = int(trainer.state.epoch), checkpoints.evaluator
     epoch = epochs if model == "final" or evaluator is None else int(evaluator.state.best_metric_epoch)
     row = next((row for row in rows if row["epoch"] == epoch), {})
     figures = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
-    cases = _cases(trainer.data_loader)
-    unlabelled = [] if trainer.unlabelled is None else _cases(trainer.unlabelled.loader)
-    images, labels = _sums([*cases, *unlabelled])
+    cases = checkpoints.conditions(trainer).cases
+    learnt, held_out = cases.get("training", []), cases.get("validation", [])
     return TrainingRun(
         weights_sha256="",
         model=model,
@@ -110,14 +108,14 @@ def describe_run(
         epochs=epochs,
         iterations=int(trainer.state.iteration),
         fold=_id(parser, "fold", -1),
-        cases=len(cases),
-        held_out_cases=0 if evaluator is None else len(_cases(evaluator.data_loader)),
+        cases=len(learnt),
+        held_out_cases=len(held_out),
         figures={name: value for name, value in figures.items() if math.isfinite(value)},
         seed=_id(parser, "seed", None),
         precision=str(trainer.dtype).removeprefix("torch."),
         medseg=__version__,
-        images=images,
-        labels=labels,
+        images=_sums([*learnt, *cases.get("unlabelled", [])], labels=False),
+        labels=_sums(learnt, labels=True),
     )
 
 
@@ -125,20 +123,16 @@ def _id(parser: ConfigParser, name: str, default: Any) -> Any:
     return parser.get_parsed_content(name) if name in parser.config else default
 
 
-def _cases(loader: Any) -> list[dict[str, Any]]:
-    """The items of a loader's dataset, as the datalist gave them."""
-    return list(getattr(loader.dataset, "data", ()))
-
-
-def _sums(cases: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """SHA-256 sums of the images, under whatever key each channel has, and of the labels."""
-    images: set[str] = set()
-    labels: set[str] = set()
-    for case in cases:
-        for key, value in case.items():
-            paths = [Path(part) for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
-            (labels if key == "label" else images).update(path_checksum(path) for path in paths if path.exists())
-    return tuple(sorted(images)), tuple(sorted(labels))
+def _sums(cases: Iterable[Mapping[str, str | list[str]]], *, labels: bool) -> tuple[str, ...]:
+    """SHA-256 sums of the labels, or of the images under whatever key each channel has."""
+    found = {
+        one
+        for case in cases
+        for key, value in case.items()
+        if (key == "label") == labels
+        for one in (value if isinstance(value, list) else [value])
+    }
+    return tuple(sorted(found))
 
 
 def _publish_discriminator(weights: Path, definition: Mapping[str, Any] | None, trust: Path) -> None:

@@ -271,7 +271,7 @@ class _Run:
 
     def _publish(self, which: Literal["best", "final"]) -> Path:
         parser, rows = self.workflow.parser, [] if self.journal is None else self.journal.rows
-        described = describe_run(which, parser, self.trainer, self.checkpoints.evaluator, rows)
+        described = describe_run(which, parser, self.trainer, self.checkpoints, rows)
         return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
 
     def _write_record(self, status: str, **outcome: Any) -> None:
