@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from medseg.demo import DemoResult
 
 
+NEXT = (
+    "medseg index STUDIES                     # what is there, usable or refused, and why",
+    "medseg manifest create --images IMAGES --labels LABELS -o datalist.json",
+    "medseg bundle new my_bundle --datalist datalist.json",
+    "medseg train my_bundle --publish",
+    "medseg infer my_bundle STUDIES -o results",
+)
+"""What to try after the demo."""
+
+
 @app.command()
 @command
 def demo(
@@ -58,7 +68,5 @@ def _say(result: DemoResult) -> None:
         f"          {result.output}/metrics.json, *_seg.nii.gz, run.json; {result.output}/training: curves, samples"
     )
     console.print("Next, on your own data:")
-    console.print("  medseg index STUDIES                          what is there, usable or refused, and why")
-    console.print("  medseg manifest create --images I --labels L -o datalist.json")
-    console.print("  medseg bundle new my_bundle --datalist datalist.json")
-    console.print("  medseg train my_bundle --publish && medseg infer my_bundle STUDIES -o results")
+    for line in NEXT:
+        console.print(f"  {line}", markup=False)

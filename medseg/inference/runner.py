@@ -35,6 +35,7 @@ from medseg.inference.worklist import keep_worklist
 from medseg.inference.writers import check_kinds
 from medseg.ingest import SeriesRecord
 from medseg.ingest.rules import read_rules
+from medseg.manifests import Part
 from medseg.trust.state import TrustState, trust_state
 
 if TYPE_CHECKING:

@@ -298,11 +298,15 @@ Segments {structures}. Planned from {data.cases} cases (`plan.md`).
 {UNTRAINED.capitalize()}.
 <!-- /training -->
 
-```
-medseg train {name} --fold 0 --publish     # or: python -m monai.bundle run training --config_file configs/train.json
+In the folder that holds `bundles/`, or this one's own:
+
+```bash
+medseg train {name} --fold 0 --publish
 medseg infer {name} INPUT -o OUTPUT
 medseg bundle verify {name}
 ```
+
+Here: `python -m monai.bundle run training --bundle_root . --config_file configs/train.json`.
 
 The knobs at the top of `configs/train.json`: `epochs` and `iterations` (length), `batch_size` and `patch_size`
 (memory), `learning_rate`, `adversarial_weight` (0 trains without the discriminator), `warm_up` and `ramp` (iterations

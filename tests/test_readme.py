@@ -1,0 +1,131 @@
+"""What README, docs, demo and generated READMEs tell a person to type is understood; the walk runs word for word."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from medseg.bundle import Bundle
+from medseg.cli import commands
+from medseg.cli.demo import NEXT
+from medseg.cli.main import app
+from tests.sharing.test_new import write_dataset
+
+assert commands
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
+_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_OPEN = ("…", "...", "[")
+"""What stands for something left out."""
+
+
+def _commands(text: str) -> Iterator[str]:
+    """Commands in the fenced blocks of a page, without the words behind them; `…` leaves something out."""
+    for block in _BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"\s*(\$ )?medseg [a-z]", line):
+                yield re.split(r"\s+#|\s{3,}(?=[a-z])", line.strip().removeprefix("$ "))[0].strip()
+
+
+def _parse(arguments: list[str]) -> None:
+    """Let click read a command line as far as the command itself; a wrong word raises."""
+    command: click.Command = typer.main.get_command(app)
+    context = None
+    while True:
+        context = command.make_context(command.name, list(arguments), parent=context)
+        if not isinstance(command, click.Group):
+            return
+        _, found, arguments = command.resolve_command(context, [*context.protected_args, *context.args])
+        assert found is not None
+        command = found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_on_a_page_is_understood(page: Path) -> None:
+    for line in _commands(page.read_text()):
+        if not any(part in line for part in _OPEN):
+            try:
+                _parse(shlex.split(line)[1:])
+            except click.exceptions.Exit:
+                continue
+            except click.UsageError as error:
+                pytest.fail(f"{page.name}: {line}: {error.format_message()}")
+
+
+def test_the_pages_have_commands() -> None:
+    assert sum(len(list(_commands(page.read_text()))) for page in PAGES) > 60
+
+
+def _run(line: str) -> None:
+    done = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+    assert done.exit_code == 0, f"{line}\n{done.output}\n{done.stderr}"
+
+
+def _shorten(folder: Path) -> None:
+    """A training of two steps: the walk is about the commands."""
+    for name in ("train", "inference"):
+        path = folder / "configs" / f"{name}.json"
+        config = json.loads(path.read_text())
+        config["network_def"]["features"] = [4, 4, 4, 4, 4, 4]
+        if name == "train":
+            config.update(epochs=1, iterations=2, batch_size=1, val_interval=1)
+            config["discriminator_def"]["channels"] = 4
+        path.write_text(json.dumps(config))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images, labels of the same names, and studies."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data", cases=12)
+    for name in ("IMAGES", "LABELS", "STUDIES"):
+        Path(name).mkdir()
+    for number in range(12):
+        image = Path(f"data/case{number}_0.nii.gz").read_bytes()
+        Path(f"IMAGES/case{number:02d}.nii.gz").write_bytes(image)
+        Path(f"STUDIES/case{number:02d}.nii.gz").write_bytes(image)
+        Path(f"data/label{number}.nii.gz").rename(f"LABELS/case{number:02d}.nii.gz")
+    return tmp_path
+
+
+_QUIET = [pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"), pytest.mark.slow]
+
+
+def _walk(lines: list[str]) -> None:
+    for line in lines:
+        _run(line)
+        if line.startswith("medseg bundle new"):
+            _shorten(Path("bundles/my_bundle"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")  # networks of two steps miss things
+def test_the_walk_of_the_readme_runs_word_for_word(home: Path) -> None:
+    block = (ROOT / "README.md").read_text().split("<!-- walk -->")[1]
+    lines = list(_commands(block[: block.index("```\n", 8) + 4]))
+    assert len(lines) == 13
+    _walk(lines)
+    assert Bundle.open("my_bundle").metadata["eval_metrics"]["cross_validation"]["cases"].startswith("9 cases")
+    assert json.loads(Path("scores/metrics.json").read_text())["n_unpaired"] == 0
+    learnt = json.loads(Path("labelled/run.json").read_text())["summary"]["trained_on"]
+    assert 0 < learnt < 12
+    readme = Path("bundles/my_bundle/docs/README.md").read_text()
+    Path("INPUT").symlink_to(home / "STUDIES")
+    for line in _commands(readme):
+        _run(line + (" --resume" if line.startswith("medseg train") else ""))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
+def test_what_the_demo_says_last_runs_word_for_word(home: Path) -> None:
+    _walk(list(NEXT))
+    assert len(list(Path("results").glob("*_seg.nii.gz"))) == 12
