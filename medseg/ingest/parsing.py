@@ -14,7 +14,7 @@ from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import archives
 from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
-from medseg.ingest.leftovers import Leftover, describe, is_apple_double, leftover_of, named_as_dicom
+from medseg.ingest.leftovers import Leftover, describe, is_apple_double, leftover_from, leftover_of
 from medseg.ingest.names import case_id_of, image_kind
 from medseg.ingest.pseudonyms import pseudonym
 from medseg.ingest.records import SeriesRecord
@@ -46,8 +46,8 @@ def _found(path: str) -> Found:
 
 
 def _of_member(path: str) -> Found:
-    if image_kind(path) is None and not named_as_dicom(path) and not archives.looks_like_dicom(path):
-        return "", ""
+    if image_kind(path) is None and not archives.looks_like_dicom(start := archives.start_of(path)):
+        return _of_leftover(leftover_from(path, start))
     with archives.on_disk([path]) as (copy,):
         return _of_path(copy, path)
 
