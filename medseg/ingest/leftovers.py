@@ -12,16 +12,7 @@ from typing import Final, NamedTuple
 
 from medseg.ingest.elements import open_file
 
-__all__ = [
-    "Leftover",
-    "describe",
-    "is_apple_double",
-    "leftover_from",
-    "leftover_of",
-    "named_as_dicom",
-    "note_on",
-    "orphans",
-]
+__all__ = ["Leftover", "describe", "leftover_from", "leftover_of", "named_as_dicom", "note_on", "orphans"]
 
 _EMPTY: Final = "empty"
 _NOWHERE: Final = "links to nothing"
@@ -31,9 +22,6 @@ _OTHER: Final = "no DICOM files"
 
 _HEAD_BYTES: Final = 4
 _GZIP: Final = b"\x1f\x8b"
-_APPLE: Final = (b"\0\x05\x16\x07", b"\0\x05\x16\0")
-"""AppleDouble and AppleSingle (RFC 1740)."""
-
 _SLICES: Final = (".dcm", ".dicom", ".dic", ".ima", ".dcm30")
 _TEXTS: Final = (
     ".txt .md .rst .rtf .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .csv .tsv .json .jsonl .xml .xsl .log"
@@ -55,27 +43,6 @@ class Leftover(NamedTuple):
 
     path: str
     why: str
-
-
-def is_apple_double(shown: str, path: str) -> bool:
-    """Whether a file is what macOS leaves beside another one (``._name``), by its name and its first bytes.
-
-    Parameters
-    ----------
-    shown
-        The path by which the file is known.
-    path
-        Where its bytes are.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    """
-    if not _name(shown).startswith("._"):
-        return False
-    head = _head(path)
-    return len(head) < _HEAD_BYTES or head in _APPLE
 
 
 def leftover_of(path: str, shown: str | None = None) -> Leftover | None:

@@ -7,17 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import archives
 from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
-from medseg.ingest.leftovers import Leftover, describe, is_apple_double, leftover_from, leftover_of
-from medseg.ingest.names import case_id_of, image_kind
+from medseg.ingest.leftovers import Leftover, describe, leftover_from, leftover_of
+from medseg.ingest.names import case_id_of, image_kind, is_apple_double
+from medseg.ingest.own import is_own_output, is_written_class
 from medseg.ingest.pseudonyms import pseudonym
-from medseg.ingest.records import SeriesRecord
+from medseg.ingest.records import SeriesRecord, unforeseen
 
 __all__ = ["LEFTOVERS", "parse", "record_from_json", "record_of_leftovers", "record_to_json"]
 
@@ -30,7 +30,14 @@ _SHIFT_DAYS = 36500
 
 def parse(paths: Sequence[str]) -> list[Found]:
     """Read the headers of some files. What goes in and out are plain strings, which pass to a process fast."""
-    return [_found(path) for path in paths]
+    return [_found_or_refused(path) for path in paths]
+
+
+def _found_or_refused(path: str) -> Found:
+    try:
+        return _found(path)
+    except Exception as error:  # noqa: BLE001 - one file that no reader foresaw must not end the index of an archive
+        return _of_refused(path, "unreadable", unforeseen(error))
 
 
 def _found(path: str) -> Found:
@@ -61,9 +68,13 @@ def _of_path(path: str, shown: str) -> Found:
     if header is None:
         if is_apple_double(shown, path):
             return "", ""
-        return _of_leftover(leftover_of(path, shown)) if image_kind(shown) is None else _of_image(path, shown)
+        if image_kind(shown) is None:
+            return _of_leftover(leftover_of(path, shown))
+        return _of_own(shown) if is_own_output(path) else _of_image(path, shown)
     if header.is_directory:
         return "", ""
+    if is_written_class(header.sop_class_uid) and is_own_output(path):
+        return _of_own(shown)
     if path != shown:
         header = header._replace(path=shown)
     if not header.series_uid_hash:
@@ -88,10 +99,8 @@ def _of_image(path: str, shown: str) -> Found:
     record = inspect_image(path)
     if path != shown:
         record = replace(record, case_id=case_id_of(shown), source=shown, files=(shown,))
-    elif len(record.files) > 1:
-        if path != record.files[0] and Path(record.files[0]).exists():
-            return "", ""
-        record = replace(record, files=tuple(file for file in record.files if Path(file).exists()))
+    elif record.files[0] != path:
+        return "", ""  # the header of the pair is there, and stands for both
     return _key("f", shown), record_to_json(record)
 
 
@@ -105,6 +114,10 @@ def record_of_leftovers(folder: str, found: Sequence[Leftover]) -> SeriesRecord:
     files = tuple(sorted(left.path for left in found))
     message = f"{describe(found)}: none of them can be read; copy them again, unpack them, or check their permissions"
     return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
+
+
+def _of_own(path: str) -> Found:
+    return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
 
 
 def _without_dates(header: Header) -> Header:

@@ -235,7 +235,7 @@ def _fragments(header: Header) -> bytes:
     if streams != header.number_of_frames:
         raise Refusal(
             "undecodable",
-            f"{streams} compressed images where Number of Frames (0028,0008) declares {header.number_of_frames}; export "
+            f"{streams} compressed images where Number of Frames (0028,0008) is {header.number_of_frames}; export "
             "the file again",
         )
     return found[:end] + _DELIMITER + bytes(4)

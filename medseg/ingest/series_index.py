@@ -22,10 +22,12 @@ from medseg.ingest import archives
 from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
 from medseg.ingest.leftovers import Leftover, note_on, orphans
+from medseg.ingest.names import first_of_pair
+from medseg.ingest.own import warn_of_own
 from medseg.ingest.parsing import LEFTOVERS, parse, record_from_json, record_of_leftovers, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
-from medseg.ingest.records import SeriesRecord, record_of_stack
-from medseg.ingest.stacks import split
+from medseg.ingest.records import SeriesRecord, record_of_stack, unforeseen
+from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import Entry, walk
 
 __all__ = ["scan"]
@@ -46,6 +48,7 @@ def scan(
     database: PathLike | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    own: list[SeriesRecord] | None = None,
 ) -> list[SeriesRecord]:
     """One record per volume below some paths: each stack of a DICOM series, each image file; usable or refused.
 
@@ -60,6 +63,8 @@ def scan(
         Called with the number of files dealt with so far, and 0, since the number of all files is not known.
     workers
         Number of processes that read headers; by default the cores that this process may use, eight at most.
+    own
+        Files that medseg itself wrote as results are no inputs: they are left out with a warning, and added here.
 
     Returns
     -------
@@ -72,12 +77,13 @@ def scan(
         If a path does not exist, or ``database`` cannot be used.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    roots = {os.path.abspath(path): os.fspath(path) for path in given}  # noqa: PTH100  links are not resolved
+    whole = [first_of_pair(path) for path in given]
+    roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
     with IndexDatabase(database) as index:
         _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
         records = _judged(index)
-    shown = [_as_given(record, roots) for record in records]
-    return _with_unique_ids(sorted(shown, key=lambda record: (record.files[0], record.case_id)))
+    found = _without_own([_as_given(record, roots) for record in records], own)
+    return _with_unique_ids(sorted(found, key=lambda record: (record.files[0], record.case_id)))
 
 
 class _Update:
@@ -207,8 +213,21 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
     payloads = index.headers(group.series)
     if group.key.startswith("f"):
         return [record_from_json(json.loads(payload)) for payload in payloads]
-    stacks = split([Header.from_json(payload) for payload in payloads])
+    headers = [Header.from_json(payload) for payload in payloads]
+    try:
+        stacks = split(headers)
+    except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive
+        stacks = [Stack(tuple(headers), None, False, "unreadable", unforeseen(error))]
     return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
+
+
+def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None) -> list[SeriesRecord]:
+    """Records but those of what medseg wrote, of which the log tells."""
+    found = [record for record in records if record.reason == "own-output"]
+    warn_of_own([record.source for record in found])
+    if own is not None:
+        own += found
+    return [record for record in records if record.reason != "own-output"]
 
 
 def _acquired(header: Header) -> float | None:

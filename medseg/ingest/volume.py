@@ -15,7 +15,8 @@ from medseg.geometry import Geometry
 from medseg.ingest.archives import on_disk
 from medseg.ingest.headers import BROKEN, Header, read_header
 from medseg.ingest.images import case_id_of, image_kind, read_image
-from medseg.ingest.leftovers import Leftover, describe, is_apple_double, leftover_of, named_as_dicom, note_on
+from medseg.ingest.leftovers import Leftover, describe, leftover_of, named_as_dicom, note_on
+from medseg.ingest.names import header_path, is_apple_double
 from medseg.ingest.records import SeriesRecord
 from medseg.ingest.series import read_headers, read_stack
 from medseg.ingest.stacks import Stack, split
@@ -162,7 +163,7 @@ def _sort_in(file: str, found: _Candidates) -> None:
     """Recognise one file: by its content as DICOM, else by its name as another image."""
     try:
         header = read_header(file)
-        if header is None and is_apple_double(file, file):
+        if header is None and is_apple_double(file):
             return
     except OSError:
         header = None
@@ -199,10 +200,8 @@ def _why_nothing(found: _Candidates, count: int) -> str:
 
 
 def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
-    for header_end, data_end in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
-        if file.endswith(data_end):
-            return file.removesuffix(data_end) + header_end in files
-    return False
+    header = header_path(file)
+    return header != file and header in files
 
 
 def _is_volume(stack: Stack) -> bool:

@@ -57,6 +57,8 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
         "DICOM output was asked for, but the input is not DICOM.",
         "Give the DICOM series, or write NIfTI only.",
     ),
+    "own-output": ("The file is a result that medseg wrote.", "Give the images."),
+    "not-judged": ("The result could not be judged.", "Look at it yourself."),
 }
 """Meaning and remedy of every reason code."""
 
