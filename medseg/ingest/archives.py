@@ -18,7 +18,7 @@ from medseg.errors import Refusal
 from medseg.ingest.limits import max_volume_bytes
 from medseg.ingest.walk import Entry
 
-__all__ = ["MARK", "is_archive_name", "is_member", "looks_like_dicom", "members", "on_disk"]
+__all__ = ["MARK", "is_archive_name", "is_member", "looks_like_dicom", "members", "on_disk", "start_of"]
 
 MARK = "!/"
 """Stands between the path of an archive and the name of a member."""
@@ -119,8 +119,8 @@ def _short(archive: str) -> str:
     return os.path.basename(archive)  # noqa: PTH119
 
 
-def looks_like_dicom(path: str) -> bool:
-    """Whether the first bytes of a member are those of a DICOM file, with or without preamble.
+def start_of(path: str) -> bytes:
+    """The first 132 bytes of a member, by which DICOM is known.
 
     Raises
     ------
@@ -130,7 +130,11 @@ def looks_like_dicom(path: str) -> bool:
     archive, name = _taken_apart(path)
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
-            start = member.read(132)
+            return member.read(132)
     except _DAMAGE as error:
         raise Refusal("unreadable", f"a member of {_short(archive)} cannot be read ({error}); copy it again") from error
-    return start[128:] == b"DICM" or start[:2] in (b"\x02\0", b"\x08\0")
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether the first bytes of a file may be those of a DICOM file, with or without preamble."""
+    return start[128:] == b"DICM" or start[:2] in (b"\x02\0", b"\x04\0", b"\x08\0", b"\0\x08")

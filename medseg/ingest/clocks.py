@@ -17,7 +17,7 @@ def date_of(text: str) -> datetime | None:
     """Midnight of a date, also written ``2020.01.01`` as before 1993; ``None`` if it is none."""
     found = _DATE.fullmatch(text.strip())
     try:
-        return None if found is None else datetime(*(int(part) for part in found.groups()))
+        return None if found is None else datetime(int(found[1]), int(found[2]), int(found[3]))
     except ValueError:
         return None
 

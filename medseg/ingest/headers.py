@@ -21,7 +21,7 @@ from medseg.ingest.header_defects import defect_in, remarks_on
 from medseg.ingest.pixel_module import excess_of
 from medseg.ingest.pseudonyms import pseudonym, uid_hash
 
-__all__ = ["BROKEN", "Concatenation", "Frame", "Header", "read_header"]
+__all__ = ["BROKEN", "Concatenation", "Frame", "Header", "is_dicom", "read_header"]
 
 Vector = tuple[float, ...]
 
@@ -238,6 +238,14 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     if header.defect is None and header.is_image and (excess := excess_of(header)):
         header = header._replace(defect="unreadable", defect_message=excess)
     return header
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM by its content, whatever its name; false if it cannot be opened."""
+    try:
+        return read_header(path) is not None
+    except OSError:
+        return False
 
 
 def _is_dicom(found: Elements, values: tags.Values) -> bool:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from medseg.ingest.elements import open_file
 
-__all__ = ["Leftover", "describe", "leftover_of", "named_as_dicom", "note_on", "orphans"]
+__all__ = ["Leftover", "describe", "leftover_from", "leftover_of", "named_as_dicom", "note_on", "orphans"]
 
 _EMPTY: Final = "empty"
 _NOWHERE: Final = "links to nothing"
@@ -56,16 +56,22 @@ def leftover_of(path: str, shown: str | None = None) -> Leftover | None:
         The path by which it is known, where ``path`` is a copy.
     """
     known_as = shown or path
-    name = _name(known_as).lower()
-    if name.startswith(".") or name in _NAMES:
-        return None
     try:
-        head = _head(path)
+        return leftover_from(known_as, _head(path))
     except FileNotFoundError:
-        return Leftover(known_as, _NOWHERE)
+        return _named(known_as, _NOWHERE)
     except OSError:
-        return Leftover(known_as, _LOCKED)
-    return Leftover(known_as, _EMPTY if not head else _PACKED if head.startswith(_GZIP) else _OTHER)
+        return _named(known_as, _LOCKED)
+
+
+def leftover_from(path: str, start: bytes) -> Leftover | None:
+    """What to say of a file that begins with these bytes; ``None`` if it is no slice by its name."""
+    return _named(path, _EMPTY if not start else _PACKED if start.startswith(_GZIP) else _OTHER)
+
+
+def _named(path: str, why: str) -> Leftover | None:
+    name = _name(path).lower()
+    return None if name.startswith(".") or name in _NAMES else Leftover(path, why)
 
 
 def note_on(leftovers: Iterable[Leftover], files: Iterable[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import archives
 from medseg.ingest.database import Found
 from medseg.ingest.headers import Header, read_header
-from medseg.ingest.leftovers import Leftover, describe, leftover_of, named_as_dicom
+from medseg.ingest.leftovers import Leftover, describe, leftover_from, leftover_of
 from medseg.ingest.names import case_id_of, image_kind, is_apple_double
 from medseg.ingest.own import is_own_output, is_written_class
 from medseg.ingest.pseudonyms import pseudonym
@@ -53,8 +53,8 @@ def _found(path: str) -> Found:
 
 
 def _of_member(path: str) -> Found:
-    if image_kind(path) is None and not named_as_dicom(path) and not archives.looks_like_dicom(path):
-        return "", ""
+    if image_kind(path) is None and not archives.looks_like_dicom(start := archives.start_of(path)):
+        return _of_leftover(leftover_from(path, start))
     with archives.on_disk([path]) as (copy,):
         return _of_path(copy, path)
 

@@ -7,6 +7,7 @@ applied.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal
-from medseg.ingest.elements import DEFLATED, inflate, open_file
+from medseg.ingest.elements import BIG_ENDIAN, DEFLATED, inflate, open_file
 from medseg.ingest.headers import Header
 from medseg.ingest.limits import check_volume_size, max_volume_bytes
 from medseg.ingest.padding import padding_outside
@@ -39,6 +40,9 @@ _NO_RESCALE: Final = (1.0, 0.0)
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0"
 _LENGTH: Final = struct.Struct("<I")
+_RLE: Final = "1.2.840.10008.1.2.5"
+_STREAM_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
+"""How a JPEG or JPEG-LS image begins, and a JPEG 2000 one."""
 
 
 def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
@@ -130,6 +134,8 @@ def _native(header: Header) -> NDArray[Any]:
     else:
         buffer = bytearray(length)
         with open_file(header.path) as handle:
+            if header.transfer_syntax == BIG_ENDIAN and kind.itemsize == 1:
+                return _bytes_in_words(handle, header, offset, length)
             handle.seek(offset)
             del buffer[handle.readinto(buffer) :]
     if len(buffer) < length:
@@ -137,6 +143,24 @@ def _native(header: Header) -> NDArray[Any]:
     stored = np.frombuffer(buffer, kind).reshape(header.grid)
     if not stored.dtype.isnative:
         stored = stored.astype(kind.newbyteorder("="))
+    return _without_unused_bits(stored, header)
+
+
+def _bytes_in_words(handle: io.FileIO, header: Header, offset: int, length: int) -> NDArray[Any]:
+    """Pixels of 8 bits in a big-endian file: swapped in pairs if they are words (OW), as they are if bytes (OB).
+
+    Source: PS3.5 section 8.1.1 and annex A.3. The value representation stands 8 bytes before the value.
+    """
+    handle.seek(header.pixel_offset - 8)
+    words = handle.read(2) == b"OW"
+    first = (offset - header.pixel_offset) % 2 if words else 0
+    handle.seek(offset - first)
+    buffer = np.frombuffer(handle.read(length + first + (length + first) % 2) or b"", np.uint8)
+    if buffer.size < length + first:
+        raise Refusal("truncated", f"a slice has {buffer.size} bytes of pixel data, expected {length}; copy it again")
+    if words:
+        buffer = buffer[: buffer.size // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
+    stored = buffer[first : first + length].astype(_stored_type(header)).reshape(header.grid)
     return _without_unused_bits(stored, header)
 
 
@@ -198,14 +222,22 @@ def _fragments(header: Header) -> bytes:
     with open_file(header.path) as handle:
         handle.seek(header.pixel_offset)
         found = handle.read() or b""
-    end = 0
+    end = streams = 0
     while found[end : end + 4] == _ITEM and end + 8 <= len(found):
         (length,) = _LENGTH.unpack_from(found, end + 4)
+        # The first item is the offset table; each frame of RLE is one item, other frames begin with a marker of theirs.
+        streams += end > 0 and (header.transfer_syntax == _RLE or found.startswith(_STREAM_STARTS, end + 8))
         end += 8 + length
     if end > len(found):
         raise Refusal("truncated", "the file ends inside its compressed pixel data; copy it again from its source")
-    if end < len(found) and found[end : end + 4] != _DELIMITER:
+    if not _DELIMITER.startswith(found[end : end + 4]):
         raise Refusal("undecodable", "the compressed pixel data are no sequence of fragments; copy the file again")
+    if streams != header.number_of_frames:
+        raise Refusal(
+            "undecodable",
+            f"{streams} compressed images where Number of Frames (0028,0008) is {header.number_of_frames}; export "
+            "the file again",
+        )
     return found[:end] + _DELIMITER + bytes(4)
 
 

@@ -200,6 +200,7 @@ def _conflict(main: list[Header], other: list[Header]) -> Conflict | None:
     placed = [header._replace(orientation=orientation, pixel_spacing=spacing) for header in other]
     if not _continues(main, placed):
         return None
+    code: ReasonCode
     if placed != other:
         what, code = "ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in", "no-geometry"
     elif grids.same_orientation(main[0], other[0]):
@@ -257,6 +258,8 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
     if int(places[-1]) == len(ordered) - 1:
         return [_judge_stack(Part(tuple(ordered), ""), normal, notes)]
     parts = separate_stacked(ordered, places)
+    if parts is None and len(_frames_of_reference(ordered)) > 1:
+        return [_judge_stack(Part(tuple(ordered), ""), normal, notes)]
     if parts is None:
         count = len(ordered) - int(places[-1]) - 1
         message = (
@@ -292,7 +295,7 @@ def _check_alike(headers: Sequence[Header]) -> None:
 
     Source: PS3.3 C.7.4.1 (frame of reference), C.8.2.1 and C.7.6.16 (rescale).
     """
-    frames = {header.frame_of_reference_hash for header in headers} - {""}
+    frames = _frames_of_reference(headers)
     if len(frames) > 1:
         raise Refusal(
             "several-volumes",
@@ -312,6 +315,10 @@ def _check_alike(headers: Sequence[Header]) -> None:
             "mixed-contrast",
             f"slices of one volume differ in {mixture}; sort them into one series per contrast, or export them again",
         )
+
+
+def _frames_of_reference(headers: Sequence[Header]) -> set[str]:
+    return {header.frame_of_reference_hash for header in headers} - {""}
 
 
 def _remarks(headers: Sequence[Header]) -> tuple[str, ...]:

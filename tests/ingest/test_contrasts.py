@@ -206,3 +206,10 @@ def test_a_split_into_parts_of_one_contrast_is_preferred(tmp_path: Path) -> None
 
     one, other = make_series(change=mark(0)), make_series(change=mark(1), first_number=8)
     assert verdict(Series(one.slices + other.slices).write(tmp_path))[0] == "several-volumes"
+
+
+def test_two_frames_of_reference_at_one_place_are_several_volumes(tmp_path: Path) -> None:
+    one, other = make_series(), make_series(first_number=8)
+    for item in other.slices:
+        item.FrameOfReferenceUID = "1.2.3.4.9"
+    assert verdict(Series(one.slices + other.slices).write(tmp_path))[0] == "several-volumes"

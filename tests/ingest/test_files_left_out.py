@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pydicom.uid import (
 
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume, save_nifti, scan
+from medseg.manifests.layouts import folders
 from medseg.transforms import LoadVolumed
 from tests.ingest.synthetic import Series, make_series, save, slice_at
 from tests.ingest.verdicts import USABLE, pixels_of, some, values_of, verdict, without
@@ -118,6 +120,17 @@ def test_files_left_out_are_told_again_from_the_database(tmp_path: Path) -> None
     assert any("1 file left out" in note for note in scan(tmp_path / "study", database=database)[0].notes)
     files[7].unlink()
     assert not any("left out" in note for note in scan(tmp_path / "study", database=database)[0].notes)
+
+
+def test_members_of_archives_that_are_left_out_are_told(tmp_path: Path) -> None:
+    files = sorted(make_series().write(tmp_path / "study").iterdir())
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for number, path in enumerate(files):
+            archive.writestr(f"study/IM{number}", path.read_bytes() if number < 6 else b"")
+        archive.writestr("study/readme.txt", "nothing of interest")
+    (record,) = scan(tmp_path / "study.zip")
+    assert record.usable
+    assert "2 files left out (2 empty)" in str(record.notes)
 
 
 # --- lists --------------------------------------------------------------------------------------------------------
@@ -227,6 +240,13 @@ def test_dicom_is_known_by_its_content_whatever_its_name(tmp_path: Path, ending:
         path.rename(tmp_path / f"{path.stem}{ending}")
     assert verdict(tmp_path)[0] == USABLE
     np.testing.assert_array_equal(values_of(tmp_path), pixels_of(series))
+
+
+def test_slices_named_as_images_are_one_series_in_a_manifest(tmp_path: Path) -> None:
+    for path in sorted(make_series().write(tmp_path / "case").iterdir()):
+        path.rename(path.with_suffix(".img"))
+    manifest = folders.read(tmp_path / "case", None)
+    assert len(list(manifest.items())) == 1
 
 
 @pytest.mark.parametrize("with_meta", [False, True], ids=["without group 2", "with group 2"])

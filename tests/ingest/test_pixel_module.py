@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medseg.errors import Refusal
 from medseg.ingest import read_volume
@@ -232,3 +233,48 @@ def test_a_code_stream_that_is_cut_off_is_truncated(tmp_path: Path, cut: int) ->
     with pytest.raises(Refusal) as caught:
         read_volume(tmp_path)
     assert caught.value.code == "truncated"
+
+
+def test_the_last_delimiter_may_be_cut_itself(tmp_path: Path) -> None:
+    series = make_series((0, 2.5, 5), change=enlarge)
+    for item in series.slices:
+        item.compress(RLELossless, generate_instance_uid=False)
+    for path in series.write(tmp_path).iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    assert values_of(tmp_path).shape == (3, 36, 40)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless])
+@pytest.mark.parametrize("declared", [4, 9])
+def test_more_or_fewer_compressed_images_than_frames_are_refused(tmp_path: Path, syntax: str, declared: int) -> None:
+    item = enhanced(make_series(change=enlarge))
+    item.compress(syntax, generate_instance_uid=False)
+    item.NumberOfFrames = declared
+    groups = item.PerFrameFunctionalGroupsSequence
+    item.PerFrameFunctionalGroupsSequence = [*groups, *_one_more(groups)][:declared]
+    save(item, tmp_path / "enhanced.dcm")
+    with pytest.raises(Refusal, match="8 compressed images where"):
+        read_volume(tmp_path)
+
+
+def _one_more(groups: Sequence[Dataset]) -> list[Dataset]:
+    extra = copy.deepcopy(groups[-1])
+    x, y, z = extra.PlanePositionSequence[0].ImagePositionPatient
+    extra.PlanePositionSequence[0].ImagePositionPatient = [x, y, z + 2.5]
+    return [extra]
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("shape", [(10, 12), (9, 11)], ids=["even", "odd"])
+def test_bytes_in_big_endian_words_are_in_their_order(tmp_path: Path, vr: str, shape: tuple[int, int]) -> None:
+    def big(item: Dataset, number: int) -> None:
+        pixels = (encoded(number, *shape) % 251).astype(np.uint8)
+        set_pixels(item, pixels)
+        item.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        stored = np.frombuffer(pixels.tobytes() + b"\0" * (pixels.size % 2), np.uint8)
+        item.PixelData = (stored.reshape(-1, 2)[:, ::-1] if vr == "OW" else stored).tobytes()
+        item["PixelData"].VR = vr
+
+    make_series((0, 2.5, 5), change=big).write(tmp_path)
+    expected = np.stack([encoded(number, *shape) % 251 for number in range(3)])
+    np.testing.assert_array_equal(values_of(tmp_path), expected)

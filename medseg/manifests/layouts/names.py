@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from medseg.ingest.headers import is_dicom
 from medseg.ingest.names import image_kind, is_second_of_pair
 
 __all__ = ["common_start", "image_files", "one_or_list", "relative_name", "split_channel"]
@@ -20,7 +21,10 @@ def split_channel(name: str) -> tuple[str, int | None]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; hidden files and folders, and the second files of pairs, are left out."""
+    """All image files below a folder, sorted; hidden files and folders, and the second files of pairs, are left out.
+
+    So are DICOM files that some scanners name ``.img``: their series are found by the index.
+    """
     found = [
         path
         for path in folder.rglob("*")
@@ -28,7 +32,7 @@ def image_files(folder: Path) -> list[Path]:
         and not is_second_of_pair(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() and not is_dicom(path))
 
 
 def relative_name(path: Path, start: Path) -> str:
