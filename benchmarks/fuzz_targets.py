@@ -187,7 +187,7 @@ def _weights(root: Path) -> list[Seed]:
 
 
 def _load_weights(case: Path) -> str:
-    from medseg.bundle.bundle import read_weights
+    from medseg.bundle.checkpoints import read_weights
     from medseg.bundle.weights import judge_safetensors
     from medseg.trust.critic import Critic
 

@@ -50,8 +50,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all; bytes of a name that are no text become ``?``."""
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

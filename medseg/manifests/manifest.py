@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_json
+from medseg.manifests.items import check_item
 
 __all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest"]
 
@@ -69,6 +70,8 @@ class Manifest:
         for section in SECTIONS:
             if section in content:
                 content[section] = [_normal_item(item, path) for item in _as_list(content[section], path, section)]
+                for item in content[section]:
+                    check_item(item, path)
         if not any(section in content for section in SECTIONS):
             raise UsageError(f"{path} has none of the lists {', '.join(SECTIONS)}; give a datalist or a dataset.json")
         start = Path(dataset_dir) if dataset_dir is not None else path.parent / str(content.get(DATASET_DIR_KEY, ""))
@@ -150,6 +153,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
     except (ValueError, RecursionError) as error:
