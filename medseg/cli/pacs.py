@@ -11,6 +11,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_folder
 from medseg.ingest.names import is_apple_double
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ def _remote(node: str, settings: Path | None) -> Remote:
     from medseg.pacs import open_remote, parse_node
 
     return open_remote(parse_node(node, _settings(settings)))
+
+
+def _say_devices(settings: PacsSettings) -> None:
+    """Say on what each route computes, and find out now whether it can."""
+    from medseg.inference import Options
+    from medseg.inference.runner import computing
+
+    for route in settings.routes:
+        options = Options(write=route.write, device=route.device, precision=route.precision)
+        terminal().print(f"route {route.name}: {computing(options)}", markup=False)
 
 
 @pacs_app.command()
@@ -94,6 +105,7 @@ def fetch(
 
     Example: medseg pacs fetch ORTHANC@127.0.0.1:4242 1.2.840.1 -o study
     """
+    prepare_folder(output)
     count = sum(1 for _ in _remote(node, settings).fetch(study, series, output))
     terminal().print(f"{count} instances in {output}")
     return Outcome({"output": str(output), "instances": count}, complete=count > 0)
@@ -135,7 +147,9 @@ def listen(
     from medseg.pacs.listener import Listener
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Listener(read_settings(settings)) as listener:
+    found = read_settings(settings)
+    _say_devices(found)
+    with Listener(found) as listener:
         terminal().print(f"listening on port {listener.port}; stop with Ctrl-C")
         try:
             while True:
@@ -161,10 +175,10 @@ def run(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = terminal()
+    found = read_settings(settings)
+    _say_devices(found)
     try:
-        answered = answer_studies(
-            read_settings(settings), progress=lambda study, state: console.print(f"{study}  {state}")
-        )
+        answered = answer_studies(found, progress=lambda study, state: console.print(f"{study}  {state}"))
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing is lost, and the same command continues") from None
     for study, reason in [*answered.done.items(), *answered.failed.items()]:

@@ -27,18 +27,32 @@ IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
 }
 _SUFFIXES: Final = tuple(IMAGE_SUFFIXES)
 _HALVES: Final = {".hdr": ".img", ".hdr.gz": ".img.gz", ".img": ".hdr", ".img.gz": ".hdr.gz"}
-_APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
+_APPLE_DOUBLE: Final = (b"\0\x05\x16\x07", b"\0\x05\x16\0")
 
 
-def is_apple_double(path: Path) -> bool:
+def is_apple_double(path: str | os.PathLike[str], content: str | os.PathLike[str] | None = None) -> bool:
     """Whether a file is what macOS leaves beside another one on disks that are not its own, by name and content.
 
     ``._t1.nii.gz`` holds attributes of ``t1.nii.gz`` and no image (RFC 1740).
+
+    Parameters
+    ----------
+    path
+        The path by which the file is known.
+    content
+        Where its bytes are, if elsewhere (a member of an archive).
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
     """
-    if not path.name.startswith("._") or not path.is_file():
+    where = Path(path if content is None else content)
+    if not Path(path).name.startswith("._") or not where.is_file():
         return False
-    with path.open("rb") as handle:
-        return handle.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+    with where.open("rb") as handle:
+        head = handle.read(len(_APPLE_DOUBLE[0]))
+    return len(head) < len(_APPLE_DOUBLE[0]) or head in _APPLE_DOUBLE
 
 
 def pair_of(path: str | os.PathLike[str]) -> tuple[str, str] | None:

@@ -106,7 +106,7 @@ def _stored(path: str | os.PathLike[str], header: NiftiHeader) -> StoredValues:
     )
 
 
-def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]) -> None:
+def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str], *, description: str = "") -> None:
     """Write a volume as .nii or .nii.gz, whole or not at all.
 
     The sform (code 1, scanner) holds the affine; the qform holds it too unless the grid is sheared, which a qform
@@ -120,6 +120,8 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
         4×4, voxel index → mm, RAS+.
     path
         Ends in ``.nii`` or ``.nii.gz``.
+    description
+        At most 79 characters for the header's field ``descrip``, such as :func:`medseg.ingest.own.mark`.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
     values = _storable(np.asarray(array))
     geometry = Geometry(values.shape, np.asarray(affine, dtype=np.float64))
     check_finite(values)
-    head = _header_bytes(values.dtype, geometry)
+    head = _header_bytes(values.dtype, geometry, description)
     if not target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"cannot write {target.name!r} as NIfTI: expected a name ending in .nii or .nii.gz")
     with atomic_path(target) as partial, partial.open("wb") as raw:
@@ -163,7 +165,7 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _header_bytes(dtype: np.dtype[Any], geometry: Geometry) -> bytes:
+def _header_bytes(dtype: np.dtype[Any], geometry: Geometry, description: str) -> bytes:
     header = Nifti1Header(endianness="<")
     header.set_data_dtype(dtype)
     header.set_data_shape(geometry.shape)
@@ -173,6 +175,7 @@ def _header_bytes(dtype: np.dtype[Any], geometry: Geometry) -> bytes:
     if not geometry.is_sheared:
         header.set_qform(geometry.affine, code="scanner")
     header["magic"] = b"n+1"
+    header["descrip"] = description.encode()
     header["vox_offset"] = _HEADER_AND_EXTENSION
     header["scl_slope"], header["scl_inter"] = 1, 0
     return bytes(header.binaryblock) + bytes(4)

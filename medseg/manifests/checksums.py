@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from medseg.errors import UsageError
@@ -17,14 +18,18 @@ __all__ = ["image_sums", "item_checksums", "learnt_sums", "path_checksum", "with
 _HASHED_KEYS = ("image", "label")
 
 
-def path_checksum(path: Path) -> str:
-    """SHA-256 of a file; of a folder, the SHA-256 over its files' sums and relative names in sorted order."""
+def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """SHA-256 of a file; of a folder, the SHA-256 over its files' sums and relative names in sorted order.
+
+    ``known`` holds sums of files that need not be read again.
+    """
     if not path.is_dir():
         return sha256_file(path)
     total = hashlib.sha256()
     files = (file for file in path.rglob("*") if file.is_file() and not is_apple_double(file))
     for name in sorted(file.relative_to(path).as_posix() for file in files):
-        total.update(f"{sha256_file(path / name)}  {name}\n".encode())
+        own = known.get(path / name) or sha256_file(path / name)
+        total.update(f"{own}  {name}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 

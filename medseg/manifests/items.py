@@ -48,8 +48,8 @@ def _sums(value: Any) -> bool:
 
 
 _KINDS = {
-    "image": (_paths, "one path, or one per channel"),
-    "label": (_paths, "one path, or several"),
+    "image": (_paths, "one path or several, one per channel"),
+    "label": (_paths, "one path or several"),
     "case_id": (_name, "a name"),
     "patient_id": (_name, "a name"),
     "fold": (_whole, "a whole number"),

@@ -208,7 +208,24 @@ class LoadVolumed(LoadImaged):
         self.meta_key_postfix = ensure_tuple_rep(options.get("meta_key_postfix", PostFix.meta()), len(self.keys))
         self.overwriting = options.get("overwriting", False)
         own: dict[str, Any] = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
-        self._loader = LoadVolume(dtype, allow_resample=allow_resample, **own)
+        self._loader = _NamedLoadVolume(dtype, allow_resample=allow_resample, **own)
+
+
+class _NamedLoadVolume(LoadVolume):
+    """Says which source of a dataset was refused; whoever loads one volume knows what was given."""
+
+    def __call__(self, filename: Source, reader: Any = None) -> Any:
+        try:
+            return super().__call__(filename, reader)
+        except Refusal as refusal:
+            raise Refusal(refusal.code, f"{_name(filename)}: {refusal.message}") from refusal
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, SeriesRecord):
+        return source.case_id
+    first = source if isinstance(source, str | os.PathLike) else next(iter(source), "nothing")
+    return os.path.basename(os.fspath(first)) or os.fspath(first)  # noqa: PTH119  names that are not UTF-8 survive
 
 
 LoadVolumeD = LoadVolumeDict = LoadVolumed

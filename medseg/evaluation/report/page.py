@@ -14,9 +14,10 @@ from markupsafe import Markup
 from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.report import plots, rows, summary
 from medseg.evaluation.report.collect import Study
-from medseg.evaluation.report.style import colour, label_table
+from medseg.evaluation.report.style import label_table
 from medseg.evaluation.report.thumbnails import SIDE_PX
 from medseg.evaluation.trained_on import sentence
+from medseg.pictures import colour
 
 __all__ = ["render"]
 

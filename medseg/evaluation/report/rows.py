@@ -77,7 +77,7 @@ def case_rows(study: Study, pictures: Mapping[str, Pictures]) -> list[dict[str, 
 
 def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Sequence[str]]) -> dict[str, Any]:
     columns, metrics = shown
-    labels = {label for plane in drawn.planes for label in plane.prediction}
+    labels = {label for plane in drawn.planes for label in (*plane.prediction, *plane.reference)}
     flags = [flag for s in case.structures if (flag := _flag(s))]
     return {
         "case_id": case.case_id,
@@ -104,6 +104,7 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
                 "flag": _flag(s),
                 "drawn": s.label in labels,
                 "estimate": _estimate(case, s.label),
+                "dice": "" if s.values.get("dice") is None else number(s.values["dice"], "dice"),
                 "cells": [number(s.values.get(metric), metric) for metric in metrics],
             }
             for s in sorted(case.structures, key=lambda s: s.label)

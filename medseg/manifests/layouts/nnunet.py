@@ -16,7 +16,7 @@ from medseg.errors import UsageError
 from medseg.ingest.names import is_apple_double
 from medseg.manifests.items import check_item
 from medseg.manifests.layouts.names import one_or_list, split_channel
-from medseg.manifests.manifest import Item, Manifest, parse_labels, read_json_object
+from medseg.manifests.manifest import Item, Manifest, read_json_object
 
 __all__ = ["is_nnunet", "read"]
 
@@ -50,11 +50,10 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
     if splits.exists():
         _assign_folds(training, splits)
     names = content.get("channel_names", content.get("modality", {}))
-    known = {"channel_names", "modality", "labels", "numTraining", "file_ending", "dataset"}
+    known = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
     rest = {key: value for key, value in content.items() if key not in known}
-    labels = {str(value): name for value, name in parse_labels(content.get("labels", {})).items()}
     test = _cases(path.parent, "Ts", str(content["file_ending"]), len(names) or 1)
-    head = {"name": path.parent.name, **rest, "modality": dict(names), "labels": labels}
+    head = {"name": path.parent.name, **rest, "modality": dict(names)}
     sections = {
         "numTraining": len(training),
         "numTest": len(test),
