@@ -187,7 +187,7 @@ def _weights(root: Path) -> list[Seed]:
 
 
 def _load_weights(case: Path) -> str:
-    from medseg.bundle.bundle import read_weights
+    from medseg.bundle.checkpoints import read_weights
     from medseg.bundle.weights import judge_safetensors
     from medseg.trust.critic import Critic
 
@@ -235,7 +235,10 @@ def _trust(_: Path) -> list[Seed]:
         f"trust/{name}.json": json.dumps({"format": formats[name], **asdict(part)}).encode()
         for name, part in parts.items()
     }
-    files["configs/metadata.json"] = b'{"version": "0.1.0"}'
+    output = {"type": "probabilities", "num_channels": 2, "channel_def": {"0": "background", "1": "block"}}
+    data_format = {"inputs": {"image": {"num_channels": 1}}, "outputs": {"pred": output}}
+    files["configs/metadata.json"] = json.dumps({"version": "0.1.0", "network_data_format": data_format}).encode()
+    files["configs/inference.json"] = b'{"network_def": {"_target_": "torch.nn.Identity"}}'
     return [Seed(name, files, f"trust/{name}.json", "json") for name in parts]
 
 

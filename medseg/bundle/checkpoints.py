@@ -166,14 +166,15 @@ def _read(path: Path) -> Any:
     import torch
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
     except ImportError as error:
         raise MissingDependency("safetensors", "dev", "reading safe weights") from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} cannot be read as weights: {error}") from error
 
 

@@ -102,8 +102,8 @@ def judge_safetensors(path: Path, file: str) -> list[Finding]:
     """Findings on a safetensors file: its header must describe the whole file and nothing else."""
     try:
         problem = _safetensors_problem(path)
-    except (ValueError, OSError, KeyError, TypeError, struct.error) as error:
-        problem = f"its header cannot be read: {error}"
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, struct.error) as error:
+        problem = f"its header cannot be read, or is no safetensors header: {error!r}"
     return [Finding("block", file, "header", problem, "the file is damaged or tampered with")] if problem else []
 
 

@@ -27,8 +27,9 @@ Encoding = Literal["raw", "gzip", "zlib", "bzip2", "text", "hex"]
 _CODECS: Final = {"gzip": gzip_bytes.GZIP, "zlib": gzip_bytes.ZLIB, "bzip2": gzip_bytes.BZIP2}
 _PART_BYTES: Final = 16 * 1024 * 1024
 _MOST_SPARE_BYTES: Final = 1024
+_TEXT_BYTES: Final = 1024 * 1024
 _LONGEST_NUMBER: Final = 40
-"""Characters of one number written as text, with its separator; a double takes 25."""
+"""Characters of one number written as text; a double takes 24."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _parts(path: str | os.PathLike[str], stored: StoredValues) -> Iterator[bytes
     if stored.encoding == "raw":
         return _raw_parts(path, stored)
     if stored.encoding == "text":
-        return iter((_from_text(_written(path, stored, _LONGEST_NUMBER), stored),))
+        return _text_parts(path, stored)
     if stored.encoding == "hex":
-        return iter((_from_hex(_written(path, stored, 3 * stored.dtype.itemsize), stored),))
+        return iter((_from_hex(path, stored),))
     return gzip_bytes.read_all(
         path,
         stored.skip,
@@ -160,35 +161,45 @@ def _raw_parts(path: str | os.PathLike[str], stored: StoredValues) -> Iterator[b
             yield part
 
 
-def _written(path: str | os.PathLike[str], stored: StoredValues, bytes_per_value: int) -> bytes:
-    """What stands in a file of readable values, at most ``bytes_per_value`` for each."""
-    most = math.prod(stored.shape) * bytes_per_value + _MOST_SPARE_BYTES
+def _text_parts(path: str | os.PathLike[str], stored: StoredValues) -> Iterator[bytes]:
+    """Numbers between blanks, part by part: as objects they take fifty times the room of their values."""
+    count, wanted, rest = 0, math.prod(stored.shape), b""
+    with open_file(path) as handle:
+        handle.seek(stored.offset)
+        while rest or count < wanted:
+            part = handle.read(_TEXT_BYTES)
+            numbers = (rest + part).split()
+            rest = numbers.pop() if part and not part[-1:].isspace() and numbers else b""
+            count += len(numbers)
+            if count > wanted or len(rest) > _LONGEST_NUMBER:
+                raise Refusal("unreadable", f"more than {wanted} numbers stand in the file; write it again")
+            if numbers:
+                yield _from_text(numbers, stored.dtype)
+            elif not part:
+                break
+        if handle.read(_MOST_SPARE_BYTES).strip():
+            raise Refusal("unreadable", f"more than {wanted} numbers stand in the file; write it again")
+    if count < wanted:
+        raise Refusal("truncated", f"{count} numbers stand in the file, its header declares {wanted}; copy it again")
+
+
+def _from_text(numbers: list[bytes], dtype: np.dtype[Any]) -> bytes:
+    try:
+        return np.array([number.decode("ascii") for number in numbers]).astype(dtype).tobytes()
+    except (ValueError, OverflowError) as error:
+        raise Refusal("undecodable", f"a value is no number of type {dtype}; write the file again") from error
+
+
+def _from_hex(path: str | os.PathLike[str], stored: StoredValues) -> bytes:
+    most = 3 * stored.data_bytes + _MOST_SPARE_BYTES
     with open_file(path) as handle:
         handle.seek(stored.offset)
         written = handle.read(most + 1)
-    if len(written) > most:
-        raise Refusal("unreadable", f"more than {most} bytes stand for {math.prod(stored.shape)} values; write it anew")
-    return written
-
-
-def _from_text(written: bytes, stored: StoredValues) -> bytes:
-    numbers = written.split()
-    count = math.prod(stored.shape)
-    if len(numbers) != count:
-        code: Literal["truncated", "unreadable"] = "truncated" if len(numbers) < count else "unreadable"
-        raise Refusal(code, f"{len(numbers)} numbers stand in the file, its header declares {count}; write it again")
-    try:
-        return np.array([number.decode("ascii") for number in numbers]).astype(stored.dtype).tobytes()
-    except (ValueError, OverflowError) as error:
-        raise Refusal("undecodable", f"a value is no number of type {stored.dtype}; write the file again") from error
-
-
-def _from_hex(written: bytes, stored: StoredValues) -> bytes:
     try:
         decoded = bytes.fromhex(written.decode("ascii"))
     except ValueError as error:
         raise Refusal("undecodable", "the values are not pairs of hexadecimal digits; write the file again") from error
-    if len(decoded) != stored.data_bytes:
+    if len(decoded) != stored.data_bytes or len(written) > most:
         code: Literal["truncated", "unreadable"] = "truncated" if len(decoded) < stored.data_bytes else "unreadable"
         raise Refusal(code, f"{len(decoded)} bytes of values, its header declares {stored.data_bytes}; write it again")
     return decoded

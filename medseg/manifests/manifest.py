@@ -17,6 +17,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.files import write_json
 from medseg.labels.scheme import LabelScheme
+from medseg.manifests.items import check_item
 
 __all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest", "read_json_object", "unique_keys"]
 
@@ -72,6 +73,8 @@ class Manifest:
         for section in SECTIONS:
             if section in content:
                 content[section] = [_normal_item(item, path) for item in _as_list(content[section], path, section)]
+                for item in content[section]:
+                    check_item(item, path)
         if not any(section in content for section in SECTIONS):
             raise UsageError(f"{path} has none of the lists {', '.join(SECTIONS)}; give a datalist or a dataset.json")
         return cls(content, _start(path, content, dataset_dir))
@@ -163,6 +166,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
     except (ValueError, RecursionError) as error:
@@ -208,15 +212,7 @@ def _normal_item(item: Any, path: Path) -> Item:
     item = {"image": item} if isinstance(item, str) else item
     if not isinstance(item, dict) or "image" not in item:
         raise UsageError(f"{path}: found an item without an image: {json.dumps(item)[:120]}")
-    for key in ("image", "label"):
-        value = item.get(key)
-        if not (_is_file_name(value) or (key == "label" and not value)):
-            raise UsageError(f"{path}: {key!r} of an item is {json.dumps(value)[:120]}, expected one path or several")
     return {key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()}
-
-
-def _is_file_name(value: Any) -> bool:
-    return bool(value) and all(isinstance(part, str) for part in (value if isinstance(value, list) else [value]))
 
 
 def _without_dot(value: Any) -> Any:

@@ -163,13 +163,14 @@ def pretrained(
 def _from_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint at {path}; give a file, or medicalnet:18 to fetch one from its hub")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        return dict(load_file(path))
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"{path} cannot be read as weights alone ({type(error).__name__}); save the network's state_dict() with "
             "torch.save, without objects of other classes"

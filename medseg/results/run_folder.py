@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.results.run_form import first_problem
 
 __all__ = ["JOURNAL_NAME", "RunCase", "RunFolder", "read_run"]
 
@@ -33,13 +34,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / _RUN_NAME
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(run, ensure_ascii=False).encode(errors="surrogateescape")  # half of a character is no text
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
     if not isinstance(run, dict) or not isinstance(run.get("cases"), list):
         raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
-    for number, case in enumerate(run["cases"], start=1):
-        if not isinstance(case, dict) or not isinstance(case.get("case_id"), str):
-            raise UsageError(f"{path}: entry {number} of 'cases' names no case_id; run `medseg infer` again")
+    problem = first_problem(run)
+    if problem:
+        raise UsageError(f"{path} is not as `medseg infer` writes it: {problem}; run it again")
     return run
 
 

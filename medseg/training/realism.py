@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor, nn
 
+from medseg.bundle.checkpoints import read_weights
 from medseg.networks import Autoencoder
 
 __all__ = ["FeatureEncoder", "FrechetDistance", "closer", "frechet_distance", "nearest"]
@@ -32,12 +34,10 @@ class FeatureEncoder(nn.Module):
     def __init__(
         self, weights: str | PathLike[str], features: Sequence[int], norm: str = "batch", *, bias: bool = False
     ) -> None:
-        from safetensors.torch import load_file
-
         super().__init__()
         self.network = Autoencoder(features=features, norm=norm, bias=bias)
         expected = {name for name in self.network.state_dict() if name.startswith(("conv_0.", "down_"))}
-        state = load_file(weights)
+        state = read_weights(Path(weights))
         if missing := expected - state.keys():
             raise ValueError(f"{weights} lacks {len(missing)} tensors of the encoder, such as {min(missing)}")
         self.network.load_state_dict(state, strict=False)

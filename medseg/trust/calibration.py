@@ -60,6 +60,11 @@ class Thresholds:
     accept: float = 0.8
     reject: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name, value in (("accept", self.accept), ("reject", self.reject)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"the threshold {name} is {value!r}, expected a Dice from 0 to 1")
+
     def verdict(self, estimates: Sequence[Estimate]) -> str:
         """``"accept"``, ``"review"`` or ``"reject"``; without any estimate ``"review"``."""
         if any(estimate.predicted_dice < self.reject for estimate in estimates):
@@ -102,6 +107,10 @@ class StructureCalibration:
     def __post_init__(self) -> None:
         if any(feature >= len(self.scores) for tree in self.regressor.trees for feature in tree.feature):
             raise ValueError("a tree asks for a score that is not there")
+        if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
+            raise ValueError("the usual errors do not fit together")
+        if self.quantile is not None and not float(self.quantile) >= 0:
+            raise ValueError(f"the quantile is {self.quantile!r}, expected a number that is not negative")
 
     def estimate(self, scores: Floats) -> Estimate:
         """Predicted Dice and lower bound for one row of this structure's scores."""
@@ -138,6 +147,12 @@ class Calibration:
     thresholds: Thresholds
     structures: tuple[StructureCalibration, ...]
     provenance: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"the coverage is {self.coverage!r}, expected a share of the cases")
+        if not all(set(structure.scores) <= set(self.scores) for structure in self.structures):
+            raise ValueError("a structure rests on scores that the calibration does not name")
 
     def estimate(self, scores: Mapping[str, float]) -> dict[int, Estimate]:
         """Estimates by label for the scores of one case.

@@ -162,20 +162,20 @@ class Critic(nn.Module):
             with safe_open(path, "pt") as content:
                 facts: Mapping[str, str] = content.metadata() or {}
                 state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a mapping
-            critic = cls._built(facts)
+            critic, belongs_to = cls._built(facts), facts["weights_sha256"]
             critic.load_state_dict(state)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
             raise BundleError(f"{path} is not a critic ({error!r}); fit it again: medseg trust fit") from error
         if not all(bool(value.isfinite().all()) for value in state.values()):
             raise BundleError(f"{path} holds values that are not finite; fit it again: medseg trust fit")
-        return critic.eval(), facts["weights_sha256"]
+        return critic.eval(), belongs_to
 
     @classmethod
     def _built(cls, facts: Mapping[str, str]) -> Critic:
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
         described: dict[str, Any] = json.loads(facts["shape"])
-        if not all(isinstance(v, int) and 0 <= v <= 512 for v in described.values()):
+        if not isinstance(described, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in described.values()):
             raise ValueError("no sensible shape")
         return cls(CriticShape(**described))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from medseg.errors import BundleError
 
 __all__ = ["check_weights", "read_stored"]
+
+
+_LARGEST: Final = 1e100
 
 
 class _Stored(Protocol):
@@ -40,12 +43,26 @@ def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha
         If the file is something else, or belongs to other weights.
     """
     try:
-        found = parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = path.read_text(encoding="utf-8")
+        found = parse(json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BundleError(f"{path} is not a {what} ({error!r}); fit it again: medseg trust fit") from error
     if weights_sha256 is not None:
         check_weights(path, found.weights_sha256, weights_sha256)
     return found
+
+
+def _sensible(text: str) -> float:
+    """A number that arithmetic survives: what is not finite, or as good as that, turns verdicts into chance."""
+    value = float(text)
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"the number {text[:40]} is none to reckon with")
+    return value
+
+
+def _sensible_whole(text: str) -> int:
+    _sensible(text)
+    return int(text)
 
 
 def check_weights(path: Path, belongs_to: str, weights_sha256: Collection[str]) -> None:

@@ -280,6 +280,16 @@ def test_text_that_is_no_number_of_the_type_is_refused(tmp_path: Path, data: byt
     assert caught.value.code == "undecodable"
 
 
+def test_text_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1, 2, 3, 5, len(TEXT)):
+        monkeypatch.setattr("medseg.ingest.stored_values._TEXT_BYTES", size)
+        check(nrrd(tmp_path, TEXT, encoding="ascii"))
+        check(nrrd(tmp_path, TEXT + b"\n  \n", encoding="ascii"))
+        for spoilt in (TEXT + b" 1", TEXT + b"\n1", TEXT[:-3]):
+            with pytest.raises(Refusal):
+                read_volume(nrrd(tmp_path, spoilt, encoding="ascii"))
+
+
 def test_big_endian_values(tmp_path: Path) -> None:
     swapped = STORED.astype(">i2").tobytes(order="F")
     check(nrrd(tmp_path, swapped, endian="Big"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.ingest.names import is_apple_double
+from medseg.manifests.items import check_item
 from medseg.manifests.layouts.names import one_or_list, split_channel
 from medseg.manifests.manifest import Item, Manifest, read_json_object
 
@@ -43,6 +44,7 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
         If an image has no label or lacks a channel, or the splits name a case twice or one that does not exist.
     """
     content = read_json_object(path)
+    _check(content, path)
     training = _training(path.parent, content)
     splits = splits if splits is not None else path.with_name(_SPLITS)
     if splits.exists():
@@ -59,6 +61,18 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
         "test": [test[case] for case in sorted(test)],
     }
     return Manifest({**head, **sections}, path.parent)
+
+
+def _check(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse what is of another kind than nnU-Net writes."""
+    names, listed = content.get("channel_names", content.get("modality", {})), content.get("dataset")
+    if not isinstance(names, Mapping) or not isinstance(content["file_ending"], str) or not content["file_ending"]:
+        raise UsageError(f"{path}: expected channel_names by number and a file_ending such as .nii.gz; correct it")
+    for entry in listed.values() if isinstance(listed, Mapping) else ():
+        images = entry.get("images") if isinstance(entry, Mapping) else None
+        if not isinstance(images, list) or "label" not in entry:
+            raise UsageError(f"{path}: a case of 'dataset' names no list of images and a label; correct it")
+        check_item({"image": images, "label": entry["label"]}, path)
 
 
 def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
