@@ -281,7 +281,7 @@ class _Run:
             "status": status,
             "bundle": {"name": self.bundle.name, "version": self.bundle.version},
             "device": None if trainer is None else str(trainer.state.device),
-            "precision": None if trainer is None else str(trainer.dtype).removeprefix("torch."),
+            "precision": None if trainer is None else trainer.format.record(),
             "seed": self.workflow.parser.get_parsed_content("seed"),
             "inputs": {
                 "datalist": str(datalist),

@@ -61,7 +61,7 @@ def test_every_epoch_is_there_once_though_the_server_was_down(
     Tracking(uri, folder).write(ROWS[:2])  # resumed
     last = Tracking(uri, folder)
     last.write(ROWS)
-    last.close()
+    last.close("FINISHED")
     [run] = _runs(uri, "interrupted")
     assert _losses(uri, run) == [(1, 1.0), (2, 0.5), (3, 0.333333)]
     assert run.data.metrics["val_dice_left _inner_"] == pytest.approx(0.8)
