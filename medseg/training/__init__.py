@@ -5,7 +5,7 @@ from medseg.training.averaging import WarmAverage, averaged
 from medseg.training.checkpoints import Checkpoints, better, save_weights
 from medseg.training.compilation import compiled
 from medseg.training.configuration import check_ids
-from medseg.training.datalist import fold_items
+from medseg.training.datalist import data_root, fold_items
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.grids import NoiseGrids, RestorationGrids
@@ -50,6 +50,7 @@ __all__ = [
     "check_ids",
     "closer",
     "compiled",
+    "data_root",
     "feature_matching",
     "fold_items",
     "frechet_distance",

@@ -37,8 +37,8 @@ def better(current: float, best: float) -> bool:
 def save_weights(network: nn.Module, path: str | PathLike[str]) -> None:
     """Write a bare state dict in the standard memory layout, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(path) as partial:
-        torch.save(weights, partial)
+    with atomic_path(path) as partial, partial.open("wb") as handle:  # by name, torch hides what the disk answers
+        torch.save(weights, handle)
 
 
 class Checkpoints:
@@ -120,8 +120,8 @@ class Checkpoints:
         path = self.folder / f"checkpoint-{engine.state.iteration:06d}.pt"
         if not is_first():
             return path
-        with atomic_path(path) as partial:
-            torch.save(state, partial)
+        with atomic_path(path) as partial, partial.open("wb") as handle:
+            torch.save(state, handle)
         for old in self._all()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import AdversarialIterationEvents
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from medseg.errors import UsageError
+from medseg.errors import TrainingFailed, UsageError
 from medseg.training.adversary import Adversary
 from medseg.training.buffers import Buffers
 from medseg.training.deep_supervision import DeepSupervision
+from medseg.training.failures import exceptions_leave
 from medseg.training.layout import channels_last, use_channels_last
 from medseg.training.parallel import same_start
 from medseg.training.precision import Precision, autocast, fast_dtype, needs_scaler
@@ -95,6 +96,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     ) -> None:
         events = [*(supervised.pop("event_names", None) or []), AdversarialIterationEvents]
         self.stateful: dict[str, Stateful] = {}  # handlers add themselves while the base class attaches them
+        self._listeners: list[object] = []
         super().__init__(event_names=events, **supervised)
         if unlabelled is not None and unlabelled.consistency and averaged is None:
             raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
@@ -119,6 +121,41 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self.add_event_handler(Events.STARTED, self._place_sampler)
         if channels_last:
             use_channels_last(self.network, averaged, None if adversary is None else adversary.discriminator)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the whole run, as it is planned."""
+        return int(self.state.max_epochs * self.state.epoch_length)
+
+    def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ignite's; remembers whose handler it is, to know the validations that run inside this training."""
+        self._listeners.append(getattr(handler, "__self__", handler))
+        return super().add_event_handler(event_name, handler, *args, **kwargs)
+
+    def run(self) -> None:
+        """Train from where the state is to the last iteration.
+
+        Raises
+        ------
+        Exception
+            Whatever goes wrong in a step, a handler or a validation, also if a handler of theirs swallows it.
+        TrainingFailed
+            If the data ends before the last iteration and nobody asked the run to stop.
+        """
+        with exceptions_leave(self, *self._validations()):
+            super().run()
+        if self.state.iteration < self.iterations and not self.should_terminate:
+            raise TrainingFailed(
+                f"the data ended after iteration {self.state.iteration} of {self.iterations}; expected a loader that "
+                f"gives {self.state.epoch_length} batches in every epoch. Look at the length of the training list and "
+                "at the batch size",
+                "data-ended",
+            )
+
+    def _validations(self) -> set[Engine]:
+        """Engines that handlers of this one hold, such as the validator of a ``ValidationHandler``."""
+        owned = (value for handler in self._listeners for value in getattr(handler, "__dict__", {}).values())
+        return {engine for engine in owned if isinstance(engine, Engine) and engine is not self}
 
     def capture(self) -> dict[str, Any]:
         """State of the run at the end of an iteration: counters, networks, optimisers, and what handlers added."""
