@@ -4,7 +4,8 @@
 
     MedsegError                     exit code 2 unless a branch says otherwise
     ├── UsageError                  wrong arguments, unusable input, a missing file
-    │   └── MissingDependency       an optional extra is not installed
+    │   ├── MissingDependency       an optional extra is not installed
+    │   └── OutputUnusable          the place for the results cannot be written
     ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
@@ -32,6 +33,7 @@ __all__ = [
     "MedsegError",
     "MissingDependency",
     "OutputLocked",
+    "OutputUnusable",
     "ReasonCode",
     "Refusal",
     "TrainingDiverged",
@@ -55,6 +57,8 @@ ReasonCode = Literal[
     "non-uniform-spacing",
     "mixed-orientation",
     "mixed-grid",
+    "mixed-contrast",
+    "mixed-rescale",
     "duplicate-slices",
     "no-geometry",
     "no-pixel-data",
@@ -77,6 +81,8 @@ ReasonCode = Literal[
     "wrong-modality",
     "channel-mismatch",
     "no-dicom-source",
+    "own-output",
+    "not-judged",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 
@@ -96,10 +102,13 @@ class UsageError(MedsegError):
 class MissingDependency(UsageError):
     """An optional dependency is needed that is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = f"'medseg[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install {wanted}")
+
+
+class OutputUnusable(UsageError):
+    """Results cannot be written where they were asked for: no room, no permission, a file where a folder should be."""
 
 
 class Refusal(MedsegError):

@@ -25,7 +25,7 @@ from medseg.training.layout import channels_last, use_channels_last
 from medseg.training.parallel import leaving, require_same, same_start
 from medseg.training.precision import NumberFormat, Precision
 from medseg.training.sampling import DrawSampler
-from medseg.training.schedule import Turn, completes_update, plan_cycles
+from medseg.training.schedule import Turn, completes_update, generator_steps, plan_cycles
 from medseg.training.steps import NetworkStep
 from medseg.training.trial import try_format
 from medseg.training.unlabelled import Unlabelled, Views
@@ -199,6 +199,16 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self.state.epoch = self.state.iteration // self.state.epoch_length
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
+
+    def updates_beyond_plan(self) -> int:
+        """Updates that the generator has made, less those it would have made by the schedule that it has now."""
+        scheduler = self.generator_step.scheduler
+        if scheduler is None or not self.state.epoch_length:
+            return 0
+        schedule = None if self.adversary is None else self.adversary.schedule
+        accumulation = getattr(self, "accumulation_steps", 1)
+        planned = generator_steps(schedule, self.state.iteration, self.state.epoch_length, accumulation)
+        return int(scheduler.last_epoch) - planned
 
     def _place_sampler(self) -> None:
         sampler = getattr(self.data_loader, "sampler", None)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from medseg.bundle import Bundle
+from medseg.bundle.training_run import TrainingRun
 from medseg.errors import BundleError, Interrupted, OutputLocked, UsageError
+from medseg.files import sha256_file
 from medseg.training import TrainingResult, train_bundle
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.overrides import check_overrides, parse_overrides
 from medseg.training.stopping import locked
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # MONAI tries all its readers in LoadImaged
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),  # networks of two steps miss things
-]
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 
 
 @pytest.fixture
@@ -73,6 +73,48 @@ def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Pat
     assert all(torch.equal(published[name], value) for name, value in best.items())
     assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
     assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+
+
+def test_what_was_missed_is_counted_and_has_no_distance(bundle: Path, tmp_path: Path) -> None:
+    """A network that finds nothing: the worst result there is, and not 0 mm away from the reference."""
+    blind = {"learning_rate": 0.0, "weight_decay": 0.0, "epochs": 1}
+    start = torch.load(_train(bundle, tmp_path / "start", overrides=blind).best_weights, weights_only=True)
+    start["final_conv.bias"] += torch.tensor([1000.0, 0.0, 0.0])
+    torch.save(start, tmp_path / "blind.pt")
+    result = _train(bundle, tmp_path / "out", overrides=blind, init=tmp_path / "blind.pt")
+    assert result.best_metric == 0.0
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        [row] = csv.DictReader(handle)
+    structures = 2 * 2  # of two cases
+    assert (float(row["val_dice"]), row["val_dice_missed"], row["val_dice_invented"]) == (0.0, str(structures), "0")
+    assert float(row["val_dice_anterior_hippocampus"]) == float(row["val_dice_posterior_hippocampus"]) == 0.0
+    for name in ("val_hd95_mm", "val_hd_mm"):
+        assert row[name] == ""
+        assert (row[f"{name}_missed"], row[f"{name}_invented"]) == (str(structures), "0")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["last_epoch"]["val_hd95_mm"] is None
+
+
+def test_a_published_bundle_says_how_it_was_trained(bundle: Path, tmp_path: Path) -> None:
+    _train(bundle, tmp_path / "out", fold=1, publish="final")
+    opened = Bundle.open(bundle)
+    run = TrainingRun.read(opened)
+    assert run is not None
+    assert (run.model, run.epoch, run.epochs, run.iterations, run.fold) == ("final", 2, 2, 4, 1)
+    assert (run.cases, run.held_out_cases) == (2, 2)
+    data = tmp_path / "data"
+    assert set(run.images) == {sha256_file(data / f"image{number}.nii.gz") for number in (0, 2)}
+    assert set(run.labels) == {sha256_file(data / f"label{number}.nii.gz") for number in (0, 2)}
+    assert opened.version == "0.3.0", "other weights, another version"
+    assert "fold 1 with 2 cases held out" in opened.metadata["eval_metrics"]["cases"]
+    assert opened.metadata["eval_metrics"]["dice"] == round(run.figures["dice"], 4)
+    opened.load_network()
+
+
+def test_a_network_that_inference_does_not_build_is_not_published(bundle: Path, tmp_path: Path) -> None:
+    changed = {"network_def#features": [2, 2, 4, 4, 4, 4]}
+    with pytest.raises(UsageError, match=r"differs in features from .*inference\.json"):
+        _train(bundle, tmp_path / "out", publish=True, overrides=changed)
+    assert not (tmp_path / "out" / "run.json").exists(), "told before the first epoch"
 
 
 def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(bundle: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from tests.training.bundles import SMALL, copy_bundle, write_data
 mlflow = pytest.importorskip("mlflow", reason="the extra tracking is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # MLflow leaves its connections to the collector
 ]
 ROWS = [{"epoch": n, "iteration": 10 * n, "loss": 1 / n, "val_dice_left (inner)": 0.5 + n / 10} for n in (1, 2, 3)]
