@@ -168,7 +168,8 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
 def _answer(output: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient for ``output`` that both formats can hold, so small that the sums over all voxels stay in range."""
     source = torch.Generator().manual_seed(output.numel())
-    answer = torch.randn(output.shape, generator=source) / max(1.0, output.numel() / output.shape[-1]) ** 0.5
+    channels = output.shape[1] if output.ndim > 1 else 1
+    answer = torch.randn(output.shape, generator=source) / max(1.0, output.numel() / max(1, channels)) ** 0.5
     return answer.to(dtype).to(output.device, output.dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from medseg.errors import UsageError
 from medseg.training.layer_check import keep_in_fp32
 
 __all__ = ["NumberFormat", "Precision", "fast_dtype"]
@@ -25,9 +26,17 @@ def fast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dty
 
     ``"auto"`` takes bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
     fp16 on older CUDA devices, and fp32 otherwise, since emulated bf16 is slower than fp32.
+
+    Raises
+    ------
+    UsageError
+        If there is no such format.
     """
+    formats = {name: dtype for dtype, name in _NAMES.items()}
+    if precision in formats:
+        return formats[precision]
     if precision != "auto":
-        return {name: dtype for dtype, name in _NAMES.items()}[precision]
+        raise UsageError(f"found the precision {precision!r}, expected one of auto, {', '.join(formats)}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and _cpu_has_bf16():

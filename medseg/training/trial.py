@@ -43,36 +43,53 @@ def try_format(trainer: AdversarialSegmentationTrainer, image: Tensor, label: Te
     discriminator, which sees what no layer shows; if that disagrees, everything computes in fp32. The batch is halved
     where memory does not suffice. The state of the run, random numbers included, is afterwards what it was.
     """
-    with _unchanged(trainer):
-        size = len(image)
-        while True:
-            try:
-                _try(trainer, image[:size], label[:size])
-            except torch.OutOfMemoryError:
-                size //= 2
-                if size:
-                    continue
-                trainer.format.settle("not enough memory to compare it with fp32, even for one item of a batch")
-                _logger.warning("%s was %s", trainer.format.asked, trainer.format.unchecked)
-            else:
-                trainer.format.settle()
-            return
-
-
-def _try(trainer: AdversarialSegmentationTrainer, image: Tensor, label: Tensor) -> None:
     chosen = trainer.format
-    check = LayerCheck(chosen.networks, chosen.dtype)
-    objectives = _Objectives(trainer, image, label)
+    with _unchanged(trainer):
+        check = LayerCheck(chosen.networks, chosen.dtype)
+        unchecked = _with_less(image, label, lambda *batch: _look(trainer, check, *batch))
+        errors = _together(dict.fromkeys(check.layers, 0.0) | check.errors)
+        if errors:
+            _logger.warning("%s is wrong here in %d layers, which compute in fp32: %s", *_told(chosen, errors))
+            chosen.keep(errors)
+        whole = dict.fromkeys(_weights(trainer), 0.0)
+        again = _with_less(image, label, lambda *batch: whole.update(_Objectives(trainer, *batch).disagreements()))
+        errors = _together(whole)
+        if errors:
+            _logger.warning("%s gives other gradients for %d parameters, all is in fp32: %s", *_told(chosen, errors))
+            chosen.give_up(errors)
+    chosen.settle(unchecked or again)
+    if chosen.unchecked:
+        _logger.warning("%s could not be compared with fp32: %s", chosen.asked, chosen.unchecked)
+
+
+def _with_less(image: Tensor, label: Tensor, work: Callable[[Tensor, Tensor], None]) -> str | None:
+    """Work with a batch, or with half of it again and again until memory suffices; why it never did, or None."""
+    size = len(image)
+    while size:
+        try:
+            work(image[:size], label[:size])
+        except torch.OutOfMemoryError:
+            size //= 2
+        else:
+            return None
+    return "the memory does not suffice for fp32, even with one item of a batch"
+
+
+def _look(trainer: AdversarialSegmentationTrainer, check: LayerCheck, image: Tensor, label: Tensor) -> None:
+    chosen, objectives = trainer.format, _Objectives(trainer, image, label)
     with check.watching(), torch.no_grad(), torch.autocast(chosen.device.type, chosen.dtype, cache_enabled=False):
         objectives.run_all()
-    errors = _together(dict.fromkeys(check.layers, 0.0) | check.errors)
-    if errors:
-        _logger.warning("%s is wrong here in %d layers, which compute in fp32: %s", *_told(chosen, errors))
-        chosen.keep(errors)
-    errors = _together(objectives.disagreements())
-    if errors:
-        _logger.warning("%s gives other gradients for %d parameters, all computes in fp32: %s", *_told(chosen, errors))
-        chosen.give_up(errors)
+
+
+def _weights(trainer: AdversarialSegmentationTrainer) -> dict[str, nn.Parameter]:
+    """Every parameter that learns, by ``"network.parameter"``, in one order in all processes."""
+    networks = {**trainer.format.networks, "heads": trainer.deep_supervision}
+    return {
+        f"{name}.{path}": weight
+        for name, network in networks.items()
+        if network is not None
+        for path, weight in network.named_parameters()
+    }
 
 
 def _told(chosen: NumberFormat, errors: Mapping[str, float]) -> tuple[torch.dtype, int, str]:

@@ -158,11 +158,11 @@ def test_memory_that_does_not_suffice_is_said(make_trainer: Make, monkeypatch: p
     trainer = make_trainer(epochs=1, precision="bf16")
     sizes: list[int] = []
 
-    def fail(_: Any, image: Tensor, __: Tensor) -> None:
+    def fail(_: Any, __: Any, image: Tensor, ___: Tensor) -> None:
         sizes.append(len(image))
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("medseg.training.trial._try", fail)
+    monkeypatch.setattr("medseg.training.trial._look", fail)
     trainer.run()
     assert sizes == [2, 1]
     assert "memory" in trainer.format.record()["unchecked"]
