@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from medseg.networks import Judgement
 from medseg.training.buffers import Buffers
 from medseg.training.losses import AdversarialLoss, feature_matching, gradient_penalty
+from medseg.training.parallel import together, world
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.steps import NetworkStep
 from medseg.training.unlabelled import Views
@@ -81,6 +82,10 @@ class Adversary:
         self.seed = seed
         self._generator: torch.Generator | None = None
 
+    def condition(self, image: Tensor | None) -> Tensor | None:
+        """What the discriminator sees beside a segmentation: the image."""
+        return image
+
     def judged(self, prediction: Tensor) -> Tensor:
         """What the discriminator sees of the generator's output: logits ``(B, classes, …)`` → probabilities."""
         return prediction.softmax(1)
@@ -108,20 +113,13 @@ class Adversary:
         """
         self.discriminator.train().requires_grad_(True)
         before = Buffers(self.discriminator)
-        real = self._disturb(real).requires_grad_(self.penalty > 0)
-        judged_real: Judgement = self.discriminator(image, real)
-        judged_fake: Judgement = self.discriminator(image, self._disturb(fake.detach()))
-        loss = self.loss.discriminator(judged_real.logits, judged_fake.logits)
-        if self.penalty:
-            loss = loss + 0.5 * self.penalty * gradient_penalty(judged_real.logits, real)
-        right = self._threshold()
-        real_accuracy = _fraction([scale > right for scale in judged_real.logits])
-        fake_accuracy = _fraction([scale < right for scale in judged_fake.logits])
+        loss, real_accuracy, fake_accuracy = self.judge(image, real, fake)
         self.accuracy = 0.9 * self.accuracy + 0.05 * (real_accuracy + fake_accuracy)
+        bad, self.accuracy = together(float(not torch.isfinite(loss)), self.accuracy / world()[1])
         rests = self.accuracy > self.too_good
         if rests:
             self.step.clear()  # the generator cannot learn from an opponent that always wins
-        elif not self.step.backward(loss, share) or (update and not self.step.update()):
+        elif not self.step.backward(loss, share, bad=bad > 0.0) or (update and not self.step.update()):
             before.restore()  # what was skipped leaves no trace
         return {
             "discriminator_loss": loss.item(),
@@ -131,14 +129,34 @@ class Adversary:
             "discriminator_rested": float(rests),
         }
 
+    def judge(self, image: Tensor | None, real: Tensor, fake: Tensor) -> tuple[Tensor, float, float]:
+        """Loss of the discriminator on real and fake segmentations, and the fractions of both it judges rightly."""
+        condition = self.condition(image)
+        real = self._disturb(real).requires_grad_(self.penalty > 0)
+        judged_real: Judgement = self.discriminator(condition, real)
+        judged_fake: Judgement = self.discriminator(condition, self._disturb(fake.detach()))
+        loss = self.loss.discriminator(judged_real.logits, judged_fake.logits)
+        if self.penalty:
+            loss = loss + 0.5 * self.penalty * gradient_penalty(judged_real.logits, real)
+        right = self._threshold()
+        real_accuracy = _fraction([scale > right for scale in judged_real.logits])
+        return loss, real_accuracy, _fraction([scale < right for scale in judged_fake.logits])
+
+    def look(self, image: Tensor | None, label: Tensor, prediction: Tensor) -> None:
+        """Let the discriminator run on a pair of each kind, without a loss."""
+        fake = self.judged(prediction)
+        for segmentation in (self.reference(label, fake), fake):
+            self.discriminator(self.condition(image), segmentation)
+
     def teach(self, image: Tensor | None, fake: Tensor, real: Tensor | None) -> Tensor:
         """Loss of the generator for ``fake``; gradient reaches the generator, not the discriminator's weights."""
         self.discriminator.train().requires_grad_(False)
-        judged: Judgement = self.discriminator(image, self._disturb(fake))
+        condition = self.condition(image)
+        judged: Judgement = self.discriminator(condition, self._disturb(fake))
         loss = self.loss.generator(judged.logits)
         if self.feature_weight and real is not None:
             with torch.no_grad():
-                wanted: Judgement = self.discriminator(image, self._disturb(real))
+                wanted: Judgement = self.discriminator(condition, self._disturb(real))
             loss = loss + self.feature_weight * feature_matching(wanted.features, judged.features)
         return loss
 
@@ -153,15 +171,24 @@ class Adversary:
 
     def state_dict(self) -> dict[str, Any]:
         """State of the discriminator, its optimiser and the noise."""
-        noise = None if self._generator is None else self._generator.get_state()
-        return {"step": self.step.state_dict(), "accuracy": self.accuracy, "noise": noise}
+        return {"step": self.step.state_dict(), "accuracy": self.accuracy, "noise": self.noise_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
         self.step.load_state_dict(state["step"])
         self.accuracy = state["accuracy"]
-        if state["noise"] is not None:
-            self._noise_source(next(self.discriminator.parameters()).device).set_state(state["noise"].cpu())
+        self.set_noise_state(state["noise"])
+
+    def noise_state(self) -> Tensor | None:
+        """State of the noise's random generator; None before its first use."""
+        return None if self._generator is None else self._generator.get_state()
+
+    def set_noise_state(self, state: Tensor | None) -> None:
+        """Go back to a state of the noise."""
+        if state is None:
+            self._generator = None
+        else:
+            self._noise_source(next(self.discriminator.parameters()).device).set_state(state.cpu())
 
     def _disturb(self, segmentation: Tensor) -> Tensor:
         if not self.noise:

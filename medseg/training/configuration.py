@@ -16,7 +16,7 @@ from medseg.training.overrides import suggestion
 
 __all__ = ["check_ids", "enclosing_parser", "values_used"]
 
-_OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"])
+_OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_MLFLOW_SETTINGS["handlers_id"])
 """Ids that MONAI's own ``--tracking`` adds, all of them together."""
 
 
@@ -57,18 +57,19 @@ def check_ids(known: Sequence[str]) -> None:
     parser = enclosing_parser()
     if parser is None:
         raise BundleError("check_ids was called from outside; expected it in the list 'initialize' of a configuration")
-    unknown = list(_unknown(parser.config, frozenset(known), parser.meta_key))
+    listed = [name.replace("::", "#") for name in known]  # MONAI writes its separator into what it resolves
+    unknown = list(_unknown(parser.config, frozenset(listed), parser.meta_key))
     if unknown:
-        found = "; ".join(f"{name!r}: {suggestion(name, list(known))}" for name in unknown)
+        found = "; ".join(f"{name!r} ({suggestion(name, listed)})" for name in unknown)
         raise UsageError(
-            f"the configuration of this bundle does not use the id(s) {found}. "
-            "An id of your own configuration file is listed there under '+known_ids'"
+            f"this bundle has no use for the id(s) {found}. Correct or leave out what it does not know; ids of a "
+            "configuration file of your own are listed there under '+known_ids'"
         )
 
 
 def _unknown(config: Mapping[str, Any], known: frozenset[str], meta: str) -> Iterator[str]:
     groups = {"", *(name.rpartition("#")[0] for name in known)}
-    allowed = known | {meta} | (_OF_TRACKING if set(config) >= _OF_TRACKING - {"trainer", "evaluator"} else set())
+    allowed = known | {meta} | (_OF_TRACKING if set(config) >= _OF_TRACKING else set())
     for group in sorted(groups):
         children = config if not group else _at(config, group.split("#"))
         if isinstance(children, Mapping):

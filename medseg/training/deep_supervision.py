@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
@@ -72,9 +73,13 @@ class DeepSupervision(nn.Module):
                 hook.remove()
 
     def forward(self, count: int) -> list[Tensor]:
-        """Logits of the heads for the first ``count`` items of the batch that was read last, finest first."""
-        features = [self._features[name][:count] for name in self.layers]
-        return [head(feature).float() for head, feature in zip(self.heads, features, strict=True)]
+        """Logits of the heads for the first ``count`` items of the batch that was read last, finest first.
+
+        The heads compute in fp32, whatever format the features were computed in: they cost next to nothing.
+        """
+        features = [self._features[name][:count].float() for name in self.layers]
+        with torch.autocast(features[0].device.type, enabled=False):
+            return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
 
     def loss(self, loss_function: Callable[..., Any], prediction: Tensor, label: Tensor) -> Tensor:
         """Supervised loss of the network's logits ``(B, classes, …)`` and of the heads, weighted 1, ½, ¼ …"""

@@ -22,11 +22,12 @@ from medseg.training.buffers import Buffers
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.failures import exceptions_leave
 from medseg.training.layout import channels_last, use_channels_last
-from medseg.training.parallel import same_start
-from medseg.training.precision import Precision, autocast, fast_dtype, needs_scaler
+from medseg.training.parallel import leaving, require_same, same_start
+from medseg.training.precision import NumberFormat, Precision
 from medseg.training.sampling import DrawSampler
 from medseg.training.schedule import Turn, completes_update, generator_steps, plan_cycles
 from medseg.training.steps import NetworkStep
+from medseg.training.trial import try_format
 from medseg.training.unlabelled import Unlabelled, Views
 
 __all__ = ["AdversarialSegmentationTrainer", "Stateful"]
@@ -102,20 +103,26 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
         self.adversary, self.averaged, self.unlabelled = adversary, averaged, unlabelled
         self.deep_supervision = deep_supervision
-        self.dtype = fast_dtype(self.state.device, precision)
+        networks = {"generator": self.network}
+        if adversary is not None:
+            networks["discriminator"] = adversary.discriminator
+        copies = {} if averaged is None else {"generator": averaged.module}
+        self.format = NumberFormat(self.state.device, precision, networks, copies)
         self.channels_last = channels_last
         if self.state.epoch_length:
             accumulation = getattr(self, "accumulation_steps", 1)
             plan_cycles(
                 scheduler, None if adversary is None else adversary.schedule, self.state.epoch_length, accumulation
             )
-        scaled = needs_scaler(self.dtype)
         self.generator_step = NetworkStep(
-            "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=scaled
+            "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=self.format.scaled
         )
+        if adversary is not None:
+            adversary.step.scaler = torch.amp.GradScaler(enabled=self.format.scaled)
         if deep_supervision is not None:
             same_start(deep_supervision.to(self.state.device))
         parts = {"averaged": averaged, "adversary": adversary, "deep_supervision": deep_supervision}
+        self.stateful["precision"] = self.format
         self.stateful["generator"] = self.generator_step
         self.stateful.update({name: part for name, part in parts.items() if part is not None})
         self.add_event_handler(Events.STARTED, self._place_sampler)
@@ -123,9 +130,19 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             use_channels_last(self.network, averaged, None if adversary is None else adversary.discriminator)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions compute in."""
+        return self.format.dtype
+
+    @property
+    def opponent(self) -> Adversary | None:
+        """The adversary, if it ever counts."""
+        return self.adversary if self.adversary is not None and self.adversary.schedule.weight > 0.0 else None
+
+    @property
     def iterations(self) -> int:
         """Iterations of the whole run, as it is planned."""
-        return int(self.state.max_epochs * self.state.epoch_length)
+        return int(self.state.max_epochs * (self.state.epoch_length or 0))
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As ignite's; remembers whose handler it is, to know the validations that run inside this training."""
@@ -142,8 +159,15 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         TrainingFailed
             If the data ends before the last iteration and nobody asked the run to stop.
         """
-        with exceptions_leave(self, *self._validations()):
+        with leaving(), exceptions_leave(self, *self._validations()):
+            done, length = self.state.iteration, self.state.epoch_length
+            if length == 0:
+                raise UsageError("the training data gives no batch; expected at least one. Look at the datalist")
+            require_same(iterations=self.iterations, epoch_length=length or 0, iteration=done)
             super().run()
+            self._require_end()
+
+    def _require_end(self) -> None:
         if self.state.iteration < self.iterations and not self.should_terminate:
             raise TrainingFailed(
                 f"the data ended after iteration {self.state.iteration} of {self.iterations}; expected a loader that "
@@ -194,6 +218,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict[str, Any]:
         image, label = self._inputs(batchdata)
         engine.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
+        if not self.format.tried:
+            try_format(self, image, label)
         turn = self._turn()
         self.network.train()
         before = Buffers(self.network)
@@ -229,7 +255,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _labels_of_the_average(self, image: Tensor) -> Tensor:
         assert self.averaged is not None
-        with torch.no_grad(), autocast(self.state.device, self.dtype):
+        with torch.no_grad(), self.format.computing():
             logits: Tensor = self.inferer(image, self.averaged.module.eval())
         return logits.max(1, keepdim=True).indices
 
@@ -242,7 +268,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         seen = image if views is None else torch.cat([image, views.strong])  # one pass, shared batch statistics
         deep = self.deep_supervision
         reading = nullcontext() if deep is None else deep.reading(self.network)
-        with torch.set_grad_enabled(learns), autocast(self.state.device, self.dtype), reading:
+        with torch.set_grad_enabled(learns), self.format.computing(), reading:
             prediction: Tensor = self.inferer(seen, self.network)
         prediction = prediction.float()
         if views is not None:
@@ -251,12 +277,17 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         return prediction
 
-    def _supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+    def supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Loss of the generator's logits, and of the heads if there are any, against the labels."""
         loss: Tensor
         if self.deep_supervision is None:
             loss = self.loss_function(prediction, label).mean()
         else:
             loss = self.deep_supervision.loss(self.loss_function, prediction, label)
+        return loss
+
+    def _supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        loss = self.supervised_loss(prediction, label)
         self.state.output[CommonKeys.LOSS] = loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return loss
@@ -264,7 +295,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     def _teach_discriminator(self, adversary: Adversary, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         share, update = self._accumulation()
         fake = adversary.judged(prediction.detach())
-        with autocast(self.state.device, self.dtype):
+        with self.format.computing():
             report = adversary.learn(image, adversary.reference(label, fake), fake, share, update)
         self.state.output.update(report)
         self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
@@ -281,7 +312,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             loss = loss + views.consistency * consistency
         if self.adversary is not None and weight > 0.0:
             judged = views if self.unlabelled is not None and self.unlabelled.adversarial else None
-            with autocast(self.state.device, self.dtype):
+            with self.format.computing():
                 adversarial = self.adversary.teach_all(image, label, prediction, judged)
             self.state.output["adversarial_loss"] = adversarial.detach()
             loss = loss + weight * adversarial

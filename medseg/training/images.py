@@ -73,10 +73,6 @@ class ImageAdversary(Adversary):
         """The original image itself."""
         return label
 
-    def learn(self, image: Tensor | None, real: Tensor, fake: Tensor, share: float, update: bool) -> dict[str, float]:
-        """As :meth:`Adversary.learn`."""
-        return super().learn(image if self.conditional else None, real, fake, share, update)
-
-    def teach(self, image: Tensor | None, fake: Tensor, real: Tensor | None) -> Tensor:
-        """As :meth:`Adversary.teach`."""
-        return super().teach(image if self.conditional else None, fake, real)
+    def condition(self, image: Tensor | None) -> Tensor | None:
+        """The generator's input, if the discriminator shall see it."""
+        return image if self.conditional else None

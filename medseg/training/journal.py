@@ -20,7 +20,7 @@ from monai.engines import Evaluator
 
 from medseg.files import write_text
 from medseg.training.events import write_scalars
-from medseg.training.parallel import is_first
+from medseg.training.parallel import is_first, summed
 from medseg.training.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def scalars(output: Any) -> dict[str, float]:
 class Journal:
     """Handler that writes ``metrics.csv``, TensorBoard events and, on request, MLflow metrics after each epoch.
 
+    Losses and accuracies are means over all processes; validation is that of the first one, whose model is kept.
     Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
     List it after ``ValidationHandler`` and before ``Checkpoints``.
 
@@ -94,6 +95,7 @@ class Journal:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
         engine.add_event_handler(Events.COMPLETED, self._finish, engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
@@ -134,7 +136,9 @@ class Journal:
             "cpu_seconds": round(cpu_seconds, 2),
             "learning_rate": engine.optimizer.param_groups[0]["lr"],
         }
-        row.update({name: self._sums[name] / self._counts[name] for name in SCALARS if self._counts[name]})
+        sums = summed([self._sums[name] for name in SCALARS])  # over all processes
+        counts = summed([float(self._counts[name]) for name in SCALARS])
+        row.update({name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]})
         if engine.adversary is not None:
             row["adversarial_weight"] = engine.adversary.schedule.weight_at(engine.state.iteration)
         row.update(self._validation(engine.state.epoch))
@@ -153,7 +157,12 @@ class Journal:
     def _finish(self, engine: AdversarialSegmentationTrainer) -> None:
         if self._tracking is not None:  # ignite completes a run that was asked to stop, too
             state = engine.state
-            self._tracking.close(finished=state.iteration >= state.max_epochs * state.epoch_length)
+            self._tracking.close("FINISHED" if state.iteration >= engine.iterations else "KILLED")
+
+    def _fail(self, engine: AdversarialSegmentationTrainer, error: BaseException) -> None:  # noqa: ARG002  ignite's
+        if self._tracking is not None:
+            self._tracking.close("FAILED")
+        raise error  # a handler that does not raise it again would swallow it
 
     def _validation(self, epoch: int) -> dict[str, float]:
         if self.evaluator is None or self.evaluator.state.epoch != epoch:

@@ -2,18 +2,47 @@
 
 Gradients are averaged by hand instead of through ``DistributedDataParallel``: the discriminator runs several times
 per step, and once without gradients of its own, which that wrapper does not allow.
+
+A collective operation must be reached by all processes or by none, so whatever may end or skip a step is decided
+together first (:func:`together`), and a process that fails says so before it leaves (:func:`leaving`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["average_gradients", "is_first", "local_device", "same_start", "start_processes", "stop_processes", "world"]
+from medseg.errors import TrainingFailed, UsageError
+
+__all__ = [
+    "average_gradients",
+    "is_first",
+    "largest",
+    "leaving",
+    "local_device",
+    "require_same",
+    "same_start",
+    "start_processes",
+    "stop_processes",
+    "summed",
+    "together",
+    "world",
+]
+
+_WIDTH = 8
+"""Numbers in every small exchange, the first of which counts the processes that have failed: one fits every other."""
+
+_PATIENCE = timedelta(seconds=60)
+"""How long a process that failed waits for the others to listen."""
+
+_logger = logging.getLogger("medseg.training")
 
 
 def world() -> tuple[int, int]:
@@ -57,14 +86,111 @@ def same_start(network: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
+def together(*values: float) -> list[float]:
+    """Sum of each value over the processes, in one small exchange, before anyone acts on them.
+
+    Raises
+    ------
+    TrainingFailed
+        If another process has failed: it takes part no longer.
+    """
+    if world()[1] == 1:
+        return list(values)
+    failed, *sums = _exchange([0.0, *values])
+    if failed:
+        raise TrainingFailed(
+            f"{failed:.0f} of the {world()[1]} processes of this training failed, so the others stop, too; their own "
+            "messages say why",
+            "other-process",
+        )
+    return sums[: len(values)]
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """While open, an error in this process reaches the others where they next ask for each other."""
+    try:
+        yield
+    except Exception as error:
+        alone = world()[1] == 1
+        if not alone and not (isinstance(error, TrainingFailed) and error.reason == "other-process"):
+            try:
+                _exchange([1.0], _PATIENCE)
+            except RuntimeError as unheard:
+                _logger.warning("the other processes could not be told: %s", unheard)
+        raise
+
+
+def _exchange(values: Sequence[float], patience: timedelta | None = None) -> list[float]:
+    numbers = torch.zeros(_WIDTH, dtype=torch.float64)
+    numbers[: len(values)] = torch.tensor(values, dtype=torch.float64)
+    numbers = numbers.to(_device())
+    work = dist.all_reduce(numbers, async_op=True)
+    assert work is not None
+    if patience is None:
+        work.wait()
+    else:
+        work.wait(patience)
+    found: list[float] = numbers.tolist()
+    return found
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Sum of each of any number of values over the processes."""
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """Largest of each of any number of values over the processes."""
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def require_same(**plan: float) -> None:
+    """Refuse processes whose plans differ.
+
+    Raises
+    ------
+    UsageError
+        In every process, with the names of what differs.
+    """
+    highest, lowest = largest(list(plan.values())), [-v for v in largest([-v for v in plan.values()])]
+    other = [name for name, high, low in zip(plan, highest, lowest, strict=True) if high != low]
+    if other:
+        raise UsageError(
+            f"the processes of this training differ in {' and '.join(other)}; expected the same in each. Give all of "
+            "them the same configuration, data and output folder"
+        )
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the processes, in one exchange."""
+    """Replace every gradient by its mean over the processes, in one exchange.
+
+    A parameter that has a gradient in some processes only gets one in all of them.
+    """
     _, processes = world()
     if processes == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    together()
+    learning = [p for p in parameters if p.requires_grad]
+    present = torch.tensor([float(p.grad is not None) for p in learning], device=learning[0].device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+    flat = torch.cat([present, *(gradient.flatten() for gradient in gradients)])
     dist.all_reduce(flat)
-    flat /= processes
-    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    counts, *means = torch.split(flat, [len(present), *(g.numel() for g in gradients)])
+    for parameter, gradient, mean, count in zip(learning, gradients, means, counts.tolist(), strict=True):
+        if count:
+            parameter.grad = gradient.copy_((mean / processes).view_as(gradient))
+
+
+def _reduced(values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+    if world()[1] == 1:
+        return list(values)
+    together()
+    numbers = torch.tensor(values, dtype=torch.float64).to(_device())
+    dist.all_reduce(numbers, operation)
+    found: list[float] = numbers.tolist()
+    return found
+
+
+def _device() -> torch.device:
+    return local_device() if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -197,7 +197,7 @@ class _Run:
         if self.begun:
             try:
                 self._write_record("interrupted" if isinstance(error, Interrupted) else "failed", **record_of(error))
-            except OSError as unwritten:
+            except (OSError, MedsegError) as unwritten:
                 _logger.error("run.json could not be written either: %s", unwritten)  # noqa: TRY400  told at its end
         return error
 
@@ -284,7 +284,7 @@ class _Run:
             "status": status,
             "bundle": {"name": self.bundle.name, "version": self.bundle.version},
             "device": None if trainer is None else str(trainer.state.device),
-            "precision": None if trainer is None else str(trainer.dtype).removeprefix("torch."),
+            "precision": None if trainer is None else trainer.format.record(),
             "seed": self.workflow.parser.get_parsed_content("seed"),
             "inputs": {
                 "datalist": str(datalist),

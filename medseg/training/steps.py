@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from medseg.errors import TrainingDiverged
-from medseg.training.parallel import average_gradients, same_start
+from medseg.training.parallel import average_gradients, same_start, together
 from medseg.training.rates import group_options, restore_rates
 
 __all__ = ["NetworkStep"]
@@ -52,9 +52,15 @@ class NetworkStep:
         self.scaler = torch.amp.GradScaler(enabled=scaled)
         self.skipped_in_a_row = self.skipped = 0
 
-    def backward(self, loss: Tensor, share: float = 1.0) -> bool:
-        """Add the gradient of ``share`` × loss; False, and no gradient, if the loss is not finite."""
-        if not bool(torch.isfinite(loss)):
+    def backward(self, loss: Tensor, share: float = 1.0, *, bad: bool | None = None) -> bool:
+        """Add the gradient of ``share`` × loss; False, and no gradient, if the loss is not finite in some process.
+
+        ``bad`` says so if the processes have told each other already.
+        """
+        if bad is None:
+            [count] = together(float(not torch.isfinite(loss)))
+            bad = count > 0.0
+        if bad:
             self._skip("loss")
             return False
         torch.autograd.backward(self.scaler.scale(loss * share))
@@ -72,7 +78,7 @@ class NetworkStep:
         self.scaler.update()
         self.clear()
         if not finite:
-            if not self.scaler.is_enabled():
+            if not self.scaler.is_enabled() or self.scaler.get_scale() < 1.0:  # no longer a scale that is too large
                 self._skip("gradient")
             return False
         self.skipped_in_a_row = 0

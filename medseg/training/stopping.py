@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Events
 
 from medseg.locks import locked_folder
+from medseg.training.parallel import together
 
 if TYPE_CHECKING:
     from medseg.training.engine import AdversarialSegmentationTrainer
@@ -39,7 +40,8 @@ def locked(folder: Path) -> Iterator[None]:
 class StopRequest:
     """Turns a signal into a stop between two iterations, where the state of the run is complete.
 
-    At the last iteration of an epoch the stop waits for validation, so that nothing of the epoch is lost.
+    At the last iteration of an epoch the stop waits for validation, so that nothing of the epoch is lost. With several
+    processes a signal to one of them stops all after the same iteration.
     """
 
     def __init__(self, engine: AdversarialSegmentationTrainer) -> None:
@@ -75,6 +77,7 @@ class StopRequest:
             self._stop()
 
     def _stop(self) -> None:
-        if self.requested and self.engine.state.iteration < self.engine.iterations:
+        [wishes] = together(float(self.requested))
+        if wishes and self.engine.state.iteration < self.engine.iterations:
             self.stopped = True
             self.engine.terminate()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import write_json
@@ -72,9 +72,9 @@ class Tracking:
                 return
             self._logged = step
 
-    def close(self, *, finished: bool = True) -> None:
-        """Mark the run as finished, or as stopped before its end."""
-        self._attempt(self._client.set_terminated, self._run, "FINISHED" if finished else "KILLED")
+    def close(self, status: Literal["FINISHED", "KILLED", "FAILED"]) -> None:
+        """Mark the run as finished, as stopped before its end, or as failed."""
+        self._attempt(self._client.set_terminated, self._run, status)
 
     def _attempt(self, call: Any, *arguments: Any) -> bool:
         try:

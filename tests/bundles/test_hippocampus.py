@@ -26,10 +26,7 @@ from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
 CONFIGS = FLAGSHIP / "configs"
 SCHEMA = Path(medseg.bundle.__file__).parent / "schema" / "meta_schema_20240725.json"
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # MONAI tries all its readers in LoadImaged
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),  # networks of two steps miss things
-]
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 
 
 def _workflow(kind: str, *files: str, **overrides: Any) -> ConfigWorkflow:

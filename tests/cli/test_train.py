@@ -10,10 +10,7 @@ from medseg.cli import commands  # noqa: F401  registers the commands
 from medseg.cli.main import app
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # MONAI tries all its readers in LoadImaged
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),  # networks of two steps miss things
-]
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 
 
 def _arguments(tmp_path: Path, bundle: Path) -> list[str]:

@@ -25,7 +25,6 @@ def test_fourteen_labels_are_planned(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")  # small structures come late
 def test_fourteen_labels_are_learned(tmp_path: Path) -> None:
     """The planned bundle with smaller patches and 600 iterations without discriminator: 2.6 CPU minutes."""
     datalist = write_patients(tmp_path / "data", 8)

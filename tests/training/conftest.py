@@ -29,6 +29,7 @@ from medseg.training import (
     better,
     training_loader,
 )
+from medseg.training.precision import Precision
 from medseg.transforms import RandSpatiald
 
 SIZE = 16
@@ -63,6 +64,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
         workers: int = 0,
         adversary: dict[str, Any] | None = None,
         norm: str = "instance",
+        precision: Precision = "fp32",
         **options: Any,
     ) -> AdversarialSegmentationTrainer:
         set_determinism(seed=1)
@@ -101,6 +103,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, OneCycle(epochs * iterations)),
             adversary=opponent,
             averaged=average,
+            precision=precision,
             train_handlers=[
                 ValidationHandler(interval=1, validator=evaluator),
                 Journal(place, evaluator, ["ball"], tensorboard=False),

@@ -9,15 +9,22 @@ import torch
 from ignite.engine import Events
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
+from monai.transforms import Compose, RandScaleIntensityd
 from torch import Tensor
 
+from medseg.networks import ConditionalPatchDiscriminator
 from medseg.training import (
+    AdversarialLoss,
+    AdversarialSchedule,
     AdversarialSegmentationTrainer,
+    Adversary,
     Checkpoints,
     DeepSupervision,
     averaged,
     parameters_of,
+    unlabelled_cases,
 )
+from medseg.training.precision import Precision
 from tests.training.conftest import SIZE, balls
 
 FEATURES = (4, 4, 6, 8, 8, 4)
@@ -81,7 +88,9 @@ def test_an_unknown_layer_is_named() -> None:
         pass
 
 
-def _trainer(make_trainer: Callable[..., Any], folder: Path) -> AdversarialSegmentationTrainer:
+def _trainer(
+    make_trainer: Callable[..., Any], folder: Path, precision: Precision = "fp32", **options: Any
+) -> AdversarialSegmentationTrainer:
     torch.manual_seed(3)
     network, heads = _unet(), _heads()
     optimizer = torch.optim.AdamW(parameters_of(network, heads, None), lr=0.01)
@@ -95,14 +104,17 @@ def _trainer(make_trainer: Callable[..., Any], folder: Path) -> AdversarialSegme
         loss_function=LOSS,
         averaged=averaged(network, 0.9),
         deep_supervision=heads,
+        precision=precision,
         train_handlers=[Checkpoints(folder)],
+        **options,
     )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_moves_the_heads_ships_the_plain_network_and_resumes_exactly(
-    make_trainer: Callable[..., Any], tmp_path: Path
+    make_trainer: Callable[..., Any], tmp_path: Path, precision: Precision
 ) -> None:
-    whole = _trainer(make_trainer, tmp_path / "whole")
+    whole = _trainer(make_trainer, tmp_path / "whole", precision)
     assert whole.deep_supervision is not None
     before = {name: value.clone() for name, value in whole.deep_supervision.state_dict().items()}
     whole.run()
@@ -110,11 +122,11 @@ def test_training_moves_the_heads_ships_the_plain_network_and_resumes_exactly(
     shipped = torch.load(tmp_path / "whole" / "final.pt", weights_only=True)
     assert set(shipped) == set(_unet().state_dict())
 
-    first = _trainer(make_trainer, tmp_path / "parts")
+    first = _trainer(make_trainer, tmp_path / "parts", precision)
     first.add_event_handler(Events.ITERATION_COMPLETED(once=3), first.terminate)
     first.run()
     Checkpoints(tmp_path / "parts").save(first)
-    second = _trainer(make_trainer, tmp_path / "parts")
+    second = _trainer(make_trainer, tmp_path / "parts", precision)
     assert Checkpoints(tmp_path / "parts").resume(second) == 3
     second.run()
     again = torch.load(tmp_path / "parts" / "final.pt", weights_only=True)
@@ -122,3 +134,33 @@ def test_training_moves_the_heads_ships_the_plain_network_and_resumes_exactly(
     assert second.deep_supervision is not None
     heads = second.deep_supervision.state_dict()
     assert all(torch.equal(value, heads[name]) for name, value in whole.deep_supervision.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "kind", [{"feature_weight": 1.0}, {"penalty": 1.0, "loss": AdversarialLoss("hinge")}, {"scaled": 0.6}]
+)
+@pytest.mark.parametrize("spectral", [False, True])
+def test_every_option_works_together_in_a_reduced_format(
+    make_trainer: Callable[..., Any], tmp_path: Path, kind: dict[str, Any], spectral: bool
+) -> None:
+    judge = ConditionalPatchDiscriminator(label_channels=2, channels=4, layers=1, scales=2, spectral=spectral)
+    schedule = AdversarialSchedule(weight=0.1, discriminator_steps=2, generator_steps=2)
+    adversary = Adversary(judge, torch.optim.AdamW(judge.parameters(), lr=0.001), schedule, **kind)
+    images = [{"image": item["image"]} for item in balls(3)]
+    unlabelled = unlabelled_cases(images, Compose([RandScaleIntensityd("image", 0.2)]), batch_size=2, iterations=2)
+    trainer = _trainer(
+        make_trainer,
+        tmp_path,
+        "bf16",
+        adversary=adversary,
+        unlabelled=unlabelled,
+        accumulation_steps=2,
+        max_norm=1.0,
+    )
+    before = [weight.clone() for weight in (*trainer.network.parameters(), *judge.parameters())]
+    trainer.run()
+    after = [*trainer.network.parameters(), *judge.parameters()]
+    assert all(bool(torch.isfinite(weight).all()) for weight in after)
+    assert sum(not torch.equal(one, other) for one, other in zip(before, after, strict=True)) > 0.8 * len(after)
+    assert trainer.format.record()["used"] == "bf16"
+    assert trainer.format.record()["unchecked"] is None

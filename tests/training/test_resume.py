@@ -3,6 +3,7 @@
 import csv
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 def _make(make_trainer: Make, folder: Path, **options: Any) -> AdversarialSegmentationTrainer:
     return make_trainer(folder, epochs=3, iterations=LENGTH, schedule=SCHEDULE, **options)
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def make_trainer(make_trainer: Make, request: pytest.FixtureRequest) -> Make:
+    return partial(make_trainer, precision=request.param)
 
 
 @pytest.fixture

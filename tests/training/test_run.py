@@ -21,10 +21,7 @@ from medseg.training.overrides import check_overrides, parse_overrides
 from medseg.training.stopping import locked
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # MONAI tries all its readers in LoadImaged
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),  # networks of two steps miss things
-]
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 
 
 @pytest.fixture
@@ -76,6 +73,25 @@ def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Pat
     assert all(torch.equal(published[name], value) for name, value in best.items())
     assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
     assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+
+
+def test_what_was_missed_is_counted_and_has_no_distance(bundle: Path, tmp_path: Path) -> None:
+    """A network that finds nothing: the worst result there is, and not 0 mm away from the reference."""
+    blind = {"learning_rate": 0.0, "weight_decay": 0.0, "epochs": 1}
+    start = torch.load(_train(bundle, tmp_path / "start", overrides=blind).best_weights, weights_only=True)
+    start["final_conv.bias"] += torch.tensor([1000.0, 0.0, 0.0])
+    torch.save(start, tmp_path / "blind.pt")
+    result = _train(bundle, tmp_path / "out", overrides=blind, init=tmp_path / "blind.pt")
+    assert result.best_metric == 0.0
+    with (tmp_path / "out" / "metrics.csv").open() as handle:
+        [row] = csv.DictReader(handle)
+    structures = 2 * 2  # of two cases
+    assert (float(row["val_dice"]), row["val_dice_missed"], row["val_dice_invented"]) == (0.0, str(structures), "0")
+    assert float(row["val_dice_anterior_hippocampus"]) == float(row["val_dice_posterior_hippocampus"]) == 0.0
+    for name in ("val_hd95_mm", "val_hd_mm"):
+        assert row[name] == ""
+        assert (row[f"{name}_missed"], row[f"{name}_invented"]) == (str(structures), "0")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["last_epoch"]["val_hd95_mm"] is None
 
 
 def test_a_published_bundle_says_how_it_was_trained(bundle: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from tests.training.bundles import SMALL, copy_bundle, write_data
 mlflow = pytest.importorskip("mlflow", reason="the extra tracking is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),
-    pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # MLflow leaves its connections to the collector
 ]
 ROWS = [{"epoch": n, "iteration": 10 * n, "loss": 1 / n, "val_dice_left (inner)": 0.5 + n / 10} for n in (1, 2, 3)]
@@ -61,7 +60,7 @@ def test_every_epoch_is_there_once_though_the_server_was_down(
     Tracking(uri, folder).write(ROWS[:2])  # resumed
     last = Tracking(uri, folder)
     last.write(ROWS)
-    last.close()
+    last.close("FINISHED")
     [run] = _runs(uri, "interrupted")
     assert _losses(uri, run) == [(1, 1.0), (2, 0.5), (3, 0.333333)]
     assert run.data.metrics["val_dice_left _inner_"] == pytest.approx(0.8)
