@@ -11,6 +11,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import shown
 
 if TYPE_CHECKING:
     from medseg.ingest import SeriesRecord
@@ -74,8 +75,8 @@ def _row(record: SeriesRecord) -> tuple[str, ...]:
     from rich.markup import escape
 
     return (
-        escape(record.case_id),
-        escape(f"{record.modality or record.kind} {record.description}".strip()),
+        escape(shown(record.case_id)),
+        escape(shown(f"{record.modality or record.kind} {record.description}".strip())),
         "×".join(map(str, record.shape or ())),
         "×".join(f"{spacing:.3g}" for spacing in record.spacing_mm or ()),
         record.orientation,

@@ -213,6 +213,8 @@ def candidates(device: str = "cpu") -> list[str]:
     if torch.device(device).type == "cuda":
         return [REFERENCE, "torch-fp32-channels-last", "torch-bf16-channels-last", AUTOCAST]
     names = [REFERENCE, "torch-fp32-channels-last"]
+    if torch.device(device).type != "cpu":
+        return names
     has_openvino = importlib.util.find_spec("openvino") is not None
     if has_openvino:
         names.append("openvino-fp32")

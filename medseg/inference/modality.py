@@ -31,7 +31,7 @@ def expected_modalities(bundle: Bundle) -> tuple[frozenset[str], ...]:
     input's ``modality``. What ``training_range`` names for the first channel is allowed, too.
     """
     stated = bundle.metadata.get("network_data_format", {}).get("inputs", {})
-    image = stated.get("image") or next(iter(stated.values()), {})
+    image: Mapping[str, Any] = stated.get("image") or next(iter(stated.values()), {})
     channels, overall = image.get("channel_def"), _codes(image.get("modality"))
     names = channels if isinstance(channels, Mapping) else {}
     found = [_codes(names.get(str(number))) or overall for number in range(bundle.input_channels)]

@@ -19,7 +19,10 @@ from medseg.errors import CaseFailed, OutputUnusable, Refusal
 from medseg.files import shown, table_text, write_json, write_text
 from medseg.geometry import Geometry
 
-__all__ = ["CaseResult", "RunReport", "result_of_error", "structures_of", "write_report"]
+__all__ = ["REPORT_NAMES", "CaseResult", "RunReport", "result_of_error", "structures_of", "write_report"]
+
+REPORT_NAMES = ("run.json", "results.csv")
+"""What every run leaves beside the outputs of its cases."""
 
 Status = Literal["done", "refused", "failed"]
 
@@ -145,8 +148,8 @@ def write_report(folder: Path, content: Mapping[str, Any], cases: Sequence[CaseR
     rows = [_case_json(case) for case in cases]
     whole = {**content, "cases": rows, "summary": {**_summary(cases), **content.get("summary", {})}}
     try:
-        write_json(folder / "run.json", whole)
-        write_text(folder / "results.csv", _table(cases))
+        write_json(folder / REPORT_NAMES[0], whole)
+        write_text(folder / REPORT_NAMES[1], _table(cases))
     except OSError as error:
         raise OutputUnusable(
             f"run.json and results.csv cannot be written to {shown(folder)} ({error.strerror}); the journal there holds"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import Bundle, trained_on
 from medseg.errors import Interrupted
-from medseg.files import prepare_folder, remove_leftovers
+from medseg.files import prepare_file, prepare_folder, remove_leftovers
 from medseg.inference.batch import Batch
 from medseg.inference.cases import Case, collect
 from medseg.inference.channels import channels_of
@@ -27,7 +27,7 @@ from medseg.inference.members import member_digest
 from medseg.inference.modality import check_modality, expected_modalities
 from medseg.inference.options import Options, run_key
 from medseg.inference.quantised import forget_quantised
-from medseg.inference.results import CaseResult, RunReport, versions, write_report
+from medseg.inference.results import REPORT_NAMES, CaseResult, RunReport, versions, write_report
 from medseg.inference.roi import parse_region
 from medseg.inference.signals import signals_ignored, signals_interrupt
 from medseg.inference.work import Setting
@@ -92,6 +92,8 @@ def run_batch(
     key = run_key(opened, options, region)
     state = _trust_state(opened, options)
     folder = prepare_folder(output)
+    for name in REPORT_NAMES:
+        prepare_file(folder / name)
     if announce is not None:
         announce(computing(options))
     own: list[SeriesRecord] = []

@@ -221,7 +221,7 @@ def test_a_full_disk_fails_the_case_and_leaves_nothing_half_written(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(handle)
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     report = run_batch(thresholds, [images], tmp_path / "out")
     assert [case.reason for case in report.cases] == [None, "disk-full", None]
     assert "make room" in report.cases[1].message
