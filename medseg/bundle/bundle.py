@@ -67,9 +67,9 @@ class Bundle:
         folder = Path(path)
         if folder.is_file():
             remedy = f"medseg bundle unpack {folder} -o bundles" if folder.suffix == ".zip" else "give the folder"
-            raise UsageError(f"{folder} is a file, expected the folder of an unpacked bundle; {remedy}")
+            raise UsageError(f"{folder} is not a bundle but a file, expected the folder of an unpacked one; {remedy}")
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}; give the folder of an unpacked bundle")
+            raise UsageError(f"{folder} is not a bundle: there is no such folder; give that of an unpacked one")
         if not (folder / "configs" / "metadata.json").is_file():
             raise UsageError(
                 f"{folder} is not a bundle: configs/metadata.json is missing; give the folder of an unpacked bundle"
@@ -177,6 +177,11 @@ class Bundle:
     def input_channels(self) -> int:
         """Number of channels of the network's image input."""
         return int(self._tensor("inputs", "image").get("num_channels", 1))
+
+    @property
+    def dimensions(self) -> int:
+        """Number of axes of the network's image input, 3 if the metadata do not say."""
+        return len(self._tensor("inputs", "image").get("spatial_shape") or (0, 0, 0))
 
     @property
     def output_channels(self) -> int:
