@@ -22,8 +22,10 @@ from torch import Tensor
 
 from medseg.bundle import Bundle
 from medseg.files import write_json, write_text
+from medseg.pictures import sheet, window_of
 from medseg.training import TrainingDataset, image_items
-from medseg.training.grids import draw_grid, planes
+from medseg.training.grids import pictures as planes
+from medseg.training.placing import save_picture
 from medseg.training.sampling import Draw
 
 KINDS = {
@@ -82,10 +84,11 @@ def measure(bundle: Bundle, items: list[dict[str, Any]], output: Path) -> dict[s
                 figures = [float(ssim(found, good)) for found in (bad, restored)]
             rows.append([*figures, *(psnr_db(found, good, intensity_range) for found in (bad, restored))])
             if not number:
-                pictures.append([planes(volume[0])[0] for volume in (good, bad, restored)])
+                window = window_of(good[0, 0].numpy())
+                pictures.append((kind, [planes(volume[0], None, window)[-1] for volume in (good, bad, restored)]))
         names = ("corrupted_ssim", "restored_ssim", "corrupted_psnr_db", "restored_psnr_db")
         table[kind] = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
-    draw_grid(pictures, output / "restoration.png", ["original", "corrupted", "restored"])
+    save_picture(sheet(pictures, [], ["original", "corrupted", "restored"]), output / "restoration.png")
     return table
 
 

@@ -23,8 +23,10 @@ from torch.nn.functional import avg_pool3d
 
 from medseg.bundle import Bundle
 from medseg.files import atomic_path, write_json
+from medseg.pictures import sheet
 from medseg.training import frechet_distance, image_items, nearest
-from medseg.training.grids import draw_grid, planes
+from medseg.training.grids import pictures as planes
+from medseg.training.placing import save_picture
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "volume_gan_synthesis"
 SIDE = 32
@@ -111,7 +113,7 @@ def over_training(
             names = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
             generator.load_state_dict(names)
         distances[epoch] = frechet_distance(features(encoder, create(generator, count, latent, seed=1)), real)
-        pictures.append([planes(patch)[0] for patch in create(generator, 8, latent)])
+        pictures.append(("", [planes(patch)[-1] for patch in create(generator, 8, latent)]))
     return distances, pictures, generator
 
 
@@ -125,8 +127,8 @@ def neighbours(
     distance, place = nearest(shape_of(created), known)
     real_distance, _ = nearest(shape_of(held_out), known)
     order = distance.argsort()[:8]
-    rows = [[planes(patch)[0] for patch in patches] for patches in (created[order], references[place[order]])]
-    draw_grid(rows, output / "neighbours.png")
+    rows = [("", [planes(patch)[-1] for patch in patches]) for patches in (created[order], references[place[order]])]
+    save_picture(sheet(rows, []), output / "neighbours.png")
     return {
         "training_patches": len(references),
         "created_nearest_mean": float(distance.mean()),
@@ -171,7 +173,7 @@ def main() -> None:
     floor = frechet_distance(features(encoder, random_patches(training, chosen.patches, seed=0)), real)
     checkpoints = epochs_of(chosen.run, int(parser.config["iterations"]), chosen.every)
     distances, pictures, generator = over_training(parser, checkpoints, real, chosen.patches)
-    draw_grid(pictures[::-1], chosen.output / "epochs.png")
+    save_picture(sheet(pictures[::-1], []), chosen.output / "epochs.png")
     draw_curve(distances, floor, chosen.output / "frechet.png")
     figures = neighbours(
         generator, int(parser.config["latent"]), training, random_patches(held_out, 84, seed=3), chosen.output

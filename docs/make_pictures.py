@@ -12,25 +12,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from PIL import Image
 
 from medseg.evaluation import evaluate_case
 from medseg.files import atomic_path
+from medseg.geometry import Geometry
 from medseg.inference import run_batch
 from medseg.ingest import read_volume
 from medseg.manifests import Manifest
+from medseg.pictures import Entry, Layer, around, colour, draw, render, rgb, sheet, view_along, window_of
 
 ROOT = Path(__file__).resolve().parent
 BUNDLE = ROOT.parent / "bundles" / "hippocampus_mri_segmentation"
-COLOURS = {1: "#ffb000", 2: "#2fa4ff"}
 NAMES = {1: "anterior hippocampus", 2: "posterior hippocampus"}
-PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
+COLOURS = {value: rgb(colour(value - 1)) for value in NAMES}
+PANEL_PX = 340
 
 
 def main(dataset: Path, weights: Path) -> None:
@@ -45,28 +43,29 @@ def main(dataset: Path, weights: Path) -> None:
     image, reference = read_volume(image_path)[0], read_volume(label_path)[0]
     scores = evaluate_case(prediction, reference, geometry.spacing_mm, NAMES)
     dice = ", ".join(f"{score.name} {score.dice:.3f}" for score in scores)
+    title = f"A case the model never saw ({image_path.name.split('.')[0]}). Dice: {dice}"
+    page = sheet([(title, _draw(image, prediction, reference, geometry))], _legend())
     with atomic_path(ROOT / "images" / "hippocampus.png") as partial:
-        _draw(image, prediction, reference, dice).savefig(partial, dpi=110, facecolor="black")
+        Image.fromarray(page).save(partial)
 
 
-def _draw(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any], dice: str) -> Any:
-    figure, panels = plt.subplots(1, 3, figsize=(10, 4.3), facecolor="black")
-    low, high = np.percentile(image, (1, 99.5))
-    for panel, (name, axis) in zip(panels, PLANES, strict=True):
-        index = int(((reference > 0).sum(axis=tuple(a for a in range(3) if a != axis))).argmax())
-        planes = [np.take(volume, index, axis).T for volume in (image, prediction, reference)]
-        panel.imshow(planes[0], cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
-        for value, colour in COLOURS.items():
-            panel.contour(planes[1] == value, [0.5], colors=colour, linewidths=2)
-            panel.contour(planes[2] == value, [0.5], colors="white", linewidths=1, linestyles="dotted")
-        panel.set_title(name, color="white")
-        panel.axis("off")
-    handles = [Line2D([], [], color=COLOURS[value], lw=2, label=f"{NAMES[value]}, medseg") for value in COLOURS]
-    handles.append(Line2D([], [], color="white", lw=1, ls="dotted", label="human reference"))
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white")
-    figure.suptitle(f"A case the model never saw. Dice: {dice}", color="white", y=0.99)
-    figure.tight_layout(rect=(0, 0.07, 1, 0.98))
-    return figure
+def _draw(
+    image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any], geometry: Geometry
+) -> list[NDArray[np.uint8]]:
+    pictures = []
+    for axis in range(3):
+        view = view_along(geometry.affine, axis)
+        index = int(np.count_nonzero(reference, axis=tuple(a for a in range(3) if a != axis)).argmax())
+        found, true, grey = (np.take(volume, index, axis) for volume in (prediction, reference, image))
+        box = around(view.upright(((prediction > 0) | (reference > 0)).any(axis=axis)), view.pixel_mm)
+        layers = [Layer(found), Layer(true.astype(np.uint8), dashed=True)]
+        panel = draw(view, grey, layers, number=index + 1, longest_px=PANEL_PX, box=box, window=window_of(image))
+        pictures.append(render(panel, COLOURS, f"{view.plane} {index + 1}"))
+    return pictures
+
+
+def _legend() -> list[Entry]:
+    return [*(Entry(COLOURS[value], f"{NAMES[value]}, medseg") for value in NAMES), Entry(None, "human reference")]
 
 
 if __name__ == "__main__":

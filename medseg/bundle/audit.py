@@ -16,6 +16,7 @@ from medseg.bundle.configs import DuplicateKey, judge_config, parse_json, read_i
 from medseg.bundle.contents import AMBIGUOUS, judge_large_files, judge_names, list_files
 from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, seen_by, sort_findings
 from medseg.bundle.logging_conf import judge_logging_conf
+from medseg.bundle.privacy import privacy_findings
 from medseg.bundle.references import ModulePlaces
 from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import UntrustedBundle, UsageError
@@ -51,6 +52,7 @@ def audit(path: str | Path, command: Command | None = None) -> list[Finding]:
     parsed, unreadable = _parsed(folder, names)
     found.extend(unreadable)
     found.extend(_configs(parsed))
+    found.extend(privacy_findings(parsed))
     for name in names:
         found.extend(_file(folder / name, name))
     marked = [replace(finding, commands=_concerned(finding, weights)) for finding in found]

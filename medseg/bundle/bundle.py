@@ -15,6 +15,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, 
 from medseg.bundle.findings import Command
 from medseg.bundle.parsed import Parsed
 from medseg.bundle.pipeline import Pipeline, laid_out, read_pipeline
+from medseg.bundle.shipped import find_bundle, list_bundles
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -55,7 +56,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
-        """Open the bundle in the folder ``path``.
+        """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.shipped.find_bundle`).
 
         Raises
         ------
@@ -64,16 +65,9 @@ class Bundle:
         BundleError
             If the metadata cannot be parsed.
         """
-        folder = Path(path)
-        if folder.is_file():
-            remedy = f"medseg bundle unpack {folder} -o bundles" if folder.suffix == ".zip" else "give the folder"
-            raise UsageError(f"{folder} is not a bundle but a file, expected the folder of an unpacked one; {remedy}")
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a bundle: there is no such folder; give that of an unpacked one")
+        folder = find_bundle(path)
         if not (folder / "configs" / "metadata.json").is_file():
-            raise UsageError(
-                f"{folder} is not a bundle: configs/metadata.json is missing; give the folder of an unpacked bundle"
-            )
+            raise UsageError(_no_bundle(folder))
         return cls(folder, _read_json(folder / "configs" / "metadata.json"), permission)
 
     def __repr__(self) -> str:
@@ -295,6 +289,16 @@ class Bundle:
         if not described:
             raise BundleError(f"configs/metadata.json of {self.name} lacks network_data_format.{side}")
         return dict(described.get(name) or next(iter(described.values())))
+
+
+def _no_bundle(folder: Path) -> str:
+    if folder.is_file():
+        return (
+            f"{folder} is a file, not a bundle's folder; open an archive with: medseg bundle unpack {folder} -o bundles"
+        )
+    what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
+    names = ", ".join(path.name for path in list_bundles())
+    return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
+from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
 from medseg.files import sha256_file
 
@@ -71,6 +72,7 @@ def verify(path: str | Path) -> list[Finding]:
     findings.extend(_ids(bundle))
     findings.extend(_labels(bundle))
     findings.extend(_calibration(bundle))
+    findings.extend(training_run_findings(bundle))
     if trusted:
         findings.extend(_network(bundle))
     return sort_findings(findings)

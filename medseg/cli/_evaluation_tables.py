@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseg.evaluation.definitions import metric_named
+from medseg.evaluation.trained_on import sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,7 +171,11 @@ def _verdict(test: Mapping[str, Any]) -> str:
 
 
 def _remarks(summary: Mapping[str, Any]) -> list[str]:
-    remarks = []
+    remarks = [f"[bold yellow]warning[/bold yellow]: {escape(warning)}" for warning in summary["warnings"]]
+    learnt = sentence(summary["trained_on"])
+    if learnt:
+        remarks.append(f"[bold red]{learnt}[/bold red]")
+    remarks += _notes(summary)
     if summary["n_missed"] or summary["n_invented"]:
         remarks.append(
             f"[bold red]{summary['n_missed']} structures missed, {summary['n_invented']} invented[/bold red]: they "
@@ -189,6 +194,28 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
             f"[/bold yellow]: {_listed(comparison['uncompared'])}"
         )
     return remarks
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    """What was done without being asked: files left out, axes turned, names that differ paired."""
+    notes = []
+    turned: dict[str, list[str]] = {}
+    for note in summary["notes"]:
+        turned.setdefault(note["note"], []).append(note["case_id"])
+    notes += [f"{len(cases)} case(s): {escape(what)} ({_listed(cases)})" for what, cases in turned.items()]
+    renamed = [f"{case['prediction_case_id']} with {case['case_id']}" for case in _renamed(summary)]
+    if renamed:
+        notes.append(f"{len(renamed)} case(s) paired by names that differ: {_listed(renamed)}")
+    named_only = [name for name, what in summary["left_out"].items() if what.startswith("called")]
+    if named_only:
+        notes.append(
+            f"{len(named_only)} file(s) left out, called like maps that are no label maps: {_listed(named_only)}"
+        )
+    return notes
+
+
+def _renamed(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [case for case in summary["cases"] if "prediction_case_id" in case]
 
 
 def _listed(cases: Sequence[str]) -> str:

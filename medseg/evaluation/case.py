@@ -21,6 +21,8 @@ __all__ = ["StructureResult", "absent_structure", "evaluate_case"]
 _DEFAULT = Definitions()
 _MOST_UNDECLARED_LABELS = 512
 _LARGEST_LABEL = 65535
+_ROUNDING = 1e-3
+"""A float is the whole number next to it if it is this near: what scaling and compression leave of a label."""
 _EMPTY_SCORES = {metric.name: metric.empty_score for metric in METRICS if metric.empty_score is not None}
 
 
@@ -103,7 +105,7 @@ def evaluate_case(
     ------
     Refusal
         ``geometry-mismatch`` if the shapes differ, ``not-3d``, ``non-finite`` if a volume holds NaN or infinity,
-        ``unexpected-labels`` if it holds a value that is no integer or not declared.
+        ``unexpected-labels`` if it holds a value that is not declared, or no integer within 1e-3.
     UsageError
         If a spacing or a tolerance is not positive.
 
@@ -226,13 +228,15 @@ def _as_integers(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
     if not np.isfinite(volume).all():
         raise Refusal("non-finite", f"the {who} holds NaN or infinite values; give an integer label map")
     limits = np.clip(volume, -1, _LARGEST_LABEL + 1)
-    whole = limits.astype(np.int32)
-    if not np.array_equal(whole, limits):
+    whole = np.rint(limits)
+    between = np.abs(limits - whole) > _ROUNDING
+    if between.any():
         raise Refusal(
             "unexpected-labels",
-            f"the {who} holds values between the integers; give a label map, not an image or a probability map",
+            f"the {who} holds values between the integers, such as {float(limits[between][0]):g}; "
+            "give a label map, not an image or a probability map",
         )
-    return whole
+    return np.asarray(whole, dtype=np.int32)
 
 
 def _diagonal_if_possible(axes_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,7 +87,8 @@ def detect_lesions(
 
 
 def _matched(mask: NDArray[np.bool_], other: NDArray[np.bool_], connectivity: int, overlap: float) -> tuple[int, int]:
-    components, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)
+    # As bytes: for booleans cc3d 3.x reserves too few labels where single voxels are packed densely, and raises.
+    components, count = cc3d.connected_components(mask.view(np.uint8), connectivity=connectivity, return_N=True)
     sizes = np.bincount(components[mask], minlength=count + 1)[1:]
     covered = np.bincount(components[mask & other], minlength=count + 1)[1:]
     return int(count), int(np.count_nonzero(covered > overlap * sizes))

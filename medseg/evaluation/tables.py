@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,38 @@ from medseg.evaluation.pairing import Pair
 from medseg.evaluation.statistics import Bootstrap
 from medseg.files import write_text
 
-__all__ = ["Evaluated", "header", "lists_of_cases", "read_csv", "write_csv"]
+__all__ = [
+    "METRICS_CSV",
+    "METRICS_JSON",
+    "Evaluated",
+    "header",
+    "lists_of_cases",
+    "measured_dice",
+    "read_csv",
+    "read_summary",
+    "run_names",
+    "write_csv",
+]
 
+METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
+
+_TRAINED_ON = "trained_on"
 _LIBRARIES = ("numpy", "scipy", "edt", "connected-components-3d", "nibabel")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One set of predictions, scored: rows, case ids without a partner by side, refused cases, all pairs."""
+    """One set of predictions, scored.
+
+    Rows, case ids without a partner by side, refused cases, all pairs, what was done to a case before it was scored.
+    """
 
     source: Path
     results: list[StructureResult]
     unpaired: dict[str, list[str]]
     refused: list[dict[str, str]]
     pairs: list[Pair]
+    notes: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def n_unpaired(self) -> int:
@@ -56,6 +75,7 @@ def header(
         "predictions": str(evaluated.source),
         "references": str(references),
         "n_cases": len(evaluated.scored),
+        "n_scored": sum(not row.absent for row in rows),
         "n_missed": sum(row.missed for row in rows),
         "n_invented": sum(row.invented for row in rows),
         "n_unpaired": evaluated.n_unpaired,
@@ -77,27 +97,41 @@ def header(
     }
 
 
-def lists_of_cases(evaluated: Evaluated) -> dict[str, Any]:
-    """The long part of ``metrics.json``: cases without a partner, refused cases, and where every case's files lie."""
+def lists_of_cases(evaluated: Evaluated, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """The long part of ``metrics.json``: cases without a partner, refused cases, notes, where every case's files lie.
+
+    ``left_out`` are files of the predictions' folder that are no label maps, and what they are.
+    """
     return {
         "unpaired": evaluated.unpaired,
         "refused": evaluated.refused,
-        "cases": [
-            {"case_id": pair.case_id, "prediction": str(pair.prediction), "reference": str(pair.reference)}
-            for pair in evaluated.pairs
-        ],
+        "notes": evaluated.notes,
+        "left_out": dict(left_out),
+        "cases": [_files(pair) for pair in evaluated.pairs],
     }
 
 
-def write_csv(path: Path, results: Iterable[StructureResult], more_metrics: Sequence[str] = ()) -> None:
-    """Write one row per case and structure: the documented columns, then ``more_metrics``.
+def _files(pair: Pair) -> dict[str, str]:
+    """The files of a case; where its prediction's side calls it otherwise, that name, by which its run knows it."""
+    files = {"case_id": pair.case_id, "prediction": str(pair.prediction), "reference": str(pair.reference)}
+    return {**files, "prediction_case_id": pair.prediction_id} if pair.renamed else files
 
-    Numbers have full precision; a value that does not exist is an empty field; ``missed`` and ``invented`` are
-    0 or 1.
+
+def write_csv(
+    path: Path,
+    results: Iterable[StructureResult],
+    more_metrics: Sequence[str] = (),
+    trained_on: Mapping[str, bool | None] | None = None,
+) -> None:
+    """Write one row per case and structure: the documented columns, then ``more_metrics``, then ``trained_on``.
+
+    Numbers have full precision; a value that does not exist, or is not known, is an empty field; ``missed``,
+    ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case.
     """
+    known = {case: str(int(learnt)) for case, learnt in (trained_on or {}).items() if learnt is not None}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *more_metrics])
+    writer.writerow([*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else [])])
     for row in results:
         writer.writerow(
             [
@@ -108,6 +142,7 @@ def write_csv(path: Path, results: Iterable[StructureResult], more_metrics: Sequ
                 int(row.missed),
                 int(row.invented),
                 *(_cell(row.values.get(metric)) for metric in more_metrics),
+                *([known.get(row.case_id, "")] if known else []),
             ]
         )
     write_text(path, text.getvalue())
@@ -123,15 +158,25 @@ def read_csv(path: Path) -> list[StructureResult]:
     Raises
     ------
     UsageError
-        If a documented column is missing.
+        If a documented column is missing, or a number is none.
     """
+    try:
+        return _read_rows(path)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UsageError(
+            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
+        ) from error
+
+
+def _read_rows(path: Path) -> list[StructureResult]:
     with path.open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
         columns = reader.fieldnames or []
         missing = [column for column in CSV_COLUMNS if column not in columns]
         if missing:
             raise UsageError(f"{path} lacks the columns {', '.join(missing)}; give a metrics.csv that medseg wrote")
-        metrics = [column for column in columns if column not in ("case_id", "label", "name", "missed", "invented")]
+        others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON)
+        metrics = [column for column in columns if column not in others]
         return [
             StructureResult(
                 int(row["label"]),
@@ -143,3 +188,52 @@ def read_csv(path: Path) -> list[StructureResult]:
             )
             for row in reader
         ]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The object in an evaluation's ``metrics.json``; empty if there is none.
+
+    Raises
+    ------
+    UsageError
+        If it is damaged.
+    """
+    path = folder / METRICS_JSON
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} cannot be read as JSON ({error}); run `medseg evaluate` again") from error
+    if not isinstance(value, dict):
+        raise UsageError(
+            f"{path.name} holds a {type(value).__name__}, expected a JSON object; run `medseg evaluate` again"
+        )
+    return value
+
+
+def run_names(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What the run that made the predictions calls a case, by the evaluation's case id, where the two differ."""
+    cases = summary.get("cases")
+    listed = [case for case in cases if isinstance(case, Mapping)] if isinstance(cases, list) else []
+    return {str(case["case_id"]): str(case["prediction_case_id"]) for case in listed if "prediction_case_id" in case}
+
+
+def measured_dice(folder: Path) -> dict[str, float]:
+    """Dice of the worst structure by the run's case id, if an evaluation was written into ``folder``; else empty.
+
+    Raises
+    ------
+    UsageError
+        If the evaluation's files are damaged.
+    """
+    if not (folder / METRICS_CSV).is_file():
+        return {}
+    names = run_names(read_summary(folder))
+    worst: dict[str, float] = {}
+    for row in read_csv(folder / METRICS_CSV):
+        dice = row.values["dice"]
+        if dice is not None:
+            case_id = names.get(row.case_id, row.case_id)
+            worst[case_id] = min(dice, worst.get(case_id, dice))
+    return worst

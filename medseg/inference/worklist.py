@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.files import write_text
+from medseg.evaluation.tables import measured_dice
+from medseg.files import table_text, write_text
+from medseg.results import MISS_BELOW, read_run, worst_first
 from medseg.trust.case_class import USUAL
 
 __all__ = ["WORKLIST_NAME", "keep_worklist", "read_run", "worklist_rows", "write_worklist"]
@@ -46,24 +45,27 @@ _KINDS = {
     "crop": "a wrong crop",
 }
 _SURE = 0.5
-_ORDER = ("reject", "review", "", "accept")
 
 
-def worklist_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Cases of a run that are done, the least trusted first; a case without a verdict stands before the accepted ones.
+def worklist_rows(run: Mapping[str, Any], measured: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """Cases of a run that are done, worst first (:func:`medseg.results.worst_first`), as the report orders them.
 
     Parameters
     ----------
     run
         The object in ``run.json``.
+    measured
+        Dice of the worst structure by case id, where cases were compared with references.
     """
+    known = measured or {}
     done = [case for case in run.get("cases", []) if case.get("status") == "done"]
     accept_at = (run.get("trust") or {}).get("thresholds", {}).get("accept")
-    return [_row(rank, case, accept_at) for rank, case in enumerate(sorted(done, key=_key), start=1)]
+    ordered = sorted(done, key=lambda case: _key(case, known.get(case["case_id"])))
+    return [_row(rank, case, accept_at, known.get(case["case_id"])) for rank, case in enumerate(ordered, start=1)]
 
 
 def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[dict[str, Any]]]:
-    """Write the worklist of a folder that ``medseg infer`` filled.
+    """Write the worklist of a folder that ``medseg infer`` filled; what ``medseg evaluate`` measured there counts.
 
     Parameters
     ----------
@@ -81,13 +83,9 @@ def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[d
     if not any(case.get("trust") for case in run["cases"]):
         why = (run.get("trust") or {}).get("message") or "the bundle has no trust calibration"
         raise UsageError(f"no case in {folder} has a verdict: {why}; a worklist orders cases by trust")
-    rows = worklist_rows(run)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    rows = worklist_rows(run, measured_dice(folder))
     target = path or folder / WORKLIST_NAME
-    write_text(target, text.getvalue())
+    write_text(target, table_text([_COLUMNS, *([row[column] for column in _COLUMNS] for row in rows)]))
     return target, rows
 
 
@@ -99,34 +97,19 @@ def keep_worklist(folder: Path) -> None:
         (folder / WORKLIST_NAME).unlink(missing_ok=True)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The object in the ``run.json`` of an infer folder.
-
-    Raises
-    ------
-    UsageError
-        If it is missing or damaged.
-    """
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
-    if not isinstance(run, dict) or not isinstance(run.get("cases"), list):
-        raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
-    return run
-
-
-def _key(case: Mapping[str, Any]) -> tuple[int, bool, float, str]:
+def _key(case: Mapping[str, Any], measured: float | None) -> tuple[int, bool, float, str]:
     trust = case.get("trust") or {}
-    verdict = str(trust.get("verdict") or "")
-    order = _ORDER.index(verdict) if verdict in _ORDER else 0
-    lowest, predicted = trust.get("lower_bound"), trust.get("predicted_dice")
-    quality = [float(v) for v in (predicted, lowest) if v is not None]
-    return order, not trust.get("flags"), min(quality, default=-1.0), str(case["case_id"])
+    estimates = [None if (v := trust.get(key)) is None else float(v) for key in ("predicted_dice", "lower_bound")]
+    return worst_first(
+        str(case["case_id"]),
+        verdict=str(trust.get("verdict") or ""),
+        flags=tuple(trust.get("flags") or ()),
+        estimates=estimates,
+        measured_dice=measured,
+    )
 
 
-def _row(rank: int, case: Mapping[str, Any], accept_at: float | None) -> dict[str, Any]:
+def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: float | None) -> dict[str, Any]:
     trust = case.get("trust") or {}
     verdict = str(trust.get("verdict") or "")
     worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
@@ -139,7 +122,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None) -> dict[st
         "predicted_dice": _text(trust.get("predicted_dice")),
         "lower_bound": _text(trust.get("lower_bound")),
         "structure": "" if worst is None else worst["name"],
-        "why": _why(trust, worst, accept_at),
+        "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
         "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
         "prediction": prediction or next(iter(case.get("outputs", [])), ""),
         "source": case.get("source", ""),
@@ -150,15 +133,20 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: float | None) -> str:
-    """A sentence for the person who opens the case."""
+def _missed(measured: float | None) -> list[str]:
+    """Why a case stands on top whatever its verdict is."""
+    return [f"Dice {measured:.2f} against the reference"] if measured is not None and measured < MISS_BELOW else []
+
+
+def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: float | None) -> list[str]:
+    """Sentences for the person who opens the case."""
     reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in trust.get("flags") or ()]
     if trust.get("verdict") in {"review", "reject"} and worst is not None:
         reasons.append(_expected(worst, accept_at))
         reasons += _looks_like(trust.get("case_class") or {})
     if not trust:
         reasons.append("not judged")
-    return "; ".join(reasons)
+    return reasons
 
 
 def _looks_like(kind: Mapping[str, Any]) -> list[str]:

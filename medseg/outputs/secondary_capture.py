@@ -7,20 +7,19 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, RLELossless
-from scipy.ndimage import binary_erosion
 
 from medseg.errors import CaseFailed
 from medseg.ingest import read_volume
 from medseg.outputs.common import Job, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame
+from medseg.pictures import Entry, Layer, View, Window, draw, render, sheet, view_of_frame, window_of
 
 __all__ = ["chosen_frames", "write_sc"]
 
 _SMALLEST_PX, _LARGEST_PX = 384, 768
-_FOOT_PX = 18
+_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def write_sc(job: Job, path: Path) -> Path:
@@ -35,9 +34,9 @@ def write_sc(job: Job, path: Path) -> Path:
     image, _, _ = (
         read_volume(job.record) if job.record is not None else (np.zeros(job.labels.shape, np.float32), None, None)
     )
-    window = _window(image)
+    window = window_of(image)
     frames = chosen_frames(job)
-    pictures = np.stack(
+    pictures = _stacked(
         [_picture(job, image, frame, (n, len(frames), window)) for n, frame in enumerate(frames, start=1)]
     )
     dataset = start_dataset(job, "sc", MultiFrameTrueColorSecondaryCaptureImageStorage, job.source.first.Modality)
@@ -66,41 +65,36 @@ def chosen_frames(job: Job) -> list[Frame]:
     return [worst, *(frame for _, frame in scored)]
 
 
-def _window(image: NDArray[np.generic]) -> tuple[float, float]:
-    low, high = np.percentile(np.nan_to_num(np.asarray(image, np.float32)), (1.0, 99.5))
-    return float(low), max(float(high), float(low) + 1e-6)
+def _stacked(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures as frames of one size: a localizer's stack beside another may be turned the other way."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    frames = np.zeros((len(pictures), height, width, 3), np.uint8)
+    for frame, picture in zip(frames, pictures, strict=True):
+        frame[: picture.shape[0], : picture.shape[1]] = picture
+    return frames
 
 
-def _picture(
-    job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[int, int, tuple[float, float]]
-) -> NDArray[np.uint8]:
-    number, count, (low, high) = shown
-    grey, labels = job.view(image, frame), job.view(job.labels, frame)
-    values = np.clip((np.asarray(grey, np.float32) - low) / (high - low), 0, 1) * 255
-    row_mm, column_mm = np.linalg.norm(frame.along_rows), np.linalg.norm(frame.along_columns)
-    size = _size(frame.shape, (float(row_mm), float(column_mm)))
-    picture = np.asarray(
-        Image.fromarray(values.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR).convert("RGB")
-    ).copy()
-    large = np.asarray(Image.fromarray(np.asarray(labels, np.uint16)).resize(size, Image.Resampling.NEAREST))
-    for code in job.codes.values():
-        mask = large == code.label
-        picture[mask & ~binary_erosion(mask, iterations=2)] = code.rgb
-    return _with_foot(picture, f"{job.options.notice}   {job.bundle.name} {job.bundle.version}   {number}/{count}")
+def _picture(job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[int, int, Window]) -> NDArray[np.uint8]:
+    """One frame of the source as the report shows a slice, its case and plane above, what the colours mean below."""
+    number, count, window = shown
+    view = view_of_frame(frame.along_columns * _TO_RAS, frame.along_rows * _TO_RAS)
+    panel = draw(
+        view,
+        job.view(image, frame),
+        [Layer(job.view(job.labels, frame))],
+        number=number,
+        longest_px=min(max(*frame.shape, _SMALLEST_PX), _LARGEST_PX),
+        window=window,
+    )
+    colours = {code.label: code.rgb for code in job.codes.values()}
+    legend = [Entry(code.rgb, code.name) for code in job.codes.values()]
+    notice = f"{job.options.notice}   {job.bundle.name} {job.bundle.version}   {number}/{count}"
+    return sheet([(_title(job, view), [render(panel, colours, fine=1)]), (notice, [])], legend)
 
 
-def _size(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
-    """Width and height with square pixels, the longer one between the limits."""
-    height_mm, width_mm = shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]
-    longest = min(max(max(shape), _SMALLEST_PX), _LARGEST_PX)
-    scale = longest / max(height_mm, width_mm)
-    return max(round(width_mm * scale), 8), max(round(height_mm * scale), 8)
-
-
-def _with_foot(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    foot = Image.new("RGB", (picture.shape[1], _FOOT_PX))
-    ImageDraw.Draw(foot).text((4, 3), text, fill=(220, 220, 220))
-    return np.concatenate([picture, np.asarray(foot)])
+def _title(job: Job, view: View) -> str:
+    """The case's id, never a name from its headers, and the plane."""
+    return view.plane if job.record is None else f"{job.record.case_id}   {view.plane}"
 
 
 def _describe(dataset: Dataset, job: Job, frames: list[Frame]) -> None:

@@ -13,42 +13,36 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.files import atomic_path
+from medseg.pictures import Window, draw, render, sheet, view_along, window_of
 from medseg.training.parallel import is_first
+from medseg.training.placing import affine_of, case_name, save_picture
 from medseg.training.sampling import Draw, TrainingDataset
 
 __all__ = ["NoiseGrids", "RestorationGrids"]
 
+_PANEL_PX = 120
 
-def planes(volume: Tensor) -> list[NDArray[Any]]:
-    """The three middle planes of ``(1, H, W, D)`` as pictures, or the picture of ``(1, H, W)``, first axis upright."""
+
+def pictures(
+    volume: Tensor, affine: NDArray[np.float64] | None = None, window: Window | None = None
+) -> list[NDArray[np.uint8]]:
+    """The three middle planes of ``(1, H, W, D)``, or the picture of ``(1, H, W)``, the patient's right on the left."""
     array = volume[0].float().cpu().numpy()
     if array.ndim == 2:
-        return [array.T]
-    return [np.take(array, array.shape[axis] // 2, axis=axis).T for axis in range(3)]
+        return [_picture(array[:, :, None], 2, affine, window)]
+    return [_picture(array, axis, affine, window) for axis in (2, 1, 0)]
 
 
-def draw_grid(rows: Sequence[Sequence[NDArray[Any]]], path: str | PathLike[str], titles: Sequence[str] = ()) -> None:
-    """Write pictures as rows of a grid, all in the grey range that the first one has."""
-    from matplotlib.figure import Figure
-
-    low, high = float(rows[0][0].min()), float(rows[0][0].max())
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.3 * columns, 1.4 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, row in zip(grid, rows, strict=True):
-        for place in axes:
-            place.set_axis_off()
-        for place, picture in zip(axes, row, strict=False):
-            place.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=high, interpolation="nearest")
-    for place, title in zip(grid[0], titles, strict=False):
-        place.set_title(title, fontsize=7)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=90)
+def _picture(
+    array: NDArray[Any], axis: int, affine: NDArray[np.float64] | None, window: Window | None
+) -> NDArray[np.uint8]:
+    view, at = view_along(affine, axis), array.shape[axis] // 2
+    panel = draw(view, np.take(array, at, axis), [], number=at + 1, longest_px=_PANEL_PX, window=window)
+    return render(panel, {}, "" if affine is None else f"{view.plane} {at + 1}")
 
 
 class RestorationGrids:
-    """Handler that shows cases before corruption, corrupted and restored, in three planes.
+    """Handler that shows cases before corruption, corrupted and restored, in three planes, in one grey range.
 
     Parameters
     ----------
@@ -85,12 +79,17 @@ class RestorationGrids:
             return
         cases = [case for case in self.cases if case < len(self.dataset)]
         rows = [self._row(case, engine.state.device) for case in cases]
-        draw_grid(rows, self.folder / f"epoch-{engine.state.epoch:04d}.png", ["original", "", "", "corrupted"])
+        headings = ["original", "", "", "corrupted", "", "", "restored"]
+        save_picture(sheet(rows, [], headings), self.folder / f"epoch-{engine.state.epoch:04d}.png")
 
-    def _row(self, case: int, device: torch.device) -> list[NDArray[Any]]:
+    def _row(self, case: int, device: torch.device) -> tuple[str, list[NDArray[np.uint8]]]:
         item = self.dataset[Draw(case, case)]
         restored = answer(self.network, lambda network: self.inferer(item["image"][None].to(device), network))
-        return [*planes(item["label"]), *planes(item["image"]), *planes(restored[0])]
+        affine, window = affine_of(self.dataset, item["image"]), window_of(item["label"][0].cpu().numpy())
+        shown = [
+            picture for v in (item["label"], item["image"], restored[0]) for picture in pictures(v, affine, window)
+        ]
+        return case_name(self.dataset, case), shown
 
 
 class NoiseGrids:
@@ -132,10 +131,10 @@ class NoiseGrids:
         if not is_first():
             return
         created = answer(self.network, lambda network: network(self.noise.to(engine.state.device)))
-        pictures = [picture for volume in created for picture in planes(volume)]
-        across = max(1, round(len(pictures) ** 0.5 / 3)) * 3 if created.ndim == 5 else round(len(pictures) ** 0.5)
-        rows = [pictures[start : start + across] for start in range(0, len(pictures), across)]
-        draw_grid(rows, self.folder / f"epoch-{engine.state.epoch:04d}.png")
+        shown = [picture for volume in created for picture in pictures(volume)]
+        across = max(1, round(len(shown) ** 0.5 / 3)) * 3 if created.ndim == 5 else round(len(shown) ** 0.5)
+        rows = [("", shown[start : start + across]) for start in range(0, len(shown), across)]
+        save_picture(sheet(rows, []), self.folder / f"epoch-{engine.state.epoch:04d}.png")
 
 
 def answer(network: nn.Module, ask: Callable[[nn.Module], Tensor]) -> Tensor:

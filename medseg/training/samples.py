@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,43 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from medseg.files import atomic_path
+from medseg.pictures import Entry, Layer, around, colour, draw, render, rgb, sheet, view_along, window_of
 from medseg.training.events import write_picture
 from medseg.training.parallel import is_first
+from medseg.training.placing import affine_of, case_name, save_picture
 
 __all__ = ["Samples"]
 
+_PANEL_PX = 260
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One case: image, its reference and what the network found, axes (i, j, k), and where they lie."""
+
+    image: NDArray[Any]
+    reference: NDArray[np.int32]
+    found: NDArray[Any]
+    affine: NDArray[np.float64] | None
+
+    @property
+    def labels(self) -> list[int]:
+        """Structures that either side has."""
+        return sorted({int(value) for value in (*np.unique(self.reference), *np.unique(self.found)) if value > 0})
+
 
 class Samples:
-    """Handler that draws fixed validation cases: image, reference (green) and prediction (orange) in three planes.
+    """Handler that draws fixed validation cases as the report does: prediction solid, reference dashed, three planes.
+
+    The patient's right is on the left; edges have letters where the orientation of the cases is known, from their
+    affine or from the transforms that made them.
 
     Parameters
     ----------
     folder
         Where ``epoch-NNNN.png`` goes.
     dataset
-        Validation cases with ``image`` and ``label``, each ``(1, H, W, D)``.
+        Validation cases with ``image`` and ``label``, each ``(1, H, W, D)``; of several channels the first is drawn.
     network, inferer
         What is validated, and how.
     interval
@@ -38,6 +60,8 @@ class Samples:
         Indices of the cases.
     tensorboard
         Whether the pictures also go to TensorBoard, to ``tensorboard/`` beside the folder.
+    label_names
+        Names of the structures from value 1 on; their values if not given.
     """
 
     def __init__(
@@ -49,9 +73,11 @@ class Samples:
         interval: int = 1,
         cases: Sequence[int] = (0, 1, 2),
         tensorboard: bool = True,
+        label_names: Sequence[str] = (),
     ) -> None:
         self.folder, self.dataset, self.network, self.inferer = Path(folder), dataset, network, inferer
         self.interval, self.cases, self.tensorboard = interval, tuple(cases), tensorboard
+        self.names = dict(enumerate(label_names, start=1))
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -61,37 +87,60 @@ class Samples:
         if not is_first():
             return
         count = len(self.dataset)  # type: ignore[arg-type]
-        rows = [self._case(index, engine.state.device) for index in self.cases if index < count]
+        labels: set[int] = set(self.names)
+        rows = []
+        for index in (index for index in self.cases if index < count):
+            case = self._case(index, engine.state.device)
+            labels |= set(case.labels)
+            rows.append((f"{case_name(self.dataset, index)}   {self._dice(case)}", _pictures(case)))
+        legend = [Entry(rgb(colour(label - 1)), f"{self.names.get(label, label)}") for label in sorted(labels)]
         picture = self.folder / f"epoch-{engine.state.epoch:04d}.png"
-        _picture(rows, picture)
+        save_picture(sheet(rows, [*legend, Entry(None, "reference")]), picture)
         if self.tensorboard:
             write_picture(self.folder.parent, self.folder.name, picture, engine.state.epoch)
 
-    def _case(self, index: int, device: torch.device) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _case(self, index: int, device: torch.device) -> _Case:
         case = self.dataset[index]
         training = self.network.training
         self.network.eval()
         with torch.inference_mode():
             logits = self.inferer(torch.as_tensor(case["image"])[None].to(device), self.network)
         self.network.train(training)
-        found = logits.float().max(dim=1).indices[0].cpu().numpy()
-        return np.asarray(case["image"])[0], np.asarray(case["label"])[0], found
+        return _Case(
+            np.asarray(case["image"])[0],
+            np.rint(np.asarray(case["label"])[0]).astype(np.int32),
+            logits.float().max(dim=1).indices[0].cpu().numpy(),
+            affine_of(self.dataset, case["image"]),
+        )
+
+    def _dice(self, case: _Case) -> str:
+        """Dice of every structure that either side has."""
+        told = []
+        for label in case.labels:
+            ours, theirs = case.found == label, case.reference == label
+            dice = 2.0 * np.count_nonzero(ours & theirs) / (np.count_nonzero(ours) + np.count_nonzero(theirs))
+            told.append(f"{self.names.get(label, label)} {dice:.2f}")
+        return f"Dice: {', '.join(told)}" if told else "no structure on either side"
 
 
-def _picture(rows: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False)
-    for axes, (image, reference, found) in zip(grid, rows, strict=True):
-        inside = np.argwhere(reference > 0)
-        centre = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(image.shape) // 2
-        for plane, place in enumerate(axes):
-            slices = [np.take(volume, centre[plane], axis=plane).T for volume in (image, reference, found)]
-            place.imshow(slices[0], cmap="gray", origin="lower", interpolation="nearest")
-            for mask, colour in ((slices[1], "limegreen"), (slices[2], "darkorange")):
-                for label in np.unique(mask[mask > 0]):
-                    place.contour(mask == label, levels=[0.5], colors=colour, linewidths=1.0)
-            place.set_axis_off()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=80)
+def _pictures(case: _Case) -> list[NDArray[np.uint8]]:
+    """The three planes in which the reference is largest."""
+    colours = {label: rgb(colour(label - 1)) for label in case.labels}
+    window = window_of(case.image)
+    pictures = []
+    for axis in (2, 1, 0):
+        view = view_along(case.affine, axis)
+        area = np.count_nonzero(case.reference, axis=tuple(other for other in range(3) if other != axis))
+        at = int(np.argmax(area)) if area.any() else case.reference.shape[axis] // 2
+        marked = view.upright(((case.reference > 0) | (case.found > 0)).any(axis=axis))
+        panel = draw(
+            view,
+            np.take(case.image, at, axis),
+            [Layer(np.take(case.found, at, axis)), Layer(np.take(case.reference, at, axis), dashed=True)],
+            number=at + 1,
+            longest_px=_PANEL_PX,
+            box=around(marked, view.pixel_mm),
+            window=window,
+        )
+        pictures.append(render(panel, colours, f"{view.plane if view.left else 'slice'} {at + 1}"))
+    return pictures

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from medseg.cli import commands  # noqa: F401  registers the commands
 from medseg.cli.main import app
-from tests.evaluation.label_folders import two_folders, write_labels
+from tests.evaluation.label_folders import AFFINE, LABELS, reference_map, two_folders, write_labels, write_maps
 
 
 def run(*arguments: Any) -> Result:
@@ -75,6 +76,32 @@ def test_what_does_not_exist_is_a_usage_error(missing: str, folders: tuple[Path,
     assert result.exit_code == 2
     assert "nowhere" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_scored_is_told_and_makes_the_exit_code_1(tmp_path: Path) -> None:
+    for side in ("p", "r"):
+        write_maps(tmp_path / side, {f"{case}.nii.gz": reference_map() * np.uint8(0) for case in "abc"})
+    result = run(tmp_path / "p", tmp_path / "r", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no structure was scored: all masks are empty on both sides" in result.output.replace("\n", " ")
+    assert "0 patients" not in result.output
+
+
+def test_what_was_done_without_being_asked_is_told(tmp_path: Path) -> None:
+    flipped = AFFINE @ np.array([[-1.0, 0, 0, 13], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    predictions = write_maps(tmp_path / "p", {"a_pred.nii.gz": reference_map()[::-1].copy()}, flipped)
+    write_maps(predictions, {"a_uncertainty.nii.gz": reference_map()})
+    structures = [{"label": label, "name": name} for label, name in LABELS.items()]
+    case = {"case_id": "a_pred", "outputs": [], "structures": structures, "trained_on": True}
+    (predictions / "run.json").write_text(json.dumps({"cases": [case]}))
+    result = run(predictions, write_maps(tmp_path / "r", {"a.nii.gz": reference_map()}), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "(LAS) were put in the order and direction of the reference's (RAS); no value was changed (a)" in told
+    assert "1 case(s) paired by names that differ: a_pred with a" in told
+    assert "no label maps: a_uncertainty.nii.gz" in told
+    assert "1 of 1 cases was used to train this model: these figures say nothing about new cases" in told
+    assert "liver" in told
 
 
 def test_an_unknown_definition_is_a_usage_error(folders: tuple[Path, Path], tmp_path: Path) -> None:

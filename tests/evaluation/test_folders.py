@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import UsageError
-from medseg.evaluation import Bootstrap, Definitions, Options, evaluate_folders, folders
+from medseg.evaluation import Bootstrap, Definitions, Options, evaluate_folders, scoring
 from tests.evaluation.label_folders import LABELS, reference_map, two_folders, write_labels, write_maps
 
 QUICK = Options(bootstrap=Bootstrap(resamples=100))
@@ -211,7 +211,7 @@ def test_progress_is_told_case_by_case(tmp_path: Path) -> None:
 def test_worker_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions, references = two_folders(tmp_path)
     evaluate_folders(predictions, references, tmp_path / "one", labels=LABELS, options=QUICK)
-    monkeypatch.setattr(folders, "_POOL_PAYS_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(scoring, "POOL_PAYS_AFTER_SECONDS", -1.0)
     options = Options(bootstrap=QUICK.bootstrap, workers=2)
     evaluate_folders(predictions, references, tmp_path / "two", labels=LABELS, options=options)
     assert (tmp_path / "one" / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()

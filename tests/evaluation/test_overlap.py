@@ -60,3 +60,11 @@ def test_average_precision_is_sklearns(probability: Any, reference: Any) -> None
         assert found is None
     else:
         assert found == pytest.approx(average_precision_score(reference, probability))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 3, 3), (5, 5, 5), (101, 1, 1)])
+def test_lesions_of_single_voxels_packed_densely_are_counted(shape: tuple[int, int, int]) -> None:
+    mask = np.zeros(shape, bool)
+    mask[::2, ::2, ::2] = True
+    lesions = detect_lesions(mask, mask)
+    assert (lesions.predicted, lesions.reference_found) == (int(mask.sum()), int(mask.sum()))

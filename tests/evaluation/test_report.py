@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,13 +19,14 @@ from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_METRICS
 from medseg.evaluation.report import write_report
 from medseg.evaluation.report.charts import limits_of_agreement, nice_ticks
-from medseg.evaluation.report.collect import collect
+from medseg.evaluation.report.collect import Case, collect
 from medseg.evaluation.report.plots import sections
 from medseg.evaluation.report.reasons import REMEDIES
 from medseg.evaluation.report.style import number
 from medseg.evaluation.report.thumbnails import SIDE_PX, planes, worst_slice
 from medseg.evaluation.report.volumes import CaseVolumes, read_case
-from medseg.evaluation.tables import write_csv
+from medseg.evaluation.tables import read_csv, write_csv
+from medseg.inference.worklist import write_worklist
 from tests.evaluation.browser import Browser, available, browser
 from tests.evaluation.report_folders import Folders, make_folders, read_nifti
 
@@ -114,6 +117,71 @@ def test_the_miss_is_first_and_counted(page: Path, folders: Folders) -> None:
     assert study.cases[0].case_id == "case_zz_missed"
     assert study.cases[-1].status == "refused"
     assert re.search(r'<span class="figure">1</span><span class="what">missed</span>', page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_worklist_has_the_order_of_the_report(folders: Folders, measured: bool, tmp_path: Path) -> None:
+    shutil.copy(folders.results / "run.json", tmp_path)
+    if measured:
+        shutil.copy(folders.results / "metrics.csv", tmp_path)
+    _, rows = write_worklist(tmp_path)
+    listed = [case.case_id for case in collect(tmp_path).cases if case.status == "done"]
+    assert [row["case_id"] for row in rows] == listed
+    assert ("against the reference" in rows[0]["why"]) == measured
+
+
+def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders: Folders, tmp_path: Path) -> None:
+    shutil.copy(folders.results / "run.json", tmp_path)
+    rows = [row for row in read_csv(folders.results / "metrics.csv") if row.case_id == "case_00"]
+    write_csv(tmp_path / "metrics.csv", [replace(row, case_id="patient zero") for row in rows])
+    named = {"case_id": "patient zero", "prediction": "p", "reference": "r", "prediction_case_id": "case_00"}
+    (tmp_path / "metrics.json").write_text(json.dumps({"cases": [named], "trained_on": {"n": 1, "of": 1}}))
+    study = collect(tmp_path)
+    assert "patient zero" not in {case.case_id for case in study.cases}
+    assert next(case for case in study.cases if case.case_id == "case_00").dice
+    assert [row["case_id"] for row in write_worklist(tmp_path)[1]] == [c.case_id for c in study.cases if not c.reason]
+
+
+@pytest.mark.parametrize(
+    ("learnt", "told"),
+    [
+        (CASES, "6 of 6 cases were used to train this model: these figures say nothing about new cases"),
+        (CASES[:1], "1 of 6 cases was used to train this model: their figures say nothing about new cases"),
+        ((), ""),
+    ],
+)
+def test_training_cases_are_told_at_the_top(
+    learnt: tuple[str, ...], told: str, folders: Folders, tmp_path: Path
+) -> None:
+    run = json.loads((folders.results / "run.json").read_text())
+    for case in run["cases"]:
+        case["trained_on"] = case["case_id"] in learnt
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    text = write_report(tmp_path, viewer="never", reader=read_nifti).read_text(encoding="utf-8")
+    head = text[: text.index("<nav")]
+    assert (told in head) if told else ("used to train" not in text)
+    assert text.count("This image was used to train the model") == len(learnt)
+
+
+def test_a_reference_stored_with_other_axes_is_drawn(tmp_path: Path) -> None:
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[1:4, 2:5, 3:6] = 1
+    nib.save(nib.Nifti1Image(labels, np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "p.nii.gz")
+    turned = nib.as_closest_canonical(nib.load(tmp_path / "p.nii.gz")).as_reoriented(
+        np.array([[2.0, -1.0], [0.0, 1.0], [1.0, -1.0]])
+    )
+    nib.save(turned, tmp_path / "r.nii.gz")
+    volumes = read_case(Case("a", prediction=tmp_path / "p.nii.gz", reference=tmp_path / "r.nii.gz"))
+    assert volumes is not None
+    assert volumes.reference is not None
+    assert np.array_equal(volumes.reference, volumes.prediction)
+
+
+@pytest.mark.parametrize("spoil", [{"structures": 3}, {"trust": {"look_at_mm": ["x", 0, 0]}}, {"trust": [1]}])
+def test_a_case_in_another_form_is_named(spoil: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"cases": [{"case_id": "a", **spoil}]}))
+    with pytest.raises(UsageError, match=r"run\.json"):
+        write_report(tmp_path)
 
 
 def test_writing_twice_gives_the_same_page(folders: Folders, page: Path) -> None:
@@ -327,6 +395,22 @@ def test_browser_sorts_and_filters(window: Browser, page: Path) -> None:
     assert window.run("return !document.getElementById('none').hidden")
     assert window.run("return document.querySelectorAll('img').length") == 0
     assert window.console() == []
+
+
+def test_browser_keeps_hidden_controls_hidden(window: Browser, folders: Folders, tmp_path: Path) -> None:
+    shutil.copy(folders.results / "run.json", tmp_path)
+    shutil.copy(folders.results / "case_00_seg.nii.gz", tmp_path)
+    window.open(write_report(tmp_path, reader=read_nifti))
+    window.run("document.querySelector('.view').click()")
+    window.wait("document.getElementById('viewer').dataset.state !== 'loading'", 90)
+    assert window.run("return document.getElementById('v-reference-label').hidden")
+    shown = window.run(
+        "return [...document.querySelectorAll('[hidden]')].filter(e => getComputedStyle(e).display !== 'none').length"
+    )
+    assert shown == 0
+    assert (
+        window.run("return getComputedStyle(document.getElementById('v-prediction').parentElement).display") == "flex"
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -131,7 +131,11 @@ def test_pictures_start_with_the_worst_slice(series: Series, tmp_path: Path) -> 
     pictures = written.pixel_array
     shown = [k for k in range(SHAPE[2]) if labels[:, :, k].any()]
     assert len(pictures) == 1 + len(shown)
-    assert np.array_equal(pictures[0][:-18], pictures[1 + shown.index(4)][:-18])
+    again = pictures[1 + shown.index(4)]
+    rows = np.flatnonzero(
+        (pictures[0] != again).any(axis=(1, 2))
+    )  # the same slice: only the number of the page differs
+    assert 0 < np.ptp(rows) < 20
     assert (pictures[0] == (60, 180, 240)).all(axis=-1).any()
 
 

@@ -60,7 +60,7 @@ def test_round_trip(archive: Path, keys: tuple[Path, Path], pristine_bundle: Pat
         sent, received = (Bundle.open(path).load_network()(image) for path in (pristine_bundle, found.path))
     assert torch.equal(sent, received)
     provenance = json.loads((found.path / "provenance.json").read_text())
-    datalist = (pristine_bundle / "configs" / "datalist.json").read_bytes()
+    datalist = (found.path / "configs" / "datalist.json").read_bytes()
     assert provenance["datalist_sha256"] == hashlib.sha256(datalist).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,17 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult
+from medseg.evaluation.naming import EXTENSIONS, case_id_of_name, is_image_name
 from medseg.evaluation.statistics import by_structure
-from medseg.evaluation.tables import read_csv
+from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_names
+from medseg.evaluation.trained_on import summarised
+from medseg.results import RunFolder, worst_first
 
 __all__ = ["Case", "Locations", "Study", "collect"]
 
 Locations = Path | Mapping[str, str | Path] | None
 """Where images or references lie: a folder, a path per case id, or not told."""
 
-_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b", re.IGNORECASE)
 
 
@@ -29,7 +30,8 @@ class Case:
     """One row of the report's table and what belongs to it.
 
     ``estimates`` are predicted Dice and lower bound by label; ``look_at_mm`` is where the planes of greatest doubt
-    meet (RAS, mm), ``doubt`` its map in per cent.
+    meet (RAS, mm), ``doubt`` its map in per cent, ``trained_on`` whether the model has learnt from the image (None if
+    that is not known).
     """
 
     case_id: str
@@ -48,6 +50,7 @@ class Case:
     prediction: Path | None = None
     reference: Path | None = None
     doubt: Path | None = None
+    trained_on: bool | None = None
 
     @property
     def dice(self) -> tuple[float, ...]:
@@ -60,14 +63,16 @@ class Case:
         return min(self.dice, default=None)
 
     @property
-    def rank(self) -> tuple[int, float, str]:
+    def rank(self) -> tuple[int, bool, float, str]:
         """Sorting key that puts the case to look at first on top; what was not done comes last."""
-        verdicts = {"reject": 0, "review": 1}
-        unknown = -1.0 if self.flags else 2.0  # what could not be judged is looked at before what was
-        quality = next((v for v in (self.worst_dice, self.lower_bound, self.predicted_dice) if v is not None), unknown)
-        group = 3 if self.status != "done" else verdicts.get(self.verdict, 2)
-        measured = self.worst_dice is not None and self.worst_dice < 0.5  # a measured miss outranks any verdict
-        return (0 if measured and group < 3 else group, quality, self.case_id)
+        return worst_first(
+            self.case_id,
+            status=self.status,
+            verdict=self.verdict,
+            flags=self.flags,
+            estimates=(self.predicted_dice, self.lower_bound),
+            measured_dice=self.worst_dice,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,12 @@ class Study:
             for case in self.cases
             for s in case.structures
         )
+
+    @property
+    def trained_on(self) -> dict[str, Any] | None:
+        """How many of how many cases the model has learnt from; None if that is not known of any."""
+        done = {case.case_id: case.trained_on for case in self.cases if case.status == "done"}
+        return self.metrics.get("trained_on") or summarised(done, done)
 
     @property
     def names(self) -> dict[int, str]:
@@ -113,10 +124,11 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
     UsageError
         If the folder holds neither kind of result, or a file in it cannot be read.
     """
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_summary(folder)
     predictions = _folder_named(metrics, "predictions", folder)
-    run = _read_json(folder / "run.json") or (_read_json(predictions / "run.json") if predictions else {})
-    rows = _read_rows(folder / "metrics.csv")
+    found = RunFolder.find(folder) or (RunFolder.find(predictions) if predictions else None)
+    run = found.content if found else {}
+    rows = _read_rows(folder / METRICS_CSV)
     if not run.get("cases") and not rows and not metrics:
         raise UsageError(
             f"{folder} holds neither run.json (from `medseg infer`) nor metrics.csv (from `medseg evaluate`), "
@@ -125,8 +137,25 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
     places = _Places(
         folder, predictions or folder, images, references or _folder_named(metrics, "references", folder), metrics
     )
-    cases = _merge([_from_run(item, places) for item in run.get("cases", [])], rows, places)
+    try:
+        cases = _merge([_from_run(item, places) for item in run.get("cases", [])], rows, places)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"run.json holds a case in a form that `medseg infer` does not write ({type(error).__name__}: {error}); "
+            "run it again"
+        ) from error
+    cases = _with_training(cases, metrics)
     return Study(tuple(sorted(cases, key=lambda case: case.rank)), run, metrics)
+
+
+def _with_training(cases: Sequence[Case], metrics: Mapping[str, Any]) -> list[Case]:
+    """What the evaluation knows of the training cases, for cases of which the run does not say it."""
+    stated = metrics.get("trained_on")
+    if not isinstance(stated, Mapping):
+        return list(cases)
+    names = run_names(metrics)
+    learnt = {names.get(str(case_id), str(case_id)) for case_id in stated.get("case_ids") or ()}
+    return [replace(case, trained_on=True) if case.case_id in learnt else case for case in cases]
 
 
 class _Places:
@@ -137,8 +166,11 @@ class _Places:
     ) -> None:
         self.folder, self.predictions = folder, predictions
         self._images, self._references = _by_case(images), _by_case(references)
-        listed = [item for item in metrics.get("cases", []) if isinstance(item, Mapping)]
-        self._listed = {str(item.get("case_id")): item for item in listed}
+        listed = [item for item in metrics.get("cases") or [] if isinstance(item, Mapping)]
+        names = run_names(metrics)
+        by_id = {str(item.get("case_id")): item for item in listed}
+        self._listed = {names.get(case_id, case_id): item for case_id, item in by_id.items()}
+        self.names = names
 
     def image(self, case_id: str, source: object) -> str | Path | None:
         if case_id in self._images:
@@ -170,7 +202,7 @@ class _Places:
 
 
 def _candidates(folder: Path, case_id: str) -> list[Path]:
-    return [folder / f"{case_id}{suffix}{extension}" for suffix in ("_seg", "") for extension in _EXTENSIONS]
+    return [folder / f"{case_id}{suffix}{extension}" for suffix in ("_seg", "") for extension in EXTENSIONS]
 
 
 def _as_paths(named: object, folder: Path) -> list[Path]:
@@ -184,18 +216,15 @@ def _by_case(where: Locations) -> dict[str, str | Path]:
         return dict(where)
     if not where.is_dir():
         raise UsageError(f"{where} is not a folder; give the folder that holds one file per case")
-    files = sorted(path for path in where.iterdir() if path.name.endswith(_EXTENSIONS))
-    return {key: path for path in files for key in (_stem(path), _stem(path).removesuffix("_0000"))}
-
-
-def _stem(path: Path) -> str:
-    extension = next(e for e in _EXTENSIONS if path.name.endswith(e))
-    return path.name.removesuffix(extension).removesuffix("_seg")
+    files = sorted(path for path in where.iterdir() if is_image_name(path.name))
+    names = [(case_id_of_name(path.name), path) for path in files]
+    return {key: path for name, path in names for key in (name, name.removesuffix("_0000"))}
 
 
 def _folder_named(metrics: Mapping[str, Any], key: str, folder: Path) -> Path | None:
-    value = metrics.get(key)
-    return next((path for path in _as_paths(value, folder) if path.is_dir()), None)
+    """The folder that an evaluation names, or that of the one file it names."""
+    found = next((path for path in _as_paths(metrics.get(key), folder) if path.exists()), None)
+    return found if found is None or found.is_dir() else found.parent
 
 
 def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
@@ -224,6 +253,7 @@ def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
         prediction=places.prediction(case_id) if done else None,
         reference=places.reference(case_id) if done else None,
         doubt=places.doubt(case_id) if done and trust else None,
+        trained_on=item["trained_on"] if isinstance(item.get("trained_on"), bool) else None,
     )
 
 
@@ -251,7 +281,8 @@ def _safe_message(message: str, source: object, case_id: str) -> str:
 
 def _merge(cases: Sequence[Case], rows: Mapping[str, tuple[StructureResult, ...]], places: _Places) -> list[Case]:
     by_id = {case.case_id: case for case in cases}
-    for case_id, structures in rows.items():
+    for scored_id, structures in rows.items():
+        case_id = places.names.get(scored_id, scored_id)
         known = by_id.get(case_id)
         if known is None:
             known = Case(
@@ -268,13 +299,7 @@ def _read_rows(path: Path) -> dict[str, tuple[StructureResult, ...]]:
     if not path.is_file():
         return {}
     rows: dict[str, tuple[StructureResult, ...]] = {}
-    try:
-        results = read_csv(path)
-    except ValueError as error:
-        raise UsageError(
-            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
-        ) from error
-    for result in results:
+    for result in read_csv(path):
         rows[result.case_id] = (*rows.get(result.case_id, ()), result)
     return rows
 
@@ -291,19 +316,3 @@ def _lowest(value: object) -> float | None:
     if isinstance(value, Mapping):
         return min((n for v in value.values() if (n := _number(v)) is not None), default=None)
     return _number(value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path.name} cannot be read as JSON ({error}); run the command that wrote it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"{path.name} holds a {type(value).__name__}, expected a JSON object; run the command that wrote it again"
-        )
-    return value

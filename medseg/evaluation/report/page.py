@@ -14,8 +14,10 @@ from markupsafe import Markup
 from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.report import plots, rows, summary
 from medseg.evaluation.report.collect import Study
-from medseg.evaluation.report.style import colour, label_table
+from medseg.evaluation.report.style import label_table
 from medseg.evaluation.report.thumbnails import SIDE_PX
+from medseg.evaluation.trained_on import sentence
+from medseg.pictures import colour
 
 __all__ = ["render"]
 
@@ -68,6 +70,7 @@ def _head(study: Study) -> dict[str, Any]:
     return {
         "kind": _kind(study),
         "facts": _facts(study),
+        "cautions": _cautions(study),
         "measured": study.measured,
         "looked_at": _looked_at(study),
         "tiles": summary.tiles(study),
@@ -128,6 +131,15 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("finished", str(study.run.get("finished") or "")[:16].replace("T", " ")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _cautions(study: Study) -> list[str]:
+    """What has to be known before the figures are believed; warnings may name paths, so they stay in their file."""
+    cautions = [told] if (told := sentence(study.trained_on)) else []
+    warnings = study.metrics.get("warnings")
+    if isinstance(warnings, list) and warnings:
+        cautions.append(f"The evaluation gave {len(warnings)} warning(s); metrics.json lists them.")
+    return cautions
 
 
 def _sections(structures: bool, charts: Sequence[plots.Section]) -> list[tuple[str, str]]:

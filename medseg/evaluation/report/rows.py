@@ -15,6 +15,7 @@ from medseg.evaluation.report.thumbnails import Plane
 
 __all__ = ["Pictures", "case_rows", "heads", "metric_columns"]
 
+_LEARNT = "This image was used to train the model: its figures say nothing about new cases."
 _VERDICT_ORDER = {"reject": "0", "review": "1", "accept": "2"}
 
 
@@ -76,7 +77,7 @@ def case_rows(study: Study, pictures: Mapping[str, Pictures]) -> list[dict[str, 
 
 def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Sequence[str]]) -> dict[str, Any]:
     columns, metrics = shown
-    labels = {label for plane in drawn.planes for label in plane.prediction}
+    labels = {label for plane in drawn.planes for label in (*plane.prediction, *plane.reference)}
     flags = [flag for s in case.structures if (flag := _flag(s))]
     return {
         "case_id": case.case_id,
@@ -85,11 +86,11 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
         "reason": case.reason,
         "message": case.message or _told(case),
         "wrong": bool(flags),
-        "search": " ".join([case.case_id, case.status, case.reason, case.verdict, *case.flags, *flags]).lower(),
+        "search": " ".join([*_words(case), *flags]).lower(),
         "number": index,
         "key": f"v{index}",
         "cells": [_cell(case, column) for column in columns],
-        "notes": drawn.notes,
+        "notes": (*([_LEARNT] if case.trained_on else []), *drawn.notes),
         "planes": drawn.planes,
         "no_picture": drawn.missing,
         "has_reference": any(plane.reference for plane in drawn.planes),
@@ -103,11 +104,18 @@ def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Se
                 "flag": _flag(s),
                 "drawn": s.label in labels,
                 "estimate": _estimate(case, s.label),
+                "dice": "" if s.values.get("dice") is None else number(s.values["dice"], "dice"),
                 "cells": [number(s.values.get(metric), metric) for metric in metrics],
             }
             for s in sorted(case.structures, key=lambda s: s.label)
         ],
     }
+
+
+def _words(case: Case) -> list[str]:
+    """What the search field finds a case by."""
+    learnt = ["trained-on"] if case.trained_on else []
+    return [case.case_id, case.status, case.reason, case.verdict, *case.flags, *learnt]
 
 
 def _estimate(case: Case, label: int) -> str:

@@ -1,26 +1,15 @@
-"""How numbers and structures look in the report: digits by metric, one colour per structure."""
+"""How numbers and structures look in the report: digits by metric, the structures' colours for the viewer."""
 
 from __future__ import annotations
 
-import colorsys
 import json
 from collections.abc import Mapping
 
-__all__ = ["colour", "label_table", "number"]
+from medseg.pictures import colour, rgb
 
-# Okabe and Ito's palette: distinguishable with every common colour vision deficiency, and over grey images.
-_PALETTE = ("#f0b000", "#3fb4ee", "#12b886", "#f0722c", "#e07bb4", "#f2e545", "#6f8df7")
+__all__ = ["label_table", "number"]
+
 _NOTHING = "–"
-
-
-def colour(index: int) -> str:
-    """Colour of the structure with this position in the list of structures, as ``#rrggbb``."""
-    if index < len(_PALETTE):
-        return _PALETTE[index]
-    red, green, blue = colorsys.hls_to_rgb(
-        (index * 0.618034) % 1.0, 0.62, 0.72
-    )  # the golden ratio keeps neighbours apart
-    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
 def number(value: float | None, metric: str) -> str:
@@ -47,10 +36,7 @@ def label_table(names: Mapping[int, str]) -> str:
     table: dict[int, tuple[str, str]] = {0: ("#000000", "background")}
     for index, (label, name) in enumerate(names.items()):
         table[min(label, 255)] = (colour(index), name)
-    channels = {
-        channel: [int(c[start : start + 2], 16) for c, _ in table.values()]
-        for channel, start in (("R", 1), ("G", 3), ("B", 5))
-    }
+    channels = {channel: [rgb(c)[place] for c, _ in table.values()] for place, channel in enumerate("RGB")}
     value = {
         **channels,
         "A": [0] + [255] * (len(table) - 1),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import MedsegError, Refusal
+from medseg.evaluation.reorientation import along
 from medseg.evaluation.report.collect import Case
 from medseg.geometry import Geometry
 
@@ -97,6 +98,7 @@ def _partner(
         reason = error.code if isinstance(error, Refusal) else type(error).__name__
         notes.append(f"The {what} could not be read ({reason}).")
         return None
+    array, found = along(array, found, geometry)
     if not found.matches(geometry, tolerance_mm=0.5):
         notes.append(f"The {what} is on another grid than the prediction and is not shown.")
         return None

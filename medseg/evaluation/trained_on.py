@@ -1,0 +1,75 @@
+"""Which of the scored cases a model has learnt from: their figures say nothing about new cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.evaluation.pairing import Collection, Pair
+from medseg.manifests.checksums import image_sums, learnt_sums, path_checksum
+
+__all__ = ["sentence", "summarised", "trained_on"]
+
+_DATALIST = Path("configs", "datalist.json")
+
+
+def trained_on(
+    pairs: Sequence[Pair], predictions: Collection, references: Collection, labels: object
+) -> dict[str, bool | None]:
+    """Whether the model has learnt from each case's image, by case id; None where that is not known.
+
+    The run that made the predictions says so; where it does not and ``labels`` is a bundle's folder, the SHA-256 of
+    the image (from the references' datalist, else where the run found it) is looked up among those that the
+    bundle's datalist states.
+    """
+    sums = _bundle_sums(labels)
+    return {pair.case_id: _known(pair, predictions, references, sums) for pair in pairs}
+
+
+def _bundle_sums(labels: object) -> frozenset[str]:
+    if not isinstance(labels, str | Path):
+        return frozenset()
+    datalist = Path(labels) / _DATALIST
+    return learnt_sums(datalist) if datalist.is_file() else frozenset()
+
+
+def _known(pair: Pair, predictions: Collection, references: Collection, sums: frozenset[str]) -> bool | None:
+    case = predictions.run.cases.get(pair.prediction_id) if predictions.run else None
+    if case is not None and case.trained_on is not None:
+        return case.trained_on
+    if not sums:
+        return None
+    item = references.files[pair.case_id]
+    found = list(_sums_of(item.images, item.attributes))
+    if not found and case is not None and case.source and Path(case.source).exists():
+        found = [path_checksum(Path(case.source))]
+    return not sums.isdisjoint(found) if found else None
+
+
+def _sums_of(images: Iterable[Path], item: Mapping[str, Any]) -> Iterable[str]:
+    """The sums of a case's images: of the files, or as the datalist states them where the files are not here."""
+    paths = list(images)
+    if paths and all(path.exists() for path in paths):
+        return [path_checksum(path) for path in paths]
+    return image_sums(item)
+
+
+def summarised(known: Mapping[str, bool | None], scored: Iterable[str]) -> dict[str, Any] | None:
+    """What ``metrics.json`` says: how many of how many scored cases, and which; None if it is known of none."""
+    told = {case: known[case] for case in scored if known.get(case) is not None}
+    if not told:
+        return None
+    learnt = sorted(case for case, learnt in told.items() if learnt)
+    return {"n": len(learnt), "of": len(told), "case_ids": learnt}
+
+
+def sentence(summary: Mapping[str, Any] | None) -> str:
+    """What a person must know before believing the figures; empty if the model has seen none of the cases."""
+    if not summary or not summary.get("n"):
+        return ""
+    n, of = summary["n"], summary.get("of", summary["n"])
+    what = f"{n} of {of} cases {'was' if n == 1 else 'were'} used to train this model"
+    if n == of:
+        return f"{what}: these figures say nothing about new cases"
+    return f"{what}: their figures say nothing about new cases, and the averages contain them"

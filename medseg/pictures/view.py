@@ -1,0 +1,101 @@
+"""How a slice is held when it is looked at: which way it is turned, what its edges are, how large its pixels are.
+
+The convention is the radiological one, and that of DICOM's usual axial, coronal and sagittal images: the patient's
+right on the viewer's left, anterior on the left of sagittal slices, anterior or superior on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["View", "view_along", "view_of_frame"]
+
+_PLANES = ("sagittal", "coronal", "axial")
+# By patient axis that is looked along: the one that runs to the right. It and the one that runs down do so towards
+# their low end (left or posterior; posterior or inferior).
+_TO_THE_RIGHT = (1, 0, 0)
+_LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
+_NAMED_FROM = 0.35
+"""Part of a direction (20 degrees off an axis) from which its letter is worth naming beside the main one."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How slices of one direction are turned, and what can be said of them then.
+
+    Parameters
+    ----------
+    plane
+        ``"axial"``, ``"coronal"`` or ``"sagittal"``: the nearest.
+    left, right, top, bottom
+        Towards which side of the patient each edge lies, such as ``"R"`` or, oblique, ``"RA"``; empty if not known.
+    pixel_mm
+        Distance between columns and between rows.
+    transposed, flips
+        Whether rows and columns change places, then which of (rows, columns) run backwards.
+    """
+
+    plane: str
+    left: str
+    right: str
+    top: str
+    bottom: str
+    pixel_mm: tuple[float, float]
+    transposed: bool
+    flips: tuple[bool, bool]
+
+    def upright(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """A slice as it is stored, (row, column), turned as it is looked at."""
+        turned = plane.T if self.transposed else plane
+        rows, columns = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return turned[rows, columns]
+
+
+def view_along(affine: NDArray[np.float64] | None, axis: int) -> View:
+    """View of the slices ``np.take(volume, index, axis)``.
+
+    Parameters
+    ----------
+    affine
+        4×4, voxel index → RAS mm. None if it is not known: the volume is then held as if its axes ran to the right,
+        anterior and superior, in voxels of 1 mm, and its edges have no letters.
+    axis
+        Array axis that is looked along.
+    """
+    steps = np.eye(3) if affine is None else np.asarray(affine, np.float64)[:3, :3]
+    down, across = (other for other in range(3) if other != axis)
+    return _view(steps[:, [across, down, axis]], known=affine is not None)
+
+
+def view_of_frame(across: ArrayLike, down: ArrayLike) -> View:
+    """View of an image whose columns and rows are these steps apart in the patient (RAS, mm)."""
+    steps = [np.asarray(step, np.float64) for step in (across, down)]
+    return _view(np.stack([*steps, np.cross(*steps)], axis=1), known=True)
+
+
+def _view(steps: NDArray[np.float64], *, known: bool) -> View:
+    """View of a slice by its steps to the next column, row and slice (RAS mm, as columns)."""
+    affine = np.eye(4)
+    affine[:3, :3] = steps
+    axes = [(int(axis), float(sign)) for axis, sign in nib.io_orientation(affine)]
+    transposed = axes[0][0] != _TO_THE_RIGHT[axes[2][0]]
+    order = (1, 0) if transposed else (0, 1)
+    # Both directions of the picture run towards the low end of their patient axis.
+    backwards = [axes[step][1] > 0 for step in order]
+    across_mm, down_mm = (steps[:, step] * (-1 if flip else 1) for step, flip in zip(order, backwards, strict=True))
+    edges = [_letters(v) if known else "" for v in (-across_mm, across_mm, -down_mm, down_mm)]
+    size = (float(np.linalg.norm(across_mm)), float(np.linalg.norm(down_mm)))
+    return View(_PLANES[axes[2][0]], *edges, size, transposed, (backwards[1], backwards[0]))
+
+
+def _letters(direction: Sequence[float] | NDArray[np.float64]) -> str:
+    """Where a direction points to, the main side first, as in DICOM's Patient Orientation (PS3.3, C.7.6.1.1.1)."""
+    unit = np.asarray(direction, np.float64) / np.linalg.norm(direction)
+    named = [axis for axis in np.argsort(-np.abs(unit)) if abs(unit[axis]) >= _NAMED_FROM]
+    return "".join(_LETTERS[axis][int(unit[axis] < 0)] for axis in named)

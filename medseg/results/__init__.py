@@ -1,0 +1,6 @@
+"""What a run says of its cases: its files read again, and the one order in which cases are looked at."""
+
+from medseg.results.order import MISS_BELOW, worst_first
+from medseg.results.run_folder import JOURNAL_NAME, RunCase, RunFolder, read_run
+
+__all__ = ["JOURNAL_NAME", "MISS_BELOW", "RunCase", "RunFolder", "read_run", "worst_first"]
