@@ -173,6 +173,11 @@ class Bundle:
         return int(self._tensor("inputs", "image").get("num_channels", 1))
 
     @property
+    def dimensions(self) -> int:
+        """Number of axes of the network's image input, 3 if the metadata do not say."""
+        return len(self._tensor("inputs", "image").get("spatial_shape") or (0, 0, 0))
+
+    @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
         return int(self._tensor("outputs", "pred")["num_channels"])

@@ -93,7 +93,6 @@ def fill_network(
     loaders = [place for place in pipeline.loaders if parsed.enabled(place)]
     loaders = [place for place in loaders if _key_of(config, place, pipeline) is not None]
     if not loaders:
-        _refuse_other_ways(config, folder.resolve().name)
         _fill(network, state_in(_default(folder), None), folder, strict=True)
         return network
     left = set(network.state_dict())
@@ -188,8 +187,12 @@ def _default(folder: Path) -> tuple[Path, Any]:
     """What ``models/model.*`` holds; the two files must agree."""
     found = [(folder / name, _read(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
+        elsewhere = (folder / "large_files.yml").is_file()
+        remedy = (
+            f"python -m monai.bundle download_large_files --bundle_path {folder}" if elsewhere else "train it first"
+        )
         raise BundleError(
-            f"bundle {folder.resolve().name} has no weights: expected {' or '.join(WEIGHT_FILES)}; train it first"
+            f"bundle {folder.resolve().name} has no weights: expected {' or '.join(WEIGHT_FILES)}; {remedy}"
         )
     if len(found) == 2 and not _same_state(*(state_in(read, None) for read in found)):
         raise BundleError(
@@ -249,22 +252,6 @@ def _fill(
         raise BundleError(f"the weights of {name} do not fit its network_def: {error}") from error
     _check_finite(state, name)
     return set(state)
-
-
-def _refuse_other_ways(config: Mapping[str, Any], name: str) -> None:
-    for place, text in _texts(config.get("initialize", []), "initialize"):
-        if "load_state_dict" in text or "copy_model_state" in text:
-            raise BundleError(
-                f"{place} in inference.json of {name} loads weights by {text!r}; medseg reads a CheckpointLoader only"
-            )
-
-
-def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield place, value
-    elif value is not ABSENT and isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _texts(item, f"{place}{SEPARATOR}{index}")
 
 
 def _same_state(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

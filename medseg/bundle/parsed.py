@@ -13,7 +13,7 @@ from medseg.errors import BundleError, MedsegError, MissingDependency
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-__all__ = ["Parsed", "missing_package"]
+__all__ = ["Parsed", "first_cause", "missing_package"]
 
 _PACKAGES = {"skimage": "scikit-image", "cucim": "cucim-cu12", "cv2": "opencv-python", "PIL": "pillow"}
 _REQUIRED = re.compile(r"^(\w+)(\.\w+)* required\.$", re.IGNORECASE)
@@ -58,7 +58,7 @@ class Parsed:
                 if missing is not None:
                     raise missing from error
                 where = f"{place} in inference.json of {self._bundle}"
-                raise BundleError(f"{where} cannot be evaluated: {_root(error)}; correct the config") from error
+                raise BundleError(f"{where} cannot be evaluated: {first_cause(error)}; correct the config") from error
 
     def enabled(self, place: str) -> bool:
         """Whether the component at ``place`` is switched on, by what ``_disabled_`` is once it is evaluated."""
@@ -98,7 +98,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _root(error: BaseException) -> str:
-    """The first line of what went wrong first."""
+def first_cause(error: BaseException) -> str:
+    """The first line of what went wrong first, with its kind."""
     last = list(_causes(error))[-1]
     return f"{type(last).__name__}: {str(last).splitlines()[0] if str(last) else ''}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medseg.bundle.references import SEPARATOR, absolute_text, place_of, referred
+from medseg.bundle.references import SEPARATOR, absolute_text, place_of, referred, strings_in
 from medseg.errors import BundleError
 
 __all__ = ["ABSENT", "Pipeline", "follow", "item_at", "laid_out", "reached", "read_pipeline"]
@@ -26,6 +26,10 @@ _WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
 _ID = rf"\w+(?:{SEPARATOR}\w+)*"
 _SAME_NETWORK = re.compile(rf"\$\s*@({_ID})(?:\.(?:to|eval|float|cpu|cuda)\((?:@{_ID}|'[\w:]*'|\"[\w:]*\"|)\))*\s*")
 """A network that is moved or set to evaluation, and otherwise as it is defined."""
+
+
+_NETWORK_CALL = re.compile(r"@network(?:_def)?\.(\w+)")
+_HARMLESS_CALLS = frozenset({"to", "eval", "cpu", "cuda", "float", "parameters", "modules", "state_dict"})
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def read_pipeline(config: Mapping[str, Any], bundle: str) -> Pipeline:
     BundleError
         If the evaluator does something that medseg does not do.
     """
+    _refuse_changes_of_the_network(config, bundle)
     evaluator = _evaluator(config)
     if evaluator is None:
         post = "postprocessing" if "postprocessing" in config else None
@@ -143,12 +148,15 @@ def read_pipeline(config: Mapping[str, Any], bundle: str) -> Pipeline:
     if post is None and "postprocessing" in config:
         post = "postprocessing"
         notes.append("the evaluator names no postprocessing; the one at the id postprocessing is used")
+    loaders = _loaders(config, evaluator)
+    if not loaders:
+        notes.append("no CheckpointLoader acts on the evaluator; the weights in models/ are used")
     return Pipeline(
         preprocessing=_preprocessing(config, evaluator),
         inferer=follow(config, f"{evaluator}::inferer") if given.get("inferer") is not None else None,
         postprocessing=post,
         network=_network(config, evaluator, bundle),
-        loaders=_loaders(config, evaluator),
+        loaders=loaders,
         evaluator=evaluator,
         notes=tuple(notes),
     )
@@ -161,6 +169,18 @@ def target_of(component: Mapping[str, Any]) -> str:
 
 def _absolute(text: str, place: str) -> str:
     return absolute_text(text, tuple(place.split(SEPARATOR)))
+
+
+def _refuse_changes_of_the_network(config: Mapping[str, Any], bundle: str) -> None:
+    """Weights come from loaders alone; an expression that fills or changes the network is none."""
+    for entry in ("initialize", *_ENTRIES):
+        for path, text in strings_in(config.get(entry), (entry,)):
+            calls = set(_NETWORK_CALL.findall(text)) - _HARMLESS_CALLS
+            if calls or "load_state_dict" in text or "copy_model_state" in text:
+                raise BundleError(
+                    f"{SEPARATOR.join(path)} in inference.json of {bundle} changes the network by {text!r}; medseg"
+                    " reads weights from a CheckpointLoader and changes nothing else"
+                )
 
 
 def _evaluator(config: Mapping[str, Any]) -> str | None:

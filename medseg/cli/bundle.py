@@ -85,9 +85,10 @@ def info(bundle: BundleArgument) -> Outcome:
     Example: medseg bundle info bundles/hippocampus_mri_segmentation
     """
     from medseg.bundle import Bundle
+
+    opened = Bundle.open(bundle)  # a wrong path is told before seconds go into imports
     from medseg.trust.state import trust_state
 
-    opened = Bundle.open(bundle)
     facts: dict[str, Any] = {
         "name": opened.name,
         "version": opened.version,
@@ -134,10 +135,12 @@ def verify(bundle: BundleArgument) -> Outcome:
     """
     from medseg.bundle import Bundle
     from medseg.bundle import verify as verify_bundle
+
+    opened = Bundle.open(bundle)
     from medseg.trust.state import trust_state
 
     outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
-    state = trust_state(Bundle.open(bundle))
+    state = trust_state(opened)
     terminal().print(f"Trust: {_trust_text(state)}", markup=False)
     return Outcome({**outcome.result, "trust": state.as_json()}, outcome.complete)
 
@@ -159,6 +162,9 @@ def pack(
 
     Example: medseg bundle pack bundles/hippocampus_mri_segmentation -o hippocampus.zip --sign site.key
     """
+    from medseg.bundle import Bundle
+
+    Bundle.open(bundle)
     from medseg.sharing import pack as pack_bundle
 
     prepare_file(output)
@@ -231,6 +237,9 @@ def export(
 
     Example: medseg bundle export bundles/hippocampus_mri_segmentation --format onnx -o network.onnx
     """
+    from medseg.bundle import Bundle
+
+    Bundle.open(bundle)
     from medseg.sharing import export as export_bundle
 
     prepare_file(output)

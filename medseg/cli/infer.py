@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +94,7 @@ def infer(
     """
     from medseg.bundle import Bundle
 
-    Bundle.open(bundle)  # a wrong folder is told before seconds go into imports
+    _check_words(bundle, inputs, write)
     if not trust_bundle:
         import_monai_quickly()
     from medseg.inference import Options, run_batch
@@ -125,6 +126,23 @@ def infer(
         report = run_batch(opened, inputs, output, options, progress=progress.show, announce=progress.say)
     _say(report, profile=profile)
     return Outcome(report.content, report.complete)
+
+
+def _check_words(bundle: Path, inputs: Sequence[Path], write: str) -> None:
+    """Wrong paths and kinds are told before seconds go into imports; everything is looked at again later."""
+    from medseg.bundle import Bundle
+    from medseg.errors import UsageError
+    from medseg.outputs import KINDS
+
+    Bundle.open(bundle)
+    known = ("nifti", "doubt", *KINDS)
+    kinds = [kind.strip() for kind in write.split(",") if kind.strip()]
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown or not kinds:
+        raise UsageError(f"--write {write}: found {unknown}, expected some of {', '.join(known)}")
+    missing = [str(path) for path in inputs if not path.exists()]
+    if missing:
+        raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")
 
 
 class _Progress:

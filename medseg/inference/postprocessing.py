@@ -46,6 +46,8 @@ _BY_SLABS = re.compile(r"(A?)(?:(I)D(C*)|D(C*)(I?)(C*))")
 """Activation, inversion, labels, cleaning: the orders that are done slab by slab."""
 
 _PROBE = (6, 6, 6)
+_SURE = 8.0
+"""A score that leaves no doubt, before and after an activation."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int
     match = _BY_SLABS.fullmatch(order) if saved == _PRED and not _hides_image(steps) else None
     kept = [step for step, letter in zip(steps, letters, strict=True) if letter != " "]
     if match is None:
+        _check_numbers(steps, saved, channels, bundle)
         return Postprocessing(
             activation=next((_activation(step) for step in steps if isinstance(step, Activationsd)), "none"),
             threshold=_only_threshold(steps),
@@ -267,8 +270,35 @@ def _cleaner(step: Any) -> Callable[..., Any]:
 def _probe(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: str) -> None:
     """Try the transforms on a few random voxels, which stay where they are when they are taken back."""
     generator = torch.Generator().manual_seed(0)
-    image, pred = (torch.randn(count, *_PROBE, generator=generator) * 4 for count in channels)
-    data: Mapping[Any, Any] = {_IMAGE: MetaTensor(image), _PRED: MetaTensor(pred)}
+    found = _tried(steps, saved, torch.randn(channels[1], *_PROBE, generator=generator) * 4, (channels[0], bundle))
+    if not torch.equal(found.float(), found.float().round()):
+        raise BundleError(f"postprocessing of {bundle} lacks AsDiscreted with argmax or a threshold")
+    if found.ndim != 4 or found.shape[0] != 1:
+        raise BundleError(
+            f"postprocessing of {bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a threshold"
+            " on one channel: a label map holds one label a voxel, and regions that overlap have no place in it"
+        )
+
+
+def _check_numbers(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: str) -> None:
+    """Refuse a post-processing that renumbers: ``channel_def`` names channels, and its names would be wrong."""
+    classes = max(channels[1], 2)
+    for label in range(classes):
+        scores = torch.full((channels[1], *_PROBE), -_SURE)
+        if channels[1] > 1 or label:
+            scores[label if channels[1] > 1 else 0] = _SURE
+        found = set(_tried(steps, saved, scores, (channels[0], bundle)).flatten().tolist())
+        if not found <= {0.0, float(label)}:
+            raise BundleError(
+                f"postprocessing of {bundle} makes {sorted(found)} of label {label}; channel_def names the network's"
+                " channels, and nothing names these numbers: leave the labels as they are numbered"
+            )
+
+
+def _tried(steps: Sequence[Any], saved: str, scores: torch.Tensor, of: tuple[int, str]) -> torch.Tensor:
+    """What the transforms make of some scores."""
+    channels, bundle = of
+    data: Mapping[Any, Any] = {_IMAGE: MetaTensor(torch.zeros(channels, *_PROBE)), _PRED: MetaTensor(scores)}
     for step in steps:
         name = type(step).__name__
         try:
@@ -281,14 +311,7 @@ def _probe(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: 
             raise BundleError(f"{name} in the postprocessing of {bundle} fails on scores or labels: {what}") from error
     if saved not in data:
         raise BundleError(f"the postprocessing of {bundle} leaves nothing under the key {saved!r}")
-    found = torch.as_tensor(data[saved])
-    if not torch.equal(found.float(), found.float().round()):
-        raise BundleError(f"postprocessing of {bundle} lacks AsDiscreted with argmax or a threshold")
-    if found.ndim != 4 or found.shape[0] != 1:
-        raise BundleError(
-            f"postprocessing of {bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a threshold"
-            " on one channel: a label map holds one label a voxel, and regions that overlap have no place in it"
-        )
+    return torch.as_tensor(data[saved])
 
 
 def _not_moved(step: Invertd, data: Mapping[Any, Any]) -> dict[Any, Any]:

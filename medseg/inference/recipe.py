@@ -90,6 +90,8 @@ def read_recipe(bundle: Bundle) -> Recipe:
     MissingDependency
         If a package that one of the parts needs is not installed.
     """
+    if bundle.dimensions != 3:
+        raise BundleError(f"{bundle.name} takes images of {bundle.dimensions} dimensions; medseg labels volumes")
     pipeline = bundle.pipeline
     places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
     parsed = bundle.parsed(*(place for place in places if place is not None))

@@ -23,6 +23,7 @@ from monai.transforms import Compose, Invertd
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from medseg.bundle.parsed import first_cause
 from medseg.errors import CaseFailed
 from medseg.inference.interpolation import Lerp, TiledLabels
 from medseg.inference.recipe import Recipe
@@ -258,7 +259,12 @@ def _as_written(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepa
         meta=deepcopy(prepared.meta),
         applied_operations=deepcopy(prepared.applied_operations),
     )
-    item = _quietly(written, {"image": prepared, "pred": scores})
+    try:
+        item = _quietly(written, {"image": prepared, "pred": scores})
+    except (ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "alloc" in first_cause(error):
+            raise
+        raise CaseFailed(f"the bundle's postprocessing, run as written, fails: {first_cause(error)}") from error
     values = torch.as_tensor(item[recipe.post.saved]).detach().cpu()
     whole = values.float().round()
     if values.ndim != 4 or values.shape[0] != 1 or bool(((values.float() - whole).abs() > _LABEL_TOLERANCE).any()):

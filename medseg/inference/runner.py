@@ -27,6 +27,7 @@ from medseg.inference.members import member_digest
 from medseg.inference.modality import check_modality, expected_modalities
 from medseg.inference.options import Options, run_key
 from medseg.inference.quantised import forget_quantised
+from medseg.inference.recipe import read_recipe
 from medseg.inference.results import REPORT_NAMES, CaseResult, RunReport, versions, write_report
 from medseg.inference.roi import parse_region
 from medseg.inference.signals import signals_ignored, signals_interrupt
@@ -71,7 +72,8 @@ def run_batch(
     progress
         Called with (cases finished, cases in all, result) after every case.
     announce
-        Called first, with a line that says on which device and in which precision is computed.
+        Called first, with a line that says on which device and in which precision is computed, then with the notes on
+        the bundle.
 
     Raises
     ------
@@ -108,7 +110,15 @@ def run_batch(
             journal.clear()
             forget_quantised(folder)
         content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in own]}
+        _say(content["notes"], announce)
         return _execute(Ledger(setting, journal, cases, progress), content)
+
+
+def _say(notes: Sequence[str], announce: Callable[[str], None] | None) -> None:
+    if announce is None:
+        return
+    for note in notes:
+        announce(f"note: {note}")
 
 
 def _made_for(bundle: Bundle, options: Options, found: Sequence[Case]) -> list[Case]:
@@ -196,6 +206,7 @@ def _describe(setting: Setting, asked: Options, state: TrustState) -> dict[str, 
         "device": options.device,
         "precision": precision_of(engine_of(options.device, options.precision, options.engine)),
         "trust": state.as_json(),
+        "notes": list(read_recipe(bundle).notes),
         "options": {
             "write": list(options.write),
             "select": options.select,

@@ -82,6 +82,10 @@ def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
     BundleError
         If a label has no terms, or one is incomplete.
     """
+    if 0 in bundle.labels:
+        raise BundleError(
+            f"label 0 of {bundle.name} is {bundle.labels[0]} and no background; DICOM objects leave 0 out, write nifti"
+        )
     stated = bundle.label_codes
     return {
         label: _segment(label, name, stated.get(label), bundle.name) for label, name in sorted(bundle.labels.items())

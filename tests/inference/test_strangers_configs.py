@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medseg.bundle import Bundle, Permission
-from medseg.errors import BundleError, MedsegError, MissingDependency
+from medseg.errors import BundleError, CaseFailed, MedsegError, MissingDependency
 from medseg.inference import Predictor
 from tests.inference.bundles import CROPPED, NORMALISED, ORIENTED, RESAMPLED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, meta_tensor, save
@@ -54,7 +54,9 @@ SOFTMAX, SIGMOID, ARGMAX, THRESHOLD = (
 )
 FILL = {"_target_": "FillHolesd", "keys": "pred", "applied_labels": [1]}
 FILTER = {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}
-LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x > 1) * 1.0"}
+THRESHOLD_TOP = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x[[1]] > 0.4) * 1.0"}
+RENUMBERED = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x == 2) * 4.0"}
+LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * (x > 1)"}
 
 
 def _read(bundle: Path) -> Config:
@@ -109,8 +111,7 @@ ORDERS = {
     "no activation": [_invert(), ARGMAX],
     "labels first": [SOFTMAX, ARGMAX, _invert(nearest=True)],
     "nearest scores": [SOFTMAX, _invert(nearest=True), ARGMAX],
-    "argmax and a threshold": [_invert(), _discrete(argmax=True, threshold=2)],
-    "labels first, a threshold afterwards": [ARGMAX, LAMBDA, _invert(), THRESHOLD],
+    "labels filtered as written": [ARGMAX, LAMBDA, _invert(nearest=True)],
     "one hot and back": [_discrete(argmax=True, to_onehot=3), _invert(), ARGMAX],
     "two inversions": [SOFTMAX, _invert(), ARGMAX, {**_invert(), "keys": "image"}],
     "inverted twice": [SOFTMAX, _invert(), _invert(), ARGMAX],
@@ -134,6 +135,26 @@ def test_any_order_of_postprocessing(name: str, tmp_path: Path) -> None:
 )
 def test_thresholds_on_one_channel(post: list[Config], tmp_path: Path) -> None:
     _agree(tmp_path, Design(network=ONE_CHANNEL, transforms=NORMALISED, post=post, output_channels=1))
+
+
+@pytest.mark.parametrize(
+    "post",
+    [
+        [ARGMAX, _invert(), THRESHOLD],
+        [_invert(), _discrete(argmax=True, threshold=1)],
+        [SOFTMAX, _invert(), THRESHOLD_TOP],
+    ],
+    ids=["labels first", "argmax and a threshold", "one channel taken"],
+)
+def test_thresholds_on_two_channels(post: list[Config], tmp_path: Path) -> None:
+    _agree(tmp_path, Design(network={**UNET, "out_channels": 2}, transforms=NORMALISED, post=post, output_channels=2))
+
+
+def test_an_order_that_fails_in_monai_fails_the_case_with_its_reason(tmp_path: Path) -> None:
+    post = [SOFTMAX, {**_invert(), "keys": "image"}, _invert(), ARGMAX]
+    bundle = write_bundle(tmp_path / "stranger", Design(network=UNET, transforms=NORMALISED, post=post))
+    with pytest.raises(CaseFailed, match="run as written, fails"):
+        Predictor(bundle).predict(meta_tensor(blobs(SHAPE), grid("plain")))
 
 
 def test_no_inversion_is_saved_on_the_source_grid(tmp_path: Path) -> None:
@@ -404,9 +425,20 @@ def _network_inside(config: Config) -> None:
     config["network"] = "$torch.nn.Sequential(@network_def, torch.nn.Softmax(dim=1))"
 
 
+def _weights_by_hand(config: Config) -> None:
+    config["initialize"] = ["$@network.load_state_dict(torch.load(@checkpoint, weights_only=True))"]
+
+
+def _half(config: Config) -> None:
+    config["initialize"] = ["$@network.half()"]
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
+    "weights by hand": (_weights_by_hand, "changes the network"),
+    "half precision": (_half, "changes the network"),
     "regions that overlap": (_post(SIGMOID, _invert(), THRESHOLD), "one label a voxel"),
     "no labels": (_post(SOFTMAX, _invert()), "lacks AsDiscreted"),
+    "labels renumbered": (_post(_invert(), ARGMAX, RENUMBERED), "nothing names these numbers"),
     "one hot": (_post(_invert(), _discrete(argmax=True, to_onehot=3)), "3 channels"),
     "softmax and sigmoid": (_post(_activation(softmax=True, sigmoid=True), ARGMAX), "Incompatible"),
     "a missing package": (
@@ -429,7 +461,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_medseg_does_not_do_is_named_before_the_first_case(name: str, tmp_path: Path) -> None:
+def test_what_medseg_does_not_do_is_named_before_the_first_case(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai.transforms.utils.has_measure", False)  # as if scikit-image were not installed
     bundle = write_bundle(tmp_path / "stranger", Design(network=UNET, transforms=ORIENTED))
     config = _read(bundle)
     change, words = REFUSED[name]
