@@ -22,8 +22,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from benchmarks.agreement import agreement
 from medseg.files import write_json
-from medseg.inference.choice import agreement
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 

@@ -27,8 +27,8 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.agreement import agreement
 from medseg.files import write_json
-from medseg.inference.choice import agreement
 from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
 from medseg.inference.footprint import large_window, measure_footprint
 from medseg.inference.memory import available_bytes

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from benchmarks.agreement import agreement
 from medseg.bundle import Bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json
 from medseg.inference import Predictor
 from medseg.inference.averaging import View
-from medseg.inference.choice import Choice, agreement
+from medseg.inference.choice import Choice
 from medseg.inference.engines import REFERENCE
 from medseg.inference.quantised import QuantisedEngine, place_of
 from medseg.inference.windows import spread_windows, sweep

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.trust_cases import KINDS, Run, load_network, prepared, read
 from medseg.bundle import Bundle
-from medseg.bundle.bundle import read_weights
+from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.trust.critic import Critic, CriticShape

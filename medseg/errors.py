@@ -4,12 +4,14 @@
 
     MedsegError                     exit code 2 unless a branch says otherwise
     ├── UsageError                  wrong arguments, unusable input, a missing file
-    │   └── MissingDependency       an optional extra is not installed
+    │   ├── MissingDependency       an optional extra is not installed
+    │   └── OutputUnusable          the place for the results cannot be written
     ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
     │   └── UntrustedBundle         a bundle would execute code that the audit does not allow
-    ├── TrainingDiverged            the losses stopped being finite and stayed so
+    ├── TrainingFailed              a training ended before its last iteration; carries a stable ``reason``
+    │   └── TrainingDiverged        the losses stopped being finite and stayed so
     ├── OutputLocked                another run is writing to the same folder
     └── Interrupted                 stopped by a signal; start again to go on (exit code 75)
 
@@ -31,9 +33,11 @@ __all__ = [
     "MedsegError",
     "MissingDependency",
     "OutputLocked",
+    "OutputUnusable",
     "ReasonCode",
     "Refusal",
     "TrainingDiverged",
+    "TrainingFailed",
     "UntrustedBundle",
     "UsageError",
 ]
@@ -53,6 +57,8 @@ ReasonCode = Literal[
     "non-uniform-spacing",
     "mixed-orientation",
     "mixed-grid",
+    "mixed-contrast",
+    "mixed-rescale",
     "duplicate-slices",
     "no-geometry",
     "no-pixel-data",
@@ -75,6 +81,8 @@ ReasonCode = Literal[
     "wrong-modality",
     "channel-mismatch",
     "no-dicom-source",
+    "own-output",
+    "not-judged",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 
@@ -94,10 +102,13 @@ class UsageError(MedsegError):
 class MissingDependency(UsageError):
     """An optional dependency is needed that is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{package} is not installed; {purpose} needs it. Install it with: pip install 'medseg[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = f"'medseg[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install {wanted}")
+
+
+class OutputUnusable(UsageError):
+    """Results cannot be written where they were asked for: no room, no permission, a file where a folder should be."""
 
 
 class Refusal(MedsegError):
@@ -136,8 +147,31 @@ class UntrustedBundle(BundleError):
     """Running the bundle would execute code that the audit does not allow."""
 
 
-class TrainingDiverged(MedsegError):
+class TrainingFailed(MedsegError):
+    """A training that ended before its last iteration, or without leaving what it should.
+
+    Parameters
+    ----------
+    message
+        What was found, what was expected, what to do.
+    reason
+        Stable identifier, kept in ``run.json``: ``out-of-memory``, ``disk-full``, ``output-unusable``, ``worker-died``,
+        ``data-ended``, ``stopped-early``, ``nothing-saved``, ``other-process``, ``unexpected``.
+    error
+        Name of the exception's class behind it.
+    """
+
+    def __init__(self, message: str, reason: str = "unexpected", error: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.error = type(self).__name__ if error is None else error
+
+
+class TrainingDiverged(TrainingFailed):
     """Losses or weights stopped being finite and did not recover."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "diverged")
 
 
 class OutputLocked(MedsegError):

@@ -1,19 +1,53 @@
-"""Files that appear whole or not at all, and their SHA-256 sums."""
+"""Files that appear whole or not at all, places that are tried before the work, and SHA-256 sums."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import hashlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "remove_leftovers", "sha256_file", "write_bytes", "write_json", "write_text"]
+from medseg.errors import OutputUnusable
+
+__all__ = [
+    "atomic_path",
+    "prepare_file",
+    "prepare_folder",
+    "remove_leftovers",
+    "sha256_file",
+    "shown",
+    "table_text",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _PREFIX = ".medseg-partial-"
+_PROBE_BYTES = 4096
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def shown(text: object) -> str:
+    """A name or path as it may be printed: bytes that are no text and control characters are replaced by marks.
+
+    A file's name may hold an escape sequence for the terminal, or a line break that forges a line of a log.
+    """
+    readable = str(text).encode("utf-8", "replace").decode()
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in readable)
+
+
+def _is_control(character: str) -> bool:
+    """Control and format characters (which turn the direction of writing, too), and separators of lines."""
+    category = unicodedata.category(character)
+    return category.startswith("C") or category in {"Zl", "Zp"}
 
 
 @contextmanager
@@ -25,6 +59,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     :func:`remove_leftovers` clears at the next start.
     """
     target = Path(path)
+    _refuse_special(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_PREFIX}{secrets.token_hex(4)}-{target.name}")
     try:
@@ -35,6 +70,68 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def prepare_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder for results and write a little into it, so that an unusable place is known before the work.
+
+    Raises
+    ------
+    OutputUnusable
+        If it cannot be made or written: no room, no permission, a file where a folder should be.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _try_to_write(folder)
+    except (OSError, ValueError) as error:
+        raise OutputUnusable(f"{shown(folder)} cannot be the folder for results: {_why(folder, error)}") from error
+    return folder
+
+
+def prepare_file(path: str | os.PathLike[str]) -> Path:
+    """As :func:`prepare_folder`, for a file that is still to be written; one that is there is left as it is.
+
+    Raises
+    ------
+    OutputUnusable
+        If no file can be written there.
+    """
+    target = Path(path)
+    try:
+        _refuse_special(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _try_to_write(target.parent, target.name)
+    except (OSError, ValueError) as error:
+        raise OutputUnusable(f"{shown(target)} cannot be written: {_why(target.parent, error)}") from error
+    return target
+
+
+def _try_to_write(folder: Path, name: str = "") -> None:
+    probe = folder / f"{_PREFIX}{secrets.token_hex(4)}-{name}"
+    try:
+        with probe.open("xb") as handle:
+            handle.write(bytes(_PROBE_BYTES))
+            os.fsync(handle.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _refuse_special(target: Path) -> None:
+    """A folder, or a device such as /dev/full, is not replaced by a file."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "it is not a regular file", str(target))
+
+
+def _why(folder: Path, error: OSError | ValueError) -> str:
+    """What stands in the way, and what to do."""
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            return f"{shown(place)} is a file, expected a folder; give another place"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{reason}; make room, change its permissions, or give another place"
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -50,13 +147,36 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all; bytes of a name that are no text become ``?``."""
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path``, whole or not at all; NaN is refused, since JSON has none."""
+    """Write ``value`` as indented JSON to ``path``, whole or not at all; NaN is refused, since JSON has none.
+
+    A path that is not UTF-8 keeps its odd bytes as escapes (``\\udcff``), by which Python finds the file again.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def table_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

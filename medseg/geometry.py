@@ -147,6 +147,23 @@ class Geometry:
         inside = (found > -0.5 - 1e-6) & (found < np.array(other.shape) - 0.5 + 1e-6)
         return float(inside.all(axis=-1).mean())
 
+    def mismatch(self, image: Geometry) -> str:
+        """In what this grid differs from that of its image, in mm and voxels, for messages: ``has …``, ``lies …``."""
+        if image.shape != self.shape:
+            return f"has {self.describe()}; its image has {image.describe()}"
+        distance = image.displacement_mm(self)
+        where = f"lies up to {distance:.3g} mm ({distance / min(image.spacing_mm):.2g} voxels) off its image"
+        if image.orientation != self.orientation:
+            return f"{where}: axes {self.orientation}, the image's are {image.orientation}"
+        if not np.allclose(image.spacing_mm, self.spacing_mm, rtol=1e-3):
+            return f"{where}: {self.describe()}, the image has {image.describe()}"
+        cosines = np.clip(np.sum(image.directions * self.directions, axis=0), -1.0, 1.0)
+        angle = float(np.degrees(np.arccos(cosines)).max())
+        if angle > ANGLE_TOLERANCE_DEGREES:
+            return f"{where}: rotated by {angle:.2g} degrees"
+        shift = self.affine[:3, 3] - image.affine[:3, 3]
+        return f"{where}: shifted by ({shift[0]:.3g}, {shift[1]:.3g}, {shift[2]:.3g}) mm in RAS"
+
     def describe(self) -> str:
         """The grid in one line, for messages: ``512×512×300, 0.70×0.70×1.00 mm, LPS``."""
         sizes = "×".join(str(n) for n in self.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,3 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"MEDSEG_TEST_DATA names {folder}, which is not a folder")
     return path
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What earlier runs on this machine measured does not reach the tests, nor the other way round."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield

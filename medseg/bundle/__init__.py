@@ -3,6 +3,16 @@
 from medseg.bundle.audit import audit, require_trusted
 from medseg.bundle.bundle import Bundle, Permission
 from medseg.bundle.findings import Finding
+from medseg.bundle.training_data import TrainingData, trained_on
 from medseg.bundle.verify import verify
 
-__all__ = ["Bundle", "Finding", "Permission", "audit", "require_trusted", "verify"]
+__all__ = [
+    "Bundle",
+    "Finding",
+    "Permission",
+    "TrainingData",
+    "audit",
+    "require_trusted",
+    "trained_on",
+    "verify",
+]

@@ -6,14 +6,17 @@ harmless is refused. Neither torch nor MONAI is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.configs import DuplicateKey, judge_config, parse_json, read_imports
-from medseg.bundle.contents import judge_large_files, judge_names, list_files
-from medseg.bundle.findings import Finding, blocks, sort_findings
+from medseg.bundle.contents import AMBIGUOUS, judge_large_files, judge_names, list_files
+from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, seen_by, sort_findings
 from medseg.bundle.logging_conf import judge_logging_conf
+from medseg.bundle.privacy import privacy_findings
 from medseg.bundle.references import ModulePlaces
 from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import UntrustedBundle, UsageError
@@ -23,8 +26,16 @@ __all__ = ["audit", "require_trusted"]
 _SHOWN = 5
 
 
-def audit(path: str | Path) -> list[Finding]:
+def audit(path: str | Path, command: Command | None = None) -> list[Finding]:
     """Findings on the bundle in the folder ``path``, most serious first; empty if there is nothing to say.
+
+    Parameters
+    ----------
+    path
+        The bundle's folder.
+    command
+        What is going to read it: only what that command reads can forbid its use, the rest warns. None judges for
+        all of them; each finding says which it concerns.
 
     Raises
     ------
@@ -33,24 +44,40 @@ def audit(path: str | Path) -> list[Finding]:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; give the folder of an unpacked bundle")
-    names, findings = list_files(folder)
-    findings.extend(judge_names(names))
-    findings.extend(_configs(folder, names))
+        remedy = f"medseg bundle unpack {folder} -o bundles" if folder.suffix == ".zip" else "see where it lies"
+        raise UsageError(f"{folder} is not a folder; give the folder of an unpacked bundle ({remedy})")
+    weights = weight_files(folder)
+    names, found = list_files(folder)
+    found.extend(judge_names(names))
+    parsed, unreadable = _parsed(folder, names)
+    found.extend(unreadable)
+    found.extend(_configs(parsed))
+    found.extend(privacy_findings(parsed))
     for name in names:
-        findings.extend(_file(folder / name, name))
-    return sort_findings(findings)
+        found.extend(_file(folder / name, name))
+    marked = [replace(finding, commands=_concerned(finding, weights)) for finding in found]
+    if command is None:
+        return sort_findings(marked)
+    # imports of one config count in others only where both are read together
+    own = {name: config for name, config in parsed.items() if command in read_by(name, weights)}
+    others = [finding for finding in seen_by(marked, command) if finding.file not in own]
+    return sort_findings([*_configs(own), *others])
 
 
-def require_trusted(path: str | Path) -> None:
-    """Pass if the audit of the bundle blocks nothing.
+def _concerned(finding: Finding, weights: Sequence[str]) -> tuple[Command, ...]:
+    """Names that can pass for others concern all commands; what a file holds concerns those that read it."""
+    return COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights)
+
+
+def require_trusted(path: str | Path, command: Command | None = None) -> None:
+    """Pass if the audit of the bundle blocks nothing that ``command`` reads; None means every command.
 
     Raises
     ------
     UntrustedBundle
         Names what would run, and where.
     """
-    blocking = blocks(audit(path))
+    blocking = blocks(audit(path, command))
     if not blocking:
         return
     listed = "\n".join(f"  {finding}" for finding in blocking[:_SHOWN])
@@ -61,18 +88,25 @@ def require_trusted(path: str | Path) -> None:
     )
 
 
-def _configs(folder: Path, names: list[str]) -> Iterator[Finding]:
-    """Findings on every JSON config; imports are pooled, since configs are laid over each other."""
+def _parsed(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
+    """Every JSON config that can be read, and findings on the others."""
     parsed: dict[str, Any] = {}
+    findings: list[Finding] = []
     for name in names:
         if not name.lower().endswith(".json"):
             continue
         try:
             parsed[name] = parse_json((folder / name).read_bytes())
         except DuplicateKey as error:
-            yield Finding("block", name, "", str(error), "readers disagree on which of the two counts")
+            why = "readers disagree on which of the two counts"
+            findings.append(Finding("block", name, "", str(error), why))
         except (ValueError, OSError) as error:
-            yield Finding("block", name, "", f"not readable as JSON: {error}", "repair or remove it")
+            findings.append(Finding("block", name, "", f"not readable as JSON: {error}", "repair or remove it"))
+    return parsed, findings
+
+
+def _configs(parsed: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings on configs that are laid over each other: their imports count together."""
     imports: dict[str, str] = {}
     for config in parsed.values():
         for bound, module in read_imports(config).items():
@@ -94,9 +128,9 @@ def _file(path: Path, name: str) -> Iterator[Finding]:
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
         yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
-    elif suffix == ".yml":
+    elif suffix in {".yml", ".yaml"}:
         if path.name != "large_files.yml":
-            why = "medseg reads JSON configs; convert it to JSON"
+            why = "medseg neither reads nor judges it; it reads JSON configs"
             yield Finding("block", name, "", "a YAML file", why)
         else:
             yield from judge_large_files(path.read_text(encoding="utf-8", errors="replace"), name)

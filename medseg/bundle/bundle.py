@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -10,19 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medseg.errors import BundleError, MissingDependency, Refusal, UsageError
+from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
+from medseg.bundle.findings import Command
+from medseg.bundle.parsed import Parsed
+from medseg.bundle.pipeline import Pipeline, laid_out, read_pipeline
+from medseg.bundle.shipped import find_bundle, list_bundles
+from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bundle", "Permission", "read_weights"]
+__all__ = ["Bundle", "Permission"]
 
 Permission = Literal["audited", "network-only", "everything"]
 
+_BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
 _INFERENCE_FILES = ("configs/metadata.json", "configs/inference.json")
-_WEIGHT_FILES = ("models/model.safetensors", "models/model.pt")
 
 
 class Bundle:
@@ -50,7 +56,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
-        """Open the bundle in the folder ``path``.
+        """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.shipped.find_bundle`).
 
         Raises
         ------
@@ -59,11 +65,9 @@ class Bundle:
         BundleError
             If the metadata cannot be parsed.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         if not (folder / "configs" / "metadata.json").is_file():
-            raise UsageError(
-                f"{folder} is not a bundle: configs/metadata.json is missing; give the folder of an unpacked bundle"
-            )
+            raise UsageError(_no_bundle(folder))
         return cls(folder, _read_json(folder / "configs" / "metadata.json"), permission)
 
     def __repr__(self) -> str:
@@ -83,33 +87,80 @@ class Bundle:
         """Read ``configs/NAME.json`` as plain data, unparsed: expressions stay strings."""
         path = self.path / "configs" / f"{name}.json"
         if not path.is_file():
-            raise BundleError(f"bundle {self.name} has no configs/{name}.json; it cannot be used for this")
+            raise BundleError(f"bundle {self.name} has no configs/{name}.json; {self._instead(name)}")
         return _read_json(path)
 
-    def runnable_config(self, *sections: str) -> dict[str, Any]:
+    def _instead(self, name: str) -> str:
+        """What to do about a config that is not there."""
+        others = [file.name for file in sorted((self.path / "configs").glob(f"{name}.y*ml"))]
+        if not others:
+            return "it cannot be used for this"
+        return (
+            f'configs/{others[0]} is there, but medseg reads JSON; write it anew: python -c "import json, yaml;'
+            f" json.dump(yaml.safe_load(open('{others[0]}')), open('{name}.json', 'w'), indent=2)\" in that folder"
+        )
+
+    @cached_property
+    def inference(self) -> dict[str, Any]:
+        """``inference.json`` as plain data, with its overlaying keys in their places."""
+        return laid_out(self.config("inference"))
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """Where the parts of a run stand in ``inference.json``."""
+        return read_pipeline(self.inference, self.name)
+
+    def runnable_config(self, *places: str) -> dict[str, Any]:
         """``inference.json`` as far as it may be evaluated: all of it, or the named parts if only they are trusted.
+
+        The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root`` named it.
 
         Raises
         ------
         UntrustedBundle
             If the audit finds anything outside its allow-list.
         """
-        from medseg.bundle.audit import require_trusted
-        from medseg.bundle.network_only import sections_only
-
         if self.permission == "network-only":
-            return sections_only(self.path, sections)
-        if self.permission == "audited":
-            require_trusted(self.path)
+            from medseg.bundle.network_only import parts_only
+
+            config = parts_only(self.path, self.inference, places)
+        else:
+            self.permit("infer")
+            config = copy.deepcopy(self.inference)
+        if "bundle_root" in config:
+            config["bundle_root"] = str(self.path.resolve())
+        return config
+
+    @property
+    def weight_files(self) -> list[str]:
+        """The files of weights that its network is filled from, as its ``inference.json`` spells them out."""
+        return loaded_files(self.path, self.inference, self.pipeline)
+
+    def permit(self, command: Command) -> None:
+        """Pass if a command may evaluate the configs that it reads.
+
+        Raises
+        ------
+        UntrustedBundle
+            If the audit finds anything outside its allow-list in what that command reads.
+        """
+        from medseg.bundle.audit import require_trusted
+
+        if self.permission != "everything":
+            require_trusted(self.path, command)
         elif str(self.path.resolve()) not in sys.path:
             sys.path.append(str(self.path.resolve()))  # where its scripts are found, after everything else
-        return self.config("inference")
+
+    def parsed(self, *places: str) -> Parsed:
+        """Parts of ``inference.json``, to be evaluated; raises as :meth:`runnable_config`."""
+        return Parsed(self.runnable_config(*places), self.name)
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of everything that a prediction depends on: metadata, inference config, weights and trust."""
         trust = sorted((self.path / "trust").glob("*")) if (self.path / "trust").is_dir() else []
-        names = [*_INFERENCE_FILES, *_WEIGHT_FILES, *(f"trust/{file.name}" for file in trust if file.is_file())]
+        weights = dict.fromkeys([*WEIGHT_FILES, *weight_files(self.path)])
+        names = [*_INFERENCE_FILES, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
         digest = hashlib.sha256()
         for name in names:
             if (self.path / name).is_file():
@@ -127,16 +178,34 @@ class Bundle:
         return int(self._tensor("outputs", "pred")["num_channels"])
 
     @property
+    def has_background(self) -> bool:
+        """Whether channel 0 of the network's output is the background, by what ``channel_def`` says of it.
+
+        A channel that ``channel_def`` does not name is the background, too. One channel alone stands for its structure.
+        """
+        name = self._channels().get(0)
+        return self.output_channels > 1 and (name is None or name.strip().lower() in _BACKGROUND)
+
+    @property
     def labels(self) -> dict[int, str]:
-        """Names of the structures by label value, without the background (label 0)."""
-        definition = self._tensor("outputs", "pred").get("channel_def", {})
-        return {int(value): str(name) for value, name in sorted(definition.items(), key=_by_value) if int(value) > 0}
+        """Names of the structures by label value, without the background.
+
+        The label of a channel is its number; that of an only channel is 1, whichever number ``channel_def`` gives it.
+        """
+        named = self._channels()
+        if self.output_channels == 1:
+            if self._tensor("outputs", "pred").get("type") == "image":
+                return {}
+            first = next((name for name in named.values() if name.strip().lower() not in _BACKGROUND), None)
+            return {} if first is None else {1: first}
+        return {value: name for value, name in named.items() if value > 0 or not self.has_background}
 
     @property
     def label_codes(self) -> dict[int, Any]:
         """Coded terms of the structures (for DICOM objects) by label value; empty if the bundle states none."""
         codes = self._tensor("outputs", "pred").get("segment_codes", self.metadata.get("segment_codes", {}))
-        return {int(value): code for value, code in codes.items()}
+        found = {int(value): code for value, code in codes.items()}
+        return {1: found[0]} if self.output_channels == 1 and set(found) == {0} else found
 
     @property
     def training_range(self) -> dict[str, Any] | None:
@@ -197,36 +266,17 @@ class Bundle:
         BundleError
             If weights are missing, do not fit, are not finite, or the two weight files contradict each other.
         """
-        from monai.bundle import ConfigParser
+        pipeline = self.pipeline
+        parsed = self.parsed(pipeline.network, *weight_places(pipeline))
+        network = parsed.get(pipeline.network)
+        if network is None:
+            raise BundleError(f"inference.json of {self.name} has no {pipeline.network} that is not disabled")
+        return fill_network(network, self.path, self.inference, pipeline, parsed).eval().to(device)
 
-        if self.permission == "network-only":
-            from medseg.bundle.network_only import load_network_only
-
-            return load_network_only(self.path).to(device)
-        parser = ConfigParser(self.runnable_config())
-        network: torch.nn.Module = parser.get_parsed_content("network_def")
-        state = self._load_weights()
-        try:
-            network.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            raise BundleError(f"the weights of {self.name} do not fit its network_def: {error}") from error
-        return network.eval().to(device)
-
-    def _load_weights(self) -> dict[str, torch.Tensor]:
-        found = {name: read_weights(self.path / name) for name in _WEIGHT_FILES if (self.path / name).is_file()}
-        if not found:
-            raise BundleError(
-                f"bundle {self.name} has no weights: expected {' or '.join(_WEIGHT_FILES)}; train it first"
-            )
-        states = list(found.values())
-        if len(states) == 2 and not _same_state(*states):
-            raise BundleError(
-                f"{' and '.join(found)} of {self.name} hold different weights; delete the one that is out of date"
-            )
-        bad = [key for key, value in states[0].items() if value.is_floating_point() and not value.isfinite().all()]
-        if bad:
-            raise BundleError(f"the weights of {self.name} are not finite in {bad[0]}; train it again")
-        return states[0]
+    def _channels(self) -> dict[int, str]:
+        """What ``channel_def`` says of the channels of the network's output."""
+        definition = self._tensor("outputs", "pred").get("channel_def") or {}
+        return {int(value): str(name) for value, name in sorted(definition.items(), key=_by_value)}
 
     def _tensor(self, side: str, name: str) -> dict[str, Any]:
         """Description of one input or output; the first one if none has the usual name."""
@@ -234,6 +284,16 @@ class Bundle:
         if not described:
             raise BundleError(f"configs/metadata.json of {self.name} lacks network_data_format.{side}")
         return dict(described.get(name) or next(iter(described.values())))
+
+
+def _no_bundle(folder: Path) -> str:
+    if folder.is_file():
+        return (
+            f"{folder} is a file, not a bundle's folder; open an archive with: medseg bundle unpack {folder} -o bundles"
+        )
+    what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
+    names = ", ".join(path.name for path in list_bundles())
+    return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -244,33 +304,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of one weights file (``.safetensors``, or ``.pt`` without code), as data only."""
-    import pickle
-
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise MissingDependency("safetensors", "dev", "reading safe weights") from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise BundleError(f"{path} cannot be read as weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BundleError(f"{path} is not a bare state dict (names to tensors); save the network's state_dict()")
-    return state
-
-
-def _same_state(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
-    import torch
-
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def _by_value(item: tuple[Any, Any]) -> int:

@@ -17,7 +17,7 @@ from medseg.bundle.references import SEPARATOR, ModulePlaces, absolute_text, pla
 __all__ = ["DuplicateKey", "judge_config", "parse_json", "read_imports"]
 
 _LARGEST_BYTES = 64 * 1024 * 1024
-_FILE_MACRO = re.compile(r".*\.(json|yaml|yml)", re.IGNORECASE)
+_PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
@@ -179,9 +179,9 @@ class _ConfigJudge:
     def _text(self, value: str, path: tuple[str, ...]) -> Iterator[Finding]:
         if _hidden(value):
             yield self._found(path, "a text holds invisible characters", "what is shown is not what is read")
-        if value.startswith("%") and _FILE_MACRO.match(value[1:]):
+        if value.startswith("%") and not _PLAIN_MACRO.fullmatch(value[1:]):
             yield self._found(
-                path, f"the macro {value!r} reads a file", "it is taken from the current directory, unjudged"
+                path, f"the macro {value!r} is no plain id", "it reads a file of the current directory, unjudged"
             )
         if _RELATIVE.search(value) and not all(_WORD.fullmatch(part) for part in place_of(path)):
             yield self._found(path, "a relative reference below an unusual id", "the id would become part of the code")

@@ -10,11 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from medseg.bundle.findings import Finding
 
-__all__ = ["judge_large_files", "judge_names", "list_files"]
+__all__ = ["AMBIGUOUS", "judge_large_files", "judge_names", "list_files"]
+
+AMBIGUOUS = ("a file name outside plain ASCII", "its name differs from", "more than ", "a symbolic link", "neither ")
+"""How findings begin that concern what is read for what, whichever command reads it."""
 
 _MOST_FILES = 10_000
 _KNOWN_SUFFIXES = frozenset(
-    {".json", ".md", ".txt", ".rst", ".conf", ".pt", ".safetensors", ".yml", ".csv", ".tsv", ".nii.gz", ".cff", ".bib"}
+    {".json", ".md", ".txt", ".rst", ".conf", ".pt", ".safetensors", ".yml", ".yaml", ".csv", ".tsv", ".nii.gz"}
+    | {".cff", ".bib"}
     | {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".sha256", ".sig"}
 )
 _KNOWN_NAMES = frozenset(

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-__all__ = ["Finding", "Severity", "blocks", "sort_findings"]
+__all__ = ["COMMANDS", "SPOKEN", "Command", "Finding", "Severity", "blocks", "read_by", "seen_by", "sort_findings"]
 
 Severity = Literal["block", "warn", "info"]
+
+Command = Literal["infer", "train", "monai"]
+"""What may read a bundle: ``medseg infer`` and all that runs its network (verify, pack, export, trust); ``medseg
+train``; ``python -m monai.bundle run`` with whatever config it is given."""
+
+COMMANDS: tuple[Command, ...] = ("infer", "train", "monai")
+SPOKEN: dict[Command, str] = {"infer": "medseg infer", "train": "medseg train", "monai": "python -m monai.bundle run"}
+"""How the commands are called."""
+
+_READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
+    (re.compile(r"configs/inference\.json|trust/.*"), ("infer", "monai")),
+    (re.compile(r"configs/metadata\.json"), COMMANDS),
+    (re.compile(r"configs/(multi_gpu_[^/]*|evaluate|inference_[^/]*)\.json"), ("monai",)),
+    (re.compile(r"configs/[^/]*\.json"), ("train", "monai")),
+    # the bundle's folder is on the path of Python's imports while MONAI trains or runs it
+    (re.compile(r".*\.(py|pyc|pyd|so|pth)"), ("train", "monai")),
+)
+"""Which command reads a file, by its path in the bundle: MONAI's may read any, and weights that ``inference.json``
+names count for all."""
 
 _RANK: dict[str, int] = {"block": 0, "warn": 1, "info": 2}
 
@@ -30,6 +50,8 @@ class Finding:
         What was found.
     why
         Why it matters and what to do.
+    commands
+        The commands that read the file, and which a ``block`` therefore concerns.
     """
 
     severity: Severity
@@ -37,14 +59,50 @@ class Finding:
     place: str
     what: str
     why: str
+    commands: tuple[Command, ...] = COMMANDS
 
     def __str__(self) -> str:
         where = f"{self.file} at {self.place}" if self.place else self.file
-        return f"{self.severity}: {where}: {self.what}; {self.why}"
+        scope = "" if self.severity != "block" or self.commands == COMMANDS else f" [{_spoken(self.commands)}]"
+        return f"{self.severity}{scope}: {where}: {self.what}; {self.why}"
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
-        return asdict(self)
+        return {
+            "severity": self.severity,
+            "file": self.file,
+            "place": self.place,
+            "what": self.what,
+            "why": self.why,
+            "commands": list(self.commands),
+        }
+
+
+def _spoken(commands: Iterable[Command]) -> str:
+    return ", ".join(SPOKEN[command] for command in commands)
+
+
+def read_by(file: str, weights: Iterable[str] = ()) -> tuple[Command, ...]:
+    """The commands that read a file of a bundle.
+
+    Parameters
+    ----------
+    file
+        Path inside the bundle.
+    weights
+        Files of weights that its ``inference.json`` may load.
+    """
+    if not file or file == "configs" or file in set(weights):
+        return COMMANDS
+    return next((commands for pattern, commands in _READ if pattern.fullmatch(file)), ("monai",))
+
+
+def seen_by(findings: Iterable[Finding], command: Command) -> list[Finding]:
+    """The same findings for one command: what concerns only files that it does not read no longer forbids its use."""
+    return [
+        finding if command in finding.commands or finding.severity != "block" else replace(finding, severity="warn")
+        for finding in findings
+    ]
 
 
 def blocks(findings: Iterable[Finding]) -> list[Finding]:

@@ -6,12 +6,16 @@ what they refer to; scripts, imports and other configs are neither read nor run.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.configs import judge_config, parse_json, read_imports
 from medseg.bundle.expressions import is_import, judge_import
 from medseg.bundle.findings import Finding, blocks
+from medseg.bundle.pipeline import ABSENT, item_at
 from medseg.bundle.references import SEPARATOR, absolute_text, referred, strings_in
 from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import BundleError, UntrustedBundle
@@ -19,103 +23,98 @@ from medseg.errors import BundleError, UntrustedBundle
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_network_only", "sections_only"]
+__all__ = ["load_network_only", "parts_only"]
 
-_WEIGHTS = ("models/model.safetensors", "models/model.pt")
+_FILE = "configs/inference.json"
 
 
 def load_network_only(path: str | Path) -> torch.nn.Module:
-    """Network of a bundle in evaluation mode, from its ``network_def`` and its weights alone.
+    """Network of a bundle in evaluation mode, from its definition and its weights alone.
 
     Raises
     ------
     UntrustedBundle
-        If ``network_def`` is not made of allowed classes and literals, or the weights could run code.
+        If the definition is not made of allowed classes, references to such and literals, or the weights could run
+        code.
     BundleError
         If one of the two is missing, or they do not fit.
     """
-    folder = Path(path)
-    definition = _definition(folder)
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BundleError(f"{folder.name} has no weights; expected {' or '.join(_WEIGHTS)}")
-    judge = judge_safetensors if weights.suffix == ".safetensors" else judge_torch_archive
-    _refuse(folder, judge(weights, f"models/{weights.name}"))
-    return _build(folder, definition, weights)
+    from medseg.bundle.bundle import Bundle
+
+    return Bundle(Path(path), {}, "network-only").load_network()
 
 
-def sections_only(path: str | Path, names: tuple[str, ...]) -> dict[str, Any]:
+def parts_only(folder: Path, config: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
     """Named parts of a bundle's ``inference.json`` and what they refer to, once the audit of these alone is clean.
+
+    Parameters
+    ----------
+    folder
+        The bundle's folder, whose weights are judged, too.
+    config
+        ``inference.json``, laid out.
+    places
+        Ids of the parts; those that the config lacks are left out.
 
     Raises
     ------
     UntrustedBundle
         If one of the parts needs an import, a class or an expression that is not allowed.
     BundleError
-        If one of them is missing, or the file cannot be read.
+        If none of them is there, or the file cannot be read.
     """
-    folder = Path(path)
-    file = folder / "configs" / "inference.json"
     try:
-        config = parse_json(file.read_bytes())
-        wanted = {name: config[name] for name in names}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{file} states no {' and '.join(names)} that can be read: {error}") from error
-    reduced = {"imports": _harmless_imports(config), **_with_references(config, wanted)}
-    _refuse(folder, judge_config("configs/inference.json", reduced, read_imports(reduced)))
+        parse_json((folder / _FILE).read_bytes())  # stricter than the reader: no doubled keys
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / _FILE} cannot be read: {error}") from error
+    reduced = _branches(config, places)
+    if not reduced:
+        raise BundleError(f"{folder / _FILE} states no {' and '.join(places)}; it cannot be used for this")
+    reduced = {"imports": _harmless_imports(config), **reduced}
+    _refuse(folder, judge_config(_FILE, reduced, read_imports(reduced)))
+    for name in weight_files(folder):
+        judge = judge_safetensors if name.endswith(".safetensors") else judge_torch_archive
+        _refuse(folder, judge(folder / name, name))
     return reduced
 
 
-def _harmless_imports(config: dict[str, Any]) -> list[str]:
+def _harmless_imports(config: Mapping[str, Any]) -> list[str]:
     """Those of the config's import statements that the audit allows."""
     texts = [text for _, text in strings_in(config.get("imports", [])) if text.startswith("$")]
     return [text for text in texts if is_import(text[1:]) and not judge_import(text[1:])]
 
 
-def _with_references(config: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The wanted items and, in turn, every item that they name."""
-    found: dict[str, Any] = {}
-    waiting = dict(wanted)
+def _branches(config: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """What stands at the wanted ids and, in turn, at every id that it names; nothing beside these."""
+    reduced: dict[str, Any] = {}
+    waiting, done = list(places), set[str]()
     while waiting:
-        found.update(waiting)
-        named = {
-            name.split(SEPARATOR)[0]
-            for key, value in waiting.items()
-            for place, text in strings_in(value, (key,))
-            for name in referred(absolute_text(text, place))
-        }
-        waiting = {name: config[name] for name in named - {"imports"} if name in config and name not in found}
-    return found
+        place = waiting.pop()
+        value = item_at(config, place)
+        if place in done or value is ABSENT:
+            continue
+        done.add(place)
+        _graft(reduced, config, place.split(SEPARATOR))
+        for where, text in strings_in(value, tuple(place.split(SEPARATOR))):
+            named = referred(absolute_text(text, where))
+            waiting += [name for name in named if name.partition(SEPARATOR)[0] != "imports"]
+    return reduced
 
 
-def _definition(folder: Path) -> dict[str, Any]:
-    definition = {"network_def": sections_only(folder, ("network_def",))["network_def"]}
-    for _, text in strings_in(definition):
-        if text[:1] in {"$", "@", "%"}:
-            raise UntrustedBundle(f"network_def of {folder.name} holds {text!r}; only literals can be taken over alone")
-    return definition
+def _graft(reduced: Any, config: Any, parts: Sequence[str]) -> None:
+    """Copy one branch; other items of a list on its way become None."""
+    key: Any = int(parts[0]) if isinstance(config, list) else parts[0]
+    if isinstance(reduced, list):
+        reduced.extend([None] * (len(config) - len(reduced)))
+    if len(parts) == 1:
+        reduced[key] = copy.deepcopy(config[key])
+        return
+    if (reduced[key] if isinstance(reduced, list) else reduced.get(key)) is None:
+        reduced[key] = [] if isinstance(config[key], list) else {}
+    _graft(reduced[key], config[key], parts[1:])
 
 
 def _refuse(folder: Path, findings: list[Finding]) -> None:
     found = blocks(findings)
     if found:
         raise UntrustedBundle(f"this part of {folder.name} cannot be taken over alone: {found[0]}")
-
-
-def _build(folder: Path, definition: dict[str, Any], weights: Path) -> torch.nn.Module:
-    import torch
-    from monai.bundle import ConfigParser
-    from safetensors.torch import load_file
-
-    network: torch.nn.Module = ConfigParser(definition).get_parsed_content("network_def")
-    if weights.suffix == ".safetensors":
-        state: Any = load_file(weights)
-    else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    if isinstance(state, dict) and set(state) == {"model"}:
-        state = state["model"]  # some bundles save the dictionary of MONAI's CheckpointSaver
-    try:
-        network.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise BundleError(f"the weights of {folder.name} do not fit its network_def: {error}") from error
-    return network.eval()

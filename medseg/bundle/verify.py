@@ -15,6 +15,7 @@ from typing import Any
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
+from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
 from medseg.files import sha256_file
 
@@ -51,7 +52,7 @@ _LARGEST_VOXELS = 128**3
 
 
 def verify(path: str | Path) -> list[Finding]:
-    """Findings of the audit and of all checks, most serious first.
+    """Findings of the audit of what labelling reads, and of all checks, most serious first.
 
     Checks: required files, the metadata schema (offline), versions and changelog, the ids that MONAI's workflows ask
     for, the network's answer to an input of the declared shape, weights, coded terms of the labels, and that the
@@ -63,7 +64,7 @@ def verify(path: str | Path) -> list[Finding]:
         If ``path`` is not a bundle's folder.
     """
     bundle = Bundle.open(path)
-    findings = audit(path)
+    findings = audit(path, "infer")
     trusted = not blocks(findings)
     findings.extend(_files(bundle))
     findings.extend(_schema(bundle))
@@ -71,6 +72,7 @@ def verify(path: str | Path) -> list[Finding]:
     findings.extend(_ids(bundle))
     findings.extend(_labels(bundle))
     findings.extend(_calibration(bundle))
+    findings.extend(training_run_findings(bundle))
     if trusted:
         findings.extend(_network(bundle))
     return sort_findings(findings)
@@ -93,9 +95,12 @@ def _schema(bundle: Bundle) -> Iterator[Finding]:
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+    stated = str(bundle.metadata.get("schema", SCHEMA_FILE.name)).rpartition("/")[2]
+    severity: Severity = "block" if stated == SCHEMA_FILE.name else "warn"
+    why = f"{SCHEMA_FILE.name} does not allow it" + ("" if severity == "block" else f"; the metadata follow {stated}")
     for error in validator.iter_errors(bundle.metadata):
         place = "::".join(str(part) for part in error.absolute_path)
-        yield Finding("block", _METADATA, place, error.message, f"{SCHEMA_FILE.name} does not allow it")
+        yield Finding(severity, _METADATA, place, error.message, why)
 
 
 def _versions(bundle: Bundle) -> Iterator[Finding]:
@@ -141,7 +146,7 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
         yield Finding("block", _METADATA, "network_data_format::outputs", f"cannot be read: {error}", "describe pred")
         return
     place = "network_data_format::outputs::pred"
-    if max(names, default=0) >= channels:
+    if max(names, default=0) >= max(channels, 2):
         why = "every label needs its channel"
         yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
     for value, name in names.items():

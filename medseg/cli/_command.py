@@ -6,19 +6,36 @@ import functools
 import inspect
 import json as json_module
 import logging
+import os
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.errors import ExitCode, MedsegError
+from medseg.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Outcome", "command", "is_quiet", "terminal"]
+__all__ = ["BundleArgument", "Outcome", "command", "is_quiet", "terminal"]
+
+
+def _bundle(text: str) -> Path:
+    from medseg.bundle.shipped import find_bundle
+
+    return find_bundle(text)
+
+
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", parser=_bundle, help="A bundle's folder, or a name from `medseg bundle list`."),
+]
+"""The bundle that a command is about."""
 
 _COMMON = {
     "json": Annotated[
@@ -50,10 +67,21 @@ _streams = _Streams()
 
 
 def terminal() -> Console:
-    """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``."""
+    """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``.
+
+    Of a text that is printed only the line breaks are kept among control characters: a name on disk may hold others.
+    """
     from rich.console import Console
 
-    return Console(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(_printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+    return Plain(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _printable(text: str) -> str:
+    return "\n".join(shown(line) for line in text.split("\n"))
 
 
 def is_quiet() -> bool:
@@ -71,13 +99,15 @@ def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
         logging.getLogger("medseg").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
         try:
             outcome = function(*args, **options)
-        except MedsegError as error:
-            if debug:
+        except (MedsegError, OSError, sqlite3.Error) as error:
+            told = _told(error)
+            if debug or told is None:
                 raise
             if json:
-                sys.stdout.write(json_module.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
-            sys.stderr.write(f"medseg: {error}\n")
-            raise typer.Exit(error.exit_code) from error
+                sys.stdout.write(json_module.dumps({"error": type(error).__name__, "message": told}) + "\n")
+            sys.stderr.write(f"medseg: {told}\n")
+            code = error.exit_code if isinstance(error, MedsegError) else ExitCode.USAGE
+            raise typer.Exit(code) from error
         except KeyboardInterrupt as error:
             sys.stderr.write("medseg: interrupted\n")
             raise typer.Exit(ExitCode.INTERRUPTED) from error
@@ -89,6 +119,18 @@ def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
 
     _extend_signature(run, function)
     return run
+
+
+def _told(error: MedsegError | OSError | sqlite3.Error) -> str | None:
+    """One line for people; None if the error is not for them: nobody reads stdout any more, or it is a bug."""
+    if isinstance(error, MedsegError):
+        return _printable(str(error))
+    if isinstance(error, sqlite3.Error):
+        return f"a database cannot be used ({error}); make room, check its permissions, or give another place"
+    if isinstance(error, BrokenPipeError) or error.errno is None:
+        return None
+    where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{error.strerror}; make room, check its permissions, or give another place"
 
 
 def _extend_signature(run: Callable[..., None], function: Callable[..., Outcome | None]) -> None:

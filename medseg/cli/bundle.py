@@ -1,4 +1,4 @@
-"""``medseg bundle``: new, info, audit, verify, pack, unpack, export, keygen."""
+"""``medseg bundle``: new, list, info, audit, verify, pack, unpack, export, keygen."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
     from medseg.trust.state import TrustState
 
 bundle_app = typer.Typer(
-    help="Bundles: plan a new one, look into, audit, verify, pack, unpack, export.",
+    help="Bundles: plan a new one, list, look into, audit, verify, pack, unpack, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(bundle_app, name="bundle")
 
-_BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 _Format = Literal["torchscript", "onnx", "openvino"]
 _STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
 
@@ -45,6 +45,7 @@ def new(
     """
     from medseg.sharing import Budget, create_bundle
 
+    prepare_folder(output)
     budget = Budget(memory_gb, minutes)
     folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
     for what, choice, why in plan.reasons:
@@ -54,9 +55,31 @@ def new(
     return Outcome({"bundle": str(folder), "reasons": reasons})
 
 
+@bundle_app.command(name="list")
+@command
+def list_() -> Outcome:
+    """Show the bundles whose bare names commands understand here: those in ./bundles, and those that ship.
+
+    Example: medseg bundle list
+    """
+    from medseg.bundle import Bundle
+    from medseg.bundle.shipped import list_bundles
+
+    rows = []
+    for opened in map(Bundle.open, list_bundles()):
+        trained = any((opened.path / "models").glob("model.*"))
+        facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
+        rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
+        state = "" if trained else ", no weights yet"
+        terminal().print(f"{opened.name} {opened.version}{state}\n    {facts['task']}\n    {opened.path}", markup=False)
+    if not rows:
+        terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
+    return Outcome({"bundles": rows})
+
+
 @bundle_app.command()
 @command
-def info(bundle: _BundleFolder) -> Outcome:
+def info(bundle: BundleArgument) -> Outcome:
     """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
 
     Example: medseg bundle info bundles/hippocampus_mri_segmentation
@@ -88,7 +111,7 @@ def info(bundle: _BundleFolder) -> Outcome:
 
 @bundle_app.command()
 @command
-def audit(bundle: _BundleFolder) -> Outcome:
+def audit(bundle: BundleArgument) -> Outcome:
     """Say what a bundle would execute and what is unusual in it, without executing it.
 
     Exit code 1 if something forbids its use.
@@ -97,12 +120,12 @@ def audit(bundle: _BundleFolder) -> Outcome:
     """
     from medseg.bundle import audit as audit_bundle
 
-    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.")
+    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.", by_command=True)
 
 
 @bundle_app.command()
 @command
-def verify(bundle: _BundleFolder) -> Outcome:
+def verify(bundle: BundleArgument) -> Outcome:
     """Audit, then check that a bundle is complete and its parts belong together. Exit code 1 if something is wrong.
 
     The bundle's network is built and run once, on random numbers, only if the audit blocks nothing.
@@ -122,18 +145,25 @@ def verify(bundle: _BundleFolder) -> Outcome:
 @bundle_app.command()
 @command
 def pack(
-    bundle: _BundleFolder,
+    bundle: BundleArgument,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The archive to write (.zip).")],
     sign: Annotated[Path | None, typer.Option("--sign", help="Private key file; make one with `keygen`.")] = None,
+    with_names: Annotated[
+        bool, typer.Option("--with-names", help="Public data: keep the datalist's file names, patient ids and folder.")
+    ] = False,
 ) -> Outcome:
     """Pack a bundle into one archive: the same bundle gives the same bytes, each accounted for, signed if asked.
+
+    File names and patient ids of the datalist become numbers, unless --with-names is given.
 
     Example: medseg bundle pack bundles/hippocampus_mri_segmentation -o hippocampus.zip --sign site.key
     """
     from medseg.sharing import pack as pack_bundle
 
-    packed = pack_bundle(bundle, output, key=sign)
+    prepare_file(output)
+    packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
+    _warn(bundle)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
     return Outcome(
@@ -155,6 +185,10 @@ def unpack(
     key: Annotated[Path | None, typer.Option("--key", help="The sender's public key file (.pub).")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle; it is kept aside.")] = False,
     allow_older: Annotated[bool, typer.Option("--allow-older", help="Let --replace go back to an older one.")] = False,
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="Take an archive that medseg did not pack, or that holds scripts."),
+    ] = False,
 ) -> Outcome:
     """Unpack a bundle after checking every byte; on any doubt nothing is left behind.
 
@@ -162,11 +196,15 @@ def unpack(
     """
     from medseg.sharing import unpack as unpack_bundle
 
-    found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older)
+    prepare_folder(output)
+    found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older, as_is=as_is)
+    _warn(found.path)
     if found.authentic:
         origin = f"signed by {found.signed_by}, the key you gave"
     elif found.signed_by:
         origin = f"signed by {found.signed_by}; give --key to check that this is the sender's key"
+    elif as_is:
+        origin = "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
     else:
         origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
     terminal().print(f"{found.path}: version {found.version}, {origin}", markup=False)
@@ -183,7 +221,7 @@ def unpack(
 @bundle_app.command()
 @command
 def export(
-    bundle: _BundleFolder,
+    bundle: BundleArgument,
     *,
     format: Annotated[_Format, typer.Option("--format", help="The runtime to export for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.xml for openvino).")],
@@ -195,6 +233,7 @@ def export(
     """
     from medseg.sharing import export as export_bundle
 
+    prepare_file(output)
     made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(
@@ -225,9 +264,19 @@ def keygen(
     """
     from medseg.sharing import create_key_pair
 
+    prepare_file(private)
     secret, public = create_key_pair(private)
     terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
     return Outcome({"private": str(secret), "public": str(public)})
+
+
+def _warn(bundle: Path) -> None:
+    """What the archive holds beside that which labelling reads."""
+    from medseg.bundle import audit as audit_bundle
+
+    for finding in audit_bundle(bundle, "infer"):
+        if finding.severity == "warn":
+            terminal().print(str(finding), style=_STYLES["warn"], markup=False)
 
 
 def _trust_text(state: TrustState) -> str:
@@ -241,11 +290,21 @@ def _trust_text(state: TrustState) -> str:
     )
 
 
-def _report(bundle: Path, findings: Sequence[Finding], clean: str) -> Outcome:
+def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, by_command: bool = False) -> Outcome:
+    from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
+
+    blocked = {SPOKEN[name]: sum(name in finding.commands for finding in blocks(findings)) for name in COMMANDS}
     for finding in findings:
         terminal().print(str(finding), style=_STYLES[finding.severity], markup=False)
     if not findings:
         terminal().print(clean)
     count = sum(finding.severity == "block" for finding in findings)
-    result = {"bundle": str(bundle), "passed": count == 0, "findings": [finding.as_dict() for finding in findings]}
+    for name, number in blocked.items() if by_command else ():
+        terminal().print(f"{name}: {f'forbidden by {number} findings' if number else 'allowed'}", markup=False)
+    result = {
+        "bundle": str(bundle),
+        "passed": count == 0,
+        "blocked": [name for name, number in blocked.items() if number],
+        "findings": [finding.as_dict() for finding in findings],
+    }
     return Outcome(result, complete=count == 0)

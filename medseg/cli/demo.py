@@ -9,6 +9,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
     from medseg.demo import DemoResult
@@ -29,8 +30,10 @@ def demo(
     from medseg.demo import run_demo
     from medseg.training.progress import ProgressDisplay
 
+    prepare_folder(output)
     console = terminal()
-    result = run_demo(output, watchers=[ProgressDisplay(console)], say=lambda line: console.print(line, style="bold"))
+    with ProgressDisplay(console) as progress:
+        result = run_demo(output, watchers=[progress], say=lambda line: console.print(line, style="bold"))
     _say(result)
     return Outcome(
         {

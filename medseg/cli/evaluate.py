@@ -12,6 +12,7 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
 from medseg.evaluation.definitions import PercentileRule, SurfaceRule
+from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")],
     *,
     labels: Annotated[
-        Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle folder.')
+        Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle.')
     ] = None,
     tolerance_mm: Annotated[
         float, typer.Option(min=0.0, help="Tolerance of the normalised surface distance (NSD).")
@@ -51,28 +52,38 @@ def evaluate(
     all_metrics: Annotated[
         bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
     ] = False,
+    section: Annotated[
+        str | None, typer.Option(help="Of a reference datalist only this section: test, training or validation.")
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Of a reference datalist only the cases that this fold holds out.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per CPU.")] = 0,
 ) -> Outcome:
     """Compare label maps with references: Dice, Hausdorff and surface distances in mm, with missed structures counted.
 
     Example: medseg evaluate runs/infer labelsTr -o runs/evaluation --labels bundles/hippocampus_mr_segmentation
     """
+    from medseg.bundle.shipped import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.evaluation import Definitions, Options, evaluate_folders
+    from medseg.manifests import Part
 
     options = Options(
         definitions=Definitions(percentile_rule=percentile_rule, surface=surface),
         group_by=by,
         all_metrics=all_metrics,
+        part=None if section is None and fold is None else Part(section, fold),
         workers=workers or _cpus(),
     )
+    prepare_folder(output)
     console = terminal()
     with _progress(console) as advance:
         result = evaluate_folders(
             predictions,
             references,
             output,
-            labels=labels,
+            labels=None if labels is None else find_bundle(labels),
             tolerance_mm=tolerance_mm,
             compare_with=compare,
             options=options,

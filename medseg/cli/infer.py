@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli._lean import import_monai_quickly
 from medseg.cli.main import app
+from medseg.files import shown
 
 if TYPE_CHECKING:
     from medseg.bundle import Permission
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 @command
 def infer(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: BundleArgument,
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="INPUT...", help="NIfTI files, DICOM folders with any number of studies, datalists."),
@@ -40,11 +41,20 @@ def infer(
             " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
-    windows: Annotated[
+    section: Annotated[
+        str | None, typer.Option(help="Only these items of a datalist: training, validation or test.")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Only the items that this fold of a datalist holds out.")] = None,
+    device: Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (float32; on CUDA automatic mixed precision), fp32, bf16 or int8.")
+    ] = "auto",
+    engine: Annotated[
         str,
-        typer.Option(help="bundle: the bundle's own; large: up to the whole volume; auto: large where measured equal."),
+        typer.Option(help="What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."),
+    ] = "auto",
+    windows: Annotated[
+        str, typer.Option(help="bundle (and auto): the bundle's own; large: up to the whole volume.")
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Cases read ahead and written behind at once.")] = 1,
     cluster: Annotated[
@@ -81,9 +91,11 @@ def infer(
 
     Example: medseg infer bundles/hippocampus_mri_segmentation studies/ -o results
     """
+    from medseg.bundle import Bundle
+
+    Bundle.open(bundle)  # a wrong folder is told before seconds go into imports
     if not trust_bundle:
         import_monai_quickly()
-    from medseg.bundle import Bundle
     from medseg.inference import Options, run_batch
 
     if trust_bundle:
@@ -95,7 +107,10 @@ def infer(
         select=select,
         allow_resample=allow_resample,
         roi=roi,
+        section=section,
+        fold=fold,
         device=device,
+        engine=engine,
         precision=precision,  # type: ignore[arg-type]
         windows=windows,  # type: ignore[arg-type]
         workers=workers,
@@ -106,7 +121,8 @@ def infer(
         fresh=fresh,
     )
     with _Progress() as progress:
-        report = run_batch(Bundle.open(bundle, permission), inputs, output, options, progress=progress.show)
+        opened = Bundle.open(bundle, permission)
+        report = run_batch(opened, inputs, output, options, progress=progress.show, announce=progress.say)
     _say(report, profile=profile)
     return Outcome(report.content, report.complete)
 
@@ -135,17 +151,26 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, markup=False)
+
     def show(self, finished: int, total: int, result: CaseResult) -> None:
         """Show one more finished case."""
-        self._bar.update(self._task, completed=finished, total=total, description=result.case_id)
-        verdict = _verdict(result)
+        name = shown(result.case_id)
+        self._bar.update(self._task, completed=finished, total=total, description=name.replace("[", r"\["))
+        notes = [note for note in (_verdict(result), *_not_written(result)) if note]
         if result.status != "done":
-            self._console.print(f"{result.case_id}: {result.status} ({result.reason}) {result.message}", markup=False)
+            self.say(f"{name}: {result.status} ({result.reason}) {shown(result.message)}")
         elif not self._console.is_terminal:
-            told = f"{finished}/{total} {result.case_id}: done in {result.seconds:.1f} s"
-            self._console.print(told + (f", {verdict}" if verdict else ""), markup=False)
-        elif verdict:
-            self._console.print(f"{result.case_id}: {verdict}", markup=False)
+            self.say(", ".join([f"{finished}/{total} {name}: done in {result.seconds:.1f} s", *notes]))
+        elif notes:
+            self.say(f"{name}: {', '.join(notes)}")
+
+
+def _not_written(result: CaseResult) -> list[str]:
+    """Which outputs the source cannot have, and why."""
+    return [f"no {kind} ({why['reason']})" for kind, why in result.not_written.items()]
 
 
 def _verdict(result: CaseResult) -> str:
@@ -166,9 +191,17 @@ def _say(report: RunReport, *, profile: bool) -> None:
         markup=False,
     )
     _say_verdicts(report)
+    _say_what_was_seen(summary)
     if profile:
         for stage, seconds in summary["stages_seconds"].items():
             console.print(f"  {stage:<10} {seconds:8.2f} s", markup=False)
+
+
+def _say_what_was_seen(summary: dict[str, Any]) -> None:
+    if summary["trained_on"]:
+        console = terminal()
+        told = f"{summary['trained_on']} of {summary['done']} cases were used to train this model: "
+        console.print(f"{told}these figures say nothing about new cases", style="yellow", markup=False)
 
 
 def _say_verdicts(report: RunReport) -> None:
@@ -181,6 +214,5 @@ def _say_verdicts(report: RunReport) -> None:
         if state["provenance"]:
             console.print(f"Trust was calibrated on {state['provenance']}", markup=False)
         return
-    asked = "doubt" in report.content["options"]["write"]
-    if state["state"] in {"stale", "damaged"} or (asked and state["state"] == "none"):
+    if state["state"] in {"stale", "damaged"}:
         console.print(f"Trust: no verdicts, no doubt. {state['message']}", style="yellow", markup=False)

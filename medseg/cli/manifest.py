@@ -9,6 +9,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, is_quiet, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.manifests import AuditReport, Manifest
@@ -30,6 +31,24 @@ def create(
     *,
     images: Annotated[Path, typer.Option("--images", help="A folder of images, a BIDS dataset, or a dataset.json.")],
     labels: Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="PATTERN", help="Images below --images, such as '*/t1.nii.gz'; one for each channel."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="PATTERN or VALUE=NAME",
+            help="Labels below --labels or --images, such as '*/seg.nii.gz'; or the name of a label, such as 1=liver.",
+        ),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")],
     patient_pattern: Annotated[
         str | None,
@@ -41,10 +60,25 @@ def create(
     """Make a datalist from folders, an MSD or nnU-Net dataset.json, or BIDS derivatives.
 
     Example: medseg manifest create --images data/images --labels data/labels -o datalist.json
+
+    One folder for each patient: medseg manifest create --images study --image '*/t1.nii.gz' --label '*/seg.nii.gz'
+    --label 1=tumour --map 255=1 -o datalist.json
     """
+    from medseg.labels import parse_mapping, parse_names
     from medseg.manifests import create as create_manifest
 
-    manifest = create_manifest(images, labels, patient_pattern=patient_pattern, checksums=checksums)
+    prepare_file(output)
+    given = label or []
+    manifest = create_manifest(
+        images,
+        labels,
+        patient_pattern=patient_pattern,
+        image_patterns=image or [],
+        label_pattern=_label_pattern([text for text in given if "=" not in text]),
+        names=parse_names([text for text in given if "=" in text]),
+        mapping=parse_mapping(map_ or []),
+        checksums=checksums,
+    )
     if licence is not None:
         manifest = manifest.with_content(licence=licence)
     manifest.write(output)
@@ -74,8 +108,9 @@ def split(
     """
     from medseg.manifests import Manifest
 
-    manifest = Manifest.read(file, dataset_dir=dataset_dir).split(folds, seed, test, stratify=stratify)
-    target = output or file
+    found, target = Manifest.read(file, dataset_dir=dataset_dir), output or file
+    prepare_file(target)
+    manifest = found.split(folds, seed, test, stratify=stratify)
     manifest.write(target)
     sizes = [sum(item["fold"] == fold for item in manifest.training) for fold in range(folds)]
     terminal().print(f"{target}: folds of {', '.join(map(str, sizes))} cases, {len(manifest.test)} in the test set")
@@ -113,9 +148,18 @@ def download(
     """
     from medseg.manifests.download import download_task
 
+    prepare_folder(output)
     folder = download_task(task, output, progress=not is_quiet())
     terminal().print(f"{folder}: complete")
     return Outcome({"dataset": str(folder)})
+
+
+def _label_pattern(patterns: list[str]) -> str | None:
+    from medseg.errors import UsageError
+
+    if len(patterns) > 1:
+        raise UsageError(f"found {len(patterns)} patterns for labels, expected one label map for each case")
+    return patterns[0] if patterns else None
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

@@ -11,6 +11,8 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_folder
+from medseg.ingest.names import is_apple_double
 
 if TYPE_CHECKING:
     from medseg.pacs import PacsSettings, Remote
@@ -32,6 +34,16 @@ def _remote(node: str, settings: Path | None) -> Remote:
     from medseg.pacs import open_remote, parse_node
 
     return open_remote(parse_node(node, _settings(settings)))
+
+
+def _say_devices(settings: PacsSettings) -> None:
+    """Say on what each route computes, and find out now whether it can."""
+    from medseg.inference import Options
+    from medseg.inference.runner import computing
+
+    for route in settings.routes:
+        options = Options(write=route.write, device=route.device, precision=route.precision)
+        terminal().print(f"route {route.name}: {computing(options)}", markup=False)
 
 
 @pacs_app.command()
@@ -93,6 +105,7 @@ def fetch(
 
     Example: medseg pacs fetch ORTHANC@127.0.0.1:4242 1.2.840.1 -o study
     """
+    prepare_folder(output)
     count = sum(1 for _ in _remote(node, settings).fetch(study, series, output))
     terminal().print(f"{count} instances in {output}")
     return Outcome({"output": str(output), "instances": count}, complete=count > 0)
@@ -110,7 +123,8 @@ def send(
 
     Example: medseg pacs send ORTHANC@127.0.0.1:4242 out/*_seg.dcm
     """
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    below = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*"))]
+    files = [file for file in below if not is_apple_double(file)] + [path for path in paths if not path.is_dir()]
     result = _remote(node, settings).send([file for file in files if not file.is_dir()])
     terminal().print(f"{len(result.sent)} sent, {len(result.failed)} failed")
     for path, reason in result.failed.items():
@@ -133,7 +147,9 @@ def listen(
     from medseg.pacs.listener import Listener
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Listener(read_settings(settings)) as listener:
+    found = read_settings(settings)
+    _say_devices(found)
+    with Listener(found) as listener:
         terminal().print(f"listening on port {listener.port}; stop with Ctrl-C")
         try:
             while True:
@@ -159,10 +175,10 @@ def run(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = terminal()
+    found = read_settings(settings)
+    _say_devices(found)
     try:
-        answered = answer_studies(
-            read_settings(settings), progress=lambda study, state: console.print(f"{study}  {state}")
-        )
+        answered = answer_studies(found, progress=lambda study, state: console.print(f"{study}  {state}"))
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing is lost, and the same command continues") from None
     for study, reason in [*answered.done.items(), *answered.failed.items()]:

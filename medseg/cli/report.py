@@ -10,6 +10,7 @@ import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file
 
 
 class Viewer(StrEnum):
@@ -41,6 +42,8 @@ def report(
     """
     from medseg.evaluation.report import write_report
 
+    if folder.is_dir():
+        prepare_file(folder / "report.html")
     page = write_report(folder, images=images, references=references, title=title, viewer=viewer.value)
     if (folder / "run.json").is_file():
         from medseg.inference.worklist import keep_worklist

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli.main import app
+from medseg.errors import UsageError
+from medseg.files import prepare_folder
 
 __all__ = ["train"]
 
@@ -17,7 +19,7 @@ __all__ = ["train"]
 @app.command()
 @command
 def train(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to train.")],
+    bundle: BundleArgument,
     *,
     init: Annotated[
         Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")
@@ -49,28 +51,37 @@ def train(
     Example: medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
     --output runs/fold0 --set epochs=10
     """
+    _keep_installed(bundle, writes=output is None or publish or publish_final)
+    from medseg.bundle import Bundle
+    from medseg.bundle.shipped import find_bundle
+    from medseg.bundle.trainable import check_trainable
+
+    check_trainable(Bundle.open(bundle))
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
+    if output is not None:
+        prepare_folder(output)
     if trust_bundle:
         cut_network()
     console = terminal()
-    result = train_bundle(
-        bundle,
-        datalist=datalist,
-        dataset_dir=dataset_dir,
-        fold=fold,
-        output=output,
-        resume=resume,
-        device=device,
-        overrides=parse_overrides(settings or []),
-        init=init,
-        rescale=rescale,
-        publish="final" if publish_final else publish,
-        watchers=[ProgressDisplay(console)],
-        permission="everything" if trust_bundle else "audited",
-    )
+    with ProgressDisplay(console) as progress:
+        result = train_bundle(
+            bundle,
+            datalist=datalist,
+            dataset_dir=dataset_dir,
+            fold=fold,
+            output=output,
+            resume=resume,
+            device=device,
+            overrides=parse_overrides(settings or []),
+            init=None if init is None else find_bundle(init),
+            rescale=rescale,
+            publish="final" if publish_final else publish,
+            watchers=[progress],
+            permission="everything" if trust_bundle else "audited",
+        )
     best = (
         "no validation" if result.best_metric is None else f"best {result.best_metric:.4f} in epoch {result.best_epoch}"
     )
@@ -89,6 +100,16 @@ def train(
             "published": None if result.published is None else str(result.published),
         }
     )
+
+
+def _keep_installed(bundle: Path, *, writes: bool) -> None:
+    from medseg.bundle.shipped import is_installed_with_medseg
+
+    if writes and is_installed_with_medseg(bundle):
+        raise UsageError(
+            f"{bundle.name} is part of the installed medseg, where the next update overwrites what training writes; "
+            f"copy it first (cp -r {bundle} bundles/), or give --output and do not publish"
+        )
 
 
 def _say_trust(bundle: Path) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.files import prepare_file
 
 if TYPE_CHECKING:
     from medseg.inference.recalibration import Recalibration
@@ -24,7 +25,7 @@ app.add_typer(trust_app, name="trust")
 @trust_app.command()
 @command
 def fit(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder; its calibration is replaced.")],
+    bundle: BundleArgument,
     *,
     predictions: Annotated[Path, typer.Option("--predictions", help="Folder that `medseg infer` wrote.")],
     references: Annotated[
@@ -58,6 +59,8 @@ def fit(
     """
     from medseg.inference.recalibration import FitRequest, recalibrate
 
+    if bundle.is_dir():
+        prepare_file(bundle / "trust" / "calibration.json")
     request = FitRequest(
         bundle,
         predictions,
@@ -91,6 +94,8 @@ def worklist(
     """
     from medseg.inference.worklist import write_worklist
 
+    if output is not None:
+        prepare_file(output)
     path, rows = write_worklist(folder, output)
     for row in rows[:top]:
         where = f", look at {row['look_at_mm']} mm" if row["look_at_mm"] else ""

@@ -19,6 +19,7 @@ from medseg.evaluation.tables import Evaluated, header, lists_of_cases, write_cs
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import write_json
 from medseg.geometry import POSITION_TOLERANCE_MM
+from medseg.manifests import Part
 
 __all__ = ["EvaluationResult", "Options", "evaluate_folders"]
 
@@ -44,6 +45,8 @@ class Options:
         Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``.
     position_tolerance_mm
         How far the grids of prediction and reference may lie apart.
+    part
+        Which items of the references' datalist count; all by default.
     """
 
     definitions: Definitions = field(default_factory=Definitions)
@@ -52,6 +55,7 @@ class Options:
     all_metrics: bool = False
     workers: int = 1
     position_tolerance_mm: float = POSITION_TOLERANCE_MM
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def evaluate_folders(
     """
     options = options or Options()
     sources = [Path(predictions), *([Path(compare_with)] if compare_with is not None else [])]
-    truth = _Truth(Path(references), collect(Path(references), "references"), labels, tolerance_mm)
+    truth = _Truth(Path(references), collect(Path(references), "references", options.part), labels, tolerance_mm)
     plans = [_plan(source, truth, options) for source in sources]
     steps = _Steps(sum(len(plan.tasks) for plan in plans), progress)
     evaluated = [_evaluate(plan, options.workers, steps) for plan in plans]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
 from medseg.evaluation.naming import EXTENSIONS, case_id_of_name, is_image_name, is_second_half, map_of, match_key
-from medseg.manifests import Manifest, patient_of
+from medseg.labels import read_label_table
+from medseg.manifests import Item, Manifest, Part, patient_of
+from medseg.manifests.manifest import SECTIONS, unique_keys
 from medseg.results import RunFolder
 
 __all__ = ["CaseFile", "Collection", "Pair", "collect", "pair_up", "read_labels"]
@@ -22,12 +24,13 @@ _LEFT_OUT = 3
 
 @dataclass(frozen=True)
 class CaseFile:
-    """One label map on disk and what its datalist says about the case."""
+    """One label map on disk and what its datalist says about the case, and about the values in the file."""
 
     case_id: str
     path: Path
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Path, ...] = ()
+    mapping: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def patient(self) -> str:
@@ -65,12 +68,17 @@ class Collection:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and its reference; ``prediction_id`` is what the prediction's side calls the case."""
+    """A prediction and its reference; ``prediction_id`` is what the prediction's side calls the case.
+
+    The mappings say what the values in either file mean.
+    """
 
     case_id: str
     prediction: Path
     reference: Path
     prediction_id: str = ""
+    prediction_mapping: Mapping[int, int] = field(default_factory=dict)
+    reference_mapping: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def renamed(self) -> bool:
@@ -78,7 +86,7 @@ class Pair:
         return self.prediction_id not in ("", self.case_id)
 
 
-def collect(source: Path, role: str) -> Collection:
+def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     """Find the label maps of ``source``.
 
     Parameters
@@ -88,12 +96,16 @@ def collect(source: Path, role: str) -> Collection:
         so is what its ``run.json`` or, without one, its name tells to be no label map (doubt, probabilities).
     role
         ``"predictions"`` or ``"references"``: which key of a datalist's items holds the label map.
+    part
+        Which items of a datalist; all by default.
 
     Raises
     ------
     UsageError
         If there is nothing to read or two files have the same case id.
     """
+    if part is not None and source.suffix.lower() != ".json":
+        raise UsageError(f"--section and --fold choose items of a datalist, and {source} is none; give one (.json)")
     if source.is_dir():
         return _in_folder(source)
     if not source.is_file():
@@ -106,7 +118,7 @@ def collect(source: Path, role: str) -> Collection:
         raise UsageError(f"{source} is a DICOM object; {_NO_DICOM}")
     manifest = Manifest.read(source)
     keys = ("label",) if role == "references" else _PREDICTION_KEYS
-    files = _unique(_in_manifest(manifest, keys), source)
+    files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
     return Collection(files, manifest.labels)
@@ -173,8 +185,8 @@ def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     return f"{folder} holds no label maps ({', '.join(sorted(EXTENSIONS))}); give a folder or datalist that does"
 
 
-def _in_manifest(manifest: Manifest, keys: tuple[str, ...]) -> Iterator[CaseFile]:
-    for _, _, item in manifest.items():
+def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...]) -> Iterator[CaseFile]:
+    for item in items:
         key = next((key for key in keys if item.get(key)), None)
         if key is None:
             continue
@@ -183,7 +195,8 @@ def _in_manifest(manifest: Manifest, keys: tuple[str, ...]) -> Iterator[CaseFile
         if len(paths) != 1:
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
-        yield CaseFile(str(case_id), paths[0], item, tuple(images))
+        mapping = manifest.scheme.mapping if key == "label" else {}  # a prediction has the network's own values
+        yield CaseFile(str(case_id), paths[0], item, tuple(images), mapping)
 
 
 def _unique(found: Iterator[CaseFile], source: Path) -> dict[str, CaseFile]:
@@ -206,10 +219,7 @@ def pair_up(predictions: Collection, references: Collection) -> tuple[list[Pair]
     compared with its partner alone, two single files with each other.
     """
     partner = _partners(predictions, references)
-    pairs = [
-        Pair(case, predictions.files[other].path, references.files[case].path, other)
-        for case, other in sorted(partner.items())
-    ]
+    pairs = [_pair(predictions.files[other], references.files[case]) for case, other in sorted(partner.items())]
     left = {"predictions": set(predictions.files) - set(partner.values()), "references": set(references.files)}
     left["references"] -= set(partner)
     if predictions.single:
@@ -217,6 +227,11 @@ def pair_up(predictions: Collection, references: Collection) -> tuple[list[Pair]
     if references.single:
         left["predictions"].clear()
     return pairs, {side: sorted(cases) for side, cases in left.items()}
+
+
+def _pair(prediction: CaseFile, reference: CaseFile) -> Pair:
+    mappings = (prediction.mapping, reference.mapping)
+    return Pair(reference.case_id, prediction.path, reference.path, prediction.case_id, *mappings)
 
 
 def _partners(predictions: Collection, references: Collection) -> dict[str, str]:
@@ -256,34 +271,35 @@ def read_labels(source: Path) -> dict[int, str]:
     """
     path = source / "configs" / "metadata.json" if source.is_dir() else source
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; give a JSON file of labels or a bundle folder"
         ) from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}; give a JSON file of labels or a bundle folder") from error
-    names = _label_names(content)
+    names = _label_names(content, path)
     if not names:
         raise UsageError(f'{path} declares no labels; expected {{"1": "name", ...}} or a bundle with channel_def')
     return names
 
 
-def _label_names(content: Any) -> dict[int, str]:
-    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",), ()):
+def _label_names(content: Any, path: Path) -> dict[int, str]:
+    """The structures of the first table there is: a bundle's channels, a datalist's labels, or the file itself."""
+    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",)):
         declared = content
         for key in keys:
             declared = declared.get(key) if isinstance(declared, dict) else None
-        if isinstance(declared, dict):
-            return _unique_names(declared)
-    return {}
+        if declared:
+            return _unique_names(read_label_table(declared, f"`{keys[-1]}` of {path}"))
+    if not isinstance(content, dict) or any(isinstance(content.get(key), list) for key in SECTIONS):
+        return {}  # a datalist that declares none
+    return _unique_names(read_label_table(content, str(path)))
 
 
-def _unique_names(declared: Mapping[str, Any]) -> dict[int, str]:
-    """``{"1": "liver"}`` or ``{"liver": 1}`` → names by value; equal names get their value appended."""
-    pairs = [(int(key), str(value)) for key, value in declared.items() if key.isdigit()]
-    pairs = pairs or [(value, key) for key, value in declared.items() if isinstance(value, int)]
-    names = [name for _, name in pairs]
+def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
+    """The structures; equal names get their value appended."""
+    given = list(names.values())
     return {
-        label: name if names.count(name) == 1 else f"{name} ({label})" for label, name in sorted(pairs) if label != 0
+        label: name if given.count(name) == 1 else f"{name} ({label})" for label, name in names.items() if label != 0
     }

@@ -61,8 +61,8 @@ def _score(task: Task) -> Scored:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
     case_id = task.pair.case_id
     try:
-        prediction, grid = read_label_map(task.pair.prediction)
-        reference, reference_grid = read_label_map(task.pair.reference)
+        prediction, grid = read_label_map(task.pair.prediction, task.pair.prediction_mapping)
+        reference, reference_grid = read_label_map(task.pair.reference, task.pair.reference_mapping)
         prediction, note = _on_grid(prediction, grid, reference_grid, task.position_tolerance_mm)
         results = evaluate_case(
             prediction,

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from monai.data import MetaTensor
-
 from medseg.inference.background import BackgroundJob, Watchdog
 from medseg.inference.cases import LoadedCase
 from medseg.inference.ledger import Hand, Ledger
@@ -29,7 +27,6 @@ class Batch:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.setting = ledger, ledger.setting
-        self._tuning = False
         self._patience_s = self.setting.options.stall_s
         self._watchdog = Watchdog(self._patience_s)
         self._reading: deque[tuple[Hand, BackgroundJob[tuple[LoadedCase, str]]]] = deque()
@@ -38,14 +35,13 @@ class Batch:
     def run(self, hands: Iterable[Hand]) -> None:
         """Read, compute and write the cases in hand; suspects come last."""
         waiting = deque(hands)
-        tools = self._opened(len(waiting))
+        tools = self._opened()
         while waiting or self._reading:
             self._read_ahead(waiting)
             hand, job = self._reading.popleft()
             waited = partial(take, hand, job, self._watchdog, self._patience_s)
-            if self._attempt(hand, "reading", waited) and self._attempt(
-                hand, "computing", self._computing(hand, tools)
-            ):
+            computed = partial(compute, hand, self.setting, tools, self._watchdog)
+            if self._attempt(hand, "reading", waited) and self._attempt(hand, "computing", computed):
                 self._writing.append((hand, BackgroundJob(partial(write, hand, self.setting))))
             while len(self._writing) > self.setting.options.workers:
                 self._finish_oldest()
@@ -59,13 +55,10 @@ class Batch:
             self._finish_oldest()
         self.ledger.forget_open()
 
-    def _opened(self, pending: int) -> Tools:
+    def _opened(self) -> Tools:
         """The network, run in the way that the journal holds for this bundle and these options."""
-        known = self.ledger.choice
-        tools = open_tools(self.setting, known)
-        if known is None and (not self.ledger.free_to_choose or tools.predictor.recall(pending) is not None):
-            self.ledger.keep_choice(tools.predictor.choice)
-        self._tuning = self.ledger.worth_measuring(pending)
+        tools = open_tools(self.setting, self.ledger.choice)
+        self.ledger.keep_choice(tools.predictor.choice)
         return tools
 
     def _read_ahead(self, waiting: deque[Hand]) -> None:
@@ -80,18 +73,7 @@ class Batch:
     def _start_reading(self, hand: Hand) -> None:
         self.ledger.begin(hand, here=True)
         hand.begin = time.perf_counter()
-        self._reading.append((hand, BackgroundJob(partial(read, hand))))
-
-    def _computing(self, hand: Hand, tools: Tools) -> Callable[[], None]:
-        before = partial(self._tune, tools, hand.case.case_id) if self._tuning else None
-        return partial(compute, hand, self.setting, tools, self._watchdog, before)
-
-    def _tune(self, tools: Tools, case_id: str, image: MetaTensor, modality: str | None) -> None:
-        """Choose how the network is run, once, on the first case that can be labelled."""
-        begin = time.perf_counter()
-        choice = tools.predictor.tune(image, modality, case_id, self.ledger.left)
-        self._tuning = False
-        self.ledger.keep_choice(choice, time.perf_counter() - begin)
+        self._reading.append((hand, BackgroundJob(partial(read, hand, self.setting))))
 
     def _finish_oldest(self) -> None:
         hand, job = self._writing.popleft()

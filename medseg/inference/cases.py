@@ -15,17 +15,29 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
-from medseg.files import sha256_file
+from medseg.files import sha256_file, shown
 from medseg.geometry import Geometry
 from medseg.inference.channels import Channels, check_together, with_others
 from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
+from medseg.ingest.names import first_of_pair
 from medseg.ingest.rules import Rule
 from medseg.ingest.selection import SelectedStudy, select, selected_studies
-from medseg.manifests import Manifest
+from medseg.manifests import Manifest, Part
 
-__all__ = ["Case", "LoadedCase", "collect", "content_key", "load", "stat_key", "with_path_hash"]
+__all__ = [
+    "Case",
+    "LoadedCase",
+    "collect",
+    "content_key",
+    "file_sums",
+    "key_of_sums",
+    "load",
+    "stat_key",
+    "with_path_hash",
+]
 
-
+_LONGEST_ID_BYTES = 200
+"""Of a case id: names of outputs, also the temporary ones, must not get longer than 255 bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -90,7 +102,14 @@ class LoadedCase:
     note: str = ""
 
 
-def collect(inputs: Sequence[str | Path], channels: int = 1, rules: Sequence[Rule] = ()) -> list[Case]:
+def collect(
+    inputs: Sequence[str | Path],
+    channels: int = 1,
+    rules: Sequence[Rule] = (),
+    *,
+    part: Part | None = None,
+    own: list[SeriesRecord] | None = None,
+) -> list[Case]:
     """Find the cases behind any mixture of files, folders and datalists, in a stable order.
 
     Parameters
@@ -102,6 +121,10 @@ def collect(inputs: Sequence[str | Path], channels: int = 1, rules: Sequence[Rul
     rules
         Selection rules, one per channel, applied to every study among the files and folders; what they do not choose
         is left out.
+    part
+        Which items of the datalists; all by default.
+    own
+        What medseg itself wrote is no input: it is left out with a warning, and added here.
 
     Raises
     ------
@@ -115,12 +138,17 @@ def collect(inputs: Sequence[str | Path], channels: int = 1, rules: Sequence[Rul
     paths = [Path(path) for path in inputs if Path(path).suffix != ".json"]
     if rules and len(rules) != channels:
         raise UsageError(f"found {len(rules)} selection rules, the bundle has {channels} channels; give one for each")
-    records = scan(paths) if paths else []
+    if part is not None and not datalists:
+        raise UsageError("--section and --fold choose items of a datalist; give one (.json) as INPUT")
+    left_out: list[SeriesRecord] = [] if own is None else own
+    records = scan(paths, own=left_out) if paths else []
     cases = _selected(records, rules) if rules else [Case(r.case_id, r.source, (r,)) for r in records]
     for path in datalists:
-        cases += _cases_of_datalist(path)
+        cases += _cases_of_datalist(path, part or Part(), left_out)
     if not cases:
-        raise UsageError(f"found no image in {', '.join(map(str, inputs))}; give NIfTI files or DICOM folders")
+        found = f"found no image in {', '.join(map(shown, inputs))}"
+        wrote = f", but {len(left_out)} files that medseg wrote as results" if left_out else ""
+        raise UsageError(f"{found}{wrote}; give NIfTI files or DICOM folders")
     return _unique(cases, channels)
 
 
@@ -142,17 +170,20 @@ def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> Case:
     return Case(first.case_id, first.source, (refused,))
 
 
-def _cases_of_datalist(path: Path) -> list[Case]:
+def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[Case]:
     manifest = Manifest.read(path)
-    items = [manifest.files(item, "image") for _, _, item in manifest.items()]
+    items = [manifest.files(item, "image") for item in part.of(manifest, path)]
+    wrote: list[SeriesRecord] = []
     by_source: dict[str, SeriesRecord] = {}
-    for record in scan([file for files in items for file in files if file.exists()]):
+    for record in [*scan([file for files in items for file in files if file.exists()], own=wrote), *wrote]:
         by_source.setdefault(str(Path(record.source)), record)
-    return [_case_of_item(files, by_source) for files in items if files]
+    own += wrote
+    cases = [_case_of_item(files, by_source) for files in items if files]
+    return [case for case in cases if not all(record.reason == "own-output" for record in case.channels)]
 
 
 def _case_of_item(files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
-    records = tuple(found.get(str(file)) or _absent(file) for file in files)
+    records = tuple(found.get(first_of_pair(file)) or _absent(file) for file in files)
     return Case(case_id_of(files[0]), str(files[0]), records)
 
 
@@ -174,7 +205,7 @@ def _unique(cases: Sequence[Case], channels: int) -> list[Case]:
     for case in cases:
         seen.setdefault((case.source, *case.files), case)
     count = Counter(case.case_id for case in seen.values())
-    unique = [with_path_hash(case) if count[case.case_id] > 1 else case for case in seen.values()]
+    unique = [with_path_hash(case) if count[case.case_id] > 1 else _short(case) for case in seen.values()]
     return [_with_channels(case, channels) for case in unique]
 
 
@@ -193,7 +224,12 @@ def with_path_hash(case: Case) -> Case:
     """The case under a name that tells it from others of the same file name."""
     path = case.files[0] if case.files else case.source
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
-    return replace(case, case_id=f"{case.case_id}-{digest}")
+    kept = case.case_id.encode()[:_LONGEST_ID_BYTES].decode(errors="ignore")
+    return replace(case, case_id=f"{kept}-{digest}")
+
+
+def _short(case: Case) -> Case:
+    return case if len(case.case_id.encode()) <= _LONGEST_ID_BYTES else with_path_hash(case)
 
 
 def stat_key(case: Case) -> str:
@@ -205,13 +241,20 @@ def stat_key(case: Case) -> str:
     return digest.hexdigest()
 
 
+def file_sums(case: Case) -> dict[str, str]:
+    """SHA-256 of each file of a case, in the order of the channels."""
+    with archives.on_disk(case.files) as files:
+        return {name: sha256_file(file) for name, file in zip(case.files, files, strict=True)}
+
+
 def content_key(case: Case) -> str:
     """Digest of the files' bytes, in the order of the channels."""
-    digest = hashlib.sha256()
-    with archives.on_disk(case.files) as files:
-        for file in files:
-            digest.update(sha256_file(file).encode())
-    return digest.hexdigest()
+    return key_of_sums(file_sums(case))
+
+
+def key_of_sums(sums: Mapping[str, str]) -> str:
+    """:func:`content_key`, from what :func:`file_sums` gives."""
+    return hashlib.sha256("".join(sums.values()).encode()).hexdigest()
 
 
 def load(case: Case) -> LoadedCase:

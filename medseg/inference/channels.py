@@ -14,6 +14,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from medseg.bundle import Bundle
+from medseg.bundle.pipeline import ABSENT, follow, item_at, reached
 from medseg.errors import Refusal
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.ingest import SeriesRecord
@@ -41,7 +42,8 @@ class Channels:
 
 def channels_of(bundle: Bundle) -> Channels:
     """Read from ``inference.json``, as data, how a bundle takes its channels."""
-    listed = _transforms(bundle.config("inference"), "preprocessing")
+    config = bundle.inference
+    listed = [step for _, step in reached(config, bundle.pipeline.preprocessing) if _enabled(step, config)]
     concat = next((step for step in listed if _is(step, "ConcatItemsd") and step.get("name") == "image"), None)
     keys = () if concat is None else _names(concat.get("keys"))
     if len(keys) < 2 or keys[0] != "image":
@@ -111,16 +113,18 @@ def others_of(image: MetaTensor) -> dict[str, MetaTensor]:
     return dict(image.meta.get(_OTHERS, {}))
 
 
-def _transforms(config: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    value = config.get(key)
-    value = value.get("transforms") if isinstance(value, Mapping) else value
+def _enabled(step: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a transform is switched on, as far as its text tells: words, references, ``$True`` and ``$not …``."""
+    value: Any = step.get("_disabled_", False)
     if isinstance(value, str) and value.startswith("@"):
-        return _transforms(config, value[1:])
-    return [step for step in value if isinstance(step, Mapping)] if isinstance(value, list) else []
+        value = item_at(config, follow(config, value[1:].replace("#", "::")))
+    if isinstance(value, str):
+        return value.lower().replace(" ", "") not in {"true", "$true", "$notfalse", "$1"}
+    return not value or value is ABSENT
 
 
 def _is(step: Mapping[str, Any], name: str) -> bool:
-    return str(step.get("_target_", "")).rpartition(".")[2] == name and not step.get("_disabled_", False)
+    return str(step.get("_target_", "")).rpartition(".")[2] == name
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -1,45 +1,29 @@
-"""Which engine and which windows a run uses: measured once, against the bundle's own way of computing.
+"""How the network is run: by a rule from what was asked, never by the clock, so that a command gives the same labels.
 
-A faster way is taken only if it gives the same labels: Dice of every structure at least :data:`SMALLEST_AGREEMENT`
-with what the bundle's network gives in float32 on the bundle's own windows, on the run's first case.
+On a CPU and on Apple's MPS the rule is the bundle's network in float32 on the bundle's own windows. Every other way
+rounds differently and may move a label here and there, on the next case if not on the one that was tried; so it is
+asked for by name. On CUDA the rule is automatic mixed precision.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from medseg.errors import MissingDependency
-from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
+from medseg.errors import UsageError
+from medseg.inference.engines import AUTOCAST, REFERENCE, candidates
+from medseg.inference.quantised import INT8
 
-__all__ = [
-    "SMALLEST_AGREEMENT",
-    "Choice",
-    "Windows",
-    "agreement",
-    "fastest_engine",
-]
+__all__ = ["Choice", "Windows", "engine_of", "precision_of"]
 
 Windows = Literal["bundle", "large"]
 """The bundle's own windows, or as few and large ones as memory allows, up to the whole volume."""
 
-SMALLEST_AGREEMENT = 0.999
-"""Smallest Dice with the bundle's own result that a faster way must reach, for every structure."""
-
-_LARGER = 1.1
-"""Volumes so many times longer than the one measured are still taken to be like it."""
-
-_SMALLEST_GAIN = 1.15
-_REPEATS = 2
-_log = logging.getLogger(__name__)
+_BY_PRECISION = {"fp32": REFERENCE, "bf16": "torch-bf16-channels-last", "int8": INT8}
+_AMP = "amp-fp16"
 
 
 @dataclass(frozen=True)
@@ -52,34 +36,13 @@ class Choice:
         Name of the engine.
     windows
         ``"bundle"``: the bundle's own windows; ``"large"``: as few as memory allows, up to the whole volume.
-    agreement
-        Smallest Dice over structures with the bundle's own result, measured on ``measured_on``; None if nothing was
-        measured because the reference is used.
-    measured_on
-        Case id.
-    speedup
-        How many times faster than the reference, as measured.
     memory_bytes
         What large windows may take, so that all processes of a run lay the same ones; None for the bundle's own.
-    measured_shape
-        Voxels of that case on the network's grid, if large windows were measured: in a larger volume they may agree
-        less. None if they were asked for.
     """
 
     engine: str = REFERENCE
     windows: str = "bundle"
-    agreement: float | None = None
-    measured_on: str | None = None
-    speedup: float | None = None
     memory_bytes: int | None = None
-    measured_shape: tuple[int, ...] | None = None
-
-    def windows_for(self, shape: Sequence[int]) -> str:
-        """The windows for a volume of that shape: the bundle's own if it is larger than what was measured."""
-        known = self.measured_shape
-        if known is not None and any(n > _LARGER * m for n, m in zip(shape, known, strict=True)):
-            return "bundle"
-        return self.windows
 
     def to_json(self) -> dict[str, Any]:
         """The choice as in ``run.json``."""
@@ -88,59 +51,37 @@ class Choice:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Choice:
         """Read what :meth:`to_json` wrote."""
-        shape = value.get("measured_shape")
-        return cls(**{**value, "measured_shape": None if shape is None else tuple(shape)})
+        return cls(**value)
 
 
-def agreement(found: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]]) -> float | None:
-    """Smallest Dice over the structures in either label map; None if both are empty, which proves nothing."""
-    size = int(max(found.max(), expected.max())) + 1
-    a, b = np.bincount(found.reshape(-1), minlength=size), np.bincount(expected.reshape(-1), minlength=size)
-    both = np.bincount(expected[found == expected], minlength=size)
-    total = a + b
-    present = np.flatnonzero(total[1:]) + 1
-    return float((2 * both[present] / total[present]).min()) if len(present) else None
-
-
-def fastest_engine(
-    window: torch.Tensor, network: Callable[[], torch.nn.Module], device: str, *, compiled: bool = True
-) -> tuple[Engine, float]:
-    """Time the candidate engines on one window and return the fastest, with its gain over the reference.
+def engine_of(device: str, precision: str = "auto", engine: str = "auto") -> str:
+    """Name of the engine that runs the network.
 
     Parameters
     ----------
-    window
-        ``(1, C, *roi)``, from a real case.
-    network
-        Gives the network in evaluation mode; called once per engine.
     device
         Torch device.
-    compiled
-        Whether engines that compile first are tried, which takes many seconds.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"int8"`` as asked; ``"auto"``: as the rule says.
+    engine
+        An engine by name; ``"auto"``: the one for ``precision``.
+
+    Raises
+    ------
+    UsageError
+        If this machine has no such engine, or both were asked for.
     """
-    reference = build_engine(REFERENCE, network(), device)
-    expected = reference(window).max(dim=1)[1]
-    reference_s = _seconds(reference, window)
-    best, best_s = reference, reference_s / _SMALLEST_GAIN
-    names = [name for name in candidates(device)[1:] if compiled or not name.startswith("openvino")]
-    for name in names:
-        try:
-            engine = build_engine(name, network(), device)
-            same = (engine(window).max(dim=1)[1] == expected).float().mean().item()
-        except (MissingDependency, RuntimeError) as error:
-            _log.info("engine %s cannot be used: %s", name, type(error).__name__)
-            continue
-        seconds = _seconds(engine, window) if same >= SMALLEST_AGREEMENT else math.inf
-        _log.info("engine %s: %.3f s a window (reference %.3f), same labels %.5f", name, seconds, reference_s, same)
-        if seconds < best_s:
-            best, best_s = engine, seconds
-    return best, 1.0 if best is reference else reference_s / best_s
+    if engine == "auto":
+        by_rule = AUTOCAST if torch.device(device).type == "cuda" else REFERENCE
+        return _BY_PRECISION.get(precision, by_rule)
+    if precision != "auto":
+        raise UsageError(f"--engine {engine} fixes the precision, found --precision {precision}, too; give one of them")
+    known = candidates(device)
+    if engine not in known:
+        raise UsageError(f"--engine {engine}: this machine has {', '.join(known)} on {device}; choose one of them")
+    return engine
 
 
-def _seconds(engine: Engine, window: torch.Tensor) -> float:
-    times = []
-    for _ in range(_REPEATS):
-        begin = time.perf_counter()
-        engine(window)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+def precision_of(engine: str) -> str:
+    """The precision that an engine computes in: ``fp32``, ``bf16``, ``int8`` or ``amp-fp16``."""
+    return _AMP if engine == AUTOCAST else next(part for part in engine.split("-") if part in _BY_PRECISION)

@@ -29,6 +29,8 @@ from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.roi import parse_region
 from medseg.inference.worklist import read_run
 from medseg.inference.worsened import worse_images, worse_masks
+from medseg.labels import check_labels
+from medseg.labels import read_label_map as read_checked
 from medseg.trust.fitting import TrainingCase, TrustCase
 
 __all__ = ["CorrectedCases", "Skipped", "TrainingCases"]
@@ -127,7 +129,8 @@ class CorrectedCases:
         if case_id not in self._sources:
             raise CaseFailed("its image was not found; name it with --images")
         loaded = load(self._sources[case_id])
-        reference, grid = read_label_map(self._found.files[case_id].path)
+        given = self._found.files[case_id]
+        reference, grid = read_label_map(given.path, given.mapping)
         if not grid.matches(loaded.geometry):
             raise Refusal("geometry-mismatch", "the corrected mask is on another grid than the image")
         image, labels = self._in_region(loaded, self._known_labels(reference))
@@ -152,15 +155,8 @@ class CorrectedCases:
         return prediction, _trust_case(prediction.prepared, crop, moved, patient)
 
     def _known_labels(self, reference: NDArray[Any]) -> NDArray[np.uint8]:
-        values = np.rint(np.asarray(reference, dtype=np.float64))
-        unknown = sorted({int(value) for value in np.unique(values)} - {0, *self.predictor.bundle.labels})
-        if unknown or not np.array_equal(values, reference):
-            raise Refusal(
-                "unexpected-labels",
-                f"the corrected mask holds {unknown or 'values between labels'}, the bundle knows"
-                f" {sorted(self.predictor.bundle.labels)}; export it as a label map of these",
-            )
-        return np.asarray(values, dtype=np.uint8)
+        labels, _ = check_labels(reference, "the corrected mask", declared=self.predictor.bundle.labels)
+        return np.asarray(labels, dtype=np.uint8)
 
     def _in_region(self, loaded: LoadedCase, reference: NDArray[np.uint8]) -> tuple[MetaTensor, NDArray[np.uint8]]:
         """Image and reference, cut to the region of interest of the run."""
@@ -217,9 +213,10 @@ class TrainingCases(Sequence[TrainingCase]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         loaded = load(self._cases[index])
-        labels, _ = read_label_map(self._labels[loaded.case.case_id].path)
+        given = self._labels[loaded.case.case_id]
+        labels = read_checked(given.path, declared=self._predictor.bundle.labels, mapping=given.mapping)
         prepared = self._predictor.prepare(loaded.image)
-        reference = _nearest(np.rint(labels).astype(np.uint8), loaded.image, prepared)
+        reference = _nearest(labels.array.astype(np.uint8), loaded.image, prepared)
         return TrainingCase(prepared.as_tensor().float(), reference, spacing_mm_of(prepared))
 
 

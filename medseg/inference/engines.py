@@ -1,7 +1,7 @@
 """Engines that run a network on a batch of windows, and which of them this machine can use.
 
-Every engine maps windows ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``, float32 on the CPU. Which one is fastest
-depends on the network and the processor; :mod:`medseg.inference.choice` measures it.
+Every engine maps windows ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``, float32 on the CPU. Which one runs is
+decided in :mod:`medseg.inference.choice`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from medseg.errors import MissingDependency, UsageError
 
 __all__ = [
+    "AUTOCAST",
     "REFERENCE",
     "Engine",
     "OpenVinoEngine",
     "build_engine",
     "candidates",
-    "fixed_engine",
     "fold_norms",
     "import_openvino",
 ]
@@ -36,6 +36,9 @@ _KEPT_SIZES = 2
 
 REFERENCE = "torch-fp32"
 """The network as the bundle defines it, in float32: what the others are compared with."""
+
+AUTOCAST = "cuda-fp16-autocast"
+"""torch's automatic mixed precision."""
 
 
 class Engine(Protocol):
@@ -181,9 +184,7 @@ _BUILDERS: dict[str, Callable[[nn.Module, str], Engine]] = {
     "torch-bf16-channels-last": lambda net, dev: _TorchEngine(
         "torch-bf16-channels-last", _channels_last(net, torch.bfloat16), dev, torch.bfloat16, last=True
     ),
-    "cuda-fp16-autocast": lambda net, dev: _AutocastEngine(
-        "cuda-fp16-autocast", copy.deepcopy(net), dev, torch.float16
-    ),
+    AUTOCAST: lambda net, dev: _AutocastEngine(AUTOCAST, copy.deepcopy(net), dev, torch.float16),
     "openvino-fp32": lambda net, _: OpenVinoEngine("openvino-fp32", net, "f32"),
     "openvino-bf16": lambda net, _: OpenVinoEngine("openvino-bf16", net, "bf16"),
 }
@@ -205,12 +206,12 @@ def build_engine(name: str, network: nn.Module, device: str = "cpu") -> Engine:
 
 
 def candidates(device: str = "cpu") -> list[str]:
-    """Engines worth trying on a device, the reference first.
+    """Engines that a device has, the reference first.
 
-    bf16 is tried only where the processor computes in it: elsewhere it is emulated, some thirty times slower.
+    bf16 is among them only where the processor computes in it: elsewhere it is emulated, some thirty times slower.
     """
     if torch.device(device).type == "cuda":
-        return [REFERENCE, "torch-fp32-channels-last", "torch-bf16-channels-last", "cuda-fp16-autocast"]
+        return [REFERENCE, "torch-fp32-channels-last", "torch-bf16-channels-last", AUTOCAST]
     names = [REFERENCE, "torch-fp32-channels-last"]
     has_openvino = importlib.util.find_spec("openvino") is not None
     if has_openvino:
@@ -218,11 +219,6 @@ def candidates(device: str = "cpu") -> list[str]:
     if _computes_bf16():
         names += ["torch-bf16-channels-last", *(["openvino-bf16"] if has_openvino else [])]
     return names
-
-
-def fixed_engine(precision: str) -> str | None:
-    """The engine that a precision asks for by name; None if it is to be chosen by measurement."""
-    return {"fp32": REFERENCE, "bf16": "torch-bf16-channels-last", "int8": "openvino-int8"}.get(precision)
 
 
 def _computes_bf16() -> bool:

@@ -7,6 +7,7 @@ network file systems as far as their locks are.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import OutputLocked, UsageError
+from medseg.errors import OutputLocked, OutputUnusable, UsageError
+from medseg.files import shown
 from medseg.results import JOURNAL_NAME
 
 __all__ = ["Entry", "Journal", "locked"]
@@ -25,7 +27,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cases (
     case_id TEXT PRIMARY KEY,
-    source TEXT NOT NULL,
+    source BLOB NOT NULL,
     run_key TEXT NOT NULL,
     stat_key TEXT NOT NULL,
     content_key TEXT NOT NULL,
@@ -63,6 +65,18 @@ class Entry:
 
 
 @contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Tell what SQLite cannot write as what it is: the results have no place, which ends the run."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OutputUnusable(
+            f"{shown(place)} cannot be written ({error}); what is finished is kept: make room, or give another folder,"
+            " and run the same command again"
+        ) from error
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the operating system releases it even if the process is killed.
 
@@ -70,12 +84,18 @@ def locked(folder: Path) -> Iterator[None]:
     ------
     OutputLocked
         If another run holds it.
+    OutputUnusable
+        If there is no room or no permission for it.
     """
-    connection = sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None)
+    with _writing(folder):
+        connection = sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None)
     try:
         try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
+            with _writing(folder):
+                connection.execute("BEGIN EXCLUSIVE")
+        except OutputUnusable as error:
+            if getattr(error.__cause__, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                raise
             raise OutputLocked(
                 f"another run is writing to {folder}; wait until it ends, or choose another folder with -o"
             ) from error
@@ -90,10 +110,11 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL_NAME
         try:
-            self._connection = sqlite3.connect(self._path, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=DELETE")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.executescript(_SCHEMA)
+            with _writing(self._path):
+                self._connection = sqlite3.connect(self._path, isolation_level=None)
+                self._connection.execute("PRAGMA journal_mode=DELETE")
+                self._connection.execute("PRAGMA synchronous=FULL")
+                self._connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             raise UsageError(
                 f"{self._path} cannot be used as a journal ({error}); delete it to compute every case anew"
@@ -105,7 +126,8 @@ class Journal:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._connection.executescript("BEGIN; DELETE FROM facts; DELETE FROM cases; COMMIT;")
+        with _writing(self._path):
+            self._connection.executescript("BEGIN; DELETE FROM facts; DELETE FROM cases; COMMIT;")
 
     def fact(self, name: str) -> Any:
         """A stored fact of the run, or None."""
@@ -114,7 +136,8 @@ class Journal:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Store a fact of the run, such as the engine that was chosen."""
-        self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+        with _writing(self._path):
+            self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def entries(self) -> dict[str, Entry]:
         """All cases by case id."""
@@ -126,20 +149,21 @@ class Journal:
     def write(self, entry: Entry) -> None:
         """Insert or replace one case, durably."""
         result = None if entry.result is None else json.dumps(entry.result)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.case_id,
-                entry.source,
-                entry.run_key,
-                entry.stat_key,
-                entry.content_key,
-                entry.deaths,
-                result,
-            ),
+        values = (
+            entry.case_id,
+            os.fsencode(entry.source),
+            entry.run_key,
+            entry.stat_key,
+            entry.content_key,
+            entry.deaths,
+            result,
         )
+        with _writing(self._path):
+            self._connection.execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
     case_id, source, run_key, stat, content, deaths, result = row
-    return Entry(case_id, source, run_key, stat, content, deaths, None if result is None else json.loads(result))
+    return Entry(
+        case_id, os.fsdecode(source), run_key, stat, content, deaths, None if result is None else json.loads(result)
+    )

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import Interrupted
+from medseg.errors import Interrupted, OutputUnusable
+from medseg.files import sha256_file
 from medseg.inference.cases import Case, content_key, stat_key, with_path_hash
 from medseg.inference.choice import Choice
 from medseg.inference.journal import Entry, Journal
 from medseg.inference.results import CaseResult, result_of_error
 from medseg.inference.work import Setting, Work
-from medseg.inference.writers import check_source
+from medseg.inference.writers import refusal_of
 
-__all__ = ["MAX_DEATHS", "SMALLEST_BATCH_TO_TUNE", "Hand", "Ledger", "Progress"]
+__all__ = ["MAX_DEATHS", "Hand", "Ledger", "Progress"]
 
 MAX_DEATHS = 5
 """How often the process may die with a case in hand before the case is given up."""
 
-SMALLEST_BATCH_TO_TUNE = 8
-"""Number of waiting cases from which it pays to measure which way of computing is fastest."""
+_CHANGED = ".changed"
+"""Added to the name of an output that somebody changed: it may hold corrections made by hand."""
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, CaseResult], None]
 
@@ -62,7 +65,6 @@ class Ledger:
         self.cases = [_distinct(case, self._entries.get(case.case_id)) for case in cases]
         self.progress = progress
         self.computed = 0
-        self.tuning_seconds = 0.0
         self.workers_lost = 0
         self._open: dict[str, Hand] = {}
 
@@ -80,9 +82,11 @@ class Ledger:
         try:
             if case.refusal is not None:
                 raise case.refusal
-            check_source(case, self.setting.options.write)
+            refusal = refusal_of(case, self.setting.options.write)
+            if refusal is not None:
+                raise refusal
             entry = self._entry(case)
-        except Interrupted:
+        except (Interrupted, OutputUnusable):
             raise
         except Exception as error:  # noqa: BLE001  recorded as this case's result
             self._conclude(result_of_error(case.case_id, case.source, error, "reading"))
@@ -105,11 +109,24 @@ class Ledger:
         unchanged = old.stat_key == key or (old.content_key != "" and old.content_key == content_key(case))
         if not unchanged:
             return new
-        usable = old.result is not None and old.result["status"] != "failed" and self._outputs_exist(old.result)
+        usable = old.result is not None and old.result["status"] != "failed" and self._outputs_hold(old.result)
         return replace(old, stat_key=key, source=case.source, result=old.result if usable else None)
 
-    def _outputs_exist(self, result: Any) -> bool:
-        return all((self.setting.folder / name).is_file() for name in result["outputs"])
+    def _outputs_hold(self, result: Mapping[str, Any]) -> bool:
+        """Whether every output is still the file that was written: by size, then by SHA-256."""
+        known = result.get("checksums", {})
+        held = [self._holds(str(name), known.get(name)) for name in result["outputs"]]  # each is looked at
+        return all(held)
+
+    def _holds(self, name: str, known: Mapping[str, Any] | None) -> bool:
+        path = self.setting.folder / name
+        if not path.is_file():
+            return False
+        if known is not None and path.stat().st_size == known["bytes"] and sha256_file(path) == known["sha256"]:
+            return True
+        kept = path.replace(path.with_name(f"{name}{_CHANGED}"))
+        _log.warning("%s is not what was written; it is computed again, what was there is now %s", name, kept.name)
+        return False
 
     # --- how the network is run ------------------------------------------------------------------------------------
 
@@ -119,18 +136,8 @@ class Ledger:
         known = self._journal.fact(self.setting.run_key)
         return None if known is None else Choice.from_json(known)
 
-    @property
-    def free_to_choose(self) -> bool:
-        """Whether the options leave it to measurement how the network is run."""
-        return self.setting.options.precision == "auto" and self.setting.options.windows == "auto"
-
-    def worth_measuring(self, pending: int) -> bool:
-        """Whether to measure on the first of the cases that are pending: it costs about three cases."""
-        return self.choice is None and self.free_to_choose and pending >= SMALLEST_BATCH_TO_TUNE
-
-    def keep_choice(self, choice: Choice, seconds: float = 0.0) -> None:
+    def keep_choice(self, choice: Choice) -> None:
         """Remember how the network is run, for this run and those that continue it."""
-        self.tuning_seconds += seconds
         self._journal.set_fact(self.setting.run_key, choice.to_json())
 
     # --- what became of the cases ----------------------------------------------------------------------------------

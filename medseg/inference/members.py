@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from medseg.bundle import Bundle
-from medseg.bundle.bundle import read_weights
+from medseg.bundle.checkpoints import read_weights
+from medseg.bundle.pipeline import item_at
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 
@@ -91,13 +92,18 @@ def _check_alike(other: Bundle, bundle: Bundle) -> None:
             f"{other.name} labels {list(other.labels.values())} in {other.input_channels} channels, {bundle.name}"
             f" {list(bundle.labels.values())} in {bundle.input_channels}; only bundles for the same task are averaged"
         )
-    own, others = bundle.config("inference"), other.config("inference")
     for section in _SHARED:
-        if _spelled_out(own.get(section), own) != _spelled_out(others.get(section), others):
+        if _section(bundle, section) != _section(other, section):
             raise UsageError(
                 f"{section} in inference.json of {other.name} and {bundle.name} differ; only networks that see the same"
                 " windows are averaged"
             )
+
+
+def _section(bundle: Bundle, name: str) -> Any:
+    """A part of what a bundle's evaluator is given."""
+    place = getattr(bundle.pipeline, name)
+    return _spelled_out(None if place is None else item_at(bundle.inference, place), bundle.inference)
 
 
 def _spelled_out(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:

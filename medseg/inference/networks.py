@@ -77,7 +77,7 @@ class Networks:
     def windows(self, volume: torch.Tensor) -> WindowSettings:
         """The windows for a volume ``(C, H, W, D)``: the bundle's own, or as large as memory allows."""
         own = self.own_windows
-        if self.choice.windows_for(volume.shape[1:]) != "large" or self._recipe.windows is None:
+        if self.choice.windows != "large" or self._recipe.windows is None:
             return own
         if self._footprint is None:
             reference: Engine = build_engine(REFERENCE, self.copy_of(), self.device)

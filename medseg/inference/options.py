@@ -10,10 +10,13 @@ from typing import Literal, get_args
 import medseg
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
+from medseg.inference.choice import engine_of
 from medseg.inference.cluster.place import parse_place
+from medseg.inference.device import resolve_device
 from medseg.inference.members import member_digest
 from medseg.inference.roi import Region
 from medseg.inference.writers import KINDS
+from medseg.manifests.manifest import SECTIONS
 
 __all__ = ["Options", "Precision", "run_key"]
 
@@ -36,11 +39,12 @@ class Options:
         case's message. Without it uneven spacing is refused and a tilt kept as it is.
     roi
         Region of interest as for :func:`medseg.inference.roi.parse_region`.
-    device, precision
+    section, fold
+        Which items of a datalist, see :class:`medseg.manifests.Part`.
+    device, precision, engine
         As for :class:`~medseg.inference.Predictor`.
     windows
-        ``"bundle"``: the bundle's own; ``"large"``: as large as memory allows; ``"auto"``: larger ones only where
-        they were measured to give the same labels.
+        ``"bundle"`` and ``"auto"``: the bundle's own; ``"large"``: as large as memory allows.
     workers
         Cases that are read ahead, and cases that are written behind, at once.
     trust
@@ -66,8 +70,11 @@ class Options:
     select: str | None = None
     allow_resample: bool = False
     roi: str | None = None
-    device: str = "cpu"
+    section: str | None = None
+    fold: int | None = None
+    device: str = "auto"
     precision: Precision = "auto"
+    engine: str = "auto"
     windows: Windows = "auto"
     workers: int = 1
     trust: bool = True
@@ -92,6 +99,8 @@ class Options:
             raise UsageError(f"--precision {self.precision}: expected one of {', '.join(get_args(Precision))}")
         if self.windows not in get_args(Windows):
             raise UsageError(f"--windows {self.windows}: expected one of {', '.join(get_args(Windows))}")
+        if self.section not in {None, *SECTIONS}:
+            raise UsageError(f"--section {self.section}: expected one of {', '.join(SECTIONS)}")
         if self.cluster is not None:
             parse_place(self.cluster)
         if self.workers < 1 or self.stall_s <= 0:
@@ -100,15 +109,16 @@ class Options:
 
 def run_key(bundle: Bundle, options: Options, region: Region | None) -> str:
     """Digest of everything but the input that a result depends on."""
+    device = resolve_device(options.device) if options.device == "auto" else options.device
     parts = {
         "medseg": medseg.__version__,
         "bundle": bundle.sha256,
         "write": sorted(options.write),
         "roi": region.key if region else None,
-        "precision": options.precision,
-        "windows": options.windows,
+        "engine": engine_of(device, options.precision, options.engine),
+        "windows": "large" if options.windows == "large" else "bundle",
         "allow_resample": options.allow_resample,
-        "device": options.device,
+        "device": device,
         "trust": options.trust,
         "mirror": sorted(options.mirror),
         "ensemble": [member_digest(place) for place in options.ensemble],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,14 @@ from medseg.bundle import Bundle
 from medseg.errors import CaseFailed
 from medseg.inference.averaging import View, check_mirror, mirrored_axes, views
 from medseg.inference.channels import joined
-from medseg.inference.choice import Choice
-from medseg.inference.engines import REFERENCE, fixed_engine
+from medseg.inference.choice import Choice, engine_of
+from medseg.inference.device import resolve_device
 from medseg.inference.members import load_members, member_digest
-from medseg.inference.networks import Networks, settled
+from medseg.inference.networks import Networks
 from medseg.inference.preparing import geometry_of, prepare
 from medseg.inference.quantised import place_of
 from medseg.inference.recipe import read_recipe
-from medseg.inference.remembered import Subject, recall
 from medseg.inference.restore import LabelMap, labels_on_source
-from medseg.inference.tuning import still_holds, tune
 from medseg.inference.windows import Slab, sweep
 
 __all__ = ["Prediction", "Predictor"]
@@ -61,11 +58,9 @@ class Predictor:
     bundle
         The bundle, or its folder.
     device
-        Torch device.
-    precision
-        ``"auto"`` and ``"fp32"`` begin with the bundle's network in float32 on the bundle's own windows; under
-        ``"auto"`` :meth:`tune` may find a faster way with the same labels. ``"bf16"`` and ``"int8"`` are used as
-        asked; int8 learns from the first volume.
+        Torch device; ``"auto"``: CUDA, else Apple's MPS, else the CPU.
+    precision, engine
+        As for :func:`medseg.inference.choice.engine_of`; int8 learns from the first volume.
     windows
         ``"bundle"`` for the bundle's own, ``"large"`` for as few as memory allows.
     mirror
@@ -91,18 +86,21 @@ class Predictor:
         precision: str = "auto",
         windows: str = "bundle",
         *,
+        engine: str = "auto",
         mirror: Sequence[str] = (),
         ensemble: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        device = resolve_device(device)
         self.device, self.mirror, self.ensemble = device, tuple(mirror), tuple(ensemble)
+        choice = Choice(engine_of(device, precision, engine), windows)
         check_mirror(self.mirror, self.bundle)
         self.recipe = read_recipe(self.bundle)
         network = self.bundle.load_network(device)
         members = [network, *load_members(self.bundle, network, self.ensemble, device)]
         self.networks = Networks(members, self.recipe, device, _places(folder, self.bundle, self.ensemble))
-        self.use(Choice(fixed_engine(precision) or REFERENCE, windows))
+        self.use(choice)
 
     def use(self, choice: Choice) -> None:
         """Run the network in the given way from now on."""
@@ -112,25 +110,6 @@ class Predictor:
     def choice(self) -> Choice:
         """How the network is run."""
         return self.networks.choice
-
-    def recall(self, waiting: float = 1.0) -> Choice | None:
-        """Run the network as an earlier run on this machine found best for ``waiting`` cases; None if none did."""
-        choice = self.remembered(waiting)
-        if choice is not None:
-            self.use(choice)
-        return choice
-
-    def remembered(self, waiting: float = 1.0) -> Choice | None:
-        """What :meth:`recall` would use."""
-        measured = recall(self.subject)
-        if measured is None or not still_holds(measured, waiting):
-            return None
-        return settled(measured.choice, self.device)
-
-    @property
-    def subject(self) -> Subject:
-        """What a measurement of engines holds for."""
-        return Subject(self.bundle, self.device, self.mirror, self.ensemble)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -209,28 +188,6 @@ class Predictor:
         prepared = self.prepare(image, modality)
         for view in self._views(prepared, wanted):
             yield view, self._label(image, prepared, self.networks.averaged([view]))
-
-    def tune(
-        self, image: MetaTensor, modality: str | None = None, case_id: str = "", waiting: float = math.inf
-    ) -> Choice:
-        """Find the fastest way that labels ``image`` as the bundle's own does, use it and return it.
-
-        Parameters
-        ----------
-        image, modality
-            As for :meth:`predict`.
-        case_id
-            Name of the case, for the record.
-        waiting
-            Number of cases to come. Nothing is measured, and no engine that is slow to start is tried, where these
-            cases take less time than that.
-
-        Raises
-        ------
-        Refusal, CaseFailed
-            As :meth:`predict`; then nothing was chosen.
-        """
-        return tune(self, image, modality, case_id, waiting)
 
     def prepare(self, source: MetaTensor, modality: str | None = None) -> MetaTensor:
         """The image as the network sees it, see :func:`medseg.inference.preparing.prepare`."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError
 from medseg.inference.channels import channels_of
+from medseg.inference.postprocessing import Activation, Postprocessing, read_postprocessing
 from medseg.inference.windows import WindowSettings
 
 __all__ = ["Recipe", "read_recipe"]
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
-_CLEANERS = {"FillHolesd", "KeepLargestConnectedComponentd", "LabelFilterd", "RemoveSmallObjectsd"}
-_IGNORED = {"EnsureTyped", "SaveImaged", "DeleteItemsd", "SelectItemsd", "ToDeviced", "ToTensord", "CastToTyped"}
 
 
 @dataclass(frozen=True)
@@ -32,46 +30,56 @@ class Recipe:
         The bundle's dict transforms without loading; they act on the key ``image``, and first on the other ``keys``.
     windows
         The bundle's own sliding window; None if its inferer takes the whole volume at once.
-    activation
-        What is applied to the network's output before it is interpolated or compared.
-    back
-        Whether scores or labels are taken back to the source grid.
-    nearest
-        Whether nearest-neighbour interpolation is used on the way back.
-    threshold
-        Labels are ``score >= threshold`` of the only channel; None if the largest channel wins.
-    clean_model, clean_source
-        Label transforms applied on the network's grid and on the source grid.
+    post
+        What becomes of the network's output.
     keys
         Under which the preprocessing takes channels, see :class:`medseg.inference.channels.Channels`.
+    notes
+        Where medseg does something else than the config says, and why.
+    exact_affine
+        Whether the affine of the prepared image says where its voxels were sampled.
     """
 
     preprocessing: Compose
     windows: WindowSettings | None
-    activation: Literal["none", "softmax", "sigmoid"] = "none"
-    back: Literal["scores", "labels"] = "labels"
-    nearest: bool = True
-    threshold: float | None = None
-    clean_model: tuple[Callable[..., Any], ...] = field(default=())
-    clean_source: tuple[Callable[..., Any], ...] = field(default=())
+    post: Postprocessing
     keys: tuple[str, ...] = ("image",)
+    notes: tuple[str, ...] = ()
+    exact_affine: bool = True
 
+    @property
+    def activation(self) -> Activation:
+        """What makes probabilities of the network's output."""
+        return self.post.activation
 
-@dataclass
-class _Post:
-    """State while the list of post-processing steps is read."""
+    @property
+    def back(self) -> Literal["scores", "labels"]:
+        """Whether scores or labels are taken back to the source grid."""
+        return self.post.back
 
-    activation: Literal["none", "softmax", "sigmoid"] = "none"
-    back: Literal["scores", "labels"] | None = None
-    nearest: bool = True
-    threshold: float | None = None
-    discrete: bool = False
-    clean_model: list[Callable[..., Any]] = field(default_factory=list)
-    clean_source: list[Callable[..., Any]] = field(default_factory=list)
+    @property
+    def nearest(self) -> bool:
+        """Whether nearest-neighbour interpolation is used on the way back."""
+        return self.post.nearest
+
+    @property
+    def threshold(self) -> float | None:
+        """Labels are ``score >= threshold`` of the only channel; None if the largest channel wins."""
+        return self.post.threshold
+
+    @property
+    def clean_model(self) -> tuple[Callable[..., Any], ...]:
+        """Label transforms applied on the network's grid."""
+        return self.post.clean_model
+
+    @property
+    def clean_source(self) -> tuple[Callable[..., Any], ...]:
+        """Label transforms applied on the source grid."""
+        return self.post.clean_source
 
 
 def read_recipe(bundle: Bundle) -> Recipe:
-    """Read ``inference.json`` of a bundle.
+    """Read ``inference.json`` of a bundle: what its evaluator would be given, evaluated by MONAI's own parser.
 
     Raises
     ------
@@ -79,59 +87,70 @@ def read_recipe(bundle: Bundle) -> Recipe:
         If the audit finds anything outside its allow-list.
     BundleError
         If a part is missing, or asks for something that this predictor would do differently.
+    MissingDependency
+        If a package that one of the parts needs is not installed.
     """
-    config = bundle.runnable_config("preprocessing", "inferer", "postprocessing")
-    after = _steps(config, "postprocessing", bundle)
-    steps = [step for step in _steps(config, "preprocessing", bundle) if not _target(step).startswith(_LOADERS)]
-    config["preprocessing"] = {"_target_": "Compose", "transforms": steps}
+    pipeline = bundle.pipeline
+    places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
+    parsed = bundle.parsed(*(place for place in places if place is not None))
+    whole = parsed.get(pipeline.preprocessing)
+    if whole is None:
+        raise BundleError(f"inference.json of {bundle.name} has no preprocessing that is not disabled")
+    transforms = parsed.get(pipeline.postprocessing) if pipeline.postprocessing else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI warns about parsing and about defaults: the bundle's author's concern
-        parser = ConfigParser(config)
-        preprocessing: Compose = parser.get_parsed_content("preprocessing")
-        windows = _windows(parser, bundle)
-        post = _read_post(after, bundle)
-    if not post.discrete:
-        raise BundleError(f"postprocessing of {bundle.name} lacks AsDiscreted with argmax or a threshold")
+        warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
+        post = read_postprocessing(transforms, whole, (bundle.input_channels, bundle.output_channels), bundle.name)
+    preprocessing = _without_loading(whole)
     return Recipe(
-        preprocessing,
-        windows,
-        post.activation,
-        post.back or "labels",
-        post.nearest,
-        post.threshold,
-        tuple(post.clean_model),
-        tuple(post.clean_source),
-        channels_of(bundle).keys,
+        preprocessing=preprocessing,
+        windows=_windows(parsed.get(pipeline.inferer) if pipeline.inferer else None, bundle),
+        post=post,
+        keys=channels_of(bundle).keys,
+        notes=(*pipeline.notes, *post.notes),
+        exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
     )
 
 
-def _target(step: Mapping[str, Any]) -> str:
-    return str(step.get("_target_", "")).rsplit(".", 1)[-1]
+def _without_loading(transform: Any) -> Compose:
+    """The same transforms, composed in the same way, without those that read files."""
+    if isinstance(transform, list | tuple):
+        transform = Compose(list(transform))
+    if type(transform) is not Compose:
+        return Compose([] if type(transform).__name__.startswith(_LOADERS) else [transform])
+    kept = [
+        _without_loading(step) if type(step) is Compose else step
+        for step in transform.transforms
+        if not type(step).__name__.startswith(_LOADERS)
+    ]
+    return Compose(
+        kept,
+        map_items=transform.map_items,
+        unpack_items=transform.unpack_items,
+        lazy=transform.lazy,
+        overrides=transform.overrides,
+    )
 
 
-def _steps(config: Mapping[str, Any], key: str, bundle: Bundle) -> list[Mapping[str, Any]]:
-    """The list of transforms under ``key``, following references such as ``"@transforms"``."""
-    value = config.get(key)
-    if isinstance(value, Mapping):
-        value = value.get("transforms")
-    if isinstance(value, str) and value.startswith("@"):
-        return _steps(config, value[1:], bundle)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, Mapping) for v in value):
-        raise BundleError(f"{key} in inference.json of {bundle.name} is not a Compose of a literal list of transforms")
-    return [step for step in value if not step.get("_disabled_", False)]
+def _recomputes_affine(step: Any) -> bool:
+    """Whether a resampling writes another voxel size into the affine than the one it sampled with."""
+    spacing = getattr(step, "spacing_transform", None)
+    return isinstance(spacing, Spacing) and bool(spacing.recompute_affine)
 
 
-def _windows(parser: ConfigParser, bundle: Bundle) -> WindowSettings | None:
-    inferer = parser.get_parsed_content("inferer")
+def _windows(inferer: Any, bundle: Bundle) -> WindowSettings | None:
     name = type(inferer).__name__
-    if name == "SimpleInferer":
+    if inferer is None or name == "SimpleInferer":
         return None
-    if name != "SlidingWindowInferer":
+    if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}:
         raise BundleError(f"inferer of {bundle.name} is {name}, expected SlidingWindowInferer or SimpleInferer")
-    roi, overlap = inferer.roi_size, inferer.overlap
+    if inferer.with_coord:
+        raise BundleError(f"inferer of {bundle.name} tells the network where a window lies (with_coord); not supported")
+    overlap = tuple(float(o) for o in _three(inferer.overlap, "overlap", bundle))
+    if not all(0 <= o < 1 for o in overlap):
+        raise BundleError(f"inferer of {bundle.name} has an overlap of {inferer.overlap}, expected 0 to less than 1")
     return WindowSettings(
-        roi_size=tuple(int(n) for n in (roi if isinstance(roi, Sequence) else (roi,) * 3)),
-        overlap=tuple(float(o) for o in (overlap if isinstance(overlap, Sequence) else (overlap,) * 3)),
+        roi_size=tuple(int(n or 0) for n in _three(inferer.roi_size, "roi_size", bundle)),
+        overlap=overlap,
         mode=str(getattr(inferer.mode, "value", inferer.mode)),
         sigma_scale=inferer.sigma_scale,
         batch_size=int(inferer.sw_batch_size),
@@ -140,49 +159,9 @@ def _windows(parser: ConfigParser, bundle: Bundle) -> WindowSettings | None:
     )
 
 
-def _read_post(steps: Sequence[Mapping[str, Any]], bundle: Bundle) -> _Post:
-    post = _Post()
-    for step in steps:
-        name = _target(step)
-        if name == "Activationsd":
-            _read_activation(step, post, bundle)
-        elif name == "Invertd":
-            post.back = "labels" if post.discrete else "scores"
-            post.nearest = bool(step.get("nearest_interp", True))
-        elif name == "AsDiscreted":
-            _read_discrete(step, post, bundle)
-        elif name in _CLEANERS and post.discrete:
-            (post.clean_model if post.back is None else post.clean_source).append(_cleaner(step))
-        elif name not in _IGNORED:
-            raise BundleError(f"postprocessing of {bundle.name} uses {name} in a way that medseg does not know")
-    return post
-
-
-def _read_activation(step: Mapping[str, Any], post: _Post, bundle: Bundle) -> None:
-    if step.get("other") is not None or post.discrete:
-        raise BundleError(f"Activationsd of {bundle.name} must be softmax or sigmoid and come before AsDiscreted")
-    post.activation = "softmax" if step.get("softmax") else "sigmoid" if step.get("sigmoid") else "none"
-
-
-def _read_discrete(step: Mapping[str, Any], post: _Post, bundle: Bundle) -> None:
-    if step.get("argmax"):
-        post.threshold = None
-    elif step.get("threshold") is not None and bundle.output_channels == 1:
-        post.threshold = float(step["threshold"])
-    else:
-        raise BundleError(
-            f"AsDiscreted of {bundle.name} must use argmax, or a threshold on one channel: a label map holds one label"
-            " a voxel"
-        )
-    post.discrete = True
-
-
-def _cleaner(step: Mapping[str, Any]) -> Callable[..., Any]:
-    """The array transform behind a dict transform such as ``KeepLargestConnectedComponentd``."""
-    instance = ConfigParser({"step": dict(step)}).get_parsed_content("step")
-    own = [getattr(instance, name, None) for name in ("converter", "filter", "label_filter")]
-    return next((transform for transform in own if callable(transform)), _on_pred(instance))
-
-
-def _on_pred(instance: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
-    return lambda array: instance({"pred": array})["pred"]
+def _three(value: Any, what: str, bundle: Bundle) -> Sequence[Any]:
+    """One value per axis."""
+    values = list(value) if isinstance(value, Sequence) else [value] * 3
+    if len(values) != 3:
+        raise BundleError(f"{what} in the inferer of {bundle.name} has {len(values)} values, expected 3 (volumes)")
+    return values

@@ -10,6 +10,7 @@ Three ways, chosen by how the bundle's transforms moved the volume, all with the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from monai.transforms import Compose, Invertd
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from medseg.errors import CaseFailed
 from medseg.inference.interpolation import Lerp, TiledLabels
 from medseg.inference.recipe import Recipe
 from medseg.inference.windows import Slab
@@ -35,6 +37,7 @@ _ALIGNED_TOLERANCE = 1e-6
 _SLAB_VOXELS = 4_000_000
 _CHUNK_CLASSES = 2
 _TRACED_VOXELS = 4_000_000
+_LABEL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ def affine_map(source: MetaTensor, prepared: MetaTensor) -> GridMap | None:
     return GridMap(tuple(source.shape[1:]), tuple(prepared.shape[1:]), matrix)
 
 
+def _grid(recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> GridMap | None:
+    return affine_map(source, prepared) if recipe.exact_affine else None
+
+
 def _is_affine(operation: Mapping[str, Any]) -> bool:
     name = str(operation.get("class", ""))
     if name in {"Orientation", "Flip"}:
@@ -112,7 +119,9 @@ def labels_on_source(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, 
     source, prepared
         The image before and after the bundle's preprocessing, ``(C, H, W, D)``.
     """
-    grid = affine_map(source, prepared)
+    if recipe.post.written is not None:
+        return _as_written(slabs, recipe, source, prepared)
+    grid = _grid(recipe, source, prepared)
     ready = (_activated(slab, recipe) for slab in slabs)
     if recipe.back == "scores" and not recipe.nearest:
         labels = _from_scores(ready, recipe, source, prepared, grid)
@@ -127,7 +136,7 @@ def field_on_source(
     field: torch.Tensor, recipe: Recipe, source: MetaTensor, prepared: MetaTensor
 ) -> NDArray[np.float32]:
     """Take one field ``(H, W, D)`` from the network's grid to the source grid, by linear interpolation."""
-    grid = affine_map(source, prepared)
+    grid = _grid(recipe, source, prepared)
     if grid is None or grid.axes is None:
         moved = _invert(field[None], recipe.preprocessing, prepared, nearest=False)[0]
         return np.asarray(moved.numpy(), dtype=np.float32)
@@ -168,6 +177,13 @@ def _from_labels(
     assert labels is not None
     for clean in recipe.clean_model:
         labels = _clean(labels, clean)
+    return _moved(labels, recipe, source, prepared, grid)
+
+
+def _moved(
+    labels: LabelMap, recipe: Recipe, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
+) -> LabelMap:
+    """Labels on the network's grid, taken to the source grid by the nearest voxel."""
     # A position halfway between two voxels is rounded by noise in MONAI: only MONAI itself rounds the same way.
     small = prepared.numel() <= _TRACED_VOXELS and source.numel() <= _TRACED_VOXELS
     if grid is None or (small and _has_ties(grid)):
@@ -213,15 +229,62 @@ def _from_scores(
 ) -> LabelMap:
     if grid is not None and grid.axes is not None:
         return _linear_aligned(slabs, recipe, grid, grid.axes)
+    scores = _stitched(slabs, prepared)
+    if grid is not None:
+        return _linear_affine(scores, recipe.threshold, grid)
+    return _linear_traced(scores, recipe, source, prepared)
+
+
+def _stitched(slabs: Iterable[Slab], prepared: MetaTensor) -> torch.Tensor:
+    """The scores of the whole volume."""
     scores = None
     for slab in slabs:
         if scores is None:
             scores = torch.empty(slab.scores.shape[0], *prepared.shape[1:])
         scores[:, slab.start : slab.start + slab.scores.shape[1]] = slab.scores
     assert scores is not None
-    if grid is not None:
-        return _linear_affine(scores, recipe.threshold, grid)
-    return _linear_traced(scores, recipe, source, prepared)
+    return scores
+
+
+# --- any other order: as written, by MONAI --------------------------------------------------------------------------
+
+
+def _as_written(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
+    """What the bundle's own post-processing gives, with the trace of the preprocessing on image and scores."""
+    written = recipe.post.written
+    assert written is not None
+    scores = MetaTensor(
+        _stitched(slabs, prepared),
+        meta=deepcopy(prepared.meta),
+        applied_operations=deepcopy(prepared.applied_operations),
+    )
+    item = _quietly(written, {"image": prepared, "pred": scores})
+    values = torch.as_tensor(item[recipe.post.saved]).detach().cpu()
+    whole = values.float().round()
+    if values.ndim != 4 or values.shape[0] != 1 or bool(((values.float() - whole).abs() > _LABEL_TOLERANCE).any()):
+        raise CaseFailed(
+            f"the bundle's postprocessing gives values of shape {tuple(values.shape)} that are no labels, expected one"
+            " channel of whole numbers; let AsDiscreted be its last step"
+        )
+    labels = whole[0].numpy().astype(label_dtype(int(whole.max()) + 1))
+    if any(isinstance(step, Invertd) for step in written.transforms) and _lies_on(values, source):
+        return labels
+    if not _lies_on(values, prepared):
+        raise CaseFailed(
+            f"the bundle's postprocessing gives labels of shape {labels.shape} on neither the image's grid"
+            f" {tuple(source.shape[1:])} nor the network's {tuple(prepared.shape[1:])}; correct its Invertd"
+        )
+    return _moved(labels, recipe, source, prepared, _grid(recipe, source, prepared))
+
+
+def _lies_on(values: torch.Tensor, image: MetaTensor) -> bool:
+    """Whether values lie on the grid of an image, as far as they tell."""
+    if values.shape[1:] != image.shape[1:]:
+        return False
+    return not isinstance(values, MetaTensor) or bool(np.allclose(_affine(values), _affine(image), atol=1e-3))
+
+
+# --- scores, interpolated -------------------------------------------------------------------------------------------
 
 
 def _linear_aligned(slabs: Iterable[Slab], recipe: Recipe, grid: GridMap, axes: tuple[int, ...]) -> LabelMap:
@@ -309,9 +372,17 @@ def _linear_traced(scores: torch.Tensor, recipe: Recipe, source: MetaTensor, pre
 def _invert(values: torch.Tensor, transform: Compose, prepared: MetaTensor, *, nearest: bool) -> torch.Tensor:
     """MONAI's own inversion of what it recorded on the prepared image."""
     invert = Invertd(keys="pred", transform=transform, orig_keys="image", nearest_interp=nearest, to_tensor=True)
-    data = invert({"pred": MetaTensor(values.clone()), "image": _without_data(prepared)})
+    data = _quietly(invert, {"pred": MetaTensor(values.clone()), "image": _without_data(prepared)})
     inverted: torch.Tensor = data["pred"].as_tensor()
     return inverted
+
+
+def _quietly(transform: Callable[[Mapping[Any, Any]], Any], data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Apply transforms whose warnings, about the way back of lazy ones for instance, are for the bundle's author."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result: Mapping[Any, Any] = transform(data)
+    return result
 
 
 def _without_data(image: MetaTensor) -> MetaTensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 import medseg
-from medseg.errors import CaseFailed, Refusal
-from medseg.files import write_json, write_text
+from medseg.errors import CaseFailed, OutputUnusable, Refusal
+from medseg.files import shown, table_text, write_json, write_text
 from medseg.geometry import Geometry
 
 __all__ = ["CaseResult", "RunReport", "result_of_error", "structures_of", "write_report"]
@@ -46,6 +45,12 @@ class CaseResult:
         greatest; None without a trust calibration for these weights, and for cases that are refused or failed.
     stages
         Wall time per stage.
+    not_written
+        Kinds of output that were asked for and the source cannot have: ``reason`` and ``message`` of each.
+    trained_on
+        Whether the image is one that the bundle has learnt from; None if the bundle does not tell.
+    checksums
+        Number of bytes and SHA-256 of every output, by its name.
     """
 
     case_id: str
@@ -58,6 +63,9 @@ class CaseResult:
     structures: tuple[Mapping[str, Any], ...] = ()
     trust: Mapping[str, Any] | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
+    not_written: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    trained_on: bool | None = None
+    checksums: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,9 @@ def result_of_error(case_id: str, source: str, error: BaseException, stage: str)
 
 
 def _failure(error: BaseException, stage: str) -> tuple[str, str]:
-    if isinstance(error, CaseFailed):
+    if isinstance(error, CaseFailed) and not isinstance(error.__cause__, OSError):
         return "case-failed", str(error)
+    error = error.__cause__ if isinstance(error, CaseFailed) and error.__cause__ else error
     if isinstance(error, TimeoutError):
         return "timeout", f"{stage} gave {error}; look at the source, then run the same command again"
     if _is_out_of_memory(error):
@@ -126,11 +135,23 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def write_report(folder: Path, content: Mapping[str, Any], cases: Sequence[CaseResult]) -> RunReport:
-    """Write ``run.json`` and ``results.csv``."""
+    """Write ``run.json`` and ``results.csv``.
+
+    Raises
+    ------
+    OutputUnusable
+        If they cannot be written.
+    """
     rows = [_case_json(case) for case in cases]
     whole = {**content, "cases": rows, "summary": {**_summary(cases), **content.get("summary", {})}}
-    write_json(folder / "run.json", whole)
-    write_text(folder / "results.csv", _table(cases))
+    try:
+        write_json(folder / "run.json", whole)
+        write_text(folder / "results.csv", _table(cases))
+    except OSError as error:
+        raise OutputUnusable(
+            f"run.json and results.csv cannot be written to {shown(folder)} ({error.strerror}); the journal there holds"
+            f" {len(cases)} cases: make room and run the same command again, it computes only what is missing"
+        ) from error
     return RunReport(folder, tuple(cases), whole)
 
 
@@ -146,7 +167,20 @@ def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
     for case in cases:
         if case.reason:
             reasons[case.reason] = reasons.get(case.reason, 0) + 1
-    return {"cases": len(cases), **counts, "reasons": reasons, "verdicts": _verdicts(cases)}
+    return {
+        "cases": len(cases),
+        **counts,
+        "reasons": reasons,
+        "verdicts": _verdicts(cases),
+        "trained_on": _trained_on(cases),
+        "not_written": dict(Counter(kind for case in cases for kind in case.not_written)),
+    }
+
+
+def _trained_on(cases: Sequence[CaseResult]) -> int | None:
+    """How many of the cases that are done the bundle was trained on; None if it does not tell."""
+    known = [case.trained_on for case in cases if case.status == "done" and case.trained_on is not None]
+    return sum(known) if known else None
 
 
 def _verdicts(cases: Sequence[CaseResult]) -> dict[str, int] | None:
@@ -162,17 +196,20 @@ def _table(cases: Sequence[CaseResult]) -> str:
     names = list(dict.fromkeys(str(s["name"]) for case in cases for s in case.structures))
     head = ["case_id", "source", "status", "reason", "message", "seconds", "outputs"]
     trust = ["predicted_dice", "lower_bound", "verdict", "flags"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, *(f"{name}_volume_ml" for name in names), *trust])
+    rows: list[Sequence[object]] = [
+        [*head, *(f"{name}_volume_ml" for name in names), *trust, "trained_on", "not_written"]
+    ]
     for case in cases:
         volumes = {str(s["name"]): s["volume_ml"] for s in case.structures}
         values = [case.case_id, case.source, case.status, case.reason or "", case.message, case.seconds]
         judged = {**case.trust, "flags": " ".join(case.trust["flags"])} if case.trust else {}
-        writer.writerow(
-            [*values, " ".join(case.outputs), *(volumes.get(n, "") for n in names), *(judged.get(t, "") for t in trust)]
+        seen = "" if case.trained_on is None else str(case.trained_on).lower()
+        missing = " ".join(f"{kind}({why['reason']})" for kind, why in case.not_written.items())
+        volume_cells = (volumes.get(name, "") for name in names)
+        rows.append(
+            [*values, " ".join(case.outputs), *volume_cells, *(judged.get(t, "") for t in trust), seen, missing]
         )
-    return text.getvalue()
+    return table_text(rows)
 
 
 def versions() -> dict[str, str]:

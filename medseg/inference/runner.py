@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.bundle import Bundle
+from medseg.bundle import Bundle, trained_on
 from medseg.errors import Interrupted
-from medseg.files import remove_leftovers
+from medseg.files import prepare_folder, remove_leftovers
 from medseg.inference.batch import Batch
-from medseg.inference.cases import collect
+from medseg.inference.cases import Case, collect
 from medseg.inference.channels import channels_of
-from medseg.inference.choice import Choice
+from medseg.inference.choice import Choice, engine_of, precision_of
 from medseg.inference.claim import claimed
+from medseg.inference.cluster.place import parse_place
+from medseg.inference.device import described, resolve_device
+from medseg.inference.engines import AUTOCAST
 from medseg.inference.journal import Journal, locked
 from medseg.inference.ledger import Ledger, Progress
 from medseg.inference.members import member_digest
+from medseg.inference.modality import check_modality, expected_modalities
 from medseg.inference.options import Options, run_key
 from medseg.inference.quantised import forget_quantised
 from medseg.inference.results import CaseResult, RunReport, versions, write_report
@@ -28,13 +32,16 @@ from medseg.inference.roi import parse_region
 from medseg.inference.signals import signals_ignored, signals_interrupt
 from medseg.inference.work import Setting
 from medseg.inference.worklist import keep_worklist
+from medseg.inference.writers import check_kinds
+from medseg.ingest import SeriesRecord
 from medseg.ingest.rules import read_rules
+from medseg.manifests import Part
 from medseg.trust.state import TrustState, trust_state
 
 if TYPE_CHECKING:
     from medseg.inference.cluster.batch import ClusterBatch
 
-__all__ = ["run_batch"]
+__all__ = ["computing", "run_batch"]
 
 
 def run_batch(
@@ -44,11 +51,12 @@ def run_batch(
     options: Options | None = None,
     *,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> RunReport:
     """Label every case behind ``inputs`` and write the results into ``output``.
 
     Run it again and it continues: a case is computed only if its bytes, the bundle or an option that changes the
-    result differ from what the journal holds, or if its outputs are gone.
+    result differ from what the journal holds, or if its outputs are not what was written.
 
     Parameters
     ----------
@@ -62,36 +70,79 @@ def run_batch(
         See :class:`~medseg.inference.Options`.
     progress
         Called with (cases finished, cases in all, result) after every case.
+    announce
+        Called first, with a line that says on which device and in which precision is computed.
 
     Raises
     ------
     OutputLocked
         If another run is writing to ``output``.
+    OutputUnusable
+        If ``output`` cannot be written.
     Interrupted
         On SIGINT or SIGTERM; what is finished is kept.
     UsageError
-        If there is nothing to do or an option makes no sense.
+        If there is nothing to do, an option makes no sense, or no case could have what is to be written.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    options = options or Options()
+    asked = options or Options()
+    options = replace(asked, device=_device(asked))
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    found, taken = collect(inputs, opened.input_channels, rules), channels_of(opened)
-    cases = [replace(case, allow_resample=options.allow_resample, taken=taken) for case in found]
+    key = run_key(opened, options, region)
+    state = _trust_state(opened, options)
+    folder = prepare_folder(output)
+    if announce is not None:
+        announce(computing(options))
+    own: list[SeriesRecord] = []
+    part = None if options.section is None and options.fold is None else Part(options.section, options.fold)
+    found = collect(inputs, opened.input_channels, rules, part=part, own=own)
+    cases = _made_for(opened, options, found)
+    check_kinds(opened, options.write, state, cases)
     with locked(folder), closing(Journal(folder)) as journal, claimed(folder) as claim:
-        setting = Setting(opened, folder, options, region, run_key(opened, options, region), claim)
+        setting = Setting(opened, folder, options, region, key, claim, trained_on(opened))
         remove_leftovers(folder)
         if options.fresh:
             journal.clear()
             forget_quantised(folder)
-        return _execute(Ledger(setting, journal, cases, progress))
+        content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in own]}
+        return _execute(Ledger(setting, journal, cases, progress), content)
 
 
-def _execute(ledger: Ledger) -> RunReport:
+def _made_for(bundle: Bundle, options: Options, found: Sequence[Case]) -> list[Case]:
+    """The cases as the bundle takes them; those of another modality are refused."""
+    taken, modalities = channels_of(bundle), expected_modalities(bundle)
+    cases = (replace(case, allow_resample=options.allow_resample, taken=taken) for case in found)
+    return [check_modality(case, modalities, bundle.name) for case in cases]
+
+
+def _trust_state(bundle: Bundle, options: Options) -> TrustState:
+    why = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
+    return trust_state(bundle) if options.judged else TrustState("off", why)
+
+
+def _device(options: Options) -> str:
+    """The device that was asked for; of other machines this one knows nothing, so there ``auto`` is the CPU."""
+    if options.cluster is None or parse_place(options.cluster).kind == "local":
+        return resolve_device(options.device)
+    return "cpu" if options.device == "auto" else options.device
+
+
+def computing(options: Options) -> str:
+    """On which device and in which precision a run computes, for people."""
+    options = replace(options, device=_device(options))
+    engine = engine_of(options.device, options.precision, options.engine)
+    where = described(options.device) if options.cluster is None else f"{options.device} of the workers"
+    by_rule = "; --precision fp32 for float32 throughout" if engine == AUTOCAST else ""
+    return f"computing on {where} in {precision_of(engine)} ({engine}{by_rule})"
+
+
+def _skipped(record: SeriesRecord) -> dict[str, str | None]:
+    return {"source": record.source, "reason": record.reason, "message": record.message}
+
+
+def _execute(ledger: Ledger, content: dict[str, Any]) -> RunReport:
     started, begin = _now(), time.perf_counter()
-    content = _describe(ledger.setting)
     batch = _loop(ledger)
     with signals_interrupt():
         try:
@@ -123,39 +174,41 @@ def _finish(ledger: Ledger, content: dict[str, Any], started: str, begin: float)
         "computed": ledger.computed,
         "workers_lost": ledger.workers_lost,
         "pending": ledger.left,
-        "stages_seconds": {**_stages(results), "tune": round(ledger.tuning_seconds, 4)},
+        "stages_seconds": _stages(results),
     }
-    engine = ledger.choice or Choice()
+    options = ledger.setting.options
+    engine = ledger.choice or Choice(engine_of(options.device, options.precision, options.engine))
     whole = {**content, "engine": engine.to_json(), "started": started, "finished": _now(), "summary": summary}
     report = write_report(ledger.setting.folder, whole, results)
     keep_worklist(report.folder)
     return report
 
 
-def _describe(setting: Setting) -> dict[str, Any]:
-    bundle = setting.bundle
+def _describe(setting: Setting, asked: Options, state: TrustState) -> dict[str, Any]:
+    bundle, options = setting.bundle, setting.options
     found = versions()
-    why = "switched off by --no-trust" if not setting.options.trust else "calibrated for the network alone, unmirrored"
-    state = trust_state(bundle) if setting.options.judged else TrustState("off", why)
     return {
         "medseg": found.pop("medseg"),
         "versions": found,
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-        "device": setting.options.device,
-        "precision": setting.options.precision,
+        "device": options.device,
+        "precision": precision_of(engine_of(options.device, options.precision, options.engine)),
         "trust": state.as_json(),
         "options": {
-            "write": list(setting.options.write),
-            "select": setting.options.select,
-            "allow_resample": setting.options.allow_resample,
-            "roi": setting.options.roi,
-            "windows": setting.options.windows,
-            "cluster": setting.options.cluster,
-            "trust": setting.options.trust,
-            "mirror": list(setting.options.mirror),
-            "ensemble": [
-                {"name": Path(place).name, "sha256": member_digest(place)} for place in setting.options.ensemble
-            ],
+            "write": list(options.write),
+            "select": options.select,
+            "section": options.section,
+            "fold": options.fold,
+            "allow_resample": options.allow_resample,
+            "roi": options.roi,
+            "device": asked.device,
+            "precision": options.precision,
+            "engine": options.engine,
+            "windows": options.windows,
+            "cluster": options.cluster,
+            "trust": options.trust,
+            "mirror": list(options.mirror),
+            "ensemble": [{"name": Path(place).name, "sha256": member_digest(place)} for place in options.ensemble],
         },
     }
 

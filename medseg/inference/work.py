@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from monai.data import MetaTensor
 
-from medseg.bundle import Bundle
-from medseg.errors import Interrupted
+from medseg.bundle import Bundle, TrainingData
+from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
 from medseg.inference import claim
 from medseg.inference.background import BackgroundJob, Watchdog
-from medseg.inference.cases import Case, LoadedCase, content_key, load
+from medseg.inference.cases import Case, LoadedCase, file_sums, key_of_sums, load
 from medseg.inference.channels import others_of, with_others
 from medseg.inference.choice import Choice
 from medseg.inference.judging import Assessment, Judging
@@ -32,11 +32,11 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.restore import LabelMap
 from medseg.inference.results import CaseResult, result_of_error, structures_of
 from medseg.inference.roi import IndexBox, Region
-from medseg.inference.writers import Labelled, missing_source, unavailable, write_outputs
+from medseg.inference.seen import seen_in_training
+from medseg.inference.writers import Labelled, Written, write_outputs
 
 __all__ = ["Setting", "Tools", "Work", "compute", "open_tools", "read", "take", "work_on", "write"]
 
-BeforePredicting = Callable[[MetaTensor, str | None], None]
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +50,7 @@ class Setting:
     region: Region | None
     run_key: str
     claim: str
+    learnt: TrainingData | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ class Work:
     assessment: Assessment | None = None
     content_key: str = ""
     note: str = ""
+    trained_on: bool | None = None
 
 
 def open_tools(setting: Setting, choice: Choice | None = None) -> Tools:
-    """Open what computing needs: the network, run as ``choice`` says or, without one, as the options ask."""
+    """Open what computing needs: the network, run as ``choice`` says (large windows of a run share their memory), else
+    as the options ask.
+    """
     options = setting.options
     windows = "large" if options.windows == "large" else "bundle"
     predictor = Predictor(
@@ -95,6 +99,7 @@ def open_tools(setting: Setting, choice: Choice | None = None) -> Tools:
         options.device,
         options.precision,
         windows,
+        engine=options.engine,
         mirror=options.mirror,
         ensemble=options.ensemble,
         folder=setting.folder,
@@ -105,9 +110,7 @@ def open_tools(setting: Setting, choice: Choice | None = None) -> Tools:
     return Tools(predictor, Judging.open(predictor, wanted=options.judged, keep_doubt=doubt_used))
 
 
-def work_on(
-    work: Work, setting: Setting, tools: Tools, watchdog: Watchdog, before: BeforePredicting | None = None
-) -> CaseResult:
+def work_on(work: Work, setting: Setting, tools: Tools, watchdog: Watchdog) -> CaseResult:
     """Read, compute and write one case; whatever goes wrong becomes its result.
 
     Parameters
@@ -118,8 +121,6 @@ def work_on(
         What the run and this process share.
     watchdog
         Names the case if a stage takes long.
-    before
-        Called with the image and its modality before it is predicted.
 
     Raises
     ------
@@ -130,12 +131,12 @@ def work_on(
     results: list[CaseResult] = []
 
     def reading() -> None:
-        take(work, BackgroundJob(partial(read, work)), watchdog, patience_s)
+        take(work, BackgroundJob(partial(read, work, setting)), watchdog, patience_s)
 
     def writing() -> None:
         results.append(written(work, BackgroundJob(partial(write, work, setting)), watchdog, patience_s))
 
-    computing = partial(compute, work, setting, tools, watchdog, before)
+    computing = partial(compute, work, setting, tools, watchdog)
     failed = attempt(work, "reading", reading) or attempt(work, "computing", computing)
     failed = failed or attempt(work, "writing", writing)
     return failed or results[0]
@@ -145,7 +146,7 @@ def attempt(work: Work, stage: str, action: Callable[[], None]) -> CaseResult | 
     """Do one stage of a case; whatever it raises is returned as the case's result, so that the others go on."""
     try:
         action()
-    except Interrupted:
+    except (Interrupted, OutputUnusable):
         raise
     except Exception as error:  # noqa: BLE001  recorded as this case's result
         _log.info("%s: %s in %s", work.case.case_id, _where(error), stage)
@@ -154,11 +155,13 @@ def attempt(work: Work, stage: str, action: Callable[[], None]) -> CaseResult | 
     return None
 
 
-def read(work: Work) -> tuple[LoadedCase, str]:
+def read(work: Work, setting: Setting) -> tuple[LoadedCase, str]:
     """Read a case and digest its bytes; runs in the background."""
     begin = time.perf_counter()
     loaded = load(work.case)
-    key = content_key(work.case)
+    sums = file_sums(work.case)
+    key = key_of_sums(sums)
+    work.trained_on = seen_in_training(work.case, sums, setting.learnt)
     work.stages["read"] = time.perf_counter() - begin
     return loaded, key
 
@@ -170,15 +173,11 @@ def take(work: Work, job: BackgroundJob[tuple[LoadedCase, str]], watchdog: Watch
     work.image, work.geometry, work.note = loaded.image, loaded.geometry, loaded.note
 
 
-def compute(
-    work: Work, setting: Setting, tools: Tools, watchdog: Watchdog, before: BeforePredicting | None = None
-) -> None:
+def compute(work: Work, setting: Setting, tools: Tools, watchdog: Watchdog) -> None:
     """Label the image of a case on its source grid."""
     with tools.turn, watchdog.watch(work.case.case_id, "computing"):
         image, box = _region(work, setting.region)
         modality = work.case.channels[0].modality or None
-        if before is not None:
-            before(image, modality)
         prediction, assessment, trust_s = tools.judging.predict(tools.predictor, image, modality)
     work.image = None
     work.label_map = _pasted(prediction.label_map, box, work)
@@ -198,19 +197,34 @@ def write(work: Work, setting: Setting) -> CaseResult:
     case, kinds = work.case, setting.options.write
     structures = structures_of(work.label_map, work.geometry, setting.bundle.labels)
     labelled = Labelled(work.label_map, work.geometry, work.assessment)
-    outputs = write_outputs(labelled, case, setting.bundle, kinds, setting.folder)
+    found = write_outputs(labelled, case, setting.bundle, kinds, setting.folder)
     work.stages["write"] = time.perf_counter() - begin
-    stages = {name: round(value, 4) for name, value in work.stages.items()}
     result = CaseResult(
-        case.case_id, case.source, "done", message=work.note, outputs=outputs, structures=structures, stages=stages
+        case.case_id,
+        case.source,
+        "done",
+        message=work.note,
+        outputs=tuple(found.checksums),
+        structures=structures,
+        trust=None if work.assessment is None else work.assessment.trust,
+        stages={name: round(value, 4) for name, value in work.stages.items()},
+        not_written={kind: {"reason": why.code, "message": why.message} for kind, why in found.missing.items()},
+        trained_on=work.trained_on,
+        checksums=found.checksums,
     )
-    if work.assessment is not None:
-        result = replace(result, trust=work.assessment.trust)
-    missing = unavailable(case, kinds)
-    if not missing:
-        return result
-    refusal = missing_source(case, missing)
-    return replace(result, status="refused", reason=refusal.code, message=refusal.message)
+    return _with_status(result, found)
+
+
+def _with_status(result: CaseResult, found: Written) -> CaseResult:
+    """Done; failed if an output could not be finished; refused if the source can have nothing that was asked for."""
+    if found.failed is not None:
+        kind, error = found.failed
+        failure = result_of_error(result.case_id, result.source, error, "writing")
+        return replace(result, status="failed", reason=failure.reason, message=f"{kind}: {failure.message}")
+    refusal = next((why for kind, why in found.missing.items() if kind != "doubt"), None)
+    if refusal is not None and not found.checksums:
+        return replace(result, status="refused", reason=refusal.code, message=refusal.message)
+    return result
 
 
 def written(work: Work, job: BackgroundJob[CaseResult], watchdog: Watchdog, patience_s: float) -> CaseResult:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.evaluation.tables import measured_dice
-from medseg.files import write_text
+from medseg.files import table_text, write_text
 from medseg.results import MISS_BELOW, read_run, worst_first
 from medseg.trust.case_class import USUAL
 
@@ -93,12 +91,8 @@ def write_worklist(
         why = (run.get("trust") or {}).get("message") or "the bundle has no trust calibration"
         raise UsageError(f"no case in {folder} has a verdict: {why}; a worklist orders cases by trust")
     rows = worklist_rows(run, measured_dice(folder) if measured is None else measured)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     target = path or folder / WORKLIST_NAME
-    write_text(target, text.getvalue())
+    write_text(target, table_text([_COLUMNS, *([row[column] for column in _COLUMNS] for row in rows)]))
     return target, rows
 
 

@@ -11,17 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medseg.ingest.images import case_id_of, inspect_image
     from medseg.ingest.nifti import save_nifti
+    from medseg.ingest.own import is_own_output
     from medseg.ingest.records import SeriesRecord
     from medseg.ingest.series_index import scan
     from medseg.ingest.volume import Source, read_volume
 
-__all__ = ["SeriesRecord", "Source", "case_id_of", "inspect_image", "read_volume", "save_nifti", "scan"]
+__all__ = [
+    "SeriesRecord",
+    "Source",
+    "case_id_of",
+    "inspect_image",
+    "is_own_output",
+    "read_volume",
+    "save_nifti",
+    "scan",
+]
 
 _HOMES = {
     "SeriesRecord": "records",
     "Source": "volume",
     "case_id_of": "images",
     "inspect_image": "images",
+    "is_own_output": "own",
     "read_volume": "volume",
     "save_nifti": "nifti",
     "scan": "series_index",

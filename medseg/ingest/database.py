@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from medseg.ingest.walk import Entry
 
 __all__ = ["Found", "FoundFile", "IndexDatabase", "SeriesGroup"]
 
-_VERSION = "2"
-"""Raise it when headers or verdicts change their meaning: an older database is then filled anew."""
+_GEOMETRY = "geometry.py"
+"""The one module outside this package that decides on verdicts."""
 
 _TOKEN_BYTES = 5
 _COMMIT_EVERY = 5000
@@ -125,11 +126,11 @@ class IndexDatabase:
         if tables and "meta" not in tables:
             raise sqlite3.DatabaseError("it is a database of something else")
         version = run("SELECT value FROM meta WHERE key = 'version'").fetchone() if tables else None
-        if version != (_VERSION,):
+        if version != (_rules_version(),):
             for table in tables:
                 run(f"DROP TABLE {table}")  # names come from the schema above
             self._connection.executescript(_SCHEMA)
-            run("INSERT INTO meta VALUES ('version', ?)", (_VERSION,))
+            run("INSERT INTO meta VALUES ('version', ?)", (_rules_version(),))
         self._connection.executescript(_SCOPE)
 
     def folder(self, path: str) -> tuple[int, tuple[int, int] | None]:
@@ -235,6 +236,19 @@ class IndexDatabase:
         self._connection.executemany(
             "INSERT INTO records VALUES (?, ?, ?)", [(group.series, group.fingerprint, payload) for payload in payloads]
         )
+
+
+@cache
+def _rules_version() -> str:
+    """A digest of the code that reads headers and judges them: with other rules a database is filled anew.
+
+    Nobody has to remember to raise a number, so that no verdict of older rules is ever believed.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for module in (*sorted(here.glob("*.py")), here.parent / _GEOMETRY):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
 
 
 def _token(folder: int, entry: Entry) -> int:

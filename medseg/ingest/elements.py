@@ -18,17 +18,30 @@ from typing import Final
 
 from medseg.ingest.runs import FUNCTIONAL_GROUPS, LONGEST_WANTED, SHORT_VRS, runs_of
 
-__all__ = ["DEFLATED", "MAX_HEADER_BYTES", "Elements", "inflate", "open_file", "open_regular", "read_elements"]
+__all__ = [
+    "BIG_ENDIAN",
+    "DEFLATED",
+    "EXPLICIT",
+    "IMPLICIT",
+    "MAX_HEADER_BYTES",
+    "Elements",
+    "inflate",
+    "open_file",
+    "open_regular",
+    "read_elements",
+]
 
 MAX_HEADER_BYTES: Final = 64 * 1024 * 1024
 """Largest header that is read; real ones are some kilobytes, enhanced multi-frame ones a few megabytes."""
 
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-_IMPLICIT: Final = "1.2.840.10008.1.2"
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+IMPLICIT: Final = "1.2.840.10008.1.2"
+EXPLICIT: Final = "1.2.840.10008.1.2.1"
+BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 _TRANSFER_SYNTAX: Final = 0x00020010
-_META_WANTED: Final = frozenset((_TRANSFER_SYNTAX,))
+_MEDIA_SOP_CLASS: Final = 0x00020002
+_META_WANTED: Final = frozenset((_TRANSFER_SYNTAX, _MEDIA_SOP_CLASS))
 _LAST_OF_META: Final = 0x0002FFFF
 _FIRST_PIXEL_TAG: Final = 0x7FE00008
 _LAST_PIXEL_TAG: Final = 0x7FE00010
@@ -55,9 +68,11 @@ class Elements:
     Attributes
     ----------
     values
-        Raw value of each wanted element that is present, by tag; empty for a sequence of undefined length.
+        Raw value of each wanted element that is present, by tag; empty where it is longer than 64 KiB.
     transfer_syntax
-        UID from the file meta information, or the implicit syntax for files without one.
+        UID from the file meta information; for files without one, the syntax that their bytes show.
+    has_meta
+        The file begins as DICOM files must (PS3.10 section 7.1): by the preamble, or at least by the group 2.
     file_size
         Number of bytes of the file.
     data_set_offset
@@ -76,7 +91,8 @@ class Elements:
     """
 
     values: dict[int, bytes] = field(default_factory=dict)
-    transfer_syntax: str = _IMPLICIT
+    transfer_syntax: str = IMPLICIT
+    has_meta: bool = True
     file_size: int = 0
     data_set_offset: int = 0
     pixel_tag: int = 0
@@ -91,7 +107,7 @@ class Elements:
     @property
     def byte_order(self) -> str:
         """``">"`` or ``"<"``, as :mod:`struct` and NumPy write it."""
-        return ">" if self.transfer_syntax == _BIG_ENDIAN else "<"
+        return ">" if self.transfer_syntax == BIG_ENDIAN else "<"
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -137,7 +153,8 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
         meta = _Walk(source, found, _META_WANTED, _LAST_OF_META)
         found.data_set_offset = position = meta.run(start)
         syntax = found.values.pop(_TRANSFER_SYNTAX, b"").rstrip(b"\0 ").decode("ascii", "replace")
-        found.transfer_syntax = syntax or _IMPLICIT
+        found.has_meta = start > 0 or position > 0
+        found.transfer_syntax = syntax or _shown_syntax(source.buffer[position : position + 6])
         if found.transfer_syntax == DEFLATED:
             source, position = _InflatedBytes(descriptor, position), 0
             source.grow(_FIRST_READ)
@@ -166,16 +183,24 @@ def _first_element(buffer: bytes) -> int | None:
     """Where the first element begins: after the preamble, or at 0 in files that lack one."""
     if buffer[128:132] == b"DICM":
         return 132
-    # Without preamble the file must begin with a known element of group 2 or 8.
-    if len(buffer) < 16 or buffer[:4] not in (
-        b"\x02\0\0\0",
-        b"\x02\0\x01\0",
-        b"\x08\0\0\0",
-        b"\x08\0\x05\0",
-        b"\x08\0\x08\0",
-    ):
+    # Without preamble the file must begin with an element of group 2, 4 (a directory) or 8; which one, differs.
+    if len(buffer) < 16:
         return None
-    return 0 if buffer[4:6] in _VRS or buffer[6:8] == b"\0\0" else None
+    has_vr = buffer[4:6] in _VRS
+    if buffer[:2] == b"\x02\0":
+        return 0 if has_vr else None  # always explicit (PS3.10 section 7.1)
+    if buffer[:2] == b"\0\x08":
+        return 0 if has_vr else None
+    if buffer[:2] not in (b"\x04\0", b"\x08\0"):
+        return None
+    return 0 if has_vr or buffer[6:8] == b"\0\0" else None
+
+
+def _shown_syntax(head: bytes) -> str:
+    """The native syntax that the first bytes of a data set show, where no file meta information names one."""
+    if head[4:6] not in _VRS:
+        return IMPLICIT
+    return BIG_ENDIAN if head[:1] == b"\0" else EXPLICIT
 
 
 class _FileBytes:
@@ -295,7 +320,7 @@ class _Walk:
             if end > available:
                 raise _OutOfBytesError(position, end)
             if tag in wanted:
-                values[tag] = buffer[value:end] if length <= LONGEST_WANTED else b""
+                values[tag] = buffer[value:end] if end - value <= LONGEST_WANTED else b""
             position = end
         self._found.truncated = position > available
         return position

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -16,11 +17,16 @@ from typing import Any, Final, NamedTuple
 from medseg.errors import ReasonCode
 from medseg.ingest import tags
 from medseg.ingest.elements import Elements, read_elements
+from medseg.ingest.header_defects import defect_in, remarks_on
+from medseg.ingest.pixel_module import excess_of
 from medseg.ingest.pseudonyms import pseudonym, uid_hash
 
-__all__ = ["Frame", "Header", "read_header"]
+__all__ = ["BROKEN", "Concatenation", "Frame", "Header", "read_header"]
 
 Vector = tuple[float, ...]
+
+BROKEN: Final = ("truncated", "unreadable")
+"""Defects that hide which stack a slice belongs to: its whole series is refused."""
 
 _OWN_FACTS: Final = {tag: tags.FACT_TAGS[tag] for tag in (tags.ACQUISITION_TIME, tags.CONTENT_TIME)}
 _COMMON_FACTS: Final = {tag: name for tag, name in tags.FACT_TAGS.items() if tag not in _OWN_FACTS}
@@ -28,6 +34,8 @@ _COMMON_TAGS: Final = tuple(
     sorted(tags.WANTED - _OWN_FACTS.keys() - {tags.SOP_INSTANCE_UID, tags.INSTANCE_NUMBER, tags.IMAGE_POSITION})
 )
 """What differs between the slices of most series is left out."""
+
+_UID: Final = re.compile(r"[0-9][0-9.]{3,63}")
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -41,6 +49,17 @@ class Frame(NamedTuple):
     slice_thickness_mm: float | None
     rescale: tuple[float, float] | None
     facts: dict[str, str]
+    position_decimals: tuple[int, ...] = ()
+
+
+class Concatenation(NamedTuple):
+    """Which part of a multi-frame object that was cut into several files this is (PS3.3 C.7.6.16.2.2.4)."""
+
+    uid_hash: str
+    number: int | None
+    total: int | None
+    offset: int | None
+    """Number of frames in the parts before."""
 
 
 class Header(NamedTuple):
@@ -56,12 +75,15 @@ class Header(NamedTuple):
         SHA-256 of the UIDs, 64 hex digits; empty where the UID is absent.
     patient_hash
         Keyed hash of the patient id (of name and birth date where the id is absent), for grouping.
-    person_hash
-        Keyed hash of patient id and name together: differs if either differs.
+    id_hash, name_hash
+        Keyed hashes of the patient id alone and of the name alone, as far as spellings of one name are alike; empty
+        where absent.
     pixel_spacing
         Distance between rows, then between columns, in mm.
     position, orientation
         ImagePositionPatient and ImageOrientationPatient: mm and direction cosines in DICOM's LPS frame.
+    position_decimals
+        Digits behind the decimal point of each number of the position, as written.
     facts
         Acquisition facts by which images at one place differ (see ``tags.SPLITTING_FACTS``).
     rescale
@@ -74,6 +96,10 @@ class Header(NamedTuple):
         As the file declares it.
     pixel_offset, pixel_length, data_set_offset
         Where the pixel data begin, their length in bytes (``None``: encapsulated), where the data set begins.
+    concatenation
+        For a part of a concatenation, which part it is.
+    remarks
+        What was found and could be left aside; becomes notes of the volume.
     defect, defect_message
         Reason code and text if the header alone shows that the file cannot be used; empty otherwise.
     """
@@ -85,7 +111,8 @@ class Header(NamedTuple):
     sop_instance_hash: str
     frame_of_reference_hash: str
     patient_hash: str
-    person_hash: str
+    id_hash: str
+    name_hash: str
     sop_class_uid: str
     modality: str
     description: str
@@ -100,6 +127,7 @@ class Header(NamedTuple):
     photometric: str
     pixel_spacing: Vector | None
     position: Vector | None
+    position_decimals: tuple[int, ...]
     orientation: Vector | None
     slice_thickness_mm: float | None
     spacing_between_slices_mm: float | None
@@ -114,6 +142,8 @@ class Header(NamedTuple):
     pixel_offset: int
     pixel_length: int | None
     data_set_offset: int
+    concatenation: Concatenation | None = None
+    remarks: tuple[str, ...] = ()
     frame: int | None = None
     frames: tuple[Frame, ...] = ()
     defect: ReasonCode | None = None
@@ -127,6 +157,8 @@ class Header(NamedTuple):
     def from_json(cls, text: str) -> Header:
         """The record that :meth:`to_json` wrote."""
         header = cls._make([tuple(value) if type(value) is list else value for value in json.loads(text)])
+        if header.concatenation is not None:
+            header = header._replace(concatenation=Concatenation._make(header.concatenation))
         if not header.frames:
             return header
         return header._replace(frames=tuple(Frame._make(map(_tuple, frame)) for frame in header.frames))
@@ -138,6 +170,7 @@ class Header(NamedTuple):
                 frame=index,
                 frames=(),
                 position=frame.position,
+                position_decimals=frame.position_decimals,
                 orientation=frame.orientation,
                 pixel_spacing=frame.pixel_spacing,
                 slice_thickness_mm=frame.slice_thickness_mm,
@@ -153,9 +186,20 @@ class Header(NamedTuple):
         return self.rows, self.columns
 
     @property
+    def is_directory(self) -> bool:
+        """Whether this is a DICOMDIR, whatever its name: a list of files and no image (PS3.10 section 8)."""
+        return self.sop_class_uid == tags.DIRECTORY_CLASS
+
+    @property
     def is_image(self) -> bool:
-        """Whether the SOP class stores images (and not a segmentation, a report, a contour set or a directory)."""
-        return tags.is_image_class(self.sop_class_uid)
+        """Whether it stores an image, and not a segmentation, a report, a contour set or a directory.
+
+        Objects of private and unknown classes are images if they have pixel data, or if they are broken, since then
+        nobody knows.
+        """
+        if not tags.is_image_class(self.sop_class_uid):
+            return False
+        return bool(self.pixel_tag) or tags.is_standard_class(self.sop_class_uid) or self.defect in BROKEN
 
 
 def _tuple(value: Any) -> Any:
@@ -184,14 +228,23 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     if found is None:
         return None
     values = tags.Values(found.values, found.byte_order)
-    if not values.text(tags.SOP_CLASS_UID) and not found.transfer_syntax.startswith("1.2.840.10008."):
+    if not _is_dicom(found, values):
         return None
     header = _header(os.fspath(path), found, values)
     if found.has_functional_groups and header.is_image and header.defect is None:
         from medseg.ingest.multiframe import read_frames  # pydicom is imported for these files only
 
         header = read_frames(header, found)
+    if header.defect is None and header.is_image and (excess := excess_of(header)):
+        header = header._replace(defect="unreadable", defect_message=excess)
     return header
+
+
+def _is_dicom(found: Elements, values: tags.Values) -> bool:
+    """Without file meta information only a SOP class proves it: other files may begin with the same few bytes."""
+    if values.has(tags.DIRECTORY_RECORDS) or _UID.fullmatch(values.text(tags.SOP_CLASS_UID)):
+        return True
+    return found.has_meta and bool(_UID.fullmatch(found.transfer_syntax))
 
 
 def _header(path: str, found: Elements, values: tags.Values) -> Header:
@@ -202,6 +255,7 @@ def _header(path: str, found: Elements, values: tags.Values) -> Header:
         sop_instance_hash=uid_hash(values.text(tags.SOP_INSTANCE_UID)),
         instance_number=values.integer_string(tags.INSTANCE_NUMBER),
         position=values.vector(tags.IMAGE_POSITION, 3),
+        position_decimals=tags.decimals_of(values.text(tags.IMAGE_POSITION)),
         facts=common.facts | _facts(values, _OWN_FACTS),
         transfer_syntax=found.transfer_syntax,
         pixel_tag=found.pixel_tag,
@@ -209,10 +263,11 @@ def _header(path: str, found: Elements, values: tags.Values) -> Header:
         pixel_length=found.pixel_length,
         data_set_offset=found.data_set_offset,
     )
-    if not (found.truncated or found.malformed):
-        return header
-    defect, message = _broken(found)
-    return header._replace(defect=defect, defect_message=message)
+    if found.truncated or found.malformed:
+        defect, message = _broken(found)
+        return header._replace(defect=defect, defect_message=message)
+    complaint = values.complaint(tags.IMAGE_POSITION, 3)
+    return header._replace(defect="unreadable", defect_message=complaint) if complaint else header
 
 
 @lru_cache(maxsize=128)
@@ -222,8 +277,8 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         {tag: value for tag, value in zip(_COMMON_TAGS, raw, strict=True) if value is not None}, byte_order
     )
     identity = values.text(tags.PATIENT_ID)
-    name = values.text(tags.PATIENT_NAME).upper().strip("^ ")
-    defect, message = _defect(values)
+    name = _plain_name(values.text(tags.PATIENT_NAME))
+    defect, message = defect_in(values)
     signed = values.integer(tags.PIXEL_REPRESENTATION) == 1
     image_type = tuple(part.strip() for part in values.text(tags.IMAGE_TYPE).split("\\") if part.strip())
     facts = _facts(values, _COMMON_FACTS)
@@ -235,8 +290,9 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         sop_instance_hash="",
         frame_of_reference_hash=uid_hash(values.text(tags.FRAME_OF_REFERENCE_UID)),
         patient_hash=pseudonym(identity or f"{name}{values.text(tags.PATIENT_BIRTH_DATE)}"),
-        person_hash=pseudonym(f"{identity}|{name}"),
-        sop_class_uid=values.text(tags.SOP_CLASS_UID) or values.text(tags.MEDIA_SOP_CLASS_UID),
+        id_hash=pseudonym(identity and f"id {identity}"),
+        name_hash=pseudonym(name and f"name {name}"),
+        sop_class_uid=_sop_class(values),
         modality=values.text(tags.MODALITY),
         description=values.decoded(tags.SERIES_DESCRIPTION),
         series_number=values.integer_string(tags.SERIES_NUMBER),
@@ -250,6 +306,7 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         photometric=values.text(tags.PHOTOMETRIC_INTERPRETATION),
         pixel_spacing=values.vector(tags.PIXEL_SPACING, 2),
         position=None,
+        position_decimals=(),
         orientation=values.vector(tags.IMAGE_ORIENTATION, 6),
         slice_thickness_mm=values.number(tags.SLICE_THICKNESS),
         spacing_between_slices_mm=values.number(tags.SPACING_BETWEEN_SLICES),
@@ -264,16 +321,36 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         pixel_offset=0,
         pixel_length=None,
         data_set_offset=0,
+        concatenation=_concatenation(values),
+        remarks=remarks_on(values),
         defect=defect,
         defect_message=message,
     )
 
 
+def _sop_class(values: tags.Values) -> str:
+    """The data set's own class; a directory names its class in the file meta information only (PS3.10 section 8.6)."""
+    if values.has(tags.DIRECTORY_RECORDS):
+        return tags.DIRECTORY_CLASS
+    return values.text(tags.SOP_CLASS_UID) or values.text(tags.MEDIA_SOP_CLASS_UID)
+
+
+def _plain_name(name: str) -> str:
+    """The alphabetic group of a name (PS3.5 section 6.2.1) without the marks and blanks in which spellings differ."""
+    return " ".join(name.partition("=")[0].replace("^", " ").replace(",", " ").casefold().split())
+
+
+def _concatenation(values: tags.Values) -> Concatenation | None:
+    uid, total = values.text(tags.CONCATENATION_UID), values.integer(tags.IN_CONCATENATION_TOTAL)
+    number, offset = values.integer(tags.IN_CONCATENATION_NUMBER), values.integer(tags.CONCATENATION_OFFSET)
+    if not uid and (total or 1) < 2 and (number or 1) < 2 and not offset:
+        return None
+    return Concatenation(uid_hash(uid), number, total, offset)
+
+
 def _rescale(values: tags.Values) -> tuple[float, float] | None:
     slope, intercept = values.number(tags.RESCALE_SLOPE), values.number(tags.RESCALE_INTERCEPT)
-    if slope is None and intercept is None:
-        return None
-    return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
+    return None if slope is None or intercept is None else (slope, intercept)
 
 
 def _facts(values: tags.Values, wanted: Mapping[int, str]) -> dict[str, str]:
@@ -285,14 +362,3 @@ def _broken(found: Elements) -> tuple[ReasonCode, str]:
     if found.truncated:
         return "truncated", "the file ends inside its header; copy it again from its source"
     return "unreadable", f"the header cannot be parsed ({found.malformed}); copy the file again from its source"
-
-
-def _defect(values: tags.Values) -> tuple[ReasonCode | None, str]:
-    if values.has(tags.MODALITY_LUT):
-        return "undecodable", "values go through a Modality LUT Sequence (0028,3000), expected a linear rescale"
-    stored, high = values.integer(tags.BITS_STORED), values.integer(tags.HIGH_BIT)
-    if stored and high is not None and high != stored - 1:
-        return "undecodable", f"High Bit (0028,0102) is {high}, expected {stored - 1} for {stored} bits stored"
-    if values.number(tags.RESCALE_SLOPE) == 0:
-        return "undecodable", "Rescale Slope (0028,1053) is 0, so that every pixel has the same value"
-    return None, ""

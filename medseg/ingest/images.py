@@ -1,28 +1,38 @@
-"""Image files that hold one volume: NIfTI by :mod:`medseg.ingest.nifti`, MetaImage and NRRD through SimpleITK."""
+"""Image files that hold one volume: NIfTI, MetaImage and NRRD."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest.names import IMAGE_SUFFIXES, case_id_of, image_kind
-from medseg.ingest.nifti import check_finite, read_nifti, read_nifti_header
+from medseg.ingest.headers import read_header
+from medseg.ingest.metaimage import read_metaimage_header
+from medseg.ingest.names import IMAGE_SUFFIXES, case_id_of, image_kind, pair_of
+from medseg.ingest.nifti import read_nifti, read_nifti_header
+from medseg.ingest.nrrd import read_nrrd_header
 from medseg.ingest.records import Kind, SeriesRecord, affine_rows
-from medseg.ingest.text_headers import TextHeader, read_metaimage_header, read_nrrd_header
+from medseg.ingest.stored_values import check_stored_size, read_stored
+from medseg.ingest.text_headers import TextHeader
 
-__all__ = ["IMAGE_SUFFIXES", "case_id_of", "image_kind", "inspect_image", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "case_id_of", "image_kind", "inspect_image", "is_image_file", "read_image"]
 
 _HEADERS: Final = {"metaimage": read_metaimage_header, "nrrd": read_nrrd_header}
-_IMAGE_IO: Final = {"metaimage": "MetaImageIO", "nrrd": "NrrdImageIO"}
-_SPARE_BYTES: Final = 1024
 
 Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
+
+
+def is_image_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one of those read here: by its name, unless it is DICOM by its content (some are ``.img``)."""
+    if image_kind(path) is None:
+        return False
+    try:
+        return read_header(path) is None
+    except OSError:  # reading it as what its name says tells why
+        return True
 
 
 def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Volume:
@@ -50,7 +60,7 @@ def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> 
         if kind == "nifti":
             values, geometry, facts = read_nifti(path, dtype)
         elif kind is not None:
-            values, geometry, facts = _read_by_itk(path, kind, dtype)
+            values, geometry, facts = _read_text_headed(path, kind, dtype)
         else:
             raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")
     except OSError as error:
@@ -62,7 +72,7 @@ def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:
     """The record of one image file from its header alone; what is wrong becomes the record's reason."""
     source = os.fspath(path)
     kind = image_kind(path) or "nifti"
-    known: dict[str, Any] = {"case_id": case_id_of(path), "source": source, "kind": kind, "files": _files(source, kind)}
+    known: dict[str, Any] = {"case_id": case_id_of(path), "source": source, "kind": kind, "files": _files(source)}
     try:
         header = read_nifti_header(path) if kind == "nifti" else _checked(path, kind)
     except Refusal as refusal:
@@ -77,50 +87,30 @@ def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:
         affine=affine_rows(geometry),
         orientation=geometry.orientation,
         usable=True,
-        notes=getattr(header, "notes", ()),
+        notes=header.notes,
     )
 
 
-def _files(source: str, kind: Kind) -> tuple[str, ...]:
-    lower = source.lower()
-    for header_end, data_end in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
-        if kind == "nifti" and lower.endswith((header_end, data_end)):
-            stem = source[: -len(header_end)]
-            return stem + header_end, stem + data_end
-    return (source,)
+def _files(source: str) -> tuple[str, ...]:
+    """The files that are there: both halves of a pair, header first, or the one that was given."""
+    halves = pair_of(source) or (source,)
+    return tuple(half for half in halves if half == source or os.path.exists(half))  # noqa: PTH110
 
 
 def _checked(path: str | os.PathLike[str], kind: Kind) -> TextHeader:
-    """The text header, with the size of an uncompressed file compared."""
+    """The text header, with the size of the file compared."""
     header = _HEADERS[kind](path)
-    there = os.stat(path).st_size - header.data_offset  # noqa: PTH116 - bytes of odd names survive
-    if there < (1 if header.is_compressed else header.data_bytes):
-        raise Refusal("truncated", f"the file holds {there} of {header.data_bytes} bytes of values; copy it again")
-    if not header.is_compressed and there > header.data_bytes + _SPARE_BYTES:
-        raise Refusal(
-            "unreadable", f"the file holds {there} bytes, its header declares {header.data_bytes}; write it again"
-        )
+    check_stored_size(path, header.stored)
     return header
 
 
-def _read_by_itk(path: str | os.PathLike[str], kind: Kind, dtype: DTypeLike | None) -> Volume:
-    import SimpleITK
-
-    header = _checked(path, kind)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO(_IMAGE_IO[kind])
-    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
-        # A link of a plain name: SimpleITK aborts on names that are not UTF-8.
-        plain = Path(folder) / f"volume{'.mha' if kind == 'metaimage' else '.nrrd'}"
-        plain.symlink_to(Path(path).absolute())
-        reader.SetFileName(str(plain))
-        try:
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise Refusal("undecodable", "SimpleITK cannot decode the values; copy the file again") from error
-    values = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    if values.shape != header.geometry.shape:
-        raise Refusal("undecodable", f"SimpleITK read shape {values.shape}, the header says {header.geometry.shape}")
-    check_finite(values)
-    facts: dict[str, Any] = {"kind": kind, "notes": (), "resampled": None}
-    return values if dtype is None else values.astype(dtype, copy=False), header.geometry, facts
+def _read_text_headed(path: str | os.PathLike[str], kind: Kind, dtype: DTypeLike | None) -> Volume:
+    header = _HEADERS[kind](path)
+    values = read_stored(path, header.stored, dtype)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "notes": header.notes,
+        "scaling": header.stored.scaling,
+        "resampled": None,
+    }
+    return values, header.geometry, facts

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from medseg.errors import Refusal, UsageError
+from medseg.geometry import Geometry
 
-__all__ = ["LIMIT_VARIABLE", "check_volume_size", "max_volume_bytes"]
+__all__ = ["LIMIT_VARIABLE", "check_field_of_view", "check_volume_size", "max_volume_bytes"]
 
 LIMIT_VARIABLE: Final = "MEDSEG_MAX_VOLUME_GIB"
 _DEFAULT_GIB: Final = 4.0
+_LARGEST_FOV_MM: Final = 10_000.0
 
 
 def max_volume_bytes() -> int:
@@ -40,4 +42,19 @@ def check_volume_size(shape: Sequence[int], bytes_per_voxel: int) -> None:
             "too-large",
             f"the header declares {sizes} voxels, {wanted / 1024**3:.1f} GiB; the limit is {limit / 1024**3:.1f} GiB; "
             f"if the file is genuine, raise {LIMIT_VARIABLE}",
+        )
+
+
+def check_field_of_view(geometry: Geometry) -> None:
+    """Refuse a grid that is larger than any scanner: its unit is wrong.
+
+    Raises
+    ------
+    Refusal
+        ``no-geometry``
+    """
+    if max(geometry.fov_mm) > _LARGEST_FOV_MM:
+        raise Refusal(
+            "no-geometry",
+            f"the volume would span {max(geometry.fov_mm) / 1000:.0f} m; check the unit and the affine in the header",
         )

@@ -9,6 +9,10 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+
+from medseg.ingest import tags
 from medseg.ingest.elements import Elements
 from medseg.ingest.headers import Frame, Header
 
@@ -31,15 +35,21 @@ _FACTS = (
     ("CTReconstructionSequence", "ConvolutionKernel", "convolution kernel"),
     ("TemporalPositionSequence", "TemporalPositionTimeOffset", "temporal position"),
     ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", "trigger time"),
+    ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", "cardiac phase"),
+    ("MRModifierSequence", "InversionTimes", "inversion time"),
+    ("PixelValueTransformationSequence", "RescaleType", "rescale type"),
+    ("ContrastBolusUsageSequence", "ContrastBolusAgentNumber", "contrast agent"),
 )
 
 _DATE_DIGITS = 8
 
 
+class _NoNumberError(Exception):
+    """A decimal string of the functional groups is no number."""
+
+
 def read_frames(header: Header, found: Elements) -> Header:
     """The header with its ``frames`` filled in; with ``defect`` set where the functional groups cannot be used."""
-    from pydicom.filereader import read_dataset
-
     try:
         dataset = read_dataset(
             io.BytesIO(found.header),
@@ -50,6 +60,8 @@ def read_frames(header: Header, found: Elements) -> Header:
         shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
         groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
         frames = tuple(_frame(group, shared[0], header) for group in groups)
+    except _NoNumberError as error:
+        return header._replace(defect="unreadable", defect_message=str(error))
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds for damaged bytes; each is named in the refusal
         return header._replace(
             defect="unreadable", defect_message=f"functional groups not parsed ({type(error).__name__})"
@@ -70,17 +82,54 @@ def _frame(group: Any, shared: Any, header: Header) -> Frame:
                 return items[0]
         return {}
 
-    measures, transform = first("PixelMeasuresSequence"), first("PixelValueTransformationSequence")
-    slope, intercept = transform.get("RescaleSlope"), transform.get("RescaleIntercept")
-    thickness = measures.get("SliceThickness")
+    measures, place = first("PixelMeasuresSequence"), first("PlanePositionSequence")
+    thickness = _numbers(measures, tags.SLICE_THICKNESS, 1)
     return Frame(
-        position=_vector(first("PlanePositionSequence").get("ImagePositionPatient"), 3),
-        orientation=_vector(first("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
-        pixel_spacing=_vector(measures.get("PixelSpacing"), 2),
-        slice_thickness_mm=None if thickness is None else float(thickness),
-        rescale=header.rescale if slope is None or intercept is None else (float(slope), float(intercept)),
+        position=_numbers(place, tags.IMAGE_POSITION, 3),
+        orientation=_numbers(first("PlaneOrientationSequence"), tags.IMAGE_ORIENTATION, 6),
+        pixel_spacing=_numbers(measures, tags.PIXEL_SPACING, 2),
+        slice_thickness_mm=None if thickness is None else thickness[0],
+        rescale=_rescale(first("PixelValueTransformationSequence"), header),
         facts=_facts(first),
+        position_decimals=tags.decimals_of(_raw_text(place, tags.IMAGE_POSITION)),
     )
+
+
+def _rescale(transform: Any, header: Header) -> tuple[float, float] | None:
+    """The frame's own rescale, else that of the whole file; half of one is none."""
+    slope = _numbers(transform, tags.RESCALE_SLOPE, 1, may_be_empty=False)
+    intercept = _numbers(transform, tags.RESCALE_INTERCEPT, 1, may_be_empty=False)
+    if slope is None and intercept is None:
+        return header.rescale
+    if slope is None or intercept is None or slope[0] == 0:
+        raise _NoNumberError(
+            "a frame's Rescale Slope (0028,1053) is absent or 0, or its Rescale Intercept (0028,1052) is absent; "
+            "export the file again"
+        )
+    return slope[0], intercept[0]
+
+
+def _numbers(item: Any, tag: int, count: int, *, may_be_empty: bool = True) -> tuple[float, ...] | None:
+    """Decimal strings of an item; ``None`` if absent. What is there and no number is refused, not taken as absent."""
+    if not item or tag not in item:
+        return None
+    text = _raw_text(item, tag)
+    if not text and may_be_empty:
+        return None
+    complaint = tags.complaint_about(tag, text, count)
+    if complaint:
+        raise _NoNumberError(f"in the functional groups: {complaint}")
+    return tags.numbers_of(text)
+
+
+def _raw_text(item: Any, tag: int) -> str:
+    """The text of an element as written: pydicom's own numbers refuse some, and hide how many digits there were."""
+    element = item.get_item(tag) if item and tag in item else None
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip("\0 ")
+    parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
+    return "\\".join(str(part) for part in parts)
 
 
 def _facts(first: Callable[[str], Any]) -> dict[str, str]:
@@ -100,9 +149,3 @@ def _facts(first: Callable[[str], Any]) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return f"{float(value):.10g}" if isinstance(value, float | int) else str(value)
-
-
-def _vector(value: Any, length: int) -> tuple[float, ...] | None:
-    if value is None or len(value) != length:
-        return None
-    return tuple(float(part) for part in value)

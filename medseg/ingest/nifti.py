@@ -15,16 +15,14 @@ from medseg.errors import Refusal, UsageError
 from medseg.files import atomic_path
 from medseg.geometry import Geometry
 from medseg.ingest import gzip_bytes
-from medseg.ingest.elements import open_file
-from medseg.ingest.limits import check_volume_size
+from medseg.ingest.names import data_path, pair_of
 from medseg.ingest.nifti_header import LONGEST_HEADER, NiftiHeader, parse_header
+from medseg.ingest.stored_values import StoredValues, check_finite, check_stored_size, read_stored
 
-__all__ = ["check_finite", "read_nifti", "read_nifti_header", "save_nifti"]
+__all__ = ["read_nifti", "read_nifti_header", "save_nifti"]
 
-_SPARE_BYTES: Final = 1024
 _FASTEST: Final = 1
 _HEADER_AND_EXTENSION: Final = 352
-_PART_BYTES: Final = 16 * 1024 * 1024
 _SLICES_AT_ONCE: Final = 16
 _LONGEST_AXIS: Final = 32767
 
@@ -42,16 +40,28 @@ def read_nifti_header(path: str | os.PathLike[str]) -> NiftiHeader:
     OSError
         The file cannot be read.
     """
-    header_path, data_path = _pair(Path(path))
-    begin = gzip_bytes.read_begin(header_path, LONGEST_HEADER)
-    header = parse_header(begin)
-    if header.is_pair != (header_path != data_path):
+    header_file, data_file = _both_halves(path)
+    header = parse_header(gzip_bytes.read_begin(header_file, LONGEST_HEADER))
+    if header.is_pair != (header_file != data_file):
         expected = "a second file (.img) with the values" if header.is_pair else "a single file (.nii)"
         raise Refusal("unreadable", f"the header's magic asks for {expected}; rename or convert the file")
-    with open_file(data_path) as handle:
-        if not gzip_bytes.is_gzip(handle.read(2)):
-            _check_size(os.fstat(handle.fileno()).st_size, header)
+    check_stored_size(data_file, _stored(path, header))
     return header
+
+
+def _both_halves(path: str | os.PathLike[str]) -> tuple[str, str]:
+    header, data = pair_of(path) or (os.fspath(path), os.fspath(path))
+    for half, other in ((header, data), (data, header)):
+        if half != other and not os.path.exists(half):  # noqa: PTH110 - names that are not UTF-8 survive
+            raise Refusal(
+                "unreadable",
+                f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files",
+            )
+    return header, data
+
+
+def _name(path: str) -> str:
+    return os.path.basename(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PTH119
 
 
 def read_nifti(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Volume:
@@ -78,95 +88,25 @@ def read_nifti(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> 
         The file cannot be read.
     """
     header = read_nifti_header(path)
-    stored_type = header.dtype.newbyteorder("=")
-    default = stored_type if header.scaling is None else np.dtype(np.float32)
-    chosen = default if dtype is None else np.dtype(dtype)
-    check_volume_size(header.geometry.shape, chosen.itemsize)
-    values = np.empty(int(np.prod(header.geometry.shape)), chosen)
-    _fill(values, header, _pair(Path(path))[1])
+    values = read_stored(data_path(path), _stored(path, header), dtype)
     facts: dict[str, Any] = {"kind": "nifti", "notes": header.notes, "scaling": header.scaling, "resampled": None}
-    return values.reshape(header.geometry.shape, order="F"), header.geometry, facts
+    return values, header.geometry, facts
 
 
-def _fill(values: NDArray[Any], header: NiftiHeader, path: Path) -> None:
-    """Read, convert and check the values part by part, so that no second copy of the volume is held."""
-    done, rest = 0, b""
-    for part in _parts(path, header):
-        buffer = rest + part if rest else part
-        count = len(buffer) // header.dtype.itemsize
-        rest = buffer[count * header.dtype.itemsize :]
-        stored = np.frombuffer(buffer, header.dtype, count)
-        target = values[done : done + count]
-        _convert(stored, header.scaling, target)
-        if header.dtype.kind == "f" or header.scaling is not None:
-            check_finite(target if target.dtype.kind == "f" else stored)
-        done += count
+def _stored(path: str | os.PathLike[str], header: NiftiHeader) -> StoredValues:
+    """Where the values are; in a compressed file, vox_offset counts decompressed bytes."""
+    packed = gzip_bytes.is_gzip(gzip_bytes.read_start(data_path(path)))
+    return StoredValues(
+        header.geometry.shape,
+        header.dtype,
+        offset=0 if packed else header.data_offset,
+        encoding="gzip" if packed else "raw",
+        skip=header.data_offset if packed else 0,
+        scaling=header.scaling,
+    )
 
 
-def _parts(path: Path, header: NiftiHeader) -> Any:
-    with open_file(path) as handle:
-        if gzip_bytes.is_gzip(handle.read(2)):
-            yield from gzip_bytes.read_all(path, header.data_offset, header.data_bytes, _SPARE_BYTES)
-            return
-        _check_size(os.fstat(handle.fileno()).st_size, header)
-        handle.seek(header.data_offset)
-        left = header.data_bytes
-        while left:
-            part = handle.read(min(left, _PART_BYTES))
-            if not part:
-                raise Refusal("truncated", f"the file ended {left} bytes early while it was read; copy it again")
-            left -= len(part)
-            yield part
-
-
-def _convert(stored: NDArray[Any], scaling: tuple[float, float] | None, target: NDArray[Any]) -> None:
-    if scaling is None:
-        target[...] = stored
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[...] = stored * np.float64(scaling[0]) + scaling[1]
-
-
-def check_finite(values: NDArray[Any]) -> None:
-    """Refuse NaN and infinity, which one normalisation would spread over the whole volume.
-
-    Raises
-    ------
-    Refusal
-        ``non-finite``
-    """
-    if values.dtype.kind != "f" or values.size == 0:
-        return
-    # Minimum and maximum together see NaN and both infinities, in two fast passes.
-    if not np.isfinite([values.min(), values.max()]).all():
-        count = int((~np.isfinite(values)).sum())
-        raise Refusal(
-            "non-finite", f"at least {count} voxels are NaN or infinite; replace them by a value that is meant"
-        )
-
-
-def _check_size(size: int, header: NiftiHeader) -> None:
-    there = size - header.data_offset
-    if there < header.data_bytes:
-        raise Refusal("truncated", f"the file holds {max(there, 0)} of {header.data_bytes} bytes; copy it again")
-    if there > header.data_bytes + _SPARE_BYTES:
-        raise Refusal(
-            "unreadable",
-            f"the file holds {there} bytes of values, its header declares {header.data_bytes}; write it again",
-        )
-
-
-def _pair(path: Path) -> tuple[Path, Path]:
-    """The files with the header and with the values; the same one for .nii."""
-    name = path.name
-    for header_end, data_end in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
-        if name.endswith((header_end, data_end)):
-            stem = name[: -len(header_end)]
-            return path.with_name(stem + header_end), path.with_name(stem + data_end)
-    return path, path
-
-
-def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]) -> None:
+def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str], *, description: str = "") -> None:
     """Write a volume as .nii or .nii.gz, whole or not at all.
 
     The sform (code 1, scanner) holds the affine; the qform holds it too unless the grid is sheared, which a qform
@@ -180,6 +120,8 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
         4×4, voxel index → mm, RAS+.
     path
         Ends in ``.nii`` or ``.nii.gz``.
+    description
+        At most 79 characters for the header's field ``descrip``, such as :func:`medseg.ingest.own.mark`.
 
     Raises
     ------
@@ -194,7 +136,7 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
     values = _storable(np.asarray(array))
     geometry = Geometry(values.shape, np.asarray(affine, dtype=np.float64))
     check_finite(values)
-    head = _header_bytes(values.dtype, geometry)
+    head = _header_bytes(values.dtype, geometry, description)
     if not target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"cannot write {target.name!r} as NIfTI: expected a name ending in .nii or .nii.gz")
     with atomic_path(target) as partial, partial.open("wb") as raw:
@@ -223,7 +165,7 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _header_bytes(dtype: np.dtype[Any], geometry: Geometry) -> bytes:
+def _header_bytes(dtype: np.dtype[Any], geometry: Geometry, description: str) -> bytes:
     header = Nifti1Header(endianness="<")
     header.set_data_dtype(dtype)
     header.set_data_shape(geometry.shape)
@@ -233,6 +175,7 @@ def _header_bytes(dtype: np.dtype[Any], geometry: Geometry) -> bytes:
     if not geometry.is_sheared:
         header.set_qform(geometry.affine, code="scanner")
     header["magic"] = b"n+1"
+    header["descrip"] = description.encode()
     header["vox_offset"] = _HEADER_AND_EXTENSION
     header["scl_slope"], header["scl_inter"] = 1, 0
     return bytes(header.binaryblock) + bytes(4)

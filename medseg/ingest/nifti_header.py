@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import POSITION_TOLERANCE_MM, SPACING_TOLERANCE_FRACTION, Geometry
-from medseg.ingest.limits import check_volume_size
+from medseg.ingest.limits import check_field_of_view, check_volume_size
 
 __all__ = ["LONGEST_HEADER", "NiftiHeader", "parse_header"]
 
@@ -41,7 +41,6 @@ _NUMBERS: Final = {
 _COLOURS: Final = {128: "RGB", 2304: "RGBA"}
 _MM_PER_UNIT: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _SCANNER_CODES: Final = (1, 2)
-_LARGEST_FOV_MM: Final = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ class NiftiHeader:
     is_pair: bool
     notes: tuple[str, ...]
 
-    @property
-    def data_bytes(self) -> int:
-        """Number of bytes of the stored values."""
-        return math.prod(self.geometry.shape) * self.dtype.itemsize
-
 
 def parse_header(block: bytes) -> NiftiHeader:
     """Check the first bytes of a NIfTI file.
@@ -98,11 +92,7 @@ def parse_header(block: bytes) -> NiftiHeader:
     check_volume_size(shape, dtype.itemsize)
     is_pair = header["magic"].item().startswith((b"ni1", b"ni2"))
     geometry = Geometry(shape, _affine(header, shape, notes))
-    if max(geometry.fov_mm) > _LARGEST_FOV_MM:
-        raise Refusal(
-            "no-geometry",
-            f"the volume would span {max(geometry.fov_mm) / 1000:.0f} m; check the unit and the affine in the header",
-        )
+    check_field_of_view(geometry)
     return NiftiHeader(geometry, dtype, _scaling(header), _data_offset(header, is_pair), is_pair, tuple(notes))
 
 

@@ -2,23 +2,87 @@
 
 SUV by body weight, after the Quantitative Imaging Biomarkers Alliance's FDG-PET profile:
 SUV = activity concentration [Bq/ml] × body weight [g] / injected dose [Bq], the dose decayed to the start of the scan.
-The factor is reported, never applied: whether to use it is the user's decision.
+The factor is reported, never applied: whether to use it is the user's decision. Where the header does not prove it,
+there is none, and ``suv_missing`` says why.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from medseg.ingest.clocks import date_of, moment_of, time_of
 from medseg.ingest.elements import open_file
+from medseg.ingest.tags import numbers_of
 
 __all__ = ["suv_facts"]
 
 _ADMINISTERED: Final = "ADMIN"
 _AT_START: Final = "START"
-_LONGEST_UPTAKE_S: Final = 12 * 3600
+_LONGEST_UPTAKE: Final = timedelta(hours=12)
+"""Where only times of day are known: a later scan could as well be on another day."""
+_MOST_HALF_LIVES: Final = 10
+_NO_DAY: Final = datetime(1, 1, 1)
+_FIRST_DAY: Final = datetime(1900, 1, 1)
+_WEIGHTS_KG: Final = (0.01, 500.0)
+_DOSES_BQ: Final = (1e6, 1e11)
+_LEAST_DOSE_BQ_PER_KG: Final = 5e4
+"""Doses of some MBq per kg are usual, and 0.3 MBq per kg the least published: less is kBq or MBq."""
+_HALF_LIVES_S: Final = {
+    "Rb-82": 76.4,
+    "O-15": 122.2,
+    "Cu-62": 580.2,
+    "N-13": 597.9,
+    "C-11": 1221.8,
+    "Cu-60": 1422.0,
+    "Tc-94m": 3120.0,
+    "Ga-68": 4062.6,
+    "F-18": 6586.2,
+    "Ti-45": 11088.0,
+    "Cu-61": 12009.0,
+    "Sc-44": 14292.0,
+    "Ga-66": 34164.0,
+    "Cu-64": 45722.0,
+    "Y-86": 53064.0,
+    "Br-76": 58320.0,
+    "Co-55": 63108.0,
+    "Y-90": 230_500.0,
+    "Zr-89": 282_280.0,
+    "I-124": 360_806.0,
+    "Mn-52": 483_062.0,
+}
+_HALF_LIFE_TOLERANCE: Final = 0.03
+
+
+class _MissingError(Exception):
+    """What the header lacks, or says in a way that cannot be believed."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Values of a data set as text, since pydicom raises where a number or a time is not one."""
+
+    dataset: Any
+
+    def __call__(self, keyword: str) -> str:
+        item = self.dataset.get_item(keyword)
+        value = None if item is None else item.value
+        if isinstance(value, bytes):
+            return value.decode("latin-1").strip("\0 ")
+        return "" if value is None else str(value).strip()
+
+    def number(self, keyword: str, limits: tuple[float, float], unit: str) -> float:
+        text = self(keyword)
+        found = numbers_of(text) if text else None
+        if found is None or len(found) != 1:
+            raise _MissingError(f"{keyword} is {'no number' if text else 'absent'}")
+        if not limits[0] <= found[0] <= limits[1]:
+            raise _MissingError(f"{keyword} is {found[0]:g}, which cannot be {unit}")
+        return found[0]
 
 
 def suv_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -33,48 +97,111 @@ def suv_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     from pydicom import dcmread
 
     with open_file(path) as handle:
-        dataset = dcmread(io.BytesIO(handle.read()), stop_before_pixels=True)
-    units = str(dataset.get("Units", "") or "")
-    factor, missing = _factor(dataset, units)
+        # Files without preamble are read as well: they were recognised by their content.
+        dataset = dcmread(io.BytesIO(handle.read()), stop_before_pixels=True, force=True)
+    text = _Text(dataset)
+    factor, missing = None, ""
+    try:
+        factor = _factor(text, _tracer(dataset))
+    except _MissingError as error:
+        missing = str(error)
+    except Exception as error:  # noqa: BLE001 - pydicom raises many kinds for a damaged sequence; the volume stays readable
+        missing = f"the radiopharmaceutical cannot be read ({type(error).__name__})"
     return {
-        "units": units,
-        "decay_correction": str(dataset.get("DecayCorrection", "") or ""),
-        "corrections": tuple(str(part) for part in dataset.get("CorrectedImage", None) or ()),
+        "units": text("Units"),
+        "decay_correction": text("DecayCorrection"),
+        "corrections": tuple(part.strip() for part in text("CorrectedImage").split("\\") if part.strip()),
         "suv_bw_factor": factor,
         "suv_missing": missing,
     }
 
 
-def _factor(dataset: Any, units: str) -> tuple[float | None, str]:
+def _tracer(dataset: Any) -> _Text | None:
+    """The one tracer; ``None`` if there is none, or several, each with a dose of its own."""
+    tracers: Sequence[Any] = dataset.get("RadiopharmaceuticalInformationSequence") or ()
+    return _Text(tracers[0]) if len(tracers) == 1 else None
+
+
+def _factor(text: _Text, tracer: _Text | None) -> float:
+    units = text("Units")
+    if not text("RescaleSlope"):
+        raise _MissingError("there is no RescaleSlope, so that the values are in no unit")
     if units == "GML":
-        return 1.0, ""
+        kind = text("SUVType") or "BW"  # PS3.3 C.8.9.1: by body weight where nothing is said
+        if kind != "BW":
+            raise _MissingError(f"SUVType is {kind[:16]}, expected BW")
+        return 1.0
     if units != "BQML":
-        return None, f"units are {units or 'absent'}, expected BQML or GML"
-    tracer = (dataset.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
-    weight_kg, dose_bq = dataset.get("PatientWeight"), tracer.get("RadionuclideTotalDose")
-    half_life_s = tracer.get("RadionuclideHalfLife")
-    if not weight_kg or not dose_bq or not half_life_s:
-        return None, "patient weight, injected dose or half-life is absent"
-    correction = dataset.get("DecayCorrection")
+        raise _MissingError(f"units are {units or 'absent'}, expected BQML or GML")
+    if tracer is None:
+        raise _MissingError("the radiopharmaceutical is absent, or there are several")
+    weight_kg = text.number("PatientWeight", _WEIGHTS_KG, "kg")
+    dose_bq = tracer.number("RadionuclideTotalDose", _DOSES_BQ, "Bq")
+    if dose_bq < _LEAST_DOSE_BQ_PER_KG * weight_kg:
+        raise _MissingError(f"RadionuclideTotalDose is {dose_bq:g} for {weight_kg:g} kg, which cannot be Bq")
+    correction = text("DecayCorrection")
     if correction == _ADMINISTERED:
-        return float(weight_kg) * 1000 / float(dose_bq), ""
-    uptake_s = _uptake_s(dataset, tracer)
-    if correction != _AT_START or uptake_s is None:
-        return None, "decay correction or the times of injection and scan are absent or contradict each other"
-    decayed = float(dose_bq) * 2.0 ** (-uptake_s / float(half_life_s))
-    return float(weight_kg) * 1000 / decayed, ""
+        return weight_kg * 1000 / dose_bq
+    if correction != _AT_START:
+        raise _MissingError(f"DecayCorrection is {correction or 'absent'}, expected START or ADMIN")
+    half_life_s = _half_life_s(tracer)
+    uptake_s = _uptake(text, tracer, half_life_s).total_seconds()
+    return weight_kg * 1000 / (dose_bq * 2.0 ** (-uptake_s / half_life_s))
 
 
-def _uptake_s(dataset: Any, tracer: Any) -> float | None:
-    """Seconds from injection to the start of the scan; ``None`` if unknown or implausible."""
-    injected, scanned = tracer.get("RadiopharmaceuticalStartTime"), dataset.get("SeriesTime")
-    acquired = dataset.get("AcquisitionTime")
-    if not injected or not scanned or not acquired or float(acquired) < float(scanned):
-        return None  # a SeriesTime after the acquisition is the time of a later reconstruction
-    difference = _time(str(scanned)) - _time(str(injected))
-    seconds = (difference + timedelta(days=1) if difference < timedelta(0) else difference).total_seconds()
-    return seconds if seconds <= _LONGEST_UPTAKE_S else None
+def _half_life_s(tracer: _Text) -> float:
+    """A half-life in seconds: one in minutes or hours is that of no nuclide."""
+    found = tracer.number("RadionuclideHalfLife", (60.0, 1e6), "the seconds of a PET nuclide")
+    if not any(abs(found / known - 1) <= _HALF_LIFE_TOLERANCE for known in _HALF_LIVES_S.values()):
+        raise _MissingError(f"RadionuclideHalfLife is {found:g}, that of no PET nuclide in seconds")
+    return found
 
 
-def _time(text: str) -> datetime:
-    return datetime.strptime(text.split(".")[0].ljust(6, "0")[:6], "%H%M%S")
+def _uptake(text: _Text, tracer: _Text, half_life_s: float) -> timedelta:
+    """From injection to the start of the scan, to which the values are corrected."""
+    started = _started(text)
+    stated = tracer("RadiopharmaceuticalStartDateTime")
+    clock = time_of(tracer("RadiopharmaceuticalStartTime"))
+    if stated:
+        injected = moment_of(stated)
+        if injected is None:
+            raise _MissingError("RadiopharmaceuticalStartDateTime is no date and time, or in a time zone of its own")
+        if started < _FIRST_DAY:
+            raise _MissingError("the date of the scan is absent")
+        if clock is not None and abs(_of_day(injected) - clock) > timedelta(minutes=1):
+            raise _MissingError(
+                "RadiopharmaceuticalStartDateTime and RadiopharmaceuticalStartTime contradict each other"
+            )
+        uptake, longest = started - injected, timedelta(seconds=_MOST_HALF_LIVES * half_life_s)
+    elif clock is not None:
+        # Without a date the injection was on the day of the scan, or late on the evening before.
+        uptake, longest = (_of_day(started) - clock) % timedelta(days=1), _LONGEST_UPTAKE
+    else:
+        raise _MissingError("the time of the injection is absent or no time")
+    if not timedelta(0) <= uptake <= longest:
+        raise _MissingError(
+            f"the scan began {uptake.total_seconds() / 3600:.1f} h after the injection, which cannot be"
+        )
+    return uptake
+
+
+def _started(text: _Text) -> datetime:
+    """When the scan began: SeriesTime, unless it is later than the acquisition, as that of a reconstruction is."""
+    series = _moment(text, "Series")
+    acquired = _moment(text, "Acquisition")
+    if series > acquired:
+        raise _MissingError("SeriesTime is later than AcquisitionTime: it is not that of the scan")
+    return series
+
+
+def _moment(text: _Text, which: str) -> datetime:
+    """Date and time; on a day of long ago where the header has no dates at all, as some de-identified ones."""
+    stated = text(f"{which}Date") or text("SeriesDate") or text("AcquisitionDate")
+    day, clock = date_of(stated) if stated else _NO_DAY, time_of(text(f"{which}Time"))
+    if clock is None or day is None:
+        raise _MissingError(f"{which}Time is absent, or it or its date cannot be read")
+    return day + clock
+
+
+def _of_day(moment: datetime) -> timedelta:
+    return moment - moment.replace(hour=0, minute=0, second=0, microsecond=0)

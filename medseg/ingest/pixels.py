@@ -7,7 +7,7 @@ applied.
 
 from __future__ import annotations
 
-import io
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -19,6 +19,8 @@ from medseg.errors import Refusal
 from medseg.ingest.elements import DEFLATED, inflate, open_file
 from medseg.ingest.headers import Header
 from medseg.ingest.limits import check_volume_size, max_volume_bytes
+from medseg.ingest.padding import padding_outside
+from medseg.ingest.pixel_module import CODECS
 from medseg.ingest.processes import usable_cores
 
 __all__ = ["LOSSY_SYNTAXES", "read_slices", "value_type"]
@@ -30,24 +32,13 @@ LOSSY_SYNTAXES: Final = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
     "1.2.840.10008.1.2.4.203": "HTJ2K",
 }
-_PLUGINS: Final = {
-    "1.2.840.10008.1.2.5": "pylibjpeg",
-    "1.2.840.10008.1.2.4.80": "pyjpegls",
-    "1.2.840.10008.1.2.4.81": "pyjpegls",
-    "1.2.840.10008.1.2.4.90": "pylibjpeg",
-    "1.2.840.10008.1.2.4.91": "pylibjpeg",
-    "1.2.840.10008.1.2.4.201": "pylibjpeg",
-    "1.2.840.10008.1.2.4.202": "pylibjpeg",
-    "1.2.840.10008.1.2.4.203": "pylibjpeg",
-    "1.2.840.10008.1.2.4.50": "gdcm",
-    "1.2.840.10008.1.2.4.51": "gdcm",
-    "1.2.840.10008.1.2.4.57": "gdcm",
-    "1.2.840.10008.1.2.4.70": "gdcm",
-}
 _LARGE_FRAME_BYTES: Final = 64 * 1024 * 1024
 _HIGHEST_RATIO: Final = 1000
 _MOST_WORKERS: Final = 8
 _NO_RESCALE: Final = (1.0, 0.0)
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+_DELIMITER: Final = b"\xfe\xff\xdd\xe0"
+_LENGTH: Final = struct.Struct("<I")
 
 
 def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
@@ -153,23 +144,41 @@ def _without_unused_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:
     unused = header.bits_allocated - header.bits_stored
     clear = not unused or (not header.signed and int(stored.max()) >> header.bits_stored == 0)
     if not clear:
+        outside = padding_outside(header)
+        padded = None if outside is None else outside.found_in(stored)
         np.left_shift(stored, unused, out=stored)
         np.right_shift(stored, unused, out=stored)
+        if outside is not None and padded is not None:
+            stored[padded] = outside.smallest
     return stored
 
 
 def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
     """Stored values of compressed frames."""
-    from pydicom import dcmread
     from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
 
     _check_plausible(header)
+    fragments = _fragments(header)
+    described = {
+        "rows": header.rows,
+        "columns": header.columns,
+        "samples_per_pixel": header.samples_per_pixel,
+        "bits_allocated": header.bits_allocated,
+        "bits_stored": header.bits_stored,
+        "pixel_representation": int(header.signed),
+        "photometric_interpretation": header.photometric or "MONOCHROME2",
+        "number_of_frames": header.number_of_frames,
+        "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,
+    }
     try:
-        with open_file(header.path) as handle:
-            dataset = dcmread(io.BytesIO(handle.read()))
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-        plugin = _PLUGINS.get(header.transfer_syntax, "")
-        return [decoder.as_array(dataset, index=i, raw=True, decoding_plugin=plugin)[0] for i in frames]
+        decoder = get_decoder(UID(header.transfer_syntax))
+        plugin = CODECS[header.transfer_syntax]
+        decoded = [
+            decoder.as_array(fragments, index=i, raw=True, decoding_plugin=plugin, **described)[0] for i in frames
+        ]
+        return [_without_unused_bits(stored, header) for stored in decoded]
     except (OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -179,6 +188,25 @@ def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
             f"the compressed pixel data (transfer syntax {header.transfer_syntax}) cannot be decoded "
             f"({type(error).__name__}); copy the file again, or decompress it with another tool",
         ) from error
+
+
+def _fragments(header: Header) -> bytes:
+    """The items of the encapsulated pixel data, each whole, closed by a delimiter even where the file lacks it.
+
+    Some writers leave out the last delimiter (PS3.5 annex A.4); the code streams are whole all the same.
+    """
+    with open_file(header.path) as handle:
+        handle.seek(header.pixel_offset)
+        found = handle.read() or b""
+    end = 0
+    while found[end : end + 4] == _ITEM and end + 8 <= len(found):
+        (length,) = _LENGTH.unpack_from(found, end + 4)
+        end += 8 + length
+    if end > len(found):
+        raise Refusal("truncated", "the file ends inside its compressed pixel data; copy it again from its source")
+    if end < len(found) and found[end : end + 4] != _DELIMITER:
+        raise Refusal("undecodable", "the compressed pixel data are no sequence of fragments; copy the file again")
+    return found[:end] + _DELIMITER + bytes(4)
 
 
 def _check_plausible(header: Header) -> None:

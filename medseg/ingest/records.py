@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,9 @@ from medseg.errors import ReasonCode
 from medseg.geometry import Geometry
 from medseg.ingest.stacks import Stack
 
-__all__ = ["Kind", "SeriesRecord", "affine_rows", "record_of_stack"]
+__all__ = ["Kind", "SeriesRecord", "affine_rows", "record_of_stack", "unforeseen"]
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["dicom", "nifti", "metaimage", "nrrd"]
 Rows = tuple[tuple[float, ...], ...]
@@ -76,6 +79,18 @@ class SeriesRecord:
 def affine_rows(geometry: Geometry) -> Rows:
     """The affine of a grid as nested tuples."""
     return tuple(tuple(float(value) for value in row) for row in geometry.affine)
+
+
+def unforeseen(error: Exception) -> str:
+    """The message of a record that was refused for an error no reader foresaw.
+
+    It names the class alone: the text of such an error may quote the header, and so the patient.
+    """
+    _log.debug("a reader failed", exc_info=error)
+    return (
+        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
+        "from its source, and report the fault of the reader"
+    )
 
 
 def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:

@@ -23,16 +23,15 @@ Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
 
 
 def read_headers(files: Iterable[str | os.PathLike[str]]) -> list[Header]:
-    """The headers of the DICOM files among ``files``; what cannot be opened or is not DICOM is left out."""
-    headers = []
-    for file in files:
-        try:
-            header = read_header(file)
-        except OSError:
-            continue
-        if header is not None:
-            headers.append(header)
-    return headers
+    """The headers of the DICOM files among ``files``, without directories; other files are passed over.
+
+    Raises
+    ------
+    OSError
+        A file cannot be opened: a volume without it would lack a slice.
+    """
+    headers = (read_header(file) for file in files)
+    return [header for header in headers if header is not None and not header.is_directory]
 
 
 def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: bool = False) -> Volume:

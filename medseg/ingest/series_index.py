@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -21,10 +21,13 @@ from medseg.errors import Refusal
 from medseg.ingest import archives
 from medseg.ingest.database import FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.headers import Header
-from medseg.ingest.parsing import parse, record_from_json, record_to_json
+from medseg.ingest.leftovers import Leftover, note_on, orphans
+from medseg.ingest.names import first_of_pair
+from medseg.ingest.own import warn_of_own
+from medseg.ingest.parsing import LEFTOVERS, parse, record_from_json, record_of_leftovers, record_to_json
 from medseg.ingest.processes import bounded_map, usable_cores
-from medseg.ingest.records import SeriesRecord, record_of_stack
-from medseg.ingest.stacks import split
+from medseg.ingest.records import SeriesRecord, record_of_stack, unforeseen
+from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import Entry, walk
 
 __all__ = ["scan"]
@@ -45,6 +48,7 @@ def scan(
     database: PathLike | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    own: list[SeriesRecord] | None = None,
 ) -> list[SeriesRecord]:
     """One record per volume below some paths: each stack of a DICOM series, each image file; usable or refused.
 
@@ -59,6 +63,8 @@ def scan(
         Called with the number of files dealt with so far, and 0, since the number of all files is not known.
     workers
         Number of processes that read headers; by default the cores that this process may use, eight at most.
+    own
+        Files that medseg itself wrote as results are no inputs: they are left out with a warning, and added here.
 
     Returns
     -------
@@ -71,12 +77,13 @@ def scan(
         If a path does not exist, or ``database`` cannot be used.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    roots = {os.path.abspath(path): os.fspath(path) for path in given}  # noqa: PTH100  links are not resolved
+    whole = [first_of_pair(path) for path in given]
+    roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
     with IndexDatabase(database) as index:
         _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
         records = _judged(index)
-    shown = [_as_given(record, roots) for record in records]
-    return _with_unique_ids(sorted(shown, key=lambda record: (record.files[0], record.case_id)))
+    found = _without_own([_as_given(record, roots) for record in records], own)
+    return _with_unique_ids(sorted(found, key=lambda record: (record.files[0], record.case_id)))
 
 
 class _Update:
@@ -170,21 +177,57 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
     """Records of all series in scope; those whose files are unchanged come from the index."""
     stored = index.records()
     records: list[SeriesRecord] = []
+    leftovers: list[Leftover] = []
     for group in index.groups():
+        if group.key == LEFTOVERS:
+            leftovers = [Leftover(*json.loads(payload)) for payload in index.headers(group.series)]
+            continue
         payloads = stored.get((group.series, group.fingerprint))
         if payloads is None:
             payloads = [record_to_json(record) for record in _judge(index, group)]
             index.store_records(group, payloads)
         records.extend(record_from_json(json.loads(payload)) for payload in payloads)
-    return records
+    return _with_leftovers(records, leftovers)
+
+
+def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
+    """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
+    if not leftovers:
+        return records
+    by_folder: dict[str, list[Leftover]] = defaultdict(list)
+    for left in leftovers:
+        by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
+    folders: set[str] = set()
+    noted: list[SeriesRecord] = []
+    for record in records:
+        if record.kind == "dicom":
+            own = {os.path.dirname(file) for file in record.files}  # noqa: PTH120
+            folders |= own
+            notes = note_on((left for folder in own for left in by_folder.get(folder, ())), record.files)
+            record = replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record
+        noted.append(record)
+    return [*noted, *(record_of_leftovers(folder, found) for folder, found in orphans(leftovers, folders).items())]
 
 
 def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
     payloads = index.headers(group.series)
     if group.key.startswith("f"):
         return [record_from_json(json.loads(payload)) for payload in payloads]
-    stacks = split([Header.from_json(payload) for payload in payloads])
+    headers = [Header.from_json(payload) for payload in payloads]
+    try:
+        stacks = split(headers)
+    except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive
+        stacks = [Stack(tuple(headers), None, False, "unreadable", unforeseen(error))]
     return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
+
+
+def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None) -> list[SeriesRecord]:
+    """Records but those of what medseg wrote, of which the log tells."""
+    found = [record for record in records if record.reason == "own-output"]
+    warn_of_own([record.source for record in found])
+    if own is not None:
+        own += found
+    return [record for record in records if record.reason != "own-output"]
 
 
 def _acquired(header: Header) -> float | None:

@@ -10,6 +10,7 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.ingest.contrasts import mixture_in
 from medseg.ingest.headers import Header
 from medseg.ingest.tags import SPLITTING_FACTS
 
@@ -40,7 +41,8 @@ def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> li
     Returns
     -------
     list of Part or None
-        The split into the fewest parts that some acquisition facts give; ``None`` if no facts tell the slices apart.
+        The split that some acquisition facts give, into parts of one contrast where there is one, and into the fewest
+        parts; ``None`` if no facts tell the slices apart.
     """
     numbers = places.tolist()
     varying = [name for name in SPLITTING_FACTS if len({header.facts.get(name) for header in headers}) > 1]
@@ -48,7 +50,7 @@ def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> li
         splits = (_split_by(headers, numbers, names) for names in combinations(varying, count))
         found = [split for split in splits if split is not None]
         if found:
-            return min(found, key=len)
+            return min(found, key=lambda split: (any(mixture_in(part.headers) for part in split), len(split)))
     return _split_by_time(headers, numbers)
 
 

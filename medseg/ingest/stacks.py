@@ -1,6 +1,7 @@
 """Split the headers of DICOM files into stacks, each one volume, and judge each: usable, or refused and why.
 
-Nothing is read here but headers, so an index can judge a hospital's archive, and the reader judges by the same rules.
+Nothing is read here but headers (and the pixels of what seem to be second copies), so an index can judge a hospital's
+archive, and the reader judges by the same rules.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.geometry import SPACING_TOLERANCE_FRACTION, Geometry
 from medseg.ingest import grids
-from medseg.ingest.headers import Header
+from medseg.ingest.concatenations import check_concatenations
+from medseg.ingest.contrasts import mixture_in
+from medseg.ingest.copies import without_copies, without_equal_images
+from medseg.ingest.headers import BROKEN, Header
 from medseg.ingest.limits import check_volume_size
+from medseg.ingest.pixel_module import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
 from medseg.ingest.splitting import Part, separate_stacked
 
 __all__ = ["Stack", "case_id_of_series", "split"]
 
-_INTEGER_PIXELS: Final = 0x7FE00010
 _CASE_DIGITS: Final = 12
 _SAME_PLANE_DEGREES: Final = 30.0
 _FILLS_A_GAP: Final = 0.3
-_BROKEN: Final = ("truncated", "unreadable")
 
 Conflict = tuple[ReasonCode, str]
 
@@ -96,22 +100,38 @@ def split(headers: Sequence[Header]) -> list[Stack]:
 
 def _split_series(headers: list[Header]) -> list[Stack]:
     headers = sorted(headers, key=lambda h: (h.instance_number or 0, h.path))
-    if len({header.person_hash for header in headers}) > 1:
-        message = "files of different patients carry one SeriesInstanceUID; sort them apart or export them again"
-        return [_refused(headers, "mixed-patients", message)]
+    try:
+        spellings = _check_patient(headers)
+    except Refusal as refusal:
+        return [_refused(headers, refusal.code, refusal.message)]
     images = [header for header in headers if header.is_image]
     stacks = [_judge_other(group) for group in _grouped_by_class(h for h in headers if not h.is_image)]
-    broken = [header for header in images if header.defect in _BROKEN]
+    broken = [header for header in images if header.defect in BROKEN]
     if broken:  # which stack its slice belongs to, nobody knows
         return _numbered([_refused(images, *_defect(broken[0], len(images))), *stacks])
     try:
-        unique, notes = _without_copies(images)
+        unique, copies = without_copies(images)
+        notes = (*spellings, *copies, *check_concatenations(unique))
     except Refusal as refusal:
         return _numbered([_refused(images, refusal.code, refusal.message), *stacks])
     slices = [slice_header for header in unique for slice_header in header.per_frame()]
     for group, conflict in _conflicts(_same_plane_groups(slices)):
         stacks += [_refused(group, *conflict)] if conflict else _judge_group(group, notes)
     return _numbered(stacks)
+
+
+def _check_patient(headers: Sequence[Header]) -> tuple[str, ...]:
+    """PatientID decides who it is; where one is absent, the name does. A note where names differ."""
+    ids, names = {header.id_hash for header in headers}, {header.name_hash for header in headers}
+    persons = ids - {""} if "" not in ids or len(ids) > 2 else names
+    if not ids - {""}:
+        persons = {header.patient_hash for header in headers}
+    if len(persons) > 1:
+        raise Refusal(
+            "mixed-patients",
+            "files of different patients carry one SeriesInstanceUID; sort them apart or export them again",
+        )
+    return (f"the patient's name is spelt in {len(names)} ways under one PatientID",) if len(names) > 1 else ()
 
 
 def _numbered(stacks: list[Stack]) -> list[Stack]:
@@ -138,20 +158,6 @@ def _judge_other(headers: list[Header]) -> Stack:
     return _refused(headers, "not-an-image", message)
 
 
-def _without_copies(headers: list[Header]) -> tuple[list[Header], tuple[str, ...]]:
-    """Drop second copies of an instance; two different images under one instance UID are refused."""
-    kept: dict[str, Header] = {}
-    for header in headers:
-        known = kept.setdefault(header.sop_instance_hash or header.path, header)
-        if known is not header and (known.position, known.grid) != (header.position, header.grid):
-            raise Refusal(
-                "duplicate-slices",
-                "different images carry one SOPInstanceUID (0008,0018); export the series again from its source",
-            )
-    copies = len(headers) - len(kept)
-    return list(kept.values()), (f"{copies} second copies of slices were left out",) if copies else ()
-
-
 def _same_plane_groups(slices: list[Header]) -> list[list[Header]]:
     """Groups of one grid and one orientation, the largest first."""
     groups: list[list[Header]] = []
@@ -170,8 +176,8 @@ def _conflicts(groups: list[list[Header]]) -> list[tuple[list[Header], Conflict 
 
     Such slices belong to the same volume and contradict it; a localizer or a second stack does not fit in.
     """
-    if len(groups) < 2 or any(h.position is None or h.orientation is None for group in groups for h in group[:1]):
-        return [(group, None) for group in groups]
+    if not groups:
+        return []
     main, rest, conflict = groups[0], [], None
     for other in groups[1:]:
         found = _conflict(main, other)
@@ -183,22 +189,47 @@ def _conflicts(groups: list[list[Header]]) -> list[tuple[list[Header], Conflict 
 
 
 def _conflict(main: list[Header], other: list[Header]) -> Conflict | None:
+    if len(main) < 2 or main[0].position is None or main[0].orientation is None:
+        return None
+    if any(header.position is None for header in other):
+        return _without_place(main, other)
+    orientation, spacing = (
+        other[0].orientation or main[0].orientation,
+        other[0].pixel_spacing or main[0].pixel_spacing,
+    )
+    placed = [header._replace(orientation=orientation, pixel_spacing=spacing) for header in other]
+    if not _continues(main, placed):
+        return None
+    if placed != other:
+        what, code = "ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in", "no-geometry"
+    elif grids.same_orientation(main[0], other[0]):
+        what, code = "rows, columns or PixelSpacing (0028,0030) differ between", "mixed-grid"
+    else:
+        what, code = "ImageOrientationPatient (0020,0037) differs between", "mixed-orientation"
+    return code, f"{what} slices of one volume: {_share(main, other)}"
+
+
+def _without_place(main: list[Header], other: list[Header]) -> Conflict | None:
+    """Images of the volume's own kind whose place nobody knows; a screen shot or a report is of another kind."""
+    kinds = [(h.sop_class_uid, h.modality, h.grid, h.image_type, h.photometric) for h in (main[0], other[0])]
+    if kinds[0] != kinds[1]:
+        return None
+    return "no-geometry", f"ImagePositionPatient (0020,0032) is absent in slices of one volume: {_share(main, other)}"
+
+
+def _share(main: list[Header], other: list[Header]) -> str:
+    return f"{len(other)} of {len(main) + len(other)}; export the series again"
+
+
+def _continues(main: list[Header], other: list[Header]) -> bool:
+    """Whether both groups together make one evenly spaced stack, each slice at a place of its own."""
     try:
         normal = grids.normal_of(main[0])
-        angle = np.degrees(np.arccos(np.clip(normal @ grids.normal_of(other[0]), -1.0, 1.0)))
+        cosine = float(normal @ grids.normal_of(other[0]))
     except Refusal:
-        return None
-    if len(main) < 2 or angle > _SAME_PLANE_DEGREES or not _continues(main, other, normal):
-        return None
-    if grids.same_orientation(main[0], other[0]):
-        message = "slices of one volume differ in rows, columns or PixelSpacing (0028,0030)"
-        return "mixed-grid", f"{message}: {len(other)} of {len(main) + len(other)}; export the series again"
-    message = "slices of one volume differ in ImageOrientationPatient (0020,0037)"
-    return "mixed-orientation", f"{message}: {len(other)} of {len(main) + len(other)}; export the series again"
-
-
-def _continues(main: list[Header], other: list[Header], normal: grids.Vectors) -> bool:
-    """Whether both groups together make one evenly spaced stack, each slice at a place of its own."""
+        return False
+    if cosine < np.cos(np.radians(_SAME_PLANE_DEGREES)):
+        return False
     inner = np.sort([_centre(header) @ normal for header in main])
     both = np.sort([*inner, *(_centre(header) @ normal for header in other)])
     gaps = np.diff(both)
@@ -218,11 +249,12 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
     try:
         _check_headers(headers)
         normal = grids.normal_of(headers[0])
+        ordered, _ = grids.sort_along_normal(headers, normal)
+        ordered, copies = without_equal_images(ordered, _places(ordered, normal))
     except Refusal as refusal:
         return [_refused(headers, refusal.code, refusal.message, notes)]
-    ordered, distances = grids.sort_along_normal(headers, normal)
-    places = grids.places(distances, ordered[0])
-    if len(ordered) == 1 or places[-1] == len(ordered) - 1:
+    notes, places = (*notes, *copies), _places(ordered, normal)
+    if int(places[-1]) == len(ordered) - 1:
         return [_judge_stack(Part(tuple(ordered), ""), normal, notes)]
     parts = separate_stacked(ordered, places)
     if parts is None:
@@ -235,11 +267,16 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
     return [_judge_stack(part, normal, notes) for part in parts]
 
 
+def _places(ordered: Sequence[Header], normal: grids.Vectors) -> NDArray[np.int64]:
+    return grids.places(np.array([np.dot(header.position or (), normal) for header in ordered]), ordered[0])
+
+
 def _judge_stack(part: Part, normal: grids.Vectors, notes: tuple[str, ...]) -> Stack:
     headers = part.headers
     if part.because:
         notes = (*notes, f"one of several volumes in its series, told apart by {part.because}")
     try:
+        _check_alike(headers)
         _check_count(headers)
         geometry, found = grids.fit_geometry(headers, normal)
         check_volume_size(
@@ -247,7 +284,49 @@ def _judge_stack(part: Part, normal: grids.Vectors, notes: tuple[str, ...]) -> S
         )
     except Refusal as refusal:
         return _refused(headers, refusal.code, refusal.message, notes)
-    return Stack(headers, geometry, True, None, "", (*notes, *found))
+    return Stack(headers, geometry, True, None, "", (*notes, *_remarks(headers), *found))
+
+
+def _check_alike(headers: Sequence[Header]) -> None:
+    """The slices of one volume have one frame of reference, one contrast, and all a rescale or none.
+
+    Source: PS3.3 C.7.4.1 (frame of reference), C.8.2.1 and C.7.6.16 (rescale).
+    """
+    frames = {header.frame_of_reference_hash for header in headers} - {""}
+    if len(frames) > 1:
+        raise Refusal(
+            "several-volumes",
+            f"the slices name {len(frames)} frames of reference (0020,0052), so that their positions are not "
+            "comparable; sort them apart, or export the series again",
+        )
+    without = sum(header.rescale is None for header in headers)
+    if 0 < without < len(headers):
+        raise Refusal(
+            "mixed-rescale",
+            f"{without} of {len(headers)} slices have no Rescale Slope and Intercept (0028,1053 and 0028,1052), the "
+            "others do: their values are in different units; export the series again",
+        )
+    mixture = mixture_in(headers)
+    if mixture:
+        raise Refusal(
+            "mixed-contrast",
+            f"slices of one volume differ in {mixture}; sort them into one series per contrast, or export them again",
+        )
+
+
+def _remarks(headers: Sequence[Header]) -> tuple[str, ...]:
+    """What is worth knowing of single headers, each once."""
+    notes = list(dict.fromkeys(remark for header in headers for remark in header.remarks))
+    first = headers[0]
+    unit = first.facts.get("rescale type", "")
+    if first.modality == "CT" and first.rescale is None:
+        notes.append("no rescale in the header: values are as stored, their unit is unknown and may not be HU")
+    elif first.modality == "CT" and unit not in ("", "HU"):
+        notes.append(f"the header names the unit {unit[:16]} (0028,1054), not HU")
+    unnamed = sum(not header.frame_of_reference_hash for header in headers)
+    if 0 < unnamed < len(headers):
+        notes.append(f"{unnamed} slices name no frame of reference; they were taken to lie in that of the others")
+    return tuple(notes)
 
 
 def _needs_float(header: Header) -> bool:
@@ -262,7 +341,8 @@ def _check_count(headers: Sequence[Header]) -> None:
         return
     distance = float(np.linalg.norm(np.subtract(headers[1].position, headers[0].position)))  # type: ignore[arg-type]
     declared = headers[0].spacing_between_slices_mm or headers[0].slice_thickness_mm
-    if declared is None or abs(distance - declared) > SPACING_TOLERANCE_FRACTION * distance:
+    rounding = 2 * float(grids.half_units(headers).max())
+    if declared is None or abs(distance - declared) > SPACING_TOLERANCE_FRACTION * distance + min(rounding, 0.1):
         raise Refusal(
             "not-3d",
             f"two slices {distance:.3f} mm apart, and no SpacingBetweenSlices or SliceThickness that confirms it "
@@ -273,51 +353,16 @@ def _check_count(headers: Sequence[Header]) -> None:
 def _check_headers(headers: Sequence[Header]) -> None:
     """Refuse what no reader may turn into a volume, whatever its geometry."""
     for header in headers:
+        if not header.pixel_tag and header.defect not in BROKEN:
+            raise Refusal(
+                "no-pixel-data", "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
+            )
         if header.defect is not None:
             raise Refusal(*_defect(header, len(headers)))
-        _check_pixels(header)
+        check_pixels(header)
         if header.position is None:
             raise Refusal("no-geometry", "ImagePositionPatient (0020,0032) is absent; export the original images")
 
 
 def _defect(header: Header, count: int) -> Conflict:
     return header.defect or "unreadable", f"at least one of {count} slices is unusable: {header.defect_message}"
-
-
-def _check_pixels(header: Header) -> None:
-    if not header.pixel_tag:
-        raise Refusal(
-            "no-pixel-data", "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
-        )
-    sound_bits = header.bits_allocated in (8, 16, 32) and 0 < header.bits_stored <= header.bits_allocated
-    if header.pixel_tag != _INTEGER_PIXELS or not sound_bits:
-        found = f"{header.bits_stored} bits stored in {header.bits_allocated}"
-        raise Refusal("undecodable", f"pixels have {found}, expected integers of 8, 16 or 32 bits")
-    if header.samples_per_pixel != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise Refusal("colour", f"the images are in colour ({header.photometric}); give the original grey-scale series")
-    if "MOSAIC" in header.image_type:
-        raise Refusal(
-            "mosaic", "Siemens mosaic: many slices tiled in one image; convert it first, for example by dcm2niix"
-        )
-    if min(header.grid) < 1:
-        raise Refusal(
-            "no-pixel-data", f"Rows and Columns are {header.rows} and {header.columns}; export the images again"
-        )
-    if header.number_of_frames > 1 and header.frame is None:
-        raise Refusal("no-geometry", "several frames without per-frame positions; export an enhanced or classic series")
-    _check_length(header)
-
-
-def _check_length(header: Header) -> None:
-    check_volume_size((header.rows, header.columns, header.number_of_frames), header.bits_allocated // 8)
-    if header.pixel_length is None:
-        return
-    expected = header.rows * header.columns * header.number_of_frames * header.bits_allocated // 8
-    deflated = header.transfer_syntax.endswith(".99")
-    there = header.pixel_length if deflated else min(header.pixel_length, header.size - header.pixel_offset)
-    if there < expected:
-        raise Refusal(
-            "truncated",
-            f"{there} bytes of pixel data where {header.rows}×{header.columns}×{header.number_of_frames} pixels "
-            f"need {expected}; copy the file again from its source",
-        )

@@ -1,7 +1,7 @@
-"""The text headers of MetaImage (.mha) and NRRD (.nrrd) files: size, type and place, before any value is read.
+"""What the text headers of MetaImage and NRRD files have in common: lines, fields, numbers, units.
 
-ITK fills what such a header leaves out with an identity; here it is ``no-geometry``. Sources: the MetaIO tag list of
-ITK's wiki, and the definition of the NRRD file format (teem.sourceforge.net/nrrd/format.html).
+ITK fills what such a header leaves out with an identity, and passes over units and intensity functions; here what is
+absent is ``no-geometry``, and what is there is applied or refused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,139 +17,145 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
-from medseg.geometry import Geometry, lps_to_ras
-from medseg.ingest.elements import open_file
-from medseg.ingest.limits import check_volume_size
+from medseg.geometry import Geometry
+from medseg.ingest.elements import MAX_HEADER_BYTES, open_file
+from medseg.ingest.stored_values import StoredValues
 
-__all__ = ["TextHeader", "read_metaimage_header", "read_nrrd_header"]
+__all__ = [
+    "UNDECLARED",
+    "Fields",
+    "TextHeader",
+    "finite_or_refused",
+    "header_lines",
+    "header_shape",
+    "read_header_bytes",
+    "to_mm",
+    "vector",
+]
 
-_LONGEST: Final = 64 * 1024
-_META_BYTES: Final = {
-    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
-    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
-    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_FLOAT"), 4),
-    **dict.fromkeys(("MET_LONG", "MET_ULONG", "MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+_FIRST_READ: Final = 64 * 1024
+_LENGTHS: Final = {
+    ("nm", "nanometer", "nanometre"): 1e-6,
+    ("um", "µm", "micron", "micrometer", "micrometre"): 1e-3,
+    ("mm", "millimeter", "millimetre"): 1.0,
+    ("cm", "centimeter", "centimetre"): 10.0,
+    ("dm", "decimeter", "decimetre"): 100.0,
+    ("m", "meter", "metre"): 1000.0,
+    ("in", "inch"): 25.4,
 }
-_NRRD_BYTES: Final = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(
-        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
-    ),
-    **dict.fromkeys(("longlong", "long long", "int64", "int64_t", "ulonglong", "uint64", "uint64_t", "double"), 8),
+_MM_PER_UNIT: Final = {
+    **{spelling: mm for names, mm in _LENGTHS.items() for name in names for spelling in (name, f"{name}s")},
+    "inches": 25.4,
 }
-_NRRD_SPACES: Final = {
-    **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1, 1)),
-    **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
-    **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
-}
+UNDECLARED: Final = ("", "?", "???", "unknown", "none")
 
 
 @dataclass(frozen=True)
 class TextHeader:
-    """What a text header says, checked."""
+    """What a text header says, checked.
+
+    Attributes
+    ----------
+    geometry
+        Grid in mm, RAS+.
+    stored
+        Where the values are and how they are written.
+    notes
+        What is worth knowing.
+    """
 
     geometry: Geometry
-    bytes_per_voxel: int
-    data_offset: int
-    is_compressed: bool
-
-    @property
-    def data_bytes(self) -> int:
-        """Number of bytes of the values, uncompressed."""
-        return math.prod(self.geometry.shape) * self.bytes_per_voxel
+    stored: StoredValues
+    notes: tuple[str, ...]
 
 
-def read_metaimage_header(path: str | os.PathLike[str]) -> TextHeader:
-    """The checked header of a .mha file.
+class Fields:
+    """Fields of a header by name, upper and lower case and blanks apart; two that contradict each other are refused.
+
+    Parameters
+    ----------
+    pairs
+        Names and values as they stand in the file.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(_plain(name), []).append(value.strip())
+
+    def get(self, *names: str) -> str:
+        """The value under any of some names that mean the same; empty if there is none.
+
+        Raises
+        ------
+        Refusal
+            ``unreadable`` if two values differ.
+        """
+        found = [value for name in names for value in self._values.get(_plain(name), ())]
+        for other in found[1:]:
+            if not _same(found[0], other):
+                raise Refusal(
+                    "unreadable",
+                    f"the header gives {names[0]} as {found[0]!r} and as {other!r}; correct it at its source",
+                )
+        return found[0] if found else ""
+
+    def number(self, name: str, absent: int) -> int:
+        """A whole number.
+
+        Raises
+        ------
+        Refusal
+            ``unreadable`` if something else stands there.
+        """
+        text = self.get(name)
+        try:
+            return int(text) if text else absent
+        except ValueError as error:
+            raise Refusal("unreadable", f"{name} is {text!r}, expected a whole number; write the file again") from error
+
+
+def read_header_bytes(path: str | os.PathLike[str], end: re.Pattern[bytes]) -> tuple[bytes, re.Match[bytes] | None]:
+    """The begin of a file up to and with the first match of ``end``, or all that was searched, and the match.
+
+    The search ends at a zero byte, which no text holds, at the end of the file, or at the limit of headers.
 
     Raises
     ------
-    Refusal
-        ``unreadable``, ``not-3d``, ``colour``, ``too-large``, ``no-geometry`` or ``singular-affine``.
+    OSError
+        The file cannot be read.
     """
-    begin = _begin(path)
-    match = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\r?\n", begin, re.MULTILINE)
-    if match is None:
-        raise Refusal("unreadable", "not a MetaImage: no line ElementDataFile; check what the file is")
-    if match.group(1) != b"LOCAL":
-        raise Refusal("unreadable", "the MetaImage's values are in another file, expected ElementDataFile = LOCAL")
-    fields = _fields(begin[: match.end()], "=")
-    shape = _shape(fields.get("DimSize", ""))
-    if fields.get("ElementNumberOfChannels", "1") != "1":
-        raise Refusal("colour", f"{fields['ElementNumberOfChannels']} values per voxel, expected 1; split the channels")
-    size = _META_BYTES.get(fields.get("ElementType", ""))
-    if size is None:
-        raise Refusal("undecodable", f"MetaImage element type {fields.get('ElementType')!r} is not a real number type")
-    check_volume_size(shape, size)
-    spacing = _numbers(_either(fields, "ElementSpacing", "ElementSize"), 3, "ElementSpacing")
-    origin = _numbers(_either(fields, "Offset", "Position", "Origin"), 3, "Offset")
-    matrix = _numbers(_either(fields, "TransformMatrix", "Orientation", "Rotation"), 9, "TransformMatrix")
-    affine = np.eye(4)
-    affine[:3, :3] = matrix.reshape(3, 3).T * spacing  # each row of the header is the direction of one array axis
-    affine[:3, 3] = origin
-    compressed = fields.get("CompressedData", "False").lower() == "true"
-    return TextHeader(Geometry(shape, lps_to_ras(affine)), size, match.end(), compressed)
-
-
-def read_nrrd_header(path: str | os.PathLike[str]) -> TextHeader:
-    """The checked header of a .nrrd file.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable``, ``undecodable``, ``not-3d``, ``too-large``, ``no-geometry`` or ``singular-affine``.
-    """
-    begin = _begin(path)
-    end = re.search(rb"\r?\n\r?\n", begin)
-    if not begin.startswith(b"NRRD000") or end is None:
-        raise Refusal("unreadable", "not NRRD: no magic or no end of the header; check what the file is")
-    fields = _fields(begin[: end.start()], ":")
-    if "data file" in fields or "datafile" in fields:
-        raise Refusal("unreadable", "the NRRD's values are in another file, expected them in the .nrrd itself")
-    shape = _shape(fields.get("sizes", ""))
-    size = _NRRD_BYTES.get(fields.get("type", "").lower())
-    if size is None:
-        raise Refusal("undecodable", f"NRRD type {fields.get('type')!r} is not a real number type")
-    check_volume_size(shape, size)
-    compressed = fields.get("encoding", "").lower() != "raw"
-    return TextHeader(Geometry(shape, _nrrd_affine(fields)), size, end.end(), compressed)
-
-
-def _nrrd_affine(fields: dict[str, str]) -> NDArray[np.float64]:
-    signs = _NRRD_SPACES.get(fields.get("space", "").lower())
-    if signs is None:
-        found = fields.get("space", "nothing")
-        raise Refusal(
-            "no-geometry", f"NRRD space is {found!r}, expected an anatomical one such as left-posterior-superior"
-        )
-    directions = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
-    origin = re.findall(r"\(([^)]*)\)", fields.get("space origin", ""))
-    if len(directions) != 3 or len(origin) != 1:
-        raise Refusal("no-geometry", "NRRD space directions or space origin are absent or not three vectors; set them")
-    affine = np.eye(4)
-    for axis, text in enumerate(directions):
-        affine[:3, axis] = _numbers(text.replace(",", " "), 3, "space directions")
-    affine[:3, 3] = _numbers(origin[0].replace(",", " "), 3, "space origin")
-    return np.diag([*signs, 1.0]) @ affine
-
-
-def _begin(path: str | os.PathLike[str]) -> bytes:
+    begin, wanted = b"", _FIRST_READ
     with open_file(path) as handle:
-        return handle.read(_LONGEST)
+        while True:
+            part = handle.read(wanted - len(begin))
+            begin += part
+            match = end.search(begin)
+            if match is not None and (match.end() < len(begin) or not part):
+                return begin, match
+            if not part or b"\0" in part or len(begin) >= MAX_HEADER_BYTES:
+                return begin, match
+            if len(begin) == wanted:
+                wanted = min(2 * wanted, MAX_HEADER_BYTES)
 
 
-def _fields(header: bytes, separator: str) -> dict[str, str]:
-    lines = (line.partition(separator) for line in header.decode("latin-1").splitlines() if not line.startswith("#"))
-    return {key.strip(): value.lstrip("=").strip() for key, _, value in lines if value}
+def header_lines(header: bytes) -> list[str]:
+    """Lines that end in a line feed, with or without carriage return; in UTF-8, or Latin-1 where they are not."""
+    try:
+        text = header.decode("utf-8")
+    except UnicodeDecodeError:
+        text = header.decode("latin-1")
+    return [line.removesuffix("\r") for line in text.split("\n")]  # splitlines() knows ten more ends of a line
 
 
-def _either(fields: dict[str, str], *names: str) -> str:
-    return next((fields[name] for name in names if name in fields), "")
+def header_shape(text: str, declared_axes: str) -> tuple[int, int, int]:
+    """The sizes, which must be three.
 
-
-def _shape(text: str) -> tuple[int, int, int]:
+    Raises
+    ------
+    Refusal
+        ``unreadable`` or ``not-3d``.
+    """
     try:
         sizes = [int(part) for part in text.split()]
     except ValueError:
@@ -157,14 +164,75 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise Refusal("unreadable", f"impossible sizes {text!r} in the header; write the file again from its source")
     if len(sizes) != 3:
         raise Refusal("not-3d", f"the file has {len(sizes)} axes, expected 3; give one 3D volume")
+    if declared_axes not in ("", "3"):
+        raise Refusal("unreadable", f"the header declares {declared_axes!r} axes and sizes {text!r}; write it again")
     return sizes[0], sizes[1], sizes[2]
 
 
-def _numbers(text: str, count: int, name: str) -> NDArray[np.float64]:
+def vector(text: str, count: int, name: str) -> NDArray[np.float64]:
+    """So many finite numbers.
+
+    Raises
+    ------
+    Refusal
+        ``no-geometry``
+    """
     try:
         found = np.array([float(part) for part in text.split()])
     except ValueError:
         found = np.empty(0)
-    if found.size != count:
+    if found.size != count or not np.isfinite(found).all():
         raise Refusal("no-geometry", f"{name} is absent or not {count} numbers (found {text!r}); set it in the header")
     return found
+
+
+def to_mm(units: Sequence[str], name: str, notes: list[str]) -> NDArray[np.float64]:
+    """Millimetres per unit along each axis of space; nothing declared is mm, and noted where the field is there.
+
+    Raises
+    ------
+    Refusal
+        ``no-geometry`` if a unit is no length, or only some are declared.
+    """
+    plain = [unit.strip().lower().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}") for unit in units]
+    shown = ", ".join(dict.fromkeys(unit.strip() or "nothing" for unit in units))
+    if all(unit in UNDECLARED for unit in plain):
+        notes.append(f"{name} does not say which unit; taken as mm")
+        return np.ones(len(units))
+    unknown = [unit for unit in plain if unit not in _MM_PER_UNIT]
+    if unknown:
+        raise Refusal("no-geometry", f"{name} is {shown}, expected a unit of length such as mm; set it in the header")
+    factors = np.array([_MM_PER_UNIT[unit] for unit in plain])
+    if (factors != 1).any():
+        notes.append(f"{name} is {shown}, converted to mm")
+    return factors
+
+
+def finite_or_refused(text: str, name: str, absent: float) -> float:
+    """A number that changes values.
+
+    Raises
+    ------
+    Refusal
+        ``undecodable`` if it is none, or not finite.
+    """
+    try:
+        value = float(text) if text else absent
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise Refusal("undecodable", f"{name} is {text!r}, expected a number; correct the header at its source")
+    return value
+
+
+def _plain(name: str) -> str:
+    return "".join(name.split()).lower()
+
+
+def _same(one: str, other: str) -> bool:
+    if one.split() == other.split():
+        return True
+    try:
+        return [float(part) for part in one.split()] == [float(part) for part in other.split()]
+    except ValueError:
+        return False

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry
 from medseg.ingest.archives import on_disk
-from medseg.ingest.headers import read_header
+from medseg.ingest.headers import BROKEN, Header, read_header
 from medseg.ingest.images import case_id_of, image_kind, read_image
+from medseg.ingest.leftovers import Leftover, describe, leftover_of, named_as_dicom, note_on
+from medseg.ingest.names import header_path, is_apple_double
 from medseg.ingest.records import SeriesRecord
 from medseg.ingest.series import read_headers, read_stack
 from medseg.ingest.stacks import Stack, split
+from medseg.ingest.tags import is_projection_class
+from medseg.ingest.walk import walk
 
 __all__ = ["Source", "read_volume"]
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | SeriesRecord
 Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
 
-# Refused for what they are, not for damage: they may lie beside the one volume that is wanted.
-_BESIDE_IMAGES = ("not-an-image", "single-slice")
-_BROKEN = ("truncated", "unreadable")
+_BESIDE_IMAGES: Final = ("not-an-image", "single-slice")
+"""Refused for what they are, not for damage: they may lie beside the one volume that is wanted."""
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    stacks: list[Stack]
-    images: list[str]
+    """What was found in a source: DICOM headers and their stacks, other image files, files that nobody can read."""
+
+    headers: list[Header] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
 
 
 def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resample: bool = False) -> Volume:
@@ -41,8 +49,9 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     ----------
     source
         A folder with one DICOM series or one image file (searched with its sub-folders), a DICOM, NIfTI, MetaImage
-        or NRRD file, a list of the files of one series, or a record of :func:`medseg.ingest.scan`. Segmentations,
-        reports and single-slice localizers beside the one volume are passed over.
+        or NRRD file, a list of the files of one series (each of which must be readable), or a record of
+        :func:`medseg.ingest.scan`. Segmentations, reports, pictures without a place in the patient and single-slice
+        localizers beside the one volume are passed over.
     dtype
         Type of the values; by default the smallest that holds them exactly, float32 after a rescale.
     allow_resample
@@ -62,7 +71,7 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     Refusal
         The source holds no sound volume (the code says why), or several (``several-volumes``).
     UsageError
-        The path does not exist or the list is empty.
+        The path does not exist, or the list is empty or holds what does not exist or is a folder.
     """
     if isinstance(source, SeriesRecord):
         return _read_record(source, dtype, allow_resample)
@@ -73,7 +82,10 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
         return read_image(found.images[0], dtype)
     if found.images:
         raise _several(found)
-    return read_stack(_the_one(found), dtype, allow_resample=allow_resample)
+    stack = _the_one(found)
+    values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
+    notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
+    return values, geometry, {**facts, "notes": notes}
 
 
 def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: bool) -> Volume:
@@ -82,11 +94,17 @@ def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: 
             values, geometry, facts = read_stack(_stack_of(record, files), dtype, allow_resample=allow_resample)
         else:
             values, geometry, facts = read_image(files[0], dtype)
-    return values, geometry, {**facts, "case_id": record.case_id}
+    # The index knows what lay beside the files of the record.
+    notes = tuple(dict.fromkeys((*facts["notes"], *record.notes)))
+    return values, geometry, {**facts, "case_id": record.case_id, "notes": notes}
 
 
 def _stack_of(record: SeriesRecord, files: Sequence[str]) -> Stack:
-    stacks = split(read_headers(files))
+    try:
+        stacks = split(read_headers(files))
+    except OSError as error:
+        message = f"a file of this record cannot be opened ({error.strerror or error}); scan again"
+        raise Refusal("unreadable", message) from error
     # A multi-frame file holds all stacks of its series; files of classic slices only those of this record.
     chosen = [stack for stack in stacks if stack.case_id == record.case_id] if len(stacks) > 1 else stacks
     if len(chosen) != 1:
@@ -96,61 +114,125 @@ def _stack_of(record: SeriesRecord, files: Sequence[str]) -> Stack:
 
 
 def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Candidates:
+    found = _Candidates()
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         if not os.path.exists(path):  # noqa: PTH110 - names that are not UTF-8 survive
             raise UsageError(f"{path!r} does not exist; give a folder of one series or an image file")
-        files = sorted(_walk(path)) if os.path.isdir(path) else [path]  # noqa: PTH112
-        given = not os.path.isdir(path)  # noqa: PTH112
+        given = [] if os.path.isdir(path) else [path]  # noqa: PTH112
+        files = given or _files_below(path, found.leftovers)
     else:
-        files, given = [os.fspath(file) for file in source], True
+        given = files = [os.fspath(file) for file in source]
+        _check_list(files)
     if not files:
         raise UsageError("there are no files to read; give a folder of one series or an image file")
-    images = [file for file in files if image_kind(file) is not None and not _is_second_of_pair(file, files)]
-    stacks = split(read_headers(file for file in files if image_kind(file) is None))
-    if not images and not stacks:
-        _explain(files, given)
-    return _Candidates(stacks, images)
+    for file in files:
+        _sort_in(file, found)
+    found.images[:] = [image for image in found.images if not _is_second_of_pair(image, found.images)]
+    found.stacks.extend(split(found.headers))
+    if given:
+        _check_all_read(found, len(files))
+    if not found.images and not found.stacks:
+        raise Refusal("not-an-image", _why_nothing(found, len(files)))
+    return found
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (os.path.join(root, name) for name in names)  # noqa: PTH118
+def _files_below(folder: str, leftovers: list[Leftover]) -> list[str]:
+    """All files below a folder, found as the index finds them; folders that cannot be listed become leftovers."""
+    unreadable: list[str] = []
+    folders = list(walk([folder], unreadable))
+    leftovers.extend(Leftover(os.path.join(path, ""), "not readable") for path in unreadable)  # noqa: PTH118
+    return [os.path.join(found.path, entry.name) for found in folders for entry in found.entries]  # noqa: PTH118
+
+
+def _check_list(files: Sequence[str]) -> None:
+    gone = [file for file in files if not os.path.exists(file)]  # noqa: PTH110
+    if gone:
+        raise UsageError(
+            f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct the list"
+        )
+    folders = [file for file in files if os.path.isdir(file)]  # noqa: PTH112
+    if folders:
+        raise UsageError(
+            f"{len(folders)} of {len(files)} entries of the list are folders, such as {folders[0]!r}; a list holds the "
+            "files of one series, a folder is given by itself"
+        )
+
+
+def _sort_in(file: str, found: _Candidates) -> None:
+    """Recognise one file: by its content as DICOM, else by its name as another image."""
+    try:
+        header = read_header(file)
+        if header is None and is_apple_double(file):
+            return
+    except OSError:
+        header = None
+    if header is not None:
+        if not header.is_directory:
+            found.headers.append(header)
+    elif image_kind(file) is not None:
+        found.images.append(file)
+    else:
+        left = leftover_of(file)
+        if left is not None:
+            found.leftovers.append(left)
+
+
+def _check_all_read(found: _Candidates, count: int) -> None:
+    """A file that was named must be read: nobody names a slice to have it left out."""
+    if not found.leftovers:
+        return
+    if count > 1:
+        raise Refusal(
+            "unreadable",
+            f"{len(found.leftovers)} of {count} listed files are neither DICOM nor, by their names, NIfTI, MetaImage "
+            f"or NRRD: {describe(found.leftovers)}; check them, or take them off the list",
+        )
+    if found.leftovers[0].why == "not readable":
+        raise Refusal("unreadable", "the file cannot be opened; check what it is, and its permissions")
+    raise Refusal("unreadable", "neither DICOM nor, by its name, NIfTI, MetaImage or NRRD; check what the file is")
+
+
+def _why_nothing(found: _Candidates, count: int) -> str:
+    message = f"none of {count} files is DICOM, NIfTI, MetaImage or NRRD"
+    named = [left for left in found.leftovers if named_as_dicom(left.path)]
+    return f"{message}; {describe(named)}: copy or unpack them again" if named else f"{message}; check the folder"
 
 
 def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
-    for header_end, data_end in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
-        if file.endswith(data_end):
-            return file.removesuffix(data_end) + header_end in files
-    return False
-
-
-def _explain(files: Sequence[str], given: bool) -> None:
-    """Say why none of the files is a volume."""
-    if given and len(files) == 1:
-        try:
-            read_header(files[0])
-        except OSError as error:
-            raise Refusal("unreadable", f"the file cannot be opened ({error.strerror or error}); check it") from error
-        raise Refusal("unreadable", "neither DICOM nor, by its name, NIfTI, MetaImage or NRRD; check what the file is")
-    raise Refusal("not-an-image", f"none of {len(files)} files is DICOM, NIfTI, MetaImage or NRRD; check the folder")
+    header = header_path(file)
+    return header != file and header in files
 
 
 def _is_volume(stack: Stack) -> bool:
-    return stack.reason not in _BESIDE_IMAGES
+    """Whether a stack is a volume, or was meant as one."""
+    return stack.usable or not (stack.reason in _BESIDE_IMAGES or _is_picture(stack))
+
+
+def _is_picture(stack: Stack) -> bool:
+    """A dose report, a screen shot, a radiograph: images without a place in the patient, whatever else is wrong."""
+    if stack.reason in BROKEN or any(header.position is not None for header in stack.headers):
+        return False
+    return len(stack.headers) == 1 or all(is_projection_class(header.sop_class_uid) for header in stack.headers)
 
 
 def _the_one(found: _Candidates) -> Stack:
     volumes = [stack for stack in found.stacks if _is_volume(stack)]
-    broken = [stack for stack in volumes if stack.reason in _BROKEN]
+    broken = [stack for stack in volumes if stack.reason in BROKEN]
     if broken:  # which volume lacks the broken file, nobody knows
         return broken[0]
     if len(volumes) > 1:
-        raise _several(_Candidates(volumes, []))
+        raise _several(_Candidates(stacks=volumes))
     if volumes:
         return volumes[0]
     return next((stack for stack in found.stacks if stack.reason == "single-slice"), found.stacks[0])
+
+
+def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
+    """A note on images beside the volume; reports and segmentations need none."""
+    reasons = Counter(other.reason for other in stacks if other is not stack and other.reason != "not-an-image")
+    beside = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return (f"passed over beside the volume: {beside}",) if beside else ()
 
 
 def _several(found: _Candidates) -> Refusal:

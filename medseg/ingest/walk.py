@@ -6,11 +6,14 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from medseg.errors import UsageError
 
-__all__ = ["Entry", "Folder", "walk"]
+__all__ = ["NOWHERE", "Entry", "Folder", "walk"]
+
+NOWHERE: Final = -1
+"""Size of a link to content that is not there."""
 
 
 class Entry(NamedTuple):
@@ -23,7 +26,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder and its regular files, sorted by name.
+    """A folder and its regular files, sorted by name; links to nothing are listed with the size ``NOWHERE``.
 
     Parameters
     ----------
@@ -103,8 +106,10 @@ def _list(path: str) -> tuple[list[Entry], list[str]]:
                     folders.append(item.path)
                     continue
                 found = item.stat()
-            except OSError:  # a link to nowhere, or a file that has just gone
-                continue
+            except OSError:
+                if item.is_symlink():  # its content is not here: whoever reads the folder must know
+                    entries.append(Entry(item.name, NOWHERE, 0))
+                continue  # else a file that has just gone
             if stat.S_ISREG(found.st_mode):
                 entries.append(Entry(item.name, found.st_size, found.st_mtime_ns))
     entries.sort(key=lambda entry: entry.name)

@@ -3,6 +3,7 @@
 from medseg.manifests.audit import AuditReport, Finding, audit
 from medseg.manifests.create import create
 from medseg.manifests.manifest import Item, Manifest
+from medseg.manifests.part import Part
 from medseg.manifests.split import patient_of, split
 
-__all__ = ["AuditReport", "Finding", "Item", "Manifest", "audit", "create", "patient_of", "split"]
+__all__ = ["AuditReport", "Finding", "Item", "Manifest", "Part", "audit", "create", "patient_of", "split"]

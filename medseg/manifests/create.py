@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg.labels.scheme import MAPPING_KEY, read_label_table, read_mapping
 from medseg.manifests.checksums import with_checksums
-from medseg.manifests.layouts import bids, folders
+from medseg.manifests.layouts import bids, folders, patterns
 from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["create"]
@@ -18,6 +20,10 @@ def create(
     labels: Path | None = None,
     *,
     patient_pattern: str | None = None,
+    image_patterns: Sequence[str] = (),
+    label_pattern: str | None = None,
+    names: Mapping[int, str] | None = None,
+    mapping: Mapping[int, int] | None = None,
     checksums: bool = True,
 ) -> Manifest:
     """Make a manifest from folders, a Decathlon or nnU-Net ``dataset.json``, or BIDS derivatives.
@@ -25,12 +31,20 @@ def create(
     Parameters
     ----------
     images
-        A folder of images, a BIDS dataset, or a ``dataset.json`` (or the folder that holds one).
+        A folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
     labels
         A folder of label maps or a BIDS derivative; not needed where ``images`` names them itself.
     patient_pattern
         Regular expression searched in each image's path; its first group (or the whole match) is the patient.
         By default each case is a patient of its own, and in BIDS each subject.
+    image_patterns, label_pattern
+        Where images and labels lie below ``images``, such as ``*/t1.nii.gz`` and ``*/seg.nii.gz``: what the wildcards
+        stand for is the case. One image pattern for each channel.
+    names
+        Names of the labels by value; replace what the dataset declares itself.
+    mapping
+        Value in the label files → label that is meant; recorded in the manifest and applied by everyone who reads a
+        label of it. The files stay as they are.
     checksums
         Add the SHA-256 sums of all files, so that the audit can tell when one has changed.
 
@@ -42,7 +56,9 @@ def create(
     for path in (images, labels):
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
-    if images.is_file() or (labels is None and (images / "dataset.json").is_file()):
+    if image_patterns or label_pattern:
+        manifest = patterns.read(images, image_patterns, label_pattern, labels)
+    elif images.is_file() or (labels is None and (images / "dataset.json").is_file()):
         manifest = Manifest.read(images)
     elif bids.is_bids(images):
         manifest = bids.read(images, labels)
@@ -50,7 +66,24 @@ def create(
         manifest = folders.read(images, labels)
     if patient_pattern is not None:
         manifest = _with_patients(manifest, patient_pattern)
+    manifest = _with_labels(manifest, names or {}, mapping or {})
     return with_checksums(manifest) if checksums else manifest
+
+
+def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[int, int]) -> Manifest:
+    """Declare the labels: as asked, else as the dataset does, renumbered as its files are."""
+    old = read_mapping(manifest.content.get(MAPPING_KEY), f"`{MAPPING_KEY}`")
+    table = names or read_label_table(manifest.content.get("labels"), "`labels` of the dataset", mapping)
+    unnamed = sorted(set(mapping.values()) - {0} - set(table)) if table else []
+    if unnamed:
+        raise UsageError(
+            f"--map makes {unnamed[0]} a label, which has no name; give it one with --label {unnamed[0]}=NAME (--label "
+            "replaces the names that the dataset declares, so name every structure)"
+        )
+    declared = {"labels": {str(value): name for value, name in sorted(table.items())}}
+    moved = {str(value): label for value, label in sorted({**old, **mapping}.items())}
+    manifest = manifest.with_content(**declared)
+    return manifest.with_content(**{MAPPING_KEY: moved}) if moved else manifest
 
 
 def _with_patients(manifest: Manifest, pattern: str) -> Manifest:

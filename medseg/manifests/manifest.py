@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_json
+from medseg.labels.scheme import LabelScheme
 
-__all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest"]
+__all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest", "read_json_object", "unique_keys"]
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -65,14 +67,14 @@ class Manifest:
         path = path / "dataset.json" if path.is_dir() else path
         content = read_json_object(path)
         if nnunet.is_nnunet(content):
-            return nnunet.read(path)
+            read = nnunet.read(path)
+            return read if dataset_dir is None else replace(read, dataset_dir=Path(dataset_dir))
         for section in SECTIONS:
             if section in content:
                 content[section] = [_normal_item(item, path) for item in _as_list(content[section], path, section)]
         if not any(section in content for section in SECTIONS):
             raise UsageError(f"{path} has none of the lists {', '.join(SECTIONS)}; give a datalist or a dataset.json")
-        start = Path(dataset_dir) if dataset_dir is not None else path.parent / str(content.get(DATASET_DIR_KEY, ""))
-        return cls(content, start)
+        return cls(content, _start(path, content, dataset_dir))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, whole or not at all; items stay relative and ``dataset_dir`` tells from where.
@@ -98,9 +100,20 @@ class Manifest:
         return list(self.content.get("test", [])) or list(self.content.get("testing", []))
 
     @property
+    def scheme(self) -> LabelScheme:
+        """What the label values mean: declared names, and which values of the files are mapped to them.
+
+        Raises
+        ------
+        UsageError
+            If the table of labels is odd; see :func:`medseg.labels.read_label_table`.
+        """
+        return LabelScheme.of(self.content)
+
+    @property
     def labels(self) -> dict[int, str]:
         """Declared label values and names, background included; empty if the datalist declares none."""
-        return parse_labels(self.content.get("labels", {}))
+        return dict(self.scheme.names)
 
     @property
     def licence(self) -> str:
@@ -149,7 +162,7 @@ class Manifest:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
     except (ValueError, RecursionError) as error:
@@ -159,27 +172,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_labels(declared: Any) -> dict[int, str]:
-    """Label names by value, from MSD's ``{"1": "liver"}`` or nnU-Net's ``{"liver": 1, "whole": [1, 2]}``.
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ, for ``object_pairs_hook``: JSON readers drop the first of two without a word.
 
-    A region of nnU-Net (several values) declares its values; the first region that holds a value names it unless a
-    single value does.
+    Raises
+    ------
+    ValueError
+        If a key stands twice.
     """
-    if not isinstance(declared, Mapping):
-        return {}
-    labels: dict[int, str] = {}
-    regions: list[tuple[str, list[int]]] = []
-    for key, value in declared.items():
-        if isinstance(value, str) and str(key).lstrip("-").isdigit():
-            labels[int(key)] = value
-        elif isinstance(value, int):
-            labels[value] = str(key)
-        elif isinstance(value, list):
-            regions.append((str(key), [int(part) for part in value]))
-    for name, values in regions:
-        for value in values:
-            labels.setdefault(value, name)
-    return dict(sorted(labels.items()))
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object; keep one")
+    return content
+
+
+def _start(path: Path, content: Mapping[str, Any], dataset_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder that paths of the datalist ``path`` start in: as asked, else as it says, else its own."""
+    if dataset_dir is not None:
+        return Path(dataset_dir)
+    named = content.get(DATASET_DIR_KEY)
+    if named is not None and not isinstance(named, str):
+        raise UsageError(f"{path}: {DATASET_DIR_KEY!r} is {named!r}, expected the name of a folder")
+    return path.parent / (named or "")
 
 
 def _as_list(value: Any, path: Path, section: str) -> list[Any]:
@@ -193,7 +208,15 @@ def _normal_item(item: Any, path: Path) -> Item:
     item = {"image": item} if isinstance(item, str) else item
     if not isinstance(item, dict) or "image" not in item:
         raise UsageError(f"{path}: found an item without an image: {json.dumps(item)[:120]}")
+    for key in ("image", "label"):
+        value = item.get(key)
+        if not (_is_file_name(value) or (key == "label" and not value)):
+            raise UsageError(f"{path}: {key!r} of an item is {json.dumps(value)[:120]}, expected one path or several")
     return {key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()}
+
+
+def _is_file_name(value: Any) -> bool:
+    return bool(value) and all(isinstance(part, str) for part in (value if isinstance(value, list) else [value]))
 
 
 def _without_dot(value: Any) -> Any:

@@ -7,20 +7,24 @@ thirds instead of classes. The result depends on the seed and on the items alone
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import UsageError
-from medseg.manifests.contents import label_content
+from medseg.labels import LabelMap, read_label_map
+from medseg.manifests.fold_gaps import explain_fold_gaps
 from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["deal", "patient_of", "split", "strata"]
 
 _THIRDS = 3
+_log = logging.getLogger(__name__)
 
 
 def split(manifest: Manifest, folds: int, seed: int, test_fraction: float = 0.0, *, stratify: bool = True) -> Manifest:
@@ -61,7 +65,8 @@ def split(manifest: Manifest, folds: int, seed: int, test_fraction: float = 0.0,
     if len(groups) < folds + (test_fraction > 0):
         raise UsageError(f"found {len(groups)} patients for {folds} folds; a fold needs at least one: lower --folds")
     shares = [(1 - test_fraction) / folds] * folds + ([test_fraction] if test_fraction else [])
-    part_of = deal(_features(manifest, groups, stratify), shares, seed)
+    volumes_ml = [_volumes_ml(manifest, item) for item in pool] if stratify else []
+    part_of = deal(_features(groups, pool, volumes_ml), shares, seed)
     training: list[Item] = []
     test: list[Item] = list(unlabelled)
     for item in pool:
@@ -75,6 +80,7 @@ def split(manifest: Manifest, folds: int, seed: int, test_fraction: float = 0.0,
         "by": "patient_id",
         "stratified_by": "presence and thirds of the volume of each label" if stratify else "number of cases",
     }
+    _tell_gaps(manifest, pool, volumes_ml, part_of, folds)
     counts = {"numTraining": len(training), "numTest": len(test)} if "numTraining" in manifest.content else {}
     sections = {"training": training} | ({section: test} if test or section in manifest.content else {})
     rest = {key: value for key, value in manifest.content.items() if key not in ("training", section)}
@@ -153,20 +159,40 @@ def _by_patient(items: Sequence[Item]) -> dict[str, list[Item]]:
 
 
 def _features(
-    manifest: Manifest, groups: Mapping[str, Sequence[Item]], stratify: bool
+    groups: Mapping[str, Sequence[Item]], pool: Sequence[Item], volumes_ml: Sequence[Mapping[int, float]]
 ) -> dict[str, NDArray[np.float64]]:
-    if not stratify:
+    """What each patient brings: cases, and strata of label volumes where these are known."""
+    if not volumes_ml:
         return {patient: np.array([float(len(items))]) for patient, items in groups.items()}
-    cases = [(patient, item) for patient, items in sorted(groups.items()) for item in items]
-    rows = strata([_volumes_ml(manifest, item) for _, item in cases])
+    rows = strata(volumes_ml)
     features = {patient: np.zeros(rows.shape[1]) for patient in groups}
-    for (patient, _), row in zip(cases, rows, strict=True):
-        features[patient] += row
+    for item, row in zip(pool, rows, strict=True):
+        features[patient_of(item)] += row
     return features
+
+
+def _tell_gaps(
+    manifest: Manifest,
+    pool: Sequence[Item],
+    volumes_ml: Sequence[Mapping[int, float]],
+    part_of: Mapping[str, int],
+    folds: int,
+) -> None:
+    """Warn where a structure is rarer than the folds."""
+    placed = [(part_of[patient_of(item)], volumes) for item, volumes in zip(pool, volumes_ml, strict=bool(volumes_ml))]
+    gaps = explain_fold_gaps([(part, volumes) for part, volumes in placed if part < folds], manifest.labels)
+    if gaps:
+        _log.warning("%s; use fewer folds, or add cases that have it", gaps)
 
 
 def _volumes_ml(manifest: Manifest, item: Item) -> dict[int, float]:
     volumes: dict[int, float] = {}
     for path in manifest.files(item, "label"):
-        volumes |= label_content(path).volumes_ml
+        volumes |= _label_map(path, manifest).volumes_ml
     return volumes
+
+
+def _label_map(path: Path, manifest: Manifest) -> LabelMap:
+    if not path.exists():
+        raise UsageError(f"cannot find the label {path}; check the manifest's dataset_dir or give --dataset-dir")
+    return read_label_map(path, mapping=manifest.scheme.mapping)

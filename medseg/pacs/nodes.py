@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg.bundle.shipped import find_bundle
 from medseg.errors import UsageError
 from medseg.pacs.limits import Limits
 
@@ -127,13 +128,18 @@ class WebNode:
 
 @dataclass(frozen=True)
 class Route:
-    """What the listener does with a study: which series go through which bundle, and where the results go."""
+    """What the listener does with a study: which series go through which bundle, on what, and where the results go.
+
+    ``device`` and ``precision`` are as for ``medseg infer``.
+    """
 
     name: str
     bundle: Path
     write: tuple[str, ...]
     send_to: tuple[str, ...]
     select: Path | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,9 @@ def _node(name: str, table: Mapping[str, Any]) -> DicomNode | WebNode:
 
 
 def _route(base: Path, table: Mapping[str, Any]) -> Route:
-    paths = {key: base / table[key] for key in ("bundle", "select") if key in table}
+    paths = {key: base / table[key] for key in ("select",) if key in table}
+    if "bundle" in table:
+        paths["bundle"] = find_bundle(table["bundle"], base)
     route: Route = _build(Route, "routes", {**table, **paths})
     return route
 

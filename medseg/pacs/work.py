@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -35,7 +36,8 @@ def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
     from medseg.inference import Options, run_batch
 
     select = str(route.select) if route.select else None
-    cases = run_batch(route.bundle, [study_folder], output, Options(write=route.write, select=select)).cases
+    options = Options(write=route.write, select=select, device=route.device, precision=route.precision)
+    cases = run_batch(route.bundle, [study_folder], output, options, announce=partial(_log.info, "%s")).cases
     for case in cases:
         if case.status == "failed":
             raise CaseFailed(f"{case.case_id}: {case.message}")

@@ -25,6 +25,8 @@ import medseg
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.configs import parse_json
 from medseg.bundle.contents import list_files
+from medseg.bundle.privacy import DATALIST, is_text, without_names
+from medseg.bundle.training_run import TRAINING_RUN
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import atomic_path, sha256_file
 from medseg.sharing.model_card import model_card
@@ -64,12 +66,13 @@ class Unpacked:
     authentic: bool
 
 
-def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = None) -> Packed:
+def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = None, with_names: bool = False) -> Packed:
     """Pack the bundle in a folder into one deterministic archive.
 
     Adds ``models/model.safetensors`` (from ``model.pt``, if it is missing), a model card (``README.md``),
     ``provenance.json`` and ``manifest.json``; the bundle itself is not changed. Folders that runs leave behind
-    (``runs/``, ``eval/``) are left out.
+    (``runs/``, ``eval/``) are left out. The packed datalist has numbers for file names and patients, and the configs
+    name no folder of this machine (:mod:`medseg.bundle.privacy`).
 
     Parameters
     ----------
@@ -79,18 +82,21 @@ def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = Non
         The archive to write.
     key
         Private key file to sign with.
+    with_names
+        Keep file names, patient ids and folders as they are, for public data.
 
     Raises
     ------
     UntrustedBundle
         If the bundle does not pass the audit; nobody could use it.
     BundleError
-        If it has no weights.
+        If it has no weights, or one of its texts tells a file name or patient id of the datalist, or a folder of this
+        machine.
     """
     opened = Bundle.open(bundle)
-    require_trusted(opened.path)
+    require_trusted(opened.path, "infer")
     private = read_private_key(key) if key is not None else None
-    sources = _contents(opened)
+    sources = _contents(opened, with_names=with_names)
     manifest = _manifest(opened, sources)
     sources[MANIFEST] = manifest
     if private is not None:
@@ -108,9 +114,10 @@ def unpack(
     key: str | Path | None = None,
     replace: bool = False,
     allow_older: bool = False,
+    as_is: bool = False,
     limit_bytes: int = 8 << 30,
 ) -> Unpacked:
-    """Unpack an archive that :func:`pack` wrote into ``output/NAME``; on any doubt nothing is left behind.
+    """Unpack an archive of one bundle into ``output/NAME``; on any doubt nothing is left behind.
 
     Parameters
     ----------
@@ -124,6 +131,9 @@ def unpack(
         Put the bundle in the place of an existing one, which is kept as ``NAME-VERSION``.
     allow_older
         Let ``replace`` go back to an older version.
+    as_is
+        Take an archive that :func:`pack` did not write, whose completeness nobody can check, and let it hold what
+        labelling never reads, such as scripts: the commands that would read it refuse it then.
     limit_bytes
         Refuse archives that unpack to more.
 
@@ -144,10 +154,10 @@ def unpack(
     try:
         with zipfile.ZipFile(path) as source:
             name, members = _safe_members(source, limit_bytes)
-            manifest = _read_manifest(source, members, name)
+            manifest = {} if as_is and MANIFEST not in members else _read_manifest(source, members, name)
             signed_by = _check_signature(source, members, key)
             _extract(source, members, manifest, partial / name)
-        require_trusted(partial / name)
+        require_trusted(partial / name, "infer" if as_is else None)
         version = Bundle.open(partial / name).version
         _install(partial / name, target / name, replace=replace, allow_older=allow_older)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
@@ -161,7 +171,7 @@ def _bytes_of(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def _contents(bundle: Bundle) -> dict[str, Path | bytes]:
+def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     """Relative path of every file to pack, with where its bytes are."""
     names, _ = list_files(bundle.path)
     sources: dict[str, Path | bytes] = {
@@ -172,7 +182,10 @@ def _contents(bundle: Bundle) -> dict[str, Path | bytes]:
     if "models/model.safetensors" not in sources:
         sources["models/model.safetensors"] = _safetensors(bundle)
     sources.setdefault("README.md", model_card(bundle).encode())
-    sources[PROVENANCE] = _json(_provenance(bundle))
+    if not with_names:
+        texts = {name: _bytes_of(source) for name, source in sources.items() if is_text(name)}
+        sources.update(without_names(texts, (bundle.name, *bundle.labels.values())))
+    sources[PROVENANCE] = _json(_provenance(bundle, sources))
     return sources
 
 
@@ -184,14 +197,13 @@ def _safetensors(bundle: Bundle) -> bytes:
     return save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, {"format": "pt"})
 
 
-def _provenance(bundle: Bundle) -> dict[str, Any]:
+def _provenance(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> dict[str, Any]:
     """Where the bundle comes from: code, data and training run; no dates, so that it is reproducible."""
-    datalist = bundle.path / "configs" / "datalist.json"
-    run = bundle.path / "docs" / "training_run.json"
+    run = bundle.path / TRAINING_RUN
     return {
         "medseg": medseg.__version__,
         "bundle": {"name": bundle.name, "version": bundle.version},
-        "datalist_sha256": sha256_file(datalist) if datalist.is_file() else None,
+        "datalist_sha256": hashlib.sha256(_bytes_of(sources[DATALIST])).hexdigest() if DATALIST in sources else None,
         "training_run": parse_json(run.read_bytes()) if run.is_file() else bundle.metadata.get("training_run"),
         "monai": bundle.metadata.get("monai_version"),
         "torch": bundle.metadata.get("pytorch_version"),
@@ -274,7 +286,10 @@ def _read_manifest(
 ) -> dict[str, dict[str, Any]]:
     """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
     if MANIFEST not in members:
-        raise UntrustedBundle(f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete")
+        raise UntrustedBundle(
+            f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete. If you know where it comes"
+            " from, give --as-is: nothing then shows that it is complete"
+        )
     try:
         manifest = parse_json(source.read(members[MANIFEST]))
         files = {

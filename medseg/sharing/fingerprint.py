@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from medseg.errors import UsageError
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.ingest import read_volume
-from medseg.manifests import Manifest
+from medseg.labels import LabelScheme, gap_message, read_label_map
+from medseg.manifests import Item, Manifest
 
 __all__ = ["Fingerprint", "Intensity", "fingerprint_of_data"]
 
@@ -101,15 +102,16 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     ------
     UsageError
         If there is no training case with a label, a label does not lie on the grid of its case's first channel,
-        another channel lies elsewhere, or numbers of channels differ.
+        another channel lies elsewhere, numbers of channels differ, or the labels are no classes for a network.
     Refusal
-        If a volume cannot be used.
+        If a volume cannot be used, or a label map holds values that are not whole or not declared.
     """
     items = [item for item in manifest.training if item.get("label")]
     if not items:
         raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
     step = max(1, len(items) // _CASES)
-    cases = [_read(manifest.files(item, "image"), manifest.files(item, "label")[0]) for item in items[::step][:_CASES]]
+    scheme = manifest.scheme
+    cases = [_read(manifest.files(item, "image"), _label(manifest, item), scheme) for item in items[::step][:_CASES]]
     channels = len(cases[0].channels)
     if any(len(case.channels) != channels for case in cases):
         raise UsageError("the cases have different numbers of channels; give every item the same ones, in one order")
@@ -122,7 +124,7 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         cases_read=len(cases),
         channels=channels,
         modality=_modality(manifest, channels),
-        labels=_labels(manifest, sorted(volumes)),
+        labels=_labels(scheme, cases),
         spacing_mm=np.array([case.spacing_mm for case in cases]),
         shape=np.array([case.shape for case in cases], dtype=float),
         intensity=tuple(_intensity([case.channels[number].samples for case in cases]) for number in range(channels)),
@@ -136,18 +138,27 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     )
 
 
-def _read(images: Sequence[Path], label_file: Path) -> _Case:
-    label, grid, _ = read_volume(label_file)
+def _label(manifest: Manifest, item: Item) -> Path:
+    files = manifest.files(item, "label")
+    if len(files) != 1:
+        raise UsageError(
+            f"an item names {len(files)} label files, such as {files[0].name}; expected one label map that holds all "
+            "structures: join them first, one value for each"
+        )
+    return files[0]
+
+
+def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Case:
+    found = read_label_map(label_file, declared=scheme.names, mapping=scheme.mapping)
+    label, grid = found.array, found.geometry
     volumes = [(image, *read_volume(image)[:2]) for image in images]
     _check_reference([(image, geometry) for image, _, geometry in volumes], grid)
     order = _ras_order(grid)
-    counts = dict(zip(*np.unique(label, return_counts=True), strict=True))
-    millilitre = grid.voxel_volume_mm3 / 1000
     return _Case(
         tuple(float(grid.spacing_mm[axis]) for axis in order),
         tuple(int(grid.shape[axis]) for axis in order),
         [_channel(values, geometry, label, grid) for _, values, geometry in volumes],
-        {int(value): float(count) * millilitre for value, count in counts.items() if value > 0},
+        found.volumes_ml,
         float(np.mean(label > 0)),
     )
 
@@ -220,14 +231,20 @@ def _modality(manifest: Manifest, channels: int) -> tuple[str, ...]:
     return tuple({"MRI": "MR", "PET": "PT"}.get(name, name) if name != "UNKNOWN" else "unknown" for name in names)
 
 
-def _labels(manifest: Manifest, found: Sequence[int]) -> dict[int, str]:
-    declared = {value: name for value, name in manifest.labels.items() if value > 0}
-    unknown = sorted(set(found) - set(declared)) if declared else []
-    if unknown:
-        raise UsageError(f"the label maps hold the values {unknown}, which the datalist does not declare; name them")
-    names = declared or {value: f"structure {value}" for value in found}
-    if sorted(names) != list(range(1, len(names) + 1)):
+def _labels(scheme: LabelScheme, cases: Sequence[_Case]) -> dict[int, str]:
+    """The structures to plan for: as declared, else those that occur."""
+    found = sorted({value for case in cases for value in case.millilitres})
+    if not found:
+        raise UsageError(f"the {len(cases)} label maps read hold nothing but background; check the label folder")
+    names = scheme.structures or {value: f"structure {value}" for value in found}
+    if not scheme.names and all(case.fraction == 1.0 for case in cases):
+        shifts = ",".join(f"{value}={value - 1}" for value in found)
         raise UsageError(
-            f"the label values are {sorted(names)}, expected 1 to {len(names)} without gaps; renumber them"
+            "no voxel of any label map read is 0, so the background never occurs, and nothing is declared; if the "
+            f"values are shifted, map them (medseg manifest create --images DATALIST --map {shifts} -o DATALIST), else "
+            "declare what they mean (--label VALUE=NAME)"
         )
+    gaps = gap_message(names)
+    if gaps:
+        raise UsageError(gaps)
     return names

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medseg.bundle import require_trusted
+from medseg.bundle.training_run import UNTRAINED
 from medseg.errors import UsageError
 from medseg.files import write_json, write_text
 from medseg.manifests import Manifest
@@ -138,8 +139,7 @@ def _train(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
     )
     train = config["train"]
     steps = train["preprocessing_transforms"]
-    del steps[0]["reader"]
-    steps[0].update(_target_="medseg.transforms.LoadVolumed", keys=[*plan.keys, "label"])
+    steps[0]["keys"] = list(plan.keys)
     train["preprocessing_transforms"] = _with_channels(steps, plan)
     train["augmentation_transforms"] = _augmentation(train["augmentation_transforms"], data, plan)
     config["unlabelled_transforms"] = _augmentation(config["unlabelled_transforms"], data, plan)
@@ -155,6 +155,7 @@ def _name_channels(config: dict[str, Any], keys: Sequence[str]) -> None:
     if len(keys) == 1:
         return
     config["channel_keys"] = list(keys)
+    config["known_ids"].append("channel_keys")
     for lists in (config["train"]["dataset"], config["validate"]["dataset"], config["unlabelled"]):
         given = lists["data"].removesuffix(")")
         limit = "" if given.endswith("@training_cases") else ", None"
@@ -232,7 +233,7 @@ def _metadata(name: str, manifest: Manifest, data: Fingerprint, plan: Plan, auth
         "schema": _SCHEMA,
         "version": "0.1.0",
         "name": name.replace("_", " ").capitalize(),
-        "changelog": {"0.1.0": "planned from the data, not trained yet"},
+        "changelog": {"0.1.0": f"planned from the data, {UNTRAINED}"},
         "monai_version": packages.version("monai"),
         "pytorch_version": packages.version("torch").partition("+")[0],
         "numpy_version": packages.version("numpy"),
@@ -291,7 +292,11 @@ def _readme(name: str, data: Fingerprint) -> str:
     structures = ", ".join(data.labels.values())
     return f"""# {name}
 
-Segments {structures}. Planned from {data.cases} cases (`plan.md`); not trained yet.
+Segments {structures}. Planned from {data.cases} cases (`plan.md`).
+
+<!-- training -->
+{UNTRAINED.capitalize()}.
+<!-- /training -->
 
 ```
 medseg train {name} --fold 0 --publish     # or: python -m monai.bundle run training --config_file configs/train.json

@@ -20,6 +20,8 @@ __all__ = ["ProgressDisplay"]
 class ProgressDisplay:
     """Watcher that shows a progress bar on a terminal, and one line per epoch everywhere.
 
+    It is a context: the bar goes when the context is left, however the training ended.
+
     Parameters
     ----------
     console
@@ -46,14 +48,18 @@ class ProgressDisplay:
         engine.add_event_handler(Events.STARTED, self._start, engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._line, engine)
-        for end in (Events.COMPLETED, Events.TERMINATE, Events.EXCEPTION_RAISED):
-            engine.add_event_handler(end, self._stop)
+        engine.add_event_handler(Events.COMPLETED, self._bar.stop)
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
     def _start(self, engine: AdversarialSegmentationTrainer) -> None:
         state = engine.state
-        total = state.max_epochs * state.epoch_length
         self._begun, self._first = time.monotonic(), state.iteration
-        self._bar.add_task("training", total=total, completed=state.iteration, epoch=state.epoch, losses="")
+        self._bar.add_task("training", total=engine.iterations, completed=state.iteration, epoch=state.epoch, losses="")
         self._bar.start()
 
     def _advance(self, engine: AdversarialSegmentationTrainer) -> None:
@@ -69,9 +75,6 @@ class ProgressDisplay:
         if not isinstance(journal, Journal) or not journal.rows:
             return
         state = engine.state
-        left = state.max_epochs * state.epoch_length - state.iteration
+        left = engine.iterations - state.iteration
         remaining = (time.monotonic() - self._begun) / max(1, state.iteration - self._first) * left
         self.console.print(f"{describe(journal.rows[-1], state.max_epochs)}, {remaining / 60:.1f} min left")
-
-    def _stop(self, *_: object) -> None:
-        self._bar.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +16,15 @@ from monai.bundle import ConfigWorkflow
 
 from medseg import __version__
 from medseg.bundle import Bundle, Permission
-from medseg.errors import BundleError, Interrupted, MedsegError, UsageError
-from medseg.files import atomic_path, sha256_file, write_json
+from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
+from medseg.files import sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
+from medseg.training.datalist import with_folder
 from medseg.training.engine import AdversarialSegmentationTrainer
-from medseg.training.initial import initialise_from
+from medseg.training.failures import ended_by_signal, named_failure, record_of
 from medseg.training.journal import Journal
 from medseg.training.overrides import check_overrides
+from medseg.training.publish import describe_run, publish, require_same_network
 from medseg.training.stopping import StopRequest, locked
 
 __all__ = ["TrainingResult", "Watcher", "train_bundle"]
@@ -96,14 +97,17 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration.
     resume
         Go on from the newest checkpoint in the output folder, exactly as if the run had never stopped; a finished
-        run is left as it is. Without it, a folder that holds checkpoints is refused.
+        run is left as it is. Epochs, rates, weights of losses and what is watched may be others than before and count
+        from here on; anything else that differs is refused (:mod:`medseg.training.changes`). Without it, a folder that
+        holds checkpoints is refused.
     overrides
         Further ids and their values; an id that the configuration does not have is refused.
     init
-        Another bundle, or a state dict, whose fitting weights are copied before the first step.
+        Another bundle, or a state dict, whose fitting weights are copied before the first step: the id ``init``.
     rescale
-        For weights of another task: give those in front of a normalisation the size of fresh ones, which leaves what
-        the network computes as it is and lets it learn at their pace (:func:`~medseg.training.initial.rescale`).
+        The id ``rescale``, for weights of another task: give those in front of a normalisation the size of fresh ones,
+        which leaves what the network computes as it is and lets it learn at their pace
+        (:func:`~medseg.training.initial.rescale`).
     publish
         Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
@@ -124,42 +128,80 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         After SIGTERM or Ctrl-C; the state is saved and the same call with ``resume`` goes on.
     OutputLocked
         If another process trains into the same folder.
+    TrainingFailed
+        If anything else ends the run before its last iteration; ``run.json`` says what.
     """
-    if rescale and init is None:
-        raise UsageError(
-            "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
-        )
     opened = Bundle.open(Path(bundle), permission)
-    opened.runnable_config()
-    named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
+    opened.permit("train")
+    named = {
+        "datalist": datalist,
+        "dataset_dir": dataset_dir,
+        "output_dir": output,
+        "device": device,
+        "fold": fold,
+        "init": init,
+        "rescale": rescale or None,
+    }
     given = {
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None
     }
     given.update(overrides or {})
-    workflow = _workflow(opened, given)
+    workflow = _workflow(opened, with_folder(given, opened.config("train")))
+    if publish:
+        require_same_network(opened, workflow.parser.config["network_def"])
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
-        run.prepare(resume=resume, init=init, rescale=rescale)
-        return run.execute(publish=publish, watchers=watchers)
+        try:
+            run.build()
+            run.prepare(resume=resume)
+            return run.execute(publish, watchers)
+        except KeyboardInterrupt as error:
+            raise run.ended(Interrupted("stopped by Ctrl-C; run the same command with --resume to go on")) from error
+        except Exception as error:
+            raise run.ended(run.named(error)) from error
 
 
 class _Run:
+    trainer: AdversarialSegmentationTrainer
+    checkpoints: Checkpoints
+    journal: Journal | None = None
+
     def __init__(self, bundle: Bundle, workflow: ConfigWorkflow, folder: Path, given: Mapping[str, Any]) -> None:
         self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
-        workflow.initialize()
-        trainer, handlers = _parsed(workflow, "train#trainer"), _parsed(workflow, "train#handlers")
+        self.begun = not (folder / "run.json").exists()  # else the record is that of another run until this one begins
+
+    def build(self) -> None:
+        self.workflow.initialize()
+        parsed = self.workflow.parser.get_parsed_content
+        trainer, handlers = parsed("train#trainer"), parsed("train#handlers")
         checkpoints = next((handler for handler in handlers if isinstance(handler, Checkpoints)), None)
         if not isinstance(trainer, AdversarialSegmentationTrainer) or checkpoints is None:
             raise BundleError(
-                f"the bundle {bundle.name} trains with {type(trainer).__name__}; 'medseg train' needs "
+                f"the bundle {self.bundle.name} trains with {type(trainer).__name__}; 'medseg train' needs "
                 "medseg.training.AdversarialSegmentationTrainer with medseg.training.Checkpoints among train#handlers. "
                 "Run it with: python -m monai.bundle run training"
             )
         self.trainer, self.checkpoints = trainer, checkpoints
         self.journal = next((handler for handler in handlers if isinstance(handler, Journal)), None)
 
-    def prepare(self, *, resume: bool, init: str | PathLike[str] | None, rescale: bool) -> None:
+    def named(self, error: Exception) -> MedsegError:
+        if not hasattr(self, "trainer"):
+            return named_failure(error, "before its first iteration", self.folder, resumable=False)
+        state = self.trainer.state
+        where = f"in iteration {state.iteration} of {self.trainer.iterations} (epoch {state.epoch})"
+        return named_failure(error, where, self.folder, resumable=self.checkpoints.latest() is not None)
+
+    def ended(self, error: MedsegError) -> MedsegError:
+        """Note in ``run.json`` why the run ended; the error itself is handed back, also where that is not possible."""
+        if self.begun:
+            try:
+                self._write_record("interrupted" if isinstance(error, Interrupted) else "failed", **record_of(error))
+            except OSError as unwritten:
+                _logger.error("run.json could not be written either: %s", unwritten)  # noqa: TRY400  told at its end
+        return error
+
+    def prepare(self, *, resume: bool) -> None:
         if self.checkpoints.latest() is not None and not resume:
             raise UsageError(
                 f"the folder {self.folder} holds the checkpoints of another run; continue it with --resume, "
@@ -168,37 +210,57 @@ class _Run:
         iteration = self.checkpoints.resume(self.trainer) if resume else 0
         if iteration:
             _logger.info("going on after iteration %d", iteration)
-        elif init is not None:
-            _logger.info("starting weights: %s", initialise_from(self.trainer.network, init, rescaled=rescale))
-            if self.trainer.averaged is not None:
-                self.trainer.averaged.module.load_state_dict(self.trainer.network.state_dict())
+            for change in self.checkpoints.parts[-1]["changed"]:
+                _logger.info("from here on %s is %s (it was %s)", change["id"], change["new"], change["old"])
 
-    def execute(self, *, publish: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
+    def execute(self, chosen: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
         begun = time.perf_counter()
         self._write_record("running")
+        self.begun = True
         for watcher in watchers:
             watcher.attach(self.trainer)
         state = self.trainer.state
-        if state.iteration < state.max_epochs * state.epoch_length:
+        if state.iteration < self.trainer.iterations:
             self._train()
-        published = self._publish("best" if publish is True else publish) if publish else None
+        self._require_end()
+        published = self._publish("best" if chosen is True else chosen) if chosen else None
         best, epoch = self._best()
         result = TrainingResult(
             self.folder, state.epoch, state.iteration, best, epoch, time.perf_counter() - begun, published
         )
         self.workflow.finalize()
-        self._write_record("done", result)
+        self._write_record("done", result=_plain(asdict(result)))
         return result
 
     def _train(self) -> None:
         with StopRequest(self.trainer) as request:
-            self.workflow.run()
+            try:
+                self.workflow.run()
+            except Exception as error:
+                if not (request.requested and ended_by_signal(error)):
+                    raise
+                request.stopped = True
         if request.stopped:
-            path = self.checkpoints.save(self.trainer)
-            self._write_record("interrupted")
+            path = self.checkpoints.save(self.trainer) if request.complete else self.checkpoints.latest()
             raise Interrupted(
-                f"stopped after iteration {self.trainer.state.iteration}; everything is saved in {path}. "
+                f"stopped in iteration {self.trainer.state.iteration}; everything before it is saved in {path}. "
                 "Run the same command with --resume to go on"
+            )
+
+    def _require_end(self) -> None:
+        """A run is done when its last iteration is, and its checkpoint lies there: nothing else is believed."""
+        done, planned, latest = self.trainer.state.iteration, self.trainer.iterations, self.checkpoints.latest()
+        if done < planned:
+            raise TrainingFailed(
+                f"the bundle's 'run' or a handler ended the training after iteration {done} of {planned}; expected all "
+                f"of them. What was saved is in {self.checkpoints.folder}; go on with --resume, or lower epochs",
+                "stopped-early",
+            )
+        if not planned or latest is None:
+            raise TrainingFailed(
+                f"the training made {done} of {planned} iterations and left no checkpoint in "
+                f"{self.checkpoints.folder}; expected at least one. Look at epochs, iterations and train#handlers",
+                "nothing-saved",
             )
 
     def _best(self) -> tuple[float | None, int]:
@@ -208,31 +270,34 @@ class _Run:
         return float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
 
     def _publish(self, which: Literal["best", "final"]) -> Path:
-        chosen = self.folder / "checkpoints" / f"{which}.pt"
-        if not chosen.exists():
-            raise UsageError(f"there is no {which} model to publish: no validation has run; lower val_interval")
-        target = self.bundle.path / "models" / "model.pt"
-        _copy(chosen, target)
-        opponent = chosen.with_name(f"{which}_discriminator.pt")
-        if opponent.exists():
-            _publish_discriminator(opponent, self.workflow, self.bundle.path / "trust")
-        return target
+        parser, rows = self.workflow.parser, [] if self.journal is None else self.journal.rows
+        described = describe_run(which, parser, self.trainer, self.checkpoints, rows)
+        return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
 
-    def _write_record(self, status: str, result: TrainingResult | None = None) -> None:
+    def _write_record(self, status: str, **outcome: Any) -> None:
         datalist = Path(self.workflow.parser.get_parsed_content("datalist"))
+        trainer = getattr(self, "trainer", None)  # None where the configuration could not be built
+        conditions = None if trainer is None else self.checkpoints.conditions(trainer)
         record = {
             "medseg": __version__,
             "torch": torch.__version__,
             "status": status,
             "bundle": {"name": self.bundle.name, "version": self.bundle.version},
-            "device": str(self.trainer.state.device),
-            "precision": str(self.trainer.dtype).removeprefix("torch."),
+            "device": None if trainer is None else str(trainer.state.device),
+            "precision": None if trainer is None else str(trainer.dtype).removeprefix("torch."),
             "seed": self.workflow.parser.get_parsed_content("seed"),
-            "inputs": {"datalist": str(datalist), "datalist_sha256": sha256_file(datalist)},
+            "inputs": {
+                "datalist": str(datalist),
+                "datalist_sha256": sha256_file(datalist) if datalist.is_file() else None,
+                "cases_sha256": None if conditions is None else conditions.cases,
+                "init_sha256": None if conditions is None else conditions.start,
+            },
             "overrides": self.given,
-            "configuration": _plain(self.workflow.parser.config),
-            "result": None if result is None else _plain(asdict(result)),
+            "configuration": _plain(self.workflow.parser.config) if conditions is None else conditions.configuration,
+            "parts": [] if trainer is None else self.checkpoints.parts_until(trainer.state.iteration),
+            "result": None,
             "last_epoch": self.journal.rows[-1] if self.journal is not None and self.journal.rows else None,
+            **outcome,
         }
         write_json(self.folder / "run.json", json.loads(json.dumps(record), parse_constant=lambda _: None))
 
@@ -249,34 +314,6 @@ def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
         bundle_root=str(bundle.path),
         **given,
     )
-
-
-def _parsed(workflow: ConfigWorkflow, name: str) -> Any:
-    """Build what the configuration describes; an error of medseg inside it comes out as itself."""
-    try:
-        return workflow.parser.get_parsed_content(name)
-    except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, MedsegError):
-                raise cause from None
-            cause = cause.__cause__
-        raise
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as partial:
-        shutil.copyfile(source, partial)
-
-
-def _publish_discriminator(weights: Path, workflow: ConfigWorkflow, trust: Path) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(trust / "discriminator.safetensors") as partial:
-        save_file(torch.load(weights, map_location="cpu", weights_only=True), partial)
-    definition = workflow.parser.config.get("discriminator_def")
-    if definition is not None:
-        write_json(trust / "discriminator.json", definition)
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,21 @@ if it had never stopped, with any number of workers, and over several processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader
+from monai.data.utils import worker_init_fn
 from monai.transforms import Compose
 from torch.utils.data import Sampler
 
+from medseg.errors import UsageError
+from medseg.labels import MAPPING_KEY
 from medseg.training.parallel import world
+from medseg.transforms import LoadLabeld
 
 __all__ = ["Draw", "DrawSampler", "TrainingDataset", "training_loader"]
 
@@ -93,6 +98,7 @@ class TrainingDataset(CacheDataset):
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
+        _require_mapping_is_read(data, transform)
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
 
     def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:
@@ -101,6 +107,16 @@ class TrainingDataset(CacheDataset):
         state = np.random.SeedSequence((self.seed, index.number)).generate_state(1)[0]
         self.transform.set_random_state(seed=int(state))
         return self._transform(index.case)
+
+
+def _require_mapping_is_read(data: Sequence[Any], transform: Compose) -> None:
+    """A datalist that maps its label values needs the transform that does it, or other structures would be learnt."""
+    mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
+    if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
+        raise UsageError(
+            f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
+            "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
+        )
 
 
 def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:
@@ -120,5 +136,12 @@ def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, 
         num_workers=num_workers,
         drop_last=True,
         timeout=600 if num_workers else 0,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator().manual_seed(dataset.seed),  # else every start would draw from the global state
     )
+
+
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C to the main process, which still waits for this worker's batch; SIGTERM is how it ends workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_init_fn(number)

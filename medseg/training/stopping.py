@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 from medseg.locks import locked_folder
+
+if TYPE_CHECKING:
+    from medseg.training.engine import AdversarialSegmentationTrainer
 
 __all__ = ["StopRequest", "locked"]
 
@@ -39,9 +42,10 @@ class StopRequest:
     At the last iteration of an epoch the stop waits for validation, so that nothing of the epoch is lost.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: AdversarialSegmentationTrainer) -> None:
         self.engine = engine
         self.requested = self.stopped = False
+        self._done = engine.state.iteration
         self._previous: dict[int, Any] = {}
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
@@ -60,12 +64,17 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  the signature of signal handlers
         self.requested = True
 
+    @property
+    def complete(self) -> bool:
+        """Whether the state of the run is complete: no iteration has begun and not ended."""
+        return self.engine.state.iteration == self._done
+
     def _after_iteration(self) -> None:
+        self._done = self.engine.state.iteration
         if self.engine.state.iteration % self.engine.state.epoch_length:
             self._stop()
 
     def _stop(self) -> None:
-        state = self.engine.state
-        if self.requested and state.iteration < state.max_epochs * state.epoch_length:
+        if self.requested and self.engine.state.iteration < self.engine.iterations:
             self.stopped = True
             self.engine.terminate()

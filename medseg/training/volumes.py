@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 from medseg.errors import UsageError
+from medseg.training.datalist import read_datalist, require_first_image, unlabelled_list
 
 __all__ = ["image_items"]
 
 
 def image_items(
     datalist: str | PathLike[str],
-    dataset_dir: str | PathLike[str],
+    dataset_dir: str | PathLike[str] | None,
     fold: int,
     part: Literal["training", "validation"],
     limit: int | None = None,
@@ -27,7 +26,7 @@ def image_items(
         JSON with a list ``training`` and perhaps a list ``unlabelled``; their items are paths, or objects with
         ``image`` and perhaps ``fold``. Labels are ignored.
     dataset_dir
-        Folder the paths in it are relative to.
+        Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
         Held-out fold: its cases validate, all others train. A negative number trains on every case and validates
         on fold 0 (figures are then not held out).
@@ -39,27 +38,15 @@ def image_items(
     UsageError
         If the file is missing, no case is left, or the first image does not exist.
     """
-    path = Path(datalist)
-    if not path.is_file():
-        raise UsageError(f"there is no datalist at {path}; give a JSON file with the list 'training'")
-    content = json.loads(path.read_text())
-    entries = [*content.get("training", []), *content.get("unlabelled", [])]
-    items = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
+    manifest = read_datalist(datalist, dataset_dir)
+    items = [*manifest.training, *unlabelled_list(manifest, datalist)]
     held_out = [item.get("fold", -1) == max(fold, 0) for item in items]
     wanted = [part == "validation" if held else part == "training" for held in held_out]
     if part == "training" and fold < 0:
         wanted = [True] * len(items)
-    chosen = [_absolute(item["image"], Path(dataset_dir)) for item, take in zip(items, wanted, strict=True) if take]
+    chosen = [item for item, take in zip(items, wanted, strict=True) if take]
     if not chosen:
-        raise UsageError(f"the datalist {path} leaves no volume for {part} with fold {fold}; choose another fold")
-    first = chosen[0][0]
-    if not first.exists():
-        raise UsageError(
-            f"the first image of the datalist, {first}, does not exist; "
-            "give the folder that holds the data with --dataset-dir (dataset_dir in the configuration)"
-        )
-    return [{"image": str(files[0]) if len(files) == 1 else [str(file) for file in files]} for files in chosen[:limit]]
-
-
-def _absolute(image: str | list[str], folder: Path) -> list[Path]:
-    return [folder / name for name in ([image] if isinstance(image, str) else image)]
+        raise UsageError(f"the datalist {datalist} leaves no volume for {part} with fold {fold}; choose another fold")
+    require_first_image(manifest, chosen)
+    files = [[str(path) for path in manifest.files(item, "image")] for item in chosen[:limit]]
+    return [{"image": paths[0] if len(paths) == 1 else paths} for paths in files]

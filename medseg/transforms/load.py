@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -14,9 +15,9 @@ from monai.transforms import DeleteItemsd, EnsureChannelFirst, LoadImage, LoadIm
 from monai.utils import PostFix, ensure_tuple, ensure_tuple_rep
 from numpy.typing import DTypeLike, NDArray
 
-from medseg.errors import Refusal
+from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry
-from medseg.ingest.images import image_kind
+from medseg.ingest.images import is_image_file
 from medseg.ingest.records import SeriesRecord
 from medseg.ingest.volume import Source, read_volume
 
@@ -80,12 +81,14 @@ class LoadVolume(LoadImage):
         self.expanduser = options.get("expanduser", True)
 
     def __call__(self, filename: Source, reader: Any = None) -> Any:  # noqa: ARG002 - the signature of LoadImage
-        """Load ``filename``: a folder, a file, a list of files or a :class:`~medseg.ingest.SeriesRecord`.
+        """Load ``filename``: a folder, a file, a list of them or a :class:`~medseg.ingest.SeriesRecord`.
 
         Parameters
         ----------
         filename
-            What :func:`medseg.ingest.read_volume` reads; a list of several image files becomes channels.
+            What :func:`medseg.ingest.read_volume` reads. A list in which something is a volume of its own (an image
+            file, a folder, a record) becomes channels in its order; any other list is the files of one DICOM series.
+            All of a list is read, or nothing.
         reader
             Not used: which reader is right is not a matter of choice.
 
@@ -99,9 +102,11 @@ class LoadVolume(LoadImage):
         ------
         Refusal
             With the reason code.
+        UsageError
+            An entry of a list is no path, or does not exist.
         """
         source = self._expanded(filename)
-        if _is_channel_list(source):
+        if isinstance(source, list) and any(_is_a_volume(entry) for entry in source):
             values, geometry, facts = self._channels(source)
             channel_dim: float = 0
         else:
@@ -114,16 +119,23 @@ class LoadVolume(LoadImage):
         return image if self.image_only else (image, image.meta if isinstance(image, MetaTensor) else meta)
 
     def _expanded(self, source: Any) -> Any:
-        if isinstance(source, SeriesRecord) or not self.expanduser:
+        if isinstance(source, np.ndarray):
+            source = source.tolist()
+        if isinstance(source, SeriesRecord):
             return source
         if isinstance(source, str | os.PathLike):
-            return os.path.expanduser(os.fspath(source))  # noqa: PTH111 - names that are not UTF-8 survive
-        paths = [os.path.expanduser(os.fspath(path)) for path in source]  # noqa: PTH111
-        return paths[0] if len(paths) == 1 else paths
+            return self._path(source)
+        entries = [entry if isinstance(entry, SeriesRecord) else self._path(entry) for entry in _entries(source)]
+        _check_there(entries)
+        return entries[0] if len(entries) == 1 else entries
 
-    def _channels(self, files: Sequence[str]) -> tuple[NDArray[Any], Geometry, dict[str, Any]]:
-        """Several image files as channels; they must have one grid."""
-        volumes = [read_volume(file, dtype=self.dtype, allow_resample=self.allow_resample) for file in files]
+    def _path(self, path: str | os.PathLike[str]) -> str:
+        text = os.fspath(path)
+        return os.path.expanduser(text) if self.expanduser else text  # noqa: PTH111 - names that are not UTF-8 survive
+
+    def _channels(self, sources: Sequence[str | SeriesRecord]) -> tuple[NDArray[Any], Geometry, dict[str, Any]]:
+        """Several volumes as channels; they must have one grid."""
+        volumes = [self._channel(number, source) for number, source in enumerate(sources, start=1)]
         _, geometry, facts = volumes[0]
         for number, (_, other, _) in enumerate(volumes[1:], start=2):
             if not other.matches(geometry):
@@ -132,7 +144,18 @@ class LoadVolume(LoadImage):
                     f"channel {number} has the grid {other.describe()}, the first one {geometry.describe()}; "
                     "resample one onto the other first",
                 )
-        return np.stack([values for values, _, _ in volumes]), geometry, facts
+        notes = [f"channel {n}: {note}" for n, (_, _, found) in enumerate(volumes, start=1) for note in found["notes"]]
+        firsts = [sources.index(source) + 1 for source in sources]
+        notes += [f"channel {n} is channel {first} once more" for n, first in enumerate(firsts, start=1) if n != first]
+        return np.stack([values for values, _, _ in volumes]), geometry, {**facts, "notes": tuple(notes)}
+
+    def _channel(self, number: int, source: str | SeriesRecord) -> tuple[NDArray[Any], Geometry, dict[str, Any]]:
+        try:
+            return read_volume(source, dtype=self.dtype, allow_resample=self.allow_resample)
+        except Refusal as refusal:
+            raise Refusal(refusal.code, f"channel {number}: {refusal.message}") from refusal
+        except UsageError as error:
+            raise UsageError(f"channel {number}: {error}") from error
 
     def _tensor(self, values: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
         """What :meth:`MetaTensor.ensure_torch_and_prune_meta` makes, without its copy of the values."""
@@ -185,7 +208,24 @@ class LoadVolumed(LoadImaged):
         self.meta_key_postfix = ensure_tuple_rep(options.get("meta_key_postfix", PostFix.meta()), len(self.keys))
         self.overwriting = options.get("overwriting", False)
         own: dict[str, Any] = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
-        self._loader = LoadVolume(dtype, allow_resample=allow_resample, **own)
+        self._loader = _NamedLoadVolume(dtype, allow_resample=allow_resample, **own)
+
+
+class _NamedLoadVolume(LoadVolume):
+    """Says which source of a dataset was refused; whoever loads one volume knows what was given."""
+
+    def __call__(self, filename: Source, reader: Any = None) -> Any:
+        try:
+            return super().__call__(filename, reader)
+        except Refusal as refusal:
+            raise Refusal(refusal.code, f"{_name(filename)}: {refusal.message}") from refusal
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, SeriesRecord):
+        return source.case_id
+    first = source if isinstance(source, str | os.PathLike) else next(iter(source), "nothing")
+    return os.path.basename(os.fspath(first)) or os.fspath(first)  # noqa: PTH119  names that are not UTF-8 survive
 
 
 LoadVolumeD = LoadVolumeDict = LoadVolumed
@@ -198,18 +238,38 @@ def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
             raise TypeError(f"unknown argument {name!r}; expected one of {', '.join(sorted(names))}")
 
 
-def _is_channel_list(source: Any) -> bool:
-    several = not isinstance(source, str | os.PathLike | SeriesRecord) and len(source) > 1
-    return several and all(image_kind(file) is not None for file in source)
+def _entries(source: Any) -> list[Any]:
+    """The entries of a list, whatever holds them in an order: list, tuple, array, generator."""
+    if isinstance(source, bytes | bytearray | Mapping | AbstractSet) or not isinstance(source, Iterable):
+        raise UsageError(f"found {type(source).__name__} as a source, expected a path or a list of paths; convert it")
+    entries = list(source)
+    if not entries:
+        raise UsageError("the list is empty; give a folder of one series, an image file, or a list of such")
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, str | os.PathLike | SeriesRecord) or entry == "":
+            shown = repr(entry) if entry == "" else type(entry).__name__
+            raise UsageError(f"entry {number} of the list is {shown}, expected a path; correct the list")
+    return entries
+
+
+def _check_there(entries: Sequence[str | SeriesRecord]) -> None:
+    gone = [entry for entry in entries if isinstance(entry, str) and not os.path.exists(entry)]  # noqa: PTH110
+    if gone:
+        raise UsageError(
+            f"{len(gone)} of {len(entries)} entries of the list do not exist, such as {gone[0]!r}; correct the list: "
+            "all of it is read, or nothing"
+        )
+
+
+def _is_a_volume(entry: str | SeriesRecord) -> bool:
+    return isinstance(entry, SeriesRecord) or os.path.isdir(entry) or is_image_file(entry)  # noqa: PTH112
 
 
 def _meta(source: Any, geometry: Geometry, facts: dict[str, Any], channel_dim: float) -> dict[str, Any]:
     """Meta data of plain types only, so that batches collate; nothing that identifies the patient."""
-    if isinstance(source, SeriesRecord):
-        source = source.source
-    name = source if isinstance(source, str | os.PathLike) else source[0]
+    first = source[0] if isinstance(source, list) else source
     return {
-        "filename_or_obj": os.fspath(name),
+        "filename_or_obj": first.source if isinstance(first, SeriesRecord) else os.fspath(first),
         "affine": np.array(geometry.affine),
         "original_affine": np.array(geometry.affine),
         "spatial_shape": np.array(geometry.shape),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
-from medseg.bundle.bundle import read_weights
+from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration

@@ -41,7 +41,9 @@ class TrustState:
 
 
 def weights_of(bundle: Bundle) -> set[str]:
-    """SHA-256 of every file of weights in a bundle."""
+    """SHA-256 of every file of weights that a bundle's network is filled from."""
+    if (bundle.path / "configs" / "inference.json").is_file():
+        return {sha256_file(bundle.path / name) for name in bundle.weight_files}
     return {sha256_file(path) for path in (bundle.path / "models").glob("model.*") if path.is_file()}
 
 
@@ -62,6 +64,9 @@ def trust_state(bundle: Bundle) -> TrustState:
     path = bundle.path / CALIBRATION_NAME
     if not path.is_file():
         return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
+    if bundle.output_channels > 1 and not bundle.has_background:
+        why = "channel_def names no background, which probabilities are judged against"
+        return TrustState("none", f"{bundle.name} cannot be judged: {why}")
     try:
         found = Calibration.read(path)
     except BundleError as error:

@@ -22,6 +22,7 @@ _NETWORK = {
     "features": [4, 4, 8, 8, 8, 4],
     "norm": "batch",
 }
+_ITEM = {"image": "images/case-0001.nii.gz", "label": "labels/case-0001.nii.gz", "fold": 0}
 _TENSOR = {"type": "image", "format": "magnitude", "modality": "MR", "num_channels": 1, "dtype": "float32"}
 
 METADATA: dict[str, Any] = {
@@ -190,7 +191,7 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
     write_config(folder, "metadata", METADATA)
     write_config(folder, "inference", INFERENCE)
     write_config(folder, "train", TRAIN)
-    write_config(folder, "datalist", {"training": [{"image": "a.nii.gz", "label": "b.nii.gz", "fold": 0}]})
+    write_config(folder, "datalist", {"training": [_ITEM]})
     (folder / "configs" / "logging.conf").write_text(_LOGGING)
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n")
     (folder / "docs" / "README.md").write_text("# Sphere in MR\n")
@@ -199,6 +200,16 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
     arguments = {key: value for key, value in _NETWORK.items() if key != "_target_"}
     torch.save(BasicUNet(**arguments).state_dict(), folder / "models" / "model.pt")
     weights = hashlib.sha256((folder / "models" / "model.pt").read_bytes()).hexdigest()
+    run = {
+        "weights_sha256": weights,
+        "model": "final",
+        "epoch": 2,
+        "epochs": 2,
+        "iterations": 2,
+        "fold": -1,
+        "cases": 1,
+    }
+    (folder / "docs" / "training_run.json").write_text(json.dumps({**run, "cases": 1, "held_out_cases": 0}))
     (folder / "trust" / "calibration.json").write_text(json.dumps({"weights_sha256": weights}))
     return folder
 

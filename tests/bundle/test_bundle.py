@@ -73,7 +73,7 @@ def test_weights_that_cannot_be_right_are_refused(folder: Path, damage: str) -> 
     elif damage == "nan":
         torch.save({key: value * torch.nan for key, value in state.items()}, path)
     elif damage == "nested":
-        torch.save({"model": state}, path)
+        torch.save({"model": state, "state_dict": state}, path)
     with pytest.raises(BundleError):
         Bundle.open(folder).load_network()
 

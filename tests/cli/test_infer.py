@@ -16,6 +16,7 @@ from medseg.errors import ExitCode
 from medseg.inference.journal import locked
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
+from tests.ingest.synthetic import make_series
 
 assert infer_command
 
@@ -78,12 +79,26 @@ def test_a_second_run_is_told_that_the_folder_is_taken(thresholds: Path, image: 
     assert "another run" in result.stderr
 
 
-def test_dicom_objects_need_a_dicom_source(thresholds: Path, image: Path, tmp_path: Path) -> None:
+def test_an_output_that_a_source_cannot_have_is_a_note(thresholds: Path, image: Path, tmp_path: Path) -> None:
     result = _infer(thresholds, image, "-o", tmp_path / "out", "--write", "nifti,seg")
-    assert result.exit_code == ExitCode.INCOMPLETE
+    assert result.exit_code == ExitCode.DONE
+    assert "no seg (no-dicom-source)" in result.stdout
     case = json.loads((tmp_path / "out" / "run.json").read_text())["cases"][0]
-    assert case["reason"] == "no-dicom-source"
-    assert case["outputs"] == ["head_seg.nii.gz"]
+    assert case["not_written"]["seg"]["reason"] == "no-dicom-source"
+    assert (case["status"], case["outputs"]) == ("done", ["head_seg.nii.gz"])
+
+
+def test_what_no_case_can_have_is_told_before_the_first(thresholds: Path, image: Path, tmp_path: Path) -> None:
+    series = make_series((0, 3, 6, 9)).write(tmp_path / "series")
+    for source, kinds, told in (
+        (image, "seg", "need DICOM images"),
+        (series, "nifti,seg", "segment_codes"),
+        (image, "nifti,doubt", "calibration"),
+    ):
+        result = _infer(thresholds, source, "-o", tmp_path / "out", "--write", kinds)
+        assert result.exit_code == ExitCode.USAGE, kinds
+        assert told in result.stderr
+        assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_nothing_of_an_untrusted_bundle_runs(thresholds: Path, image: Path, tmp_path: Path) -> None:

@@ -125,3 +125,23 @@ def test_labels_that_are_none_are_errors(text: str, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bundle folder"):
         read_labels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"background": 0, "whole": [1, 2], "front": 1, "back": 2}', r"the region 'whole' \(1 and 2\)"),
+        ('{"labels": {"background": 0, "front": 1, "ignore": 2}}', "holds 'ignore'"),
+        (
+            '{"network_data_format": {"outputs": {"pred": {"channel_def": {"0": "background", "1": "ignore"}}}}}',
+            "ignore",
+        ),
+        ('{"1": "front", "1": "back"}', "the key '1' stands twice"),
+        ('{"front": 1, "back": 1}', "two names for the value 1"),
+        ('{"name": "study", "numTraining": 3, "training": []}', "declares no labels"),
+    ],
+)
+def test_a_table_of_anything_but_structures_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_labels(tmp_path / "labels.json")

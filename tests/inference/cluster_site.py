@@ -30,7 +30,6 @@ from medseg.inference.cases import Case, LoadedCase, load
 from medseg.inference.choice import Choice
 from medseg.inference.cluster import worker as cluster_worker
 from medseg.inference.predictor import Predictor
-from medseg.inference.remembered import CACHE_VARIABLE
 
 _PATIENCE_S = 300.0
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -66,7 +65,7 @@ class Site:
         self._scheduler.kill()
 
     def _new_worker(self) -> ForkServerProcess:
-        return _start(_worker, self.address, self.folder, os.environ[CACHE_VARIABLE])
+        return _start(_worker, self.address, self.folder)
 
     def _keep(self) -> None:
         while not self._stopping:
@@ -154,14 +153,13 @@ def _scheduler(answer: Connection, folder: Path) -> None:
     asyncio.run(serve())
 
 
-def _worker(address: str, folder: Path, cache: str) -> None:
+def _worker(address: str, folder: Path) -> None:
     async def serve() -> None:
         async with Worker(
             address, nthreads=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=str(folder)
         ) as worker:
             await worker.finished()
 
-    os.environ[CACHE_VARIABLE] = cache  # the process that this one is forked from may be older than the test
     _log_dask(folder)
     _observe(folder)
     asyncio.run(serve())
@@ -190,17 +188,10 @@ def _observe(folder: Path) -> None:
         note("uses", choice.engine)
         whole_use(self, choice)
 
-    def tuned(self: Predictor, image: Any, modality: Any, case_id: str, waiting: float) -> Choice:
-        note("tunings", case_id)
-        choice = Choice("torch-fp32-channels-last", "bundle", 1.0, case_id, 1.5)
-        self.use(choice)
-        return choice
-
     whole_use = Predictor.use
     work.load = observed_load  # type: ignore[attr-defined]
     cluster_worker.open_tools = observed_open  # type: ignore[attr-defined,assignment]
     Predictor.use = observed_use  # type: ignore[method-assign]
-    Predictor.tune = tuned  # type: ignore[method-assign,assignment]
 
 
 def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:

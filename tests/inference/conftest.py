@@ -22,9 +22,3 @@ def images(tmp_path: Path) -> Path:
     for number, kind in enumerate(("plain", "oblique", "sheared")):
         save(blobs((18, 14, 10 + number), number), grid(kind), tmp_path / "images" / f"case{number}.nii.gz")
     return tmp_path / "images"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_remembered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which engine is fastest is not remembered from one test to the next."""
-    monkeypatch.setenv("MEDSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -1,9 +1,9 @@
-"""A faster way is taken only where it gives the same labels."""
+"""How the network is run follows a rule: the same command gives the same labels, whatever was measured before."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,14 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from medseg.inference import Options, Predictor, choice, networks, run_batch
-from medseg.inference.choice import Choice, agreement
-from medseg.inference.engines import REFERENCE, build_engine, candidates, fixed_engine, fold_norms
-from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
-from tests.inference.volumes import blobs, grid, meta_tensor, save
+from medseg.errors import UsageError
+from medseg.inference import Options, Predictor, networks, run_batch
+from medseg.inference.choice import Choice, engine_of, precision_of
+from medseg.inference.device import resolve_device
+from medseg.inference.engines import REFERENCE, build_engine, candidates, fold_norms
+from tests.inference.volumes import blobs, grid, save
 
 OPENVINO = "openvino-fp32" in candidates()
-
-
-@pytest.fixture(autouse=True)
-def _torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling with OpenVINO takes seconds; one slow test does it."""
-    monkeypatch.setattr(choice, "candidates", lambda _: [REFERENCE, "torch-fp32-channels-last"])
 
 
 def _unet(norm: str) -> torch.nn.Module:
@@ -36,15 +31,6 @@ def _unet(norm: str) -> torch.nn.Module:
             layer.running_mean.uniform_(-1, 1)
             layer.running_var.uniform_(0.5, 2)
     return network
-
-
-def test_agreement_is_the_smallest_dice() -> None:
-    a, b = np.zeros((4, 4), int), np.zeros((4, 4), int)
-    assert agreement(a, b) is None
-    a[0], b[0] = 1, 1
-    a[1, :2], b[1, :1] = 2, 2
-    assert agreement(a, b) == pytest.approx(2 / 3)
-    assert agreement(a, a) == 1.0
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -67,66 +53,58 @@ def test_folding_removes_every_batch_norm_and_leaves_the_original_alone() -> Non
     assert any(isinstance(layer, torch.nn.BatchNorm3d) for layer in network.modules())
 
 
-def _sharp_edges(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value * 3 for key, value in state.items()}
+def test_the_rule_keeps_every_voxel_on_a_cpu_and_mixes_precision_on_cuda() -> None:
+    assert engine_of("cpu") == engine_of("mps") == engine_of("cpu", "fp32") == engine_of("cuda", "fp32") == REFERENCE
+    assert engine_of("cuda:1") == "cuda-fp16-autocast"
+    assert engine_of("cpu", "bf16") == engine_of("cuda", "bf16") == "torch-bf16-channels-last"
+    assert engine_of("cpu", engine="torch-fp32-channels-last") == "torch-fp32-channels-last"
+    told = [precision_of(engine_of("cuda", asked)) for asked in ("auto", "fp32", "bf16", "int8")]
+    assert told == ["amp-fp16", "fp32", "bf16", "int8"]
+    with pytest.raises(UsageError, match="this machine has torch-fp32"):
+        engine_of("cpu", engine="openvino-fp64")
+    with pytest.raises(UsageError, match="give one of them"):
+        engine_of("cpu", "bf16", "torch-fp32-channels-last")
 
 
-def test_tuning_keeps_the_labels(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "thresholds", Design(transforms=ORIENTED))
-    image = meta_tensor(blobs((40, 38, 20)), grid("oblique"))
-    predictor = Predictor(bundle)
-    expected = predictor.predict(image).label_map
-    chosen = predictor.tune(image, case_id="case")
-    assert chosen.measured_on == "case"
-    if chosen.windows == "large":
-        assert chosen.agreement is not None
-        assert chosen.agreement >= 0.999
-    np.testing.assert_array_equal(predictor.predict(image).label_map, expected)
-
-
-def test_tuning_refuses_windows_that_change_the_labels(tmp_path: Path) -> None:
-    # instance norms see another mean in a larger window: with random weights the labels change a lot
-    bundle = write_bundle(tmp_path / "unet", Design(network=UNET, transforms=ORIENTED), _sharp_edges)
-    predictor = Predictor(bundle)
-    chosen = predictor.tune(meta_tensor(blobs((40, 38, 20)), grid("plain")))
-    assert chosen.windows == "bundle"
-
-
-def test_nothing_is_measured_where_it_would_take_longer_than_it_saves(thresholds: Path) -> None:
-    chosen = Predictor(thresholds).tune(meta_tensor(blobs((20, 20, 20)), grid("plain")), case_id="a", waiting=2)
-    assert chosen == Choice()
-
-
-def test_the_choice_is_made_once_and_kept(tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_computes_as_a_short_one_whatever_is_faster(
+    thresholds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(9):
         save(blobs((12, 12, 12), number), grid("plain"), tmp_path / "images" / f"case{number}.nii.gz")
-    calls: list[str] = []
-    tune: Callable[..., Choice] = Predictor.tune
-
-    def counted(
-        self: Predictor, image: object, modality: str | None = None, case_id: str = "", waiting: float = 0
-    ) -> Choice:
-        calls.append(case_id)
-        tune(self, image, modality, case_id)
-        self.use(Choice(REFERENCE, "large", 1.0, case_id, 2.0))
-        return self.choice
-
-    monkeypatch.setattr(Predictor, "tune", counted)
-    first = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out")
-    assert calls == ["case0"]
-    assert first.content["engine"]["windows"] == "large"
-    (tmp_path / "out" / "case3_seg.nii.gz").unlink()
-    second = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out")
-    assert calls == ["case0"]
-    assert second.content["engine"] == first.content["engine"]
+    clock = iter(range(10**9))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock) ** 2))  # every stage takes "hours"
+    many = run_batch(thresholds, [tmp_path / "images"], tmp_path / "many")
+    one = run_batch(thresholds, [tmp_path / "images" / "case0.nii.gz"], tmp_path / "one")
+    for report in (many, one):
+        assert report.content["engine"] == {"engine": REFERENCE, "windows": "bundle", "memory_bytes": None}
+        assert (report.content["device"], report.content["precision"]) == ("cpu", "fp32")
+    assert (tmp_path / "one" / "case0_seg.nii.gz").read_bytes() == (tmp_path / "many" / "case0_seg.nii.gz").read_bytes()
 
 
-def test_fp32_is_the_reference(thresholds: Path, tmp_path: Path) -> None:
-    assert fixed_engine("fp32") == REFERENCE
-    save(blobs((12, 12, 12)), grid("plain"), tmp_path / "a.nii.gz")
-    report = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(precision="fp32"))
-    assert report.content["engine"]["engine"] == REFERENCE
-    assert report.content["engine"]["windows"] == "bundle"
+def test_what_ran_is_said_first_and_stands_in_run_json(thresholds: Path, images: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    asked = Options(engine="torch-fp32-channels-last")
+    report = run_batch(thresholds, [images], tmp_path / "out", asked, announce=said.append)
+    assert len(said) == 1
+    assert re.match(r"computing on cpu \(\d+ threads\) in fp32 \(torch-fp32-channels-last\)", said[0])
+    assert report.content["engine"]["engine"] == "torch-fp32-channels-last"
+    assert report.content["options"]["device"] == "auto"
+    again = run_batch(thresholds, [images], tmp_path / "out")
+    assert again.content["summary"]["computed"] == 3  # another way of computing: nothing of the first is believed
+
+
+def test_the_device_is_the_best_there_is_or_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda", "cuda:1", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    for absent in ("cuda", "cuda:7", "mps", "meta", "gpu"):
+        with pytest.raises(UsageError, match=f"--device {absent}"):
+            resolve_device(absent)
 
 
 def test_large_windows_keep_the_memory_that_was_settled(
@@ -148,11 +126,3 @@ def test_large_windows_never_take_more_than_there_is_now(thresholds: Path, monke
     assert predictor.networks.windows(volume).roi_size == (64, 64, 64)
     monkeypatch.setattr(networks, "share_bytes", lambda _: 40 * 40 * 40 * 12)  # three scores a voxel
     assert 16 * 16 * 16 < np.prod(predictor.networks.windows(volume).roi_size) < 40 * 40 * 40
-
-
-def test_large_windows_are_only_laid_where_they_were_measured(thresholds: Path) -> None:
-    predictor = Predictor(thresholds)
-    measured = Choice(windows="large", agreement=1.0, memory_bytes=1 << 40, measured_shape=(40, 40, 40))
-    predictor.use(Choice.from_json(json.loads(json.dumps(measured.to_json()))))
-    assert predictor.networks.windows(torch.zeros(1, 44, 40, 36)).roi_size == (44, 40, 36)
-    assert predictor.networks.windows(torch.zeros(1, 45, 40, 36)).roi_size == predictor.networks.own_windows.roi_size

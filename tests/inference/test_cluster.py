@@ -11,13 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from medseg.bundle import Bundle
 from medseg.errors import ExitCode, OutputLocked, UsageError
 from medseg.inference import Options, run_batch
-from medseg.inference.choice import Choice
-from medseg.inference.remembered import Measured, Subject, remember
 from tests.inference.volumes import blobs, grid, save
 
 pytest.importorskip("distributed")
@@ -74,42 +70,17 @@ def test_two_workers_give_what_one_machine_gives(
         assert word not in site.logs()
 
 
-def test_the_way_of_computing_is_chosen_once_for_all_workers(
+def test_all_workers_compute_by_the_same_rule(
     site: Site, thresholds: Path, pictures: Path, here: Path, tmp_path: Path
 ) -> None:
-    engine = "torch-fp32-channels-last"
-    first = site.driver(thresholds, pictures, tmp_path / "out", precision="auto")
-    assert exit_code(first) == ExitCode.INCOMPLETE
-    assert site.notes("tunings")[0][0] == "case0"
-    assert len(site.notes("tunings")) == 1
-    assert {pid for name, pid in site.notes("uses") if name == engine} == {pid for _, pid in site.notes("reads")}
+    driver = site.driver(thresholds, pictures, tmp_path / "out", precision="auto")
+    assert exit_code(driver) == ExitCode.INCOMPLETE
+    assert {name for name, _ in site.notes("uses")} == {"torch-fp32"}
     assert outputs_of(tmp_path / "out") == outputs_of(here)
     (tmp_path / "out" / "case1_seg.nii.gz").unlink()
     again = run_batch(thresholds, [pictures], tmp_path / "out", Options(cluster=site.address))
-    assert again.content["engine"]["engine"] == engine
+    assert again.content["engine"]["engine"] == "torch-fp32"
     assert again.content["summary"]["computed"] == 1
-    assert len(site.notes("tunings")) == 1
-
-
-def test_what_an_earlier_run_has_measured_is_used_by_all_workers(
-    site: Site, thresholds: Path, pictures: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = "torch-fp32-channels-last"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # as many as the workers have
-    remember(
-        Subject(Bundle.open(thresholds)), Measured(Choice(engine, "bundle", 1.0, "case0", 1.5), 1.0, thorough=True)
-    )
-    driver = site.driver(thresholds, pictures, tmp_path / "out", precision="auto")
-    assert exit_code(driver) == ExitCode.INCOMPLETE
-    assert site.notes("tunings") == []
-    assert {pid for name, pid in site.notes("uses") if name == engine} == {pid for _, pid in site.notes("reads")}
-    found = json.loads((tmp_path / "out" / "run.json").read_text())["engine"]
-    assert (found["engine"], found["measured_on"]) == (engine, "an earlier run on this machine")
-    assert outputs_of(tmp_path / "out") == outputs_of(here)
-    assert cases_of(tmp_path / "out") == cases_of(here)
-    local = run_batch(thresholds, [pictures], tmp_path / "local")  # the same memory without workers
-    assert local.content["engine"] == found
-    assert outputs_of(tmp_path / "local") == outputs_of(tmp_path / "out")
 
 
 def test_a_killed_worker_loses_nothing(

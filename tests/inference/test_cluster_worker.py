@@ -10,14 +10,13 @@ import pytest
 
 from medseg.bundle import Bundle
 from medseg.errors import Interrupted
-from medseg.inference import Options, memory, tuning
+from medseg.inference import Options, memory
 from medseg.inference.cases import collect
 from medseg.inference.choice import Choice
 from medseg.inference.claim import claimed
 from medseg.inference.cluster import worker
-from medseg.inference.cluster.worker import Order, Ready, RunCard, card_of, order_of, prepare, process
+from medseg.inference.cluster.worker import Order, RunCard, card_of, order_of, prepare, process
 from medseg.inference.options import run_key
-from medseg.inference.remembered import Measured, Subject, remember
 from medseg.inference.work import Setting, Tools, open_tools
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 
@@ -54,36 +53,6 @@ def test_opens_the_bundle_once_for_all_cases(card: RunCard, images: Path, monkey
         assert process(order_of(card, case, None)).result.status == "done"
     assert opened == [card.claim]
     assert len(list(Path(card.folder).glob("*_seg.nii.gz"))) == 3
-
-
-def test_measures_once_and_remembers_it_for_later_runs(
-    card: RunCard, thresholds: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning, "_WORTH_TUNING_S", 0.0)
-    free = _card(thresholds, Path(card.folder), Options(), card.claim)
-    assert prepare(free, None, 1, waiting=100) == Ready(Choice())
-    reply = process(order_of(free, collect([images / "case0.nii.gz"])[0], None, waiting=100))
-    assert reply.choice is not None
-    answer = prepare(free, None, 1, waiting=100)
-    expected = replace(reply.choice, measured_on="an earlier run on this machine")
-    assert answer.remembered is not None
-    assert replace(answer.remembered, memory_bytes=expected.memory_bytes) == expected
-    assert prepare(free, None, 1).remembered is None  # nobody has asked
-
-
-def test_what_is_remembered_is_used_when_the_driver_says_so(card: RunCard, thresholds: Path, images: Path) -> None:
-    free = _card(thresholds, Path(card.folder), Options(), card.claim)
-    assert prepare(free, None, 1).refusal == ""  # sets the number of threads, for which a memory holds
-    fast = Choice("torch-fp32-channels-last", "bundle", 1.0, "case0", 1.5)
-    remember(Subject(Bundle.open(thresholds)), Measured(fast, 1.0, thorough=True))
-    answer = prepare(free, None, 1, waiting=8)
-    assert answer.choice == Choice()
-    assert answer.remembered is not None
-    assert answer.remembered.engine == fast.engine
-    case = collect([images / "case0.nii.gz"])[0]
-    for choice, engine in ((None, "torch-fp32"), (answer.remembered, fast.engine)):
-        assert process(order_of(free, case, choice)).result.status == "done"
-        assert worker._stations[card.claim].tools.predictor.choice.engine == engine
 
 
 def test_takes_its_share_of_the_memory(

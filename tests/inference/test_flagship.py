@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.agreement import agreement
 from medseg.inference import Options, run_batch
-from medseg.inference.choice import agreement
 from tests.inference.bundles import run_monai
 from tests.inference.volumes import load
 

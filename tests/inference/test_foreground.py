@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from monai.transforms import Compose
 
 from medseg.inference.foreground import MARGIN_VOXELS, ForegroundKeeper
+from medseg.inference.postprocessing import Postprocessing
 from medseg.inference.recipe import Recipe
 from medseg.inference.windows import Slab
 
 
 def _recipe(activation: str = "softmax", threshold: float | None = None) -> Recipe:
-    return Recipe(Compose([]), None, activation=activation, threshold=threshold)  # type: ignore[arg-type]
+    return Recipe(Compose([]), None, Postprocessing(activation=activation, threshold=threshold))  # type: ignore[arg-type]
 
 
 def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tensor:

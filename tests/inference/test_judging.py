@@ -147,7 +147,9 @@ def test_doubt_is_zero_outside_the_region_of_interest(judged: Path, judge: FakeJ
 def test_a_calibration_of_other_weights_gives_no_verdict(judge: FakeJudge, images: Path, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "stale", Design(transforms=ORIENTED))
     calibrate(bundle, weights_sha256="ab" * 32)
-    report = run_batch(bundle, [images], tmp_path / "out", Options(write=("nifti", "doubt")))
+    with pytest.raises(UsageError, match="no case can have it"):
+        run_batch(bundle, [images], tmp_path / "out", Options(write=("nifti", "doubt")))
+    report = run_batch(bundle, [images], tmp_path / "out")
     assert not judge.seen
     assert all(case.trust is None for case in report.cases)
     assert report.content["trust"]["state"] == "stale"
@@ -179,6 +181,7 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
     (case,) = report.cases
     assert case.status == "done"
     assert case.outputs == ("sound_seg.nii.gz",)
+    assert case.not_written["doubt"]["reason"] == "not-judged"
     assert case.trust is not None
     assert (case.trust["verdict"], case.trust["flags"]) == ("review", ["not-judged"])
     assert case.trust["predicted_dice"] is None

@@ -12,9 +12,8 @@ import torch
 from monai.networks.nets import UNet
 
 from medseg.errors import MissingDependency
-from medseg.inference import Predictor, choice, networks, tuning
-from medseg.inference.engines import REFERENCE
-from medseg.inference.quantised import INT8, QuantisedEngine, can_quantise, forget_quantised, place_of
+from medseg.inference import Predictor
+from medseg.inference.quantised import QuantisedEngine, can_quantise, forget_quantised, place_of
 from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor
 
@@ -72,29 +71,3 @@ def test_a_bundle_runs_in_integers_as_asked(tmp_path: Path) -> None:
     assert np.mean(found == expected) > 0.9
     again = Predictor(bundle, precision="int8", folder=tmp_path / "out").predict(image).label_map
     np.testing.assert_array_equal(found, again)
-
-
-def test_integers_that_change_the_labels_are_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Path | None] = []
-
-    class Wrong:
-        name = INT8
-        ready = True
-
-        def __init__(self, network: torch.nn.Module, place: Path | None) -> None:
-            self._network = network
-            tried.append(place)
-
-        def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode():
-                return -self._network(batch)
-
-    monkeypatch.setattr(networks, "QuantisedEngine", Wrong)
-    monkeypatch.setattr(tuning, "can_quantise", lambda: True)
-    monkeypatch.setattr(tuning, "_WORTH_COMPILING_S", 0.0)
-    monkeypatch.setattr(choice, "candidates", lambda _: [REFERENCE])
-    bundle = write_bundle(tmp_path / "thresholds", Design(transforms=ORIENTED))
-    predictor = Predictor(bundle, folder=tmp_path)
-    chosen = predictor.tune(meta_tensor(blobs((20, 20, 20)), grid("plain")))
-    assert tried == [place_of(tmp_path, predictor.bundle.sha256)]
-    assert chosen.engine == predictor.choice.engine == REFERENCE

@@ -357,8 +357,13 @@ def _two_patients(item: Dataset, number: int) -> None:
     item.PatientID = "synthetic-1" if number < 4 else "synthetic-2"
 
 
-def _two_names(item: Dataset, number: int) -> None:
+def _two_names_without_id(item: Dataset, number: int) -> None:
+    item.PatientName, item.PatientID = "Phantom^One" if number < 4 else "Phantom^Two", ""
+
+
+def _two_names_some_without_id(item: Dataset, number: int) -> None:
     item.PatientName = "Phantom^One" if number < 4 else "Phantom^Two"
+    item.PatientID = "synthetic-1" if number < 4 else ""
 
 
 def _mosaic(item: Dataset, number: int) -> None:
@@ -424,7 +429,8 @@ REFUSED: dict[str, tuple[Callable[[], Series], str]] = {
     "orientation of zeros": (lambda: make_series(change=_orientation_of_zeros), "no-geometry"),
     "slices along themselves": (lambda: make_series(tilt_degrees=70), "no-geometry"),
     "two patient ids": (lambda: make_series(change=_two_patients), "mixed-patients"),
-    "two patient names": (lambda: make_series(change=_two_names), "mixed-patients"),
+    "two patient names without an id": (lambda: make_series(change=_two_names_without_id), "mixed-patients"),
+    "two patient names, some without an id": (lambda: make_series(change=_two_names_some_without_id), "mixed-patients"),
     "mosaic": (lambda: make_series(change=_mosaic), "mosaic"),
     "colour": (lambda: make_series(change=_colour), "colour"),
     "palette": (lambda: make_series(change=_palette), "colour"),

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from medseg.errors import UsageError
-from medseg.ingest import parsing, read_volume, save_nifti, scan
+from medseg.ingest import parsing, read_volume, save_nifti, scan, series_index
+from medseg.ingest.headers import Header
 from medseg.ingest.processes import bounded_map
 from medseg.ingest.records import SeriesRecord
+from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import walk
 from tests.ingest.trees import IDENTITIES, ROOT, one_slice, write_series
 
@@ -105,7 +107,10 @@ def test_a_folder_that_is_gone_is_forgotten(tree: Path) -> None:
     shutil.rmtree(tree / "a")
     assert [record.case_id for record in scan(tree, database=database)] == ["brain"]
     with sqlite3.connect(database) as connection:
-        assert connection.execute("SELECT COUNT(*) FROM headers").fetchone() == (1,)
+        rows = connection.execute(
+            "SELECT key FROM headers JOIN files ON files.id = file JOIN series ON series.id = series"
+        )
+        assert sorted(key[0] for (key,) in rows) == ["f", "x"]  # the image file, and the empty file beside it
 
 
 def test_a_scan_of_one_part_sees_that_part_only(tree: Path) -> None:
@@ -291,3 +296,42 @@ def test_bounded_map_draws_tasks_only_as_results_are_taken() -> None:
     results = bounded_map(_double, tasks(), 1)
     assert [next(results) for _ in range(3)] == [0, 2, 4]
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("reader", ["_of_image", "read_header"])
+def test_an_error_that_no_reader_foresaw_costs_one_record(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """The record names the file and the class of the error, and not its text, which may quote the header."""
+    before = scan(tree)
+    sound = getattr(parsing, reader)
+    victim = "brain" if reader == "_of_image" else "I1-3"
+
+    def fail(path: str, *arguments: str) -> object:
+        if victim in Path(path).name:
+            raise IndexError("PatientName Phantom^Secret")
+        return sound(path, *arguments)
+
+    monkeypatch.setattr(parsing, reader, fail)
+    records = scan(tree)
+    (refused,) = (record for record in records if victim in Path(record.source).name)
+    assert (refused.usable, refused.reason) == (False, "unreadable")
+    assert "IndexError" in refused.message
+    assert "Secret" not in refused.message
+    others = {record.case_id for record in before} - {"brain"}
+    assert others <= {record.case_id for record in records}
+
+
+def test_a_series_that_cannot_be_judged_costs_one_record(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scan(tree)
+
+    def fail(headers: list[Header]) -> list[Stack]:
+        if headers[0].modality == "MR":
+            raise ZeroDivisionError
+        return split(headers)
+
+    monkeypatch.setattr(series_index, "split", fail)
+    records = scan(tree)
+    (refused,) = (record for record in records if record.modality == "MR")
+    assert (refused.reason, "ZeroDivisionError" in refused.message) == ("unreadable", True)
+    assert [record for record in records if record.modality != "MR"] == [r for r in before if r.modality != "MR"]

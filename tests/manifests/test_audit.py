@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import save_nifti
 from medseg.manifests import AuditReport, Finding, Manifest, audit
-from medseg.manifests.audit.cases import explain_mismatch
 from medseg.manifests.audit.facts import content_hash, value_step
 from medseg.manifests.audit.findings import CODES
 from medseg.manifests.audit.whole import robust_z
@@ -201,10 +201,10 @@ def test_what_is_not_declared_is_said(manifest: Manifest) -> None:
 def test_labels_that_never_occur_and_cases_without_folds(manifest: Manifest) -> None:
     items = manifest.training
     del items[0]["fold"]
-    labels = {**manifest.content["labels"], "9": "unicorn"}
+    labels = {**manifest.content["labels"], "3": "unicorn"}
     findings = found(manifest.with_content(training=items, labels=labels))
     assert set(findings) == {"label-never-present", "partly-split"}
-    assert "9 (unicorn)" in findings["label-never-present"].message
+    assert "3 (unicorn)" in findings["label-never-present"].message
 
 
 def test_nothing_labelled_and_no_label(manifest: Manifest) -> None:
@@ -301,7 +301,7 @@ def test_content_hash_is_of_values_in_space() -> None:
 
 
 def test_mismatch_is_explained_in_voxels_too() -> None:
-    text = explain_mismatch(Geometry(SHAPE, AFFINE), Geometry(SHAPE, shift(AFFINE, 0.5)))
+    text = Geometry(SHAPE, shift(AFFINE, 0.5)).mismatch(Geometry(SHAPE, AFFINE))
     assert "0.5 mm (0.5 voxels)" in text
 
 
@@ -323,3 +323,68 @@ def test_the_hippocampus_split_holds_each_scan_together(real_data: Path) -> None
     assert set(found(few)) <= {"no-common-scale", "intensity-outlier"}
     alone = few.with_content(training=[{**item, "patient_id": item["image"]} for item in few.training]).split(5, seed=0)
     assert "suspected-same-scan" in found(alone)
+
+
+def every_label(manifest: Manifest, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    for index in range(len(manifest.training)):
+        save_nifti(change(label_of(index)), AFFINE, label_file(manifest, index))
+
+
+def undeclared(manifest: Manifest) -> Manifest:
+    return manifest.with_content(labels={}, training=[{**item, "sha256": {}} for item in manifest.training])
+
+
+def test_gaps_between_labels_block_training_and_the_way_out_is_told(manifest: Manifest) -> None:
+    every_label(manifest, lambda label: np.select([label == 1, label == 2], [7, 200], 0).astype(np.int16))
+    bare = undeclared(manifest)
+    finding = found(bare)["label-gaps"]
+    assert "--map 7=1,200=2" in finding.message
+    assert audit(bare).blocks_training
+    named = bare.with_content(labels={"7": "block", "200": "dot"})
+    assert "label-gaps" in found(named)
+    mapped = bare.with_content(labels=manifest.content["labels"], label_mapping={"7": 1, "200": 2})
+    assert audit(mapped).findings == []
+
+
+def test_a_background_that_never_occurs_is_told(manifest: Manifest) -> None:
+    every_label(manifest, lambda label: (label + 1).astype(np.uint8))
+    bare = undeclared(manifest)
+    assert "no voxel is 0" in found(bare)["no-background"].message
+    shifted = bare.with_content(labels=manifest.content["labels"], label_mapping={"1": 0, "2": 1, "3": 2})
+    assert audit(shifted).findings == []
+
+
+def test_fractional_labels_are_not_said_to_be_empty(manifest: Manifest) -> None:
+    every_label(manifest, lambda label: label.astype(np.float32) * 0.4)
+    findings = found(undeclared(manifest))
+    assert "the labels are not whole numbers" in findings["fractional-labels"].message
+    assert not {"nothing-labelled", "empty-label", "no-background", "label-gaps"} & set(findings)
+
+
+def test_rounding_noise_in_labels_is_a_note(manifest: Manifest) -> None:
+    every_label(manifest, lambda label: label.astype(np.float32) * np.float32(0.99999))
+    report = audit(manifest.with_content(training=[{**item, "sha256": {}} for item in manifest.training]))
+    assert {finding.code for finding in report.findings} == {"rounded-labels"}
+    assert not report.blocks_training
+
+
+def test_a_fold_that_lacks_a_structure_is_a_warning(manifest: Manifest) -> None:
+    dot = {index for index, item in enumerate(manifest.training) if item["fold"] == 1}
+    for index in set(range(12)) - dot:
+        label = label_of(index)
+        save_nifti(np.where(label == 2, 0, label).astype(np.uint8), AFFINE, label_file(manifest, index))
+    finding = found(manifest, "checksum-mismatch", "duplicate-label")["fold-without-class"]
+    assert finding.severity == "warning"
+    assert "training of fold 1 never sees 2 (dot)" in finding.message
+    assert "validation of folds 0 and 2 lacks 2 (dot)" in finding.message
+
+
+def test_several_label_files_of_one_case_block_training(manifest: Manifest) -> None:
+    label = manifest.training[0]["label"]
+    assert "several-labels" in found(changed(manifest, 0, label=[label, manifest.training[1]["label"]]))
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "whole": [1, 2]}, {"1": "block", "2": "ignore"}])
+def test_a_table_that_names_no_structures_is_refused(manifest: Manifest, labels: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="not supported yet"):
+        audit(manifest.with_content(labels=labels))

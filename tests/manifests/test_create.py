@@ -13,6 +13,7 @@ import pytest
 from medseg.errors import UsageError
 from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, create
+from medseg.manifests.checksums import path_checksum
 from tests.ingest.trees import write_series
 from tests.manifests.conftest import AFFINE, image_of, label_of
 
@@ -196,3 +197,20 @@ def test_the_fixture_has_no_two_cases_alike() -> None:
     assert len({label_of(seed).tobytes() for seed in range(12)}) == 12
     assert len({image_of(seed).tobytes() for seed in range(12)}) == 12
     assert AFFINE.shape == (4, 4)
+
+
+def test_apple_double_files_are_no_cases_in_any_layout(dataset: Path, tmp_path: Path) -> None:
+    """What macOS leaves on a foreign disk: ``._NAME`` beside each file, with attributes and no image."""
+    raw = tmp_path / "Dataset001_x"
+    for name in ("a", "b"):
+        touch(raw / "imagesTr" / f"{name}_0000.nii", raw / "labelsTr" / f"{name}.nii")
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii"}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    before = [create(dataset / "imagesTr", dataset / "labelsTr"), Manifest.read(raw)]
+    sums = path_checksum(dataset / "imagesTr")
+    for folder in (dataset, raw):
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(bytes.fromhex("0005160700020000") + bytes(4088))
+    after = [create(dataset / "imagesTr", dataset / "labelsTr"), Manifest.read(raw)]
+    assert [m.content for m in after] == [m.content for m in before]
+    assert path_checksum(dataset / "imagesTr") == sums

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from medseg.errors import UsageError
 from medseg.manifests import Manifest
-from medseg.manifests.manifest import parse_labels
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -109,11 +108,37 @@ def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
         Manifest.read(tmp_path / "missing.json")
 
 
-def test_labels_of_both_traditions() -> None:
-    assert parse_labels({"0": "background", "2": "b"}) == {0: "background", 2: "b"}
-    assert parse_labels({"background": 0, "whole": [1, 2], "core": [2], "edge": 1}) == {
-        0: "background",
-        1: "edge",
-        2: "whole",
-    }
-    assert parse_labels("nonsense") == {}
+def test_paths_start_in_the_datalists_folder_unless_it_or_the_caller_says_otherwise(tmp_path: Path) -> None:
+    items = {"training": [{"image": "a.nii"}]}
+    write(tmp_path / "own.json", items)
+    write(tmp_path / "named.json", {**items, "dataset_dir": "elsewhere"})
+    write(tmp_path / "null.json", {**items, "dataset_dir": None})
+    assert Manifest.read(tmp_path / "own.json").dataset_dir == tmp_path
+    assert Manifest.read(tmp_path / "null.json").dataset_dir == tmp_path
+    assert Manifest.read(tmp_path / "named.json").dataset_dir == tmp_path / "elsewhere"
+    assert Manifest.read(tmp_path / "named.json", dataset_dir="given").dataset_dir == Path("given")
+    write(tmp_path / "odd.json", {**items, "dataset_dir": 5})
+    with pytest.raises(UsageError, match="expected the name of a folder"):
+        Manifest.read(tmp_path / "odd.json")
+
+
+def test_an_nnunet_dataset_obeys_a_given_folder_too(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "imagesTr" / "a_0000.nii").touch()
+    (tmp_path / "labelsTr" / "a.nii").touch()
+    write(tmp_path / "dataset.json", {"channel_names": {"0": "CT"}, "labels": {}, "file_ending": ".nii"})
+    assert Manifest.read(tmp_path, dataset_dir="moved").dataset_dir == Path("moved")
+
+
+@pytest.mark.parametrize("item", [{"image": 5}, {"image": ["a", 1]}, {"image": []}, {"image": "a", "label": {"b": 1}}])
+def test_an_item_whose_files_are_no_paths_is_refused(item: dict[str, object], tmp_path: Path) -> None:
+    write(tmp_path / "datalist.json", {"training": [item]})
+    with pytest.raises(UsageError, match="expected one path or several"):
+        Manifest.read(tmp_path / "datalist.json")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "datalist.json").write_text('{"labels": {"1": "a", "1": "b"}, "training": []}')
+    with pytest.raises(UsageError, match="the key '1' stands twice"):
+        Manifest.read(tmp_path / "datalist.json")

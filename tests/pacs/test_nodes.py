@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from medseg.bundle.shipped import shipped_bundle
 from medseg.errors import UsageError
 from medseg.pacs.limits import Limits
 from medseg.pacs.nodes import DicomNode, RunSettings, WebNode, parse_node, read_settings
@@ -53,6 +54,12 @@ def test_the_settings_name_nodes_listener_and_routes(tmp_path: Path) -> None:
     assert settings.listener.folder == tmp_path.resolve() / "inbox"
     assert settings.routes[0].bundle == tmp_path.resolve() / "bundles/x"
     assert parse_node("archive", settings) is settings.nodes["archive"]
+
+
+def test_a_route_may_name_a_bundle_that_ships(tmp_path: Path) -> None:
+    path = tmp_path / "pacs.toml"
+    path.write_text(_SETTINGS.replace("bundles/x", "hippocampus_mri_segmentation"))
+    assert read_settings(path).routes[0].bundle == shipped_bundle("hippocampus_mri_segmentation")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_round_trip(archive: Path, keys: tuple[Path, Path], pristine_bundle: Pat
         sent, received = (Bundle.open(path).load_network()(image) for path in (pristine_bundle, found.path))
     assert torch.equal(sent, received)
     provenance = json.loads((found.path / "provenance.json").read_text())
-    datalist = (pristine_bundle / "configs" / "datalist.json").read_bytes()
+    datalist = (found.path / "configs" / "datalist.json").read_bytes()
     assert provenance["datalist_sha256"] == hashlib.sha256(datalist).hexdigest()
 
 
@@ -90,7 +90,9 @@ def test_packing_leaves_the_bundle_as_it_was(bundle: Path, tmp_path: Path) -> No
 
 
 def test_a_bundle_that_fails_the_audit_is_not_packed(bundle: Path, tmp_path: Path) -> None:
-    (bundle / "scripts.py").write_text("")
+    config = read_config(bundle, "inference")
+    config["output_dir"] = "$open('x', 'w')"
+    write_config(bundle, "inference", config)
     with pytest.raises(UntrustedBundle):
         pack(bundle, tmp_path / "sample.zip")
     assert not (tmp_path / "sample.zip").exists()

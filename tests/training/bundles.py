@@ -41,7 +41,11 @@ def write_data(folder: Path) -> Path:
 
 
 def copy_bundle(folder: Path) -> Path:
-    """The flagship without its weights, which tests must not change."""
+    """The flagship without its weights, which tests must not change, with the network of ``SMALL`` for inference."""
     target = folder / FLAGSHIP.name
     shutil.copytree(FLAGSHIP, target, ignore=shutil.ignore_patterns("models", "trust", "runs"))
+    inference = target / "configs" / "inference.json"
+    config = json.loads(inference.read_text())
+    config["network_def"]["features"] = SMALL["network_def#features"]
+    inference.write_text(json.dumps(config))
     return target

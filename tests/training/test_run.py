@@ -11,7 +11,10 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from medseg.bundle import Bundle
+from medseg.bundle.training_run import TrainingRun
 from medseg.errors import BundleError, Interrupted, OutputLocked, UsageError
+from medseg.files import sha256_file
 from medseg.training import TrainingResult, train_bundle
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.overrides import check_overrides, parse_overrides
@@ -73,6 +76,29 @@ def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Pat
     assert all(torch.equal(published[name], value) for name, value in best.items())
     assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
     assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+
+
+def test_a_published_bundle_says_how_it_was_trained(bundle: Path, tmp_path: Path) -> None:
+    _train(bundle, tmp_path / "out", fold=1, publish="final")
+    opened = Bundle.open(bundle)
+    run = TrainingRun.read(opened)
+    assert run is not None
+    assert (run.model, run.epoch, run.epochs, run.iterations, run.fold) == ("final", 2, 2, 4, 1)
+    assert (run.cases, run.held_out_cases) == (2, 2)
+    data = tmp_path / "data"
+    assert set(run.images) == {sha256_file(data / f"image{number}.nii.gz") for number in (0, 2)}
+    assert set(run.labels) == {sha256_file(data / f"label{number}.nii.gz") for number in (0, 2)}
+    assert opened.version == "0.3.0", "other weights, another version"
+    assert "fold 1 with 2 cases held out" in opened.metadata["eval_metrics"]["cases"]
+    assert opened.metadata["eval_metrics"]["dice"] == round(run.figures["dice"], 4)
+    opened.load_network()
+
+
+def test_a_network_that_inference_does_not_build_is_not_published(bundle: Path, tmp_path: Path) -> None:
+    changed = {"network_def#features": [2, 2, 4, 4, 4, 4]}
+    with pytest.raises(UsageError, match=r"differs in features from .*inference\.json"):
+        _train(bundle, tmp_path / "out", publish=True, overrides=changed)
+    assert not (tmp_path / "out" / "run.json").exists(), "told before the first epoch"
 
 
 def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(bundle: Path, tmp_path: Path) -> None:

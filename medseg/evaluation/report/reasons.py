@@ -18,6 +18,8 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
     ),
     "mixed-orientation": ("The slices do not share one orientation.", "Select one stack of the series."),
     "mixed-grid": ("The slices differ in size or pixel spacing.", "Select one stack of the series."),
+    "mixed-contrast": ("The slices show different contrasts.", "Sort them into one series per contrast."),
+    "mixed-rescale": ("Some slices have a rescale, others none.", _EXPORT_AGAIN),
     "duplicate-slices": ("Two images lie at one position.", "Select one time point, echo or b-value."),
     "no-geometry": ("The file does not say where it lies in the patient.", "Export it with position and orientation."),
     "no-pixel-data": ("The file holds no image.", "Leave it out, or fetch the images."),
@@ -55,6 +57,8 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
         "DICOM output was asked for, but the input is not DICOM.",
         "Give the DICOM series, or write NIfTI only.",
     ),
+    "own-output": ("The file is a result that medseg wrote.", "Give the images."),
+    "not-judged": ("The result could not be judged.", "Look at it yourself."),
 }
 """Meaning and remedy of every reason code."""
 

@@ -7,7 +7,6 @@ again, each alone on a worker, so that the one that kills workers is told apart 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import time
 from collections import Counter, defaultdict, deque
@@ -74,14 +73,12 @@ class ClusterBatch:
         self._deaths: Counter[str] = Counter()
         self._card = card_of(self.setting)
         self._choice = ledger.choice
-        self._measuring = False
         self._orders = 0
 
     def run(self, hands: Iterable[Hand]) -> None:
         """Have the cases in hand computed; suspects come last."""
         for hand in hands:
             (self._suspects if hand.suspect else self._waiting).append(hand)
-        self._measuring = self.ledger.worth_measuring(len(self._waiting) + len(self._suspects))
         place = parse_place(self.setting.options.cluster or "")
         with connected(place, self.setting.folder) as client:
             crew = Crew(client, self._card, self._events)
@@ -98,8 +95,7 @@ class ClusterBatch:
         self.ledger.forget_open()
 
     def _turn(self, crew: Crew) -> None:
-        open_to_choice = self._choice is None and self.ledger.free_to_choose and not self._orders
-        for member in crew.update(self._choice, self.ledger.left if open_to_choice else 0):
+        for member in crew.update(self._choice):
             self.ledger.workers_lost += 1
             self._lost([flight for flight in self._flights.values() if flight.member is member])
         self._settle_choice(crew)
@@ -109,15 +105,13 @@ class ClusterBatch:
 
     def _settle_choice(self, crew: Crew) -> None:
         """Before the first case is handed out: the network is run as the options say, as the first worker has
-        understood them, or as a worker remembers from an earlier run on its machine."""
+        understood them: large windows take a part of the memory there."""
         if self._choice is not None or self._orders:
             return
-        answers = [member.ready for member in crew.usable if member.ready is not None]
-        known = [ready.remembered if self.ledger.free_to_choose else ready.choice for ready in answers]
-        choice = next((choice for choice in known if choice is not None), None)
-        if choice is not None:
-            self._measuring, self._choice = False, choice
-            self.ledger.keep_choice(choice)
+        answers = [member.ready.choice for member in crew.usable if member.ready is not None]
+        self._choice = next((choice for choice in answers if choice is not None), None)
+        if self._choice is not None:
+            self.ledger.keep_choice(self._choice)
 
     # --- handing out -----------------------------------------------------------------------------------------------
 
@@ -133,19 +127,19 @@ class ClusterBatch:
                 hand = self._next(theirs) if len(theirs) == level < member.threads else None
                 if hand is not None:
                     theirs.append(hand)
-                    self._order(crew.client, member, hand, math.ceil(self.ledger.left / len(usable)))
+                    self._order(crew.client, member, hand)
 
     def _next(self, in_hand: list[Hand]) -> Hand | None:
-        if any(hand.suspect for hand in in_hand) or (self._measuring and self._flights):
+        if any(hand.suspect for hand in in_hand):
             return None
         if self._waiting:
             return self._waiting.popleft()
         return self._suspects.popleft() if self._suspects and not in_hand else None
 
-    def _order(self, client: distributed.Client, member: Member, hand: Hand, waiting: int) -> None:
+    def _order(self, client: distributed.Client, member: Member, hand: Hand) -> None:
         self._orders += 1
         key = f"medseg-{self._card.claim}-{self._orders}"  # shown in logs and dashboards of Dask: nothing of the case
-        order = order_of(self._card, hand.case, self._choice, waiting if self._measuring else 0, member.sharers)
+        order = order_of(self._card, hand.case, self._choice, member.sharers)
         self.ledger.begin(hand, here=False)
         future = client.submit(
             process, order, key=key, workers=[member.address], allow_other_workers=False, pure=False, retries=0
@@ -183,9 +177,6 @@ class ClusterBatch:
             self._note(flight, reply)
 
     def _note(self, flight: _Flight, reply: Reply) -> None:
-        if reply.choice is not None:
-            self._measuring, self._choice = False, reply.choice
-            self.ledger.keep_choice(reply.choice, reply.tuning_seconds)
         flight.hand.content_key = reply.content_key
         self._settle(flight, reply.result)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import time
 from collections import Counter
@@ -87,15 +86,13 @@ class Crew:
         """Workers that can be given a case."""
         return [member for member in self.members.values() if member.usable]
 
-    def update(self, choice: Choice | None, waiting: int = 0) -> list[Member]:
+    def update(self, choice: Choice | None) -> list[Member]:
         """Ask new workers to open the bundle, and return those that are gone.
 
         Parameters
         ----------
         choice
             How the network is run, if that is settled.
-        waiting
-            If positive, new workers look up how earlier runs have run the network, for so many cases over all.
 
         Raises
         ------
@@ -107,14 +104,14 @@ class Crew:
         gone: list[Member] = []
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + POLL_S * max(1.0, len(self.members) / 100)
-            gone = self._look(choice, waiting)
+            gone = self._look(choice)
         for member in self.members.values():
             if member.ready is None and member.opening.done():
                 self._greet(member)
         self._complain()
         return gone
 
-    def _look(self, choice: Choice | None, waiting: int) -> list[Member]:
+    def _look(self, choice: Choice | None) -> list[Member]:
         found = self._found()
         same = {address for address, member in self.members.items() if _folder(found.get(address)) == member.folder}
         gone = [self.members.pop(address) for address in list(self.members) if address not in same]
@@ -123,7 +120,7 @@ class Crew:
         for address, worker in found.items():
             sharers = 1 if self._own_devices else neighbours[worker["host"]]
             if address not in self.members:
-                asked = (choice, int(worker["nthreads"]), sharers, math.ceil(waiting / len(found)))
+                asked = (choice, int(worker["nthreads"]), sharers)
                 self._add(address, _folder(worker), asked)
             self.members[address].sharers = sharers
         return gone
@@ -148,7 +145,7 @@ class Crew:
         except (OSError, TimeoutError) as error:
             raise Interrupted("the Dask scheduler does not answer any more") from error
 
-    def _add(self, address: str, folder: str, asked: tuple[Choice | None, int, int, int]) -> None:
+    def _add(self, address: str, folder: str, asked: tuple[Choice | None, int, int]) -> None:
         opening = self.client.submit(
             prepare, self.card, *asked, workers=[address], allow_other_workers=False, pure=False
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from medseg.errors import UsageError
 from medseg.inference.cluster.extra import dask, distributed
 from medseg.inference.cluster.place import Place
-from medseg.inference.remembered import CACHE_VARIABLE
 from medseg.inference.signals import signals_ignored
 
 __all__ = ["connected"]
@@ -102,7 +100,6 @@ def _client(target: Any) -> distributed.Client:
 
 def _local(processes: int) -> distributed.LocalCluster:
     """Processes on this machine that share its threads, reachable only from it and only with its own certificates."""
-    cache = os.environ.get(CACHE_VARIABLE)
     return distributed.LocalCluster(
         n_workers=processes,
         threads_per_worker=max(1, torch.get_num_threads() // processes),
@@ -112,7 +109,6 @@ def _local(processes: int) -> distributed.LocalCluster:
         scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # a free port instead of 8787, which may be taken
         memory_limit=0,  # arrays of torch cannot be spilled: stopping a worker because of them helps nobody
         silence_logs=logging.CRITICAL,  # in the workers
-        env={CACHE_VARIABLE: cache} if cache else {},  # they remember what was measured in the same place
     )
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from monai.data import MetaTensor
 
 import medseg
-from medseg.bundle import Bundle
+from medseg.bundle import Bundle, trained_on
 from medseg.errors import MedsegError
 from medseg.inference import claim
 from medseg.inference.background import Watchdog
@@ -58,14 +57,10 @@ class RunCard:
 
 @dataclass(frozen=True, repr=False)
 class Ready:
-    """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used.
-
-    ``remembered`` is how an earlier run on its machine found best to run it, if that was asked for.
-    """
+    """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used."""
 
     choice: Choice | None = None
     refusal: str = ""
-    remembered: Choice | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,8 +73,6 @@ class Order:
         The run and the case, with absolute paths.
     choice
         How the network is run; None: as it was opened.
-    waiting
-        If positive, measure on this case first how to run the network, for so many cases.
     sharers
         How many workers share the memory of this one's device now.
     """
@@ -87,18 +80,15 @@ class Order:
     card: RunCard
     case: Case
     choice: Choice | None
-    waiting: int = 0
     sharers: int = 1
 
 
 @dataclass(frozen=True, repr=False)
 class Reply:
-    """What became of an order; ``choice`` is how the network is run, if that was measured."""
+    """What became of an order."""
 
     result: CaseResult
     content_key: str
-    choice: Choice | None = None
-    tuning_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,10 +122,10 @@ def card_of(setting: Setting) -> RunCard:
     )
 
 
-def order_of(card: RunCard, case: Case, choice: Choice | None, waiting: int = 0, sharers: int = 1) -> Order:
+def order_of(card: RunCard, case: Case, choice: Choice | None, sharers: int = 1) -> Order:
     """The order to work on a case."""
     channels = tuple(replace(record, files=tuple(map(_absolute, record.files))) for record in case.channels)
-    return Order(card, replace(case, channels=channels), choice, waiting, sharers)
+    return Order(card, replace(case, channels=channels), choice, sharers)
 
 
 def _absolute(file: str) -> str:
@@ -143,7 +133,7 @@ def _absolute(file: str) -> str:
     return str(Path(path).absolute()) + mark + member
 
 
-def prepare(card: RunCard, choice: Choice | None, threads: int, sharers: int = 1, waiting: int = 0) -> Ready:
+def prepare(card: RunCard, choice: Choice | None, threads: int, sharers: int = 1) -> Ready:
     """Open what computing needs, if this process can work for the run.
 
     Parameters
@@ -154,15 +144,11 @@ def prepare(card: RunCard, choice: Choice | None, threads: int, sharers: int = 1
         Number of threads that the network uses here.
     sharers
         How many workers share the memory of this one's device.
-    waiting
-        If positive, look up how an earlier run on this machine found best to run the network for so many cases. It is
-        used when the driver says so.
     """
     torch.set_num_threads(threads)
     set_sharers(sharers)
     try:
-        predictor = _station(card, choice).tools.predictor
-        return Ready(predictor.choice, remembered=predictor.remembered(waiting) if waiting > 0 else None)
+        return Ready(_station(card, choice).tools.predictor.choice)
     except MedsegError as error:
         return Ready(refusal=str(error))
     except Exception as error:  # noqa: BLE001  no GPU, no memory: told to the driver, which goes on without this worker
@@ -174,18 +160,9 @@ def process(order: Order) -> Reply:
     set_sharers(order.sharers)
     station = _station(order.card, order.choice)
     claim.require(station.setting.folder, order.card.claim)
-    found: list[tuple[Choice, float]] = []
-
-    def tune(image: MetaTensor, modality: str | None) -> None:
-        begin = time.perf_counter()
-        choice = station.tools.predictor.tune(image, modality, order.case.case_id, order.waiting)
-        found.append((choice, time.perf_counter() - begin))
-
     work = Work(order.case)
-    before = tune if order.waiting > 0 else None
-    result = work_on(work, station.setting, station.tools, station.watchdog, before)
-    choice, seconds = found[0] if found else (None, 0.0)
-    return Reply(result, work.content_key, choice, seconds)
+    result = work_on(work, station.setting, station.tools, station.watchdog)
+    return Reply(result, work.content_key)
 
 
 def _station(card: RunCard, choice: Choice | None) -> _Station:
@@ -212,7 +189,7 @@ def _open(card: RunCard, choice: Choice | None) -> _Station:
         raise MedsegError(f"its {card.bundle} is another bundle than the run's; give all workers the same files")
     if run_key(bundle, card.options, card.region) != card.run_key:
         raise MedsegError("the networks of --ensemble differ from the run's there; give all workers the same files")
-    setting = Setting(bundle, folder, card.options, card.region, card.run_key, card.claim)
+    setting = Setting(bundle, folder, card.options, card.region, card.run_key, card.claim, trained_on(bundle))
     return _Station(card, setting, open_tools(setting, choice), Watchdog(card.options.stall_s))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from medseg.geometry import ANGLE_TOLERANCE_DEGREES, POSITION_TOLERANCE_MM, SMALLEST_COVERAGE, Geometry
+from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
+from medseg.labels import fault_of
 from medseg.manifests.audit.facts import CaseFacts
 from medseg.manifests.audit.findings import Finding
 
@@ -41,43 +40,25 @@ def _grids(case: CaseFacts) -> Iterator[Finding]:
             share = image.covered_by(channel.geometry)
             other_grid = image.shape != channel.geometry.shape and share >= SMALLEST_COVERAGE
             code = "channels-on-different-grids" if other_grid else "channel-mismatch"
-            message = f"a channel {explain_mismatch(image, channel.geometry)} and covers {share:.0%} of it"
+            message = f"a channel {channel.geometry.mismatch(image)} and covers {share:.0%} of it"
             yield Finding(code, message, (case.case,))
     for label in case.labels:
         if not image.matches(label.geometry):
-            message = f"the label {explain_mismatch(image, label.geometry)}"
+            message = f"the label {label.geometry.mismatch(image)}"
             yield Finding("geometry-mismatch", message, (case.case,))
-
-
-def explain_mismatch(image: Geometry, other: Geometry) -> str:
-    """In what two grids differ, in mm and voxels."""
-    if image.shape != other.shape:
-        return f"has {other.describe()}; its image has {image.describe()}"
-    distance = image.displacement_mm(other)
-    where = f"lies up to {distance:.3g} mm ({distance / min(image.spacing_mm):.2g} voxels) off its image"
-    if image.orientation != other.orientation:
-        return f"{where}: axes {other.orientation}, the image's are {image.orientation}"
-    if not np.allclose(image.spacing_mm, other.spacing_mm, rtol=1e-3):
-        return f"{where}: {other.describe()}, the image has {image.describe()}"
-    cosines = np.clip(np.sum(image.directions * other.directions, axis=0), -1.0, 1.0)
-    angle = float(np.degrees(np.arccos(cosines)).max())
-    if angle > ANGLE_TOLERANCE_DEGREES:
-        return f"{where}: rotated by {angle:.2g} degrees"
-    shift = other.affine[:3, 3] - image.affine[:3, 3]
-    return f"{where}: shifted by ({shift[0]:.3g}, {shift[1]:.3g}, {shift[2]:.3g}) mm in RAS"
 
 
 def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Finding]:
     name = (case.case,)
     for label in case.labels:
-        unknown = sorted(set(label.voxels) - set(declared) - {0})
-        if declared and unknown:
-            counts = ", ".join(f"{value} ({label.voxels[value]} voxels)" for value in unknown[:5])
-            yield Finding("unexpected-labels", f"values {counts}; declared are {sorted(declared)}", name)
-        if label.fractional:
-            yield Finding("fractional-labels", f"{label.fractional} voxels hold no whole number", name)
-        elif not set(label.voxels) - {0}:
+        fault = fault_of(label.values, declared)
+        if fault is not None:
+            yield Finding(fault.kind, fault.message, name)
+        elif not set(label.values.voxels) - {0}:
             yield Finding("empty-label", "the label map holds nothing but background", name)
+        if label.values.rounded_by > 0 and not label.values.fractional:
+            message = f"values lie up to {label.values.rounded_by:.2g} from whole numbers, and are rounded when read"
+            yield Finding("rounded-labels", message, name)
 
 
 def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import case_id_of, read_volume
 from medseg.ingest.processes import bounded_map, usable_cores
+from medseg.labels import LabelScheme, LabelValues, examine
 from medseg.manifests.audit.findings import Finding
 from medseg.manifests.checksums import path_checksum
-from medseg.manifests.contents import count_values
 from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["CaseFacts", "VolumeFacts", "case_of", "gather", "value_step"]
@@ -43,10 +43,8 @@ class VolumeFacts:
         1st, 50th and 99th percentile of its values.
     step
         Common step of its values if that is an unusual number, else 0; see :func:`value_step`.
-    voxels
-        Voxels by value (labels only).
-    fractional
-        Voxels that hold no whole number (labels only).
+    values
+        How much of each label there is (labels only).
     """
 
     geometry: Geometry
@@ -54,8 +52,7 @@ class VolumeFacts:
     percentiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
     step: float = 0.0
     constant: bool = False
-    voxels: dict[int, int] = field(default_factory=dict)
-    fractional: int = 0
+    values: LabelValues = field(default_factory=lambda: LabelValues({}))
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ def gather(
     progress
         Called with the number of finished cases and of all cases.
     """
-    tasks = [(manifest.dataset_dir, section, item) for section, _, item in manifest.items()]
+    scheme = manifest.scheme
+    tasks = [(manifest.dataset_dir, scheme, section, item) for section, _, item in manifest.items()]
     if len(tasks) < _FEW_CASES:  # starting processes costs more than it saves
         workers = 1
     facts: list[CaseFacts] = []
@@ -101,16 +99,21 @@ def gather(
     return facts
 
 
-def _inspect(task: tuple[Path, str, Item]) -> CaseFacts:
-    dataset_dir, section, item = task
+def _inspect(task: tuple[Path, LabelScheme, str, Item]) -> CaseFacts:
+    dataset_dir, scheme, section, item = task
     case, manifest = case_of(item), Manifest({}, dataset_dir)
     problems: list[Finding] = []
     images = _volumes(manifest, item, "image", problems)
-    labels = _volumes(manifest, item, "label", problems)
+    labels = _volumes(manifest, item, "label", problems, scheme)
+    if len(labels) > 1:
+        message = f"the case names {len(labels)} label files, expected one label map that holds all structures"
+        problems.append(Finding("several-labels", message, (case,)))
     return CaseFacts(case, section, item, tuple(images), tuple(labels), tuple(problems))
 
 
-def _volumes(manifest: Manifest, item: Item, key: str, problems: list[Finding]) -> list[VolumeFacts]:
+def _volumes(
+    manifest: Manifest, item: Item, key: str, problems: list[Finding], scheme: LabelScheme | None = None
+) -> list[VolumeFacts]:
     case = (case_of(item),)
     volumes = []
     expected = item.get("sha256", {}).get(key, [])
@@ -122,18 +125,18 @@ def _volumes(manifest: Manifest, item: Item, key: str, problems: list[Finding]) 
         if number < len(sums) and path_checksum(path) != sums[number]:
             problems.append(Finding("checksum-mismatch", f"{key} {path.name} has another SHA-256 sum", case))
         try:
-            volumes.append(_facts(path, is_label=key == "label"))
+            volumes.append(_facts(path, scheme))
         except Refusal as refusal:
             problems.append(Finding(refusal.code, f"{key} {path.name}: {refusal.message}", case))
     return volumes
 
 
-def _facts(path: Path, *, is_label: bool) -> VolumeFacts:
+def _facts(path: Path, scheme: LabelScheme | None) -> VolumeFacts:
+    """An image, or a label map if there is a scheme for its values."""
     array, geometry, _ = read_volume(path)
     content = content_hash(array, geometry)
-    if is_label:
-        voxels, fractional = count_values(array)
-        return VolumeFacts(geometry, content, voxels=voxels, fractional=fractional)
+    if scheme is not None:
+        return VolumeFacts(geometry, content, values=examine(array, scheme.mapping)[1])
     sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE_VOXELS)]
     low, middle, high = (float(value) for value in np.percentile(sample, _PERCENTILES))
     return VolumeFacts(geometry, content, (low, middle, high), value_step(sample), bool(array.min() == array.max()))

@@ -20,8 +20,13 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     ),
     "geometry-mismatch": ("error", "resample the label onto its image's grid, or restore the right label"),
     "channel-mismatch": ("error", "give every case the same number of channels, of one field of view"),
-    "unexpected-labels": ("error", "correct the label map, or declare the value under `labels`"),
+    "unexpected-labels": (
+        "error",
+        "correct the label map, declare the value under `labels`, or map it: `manifest create --map VALUE=LABEL`",
+    ),
     "fractional-labels": ("error", "the label map was interpolated: make it again with nearest neighbour"),
+    "several-labels": ("error", "join the files into one label map, one value for each structure"),
+    "label-gaps": ("error", "renumber: `medseg manifest create --images FILE --map VALUE=LABEL,... -o FILE`"),
     "no-label": ("error", "add the label, or move the case to `test`"),
     "nothing-labelled": ("error", "no label map holds anything but background: check the label folder"),
     "constant-image": ("error", "the image holds one value only: restore it or drop the case"),
@@ -41,6 +46,11 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     "duplicate-label": ("warning", "two cases have the very same label map: check that neither is a copy of the other"),
     "empty-label": ("warning", "right if the structure is absent; otherwise complete the label"),
     "label-never-present": ("warning", "drop it from `labels`, or check that its cases are listed"),
+    "no-background": (
+        "warning",
+        "right if every voxel belongs to a structure; else the values are shifted: `manifest create --map 1=0,2=1,...`",
+    ),
+    "fold-without-class": ("warning", "use fewer folds, split again, or add cases that have the structure"),
     "no-declared-labels": ("warning", 'declare what the values mean: "labels": {"0": "background", "1": ...}'),
     "label-volume-outlier": ("warning", "look at the case: a label much smaller or larger than the others"),
     "intensity-outlier": (
@@ -53,6 +63,7 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     "no-folds": ("note", "split before training: `medseg manifest split FILE --folds 5 --seed 0`"),
     "no-patient-ids": ("note", "each case is taken to be a patient of its own; give patient_id if some are not"),
     "no-checksums": ("note", "make the manifest with checksums, so that a changed file is noticed"),
+    "rounded-labels": ("note", "the values are whole numbers but for rounding: no action needed"),
     "rounding-noise": ("note", "image and label differ by less than the tolerance: no action needed"),
     "no-common-scale": ("note", "normalise each image by its own intensities"),
 }

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.labels import gap_message
 from medseg.manifests.audit.facts import CaseFacts
 from medseg.manifests.audit.findings import Finding
+from medseg.manifests.fold_gaps import explain_fold_gaps
 
 __all__ = ["check_whole"]
 
@@ -31,18 +33,35 @@ def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterat
 
 
 def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
-    maps = [label for case in facts for label in case.labels]
-    present = {value for label in maps for value in label.voxels} - {0}
-    if maps and not present:
+    """What occurs anywhere, against what is declared; label maps that are no label maps say nothing about it."""
+    maps = [label for case in facts for label in case.labels if not label.values.fractional]
+    if not maps:
+        return
+    present = {value for label in maps for value in label.values.voxels}
+    if 0 not in present:
+        message = f"no voxel is 0 in any of the {len(maps)} label maps, so the background never occurs"
+        yield Finding("no-background", message)
+    if not present - {0}:
         yield Finding("nothing-labelled", f"{len(maps)} label maps hold nothing but background")
         return
-    if maps and not labels:
+    if not labels:
         yield Finding("no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning")
+    gaps = gap_message(labels or present)
+    if gaps:
+        yield Finding("label-gaps", gaps)
     never = sorted(set(labels) - present - {0})
-    if maps and never:
+    if never:
         yield Finding(
             "label-never-present", "no case has " + ", ".join(f"{value} ({labels[value]})" for value in never)
         )
+    trained = [(case.item.get("fold"), case) for case in facts if case.section == "training" and case.labels]
+    without = explain_fold_gaps([(fold, _values(case)) for fold, case in trained], labels)
+    if without:
+        yield Finding("fold-without-class", without)
+
+
+def _values(case: CaseFacts) -> set[int]:
+    return {value for label in case.labels for value in label.values.voxels}
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -52,7 +71,7 @@ def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         for image in case.images:
             images[image.content].append(case)
         for label in case.labels:
-            if set(label.voxels) - {0}:
+            if set(label.values.voxels) - {0}:
                 labels[label.content].append(case)
     for cases in images.values():
         if len(cases) > 1:
@@ -95,7 +114,7 @@ def _volumes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     volumes: dict[int, dict[str, float]] = defaultdict(dict)
     for case in facts:
         for label in case.labels:
-            for value, count in label.voxels.items():
+            for value, count in label.values.voxels.items():
                 if value != 0:
                     volumes[value][case.case] = count * label.geometry.voxel_volume_mm3 / 1000.0
     for value, of_case in sorted(volumes.items()):

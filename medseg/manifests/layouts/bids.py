@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
+from medseg.ingest.own import without_own
 from medseg.manifests.layouts.names import common_start, image_files, relative_name
 from medseg.manifests.manifest import Item, Manifest, read_json_object
 
@@ -60,7 +61,8 @@ def read(images: Path, labels: Path | None) -> Manifest:
     """
     derivative = labels if labels is not None else _only_derivative(images)
     start = common_start(images, derivative)
-    sources = [_Name.of(path) for path in image_files(images) if not _is_derivative(path, images, derivative)]
+    raw = [path for path in image_files(images) if not _is_derivative(path, images, derivative)]
+    sources = [_Name.of(path) for path in without_own(raw)]
     by_subject: dict[str, list[_Name]] = defaultdict(list)
     for source in sources:
         if "sub" in source.entities and source.suffix not in _LABEL_SUFFIXES:
@@ -132,13 +134,15 @@ def _description(images: Path) -> dict[str, object]:
 
 
 def _look_up_table(derivative: Path) -> dict[str, str]:
-    """Label names from the first ``*dseg.tsv`` of a derivative; BIDS wants one for all, or one beside each map."""
-    tables = sorted(derivative.rglob("*dseg.tsv"), key=lambda path: (len(path.parts), path))
-    if not tables:
-        return {}
-    with tables[0].open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle, delimiter="\t"))
-    names = {
-        str(row["index"]).strip(): str(row["name"]).strip() for row in rows if row.get("index") and row.get("name")
-    }
-    return {"0": "background"} | names
+    """Label names from every ``*dseg.tsv`` of a derivative: BIDS wants one for all, or one beside each map."""
+    names: dict[str, str] = {}
+    for table in sorted(derivative.rglob("*dseg.tsv")):
+        with table.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+        for row in rows:
+            index, name = str(row.get("index") or "").strip(), str(row.get("name") or "").strip()
+            if index and name and names.setdefault(index, name) != name:
+                raise UsageError(
+                    f"{table} has two names for the value {index}, {names[index]!r} and {name!r}; keep one"
+                )
+    return {"0": "background"} | names if names else {}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.ingest import SeriesRecord, scan
+from medseg.labels.unread import describe_unread, unread_objects
 from medseg.manifests.layouts.names import common_start, relative_name
 from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["read"]
+
+_log = logging.getLogger(__name__)
 
 
 def read(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
@@ -33,7 +37,11 @@ def read(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Man
     """
     start = common_start(images, labels or images)
     items: list[Item] = []
-    for source, record in sorted(_one_a_folder(images).items()):
+    records = scan(images)
+    beside = describe_unread(records)
+    if beside:
+        _log.warning("%s%s", images, beside)
+    for source, record in sorted(_one_a_folder(images, records).items()):
         item: Item = {
             "image": relative_name(Path(source), start),
             "case_id": record.case_id,
@@ -42,21 +50,24 @@ def read(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Man
         if labels is not None:
             label = label_of.get(record.case_id) or label_of.get(Path(source).name)
             if label is None:
-                raise UsageError(f"the series in {source} has no label called {record.case_id} or {Path(source).name}")
+                raise UsageError(
+                    f"the series in {source} has no label file below {labels} called {record.case_id} or "
+                    f"{Path(source).name}{beside or unread_objects(labels)}"
+                )
             item["label"] = relative_name(label, start)
         items.append(item)
     section = "training" if labels is not None else "test"
     return Manifest({"name": start.name, "labels": {}, section: items}, start)
 
 
-def _one_a_folder(images: Path) -> dict[str, SeriesRecord]:
+def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, SeriesRecord]:
     found: dict[str, list[SeriesRecord]] = defaultdict(list)
-    for record in scan(images):
+    for record in records:
         if record.kind == "dicom" and record.usable:
             found[record.source].append(record)
     if not found:
         raise UsageError(f"{images} holds no image file and no usable DICOM series; see: medseg index {images}")
-    for source, records in found.items():
-        if len(records) > 1:
-            raise UsageError(f"{source} holds {len(records)} usable series; expected one a folder: sort them apart")
-    return {source: records[0] for source, records in found.items()}
+    for source, series in found.items():
+        if len(series) > 1:
+            raise UsageError(f"{source} holds {len(series)} usable series; expected one a folder: sort them apart")
+    return {source: series[0] for source, series in found.items()}

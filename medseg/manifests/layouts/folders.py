@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
+from medseg.ingest.own import without_own
+from medseg.labels.unread import unread_objects
 from medseg.manifests.layouts import dicom
 from medseg.manifests.layouts.names import (
     common_start,
@@ -21,17 +24,17 @@ from medseg.manifests.manifest import Item, Manifest
 
 __all__ = ["read"]
 
-_LABEL_WORDS = re.compile(r"[-_.](seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
-_IMAGE_WORDS = re.compile(r"[-_.](image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)
+_LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
+_IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)
 
 
 def read(images: Path, labels: Path | None) -> Manifest:
     """Match the images below one folder with the labels below another (which may be the same folder).
 
     An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
-    as ``_seg`` or ``_image`` are taken off the end; where every case lies in a folder of its own, the folders' names
-    are compared instead. Several channels of one case become a list, in the order of their numbers. A folder
-    without image files is searched for DICOM series, one a folder.
+    as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
+    are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
+    of their numbers. A folder without image files is searched for DICOM series, one a folder.
 
     Raises
     ------
@@ -39,12 +42,16 @@ def read(images: Path, labels: Path | None) -> Manifest:
         If two images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
-    cases = _group_channels(images, sorted(set(image_files(images)) - set(label_files)))
+    cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))
     if not cases:
-        return dicom.read(images, labels, by_case_name(labels, label_files) if labels is not None else {})
+        return dicom.read(images, labels, by_case_name(label_files) if labels is not None else {})
     start = common_start(images, labels or images)
     items: list[Item] = [
-        {"image": one_or_list([relative_name(path, start) for path in files]), "patient_id": case}
+        {
+            "image": one_or_list([relative_name(files[channel], start) for channel in sorted(files)]),
+            **({"case_id": case.name} if case.patient != case.name or case.by_folder else {}),
+            "patient_id": case.patient,
+        }
         for case, files in sorted(cases.items())
     ]
     if labels is None:
@@ -63,11 +70,11 @@ def _label_files(images: Path, labels: Path | None) -> list[Path]:
 
 
 def _add_labels(items: Sequence[Item], labels: Path, files: Sequence[Path], start: Path) -> None:
-    by_name = by_case_name(labels, files)
+    by_name = by_case_name(files)
     unmatched = []
     taken: dict[Path, str] = {}
     for item in items:
-        case = item["patient_id"]
+        case = item.get("case_id") or item["patient_id"]
         label = by_name.get(case) or by_name.get(_IMAGE_WORDS.sub("", case))
         if label is None:
             unmatched.append(case)
@@ -82,35 +89,68 @@ def _add_labels(items: Sequence[Item], labels: Path, files: Sequence[Path], star
     if unmatched:
         raise UsageError(
             f"{len(unmatched)} of {len(items)} images have no label of the same name below {labels}, the first is "
-            f"{unmatched[0]}; name them alike, or leave --labels out for images without labels"
+            f"{unmatched[0]}; name them alike, say where they lie with --image PATTERN --label PATTERN, or leave "
+            f"--labels out for images without labels{unread_objects(labels)}"
         )
 
 
-def by_case_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+def by_case_name(files: Sequence[Path]) -> dict[str, Path]:
     """Label files by the name of their case: words such as ``_seg`` are taken off the end."""
     by_name: dict[str, Path] = {}
-    for case, path in _named(folder, files):
-        key = _LABEL_WORDS.sub("", case)
+    for case, path in _named(files, channels=False):
+        key = _LABEL_WORDS.sub("", case.name)
         if key in by_name:
             raise UsageError(f"{path} and {by_name[key]} could both be the label of {key}; keep one")
         by_name[key] = path
     return by_name
 
 
-def _group_channels(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    groups: dict[str, dict[int, Path]] = defaultdict(dict)
-    for full_name, path in _named(folder, paths):
-        name, channel = split_channel(full_name)
-        number = channel or 0
-        if number in groups[name]:
-            raise UsageError(f"{path} and {groups[name][number]} are both called {name}; give each case one name")
-        groups[name][number] = path
-    return {name: [files[number] for number in sorted(files)] for name, files in groups.items()}
+@dataclass(frozen=True, order=True)
+class _Case:
+    name: str
+    patient: str
+    by_folder: bool = False
 
 
-def _named(folder: Path, paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Case names: the files', or their folders' where all files are called alike (``CASE/image.nii.gz``)."""
-    names = [case_id_of(path) for path in paths]
-    if len(paths) > 1 and len(set(names)) == 1:
-        names = [path.parent.relative_to(folder).as_posix().replace("/", "_") for path in paths]
-    return list(zip(names, paths, strict=True))
+def _group_channels(paths: Sequence[Path]) -> dict[_Case, dict[int, Path]]:
+    groups: dict[_Case, dict[int, Path]] = defaultdict(dict)
+    for case, path in _named(paths, channels=True):
+        number = split_channel(case_id_of(path))[1] or 0
+        if number in groups[case]:
+            raise UsageError(_both_called(path, groups[case][number], case.name))
+        groups[case][number] = path
+    return groups
+
+
+def _named(paths: Sequence[Path], *, channels: bool) -> list[tuple[_Case, Path]]:
+    """Case names: the files', or their folders' where files of several folders share a name.
+
+    With ``channels`` a number at the end of a file's name (``_0000``) is no part of the case's name.
+    """
+    names = [split_channel(case_id_of(path)) if channels else (case_id_of(path), None) for path in paths]
+    if len(set(names)) == len(names):
+        return [(_Case(name, name), path) for (name, _), path in zip(names, paths, strict=True)]
+    shared = common_start(*(path.parent for path in paths))
+    folders = _telling([path.absolute().parent.relative_to(shared).parts for path in paths])
+    cases = []
+    for name, path, parts in zip(names, paths, folders, strict=True):
+        namesakes = [other for other, known in zip(paths, names, strict=True) if known == name and other != path]
+        if not parts and namesakes:
+            raise UsageError(_both_called(path, namesakes[0], name[0]))
+        cases.append(_Case("_".join(parts), parts[0], by_folder=True) if parts else _Case(name[0], name[0]))
+    return list(zip(cases, paths, strict=True))
+
+
+def _telling(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The levels of folders that tell files apart: ``P1/scan``, ``P2/scan`` → ``P1``, ``P2``."""
+    if len({len(parts) for parts in folders}) > 1:
+        return list(folders)
+    telling = [level for level, names in enumerate(zip(*folders, strict=True)) if len(set(names)) > 1]
+    return [tuple(parts[level] for level in telling) for parts in folders]
+
+
+def _both_called(path: Path, other: Path, name: str) -> str:
+    return (
+        f"{path} and {other} are both called {name}; give each case one name, or say where the images lie, one pattern "
+        f"a channel: --image '*/{path.name}' --label '*/LABEL'"
+    )

@@ -6,11 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from medseg.ingest.names import image_kind
+from medseg.ingest.names import image_kind, is_second_of_pair
 
 __all__ = ["common_start", "image_files", "one_or_list", "relative_name", "split_channel"]
 
-_SECOND_OF_PAIR = (".img", ".img.gz")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -26,7 +25,7 @@ def image_files(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if image_kind(path) is not None
-        and not path.name.lower().endswith(_SECOND_OF_PAIR)
+        and not is_second_of_pair(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     return sorted(path for path in found if path.is_file())

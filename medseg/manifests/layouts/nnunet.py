@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.ingest.names import is_apple_double
 from medseg.manifests.layouts.names import one_or_list, split_channel
-from medseg.manifests.manifest import Item, Manifest, parse_labels, read_json_object
+from medseg.manifests.manifest import Item, Manifest, read_json_object
 
 __all__ = ["is_nnunet", "read"]
 
@@ -47,11 +48,10 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
     if splits.exists():
         _assign_folds(training, splits)
     names = content.get("channel_names", content.get("modality", {}))
-    known = {"channel_names", "modality", "labels", "numTraining", "file_ending", "dataset"}
+    known = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
     rest = {key: value for key, value in content.items() if key not in known}
-    labels = {str(value): name for value, name in parse_labels(content.get("labels", {})).items()}
     test = _cases(path.parent, "Ts", str(content["file_ending"]), len(names) or 1)
-    head = {"name": path.parent.name, **rest, "modality": dict(names), "labels": labels}
+    head = {"name": path.parent.name, **rest, "modality": dict(names)}
     sections = {
         "numTraining": len(training),
         "numTest": len(test),
@@ -79,7 +79,8 @@ def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
 
 def _cases(folder: Path, part: str, ending: str, channels: int) -> dict[str, Item]:
     found: dict[str, dict[int, str]] = defaultdict(dict)
-    for path in sorted((folder / f"images{part}").glob(f"*{ending}")):
+    there = (folder / f"images{part}").glob(f"*{ending}")
+    for path in sorted(path for path in there if not is_apple_double(path)):
         case, channel = split_channel(path.name.removesuffix(ending))
         if channel is None:
             raise UsageError(f"{path} does not end in a channel such as _0000{ending}; rename it as nnU-Net expects")

@@ -1,0 +1,201 @@
+"""What a bundle would tell another site of patients and machines: file names, identifiers, folders.
+
+A datalist inside a bundle keeps which cases belong to which patient and fold, and the SHA-256 sums by which a case that
+the network has learnt from is known again; nothing of that needs the names that files have at home, which are often
+names, dates of birth or accession numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from medseg.bundle.findings import Finding
+from medseg.errors import BundleError
+from medseg.labels import MAPPING_KEY
+
+__all__ = ["DATALIST", "is_text", "neutral_datalist", "privacy_findings", "without_names"]
+
+DATALIST = "configs/datalist.json"
+
+_NEUTRAL_FOLDER = "data"
+_SECTIONS = ("training", "validation", "test", "testing", "unlabelled")
+_OF_THE_WHOLE = frozenset(
+    {"name", "description", "task", "reference", "licence", "license", "licence_url", "release", "modality"}
+    | {"channel_names", "tensorImageSize", "file_ending", "labels", MAPPING_KEY, "numTraining", "numTest", "split"}
+)
+"""What a datalist says of all its cases together."""
+_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)
+_NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(\.\w+)*|patient-\d+")
+_COMMON_FOLDERS = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom"})
+_TEXTS = (".json", ".md", ".txt", ".rst", ".csv", ".tsv", ".yml", ".conf", ".cff", ".bib", ".svg")
+_SHORTEST = 5
+"""Shorter words are found everywhere."""
+
+
+def is_text(name: str) -> bool:
+    """Whether a file of a bundle is read for names, by its own name."""
+    return name.lower().endswith(_TEXTS)
+
+
+def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dict[str, bytes]:
+    """New content for the texts of a bundle that tell of patients and machines.
+
+    The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder.
+
+    Parameters
+    ----------
+    texts
+        Content of each text file by its path in the bundle.
+    public
+        Words that are no secret: the bundle's name, its structures.
+
+    Raises
+    ------
+    BundleError
+        If another text names a file or a patient of the datalist, or a config a path from the root of a machine.
+    """
+    datalist = _parsed(texts.get(DATALIST, b"{}"))
+    names = _telling_names(datalist, " ".join((*public, str(datalist.get("name")), str(datalist.get("task")))))
+    changed: dict[str, bytes] = {}
+    for name, content in texts.items():
+        if not (name.startswith("configs/") and name.endswith(".json")):
+            continue
+        config = _parsed(content)
+        neutral = neutral_datalist(config) if name == DATALIST else _neutral_config(config)
+        if neutral != config:
+            changed[name] = (json.dumps(neutral, indent=2, allow_nan=False) + "\n").encode()
+    for name, content in texts.items():
+        told = list(_told(name, changed.get(name, content), names))
+        if told:
+            more = " and more" if len(told) > 3 else ""
+            raise BundleError(
+                f"{name} names {', '.join(told[:3])}{more}, which may tell who the patients are or where the data lies;"
+                " take it out of the file, or pack public data --with-names"
+            )
+    return changed
+
+
+def neutral_datalist(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The datalist with numbers for names: items keep their fold, SHA-256 sums, and which of them share a patient.
+
+    The same datalist gives the same numbers, and a neutral one stays as it is.
+    """
+    patients: dict[str, str] = {}
+    made = {key: value for key, value in content.items() if key in _OF_THE_WHOLE}
+    cases = 0
+    for section in _SECTIONS:
+        if isinstance(content.get(section), list):
+            made[section] = []
+            for item in _items(content, section):
+                cases += 1
+                made[section].append(_neutral_item(item, f"case-{cases:04d}", patients))
+    return made
+
+
+def privacy_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
+    """Warnings on what the parsed JSON files of a bundle tell of patients and machines."""
+    for name, content in configs.items():
+        if not name.startswith("configs/"):
+            continue
+        if name == DATALIST and isinstance(content, dict):
+            yield from _named_cases(content)
+        for place, value in _absolute_paths(content):
+            why = "it tells of a machine and leads nowhere on another; give a relative path"
+            yield Finding("warn", name, place, f"the path {value}", why)
+
+
+def _named_cases(datalist: Mapping[str, Any]) -> Iterator[Finding]:
+    items = [item for section in _SECTIONS for item in _items(datalist, section)]
+    named = [item for item in items if not all(_NEUTRAL.fullmatch(text) for text in (*_paths(item), *_ids(item)))]
+    if named:
+        what = f"file names or patient ids of {len(named)} cases"
+        why = "they may tell who the patients are; `medseg bundle pack` leaves them out unless --with-names is given"
+        yield Finding("warn", DATALIST, "", what, why)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    value = json.loads(content)
+    return value if isinstance(value, dict) else {}
+
+
+def _items(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+    found = datalist.get(section)
+    items = found if isinstance(found, list) else []
+    return [item if isinstance(item, Mapping) else {"image": item} for item in items]
+
+
+def _paths(item: Mapping[str, Any]) -> Iterator[str]:
+    for value in (item.get("image"), item.get("label")):
+        yield from (str(part) for part in (value if isinstance(value, list) else [value]) if part is not None)
+
+
+def _ids(item: Mapping[str, Any]) -> Iterator[str]:
+    yield from (str(item[key]) for key in ("patient_id", "case_id") if key in item)
+
+
+def _neutral_item(item: Mapping[str, Any], case: str, patients: dict[str, str]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, folder in (("image", "images"), ("label", "labels")):
+        if key in item:
+            made[key] = _neutral_path(item[key], f"{folder}/{case}")
+    if "case_id" in item:
+        made["case_id"] = case
+    if "patient_id" in item:
+        made["patient_id"] = patients.setdefault(str(item["patient_id"]), f"patient-{len(patients) + 1:04d}")
+    return made | {key: item[key] for key in ("fold", "sha256") if key in item}
+
+
+def _neutral_path(value: Any, stem: str) -> Any:
+    if isinstance(value, list):
+        return [_neutral_path(part, f"{stem}_{number:04d}") for number, part in enumerate(value)]
+    suffix = _SUFFIX.search(str(value))
+    return stem + (suffix.group().lower() if suffix else "")
+
+
+def _neutral_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _NEUTRAL_FOLDER if key == "dataset_dir" else value for key, value in config.items()}
+
+
+def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
+    """File names with and without suffix, folders that differ between cases, and identifiers."""
+    items = [item for section in _SECTIONS for item in _items(datalist, section)]
+    names = {text for item in items for text in _ids(item)}
+    folders: list[set[str]] = []
+    for text in (text for item in items for text in _paths(item)):
+        path = PurePosixPath(text.replace("\\", "/"))
+        names |= {path.name, _SUFFIX.sub("", path.name)}
+        folders.append(set(path.parts[:-1]))
+    if folders:
+        names |= folders[0].union(*folders) - folders[0].intersection(*folders) - _COMMON_FOLDERS
+    known = public.casefold()
+    return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
+
+
+def _told(name: str, content: bytes, names: set[str]) -> Iterator[str]:
+    """Names that stand in a text as words of their own, and in a config paths from the root of a machine."""
+    text = content.decode("utf-8", "replace")
+    yield from sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
+    if name.startswith("configs/") and name.endswith(".json"):
+        yield from (value for _, value in _absolute_paths(json.loads(content)))
+
+
+def _absolute_paths(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, str) and _is_absolute(value):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _absolute_paths(part, f"{place}::{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _absolute_paths(part, f"{place}::{number}" if place else str(number))
+
+
+def _is_absolute(text: str) -> bool:
+    """Whether a text is a path from the root of a machine or from somebody's home, not an expression or a slash."""
+    if text.startswith("$") or "\n" in text or not any(char.isalnum() for char in text):
+        return False
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith("~")

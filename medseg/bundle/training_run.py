@@ -1,0 +1,189 @@
+"""What a bundle says of the training that its weights come from: ``docs/training_run.json``, metadata and README."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata as packages
+
+from medseg.bundle.bundle import Bundle
+from medseg.bundle.findings import Finding
+from medseg.errors import BundleError
+from medseg.files import sha256_file, write_json, write_text
+
+__all__ = ["CROSS_VALIDATION", "TRAINING_RUN", "UNTRAINED", "TrainingRun", "record_figures", "training_run_findings"]
+
+TRAINING_RUN = "docs/training_run.json"
+CROSS_VALIDATION = "docs/cross_validation.json"
+UNTRAINED = "not trained yet"
+"""What a bundle without weights says of itself."""
+
+_METADATA, _README = "configs/metadata.json", "docs/README.md"
+_SECTION = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The run that made a bundle's weights.
+
+    Attributes
+    ----------
+    weights_sha256
+        Of ``models/model.pt``.
+    model
+        ``best``: chosen by the held-out fold; ``final``: of the last epoch, chosen by nothing.
+    epoch, epochs, iterations
+        When the weights were taken; the length of the run.
+    fold
+        The fold that was held out; negative if every case was trained on.
+    cases, held_out_cases
+        How many were trained on, and validated on.
+    figures
+        Of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative.
+    seed, precision, medseg
+        Of the run; version of medseg.
+    images, labels
+        SHA-256 sums of the files that were trained on, sorted.
+    """
+
+    weights_sha256: str
+    model: str
+    epoch: int
+    epochs: int
+    iterations: int
+    fold: int
+    cases: int
+    held_out_cases: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    precision: str = ""
+    medseg: str = ""
+    images: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> TrainingRun | None:
+        """The record of a bundle; None if it has none.
+
+        Raises
+        ------
+        BundleError
+            If it cannot be read.
+        """
+        path = bundle.path / TRAINING_RUN
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+            known = {entry.name for entry in fields(cls)}
+            values = {key: value for key, value in content.items() if key in known}
+            for key in ("images", "labels"):
+                values[key] = tuple(str(value) for value in values.get(key, ()))
+            return cls(**values)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path} cannot be read as the record of a training run: {error}") from error
+
+    def write(self, bundle: Bundle) -> None:
+        """State the run in the bundle: record, metadata (version, changelog, figures, packages) and README."""
+        write_json(bundle.path / TRAINING_RUN, asdict(self))
+        record_figures(bundle, self.sentence, self.figures if self.fold >= 0 else {}, self.described)
+        readme = bundle.path / _README
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        section = f"<!-- training -->\n{self.sentence[0].upper()}{self.sentence[1:]}.\n<!-- /training -->"
+        if _SECTION.search(text):
+            write_text(readme, _SECTION.sub(lambda _: section, text, count=1))
+
+    @property
+    def sentence(self) -> str:
+        """The run in one sentence, without a full stop."""
+        which = "weights of the best validation" if self.model == "best" else "weights of the last epoch"
+        return f"trained for {self.epochs} epochs on {self.cases} cases, {self.described}; {which} (epoch {self.epoch})"
+
+    @property
+    def described(self) -> str:
+        """Which cases the figures are of."""
+        if self.fold < 0:
+            return "none held out"
+        chosen = ", which chose the epoch" if self.model == "best" else ""
+        return f"fold {self.fold} with {self.held_out_cases} cases held out{chosen}"
+
+
+def record_figures(bundle: Bundle, change: str, figures: Mapping[str, float], cases: str) -> None:
+    """Write figures and what was done into the metadata, under a new version unless this one was never trained.
+
+    Parameters
+    ----------
+    bundle
+        The bundle; its metadata are changed on disk and in memory.
+    change
+        What the changelog says.
+    figures
+        Numbers by name, which replace those of earlier weights.
+    cases
+        Which cases the figures are of.
+    """
+    metadata = bundle.metadata
+    changelog = dict(metadata.get("changelog") or {})
+    version = bundle.version
+    if UNTRAINED not in str(changelog.get(version, "")):
+        version = _next(version)
+    metadata["version"] = version
+    metadata["changelog"] = {version: change, **{key: text for key, text in changelog.items() if key != version}}
+    validated = (metadata.get("eval_metrics") or {}).get("cross_validation")  # of the configuration, not of the weights
+    kept = {"cross_validation": validated} if validated and not _outdated(bundle) else {}
+    metadata["eval_metrics"] = {"cases": cases, **{name: round(value, 4) for name, value in figures.items()}, **kept}
+    for key, package in (("monai_version", "monai"), ("pytorch_version", "torch"), ("numpy_version", "numpy")):
+        metadata[key] = packages.version(package).partition("+")[0]
+    write_json(bundle.path / _METADATA, metadata)
+
+
+def _outdated(bundle: Bundle) -> bool:
+    """Whether the training was configured otherwise when the folds were trained."""
+    path = bundle.path / CROSS_VALIDATION
+    if not path.is_file():
+        return True
+    try:
+        stated = json.loads(path.read_bytes())["train_config_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); run medseg crossval again, or remove it") from error
+    return bool(stated != sha256_file(bundle.path / "configs" / "train.json"))
+
+
+def _next(version: str) -> str:
+    """The next minor version; what cannot be counted is started anew."""
+    parts = version.split(".")
+    if not all(part.isdigit() for part in parts):
+        return "0.1.0"
+    return f"{parts[0]}.{int(parts[1]) + 1 if len(parts) > 1 else 1}.0"
+
+
+def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
+    """Where a bundle's words do not fit its weights."""
+    weights = {sha256_file(path) for path in (bundle.path / "models").glob("model.*") if path.is_file()}
+    if not weights:
+        return
+    try:
+        run = TrainingRun.read(bundle)
+    except BundleError as error:
+        yield Finding("block", TRAINING_RUN, "", str(error), "train again with --publish, or remove it")
+        return
+    if run is not None and run.weights_sha256 not in weights:
+        why = "figures of other weights must not stand beside these; publish the run that made them"
+        yield Finding("block", TRAINING_RUN, "weights_sha256", "it describes other weights", why)
+    if UNTRAINED in str(bundle.metadata.get("changelog", {}).get(bundle.version, "")):
+        why = "say how the weights were made: medseg train --publish does"
+        yield Finding("block", _METADATA, "changelog", f"{UNTRAINED!r}, and there are weights", why)
+    readme = bundle.path / _README
+    if readme.is_file() and UNTRAINED in readme.read_text(encoding="utf-8", errors="replace").lower():
+        yield Finding("warn", _README, "", f"{UNTRAINED!r}, and there are weights", "say how they were made")
+    if not bundle.metadata.get("eval_metrics"):
+        why = "nobody can tell what to expect; medseg train --publish and medseg crossval write them"
+        yield Finding("warn", _METADATA, "eval_metrics", "there are weights, and no figures", why)
+    if (bundle.path / CROSS_VALIDATION).is_file() and _outdated(bundle):
+        why = "its figures are of another configuration; run medseg crossval again, or remove it"
+        yield Finding("warn", CROSS_VALIDATION, "train_config_sha256", "configs/train.json has changed since", why)
+    if run is None:
+        why = "which images the network has learnt from is known from the datalist alone"
+        yield Finding("info", TRAINING_RUN, "", "missing", why)

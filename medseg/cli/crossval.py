@@ -1,0 +1,67 @@
+"""``medseg crossval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli._command import BundleArgument, Outcome, command, terminal
+from medseg.cli.main import app
+from medseg.errors import UsageError
+
+
+@app.command()
+@command
+def crossval(
+    bundle: BundleArgument,
+    *,
+    folds: Annotated[
+        str | None, typer.Option(help="Comma-separated folds to hold out in turn; all if not given.")
+    ] = None,
+    datalist: Annotated[Path | None, typer.Option(help="Datalist with folds, instead of the bundle's own.")] = None,
+    dataset_dir: Annotated[Path | None, typer.Option(help="Folder that the datalist's paths are relative to.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the folds; by default runs/crossval in the bundle."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="ID=VALUE of train.json; repeatable.")] = None,
+) -> Outcome:
+    """Train every fold and score each case by the network that has not seen it; the table goes into the bundle.
+
+    Stopped, it goes on where it was. Exit code 1 if some cases could not be scored.
+
+    Example: medseg crossval my_bundle --folds 0,1,2 --output runs/crossval
+    """
+    chosen = None if folds is None else _numbers(folds)
+    from medseg.cli._evaluation_tables import show_evaluation
+    from medseg.training.overrides import parse_overrides
+    from medseg.training.progress import ProgressDisplay
+    from medseg.workflows import cross_validate
+
+    console = terminal()
+    result = cross_validate(
+        bundle,
+        output,
+        folds=chosen,
+        datalist=datalist,
+        dataset_dir=dataset_dir,
+        device=device,
+        overrides=parse_overrides(settings or []),
+        watchers=lambda: [ProgressDisplay(console)],
+        say=lambda line: console.print(line, style="bold"),
+    )
+    show_evaluation(console, result.evaluation)
+    return Outcome(
+        {"output": str(result.output), "folds": list(result.folds), **result.evaluation.summary},
+        complete=result.evaluation.complete,
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--folds is {text!r}, expected numbers such as 0,1,2")
+    return [int(part) for part in dict.fromkeys(parts)]

@@ -1,0 +1,299 @@
+"""A bundle's post-processing, read from the transforms that MONAI makes of it.
+
+Usual orders (activation, back to the source grid, labels; or labels first) are done slab by slab with MONAI's result.
+Any other order is run as written, by MONAI's own transforms on the whole volume. Whether labels come out is tried on a
+few random voxels before the first case; so is whether every package is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    CastToTyped,
+    Compose,
+    DeleteItemsd,
+    EnsureTyped,
+    FillHolesd,
+    Invertd,
+    KeepLargestConnectedComponentd,
+    LabelFilterd,
+    RemoveSmallObjectsd,
+    SaveImaged,
+    SelectItemsd,
+    ToDeviced,
+    ToTensord,
+)
+
+from medseg.bundle.parsed import missing_package
+from medseg.errors import BundleError
+
+__all__ = ["Activation", "Postprocessing", "read_postprocessing"]
+
+Activation = Literal["none", "softmax", "sigmoid"]
+
+_PRED, _IMAGE = "pred", "image"
+_CLEANERS = (FillHolesd, KeepLargestConnectedComponentd, LabelFilterd, RemoveSmallObjectsd)
+_CASTS = (EnsureTyped, CastToTyped, ToTensord)
+_BY_SLABS = re.compile(r"(A?)(?:(I)D(C*)|D(C*)(I?)(C*))")
+"""Activation, inversion, labels, cleaning: the orders that are done slab by slab."""
+
+_PROBE = (6, 6, 6)
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What becomes of the network's output.
+
+    Parameters
+    ----------
+    activation
+        The first activation; what makes probabilities of scores.
+    back
+        Whether scores or labels are taken back to the source grid.
+    nearest
+        Whether nearest-neighbour interpolation is used on the way back.
+    threshold
+        Labels are ``score >= threshold`` of the only channel; None if the largest channel wins.
+    clean_model, clean_source
+        Label transforms applied on the network's grid and on the source grid.
+    written
+        The transforms as written, if their order is none of the usual ones; then the other fields only describe.
+    saved
+        The key under which ``written`` leaves the labels.
+    notes
+        Where medseg does something else than the config says, and why.
+    """
+
+    activation: Activation = "none"
+    back: Literal["scores", "labels"] = "labels"
+    nearest: bool = True
+    threshold: float | None = None
+    clean_model: tuple[Callable[..., Any], ...] = ()
+    clean_source: tuple[Callable[..., Any], ...] = ()
+    written: Compose | None = None
+    saved: str = _PRED
+    notes: tuple[str, ...] = ()
+
+
+def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int, int], bundle: str) -> Postprocessing:
+    """Understand the post-processing of a bundle.
+
+    Parameters
+    ----------
+    transforms
+        What the config's post-processing evaluates to.
+    preprocessing
+        What its preprocessing does; ``Invertd`` refers to it.
+    channels
+        Number of channels of the image and of the network's output.
+    bundle
+        The bundle's name, for messages.
+
+    Raises
+    ------
+    BundleError
+        If it does not end in a label map.
+    MissingDependency
+        If a package that one of the transforms needs is not installed.
+    """
+    steps, saved, notes = _until_saved(_listed(transforms), bundle)
+    _probe(steps, saved, channels, bundle)
+    letters = [_letter(step, preprocessing, channels[1]) for step in steps]
+    order = "".join(letter for letter in letters if letter != " ")
+    match = _BY_SLABS.fullmatch(order) if saved == _PRED and not _hides_image(steps) else None
+    kept = [step for step, letter in zip(steps, letters, strict=True) if letter != " "]
+    if match is None:
+        return Postprocessing(
+            activation=next((_activation(step) for step in steps if isinstance(step, Activationsd)), "none"),
+            threshold=_only_threshold(steps),
+            written=Compose(steps),
+            saved=saved,
+            notes=tuple(notes),
+        )
+    return _by_slabs(kept, order, notes)
+
+
+def _by_slabs(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocessing:
+    label, invert = order.index("D"), order.find("I")
+    nearest = bool(_for_pred(steps[invert], "nearest_interp")) if invert >= 0 else True
+    if invert > label and not nearest:
+        notes.append(
+            "labels are taken back by the nearest voxel although nearest_interp is false: numbers between two labels"
+            " would name other structures"
+        )
+    if invert < 0:
+        notes.append("there is no Invertd: labels are taken back to the source grid by the nearest voxel")
+    cleaners = {index: _cleaner(steps[index]) for index, letter in enumerate(order) if letter == "C"}
+    on_source = invert if invert >= 0 else len(order)
+    return Postprocessing(
+        activation=_activation(steps[0]) if order[0] == "A" else "none",
+        back="scores" if 0 <= invert < label else "labels",
+        nearest=nearest,
+        threshold=_for_pred(steps[label], "threshold"),
+        clean_model=tuple(clean for index, clean in cleaners.items() if index < on_source),
+        clean_source=tuple(clean for index, clean in cleaners.items() if index > on_source),
+        notes=tuple(notes),
+    )
+
+
+def _listed(transforms: Any) -> list[Any]:
+    """All transforms in order, those of nested lists too."""
+    if transforms is None:
+        return []
+    if type(transforms) is Compose:
+        return [step for inner in transforms.transforms for step in _listed(inner)]
+    if isinstance(transforms, list | tuple):
+        return [step for inner in transforms for step in _listed(inner)]
+    return [transforms]
+
+
+def _until_saved(steps: Sequence[Any], bundle: str) -> tuple[list[Any], str, list[str]]:
+    """The transforms before the labels are saved, and under which key that is; where they run is medseg's to say."""
+    saves = [index for index, step in enumerate(steps) if isinstance(step, SaveImaged)]
+    last = next((index for index in reversed(saves) if _PRED in steps[index].keys), saves[-1] if saves else len(steps))
+    notes: list[str] = []
+    key = _PRED
+    if saves:
+        keys = tuple(str(key) for key in steps[last].keys)
+        if _PRED not in keys and len(keys) > 1:
+            raise BundleError(f"SaveImaged of {bundle} saves {', '.join(keys)}; expected the one key of the label map")
+        key = _PRED if _PRED in keys else keys[0]
+        if getattr(steps[last].saver, "scale", None) is not None:
+            notes.append("SaveImaged would scale the labels; medseg writes them as they are")
+    before = [step for step in steps[:last] if not isinstance(step, SaveImaged | ToDeviced)]
+    return before, key, notes
+
+
+def _letter(step: Any, preprocessing: Any, classes: int) -> str:
+    """A for an activation, I for the inversion of the preprocessing, D for labels, C for cleaning labels, a blank for
+    nothing, ? for anything else."""
+    keys = tuple(getattr(step, "keys", ()))
+    if isinstance(step, SelectItemsd | DeleteItemsd) or (keys and _PRED not in keys and _harmless_beside(step)):
+        return " "
+    if keys != (_PRED,):
+        return "?"
+    if isinstance(step, Activationsd):
+        return _activation_letter(step)
+    if isinstance(step, AsDiscreted):
+        return _discrete_letter(step, classes)
+    if isinstance(step, Invertd):
+        plain = step.orig_keys == (_IMAGE,) and step.transform is preprocessing and step.post_func == (None,)
+        return "I" if plain else "?"
+    return _cast_or_cleaner_letter(step)
+
+
+def _cast_or_cleaner_letter(step: Any) -> str:
+    if isinstance(step, _CASTS):
+        return " " if _cast_of(step) in (None, torch.float32, torch.float64, float) else "?"
+    by_measure = bool(getattr(getattr(step, "converter", None), "by_measure", False))
+    return "C" if isinstance(step, _CLEANERS) and not by_measure else "?"
+
+
+def _harmless_beside(step: Any) -> bool:
+    """Whether a transform of other keys cannot change what becomes of the prediction."""
+    return isinstance(step, Activationsd | AsDiscreted | EnsureTyped | CastToTyped | ToTensord | SaveImaged)
+
+
+def _activation_letter(step: Activationsd) -> str:
+    if _for_pred(step, "other") is not None or step.converter.kwargs:
+        return "?"
+    chosen = int(bool(_for_pred(step, "softmax"))) + int(bool(_for_pred(step, "sigmoid")))
+    return " A?"[chosen]
+
+
+def _activation(step: Activationsd) -> Activation:
+    if _for_pred(step, "softmax"):
+        return "softmax"
+    return "sigmoid" if _for_pred(step, "sigmoid") else "none"
+
+
+def _discrete_letter(step: AsDiscreted, classes: int) -> str:
+    argmax, threshold = bool(_for_pred(step, "argmax")), _for_pred(step, "threshold")
+    if _for_pred(step, "to_onehot") is not None or _for_pred(step, "rounding") is not None or step.converter.kwargs:
+        return "?"
+    if argmax:
+        return "D" if threshold is None else "?"
+    return "D" if threshold is not None and classes == 1 else "?"
+
+
+def _only_threshold(steps: Sequence[Any]) -> float | None:
+    """The threshold of a post-processing that has no argmax."""
+    discrete = [step for step in steps if isinstance(step, AsDiscreted)]
+    if any(_for_pred(step, "argmax") for step in discrete):
+        return None
+    return next((_for_pred(step, "threshold") for step in discrete), None)
+
+
+def _cast_of(step: Any) -> Any:
+    dtype = getattr(step, "dtype", None)
+    if dtype is None:
+        dtype = getattr(getattr(step, "converter", None), "dtype", None)
+    return dtype[0] if isinstance(dtype, tuple) else dtype
+
+
+def _for_pred(step: Any, name: str) -> Any:
+    """An argument of a dict transform, for the key of the prediction."""
+    values = getattr(step, name)
+    keys = tuple(step.keys)
+    index = keys.index(_PRED) if _PRED in keys else 0
+    return values[index] if isinstance(values, tuple | list) else values
+
+
+def _hides_image(steps: Sequence[Any]) -> bool:
+    """Whether the image is taken away before an inversion, which then does nothing."""
+    inverts = [index for index, step in enumerate(steps) if isinstance(step, Invertd)]
+    for step in steps[: inverts[-1]] if inverts else ():
+        if isinstance(step, DeleteItemsd) and _IMAGE in step.keys:
+            return True
+        if isinstance(step, SelectItemsd) and _IMAGE not in step.keys:
+            return True
+    return False
+
+
+def _cleaner(step: Any) -> Callable[..., Any]:
+    """The array transform behind a dict transform such as ``KeepLargestConnectedComponentd``."""
+    own = [getattr(step, name, None) for name in ("converter", "filter", "label_filter")]
+    return next((transform for transform in own if callable(transform)), lambda array: step({_PRED: array})[_PRED])
+
+
+def _probe(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: str) -> None:
+    """Try the transforms on a few random voxels, which stay where they are when they are taken back."""
+    generator = torch.Generator().manual_seed(0)
+    image, pred = (torch.randn(count, *_PROBE, generator=generator) * 4 for count in channels)
+    data: Mapping[Any, Any] = {_IMAGE: MetaTensor(image), _PRED: MetaTensor(pred)}
+    for step in steps:
+        name = type(step).__name__
+        try:
+            data = _not_moved(step, data) if isinstance(step, Invertd) else step(data)
+        except Exception as error:
+            missing = missing_package(error, f"{name} in the postprocessing of {bundle}")
+            if missing is not None:
+                raise missing from error
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BundleError(f"{name} in the postprocessing of {bundle} fails on scores or labels: {what}") from error
+    if saved not in data:
+        raise BundleError(f"the postprocessing of {bundle} leaves nothing under the key {saved!r}")
+    found = torch.as_tensor(data[saved])
+    if not torch.equal(found.float(), found.float().round()):
+        raise BundleError(f"postprocessing of {bundle} lacks AsDiscreted with argmax or a threshold")
+    if found.ndim != 4 or found.shape[0] != 1:
+        raise BundleError(
+            f"postprocessing of {bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a threshold"
+            " on one channel: a label map holds one label a voxel, and regions that overlap have no place in it"
+        )
+
+
+def _not_moved(step: Invertd, data: Mapping[Any, Any]) -> dict[Any, Any]:
+    result = dict(data)
+    for key, after in zip(step.keys, step.post_func, strict=True):
+        if key in result and callable(after):
+            result[key] = after(result[key])
+    return result

@@ -1,0 +1,39 @@
+"""Which structures a label map holds, and whether it holds what it promises: one meaning for all rooms."""
+
+from medseg.labels.label_map import (
+    LabelFault,
+    LabelMap,
+    LabelValues,
+    check_labels,
+    examine,
+    fault_of,
+    no_label,
+    read_label_map,
+)
+from medseg.labels.scheme import (
+    MAPPING_KEY,
+    LabelScheme,
+    gap_message,
+    parse_mapping,
+    parse_names,
+    read_label_table,
+    read_mapping,
+)
+
+__all__ = [
+    "MAPPING_KEY",
+    "LabelFault",
+    "LabelMap",
+    "LabelScheme",
+    "LabelValues",
+    "check_labels",
+    "examine",
+    "fault_of",
+    "gap_message",
+    "no_label",
+    "parse_mapping",
+    "parse_names",
+    "read_label_map",
+    "read_label_table",
+    "read_mapping",
+]

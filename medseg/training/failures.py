@@ -1,0 +1,159 @@
+"""Whatever goes wrong in a training ends it, under its own name."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+
+from medseg.errors import MedsegError, Refusal, TrainingFailed
+
+__all__ = ["ended_by_signal", "exceptions_leave", "named_failure", "record_of"]
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED", re.I)
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)")
+_WORKER_TOLD = re.compile(r"DataLoader worker \(pid.*is killed by signal: Terminated")
+_IN_WORKER = re.compile(r"Caught \w+ in .*Original Traceback \(most recent call last\):", re.S)
+_CAUSED = "\nThe above exception was the direct cause of the following exception:\n"
+_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$")
+_REFUSAL = re.compile(r"^\[([a-z0-9-]+)\] ")
+
+_REMEDIES = {
+    "out-of-memory": "lower batch_size or patch_size, or take a device with more memory",
+    "disk-full": "make room, or choose another folder with --output",
+    "output-unusable": "give the output folder the permission to be written, or choose another one with --output",
+    "worker-died": "it was killed, most often for want of memory: lower num_workers, patch_size or batch_size",
+    "other-process": "look at the messages of that process",
+}
+
+
+@contextmanager
+def exceptions_leave(*engines: Engine) -> Iterator[None]:
+    """While open, an exception inside one of the engines leaves its ``run``, whatever its handlers do about it.
+
+    ignite hands an exception to the handlers of ``EXCEPTION_RAISED`` instead of raising it, if there are any, and then
+    goes on as if the run had ended well. The last of them raises it here.
+    """
+    raising = [engine.add_event_handler(Events.EXCEPTION_RAISED, _raise) for engine in engines]
+    try:
+        yield
+    finally:
+        for handler in raising:
+            handler.remove()
+
+
+def _raise(engine: Engine, error: BaseException) -> None:  # noqa: ARG001  the signature of ignite's handlers
+    raise error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An exception as it is told: the name of its class, and its first line."""
+
+    error: str
+    message: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.error}: {self.message}" if self.message else self.error
+
+
+def named_failure(error: Exception, where: str, output: Path, *, resumable: bool) -> MedsegError:
+    """The error to end a training with: medseg's own as it is, any other under its name and with what to do.
+
+    Parameters
+    ----------
+    error
+        As it was caught; what wraps its cause (a transform, a bundle's configuration, a worker) is taken off.
+    where
+        Where the run was: ``"in iteration 3 of 100 (epoch 1)"``.
+    output
+        Folder of the run: what cannot be written there is told apart from what cannot be read elsewhere.
+    resumable
+        Whether there is a checkpoint to go on from.
+    """
+    root = _root(error)
+    if isinstance(root, MedsegError) and not _IN_WORKER.search(str(root)):
+        return root
+    found = _describe(root)
+    reason = _reason(error, root, found, output)
+    remedy = _REMEDIES.get(reason, "--debug shows where it comes from")
+    go_on = "go on from the last checkpoint with --resume" if resumable else "start again; nothing has been saved yet"
+    message = f"the training ended {where} with {found.line}. What to do: {remedy}; then {go_on}"
+    return TrainingFailed(message, reason, found.error)
+
+
+def record_of(error: MedsegError) -> dict[str, str]:
+    """What ``run.json`` says about such an end: a stable ``reason``, the ``error``'s class and its ``message``."""
+    kind = type(error).__name__
+    if isinstance(error, TrainingFailed):
+        return {"reason": error.reason, "error": error.error, "message": str(error)}
+    reason = error.code if isinstance(error, Refusal) else re.sub(r"(?<!^)(?=[A-Z])", "-", kind).lower()
+    return {"reason": reason, "error": kind, "message": str(error)}
+
+
+def ended_by_signal(error: Exception) -> bool:
+    """Whether a loader's worker was ended by SIGTERM: a batch system sends it to the whole group of processes."""
+    return bool(_WORKER_TOLD.search(str(error)))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it was raised from, outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def _root(error: BaseException) -> BaseException:
+    """MONAI wraps what fails inside a transform or a configuration in a ``RuntimeError`` of its own, once or twice."""
+    for current in _chain(error):
+        if isinstance(current, MedsegError) or type(current) is not RuntimeError:
+            return current
+        last = current
+    return last
+
+
+def _describe(error: BaseException) -> _Found:
+    """Name and first line; what a loader's worker raised arrives as the text of its traceback, with its root in it."""
+    text = str(error)
+    if not _IN_WORKER.search(text):
+        return _Found(type(error).__name__, _first_line(text))
+    line = text.split(_CAUSED, 1)[0].strip().splitlines()[-1]
+    match = _LAST_LINE.match(line)
+    return _Found(match[1], _first_line(match[2] or "")) if match else _Found(type(error).__name__, _first_line(line))
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:500]
+
+
+def _reason(error: BaseException, root: BaseException, found: _Found, output: Path) -> str:
+    if isinstance(root, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(found.message):
+        return "out-of-memory"
+    if _WORKER_DIED.search(found.message):
+        return "worker-died"
+    if refused := _REFUSAL.match(found.message):
+        return refused[1]
+    failed = [each for each in _all(error) if isinstance(each, OSError)]
+    if any(each.errno in _DISK_FULL for each in failed):
+        return "disk-full"
+    return "output-unusable" if any(_lies_in(each.filename, output) for each in failed) else "unexpected"
+
+
+def _all(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, what it was raised from, and what was being handled then."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _lies_in(name: object, folder: Path) -> bool:
+    return isinstance(name, str | Path) and Path(name).absolute().is_relative_to(folder.absolute())

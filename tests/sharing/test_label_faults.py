@@ -1,0 +1,57 @@
+"""A bundle is planned from sound labels alone, and says of others what training and audit say of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg.errors import Refusal, UsageError
+from medseg.ingest import read_volume, save_nifti
+from medseg.manifests import Manifest
+from medseg.sharing.fingerprint import fingerprint_of_data
+from tests.sharing.test_new import write_dataset
+
+
+def changed(folder: Path, change: Any, **content: Any) -> Manifest:
+    datalist = write_dataset(folder, cases=3)
+    for path in folder.glob("label*.nii.gz"):
+        array, geometry, _ = read_volume(path)
+        save_nifti(change(array), geometry.affine, path)
+    datalist.write_text(json.dumps({**json.loads(datalist.read_text()), **content}))
+    return Manifest.read(datalist)
+
+
+@pytest.mark.parametrize(
+    ("change", "content", "words"),
+    [
+        (lambda label: label * np.float32(0.5), {}, "the labels are not whole numbers"),
+        (lambda label: label * 7, {}, "7 in .* voxels, declared are 0 .background. and 1 .ball."),
+        (lambda label: label * 7, {"labels": {}}, "--map 7=1"),
+        (lambda label: label + 1, {"labels": {}}, "no voxel of any label map read is 0.*--map 1=0,2=1"),
+        (lambda label: label * 0, {}, "nothing but background"),
+        (lambda label: label, {"labels": {"ball": [1, 2]}}, "the region 'ball'"),
+        (lambda label: label, {"labels": {"ball": 1, "ignore": 2}}, "'ignore'"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(change: Any, content: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises((UsageError, Refusal), match=words):
+        fingerprint_of_data(changed(tmp_path, change, **content))
+
+
+@pytest.mark.parametrize(
+    ("change", "content"),
+    [
+        (lambda label: label * np.float32(0.99999), {}),
+        (lambda label: label * 255, {"label_mapping": {"255": 1}}),
+        (lambda label: label + 1, {"label_mapping": {"1": 0, "2": 1}}),
+    ],
+)
+def test_rounded_and_mapped_labels_give_the_same_plan(change: Any, content: Any, tmp_path: Path) -> None:
+    right = fingerprint_of_data(changed(tmp_path / "right", lambda label: label))
+    found = fingerprint_of_data(changed(tmp_path / "changed", change, **content))
+    assert (found.labels, found.structure_ml) == (right.labels, right.structure_ml)
+    assert found.intensity == right.intensity
