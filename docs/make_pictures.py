@@ -57,7 +57,7 @@ def _draw(
         view = view_along(geometry.affine, axis)
         index = int(np.count_nonzero(reference, axis=tuple(a for a in range(3) if a != axis)).argmax())
         found, true, grey = (np.take(volume, index, axis) for volume in (prediction, reference, image))
-        box = around(view.upright(((prediction > 0) | (reference > 0)).any(axis=axis)), view.pixel_mm)
+        box = around(view.upright(np.any((prediction > 0) | (reference > 0), axis=axis)), view.pixel_mm)
         layers = [Layer(found), Layer(true.astype(np.uint8), dashed=True)]
         panel = draw(view, grey, layers, number=index + 1, longest_px=PANEL_PX, box=box, window=window_of(image))
         pictures.append(render(panel, COLOURS, f"{view.plane} {index + 1}"))

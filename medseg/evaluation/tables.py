@@ -19,6 +19,7 @@ from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS, EMPTY_POLICY
 from medseg.evaluation.pairing import Pair
 from medseg.evaluation.statistics import Bootstrap
 from medseg.files import write_text
+from medseg.results import NUMBER, TEXT, Spec, misfit
 
 __all__ = [
     "METRICS_CSV",
@@ -37,6 +38,22 @@ METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
 _TRAINED_ON = "trained_on"
 _LIBRARIES = ("numpy", "scipy", "edt", "connected-components-3d", "nibabel")
+
+
+_FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
+_SUMMARY: Spec = {
+    "predictions": TEXT,
+    "references": TEXT,
+    "n_unpaired": NUMBER,
+    "warnings": [TEXT],
+    "trained_on": {"n!": NUMBER, "of": NUMBER, "case_ids": [TEXT]},
+    "definitions": {"tolerance_mm": NUMBER, "percentile_rule": TEXT, "surface": TEXT},
+    "structures": {
+        "*": {"label": NUMBER, "n": NUMBER, "n_missed": NUMBER, "n_invented": NUMBER, "metrics": {"*": _FIGURES}}
+    },
+    "cases": [{"case_id!": TEXT, "prediction": TEXT, "reference": TEXT, "prediction_case_id": TEXT}],
+}
+"""``metrics.json``, as far as it is read again."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +226,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path.name} holds a {type(value).__name__}, expected a JSON object; run `medseg evaluate` again"
         )
+    if wrong := misfit(value, _SUMMARY):
+        raise UsageError(f"{path.name} is not as `medseg evaluate` writes it: {wrong}; run it again")
     return value
 
 
 def run_names(summary: Mapping[str, Any]) -> dict[str, str]:
     """What the run that made the predictions calls a case, by the evaluation's case id, where the two differ."""
-    cases = summary.get("cases")
-    listed = [case for case in cases if isinstance(case, Mapping)] if isinstance(cases, list) else []
-    return {str(case["case_id"]): str(case["prediction_case_id"]) for case in listed if "prediction_case_id" in case}
+    listed = summary.get("cases") or ()
+    return {case["case_id"]: case["prediction_case_id"] for case in listed if case.get("prediction_case_id")}
 
 
 def measured_dice(folder: Path) -> dict[str, float]:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.evaluation.pairing import Collection, Pair
-from medseg.manifests.checksums import image_sums, learnt_sums, path_checksum
+from medseg.manifests.checksums import path_checksum
 
 __all__ = ["sentence", "summarised", "trained_on"]
-
-_DATALIST = Path("configs", "datalist.json")
 
 
 def trained_on(
@@ -21,17 +19,20 @@ def trained_on(
 
     The run that made the predictions says so; where it does not and ``labels`` is a bundle's folder, the SHA-256 of
     the image (from the references' datalist, else where the run found it) is looked up among those that the
-    bundle's datalist states.
+    bundle states (:func:`medseg.bundle.trained_on`).
     """
     sums = _bundle_sums(labels)
     return {pair.case_id: _known(pair, predictions, references, sums) for pair in pairs}
 
 
 def _bundle_sums(labels: object) -> frozenset[str]:
-    if not isinstance(labels, str | Path):
+    """The images that a bundle was trained on; empty if ``labels`` is no bundle, or one that states none."""
+    if not isinstance(labels, str | Path) or not Path(labels, "configs").is_dir():
         return frozenset()
-    datalist = Path(labels) / _DATALIST
-    return learnt_sums(datalist) if datalist.is_file() else frozenset()
+    from medseg import bundle  # on demand: most evaluations have none
+
+    known = bundle.trained_on(labels)
+    return known.images if known else frozenset()
 
 
 def _known(pair: Pair, predictions: Collection, references: Collection, sums: frozenset[str]) -> bool | None:
@@ -52,7 +53,9 @@ def _sums_of(images: Iterable[Path], item: Mapping[str, Any]) -> Iterable[str]:
     paths = list(images)
     if paths and all(path.exists() for path in paths):
         return [path_checksum(path) for path in paths]
-    return image_sums(item)
+    stated = item.get("sha256")
+    sums = stated.get("image") if isinstance(stated, Mapping) else stated
+    return [value for value in (sums if isinstance(sums, list) else [sums]) if isinstance(value, str)]
 
 
 def summarised(known: Mapping[str, bool | None], scored: Iterable[str]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from medseg.results import MISS_BELOW, read_run, worst_first
 from medseg.trust.case_class import USUAL
 
 __all__ = ["WORKLIST_NAME", "keep_worklist", "read_run", "worklist_rows", "write_worklist"]
+
+_log = logging.getLogger(__name__)
 
 WORKLIST_NAME = "worklist.csv"
 
@@ -64,7 +67,9 @@ def worklist_rows(run: Mapping[str, Any], measured: Mapping[str, float] | None =
     return [_row(rank, case, accept_at, known.get(case["case_id"])) for rank, case in enumerate(ordered, start=1)]
 
 
-def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[dict[str, Any]]]:
+def write_worklist(
+    folder: Path, path: Path | None = None, measured: Mapping[str, float] | None = None
+) -> tuple[Path, list[dict[str, Any]]]:
     """Write the worklist of a folder that ``medseg infer`` filled; what ``medseg evaluate`` measured there counts.
 
     Parameters
@@ -73,6 +78,8 @@ def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[d
         Holds ``run.json``.
     path
         The CSV file; ``worklist.csv`` in ``folder`` if not given.
+    measured
+        Dice of the worst structure by case id; what an evaluation in ``folder`` found if not given.
 
     Raises
     ------
@@ -83,16 +90,23 @@ def write_worklist(folder: Path, path: Path | None = None) -> tuple[Path, list[d
     if not any(case.get("trust") for case in run["cases"]):
         why = (run.get("trust") or {}).get("message") or "the bundle has no trust calibration"
         raise UsageError(f"no case in {folder} has a verdict: {why}; a worklist orders cases by trust")
-    rows = worklist_rows(run, measured_dice(folder))
+    rows = worklist_rows(run, measured_dice(folder) if measured is None else measured)
     target = path or folder / WORKLIST_NAME
     write_text(target, table_text([_COLUMNS, *([row[column] for column in _COLUMNS] for row in rows)]))
     return target, rows
 
 
 def keep_worklist(folder: Path) -> None:
-    """Write the worklist if there is something to order by, or remove one that no longer belongs to the folder."""
+    """Write the worklist if there is something to order by, or remove one that no longer belongs to the folder.
+
+    A table of somebody else's in the place of an evaluation's is told and does not keep a run from its worklist.
+    """
     if any(case.get("trust") for case in read_run(folder)["cases"]):
-        write_worklist(folder)
+        try:
+            write_worklist(folder)
+        except UsageError as error:
+            _log.warning("the worklist is ordered by trust alone: %s", error)
+            write_worklist(folder, measured={})
     else:
         (folder / WORKLIST_NAME).unlink(missing_ok=True)
 

@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
 from medseg.ingest.names import is_apple_double
-from medseg.manifests.manifest import Item, Manifest, read_json_object
+from medseg.manifests.manifest import Item, Manifest
 
-__all__ = ["image_sums", "item_checksums", "learnt_sums", "path_checksum", "with_checksums"]
+__all__ = ["item_checksums", "path_checksum", "with_checksums"]
 
 _HASHED_KEYS = ("image", "label")
 
@@ -59,26 +58,3 @@ def with_checksums(manifest: Manifest) -> Manifest:
     for section, index, item in manifest.items():
         sections[section][index] = {**item, "sha256": item_checksums(manifest, item)}
     return manifest.with_content(**sections)
-
-
-def learnt_sums(datalist: Path) -> frozenset[str]:
-    """SHA-256 sums of the images that a model with this datalist was trained on; empty where it states none.
-
-    Items of ``training`` and ``validation`` count whatever their fold: a published model has learnt from all of them.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read.
-    """
-    content = read_json_object(datalist)
-    sections = (content.get(section) for section in ("training", "validation"))
-    items = [item for section in sections if isinstance(section, list) for item in section if isinstance(item, dict)]
-    return frozenset(digest for item in items for digest in image_sums(item))
-
-
-def image_sums(item: Mapping[str, Any]) -> list[str]:
-    """The sums that an item states for its image, one for each channel."""
-    stated = item.get("sha256")
-    sums = stated.get("image") if isinstance(stated, Mapping) else stated
-    return [value for value in (sums if isinstance(sums, list) else [sums]) if isinstance(value, str)]

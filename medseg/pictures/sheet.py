@@ -66,7 +66,6 @@ def render(panel: Panel, colours: Colours, caption: str = "", *, fine: int = _FI
 def _label(pen: ImageDraw.ImageDraw, panel: Panel, caption: str) -> None:
     width, height = panel.size
     view = panel.view
-    style = {"font": _font(), "fill": _INK, "stroke_width": 2, "stroke_fill": (0, 0, 0)}
     for text, place, anchor in (
         (view.left, (5, height / 2), "lm"),
         (view.right, (width - 5, height / 2), "rm"),
@@ -76,7 +75,7 @@ def _label(pen: ImageDraw.ImageDraw, panel: Panel, caption: str) -> None:
         (f"{panel.bar_mm} mm", (8, height - 13), "lb"),
     ):
         if text:
-            pen.text(place, text, anchor=anchor, **style)
+            pen.text(place, text, _INK, _font(), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
     pen.line([(8, height - 8), (8 + panel.bar_px, height - 8)], fill=_INK, width=2)
 
 

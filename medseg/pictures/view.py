@@ -75,8 +75,8 @@ def view_along(affine: NDArray[np.float64] | None, axis: int) -> View:
 
 def view_of_frame(across: ArrayLike, down: ArrayLike) -> View:
     """View of an image whose columns and rows are these steps apart in the patient (RAS, mm)."""
-    steps = [np.asarray(step, np.float64) for step in (across, down)]
-    return _view(np.stack([*steps, np.cross(*steps)], axis=1), known=True)
+    column, row = np.asarray(across, np.float64), np.asarray(down, np.float64)
+    return _view(np.stack([column, row, np.cross(column, row)], axis=1), known=True)
 
 
 def _view(steps: NDArray[np.float64], *, known: bool) -> View:
@@ -89,9 +89,10 @@ def _view(steps: NDArray[np.float64], *, known: bool) -> View:
     # Both directions of the picture run towards the low end of their patient axis.
     backwards = [axes[step][1] > 0 for step in order]
     across_mm, down_mm = (steps[:, step] * (-1 if flip else 1) for step, flip in zip(order, backwards, strict=True))
-    edges = [_letters(v) if known else "" for v in (-across_mm, across_mm, -down_mm, down_mm)]
+    left, right, top, bottom = (_letters(v) if known else "" for v in (-across_mm, across_mm, -down_mm, down_mm))
     size = (float(np.linalg.norm(across_mm)), float(np.linalg.norm(down_mm)))
-    return View(_PLANES[axes[2][0]], *edges, size, transposed, (backwards[1], backwards[0]))
+    flips = (backwards[1], backwards[0])
+    return View(_PLANES[axes[2][0]], left, right, top, bottom, size, transposed, flips)
 
 
 def _letters(direction: Sequence[float] | NDArray[np.float64]) -> str:

@@ -2,5 +2,18 @@
 
 from medseg.results.order import MISS_BELOW, worst_first
 from medseg.results.run_folder import JOURNAL_NAME, RunCase, RunFolder, read_run
+from medseg.results.shape import FLAG, NUMBER, TEXT, Spec, misfit
 
-__all__ = ["JOURNAL_NAME", "MISS_BELOW", "RunCase", "RunFolder", "read_run", "worst_first"]
+__all__ = [
+    "FLAG",
+    "JOURNAL_NAME",
+    "MISS_BELOW",
+    "NUMBER",
+    "TEXT",
+    "RunCase",
+    "RunFolder",
+    "Spec",
+    "misfit",
+    "read_run",
+    "worst_first",
+]

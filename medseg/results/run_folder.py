@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.results.run_form import first_problem
+from medseg.results.shape import RUN, misfit
 
 __all__ = ["JOURNAL_NAME", "RunCase", "RunFolder", "read_run"]
 
@@ -39,9 +39,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
     if not isinstance(run, dict) or not isinstance(run.get("cases"), list):
         raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
-    problem = first_problem(run)
-    if problem:
-        raise UsageError(f"{path} is not as `medseg infer` writes it: {problem}; run it again")
+    if wrong := misfit(run, RUN):
+        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
     return run
 
 
@@ -70,16 +69,14 @@ class RunCase:
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RunCase:
-        """The case behind an entry of ``cases``; parts of another type than expected are taken as absent."""
-        structures = [s for s in _list(item.get("structures")) if isinstance(s, Mapping)]
-        known = item.get("trained_on")
+        """The case behind an entry of ``cases``."""
         return cls(
-            str(item["case_id"]),
-            str(item.get("source") or ""),
-            str(item.get("status", "done")),
-            tuple(name for name in _list(item.get("outputs")) if isinstance(name, str)),
-            {s["label"]: str(s["name"]) for s in structures if isinstance(s.get("label"), int) and "name" in s},
-            known if isinstance(known, bool) else None,
+            item["case_id"],
+            item.get("source") or "",
+            item.get("status") or "done",
+            tuple(item.get("outputs") or ()),
+            {structure["label"]: structure["name"] for structure in item.get("structures") or ()},
+            item.get("trained_on"),
         )
 
     @property
@@ -88,10 +85,6 @@ class RunCase:
         start = f"{self.case_id}{_LABEL_MAP}"
         found = (name for name in self.outputs if name.startswith(start) and not name.endswith(".dcm"))
         return next(found, f"{start}nii.gz")
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -176,6 +169,6 @@ def _journalled(path: Path) -> Iterator[Mapping[str, Any]]:
         results = [json.loads(text) for (text,) in rows]
     except (sqlite3.Error, ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
-    for result in results:
-        if isinstance(result, Mapping) and isinstance(result.get("case_id"), str):
-            yield result
+    if wrong := misfit({"cases": results}, RUN):
+        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
+    yield from results

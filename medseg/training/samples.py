@@ -132,7 +132,7 @@ def _pictures(case: _Case) -> list[NDArray[np.uint8]]:
         view = view_along(case.affine, axis)
         area = np.count_nonzero(case.reference, axis=tuple(other for other in range(3) if other != axis))
         at = int(np.argmax(area)) if area.any() else case.reference.shape[axis] // 2
-        marked = view.upright(((case.reference > 0) | (case.found > 0)).any(axis=axis))
+        marked = view.upright(np.any((case.reference > 0) | (case.found > 0), axis=axis))
         panel = draw(
             view,
             np.take(case.image, at, axis),

@@ -107,3 +107,15 @@ def test_the_handler_reports_beside_the_mean_what_was_missed() -> None:
     assert engine.state.metric_details["hd_mm"].shape[:2] == (2, 2)
     engine.run(batches[:1])
     assert engine.state.metrics["hd_mm_missed"] == 0
+
+
+def test_where_everything_is_missed_there_is_no_distance_and_a_dice_of_0() -> None:
+    _, reference = masks(1, 2)
+    batches = [(one_hot(np.zeros_like(reference)), one_hot(reference))]
+    engine = Engine(lambda _, batch: ([batch[0]], [batch[1]]))
+    for metric in ("dice", "hd95_mm"):
+        StructureMetricHandler(metric, spacing_mm=(1.0, 1.0, 1.0)).attach(engine, metric)
+    engine.run(batches)
+    assert engine.state.metrics["dice"] == 0.0
+    assert np.isnan(engine.state.metrics["hd95_mm"])
+    assert (engine.state.metrics["dice_missed"], engine.state.metrics["hd95_mm_missed"]) == (2, 2)

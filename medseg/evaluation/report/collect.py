@@ -137,24 +137,16 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
     places = _Places(
         folder, predictions or folder, images, references or _folder_named(metrics, "references", folder), metrics
     )
-    try:
-        cases = _merge([_from_run(item, places) for item in run.get("cases", [])], rows, places)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"run.json holds a case in a form that `medseg infer` does not write ({type(error).__name__}: {error}); "
-            "run it again"
-        ) from error
+    cases = _merge([_from_run(item, places) for item in run.get("cases", [])], rows, places)
     cases = _with_training(cases, metrics)
     return Study(tuple(sorted(cases, key=lambda case: case.rank)), run, metrics)
 
 
 def _with_training(cases: Sequence[Case], metrics: Mapping[str, Any]) -> list[Case]:
     """What the evaluation knows of the training cases, for cases of which the run does not say it."""
-    stated = metrics.get("trained_on")
-    if not isinstance(stated, Mapping):
-        return list(cases)
+    stated = metrics.get("trained_on") or {}
     names = run_names(metrics)
-    learnt = {names.get(str(case_id), str(case_id)) for case_id in stated.get("case_ids") or ()}
+    learnt = {names.get(case_id, case_id) for case_id in stated.get("case_ids") or ()}
     return [replace(case, trained_on=True) if case.case_id in learnt else case for case in cases]
 
 

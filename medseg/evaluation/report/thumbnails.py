@@ -76,7 +76,7 @@ def _plane(volumes: CaseVolumes, axis: int) -> Plane:
         layers,
         number=index + 1,
         longest_px=SIDE_PX,
-        box=around(view.upright(marked.any(axis=axis)), view.pixel_mm),
+        box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
     )
     paths = [{label: "".join(map(_path, lines)) for label, lines in outlines.items()} for _, outlines in panel.outlines]
     return Plane(

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medseg.errors import MedsegError
+from medseg.evaluation.report import write_report
+from medseg.inference.worklist import write_worklist
+from medseg.results import misfit
+from medseg.results.shape import RUN
+from tests.evaluation.report_folders import make_folders, read_nifti
+
+ODD: list[Any] = [None, 3, -1.5, "x", "", [], [1], {}, {"a": 1}, True, float("nan"), 10**400, [None], "é\0"]
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        ({"cases": []}, ""),
+        ({"cases": [{"case_id": "a", "trust": None, "trained_on": False}]}, ""),
+        ({}, "it has no cases"),
+        ({"cases": [{"case_id": 3}]}, "cases[0].case_id is a int, expected a text"),
+        ({"cases": [{"case_id": "a", "seconds": True}]}, "cases[0].seconds is a bool, expected a number"),
+        ({"cases": [], "trust": {"thresholds": {"accept": 1}}}, "trust.thresholds has no reject"),
+        ({"cases": [{"case_id": "a", "outputs": "b"}]}, "cases[0].outputs is a str, expected a list"),
+    ],
+)
+def test_what_does_not_fit_is_named(run: dict[str, Any], told: str) -> None:
+    assert misfit(run, RUN) == told
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*at, key)
+        yield from places(child, (*at, key))
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    value = copy.deepcopy(value)
+    *way, last = rng.choice(list(places(value)))
+    target = value
+    for key in way:
+        target = target[key]
+    target[last] = rng.choice(ODD)
+    return value
+
+
+def test_a_damaged_run_or_evaluation_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    results = make_folders(tmp_path / "study", ("a", "b"), refused=1).results
+    run = json.loads((results / "run.json").read_text())
+    summary = {
+        "predictions": "p",
+        "references": "r",
+        "n_unpaired": 1,
+        "warnings": ["w"],
+        "trained_on": {"n": 1, "of": 2, "case_ids": ["a"]},
+        "definitions": {"tolerance_mm": 1.0, "percentile_rule": "x"},
+        "structures": {"liver": {"label": 1, "n": 2, "metrics": {"dice": {"mean": 0.5, "ci95": [0.1, 0.9]}}}},
+        "cases": [{"case_id": "a", "prediction": "p", "reference": "r", "prediction_case_id": "b"}],
+    }
+    rng = random.Random(0)
+    for number in range(120):
+        odd = number % 2 == 0
+        (tmp_path / "run.json").write_text(json.dumps(mutated(run, rng) if odd else run))
+        (tmp_path / "metrics.json").write_text(json.dumps(summary if odd else mutated(summary, rng)))
+        for read in (
+            lambda: write_report(tmp_path, viewer="never", reader=read_nifti),
+            lambda: write_worklist(tmp_path),
+        ):
+            try:
+                read()
+            except MedsegError as error:
+                assert ".json" in str(error) or "verdict" in str(error)  # noqa: PT017
