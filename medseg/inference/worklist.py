@@ -127,7 +127,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
     trust = case.get("trust") or {}
     verdict = str(trust.get("verdict") or "")
     worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
-    prediction = next((name for name in case.get("outputs", []) if name.endswith("_seg.nii.gz")), "")
+    prediction = next((name for name in case.get("outputs") or () if name.endswith("_seg.nii.gz")), "")
     return {
         "rank": rank,
         "case_id": case["case_id"],
@@ -138,8 +138,8 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
         "structure": "" if worst is None else worst["name"],
         "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
         "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
-        "prediction": prediction or next(iter(case.get("outputs", [])), ""),
-        "source": case.get("source", ""),
+        "prediction": prediction or next(iter(case.get("outputs") or ()), ""),
+        "source": case.get("source") or "",
     }
 
 
@@ -164,7 +164,7 @@ def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: f
 
 
 def _looks_like(kind: Mapping[str, Any]) -> list[str]:
-    name, probability = kind.get("name", USUAL), float(kind.get("probability", 0.0))
+    name, probability = kind.get("name") or USUAL, float(kind.get("probability") or 0.0)
     return [] if name == USUAL or probability < _SURE else [f"looks like {_KINDS.get(name, name)} ({probability:.0%})"]
 
 
