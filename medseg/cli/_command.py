@@ -21,6 +21,7 @@ from medseg.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = ["BundleArgument", "Outcome", "command", "is_quiet", "terminal"]
 
@@ -74,8 +75,8 @@ def terminal() -> Console:
     from rich.console import Console
 
     class Plain(Console):
-        def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(_printable(one) if isinstance(one, str) else one for one in objects), **options)
+        def render_str(self, text: str, **options: Any) -> Text:  # every text passes here, cells of tables included
+            return super().render_str(_printable(text), **options)
 
     return Plain(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
 

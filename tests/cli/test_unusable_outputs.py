@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from medseg.cli import commands
-from medseg.cli._command import command
+from medseg.cli._command import command, terminal
 from medseg.cli.main import app
 from medseg.errors import ExitCode, OutputUnusable
 from medseg.files import atomic_path, prepare_file, prepare_folder
@@ -119,3 +119,16 @@ def test_a_disk_that_gets_full_during_the_work_is_one_line(error: Exception) -> 
     assert "\x1b" not in result.stderr
     assert "make room" in result.stderr
     assert CliRunner().invoke(other, ["--debug"]).exception is error
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table("case")
+    table.add_row("a\x1b[2Jb\udcff")
+    terminal().print(table)
+    terminal().print("a\x1b[2Jb\udcff\nnext", markup=False)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "b?" in printed
+    assert "\nnext" in printed
