@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, CaseFailed, MedsegError, MissingDependency
-from medseg.inference import Predictor
+from medseg.inference import Options, Predictor, run_batch
 from tests.inference.bundles import CROPPED, NORMALISED, ORIENTED, RESAMPLED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, meta_tensor, save
 
@@ -494,3 +494,13 @@ def test_shapes_and_affines_stay_those_of_the_source(tmp_path: Path) -> None:
     save(blobs(SHAPE), grid("sheared"), tmp_path / "a.nii.gz")
     affine = nib.load(tmp_path / "a.nii.gz").affine
     assert Predictor(bundle).predict(meta_tensor(blobs(SHAPE), affine)).label_map.shape == SHAPE
+
+
+def test_the_notes_stand_in_the_report_of_a_run(tmp_path: Path) -> None:
+    post = [ARGMAX, _invert()]
+    bundle = write_bundle(tmp_path / "stranger", Design(network=UNET, transforms=RESAMPLED, post=post))
+    image = save(blobs(SHAPE), grid("plain"), tmp_path / "images" / "a.nii.gz")
+    said: list[str] = []
+    report = run_batch(bundle, [image], tmp_path / "out", Options(precision="fp32"), announce=said.append)
+    assert any("nearest_interp is false" in note for note in report.content["notes"])
+    assert any("nearest_interp is false" in line for line in said)
