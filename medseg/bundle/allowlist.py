@@ -28,6 +28,7 @@ __all__ = [
 _PACKAGE = Path(__file__).resolve().parent
 _STORED: dict[str, Any] = json.loads((_PACKAGE / "data" / "allowed_names.json").read_text())
 _MEDSEG_ROOMS = ("training", "networks", "transforms", "trust")
+_MEDSEG_MODULES = ("evaluation.handlers",)  # the rest of that room writes files
 
 _MODULE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NOT_FOR_CONFIGS = frozenset({"train_bundle", "save_weights"})  # runs another bundle; writes where it is told
@@ -86,7 +87,9 @@ def _bare_names() -> frozenset[str]:
 def _medseg_names(module: str) -> frozenset[str]:
     """Public names of one of medseg's own modules, read from its ``__all__`` without importing it."""
     parts = module.split(".")
-    if parts[0] not in _MEDSEG_ROOMS or not all(_MODULE_NAME.fullmatch(part) for part in parts):
+    if not (parts[0] in _MEDSEG_ROOMS or module in _MEDSEG_MODULES) or not all(
+        _MODULE_NAME.fullmatch(part) for part in parts
+    ):
         return frozenset()
     place = _PACKAGE.parent.joinpath(*parts)
     source = next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)

@@ -97,16 +97,19 @@ class StructureMetric(CumulativeIterationMetric):
 
         See :meth:`counts` for how many images stand behind it and how many structures were missed.
         """
-        return torch.nanmean(self._column(_NAMES.index(self.metric)), dim=0)
+        return torch.nanmean(self.details(), dim=0)
 
     def counts(self) -> dict[str, torch.Tensor]:
         """Per structure: ``n`` images with a value, ``n_missed`` and ``n_invented``."""
-        column = self._column(_NAMES.index(self.metric))
         return {
-            "n": torch.isfinite(column).sum(dim=0),
+            "n": torch.isfinite(self.details()).sum(dim=0),
             "n_missed": self._column(len(_NAMES)).sum(dim=0).to(torch.int64),
             "n_invented": self._column(len(_NAMES) + 1).sum(dim=0).to(torch.int64),
         }
+
+    def details(self) -> torch.Tensor:
+        """The metric of every image and structure, NaN where there is none."""
+        return self._column(_NAMES.index(self.metric))
 
     def _column(self, index: int) -> torch.Tensor:
         buffer = self.get_buffer()
@@ -146,7 +149,7 @@ class StructureMetricHandler(IgniteMetricHandler):
     output_transform
         Extracts ``(y_pred, y)`` from the engine's output, such as ``monai.handlers.from_engine(["pred", "label"])``.
     save_details
-        Keep the buffer in ``engine.state.metric_details``.
+        Keep the metric of every image and structure in ``engine.state.metric_details``, as MONAI's handlers do.
     """
 
     def __init__(
@@ -165,6 +168,8 @@ class StructureMetricHandler(IgniteMetricHandler):
     def compute(self) -> float:
         """Mean over the structures that have a value; NaN if none has one."""
         per_structure = super().compute()
+        if self.save_details and self._engine is not None:
+            self._engine.state.metric_details[self._name] = self.structures.details()
         return float(torch.nanmean(torch.as_tensor(per_structure)))
 
     def completed(self, engine: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from medseg.errors import UsageError
 from medseg.files import write_json
 from medseg.labels.scheme import LabelScheme
 
-__all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest", "read_json_object", "unique_keys"]
+__all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest", "is_file_name", "read_json_object", "unique_keys"]
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -210,12 +210,16 @@ def _normal_item(item: Any, path: Path) -> Item:
         raise UsageError(f"{path}: found an item without an image: {json.dumps(item)[:120]}")
     for key in ("image", "label"):
         value = item.get(key)
-        if not (_is_file_name(value) or (key == "label" and not value)):
+        if not (is_file_name(value) or (key == "label" and not value)):
             raise UsageError(f"{path}: {key!r} of an item is {json.dumps(value)[:120]}, expected one path or several")
+    fold = item.get("fold")
+    if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int)):
+        raise UsageError(f"{path}: the fold of an item is {json.dumps(fold)[:120]}, expected a whole number")
     return {key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()}
 
 
-def _is_file_name(value: Any) -> bool:
+def is_file_name(value: Any) -> bool:
+    """Whether an item's value is one path, or a list of them."""
     return bool(value) and all(isinstance(part, str) for part in (value if isinstance(value, list) else [value]))
 
 

@@ -154,6 +154,7 @@ def _name_channels(config: dict[str, Any], keys: Sequence[str]) -> None:
     if len(keys) == 1:
         return
     config["channel_keys"] = list(keys)
+    config["known_ids"].append("channel_keys")
     for lists in (config["train"]["dataset"], config["validate"]["dataset"], config["unlabelled"]):
         given = lists["data"].removesuffix(")")
         limit = "" if given.endswith("@training_cases") else ", None"

@@ -4,14 +4,15 @@ from medseg.training.adversary import Adversary
 from medseg.training.averaging import WarmAverage, averaged
 from medseg.training.checkpoints import Checkpoints, better, save_weights
 from medseg.training.compilation import compiled
+from medseg.training.configuration import check_ids
 from medseg.training.datalist import data_root, fold_items
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
 from medseg.training.engine import AdversarialSegmentationTrainer
 from medseg.training.grids import NoiseGrids, RestorationGrids
 from medseg.training.images import ImageAdversary, NoSupervision, RestorationLoss
+from medseg.training.initial import started
 from medseg.training.journal import Journal
 from medseg.training.losses import AdversarialLoss, feature_matching, gradient_penalty
-from medseg.training.metrics import HausdorffMillimetres
 from medseg.training.parallel import local_device, start_processes, stop_processes
 from medseg.training.realism import FeatureEncoder, FrechetDistance, closer, frechet_distance, nearest
 from medseg.training.run import TrainingResult, train_bundle
@@ -31,7 +32,6 @@ __all__ = [
     "DrawSampler",
     "FeatureEncoder",
     "FrechetDistance",
-    "HausdorffMillimetres",
     "ImageAdversary",
     "Journal",
     "NoSupervision",
@@ -47,6 +47,7 @@ __all__ = [
     "WarmAverage",
     "averaged",
     "better",
+    "check_ids",
     "closer",
     "compiled",
     "data_root",
@@ -60,6 +61,7 @@ __all__ = [
     "parameters_of",
     "save_weights",
     "start_processes",
+    "started",
     "stop_processes",
     "train_bundle",
     "training_loader",

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from medseg.networks import Judgement
+from medseg.training.buffers import Buffers
 from medseg.training.losses import AdversarialLoss, feature_matching, gradient_penalty
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.steps import NetworkStep
@@ -106,6 +107,7 @@ class Adversary:
             mean ``discriminator_accuracy``, and ``discriminator_rested``: 1 if it won too often to be updated.
         """
         self.discriminator.train().requires_grad_(True)
+        before = Buffers(self.discriminator)
         real = self._disturb(real).requires_grad_(self.penalty > 0)
         judged_real: Judgement = self.discriminator(image, real)
         judged_fake: Judgement = self.discriminator(image, self._disturb(fake.detach()))
@@ -119,8 +121,8 @@ class Adversary:
         rests = self.accuracy > self.too_good
         if rests:
             self.step.clear()  # the generator cannot learn from an opponent that always wins
-        elif self.step.backward(loss, share) and update:
-            self.step.update()
+        elif not self.step.backward(loss, share) or (update and not self.step.update()):
+            before.restore()  # what was skipped leaves no trace
         return {
             "discriminator_loss": loss.item(),
             "real_accuracy": real_accuracy,

@@ -18,12 +18,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from medseg.errors import UsageError
 from medseg.training.adversary import Adversary
+from medseg.training.buffers import Buffers
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.layout import channels_last, use_channels_last
 from medseg.training.parallel import same_start
 from medseg.training.precision import Precision, autocast, fast_dtype, needs_scaler
 from medseg.training.sampling import DrawSampler
-from medseg.training.schedule import Turn
+from medseg.training.schedule import Turn, completes_update, generator_steps, plan_cycles
 from medseg.training.steps import NetworkStep
 from medseg.training.unlabelled import Unlabelled, Views
 
@@ -101,6 +102,11 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self.deep_supervision = deep_supervision
         self.dtype = fast_dtype(self.state.device, precision)
         self.channels_last = channels_last
+        if self.state.epoch_length:
+            accumulation = getattr(self, "accumulation_steps", 1)
+            plan_cycles(
+                scheduler, None if adversary is None else adversary.schedule, self.state.epoch_length, accumulation
+            )
         scaled = needs_scaler(self.dtype)
         self.generator_step = NetworkStep(
             "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=scaled
@@ -133,6 +139,16 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
 
+    def updates_beyond_plan(self) -> int:
+        """Updates that the generator has made, less those it would have made by the schedule that it has now."""
+        scheduler = self.generator_step.scheduler
+        if scheduler is None or not self.state.epoch_length:
+            return 0
+        schedule = None if self.adversary is None else self.adversary.schedule
+        accumulation = getattr(self, "accumulation_steps", 1)
+        planned = generator_steps(schedule, self.state.iteration, self.state.epoch_length, accumulation)
+        return int(scheduler.last_epoch) - planned
+
     def _place_sampler(self) -> None:
         sampler = getattr(self.data_loader, "sampler", None)
         if isinstance(sampler, DrawSampler):
@@ -143,15 +159,19 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         engine.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
         turn = self._turn()
         self.network.train()
+        before = Buffers(self.network)
         views = self._views(turn)
         prediction = self._forward(image, views, learns=turn.generator_steps > 0)
         if self.adversary is not None:
             for _ in range(turn.discriminator_steps):
                 self._teach_discriminator(self.adversary, image, label, prediction)
         for step in range(turn.generator_steps):
+            before = Buffers(self.network) if step else before
             prediction = self._forward(image, views) if step else prediction
-            self._teach_generator(image, label, prediction, turn.weight, views)
+            if not self._teach_generator(image, label, prediction, turn.weight, views):
+                before.restore()  # what was skipped leaves no trace
         if not turn.generator_steps:
+            before.restore()  # the statistics of a network rest while it does not learn
             with torch.no_grad():
                 self._supervised_loss(prediction, label)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -214,7 +234,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _teach_generator(
         self, image: Tensor, label: Tensor, prediction: Tensor, weight: float, views: Views | None = None
-    ) -> None:
+    ) -> bool:
+        """One step of the generator; False if its loss or its gradient was not finite, so that nothing was learnt."""
         share, update = self._accumulation()
         loss = self._supervised_loss(prediction, label)
         if views is not None and views.target is not None and views.prediction is not None:
@@ -229,17 +250,19 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             loss = loss + weight * adversarial
             self.fire_event(AdversarialIterationEvents.GENERATOR_LOSS_COMPLETED)
         if not self.generator_step.backward(loss, share):
-            return
+            return False
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if update and self.generator_step.update() and self.averaged is not None:
+        if not update:
+            return True
+        learnt = self.generator_step.update()
+        if learnt and self.averaged is not None:
             self.averaged.update_parameters(self.network)
+        return learnt
 
     def _accumulation(self) -> tuple[float, bool]:
         """Share of this batch in the accumulated gradient, and whether this batch completes it."""
         steps = getattr(self, "accumulation_steps", 1)  # MONAI 1.5, which MONAI Label needs, does not accumulate
-        length = self.state.epoch_length
-        done = (self.state.iteration - 1) % length + 1 if length else self.state.iteration
-        return 1.0 / steps, done % steps == 0 or done == length
+        return 1.0 / steps, completes_update(self.state.iteration, self.state.epoch_length, steps)
 
 
 def _require_same_run(state: dict[str, Any], parts: set[str], length: int | None) -> None:

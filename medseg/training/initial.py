@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
 
-__all__ = ["Transfer", "copy_matching", "initialise_from", "rescale"]
+__all__ = ["Transfer", "copy_matching", "initialise_from", "rescale", "started"]
+
+_logger = logging.getLogger("medseg.training")
 
 _SCALE_FREE = (
     nn.BatchNorm2d,
@@ -137,3 +140,35 @@ def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled
     start = {name: value.clone() for name, value in network.state_dict().items()}
     transfer = copy_matching(network, weights)
     return replace(transfer, rescaled=rescale(network, start)) if rescaled else transfer
+
+
+def started(network: nn.Module, init: str | PathLike[str] | None = None, rescaled: bool = False) -> nn.Module:
+    """The network of a configuration with the starting weights that its ids ``init`` and ``rescale`` ask for.
+
+    Parameters
+    ----------
+    network
+        Fresh; changed in place and returned.
+    init, rescaled
+        As for :func:`initialise_from`; without ``init`` the network stays as it is.
+
+    Raises
+    ------
+    UsageError
+        As :func:`initialise_from` does; if there is something to rescale and nothing to start from; or if a value is of
+        the wrong kind, such as the text "false".
+    """
+    if not isinstance(rescaled, bool):
+        raise UsageError(f"rescale is {rescaled!r}, expected true or false (True or False on MONAI's command line)")
+    if init is None:
+        if rescaled:
+            raise UsageError(
+                "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
+            )
+        return network
+    if not isinstance(init, str | PathLike):
+        raise UsageError(f"init is {init!r}, expected the folder of a bundle or a .pt file with a state dict")
+    with torch.random.fork_rng(devices=[]):  # a network built to be read from must not move what is drawn later
+        transfer = initialise_from(network, init, rescaled=rescaled)
+    _logger.info("starting weights: %s", transfer)
+    return network

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -144,9 +145,9 @@ class Journal:
             return
         write_text(self.folder / "metrics.csv", _table(self.rows))
         if self.tensorboard:
-            write_scalars(self.folder, row)
+            write_scalars(self.folder, _present(row))
         if self._tracking is not None:
-            self._tracking.write(self.rows)
+            self._tracking.write([_present(row) for row in self.rows])
         _logger.info("%s", describe(row, engine.state.max_epochs))
 
     def _finish(self, engine: AdversarialSegmentationTrainer) -> None:
@@ -158,7 +159,7 @@ class Journal:
         if self.evaluator is None or self.evaluator.state.epoch != epoch:
             return {}
         state = self.evaluator.state
-        found = {name: float(value) for name, value in state.metrics.items()}
+        found = {name: v if isinstance(v, int) else float(v) for name, v in state.metrics.items()}  # counts, figures
         details = state.metric_details.get(state.key_metric_name)
         if details is not None and self.label_names:
             means = torch.as_tensor(details).float().nanmean(0)
@@ -167,9 +168,15 @@ class Journal:
         return found
 
 
+def _present(row: Mapping[str, float]) -> dict[str, float]:
+    """A row without the figures that have no value, such as the distance to a structure that was missed everywhere."""
+    return {name: value for name, value in row.items() if not math.isnan(value)}
+
+
 def describe(row: Mapping[str, float], epochs: int) -> str:
     """One row as a line for people."""
-    figures = [f"{k} {v:.4f}" for k, v in row.items() if k.startswith("val_") or k in SCALARS]
+    shown = {name: value for name, value in _present(row).items() if name.startswith("val_") or name in SCALARS}
+    figures = [f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in shown.items()]
     return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(figures)} ({row['seconds']:.0f} s)"
 
 
@@ -178,5 +185,5 @@ def _table(rows: Sequence[Mapping[str, float]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(_present(row) for row in rows)
     return text.getvalue()

@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,6 @@ from medseg.files import atomic_path, sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
 from medseg.training.datalist import with_folder
 from medseg.training.engine import AdversarialSegmentationTrainer
-from medseg.training.initial import initialise_from
 from medseg.training.journal import Journal
 from medseg.training.overrides import check_overrides
 from medseg.training.stopping import StopRequest, locked
@@ -97,14 +97,17 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration.
     resume
         Go on from the newest checkpoint in the output folder, exactly as if the run had never stopped; a finished
-        run is left as it is. Without it, a folder that holds checkpoints is refused.
+        run is left as it is. Epochs, rates, weights of losses and what is watched may be others than before and count
+        from here on; anything else that differs is refused (:mod:`medseg.training.changes`). Without it, a folder that
+        holds checkpoints is refused.
     overrides
         Further ids and their values; an id that the configuration does not have is refused.
     init
-        Another bundle, or a state dict, whose fitting weights are copied before the first step.
+        Another bundle, or a state dict, whose fitting weights are copied before the first step: the id ``init``.
     rescale
-        For weights of another task: give those in front of a normalisation the size of fresh ones, which leaves what
-        the network computes as it is and lets it learn at their pace (:func:`~medseg.training.initial.rescale`).
+        The id ``rescale``, for weights of another task: give those in front of a normalisation the size of fresh ones,
+        which leaves what the network computes as it is and lets it learn at their pace
+        (:func:`~medseg.training.initial.rescale`).
     publish
         Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
@@ -126,13 +129,17 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     OutputLocked
         If another process trains into the same folder.
     """
-    if rescale and init is None:
-        raise UsageError(
-            "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
-        )
     opened = Bundle.open(Path(bundle), permission)
     opened.runnable_config()
-    named = {"datalist": datalist, "dataset_dir": dataset_dir, "output_dir": output, "device": device, "fold": fold}
+    named = {
+        "datalist": datalist,
+        "dataset_dir": dataset_dir,
+        "output_dir": output,
+        "device": device,
+        "fold": fold,
+        "init": init,
+        "rescale": rescale or None,
+    }
     given = {
         name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None
     }
@@ -141,15 +148,17 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
     with locked(folder):
         run = _Run(opened, workflow, folder, given)
-        run.prepare(resume=resume, init=init, rescale=rescale)
+        run.prepare(resume=resume)
         return run.execute(publish=publish, watchers=watchers)
 
 
 class _Run:
     def __init__(self, bundle: Bundle, workflow: ConfigWorkflow, folder: Path, given: Mapping[str, Any]) -> None:
         self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
-        workflow.initialize()
-        trainer, handlers = _parsed(workflow, "train#trainer"), _parsed(workflow, "train#handlers")
+        with _own_errors():
+            workflow.initialize()
+            trainer = workflow.parser.get_parsed_content("train#trainer")
+            handlers = workflow.parser.get_parsed_content("train#handlers")
         checkpoints = next((handler for handler in handlers if isinstance(handler, Checkpoints)), None)
         if not isinstance(trainer, AdversarialSegmentationTrainer) or checkpoints is None:
             raise BundleError(
@@ -160,7 +169,7 @@ class _Run:
         self.trainer, self.checkpoints = trainer, checkpoints
         self.journal = next((handler for handler in handlers if isinstance(handler, Journal)), None)
 
-    def prepare(self, *, resume: bool, init: str | PathLike[str] | None, rescale: bool) -> None:
+    def prepare(self, *, resume: bool) -> None:
         if self.checkpoints.latest() is not None and not resume:
             raise UsageError(
                 f"the folder {self.folder} holds the checkpoints of another run; continue it with --resume, "
@@ -169,10 +178,8 @@ class _Run:
         iteration = self.checkpoints.resume(self.trainer) if resume else 0
         if iteration:
             _logger.info("going on after iteration %d", iteration)
-        elif init is not None:
-            _logger.info("starting weights: %s", initialise_from(self.trainer.network, init, rescaled=rescale))
-            if self.trainer.averaged is not None:
-                self.trainer.averaged.module.load_state_dict(self.trainer.network.state_dict())
+            for change in self.checkpoints.parts[-1]["changed"]:
+                _logger.info("from here on %s is %s (it was %s)", change["id"], change["new"], change["old"])
 
     def execute(self, *, publish: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
         begun = time.perf_counter()
@@ -221,6 +228,7 @@ class _Run:
 
     def _write_record(self, status: str, result: TrainingResult | None = None) -> None:
         datalist = Path(self.workflow.parser.get_parsed_content("datalist"))
+        conditions = self.checkpoints.conditions(self.trainer)
         record = {
             "medseg": __version__,
             "torch": torch.__version__,
@@ -229,9 +237,15 @@ class _Run:
             "device": str(self.trainer.state.device),
             "precision": str(self.trainer.dtype).removeprefix("torch."),
             "seed": self.workflow.parser.get_parsed_content("seed"),
-            "inputs": {"datalist": str(datalist), "datalist_sha256": sha256_file(datalist)},
+            "inputs": {
+                "datalist": str(datalist),
+                "datalist_sha256": sha256_file(datalist),
+                "cases_sha256": conditions.cases,
+                "init_sha256": conditions.start,
+            },
             "overrides": self.given,
-            "configuration": _plain(self.workflow.parser.config),
+            "configuration": conditions.configuration,
+            "parts": self.checkpoints.parts_until(self.trainer.state.iteration),
             "result": None if result is None else _plain(asdict(result)),
             "last_epoch": self.journal.rows[-1] if self.journal is not None and self.journal.rows else None,
         }
@@ -252,10 +266,11 @@ def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
     )
 
 
-def _parsed(workflow: ConfigWorkflow, name: str) -> Any:
-    """Build what the configuration describes; an error of medseg inside it comes out as itself."""
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of medseg inside of a configuration comes out as itself, not as MONAI's that wraps it."""
     try:
-        return workflow.parser.get_parsed_content(name)
+        yield
     except RuntimeError as error:
         cause: BaseException | None = error
         while cause is not None:

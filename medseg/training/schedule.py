@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AdversarialSchedule", "OneCycle", "Turn"]
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+__all__ = ["AdversarialSchedule", "OneCycle", "Turn", "completes_update", "generator_steps", "plan_cycles"]
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,73 @@ class OneCycle:
     Parameters
     ----------
     total
-        Optimiser steps of the whole run; later steps keep the last factor.
+        Iterations of the whole run. In a run whose generator makes more or fewer updates than one in each, the trainer
+        says how many they are (:func:`plan_cycles`).
     rise
         Fraction of them spent rising.
     start, end
         Factor at the beginning and at the end.
+    updates
+        Updates of the network in ``total`` iterations, over which the cycle goes; None if there is one in each.
+        Later updates keep the last factor.
     """
 
     total: int
     rise: float = 0.1
     start: float = 0.05
     end: float = 0.001
+    updates: int | None = None
 
     def __call__(self, step: int) -> float:
-        """Factor at a 0-based ``step``."""
-        rising = max(1.0, self.rise * self.total)
+        """Factor at a 0-based ``step`` of the optimiser."""
+        length = self.total if self.updates is None else self.updates
+        rising = max(1.0, self.rise * length)
         if step < rising:
             return self.start + (1.0 - self.start) * step / rising
-        done = min(1.0, (step - rising) / max(1.0, self.total - rising))
+        done = min(1.0, (step - rising) / max(1.0, length - rising))
         return self.end + (1.0 - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def completes_update(iteration: int, epoch_length: int | None, accumulation: int = 1) -> bool:
+    """Whether the batch of a 1-based ``iteration`` completes an accumulated gradient; the last one of an epoch does."""
+    done = (iteration - 1) % epoch_length + 1 if epoch_length else iteration
+    return done % accumulation == 0 or done == epoch_length
+
+
+def generator_steps(
+    schedule: AdversarialSchedule | None, iterations: int, epoch_length: int, accumulation: int = 1
+) -> int:
+    """Updates that the generator makes in the first ``iterations`` of a run, as it is planned.
+
+    Parameters
+    ----------
+    schedule
+        Who learns when; None without a discriminator.
+    iterations, epoch_length
+        Of the run, and of one of its epochs.
+    accumulation
+        Batches whose gradients make one update.
+
+    Notes
+    -----
+    Updates that are skipped because a loss or a gradient is not finite are counted: they are not planned.
+    """
+    turns = AdversarialSchedule(weight=0.0) if schedule is None else schedule
+    return sum(
+        turns.turn(iteration, (iteration - 1) // epoch_length + 1).generator_steps
+        for iteration in range(1, iterations + 1)
+        if completes_update(iteration, epoch_length, accumulation)
+    )
+
+
+def plan_cycles(
+    scheduler: LRScheduler | None, schedule: AdversarialSchedule | None, epoch_length: int, accumulation: int = 1
+) -> None:
+    """Stretch every :class:`OneCycle` of a ``LambdaLR`` over the updates that the generator really makes.
+
+    A cycle counts updates, and with :class:`AdversarialSchedule` their number is not that of the iterations: the
+    generator makes none in the discriminator's epochs, and several per batch where it is told to.
+    """
+    for cycle in scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else ():
+        if isinstance(cycle, OneCycle):
+            cycle.updates = generator_steps(schedule, cycle.total, epoch_length, accumulation)

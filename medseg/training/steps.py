@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from medseg.errors import TrainingDiverged
 from medseg.training.parallel import average_gradients, same_start
+from medseg.training.rates import group_options, restore_rates
 
 __all__ = ["NetworkStep"]
 
@@ -46,6 +47,7 @@ class NetworkStep:
     ) -> None:
         self.name, self.network, self.optimizer, self.scheduler = name, network, optimizer, scheduler
         self.max_norm, self.patience = max_norm, patience
+        self.options = group_options(optimizer)
         same_start(network)
         self.scaler = torch.amp.GradScaler(enabled=scaled)
         self.skipped_in_a_row = self.skipped = 0
@@ -87,17 +89,16 @@ class NetworkStep:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "options": self.options,
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": [self.skipped_in_a_row, self.skipped],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Go back to a saved state; rates, their schedule and other options are those of this step."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        restore_rates(self.optimizer, self.scheduler, state, self.options)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped_in_a_row, self.skipped = state["skipped"]

@@ -113,7 +113,7 @@ class Unlabelled:
         return next(self._stream)
 
 
-def unlabelled_cases(
+def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
     data: Sequence[dict[str, Any]],
     transform: Compose,
     *,
@@ -121,7 +121,10 @@ def unlabelled_cases(
     iterations: int,
     seed: int = 0,
     num_workers: int = 0,
-    **options: Any,
+    consistency: float = 1.0,
+    start: int = 0,
+    ramp: int = 0,
+    adversarial: bool = True,
 ) -> Unlabelled | None:
     """:class:`Unlabelled` from a list of cases; None if the list is empty or both of its weights are 0.
 
@@ -131,10 +134,11 @@ def unlabelled_cases(
         As for :class:`medseg.training.TrainingDataset`.
     batch_size, iterations, num_workers
         As for :func:`medseg.training.training_loader`.
-    options
-        Of :class:`Unlabelled`.
+    consistency, start, ramp, adversarial
+        As for :class:`Unlabelled`.
     """
-    if not data or not (options.get("consistency", 1.0) or options.get("adversarial", True)):
+    if not data or not (consistency or adversarial):
         return None
     dataset = TrainingDataset(data, transform, seed=seed + 1)  # + 1: not the augmentation of the labelled cases
-    return Unlabelled(training_loader(dataset, batch_size, iterations, num_workers=num_workers), **options)
+    loader = training_loader(dataset, batch_size, iterations, num_workers=num_workers)
+    return Unlabelled(loader, consistency=consistency, start=start, ramp=ramp, adversarial=adversarial)

@@ -151,7 +151,7 @@ def test_evaluate_overlays_train(tmp_path: Path) -> None:
 
 def test_multi_gpu_overlays_train() -> None:
     overlay = json.loads((CONFIGS / "multi_gpu_train.json").read_text())
-    assert set(overlay) <= {*json.loads((CONFIGS / "train.json").read_text()), "finalize"}
+    assert set(overlay) <= {*json.loads((CONFIGS / "train.json").read_text()), "finalize", "+known_ids"}
     assert not any("os.environ" in name for name in _names(overlay))
 
 

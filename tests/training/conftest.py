@@ -46,8 +46,8 @@ def balls(cases: int, seed: int = 0) -> list[dict[str, Tensor]]:
     return items
 
 
-def small_generator() -> torch.nn.Module:
-    return UNet(3, 1, 2, channels=(4, 8), strides=(2,), num_res_units=0, norm="instance", dropout=0.1)
+def small_generator(norm: str = "instance") -> torch.nn.Module:
+    return UNet(3, 1, 2, channels=(4, 8), strides=(2,), num_res_units=0, norm=norm, dropout=0.1)
 
 
 @pytest.fixture
@@ -62,10 +62,11 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
         schedule: AdversarialSchedule | None = None,
         workers: int = 0,
         adversary: dict[str, Any] | None = None,
+        norm: str = "instance",
         **options: Any,
     ) -> AdversarialSegmentationTrainer:
         set_determinism(seed=1)
-        network = small_generator()
+        network = small_generator(norm)
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
         augment = RandSpatiald(["image", "label"], (SIZE,) * 3, mode=["bilinear", "nearest"], margin=2)
         dataset = TrainingDataset(balls(4), Compose([augment]), seed=5)

@@ -13,7 +13,7 @@ from monai.transforms import AsDiscreted, Compose
 from torch import nn
 
 from medseg.errors import TrainingDiverged
-from medseg.training import AdversarialLoss, AdversarialSchedule, AdversarialSegmentationTrainer, Adversary
+from medseg.training import AdversarialLoss, AdversarialSchedule, AdversarialSegmentationTrainer, Adversary, OneCycle
 from tests.training.conftest import balls, small_generator
 
 Make = Callable[..., AdversarialSegmentationTrainer]
@@ -110,6 +110,45 @@ def test_alternation_by_epoch_moves_one_network_at_a_time(make_trainer: Make) ->
     trainer.add_event_handler(Events.EPOCH_COMPLETED, compare)
     trainer.run()
     assert moved == [(False, True), (True, False)]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        AdversarialSchedule(weight=0.1, alternate="epoch", warm_up=2),
+        AdversarialSchedule(weight=0.1, generator_steps=2),
+        AdversarialSchedule(weight=0.1, discriminator_steps=2),
+    ],
+)
+def test_the_learning_rate_anneals_over_the_steps_of_the_generator(
+    make_trainer: Make, schedule: AdversarialSchedule
+) -> None:
+    trainer = make_trainer(epochs=4, schedule=schedule)
+    rates: list[float] = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    assert max(rates) == pytest.approx(0.01, rel=0.05)  # the peak is reached
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * OneCycle(1).end)  # and the floor, at the end
+    assert rates[-1] > 0.01 * OneCycle(1).end  # not before it
+
+
+def test_running_statistics_of_the_generator_rest_in_the_epochs_of_the_discriminator(make_trainer: Make) -> None:
+    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(weight=0.1, alternate="epoch"), norm="batch")
+    before = _copy(trainer.network)
+    trainer.run()
+    assert not _changed(trainer.network, before)
+    assert trainer.averaged is not None
+    assert not _changed(trainer.averaged.module, before)
+
+
+def test_a_batch_that_is_skipped_leaves_no_trace_in_running_statistics(make_trainer: Make) -> None:
+    trainer = make_trainer(epochs=1, iterations=2, norm="batch")
+    before = _copy(trainer.network)
+    honest = trainer.inferer
+    trainer.inferer = lambda image, network: honest(image * torch.nan, network)
+    trainer.run()
+    assert trainer.generator_step.skipped == 2
+    assert not _changed(trainer.network, before)
 
 
 def test_accumulation_equals_the_larger_batch(make_trainer: Make) -> None:

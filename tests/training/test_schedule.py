@@ -1,10 +1,12 @@
 """The schedule is a pure function of time."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.training import AdversarialSchedule, OneCycle, Turn
+from medseg.training.schedule import generator_steps, plan_cycles
 
 
 def test_warm_up_settle_and_ramp() -> None:
@@ -44,3 +46,31 @@ def test_one_cycle_rises_falls_and_stays() -> None:
     assert factor(0) == pytest.approx(0.1)
     assert factor(10) == pytest.approx(1.0)
     assert factor(100) == factor(5000) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "accumulation", "expected"),
+    [
+        (None, 1, 12),
+        (None, 3, 6),  # the third batch of an epoch of four, and its last one
+        (AdversarialSchedule(weight=0.1), 1, 12),
+        (AdversarialSchedule(weight=0.1, generator_steps=2), 1, 24),
+        (AdversarialSchedule(weight=0.1, alternate="epoch"), 1, 4),  # the second of three epochs
+        (AdversarialSchedule(weight=0.1, alternate="epoch", warm_up=3), 1, 7),  # and the warm-up in the first
+        (AdversarialSchedule(weight=0.0, alternate="epoch"), 1, 12),
+    ],
+)
+def test_the_steps_of_the_generator_are_counted_as_planned(
+    schedule: AdversarialSchedule | None, accumulation: int, expected: int
+) -> None:
+    assert generator_steps(schedule, iterations=12, epoch_length=4, accumulation=accumulation) == expected
+
+
+def test_a_cycle_of_fewer_updates_reaches_its_end_with_the_last_of_them() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, OneCycle(12, end=0.01))
+    plan_cycles(scheduler, AdversarialSchedule(weight=0.1, alternate="epoch"), epoch_length=4)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr() == [pytest.approx(0.01)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.manifests.layouts.names import one_or_list, split_channel
-from medseg.manifests.manifest import Item, Manifest, read_json_object
+from medseg.manifests.manifest import Item, Manifest, is_file_name, read_json_object
 
 __all__ = ["is_nnunet", "read"]
 
@@ -46,7 +46,7 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
     splits = splits if splits is not None else path.with_name(_SPLITS)
     if splits.exists():
         _assign_folds(training, splits)
-    names = content.get("channel_names", content.get("modality", {}))
+    names = _channel_names(path, content)
     known = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
     rest = {key: value for key, value in content.items() if key not in known}
     test = _cases(path.parent, "Ts", str(content["file_ending"]), len(names) or 1)
@@ -60,13 +60,17 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
     return Manifest({**head, **sections}, path.parent)
 
 
+def _channel_names(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = content.get("channel_names", content.get("modality", {}))
+    if not isinstance(names, Mapping):
+        raise UsageError(f'{path}: channel_names is {names!r}, expected an object such as {{"0": "CT"}}')
+    return names
+
+
 def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
-    channels = len(content.get("channel_names", content.get("modality", {}))) or 1
+    channels = len(_channel_names(folder / "dataset.json", content)) or 1
     if isinstance(content.get("dataset"), Mapping):  # nnU-Net's way to name files that lie elsewhere
-        return {
-            str(case): {"image": one_or_list(list(entry["images"])), "label": entry["label"], "patient_id": str(case)}
-            for case, entry in content["dataset"].items()
-        }
+        return {str(case): _named_case(folder, case, entry) for case, entry in content["dataset"].items()}
     cases = _cases(folder, "Tr", str(content["file_ending"]), channels)
     without = [case for case, item in cases.items() if "label" not in item]
     if without:
@@ -74,6 +78,13 @@ def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
     if not cases:
         raise UsageError(f"{folder / 'imagesTr'} holds no file that ends in {content['file_ending']}")
     return cases
+
+
+def _named_case(folder: Path, case: str, entry: Any) -> Item:
+    images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, Mapping) else (None, None)
+    if not isinstance(images, list) or not is_file_name(images) or not isinstance(label, str):
+        raise UsageError(f"{folder}: the case {case} of `dataset` names no images and label; expected both, as paths")
+    return {"image": one_or_list(images), "label": label, "patient_id": case}
 
 
 def _cases(folder: Path, part: str, ending: str, channels: int) -> dict[str, Item]:
