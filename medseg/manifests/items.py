@@ -48,7 +48,7 @@ def _sums(value: Any) -> bool:
 
 
 _KINDS = {
-    "image": (_paths, "one path or several, one per channel"),
+    "image": (_paths, "one path or several"),
     "label": (_paths, "one path or several"),
     "case_id": (_name, "a name"),
     "patient_id": (_name, "a name"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,10 @@ def _intensity(samples: Sequence[NDArray[np.float64]]) -> Intensity:
 def _modality(manifest: Manifest, channels: int) -> tuple[str, ...]:
     """Modality of each channel as the datalist declares it (the Decathlon's ``modality``, nnU-Net's channel names)."""
     declared = manifest.content.get("modality") or manifest.content.get("channel_names") or {}
-    declared = {"0": declared} if isinstance(declared, str) else declared
+    declared = [declared] if isinstance(declared, str) else declared
+    declared = {str(channel): name for channel, name in enumerate(declared)} if isinstance(declared, list) else declared
+    if not isinstance(declared, Mapping):
+        raise UsageError(f'the datalist\'s modality is {declared!r}, expected an object such as {{"0": "CT"}}')
     names = [str(declared.get(str(channel), "unknown")).upper() for channel in range(channels)]
     return tuple({"MRI": "MR", "PET": "PT"}.get(name, name) if name != "UNKNOWN" else "unknown" for name in names)
 

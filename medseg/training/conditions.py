@@ -12,13 +12,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from medseg.labels import MAPPING_KEY
 from medseg.manifests.checksums import path_checksum
 from medseg.training.configuration import values_used
 
 __all__ = ["Case", "Conditions", "conditions_of"]
 
 Case = dict[str, str | list[str]]
-"""SHA-256 of each file of one case, by what it is (``image``, ``label``, a channel)."""
+"""SHA-256 of each file of one case, by what it is (``image``, ``label``, a channel); and the mapping of its labels."""
 
 _READERS = 4
 
@@ -83,6 +84,8 @@ def _case(checksum: Callable[[Path], str], item: Any) -> Case:
             found[str(key)] = [checksum(Path(part)) for part in value]
         elif _is_file(value):
             found[str(key)] = checksum(Path(value))
+        elif key == MAPPING_KEY:  # what the values in the label file mean decides as much as the file
+            found[MAPPING_KEY] = json.dumps(value, sort_keys=True)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from medseg.errors import UsageError
 from medseg.labels import MAPPING_KEY
 from medseg.manifests import Item, Manifest
+from medseg.manifests.items import check_item
 from medseg.manifests.manifest import read_json_object
 
 __all__ = ["data_root", "fold_items", "read_datalist", "require_first_image", "unlabelled_list", "with_folder"]
@@ -169,12 +169,11 @@ def _label(manifest: Manifest, item: Item) -> str:
 def unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
     """Items of the list ``unlabelled``, which may name paths alone."""
     listed = manifest.content.get("unlabelled", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{datalist}: 'unlabelled' is a {type(listed).__name__}, expected a list of paths or items")
     entries = [entry if isinstance(entry, dict) else {"image": entry} for entry in listed]
-    odd = next((entry for entry in entries if not isinstance(entry.get("image"), str | list)), None)
-    if odd is not None:
-        raise UsageError(
-            f"{datalist}: an entry of 'unlabelled' is {json.dumps(odd)[:120]}, expected a path or an image"
-        )
+    for entry in entries:
+        check_item(entry, Path(datalist))
     return entries
 
 

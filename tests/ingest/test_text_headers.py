@@ -255,8 +255,8 @@ def test_the_intensity_function_of_metaimage_is_applied(tmp_path: Path, scaling:
 @pytest.mark.parametrize(
     ("encoding", "data"),
     [
-        ("gzip", gzip.compress(RAW)),
-        ("gz", gzip.compress(RAW[:20]) + gzip.compress(RAW[20:])),
+        ("gzip", gzip.compress(RAW, mtime=0)),
+        ("gz", gzip.compress(RAW[:20], mtime=0) + gzip.compress(RAW[20:], mtime=0)),
         ("bzip2", bz2.compress(RAW)),
         ("bz2", bz2.compress(RAW[:7]) + bz2.compress(RAW[7:])),
         ("hex", RAW.hex(" ").encode()),
@@ -313,7 +313,7 @@ def test_bytes_and_lines_before_the_values_are_left_out(tmp_path: Path) -> None:
     ("fields", "data"),
     [
         ({"CompressedData": "True"}, zlib.compress(RAW)),
-        ({"CompressedData": "true", "CompressedDataSize": "40"}, gzip.compress(RAW)),
+        ({"CompressedData": "true", "CompressedDataSize": "40"}, gzip.compress(RAW, mtime=0)),
         ({"BinaryData": "False"}, TEXT),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import UsageError
@@ -142,3 +142,32 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "datalist.json").write_text('{"labels": {"1": "a", "1": "b"}, "training": []}')
     with pytest.raises(UsageError, match="the key '1' stands twice"):
         Manifest.read(tmp_path / "datalist.json")
+
+
+SMALL_VALUES = st.sampled_from(
+    [None, True, -1, 0, 1, 0.5, 1e30, "", "a.nii", "0", [], [1, "a"], {}, {"0": 1}, {"image": 2}]
+)
+ODD = JSON_VALUES | SMALL_VALUES
+ITEM = st.dictionaries(st.sampled_from(["image", "label", "fold", "patient_id", "sha256"]), ODD, max_size=4) | ODD
+LISTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "training": st.lists(ITEM, max_size=3) | ODD,
+        "test": st.lists(ITEM, max_size=2) | ODD,
+        **dict.fromkeys(("labels", "label_mapping", "dataset_dir", "file_ending", "dataset", "channel_names"), ODD),
+        "modality": ODD,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=LISTS)
+def test_whatever_a_datalist_holds_is_read_or_refused(content: dict[str, object], tmp_path: Path) -> None:
+    path = write(tmp_path / "datalist.json", content)
+    try:
+        manifest = Manifest.read(path)
+        manifest.split(1, seed=0, stratify=False)
+        assert manifest.labels is not None
+        assert all(manifest.files(item, "image") for _, _, item in manifest.items())
+    except UsageError:
+        pass

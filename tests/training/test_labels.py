@@ -16,6 +16,7 @@ from monai.transforms.utility.dictionary import Identityd
 
 from medseg.errors import Refusal, UsageError
 from medseg.training import TrainingDataset, data_root, fold_items, image_items, train_bundle
+from medseg.training.conditions import conditions_of
 from medseg.training.datalist import with_folder
 from medseg.transforms import LoadLabeld, LoadVolumed
 from tests.ingest.trees import write_series
@@ -95,6 +96,8 @@ def test_a_mapping_of_the_datalist_counts_in_training(tmp_path: Path) -> None:
     case = steps(items[0])
     np.testing.assert_array_equal(case["label"], right)
     assert set(case) == {"image", "label"}
+    mapped = conditions_of(None, {"validate": items}).cases["validate"][0]
+    assert mapped["label_mapping"] == '{"7": 1, "200": 2}'
     with pytest.raises(UsageError, match="has a label_mapping, which the bundle does not apply"):
         TrainingDataset(items, Compose([Identityd("image")]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,9 @@ def _volumes(
 ) -> list[VolumeFacts]:
     case = (case_of(item),)
     volumes = []
-    expected = item.get("sha256", {}).get(key, [])
-    sums = [expected] if isinstance(expected, str) else list(expected)
+    stated = item.get("sha256")
+    expected = stated.get(key, []) if isinstance(stated, Mapping) else []
+    sums = expected if isinstance(expected, list) else [expected]
     for number, path in enumerate(manifest.files(item, key)):
         if not path.exists():
             problems.append(Finding("missing-file", f"{key} {path.name} does not exist", case))

@@ -49,7 +49,7 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
     splits = splits if splits is not None else path.with_name(_SPLITS)
     if splits.exists():
         _assign_folds(training, splits)
-    names = content.get("channel_names", content.get("modality", {}))
+    names = _channel_names(content)
     known = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
     rest = {key: value for key, value in content.items() if key not in known}
     test = _cases(path.parent, "Ts", str(content["file_ending"]), len(names) or 1)
@@ -65,7 +65,7 @@ def read(path: Path, *, splits: Path | None = None) -> Manifest:
 
 def _check(content: Mapping[str, Any], path: Path) -> None:
     """Refuse what is of another kind than nnU-Net writes."""
-    names, listed = content.get("channel_names", content.get("modality", {})), content.get("dataset")
+    names, listed = _channel_names(content), content.get("dataset")
     if not isinstance(names, Mapping) or not isinstance(content["file_ending"], str) or not content["file_ending"]:
         raise UsageError(f"{path}: expected channel_names by number and a file_ending such as .nii.gz; correct it")
     for entry in listed.values() if isinstance(listed, Mapping) else ():
@@ -75,11 +75,16 @@ def _check(content: Mapping[str, Any], path: Path) -> None:
         check_item({"image": images, "label": entry["label"]}, path)
 
 
+def _channel_names(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    names: Mapping[str, Any] = content.get("channel_names", content.get("modality", {}))
+    return names
+
+
 def _training(folder: Path, content: Mapping[str, Any]) -> dict[str, Item]:
-    channels = len(content.get("channel_names", content.get("modality", {}))) or 1
+    channels = len(_channel_names(content)) or 1
     if isinstance(content.get("dataset"), Mapping):  # nnU-Net's way to name files that lie elsewhere
         return {
-            str(case): {"image": one_or_list(list(entry["images"])), "label": entry["label"], "patient_id": str(case)}
+            str(case): {"image": one_or_list(entry["images"]), "label": entry["label"], "patient_id": str(case)}
             for case, entry in content["dataset"].items()
         }
     cases = _cases(folder, "Tr", str(content["file_ending"]), channels)
