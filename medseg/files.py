@@ -128,7 +128,7 @@ def _refuse_special(target: Path) -> None:
 def _why(folder: Path, error: OSError | ValueError) -> str:
     """What stands in the way, and what to do."""
     for place in (folder, *folder.parents):
-        if place.is_file():
+        if os.path.isfile(place):  # noqa: PTH113  False, and no error, for a name that is too long
             return f"{shown(place)} is a file, expected a folder; give another place"
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return f"{reason}; make room, change its permissions, or give another place"
