@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Parsed", "first_cause", "missing_package"]
 
 _PACKAGES = {"skimage": "scikit-image", "cucim": "cucim-cu12", "cv2": "opencv-python", "PIL": "pillow"}
+_NOT_THERE = tuple(map(re.compile, (r"[Nn]o module named '(\w+)", r"`(\w+)`", r"(?:from|import) (\w+)")))
 _REQUIRED = re.compile(r"^(\w+)(\.\w+)* required\.$", re.IGNORECASE)
 """How MONAI's transforms say that an optional package is not there."""
 
@@ -76,17 +77,20 @@ class Parsed:
 def missing_package(error: BaseException, purpose: str) -> MissingDependency | None:
     """The error to raise if a package that is not installed is behind ``error``, else None."""
     for cause in _causes(error):
-        name = None
-        if isinstance(cause, ImportError):
-            named = cause.name or next(iter(re.findall(r"[Nn]o module named '(\w+)", str(cause))), None)
-            name = named or next(iter(re.findall(r"`(\w+)`|import (\w+)", str(cause))), ("",))
-            name = "".join(name) if isinstance(name, tuple) else name
-        elif isinstance(cause, RuntimeError) and _REQUIRED.match(str(cause)):
-            name = str(cause).partition(" ")[0].partition(".")[0].lower()
-        if name:
-            package = name.partition(".")[0]
+        package = _package_of(cause).partition(".")[0]
+        if package:
             return MissingDependency(_PACKAGES.get(package, package), None, purpose)
     return None
+
+
+def _package_of(error: BaseException) -> str:
+    """The package that an error says is missing; empty if it says nothing of the kind."""
+    if isinstance(error, ImportError):
+        said = (pattern.search(str(error)) for pattern in _NOT_THERE)
+        return error.name or next((found[1] for found in said if found), "")
+    if isinstance(error, RuntimeError) and _REQUIRED.match(str(error)):
+        return str(error).partition(" ")[0].lower()
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from medseg.bundle import Bundle, audit, require_trusted, verify
 from medseg.bundle.findings import blocks
+from medseg.bundle.parsed import missing_package
 from medseg.bundle.trainable import check_trainable
 from medseg.cli import bundle as bundle_command
 from medseg.cli.main import app
@@ -243,3 +244,18 @@ def test_without_a_background_nothing_is_judged_and_no_dicom_is_written(bundle: 
     assert trust_state(opened).state == "none"
     with pytest.raises(BundleError, match="no background"):
         segment_codes(opened)
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        (RuntimeError("Skimage.measure required."), "scikit-image"),
+        (ImportError("from einops import rearrange (No module named 'einops')."), "einops"),
+        (ImportError("required package `itk` is not installed or the version doesn't match requirement."), "itk"),
+        (RuntimeError("shapes differ"), None),
+    ],
+)
+def test_the_package_that_is_missing_is_named(error: Exception, package: str | None) -> None:
+    found = missing_package(error, "a transform")
+    assert (found is None) == (package is None)
+    assert package is None or f"pip install {package}" in str(found)
