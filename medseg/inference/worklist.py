@@ -61,7 +61,7 @@ def worklist_rows(run: Mapping[str, Any], measured: Mapping[str, float] | None =
         Dice of the worst structure by case id, where cases were compared with references.
     """
     known = measured or {}
-    done = [case for case in run.get("cases", []) if case.get("status") == "done"]
+    done = [case for case in run.get("cases", []) if (case.get("status") or "done") == "done"]
     accept_at = (run.get("trust") or {}).get("thresholds", {}).get("accept")
     ordered = sorted(done, key=lambda case: _key(case, known.get(case["case_id"])))
     return [_row(rank, case, accept_at, known.get(case["case_id"])) for rank, case in enumerate(ordered, start=1)]
@@ -127,7 +127,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
     trust = case.get("trust") or {}
     verdict = str(trust.get("verdict") or "")
     worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
-    prediction = next((name for name in case.get("outputs", []) if name.endswith("_seg.nii.gz")), "")
+    prediction = next((name for name in (case.get("outputs") or []) if name.endswith("_seg.nii.gz")), "")
     return {
         "rank": rank,
         "case_id": case["case_id"],
@@ -138,7 +138,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
         "structure": "" if worst is None else worst["name"],
         "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
         "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
-        "prediction": prediction or next(iter(case.get("outputs", [])), ""),
+        "prediction": prediction or next(iter(case.get("outputs") or []), ""),
         "source": case.get("source", ""),
     }
 
