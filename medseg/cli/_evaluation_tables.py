@@ -175,6 +175,9 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     learnt = sentence(summary["trained_on"])
     if learnt:
         remarks.append(f"[bold red]{learnt}[/bold red]")
+    other = sentence(summary.get("comparison", {}).get("trained_on"))
+    if other:
+        remarks.append(f"[bold red]of the predictions compared with, {other}[/bold red]")
     remarks += _notes(summary)
     if summary["n_missed"] or summary["n_invented"]:
         remarks.append(

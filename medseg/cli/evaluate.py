@@ -12,7 +12,6 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
 from medseg.evaluation.definitions import PercentileRule, SurfaceRule
-from medseg.files import prepare_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,8 +75,6 @@ def evaluate(
         part=None if section is None and fold is None else Part(section, fold),
         workers=workers or _cpus(),
     )
-    for name in ("metrics.csv", "metrics.json"):
-        prepare_file(output / name)
     console = terminal()
     with _progress(console) as advance:
         result = evaluate_folders(

@@ -17,7 +17,7 @@ from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summaris
 from medseg.evaluation.structure_names import Structures, structures_of
 from medseg.evaluation.tables import Evaluated, header, lists_of_cases, write_csv
 from medseg.evaluation.trained_on import summarised, trained_on
-from medseg.files import write_json
+from medseg.files import prepare_folder, write_json
 from medseg.geometry import POSITION_TOLERANCE_MM
 from medseg.manifests import Part
 
@@ -120,6 +120,8 @@ def evaluate_folders(
     ------
     UsageError
         If a folder, datalist or labels file cannot be used, or no prediction has a reference.
+    OutputUnusable
+        If nothing can be written to ``output``.
     CaseFailed
         If a worker process dies.
     """
@@ -127,11 +129,12 @@ def evaluate_folders(
     sources = [Path(predictions), *([Path(compare_with)] if compare_with is not None else [])]
     truth = _Truth(Path(references), collect(Path(references), "references", options.part), labels, tolerance_mm)
     plans = [_plan(source, truth, options) for source in sources]
+    prepare_folder(output)  # an unusable place is told before the work, and not made for unusable input
     steps = _Steps(sum(len(plan.tasks) for plan in plans), progress)
     evaluated = [_evaluate(plan, options.workers, steps) for plan in plans]
     names = _names(plans[0].structures, [row for one in evaluated for row in one.results])
     evaluated = [_completed(one, names, options.definitions) for one in evaluated]
-    return _write(evaluated, plans[0], truth, Path(output), options)
+    return _write(evaluated, plans, truth, Path(output), options)
 
 
 @dataclass(frozen=True)
@@ -221,9 +224,9 @@ def _completed(evaluated: Evaluated, names: Mapping[int, str], definitions: Defi
 
 
 def _write(
-    evaluated: Sequence[Evaluated], plan: _Plan, truth: _Truth, output: Path, options: Options
+    evaluated: Sequence[Evaluated], plans: Sequence[_Plan], truth: _Truth, output: Path, options: Options
 ) -> EvaluationResult:
-    first, patients = evaluated[0], truth.patients
+    first, plan, patients = evaluated[0], plans[0], truth.patients
     summary = header(first, truth.source, truth.tolerance_mm, options.definitions, options.bootstrap)
     summary["n_patients"] = len({patients[pair.case_id] for pair in first.scored})
     learnt = trained_on(first.pairs, plan.found, truth.found, truth.labels)
@@ -236,8 +239,10 @@ def _write(
         summary["subgroups"] = {"column": options.group_by, "groups": tables}
     more = [metric.name for metric in METRICS if not metric.csv] if options.all_metrics else []
     more = [*(percentile_name(p) for p in options.definitions.percentiles), *more]
-    for second in evaluated[1:]:
+    for second, other in zip(evaluated[1:], plans[1:], strict=True):
         summary["comparison"] = _comparison(first, second, patients, options.bootstrap)
+        known = trained_on(second.pairs, other.found, truth.found, None)  # --labels speaks of the first model
+        summary["comparison"]["trained_on"] = summarised(known, [pair.case_id for pair in second.scored])
         write_csv(output / "compared_metrics.csv", second.results, more)
     summary.update(lists_of_cases(first, plan.found.left_out))
     write_csv(output / "metrics.csv", first.results, more, trained_on=learnt)

@@ -61,7 +61,7 @@ def worklist_rows(run: Mapping[str, Any], measured: Mapping[str, float] | None =
         Dice of the worst structure by case id, where cases were compared with references.
     """
     known = measured or {}
-    done = [case for case in run.get("cases", []) if case.get("status") == "done"]
+    done = [case for case in run.get("cases", []) if (case.get("status") or "done") == "done"]
     accept_at = (run.get("trust") or {}).get("thresholds", {}).get("accept")
     ordered = sorted(done, key=lambda case: _key(case, known.get(case["case_id"])))
     return [_row(rank, case, accept_at, known.get(case["case_id"])) for rank, case in enumerate(ordered, start=1)]

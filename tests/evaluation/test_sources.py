@@ -294,6 +294,16 @@ def test_cases_that_the_model_was_trained_on_are_counted(tmp_path: Path, referen
     assert (tmp_path / "scores" / "metrics.csv").read_text().splitlines()[0].endswith(",invented")
 
 
+def test_training_cases_of_the_other_side_of_a_comparison_are_counted(tmp_path: Path, references: Path) -> None:
+    first, second = (
+        infer_folder(tmp_path / name, dict.fromkeys("ab", learnt))
+        for name, learnt in (("first", False), ("second", True))
+    )
+    result = score(first, references, compare_with=second)
+    assert result.summary["trained_on"]["n"] == 0
+    assert result.summary["comparison"]["trained_on"]["n"] == 2
+
+
 def test_training_cases_are_known_by_the_sums_in_the_bundle(tmp_path: Path, references: Path) -> None:
     images = write_maps(tmp_path / "imagesTr", {f"{case}_0000.nii.gz": reference_map() * 3 for case in "a"})
     write_maps(images, {"b_0000.nii.gz": reference_map() * 5})

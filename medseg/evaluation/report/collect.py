@@ -222,10 +222,10 @@ def _folder_named(metrics: Mapping[str, Any], key: str, folder: Path) -> Path | 
 def _from_run(item: Mapping[str, Any], places: _Places) -> Case:
     case_id, trust = str(item["case_id"]), item.get("trust") or {}
     source = item.get("source")
-    done = item.get("status", "done") == "done"
+    done = (item.get("status") or "done") == "done"
     return Case(
         case_id=case_id,
-        status=str(item.get("status", "done")),
+        status=str(item.get("status") or "done"),
         reason=str(item.get("reason") or ""),
         message=_safe_message(str(item.get("message") or ""), source, case_id),
         seconds=_number(item.get("seconds")),
