@@ -241,10 +241,12 @@ class _Run:
                     raise
                 request.stopped = True
         if request.stopped:
+            where = f"{'after' if request.complete else 'in'} iteration {self.trainer.state.iteration}"
             path = self.checkpoints.save(self.trainer) if request.complete else self.checkpoints.latest()
             raise Interrupted(
-                f"stopped in iteration {self.trainer.state.iteration}; everything before it is saved in {path}. "
-                "Run the same command with --resume to go on"
+                f"stopped {where}; everything is saved in {path}. Run the same command with --resume to go on"
+                if path
+                else f"stopped {where}, before anything was saved; run the same command to start again"
             )
 
     def _require_end(self) -> None:

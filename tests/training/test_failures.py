@@ -229,7 +229,7 @@ def test_a_signal_to_the_whole_group_saves_and_interrupts_with_workers_too(bundl
             os.kill(process.pid or 0, signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="in iteration 1"):
+    with pytest.raises(Interrupted, match="after iteration 1"):
         _train(bundle, _Watcher(Events.ITERATION_COMPLETED(once=1), to_all), overrides={"num_workers": 1})
 
 
