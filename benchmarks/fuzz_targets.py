@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _audit(case: Path) -> str:
     report = audit(manifest, workers=1)
     manifest.write(case / "again.json")
     for number in range(2):
-        _tolerated(lambda number=number: manifest.fold(number))
+        _tolerated(partial(manifest.fold, number))
     _tolerated(lambda: manifest.split(2, seed=0))
     return "blocked" if report.blocks_training else "passed"
 
@@ -213,7 +214,7 @@ def _trust(_: Path) -> list[Seed]:
         1, "block", ("a", "b"), BoostedTrees(0.5, 0.1, (tree, tree)), (0.0, 1.0), (0.1, 0.2), 1.5, 20, 10
     )
     thresholds = calibration.Thresholds()
-    parts = {
+    parts: dict[str, Any] = {
         "calibration": calibration.Calibration(("a", "b"), 0.9, _DIGEST, thresholds, (structure,), "phantoms"),
         "case_class": case_class.CaseClass(
             ("usual", "noise"), (0.0, 1.0), (1.0, 2.0), ((0.1, 0.2), (0.3, 0.4)), (0.0, 0.1), {"usual": 0.9}, _DIGEST

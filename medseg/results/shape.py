@@ -47,7 +47,7 @@ _ESTIMATES = {
     "verdict": TEXT,
     "flags": [TEXT],
     "look_at_mm": (_place, "three numbers"),
-    "case_class": {"name": TEXT, "probability": NUMBER},
+    "case_class": {"name!": TEXT, "probability!": NUMBER},
     "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
 }
 _CASE = {

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,7 +163,13 @@ def test_pairs_of_nrrd_are_notes_and_never_fields(tmp_path: Path, pair: str) -> 
 
 
 def test_fields_of_nrrd_in_other_letters_and_blanks_are_the_same(tmp_path: Path) -> None:
-    odd = {"space": None, "space units": None, "Space": "LPS", "spaceUnits": '"um" "um" "um"', "SIZES": " 4  3 2 "}
+    odd: dict[str, Any] = {
+        "space": None,
+        "space units": None,
+        "Space": "LPS",
+        "spaceUnits": '"um" "um" "um"',
+        "SIZES": " 4  3 2 ",
+    }
     check(nrrd(tmp_path, **{**odd, "sizes": None}), 1e-3, "converted to mm")
 
 
@@ -190,7 +197,7 @@ def test_a_field_given_twice_in_different_words_is_refused(tmp_path: Path, name:
         ({"HeaderSize": "9" * 30}, "unreadable"),
     ],
 )
-def test_a_metaimage_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, str], code: str) -> None:
+def test_a_metaimage_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], code: str) -> None:
     refused(mha(tmp_path, **fields), code)
 
 
@@ -215,12 +222,16 @@ def test_a_metaimage_that_contradicts_itself_is_refused(tmp_path: Path, fields: 
         ({"datafile": "slices%03d.raw 1 2 1"}, "unreadable"),
     ],
 )
-def test_an_nrrd_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, str | None], code: str) -> None:
+def test_an_nrrd_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], code: str) -> None:
     refused(nrrd(tmp_path, **fields), code)
 
 
 def test_what_does_not_change_the_place_of_voxels_is_passed_over(tmp_path: Path) -> None:
-    harmless = {"centerings": "node node node", "measurement frame": "(0,1,0) (1,0,0) (0,0,1)", "sample units": '"um"'}
+    harmless: dict[str, Any] = {
+        "centerings": "node node node",
+        "measurement frame": "(0,1,0) (1,0,0) (0,0,1)",
+        "sample units": '"um"',
+    }
     check(nrrd(tmp_path, **harmless, spacings="nan nan nan", units='"mm" "" "???"'))
 
 
@@ -317,7 +328,7 @@ def test_bytes_and_lines_before_the_values_are_left_out(tmp_path: Path) -> None:
         ({"BinaryData": "False"}, TEXT),
     ],
 )
-def test_every_encoding_of_metaimage(tmp_path: Path, fields: dict[str, str], data: bytes) -> None:
+def test_every_encoding_of_metaimage(tmp_path: Path, fields: dict[str, Any], data: bytes) -> None:
     check(mha(tmp_path, data, **fields))
     for spoilt in (data[: len(data) // 2], b"?" + data[1:]):
         with pytest.raises(Refusal):

@@ -92,7 +92,8 @@ def test_a_folder_beside_an_image_is_a_channel(tmp_path: Path) -> None:
 
 
 def test_records_are_channels(files: list[str]) -> None:
-    image = LoadVolume()([inspect_image(files[0]), files[1]])
+    sources: Any = [inspect_image(files[0]), files[1]]
+    image = LoadVolume()(sources)
     assert image.shape == (2, 5, 4, 3)
 
 
