@@ -131,16 +131,15 @@ class _Objectives:
         self.randomness = capture_randomness()
         self.noise = None if trainer.adversary is None else trainer.adversary.noise_state()
         self.buffers = Buffers(*trainer.format.networks.values())
-        self.prediction: Tensor | None = None
         trainer.network.train()
         if trainer.opponent is not None:
             trainer.opponent.discriminator.train().requires_grad_(True)
 
     def run_all(self) -> None:
         """Let every network see its part of the batch."""
-        self.prediction = self._predict()
+        prediction = self._predict()
         if self.trainer.opponent is not None:
-            self.trainer.opponent.look(self.image, self.label, self.prediction)
+            self.trainer.opponent.look(self.image, self.label, prediction)
 
     def disagreements(self) -> dict[str, float]:
         """Error of every parameter's gradient, 0 where it is within the tolerance."""
@@ -215,8 +214,8 @@ class _Objectives:
     def _discriminator_loss(self, context: _Context) -> Tensor:
         opponent = self.trainer.opponent
         assert opponent is not None
-        assert self.prediction is not None
-        fake = opponent.judged(self.prediction)
+        with torch.no_grad():  # the same in both formats: what the generator makes of them is its own error
+            fake = opponent.judged(self._predict())
         with context():
             loss, _, _ = opponent.judge(self.image, opponent.reference(self.label, fake), fake)
         return loss
