@@ -71,7 +71,7 @@ def test_ids_on_the_first_level(bundle: str) -> None:
         ("train#trainer#max_norm", 3.0, True),
         ("train#trainer#amp", True, False),
         ("train#handlers#3#interval", 5, True),
-        ("train#preprocessing_transforms#3#nonzero", True, False),
+        ("train#preprocessing_transforms#4#nonzero", True, False),
         ("train#augmentation_transforms#0#rotate_range", 0.1, False),
         ("validate#inferer#sw_batch_size", 4, True),
         ("validate#inferer#overlap", 0.1, False),

@@ -156,7 +156,7 @@ def _other_fold(data: Path) -> None:
             r"seed: 20 → 3; patch_size: \[16, 16, 16\] → \[16, 16, 8\]",
         ),
         ({"overrides": {"network_def#act": "relu"}}, None, r"network_def#act: .*LeakyReLU.* → relu"),
-        ({"overrides": {"train#preprocessing_transforms#3#nonzero": True}}, None, r"nonzero: \(absent\) → True"),
+        ({"overrides": {"train#preprocessing_transforms#4#nonzero": True}}, None, r"nonzero: \(absent\) → True"),
     ],
 )
 def test_what_would_make_another_run_is_refused(
@@ -179,7 +179,7 @@ def test_an_edit_of_the_bundle_is_a_change_too(bundle: Path, tmp_path: Path) -> 
     path.write_text(
         path.read_text().replace('"NormalizeIntensityd", "keys"', '"NormalizeIntensityd", "nonzero": true, "keys"')
     )
-    with pytest.raises(UsageError, match=r"train#preprocessing_transforms#3#nonzero: \(absent\) → True"):
+    with pytest.raises(UsageError, match=r"train#preprocessing_transforms#4#nonzero: \(absent\) → True"):
         _train(bundle, tmp_path / "out", resume=True)
 
 
