@@ -120,9 +120,11 @@ class Refusal(MedsegError):
         Stable identifier, one of :data:`REASON_CODES`.
     message
         What was found, what was expected, what to do; names the file and the tag, never the patient.
-    """
 
-    exit_code = ExitCode.INCOMPLETE
+    Notes
+    -----
+    A batch notes it with its case and goes on (exit code 1); where it ends a command, the input was unusable (2).
+    """
 
     def __init__(self, code: ReasonCode, message: str) -> None:
         super().__init__(code, message)

@@ -49,7 +49,7 @@ def test_quiet_prints_nothing_when_all_is_well() -> None:
     [
         (Outcome({}, complete=False), 1),
         (UsageError("found a, expected b"), 2),
-        (Refusal("not-3d", "found 4D"), 1),
+        (Refusal("not-3d", "found 4D"), 2),
         (Interrupted("stopped"), 75),
         (KeyboardInterrupt(), 75),
     ],
