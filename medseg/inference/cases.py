@@ -108,7 +108,7 @@ def collect(
     rules: Sequence[Rule] = (),
     *,
     part: Part | None = None,
-    own: list[SeriesRecord] | None = None,
+    skipped: list[SeriesRecord] | None = None,
 ) -> list[Case]:
     """Find the cases behind any mixture of files, folders and datalists, in a stable order.
 
@@ -123,8 +123,9 @@ def collect(
         is left out.
     part
         Which items of the datalists; all by default.
-    own
-        What medseg itself wrote is no input: it is left out with a warning, and added here.
+    skipped
+        Gets what is left out with a warning: what medseg itself wrote, and objects of a study that hold no volume
+        (reports, dose reports, single slices) where the study has one. By rules, objects are left out silently.
 
     Raises
     ------
@@ -140,9 +141,13 @@ def collect(
         raise UsageError(f"found {len(rules)} selection rules, the bundle has {channels} channels; give one for each")
     if part is not None and not datalists:
         raise UsageError("--section and --fold choose items of a datalist; give one (.json) as INPUT")
-    left_out: list[SeriesRecord] = [] if own is None else own
+    left_out: list[SeriesRecord] = [] if skipped is None else skipped
     records = scan(paths, own=left_out) if paths else []
-    cases = _selected(records, rules) if rules else [Case(r.case_id, r.source, (r,)) for r in records]
+    if rules:
+        cases = _selected(records, rules)
+    else:
+        volumes = _without_objects(records, left_out)
+        cases = [Case(r.case_id, r.source, (r,)) for r in volumes]
     for path in datalists:
         cases += _cases_of_datalist(path, part or Part(), left_out)
     if not cases:
@@ -150,6 +155,18 @@ def collect(
         wrote = f", but {len(left_out)} files that medseg wrote as results" if left_out else ""
         raise UsageError(f"{found}{wrote}; give NIfTI files or DICOM folders")
     return _unique(cases, channels)
+
+
+def _without_objects(records: Sequence[SeriesRecord], skipped: list[SeriesRecord]) -> list[SeriesRecord]:
+    """Records but those of objects that hold no volume, in studies that have one; alone they are refused cases."""
+    studies = {record.study_uid_hash for record in records if record.usable and record.study_uid_hash}
+    beside = [record for record in records if not record.is_volume and record.study_uid_hash in studies]
+    if beside:
+        what = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in beside).items())
+        _log.warning("left out beside the volumes of their studies: %s, such as %s", what, shown(beside[0].source))
+        skipped += beside
+    left_out = {id(record) for record in beside}
+    return [record for record in records if id(record) not in left_out]
 
 
 def _selected(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> list[Case]:
@@ -270,7 +287,7 @@ def load(case: Case) -> LoadedCase:
         raise case.refusal
     volumes = [read_volume(record, allow_resample=case.allow_resample) for record in case.channels]
     geometry = volumes[0][1]
-    note = _note(volumes[0][2])
+    note = _note([facts for _, _, facts in volumes])
     if case.taken.resampled:
         together = check_together(case.channels, [grid for _, grid, _ in volumes], [facts for _, _, facts in volumes])
         note = "; ".join(part for part in (note, together) if part)
@@ -299,6 +316,8 @@ def _check_one_grid(case: Case, volumes: Sequence[tuple[NDArray[Any], Geometry, 
             )
 
 
-def _note(facts: Mapping[str, Any]) -> str:
-    resampled = facts["resampled"]
-    return f"resampled onto a regular grid on request, because of {resampled['because']}" if resampled else ""
+def _note(channels: Sequence[Mapping[str, Any]]) -> str:
+    """What is worth knowing of the volumes: what was left out beside them, what was done to them."""
+    resampled = channels[0]["resampled"]
+    done = (f"resampled onto a regular grid on request, because of {resampled['because']}",) if resampled else ()
+    return "; ".join(dict.fromkeys((*done, *(note for facts in channels for note in facts["notes"]))))

@@ -98,9 +98,9 @@ def run_batch(
         prepare_file(folder / name)
     if announce is not None:
         announce(computing(options))
-    own: list[SeriesRecord] = []
+    skipped: list[SeriesRecord] = []
     part = None if options.section is None and options.fold is None else Part(options.section, options.fold)
-    found = collect(inputs, opened.input_channels, rules, part=part, own=own)
+    found = collect(inputs, opened.input_channels, rules, part=part, skipped=skipped)
     cases = _made_for(opened, options, found)
     check_kinds(opened, options.write, state, cases)
     with locked(folder), closing(Journal(folder)) as journal, claimed(folder) as claim:
@@ -109,7 +109,7 @@ def run_batch(
         if options.fresh:
             journal.clear()
             forget_quantised(folder)
-        content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in own]}
+        content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in skipped]}
         _say(content["notes"], announce)
         return _execute(Ledger(setting, journal, cases, progress), content)
 

@@ -46,6 +46,8 @@ class SeriesRecord:
         The verdict: a reason code of :data:`medseg.errors.REASON_CODES` and its explanation where refused.
     notes
         What is worth knowing about a usable volume.
+    is_volume
+        Whether it is a volume, or was meant as one; reports, single slices, dose reports and screen shots are none.
     series_number, contrast
         As in the header; whether a contrast agent is named there.
     acquired
@@ -71,6 +73,7 @@ class SeriesRecord:
     reason: ReasonCode | None = None
     message: str = ""
     notes: tuple[str, ...] = ()
+    is_volume: bool = True
     series_number: int | None = None
     contrast: bool | None = None
     acquired: float | None = None
@@ -115,6 +118,7 @@ def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
         reason=stack.reason,
         message=stack.message,
         notes=stack.notes,
+        is_volume=stack.is_volume,
         series_number=first.series_number,
         contrast=first.contrast_agent,
     )

@@ -25,10 +25,13 @@ from medseg.ingest.limits import check_volume_size
 from medseg.ingest.pixel_module import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
 from medseg.ingest.splitting import Part, separate_stacked
+from medseg.ingest.tags import is_projection_class
 
 __all__ = ["Stack", "case_id_of_series", "split"]
 
 _CASE_DIGITS: Final = 12
+_BESIDE_IMAGES: Final = ("not-an-image", "single-slice")
+"""Refused for what they are, not for damage: they may lie beside the one volume that is wanted."""
 _SAME_PLANE_DEGREES: Final = 30.0
 _FILLS_A_GAP: Final = 0.3
 
@@ -72,6 +75,17 @@ class Stack:
     def files(self) -> tuple[str, ...]:
         """The files in the order of the slices, each once."""
         return tuple(dict.fromkeys(header.path for header in self.headers))
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a volume, or was meant as one: no report, single slice, dose report or screen shot."""
+        return self.usable or not (self.reason in _BESIDE_IMAGES or self._is_picture())
+
+    def _is_picture(self) -> bool:
+        """An image without a place in the patient, whatever else is wrong with it."""
+        if self.reason in BROKEN or any(header.position is not None for header in self.headers):
+            return False
+        return len(self.headers) == 1 or all(is_projection_class(header.sop_class_uid) for header in self.headers)
 
 
 def case_id_of_series(series_uid_hash: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
 
@@ -20,16 +20,12 @@ from medseg.ingest.names import header_path, is_apple_double
 from medseg.ingest.records import SeriesRecord
 from medseg.ingest.series import read_headers, read_stack
 from medseg.ingest.stacks import Stack, split
-from medseg.ingest.tags import is_projection_class
 from medseg.ingest.walk import walk
 
 __all__ = ["Source", "read_volume"]
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | SeriesRecord
 Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
-
-_BESIDE_IMAGES: Final = ("not-an-image", "single-slice")
-"""Refused for what they are, not for damage: they may lie beside the one volume that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     if isinstance(source, SeriesRecord):
         return _read_record(source, dtype, allow_resample)
     found = _candidates(source)
-    if found.images and not any(_is_volume(stack) for stack in found.stacks):
+    if found.images and not any(stack.is_volume for stack in found.stacks):
         if len(found.images) > 1:
             raise _several(found)
         return read_image(found.images[0], dtype)
@@ -204,20 +200,8 @@ def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
     return header != file and header in files
 
 
-def _is_volume(stack: Stack) -> bool:
-    """Whether a stack is a volume, or was meant as one."""
-    return stack.usable or not (stack.reason in _BESIDE_IMAGES or _is_picture(stack))
-
-
-def _is_picture(stack: Stack) -> bool:
-    """A dose report, a screen shot, a radiograph: images without a place in the patient, whatever else is wrong."""
-    if stack.reason in BROKEN or any(header.position is not None for header in stack.headers):
-        return False
-    return len(stack.headers) == 1 or all(is_projection_class(header.sop_class_uid) for header in stack.headers)
-
-
 def _the_one(found: _Candidates) -> Stack:
-    volumes = [stack for stack in found.stacks if _is_volume(stack)]
+    volumes = [stack for stack in found.stacks if stack.is_volume]
     broken = [stack for stack in volumes if stack.reason in BROKEN]
     if broken:  # which volume lacks the broken file, nobody knows
         return broken[0]

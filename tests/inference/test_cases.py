@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from medseg.errors import Refusal, UsageError
 from medseg.inference.cases import collect, content_key, load, stat_key
+from medseg.ingest import SeriesRecord
 from tests.inference.volumes import blobs, grid, save
+from tests.ingest.synthetic import make_series
+from tests.ingest.synthetic import save as save_dicom
+from tests.ingest.test_files_left_out import OBJECTS
 
 
 def _pair(folder: Path, other: str = "plain") -> Path:
@@ -75,3 +81,24 @@ def test_rules_must_fit_the_channels(tmp_path: Path) -> None:
     assert [case.case_id for case in collect([path], 1, rules)] == ["a"]
     with pytest.raises(UsageError, match="rules"):
         collect([path], 2, rules)
+
+
+@pytest.mark.parametrize("make", OBJECTS.values(), ids=OBJECTS.keys())
+def test_an_object_beside_a_series_is_left_out_and_told(tmp_path: Path, make: Callable[[str], Dataset]) -> None:
+    save_dicom(make("1.2.3.4.5"), make_series().write(tmp_path) / "object")
+    skipped: list[SeriesRecord] = []
+    (case,) = collect([tmp_path], skipped=skipped)
+    assert case.refusal is None
+    assert [record.usable for record in skipped] == [False]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "object").rename(tmp_path / "alone" / "object")
+    (alone,) = collect([tmp_path / "alone"])
+    assert alone.refusal is not None, "what is all there is is refused by name"
+
+
+def test_a_file_that_was_left_out_beside_the_slices_is_told_with_the_case(tmp_path: Path) -> None:
+    folder = make_series().write(tmp_path)
+    (folder / "last.dcm").write_bytes(b"")
+    (case,) = collect([tmp_path])
+    assert "1" in load(case).note
+    assert "empty" in load(case).note
