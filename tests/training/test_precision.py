@@ -53,7 +53,7 @@ class _FaultyConvolution(nn.Conv3d):
         self.harm = harm
 
     def forward(self, input: Tensor) -> Tensor:
-        weight: Tensor = _Broken.apply(self.weight, self.harm)  # type: ignore[no-untyped-call]
+        weight: Tensor = _Broken.apply(self.weight, self.harm)
         return conv3d(input, weight, self.bias, self.stride, self.padding)
 
 
@@ -61,7 +61,7 @@ class _FaultyActivation(nn.Module):
     """No weights of its own; its gradient is wrong in bf16."""
 
     def forward(self, value: Tensor) -> Tensor:
-        result: Tensor = _Broken.apply(value, lambda gradient: -1e3 * gradient)  # type: ignore[no-untyped-call]
+        result: Tensor = _Broken.apply(value, lambda gradient: -1e3 * gradient)
         return result
 
 
