@@ -110,7 +110,7 @@ def _unchanged(trainer: AdversarialSegmentationTrainer) -> Iterator[None]:
     noise = None if opponent is None else opponent.noise_state()
     modes = [(module, module.training) for network in networks.values() for module in network.modules()]
     learns = [(weight, weight.requires_grad) for network in networks.values() for weight in network.parameters()]
-    eagerly = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]  # kernels are built later
+    eagerly = torch.compiler.set_stance("force_eager")  # kernels are built later
     with eagerly:
         yield
     buffers.restore()

@@ -53,7 +53,7 @@ class _FaultyConvolution(nn.Conv3d):
         self.harm = harm
 
     def forward(self, input: Tensor) -> Tensor:
-        weight: Tensor = _Broken.apply(self.weight, self.harm)  # type: ignore[no-untyped-call]
+        weight: Tensor = _Broken.apply(self.weight, self.harm)
         return conv3d(input, weight, self.bias, self.stride, self.padding)
 
 
@@ -61,7 +61,7 @@ class _FaultyActivation(nn.Module):
     """No weights of its own; its gradient is wrong in bf16."""
 
     def forward(self, value: Tensor) -> Tensor:
-        result: Tensor = _Broken.apply(value, lambda gradient: -1e3 * gradient)  # type: ignore[no-untyped-call]
+        result: Tensor = _Broken.apply(value, lambda gradient: -1e3 * gradient)
         return result
 
 
@@ -111,12 +111,14 @@ def test_a_fault_that_no_layer_shows_takes_the_whole_run_to_fp32(make_trainer: M
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_sound_kernels_lose_nothing_and_the_trial_leaves_no_trace(make_trainer: Make, norm: str) -> None:
-    tried = make_trainer(epochs=1, schedule=SCHEDULE, precision="bf16", norm=norm)
+def test_sound_kernels_lose_nothing_and_the_trial_leaves_no_trace(
+    make_trainer: Make, tmp_path: Path, norm: str
+) -> None:
+    tried = make_trainer(tmp_path / "tried", epochs=1, schedule=SCHEDULE, precision="bf16", norm=norm)
     tried.run()
     assert tried.format.record()["kept_in_fp32"] == []
     assert tried.format.record()["used"] == "bf16"
-    plain = make_trainer(epochs=1, schedule=SCHEDULE, precision="bf16", norm=norm)
+    plain = make_trainer(tmp_path / "plain", epochs=1, schedule=SCHEDULE, precision="bf16", norm=norm)
     plain.format.settle()
     plain.run()
     one, other = (_everything(trainer) for trainer in (tried, plain))
