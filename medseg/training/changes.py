@@ -65,7 +65,7 @@ def with_same_start(old: Conditions, new: Conditions) -> Conditions:
     """Starting weights that are not given again are those of before: the checkpoint holds what has become of them."""
     if new.configuration.get("init") is not None:
         return new
-    given = {name: old.configuration[name] for name in ("init", "rescale") if name in old.configuration}
+    given: dict[str, Any] = {name: old.configuration[name] for name in ("init", "rescale") if name in old.configuration}
     return replace(new, configuration={**new.configuration, **given}, start=old.start)
 
 
