@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -37,7 +36,7 @@ def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
 
     select = str(route.select) if route.select else None
     options = Options(write=route.write, select=select, device=route.device, precision=route.precision)
-    cases = run_batch(route.bundle, [study_folder], output, options, announce=partial(_log.info, "%s")).cases
+    cases = run_batch(route.bundle, [study_folder], output, options).cases
     for case in cases:
         if case.status == "failed":
             raise CaseFailed(f"{case.case_id}: {case.message}")
