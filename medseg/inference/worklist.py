@@ -127,7 +127,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
     trust = case.get("trust") or {}
     verdict = str(trust.get("verdict") or "")
     worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
-    prediction = next((name for name in case.get("outputs", []) if name.endswith("_seg.nii.gz")), "")
+    prediction = next((name for name in (case.get("outputs") or []) if name.endswith("_seg.nii.gz")), "")
     return {
         "rank": rank,
         "case_id": case["case_id"],
@@ -138,7 +138,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
         "structure": "" if worst is None else worst["name"],
         "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
         "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
-        "prediction": prediction or next(iter(case.get("outputs", [])), ""),
+        "prediction": prediction or next(iter((case.get("outputs") or [])), ""),
         "source": case.get("source", ""),
     }
 
