@@ -138,7 +138,7 @@ def _row(rank: int, case: Mapping[str, Any], accept_at: float | None, measured: 
         "structure": "" if worst is None else worst["name"],
         "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
         "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
-        "prediction": prediction or next(iter((case.get("outputs") or [])), ""),
+        "prediction": prediction or next(iter(case.get("outputs") or []), ""),
         "source": case.get("source", ""),
     }
 
