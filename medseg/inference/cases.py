@@ -189,19 +189,29 @@ def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> Case:
 
 def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[Case]:
     manifest = Manifest.read(path)
-    items = [manifest.files(item, "image") for item in part.of(manifest, path)]
+    items = [(item.get("case_id"), manifest.files(item, "image")) for item in part.of(manifest, path)]
     wrote: list[SeriesRecord] = []
     by_source: dict[str, SeriesRecord] = {}
-    for record in [*scan([file for files in items for file in files if file.exists()], own=wrote), *wrote]:
+    for record in [*scan([file for _, files in items for file in files if file.exists()], own=wrote), *wrote]:
         by_source.setdefault(str(Path(record.source)), record)
     own += wrote
-    cases = [_case_of_item(files, by_source) for files in items if files]
+    cases = [_case_of_item(_name_of(case_id, files, path), files, by_source) for case_id, files in items if files]
     return [case for case in cases if not all(record.reason == "own-output" for record in case.channels)]
 
 
-def _case_of_item(files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
+def _name_of(case_id: str | int | None, files: Sequence[Path], datalist: Path) -> str:
+    """What the datalist calls a case, which names its results; without a word, as its first file is called."""
+    if case_id is None:
+        return case_id_of(files[0])
+    name = str(case_id)
+    if name in {"", ".", ".."} or any(char in name for char in "/\\\0"):
+        raise UsageError(f"{datalist}: the case_id {name!r} cannot name a file; give a plain name")
+    return name
+
+
+def _case_of_item(case_id: str, files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
     records = tuple(found.get(first_of_pair(file)) or _absent(file) for file in files)
-    return Case(case_id_of(files[0]), str(files[0]), records)
+    return Case(case_id, str(files[0]), records)
 
 
 def _absent(file: Path) -> SeriesRecord:

@@ -86,7 +86,7 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     UsageError
         If the datalist has no such fold, or the output folder belongs to another configuration of the bundle.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(Path(bundle))
     place = opened.path / "runs" / "crossval" if output is None else Path(output)
     manifest = _manifest(opened, datalist, dataset_dir)
     known = _folds(manifest)

@@ -35,6 +35,17 @@ def test_a_datalist_names_the_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.image[1].numpy(), blobs((9, 8, 7), 2))
 
 
+def test_a_datalist_names_its_cases(tmp_path: Path) -> None:
+    path = _pair(tmp_path)
+    items = [{"case_id": "patient-7", "image": "a_t1.nii.gz"}, {"image": "a_t2.nii.gz"}]
+    path.write_text(json.dumps({"test": items}))
+    assert [case.case_id for case in collect([path])] == ["patient-7", "a_t2"]
+    for odd in ("../a", "a\\b", "", ".."):
+        path.write_text(json.dumps({"test": [{"case_id": odd, "image": "a_t1.nii.gz"}]}))
+        with pytest.raises(UsageError, match="cannot name a file"):
+            collect([path])
+
+
 def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
     (case,) = collect([_pair(tmp_path, "oblique")], channels=2)
     with pytest.raises(Refusal) as refusal:
