@@ -17,7 +17,7 @@ def test_every_error_of_the_tree_is_a_medseg_error_with_an_exit_code() -> None:
 def test_a_refusal_shows_its_code_before_its_message() -> None:
     refusal = errors.Refusal("missing-slices", "found 19 of 20 slices")
     assert str(refusal) == "[missing-slices] found 19 of 20 slices"
-    assert refusal.exit_code == errors.ExitCode.INCOMPLETE
+    assert refusal.exit_code == errors.ExitCode.USAGE
 
 
 def test_a_missing_dependency_says_how_to_install_it() -> None:

@@ -12,7 +12,6 @@ import typer
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
 from medseg.files import prepare_folder
-from medseg.ingest.names import is_apple_double
 
 if TYPE_CHECKING:
     from medseg.pacs import PacsSettings, Remote
@@ -123,6 +122,8 @@ def send(
 
     Example: medseg pacs send ORTHANC@127.0.0.1:4242 out/*_seg.dcm
     """
+    from medseg.ingest.names import is_apple_double
+
     below = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*"))]
     files = [file for file in below if not is_apple_double(file)] + [path for path in paths if not path.is_dir()]
     result = _remote(node, settings).send([file for file in files if not file.is_dir()])

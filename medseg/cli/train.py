@@ -57,12 +57,12 @@ def train(
     from medseg.bundle.trainable import check_trainable
 
     check_trainable(Bundle.open(bundle))
+    if output is not None:
+        prepare_folder(output)
     from medseg.training import train_bundle
     from medseg.training.overrides import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
-    if output is not None:
-        prepare_folder(output)
     if trust_bundle:
         cut_network()
     console = terminal()

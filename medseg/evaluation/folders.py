@@ -129,6 +129,8 @@ def evaluate_folders(
     sources = [Path(predictions), *([Path(compare_with)] if compare_with is not None else [])]
     truth = _Truth(Path(references), collect(Path(references), "references", options.part), labels, tolerance_mm)
     plans = [_plan(source, truth, options) for source in sources]
+    if options.group_by is not None:
+        _groups(truth.found, options.group_by, truth.source)  # an unknown key is told before the work
     prepare_folder(output)  # an unusable place is told before the work, and not made for unusable input
     steps = _Steps(sum(len(plan.tasks) for plan in plans), progress)
     evaluated = [_evaluate(plan, options.workers, steps) for plan in plans]

@@ -173,6 +173,8 @@ def _scored(
 
     references = [item for item in manifest.training if item.get("fold") in set(folds)]
     manifest.with_content(training=references, test=[], testing=[], validation=[]).write(place / "references.json")
+    if not predicted:
+        raise UsageError(f"no held-out case could be labelled; {place}/fold*/results/run.json says why of each")
     write_json(place / "predictions.json", {"test": list(predicted)})
     options = Options(group_by="fold")
     return evaluate_folders(

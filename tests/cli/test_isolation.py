@@ -112,6 +112,9 @@ def test_the_network_alone_is_used_as_in_the_clean_bundle(image: Path, tmp_path:
 
 
 def test_training_refuses_code_too(with_code: Path, tmp_path: Path) -> None:
+    trainer = {"_target_": "medseg.training.AdversarialSegmentationTrainer"}
+    config = {"train": {"trainer": trainer, "step": {"_target_": "scripts.prepare.Prepare"}}}
+    (with_code / "configs" / "train.json").write_text(json.dumps(config))
     done = _medseg("train", with_code, "--output", tmp_path / "run")
     assert done.returncode == ExitCode.USAGE
     assert "does not pass the audit" in done.stderr

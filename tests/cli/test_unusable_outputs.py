@@ -43,7 +43,9 @@ _COMMANDS = {
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A bundle, two images and a datalist, and a file where a folder should be."""
-    write_bundle(tmp_path / "bundle", Design(transforms=ORIENTED))
+    bundle = write_bundle(tmp_path / "bundle", Design(transforms=ORIENTED))
+    trainer = {"_target_": "medseg.training.AdversarialSegmentationTrainer"}
+    (bundle / "configs" / "train.json").write_text(json.dumps({"train": {"trainer": trainer}}))
     for number in range(2):
         save(blobs((8, 8, 8), number), grid("plain"), tmp_path / "images" / f"a{number}.nii.gz")
     items = [{"image": f"images/a{n}.nii.gz", "label": f"images/a{n}.nii.gz"} for n in range(2)]

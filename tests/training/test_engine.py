@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,8 +46,11 @@ def test_gradient_reaches_the_generator_through_the_discriminator(make_trainer: 
     assert all(p.grad is None for p in adversary.discriminator.parameters())
 
 
-def test_the_weight_changes_what_the_generator_becomes(make_trainer: Make) -> None:
-    runs = {weight: make_trainer(schedule=AdversarialSchedule(weight=weight)) for weight in (0.0, 1.0)}
+def test_the_weight_changes_what_the_generator_becomes(make_trainer: Make, tmp_path: Path) -> None:
+    runs = {
+        weight: make_trainer(tmp_path / str(weight), schedule=AdversarialSchedule(weight=weight))
+        for weight in (0.0, 1.0)
+    }
     before = {weight: _copy(run.adversary.discriminator) for weight, run in runs.items() if run.adversary}
     for run in runs.values():
         run.run()
@@ -55,8 +59,8 @@ def test_the_weight_changes_what_the_generator_becomes(make_trainer: Make) -> No
     assert _changed(runs[0.0].network, _copy(runs[1.0].network))
 
 
-def test_a_null_weight_trains_as_without_a_discriminator(make_trainer: Make) -> None:
-    alone, silent = make_trainer(), make_trainer(schedule=AdversarialSchedule(weight=0.0))
+def test_a_null_weight_trains_as_without_a_discriminator(make_trainer: Make, tmp_path: Path) -> None:
+    alone, silent = make_trainer(), make_trainer(tmp_path / "silent", schedule=AdversarialSchedule(weight=0.0))
     for trainer in (alone, silent):
         torch.manual_seed(3)  # of the dropout
         trainer.run()

@@ -89,7 +89,7 @@ def test_a_teacher_needs_the_moving_average() -> None:
 
 
 @pytest.mark.parametrize("way", ["teacher", "discriminator"])
-def test_the_generator_learns_from_them(make_trainer: Make, way: str) -> None:
+def test_the_generator_learns_from_them(make_trainer: Make, way: str, tmp_path: Path) -> None:
     """Two unlabelled sets that differ in one image give two generators: by either way alone."""
     options: dict[str, Any] = {"consistency": 1.0} if way == "teacher" else {"consistency": 0.0}
     schedule = AdversarialSchedule(weight=0.0 if way == "teacher" else 1.0)
@@ -97,7 +97,7 @@ def test_the_generator_learns_from_them(make_trainer: Make, way: str) -> None:
     for shift in (0.0, 0.5):
         cases = _cases(**options)
         cases.loader.dataset.data[0]["strong"] += shift
-        trainer = make_trainer(schedule=schedule, unlabelled=cases, epochs=1)
+        trainer = make_trainer(tmp_path / str(shift), schedule=schedule, unlabelled=cases, epochs=1)
         trainer.run()
         found.append(_weights(trainer.network))
         assert ("consistency_loss" in trainer.state.output[0]) == (way == "teacher")
