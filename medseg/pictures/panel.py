@@ -24,6 +24,9 @@ Lines = list[NDArray[np.float64]]
 
 _SMALLEST_VIEW_MM = 48.0
 _CONTEXT = 1.7
+_BARS_MM = (10, 5, 2, 1)
+_BAR_PART = 0.4
+"""Part of the width that a short bar may take: the letter at the lower edge stands beside it."""
 _LONG_BAR_FROM_MM = 120.0
 
 
@@ -131,7 +134,7 @@ def draw(
     width_mm, height_mm = (shown[2] - shown[0]) * view.pixel_mm[0], (shown[3] - shown[1]) * view.pixel_mm[1]
     scale = longest_px / max(width_mm, height_mm)
     size = (max(round(width_mm * scale), 8), max(round(height_mm * scale), 8))
-    bar_mm = 10 if width_mm < _LONG_BAR_FROM_MM else 50
+    bar_mm = 50 if width_mm >= _LONG_BAR_FROM_MM else next((n for n in _BARS_MM if n <= _BAR_PART * width_mm), 1)
     return Panel(
         view,
         number,
