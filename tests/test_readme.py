@@ -80,7 +80,8 @@ def _shorten(folder: Path) -> None:
     for name in ("train", "inference"):
         path = folder / "configs" / f"{name}.json"
         config = json.loads(path.read_text())
-        config["network_def"]["features"] = [4, 4, 4, 4, 4, 4]
+        widths = "features" if "features" in config["network_def"] else "filters"  # BasicUNet or DynUNet, as planned
+        config["network_def"][widths] = [4] * len(config["network_def"][widths])
         if name == "train":
             config.update(epochs=1, iterations=2, batch_size=1, val_interval=1)
             config["discriminator_def"]["channels"] = 4
@@ -116,7 +117,7 @@ def test_the_walk_of_the_readme_runs_word_for_word(home: Path) -> None:
     lines = list(_commands(block[: block.index("```\n", 8) + 4]))
     assert len(lines) == 13
     _walk(lines)
-    assert Bundle.open("my_bundle").metadata["eval_metrics"]["cross_validation"]["cases"].startswith("9 cases")
+    assert Bundle.open("my_bundle").metadata["eval_metrics"]["cross_validation"]["cases"].startswith("10 cases")
     assert json.loads(Path("scores/metrics.json").read_text())["n_unpaired"] == 0
     learnt = json.loads(Path("labelled/run.json").read_text())["summary"]["trained_on"]
     assert 0 < learnt < 12
