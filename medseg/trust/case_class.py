@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.files import write_json
-from medseg.trust.stored import read_stored
+from medseg.trust.stored import SMALLEST_SPREAD, numbers, read_stored
 
 __all__ = ["CASE_CLASS_NAME", "USUAL", "CaseClass", "fit_case_class"]
 
@@ -62,7 +62,12 @@ class CaseClass:
 
     def __post_init__(self) -> None:
         n = len(self.mean)
-        if len(self.scale) != n or any(len(row) != n for row in self.weight) or not n or min(self.scale) <= 0:
+        if (
+            len(self.scale) != n
+            or any(len(row) != n for row in self.weight)
+            or not n
+            or min(self.scale) < SMALLEST_SPREAD
+        ):
             raise ValueError("the features of a case class do not fit together")
         if not len(self.classes) == len(self.weight) == len(self.bias) > 1:
             raise ValueError("the classes of a case class do not fit together")
@@ -97,17 +102,13 @@ def _from_json(content: Mapping[str, Any]) -> CaseClass:
         raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
     return CaseClass(
         tuple(map(str, content["classes"])),
-        _numbers(content["mean"]),
-        _numbers(content["scale"]),
-        tuple(map(_numbers, content["weight"])),
-        _numbers(content["bias"]),
+        numbers(content["mean"]),
+        numbers(content["scale"]),
+        tuple(map(numbers, content["weight"])),
+        numbers(content["bias"]),
         {str(name): float(value) for name, value in content["recall"].items()},
         str(content["weights_sha256"]),
     )
-
-
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
 
 
 def fit_case_class(

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medseg.trust.stored import SMALLEST_SPREAD, numbers
+
 __all__ = [
     "Likeness",
     "Look",
@@ -207,24 +209,20 @@ class Likeness:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Likeness:
         """From what JSON made of one."""
-        axes = tuple(tuple(float(v) for v in row) for row in content["axes"])
+        axes = tuple(numbers(row) for row in content["axes"])
         found = cls(
-            _numbers(content["mean"]),
-            _numbers(content["scale"]),
+            numbers(content["mean"]),
+            numbers(content["scale"]),
             axes,
-            _numbers(content["spread"]),
-            float(content["rest"]),
+            numbers(content["spread"]),
+            *numbers([content["rest"]]),
         )
         n = len(found.mean)
         if n == 0 or len(found.scale) != n or any(len(row) != n for row in axes) or len(axes) != len(found.spread):
             raise ValueError("the numbers of a likeness do not fit together")
-        if min(*found.scale, *found.spread, found.rest) <= 0:
+        if min(*found.scale, *found.spread, found.rest) < SMALLEST_SPREAD:
             raise ValueError("a spread is not positive")
         return found
-
-
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)
 
 
 def fit_likeness(features: Floats, most: int = 48, floor: float = 1e-3) -> Likeness:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from medseg.errors import BundleError
 
-__all__ = ["check_weights", "read_stored"]
+__all__ = ["SMALLEST_SPREAD", "check_weights", "numbers", "read_stored"]
 
-
-_LARGEST: Final = 1e100
+_LARGEST: Final = 1e12
+"""No statistic of an image, no weight and no count comes near it, and squares of it are still numbers."""
+SMALLEST_SPREAD: Final = 1e-9
+"""A standard deviation below it is none to divide by."""
 
 
 class _Stored(Protocol):
@@ -50,6 +52,19 @@ def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha
     if weights_sha256 is not None:
         check_weights(path, found.weights_sha256, weights_sha256)
     return found
+
+
+def numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers as they were read; a text that looks like one is none.
+
+    Raises
+    ------
+    TypeError
+        If one of the values is something else.
+    """
+    if odd := [value for value in values if not isinstance(value, int | float)]:
+        raise TypeError(f"{odd[0]!r} is no number")
+    return tuple(float(value) for value in values)
 
 
 def _sensible(text: str) -> float:

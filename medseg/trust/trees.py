@@ -21,6 +21,8 @@ _SHARE_OF_CASES = 0.5
 _SHARE_OF_INPUTS = 0.3
 _FEWEST_IN_LEAF = 5
 
+_MOST_FEATURES = 10_000
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -104,7 +106,19 @@ class BoostedTrees:
             )
             for tree in content["trees"]
         )
+        if not all(_goes_down(tree) for tree in trees):
+            raise ValueError("a tree does not lead down to its leaves")
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
+
+
+def _goes_down(tree: Tree) -> bool:
+    """Whether every inner node leads on to later nodes of the tree, so that a walk ends."""
+    size = len(tree.feature)
+    if not size == len(tree.threshold) == len(tree.left) == len(tree.right) == len(tree.value) > 0:
+        return False
+    inner = [node for node, feature in enumerate(tree.feature) if feature >= 0]
+    below = all(node < child < size for node in inner for child in (tree.left[node], tree.right[node]))
+    return below and max(tree.feature) < _MOST_FEATURES
 
 
 def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
