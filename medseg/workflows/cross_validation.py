@@ -6,6 +6,7 @@ held-out cases had no say in. What is finished is kept, so a run that was stoppe
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     if unknown := [fold for fold in chosen if fold not in known]:
         raise UsageError(f"found the folds {known} in the datalist, not {unknown}; choose among them")
     given = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
+    _same_as_before(place, {"datalist": manifest.content, "overrides": dict(overrides or {})})
     predicted: list[Item] = []
     for number, fold in enumerate(chosen, 1):
         say(f"fold {fold} ({number} of {len(chosen)}): training")
@@ -116,6 +118,14 @@ def _manifest(
         dataset_dir = bundle.config("train").get("dataset_dir") if dataset_dir is None else dataset_dir
     found = Manifest.read(datalist, dataset_dir=dataset_dir)
     return Manifest(found.content, found.dataset_dir.absolute())
+
+
+def _same_as_before(place: Path, asked: Mapping[str, Any]) -> None:
+    """Folds that were trained on other data or with other settings are not taken for those that are asked for."""
+    path, now = place / "asked.json", json.loads(json.dumps(asked, default=str))
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+        raise UsageError(f"{place} holds folds of another datalist or other --set values; choose another --output")
+    write_json(path, now)
 
 
 def _folds(manifest: Manifest) -> list[int]:

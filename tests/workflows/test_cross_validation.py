@@ -71,6 +71,8 @@ def test_each_case_is_scored_by_the_network_that_has_not_seen_it(
     monkeypatch.setattr("medseg.training.train_bundle", lambda *_, **__: pytest.fail("trained again"))
     again = _run(bundle, datalist)
     assert again.evaluation.summary["structures"] == result.evaluation.summary["structures"]
+    with pytest.raises(UsageError, match="another datalist or other --set values"):
+        cross_validate(bundle, bundle.parent / "out", datalist=datalist, overrides={**SMALL, "epochs": 3}, device="cpu")
 
 
 def test_new_weights_keep_the_table_only_under_the_same_configuration(bundle: Path) -> None:
