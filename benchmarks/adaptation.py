@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.bundle import Bundle
-from medseg.bundle.shipped import shipped_bundle
+from medseg.bundle.bundle import shipped_bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json
 from medseg.inference import Options, RunReport, run_batch
-from medseg.inference.recalibration import FitRequest, Recalibration, recalibrate
-from medseg.inference.worklist import read_run
 from medseg.ingest import read_volume, save_nifti
 from medseg.phantom import make_patient
+from medseg.results import read_run
 from medseg.training import train_bundle
+from medseg.workflows.trust_fit import FitRequest, Recalibration, recalibrate
 
 BUNDLE = "phantom_ct_segmentation"
 GROUPS = {"a-training": 5000, "a-calibration": 5200, "a-test": 5400, "b-calibration": 5600, "b-test": 5800}

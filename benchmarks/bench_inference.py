@@ -33,7 +33,7 @@ from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
 from medseg.inference.footprint import large_window, measure_footprint
 from medseg.inference.memory import available_bytes
 from medseg.inference.quantised import QuantisedEngine, can_quantise
-from medseg.inference.windows import WindowSettings, spread_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, spread_windows, sweep
 
 Labels = np.ndarray
 

@@ -27,11 +27,11 @@ from medseg.bundle import Bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json
 from medseg.inference import Predictor
-from medseg.inference.averaging import View
 from medseg.inference.choice import Choice
 from medseg.inference.engines import REFERENCE
+from medseg.inference.ensemble import View
 from medseg.inference.quantised import QuantisedEngine, place_of
-from medseg.inference.windows import spread_windows, sweep
+from medseg.inference.sliding_window import spread_windows, sweep
 from medseg.ingest import read_volume
 from medseg.training import fold_items
 

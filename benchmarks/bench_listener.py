@@ -28,10 +28,10 @@ from pydicom.uid import generate_uid
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from medseg.pacs.failures import PacsError
 from medseg.pacs.listener import Listener
 from medseg.pacs.network import NetworkRemote
 from medseg.pacs.nodes import DicomNode, Route, WebNode, read_settings
-from medseg.pacs.remote import PacsError
 from medseg.pacs.web import WebRemote
 from tests.pacs.conftest import make_instance, write_study
 

@@ -26,7 +26,7 @@ from benchmarks.bench_inference import Labels, blobs, measure, ours, print_table
 from medseg.files import write_json
 from medseg.inference.engines import build_engine, candidates
 from medseg.inference.quantised import QuantisedEngine, can_quantise
-from medseg.inference.windows import WindowSettings, spread_windows
+from medseg.inference.sliding_window import WindowSettings, spread_windows
 
 FEATURES = (32, 64, 128, 256, 320, 320)
 

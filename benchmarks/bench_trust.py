@@ -40,10 +40,9 @@ from benchmarks.trust_strangers import flagged_share, meet
 from medseg.bundle import Bundle
 from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
-from medseg.trust.critic import Critic
-from medseg.trust.finishing import Finishing, finish
-from medseg.trust.fitting import groups_of, start_critic, write_trust
-from medseg.trust.reference import fit_reference, limits_of
+from medseg.trust.error_net import Critic, Finishing, finish
+from medseg.trust.fit import groups_of, start_critic, write_trust
+from medseg.trust.out_of_distribution import fit_reference, limits_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 FALSE_FLAGS = 0.04

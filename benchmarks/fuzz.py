@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.fuzz_damage import damage
 from benchmarks.fuzz_targets import TARGETS, Seed, Target
 from medseg.errors import MedsegError
-from medseg.ingest.limits import LIMIT_VARIABLE
+from medseg.resources import LIMIT_VARIABLE
 
 MEMORY_LIMIT_GIB = 3.0
 VOLUME_LIMIT_GIB = 0.5

@@ -177,7 +177,7 @@ def _weights(root: Path) -> list[Seed]:
     import torch
     from safetensors.torch import save_file
 
-    from medseg.trust.critic import Critic, CriticShape
+    from medseg.trust.error_net import Critic, CriticShape
 
     state = {"conv.weight": torch.ones(2, 1, 3, 3, 3), "conv.bias": torch.zeros(2), "count": torch.tensor([3])}
     save_file(state, root / "model.safetensors", metadata={"format": "pt"})
@@ -188,9 +188,9 @@ def _weights(root: Path) -> list[Seed]:
 
 
 def _load_weights(case: Path) -> str:
+    from medseg.bundle.audit_files import judge_safetensors
     from medseg.bundle.checkpoints import read_weights
-    from medseg.bundle.weights import judge_safetensors
-    from medseg.trust.critic import Critic
+    from medseg.trust.error_net import Critic
 
     (path,) = case.iterdir()
     findings = judge_safetensors(path, path.name)
@@ -204,9 +204,11 @@ def _load_weights(case: Path) -> str:
 def _trust(_: Path) -> list[Seed]:
     from dataclasses import asdict
 
-    from medseg.trust import calibration, case_class, reference
-    from medseg.trust.novelty import Likeness
-    from medseg.trust.trees import BoostedTrees, Tree
+    from medseg.trust import calibration
+    from medseg.trust import fault_classifier as case_class
+    from medseg.trust import out_of_distribution as reference
+    from medseg.trust.gradient_boosting import BoostedTrees, Tree
+    from medseg.trust.out_of_distribution import Likeness
 
     asked, left, right = (0, -1, 1, -1, -1), (1, 0, 3, 0, 0), (2, 0, 4, 0, 0)
     tree = Tree(asked, (0.5, 0.0, 0.2, 0.0, 0.0), left, right, (0.0, 0.1, 0.0, 0.2, 0.3))
@@ -246,9 +248,9 @@ def _trust(_: Path) -> list[Seed]:
 def _use_trust(case: Path) -> str:
     from medseg.bundle import Bundle
     from medseg.trust.calibration import Calibration
-    from medseg.trust.case_class import CaseClass
-    from medseg.trust.reference import Reference
-    from medseg.trust.state import trust_state
+    from medseg.trust.fault_classifier import CaseClass
+    from medseg.trust.out_of_distribution import Reference
+    from medseg.trust.trust_files import trust_state
 
     state = trust_state(Bundle.open(case))
     json.dumps(state.as_json())
@@ -287,8 +289,7 @@ def _rules(_: Path) -> list[Seed]:
 
 
 def _select(case: Path) -> str:
-    from medseg.ingest.rules import read_rules
-    from medseg.ingest.selection import select, selected_studies
+    from medseg.ingest.selection import read_rules, select, selected_studies
 
     rules = read_rules(case / "rules.json")
     known: dict[str, Any] = {
@@ -351,8 +352,8 @@ def _runs(_: Path) -> list[Seed]:
 
 
 def _read_run(case: Path) -> str:
-    from medseg.evaluation.report import write_report
     from medseg.inference.worklist import keep_worklist
+    from medseg.report import write_report
     from medseg.results import RunFolder
 
     _tolerated(lambda: RunFolder.find(case))

@@ -15,7 +15,7 @@ from monai.networks.nets import BasicUNet
 
 from medseg.files import write_json
 from medseg.phantom import make_patient
-from medseg.phantom.catalogue import label_names
+from medseg.phantom.anatomy import label_names
 
 SPACING_MM = 3.0
 """Grid of the network, as that of the fast variant of TotalSegmentator."""

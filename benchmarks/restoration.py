@@ -24,9 +24,9 @@ from medseg.bundle import Bundle
 from medseg.files import write_json, write_text
 from medseg.pictures import sheet, window_of
 from medseg.training import TrainingDataset, image_items
-from medseg.training.grids import pictures as planes
-from medseg.training.placing import save_picture
-from medseg.training.sampling import Draw
+from medseg.training.data import Draw
+from medseg.training.pictures import pictures as planes
+from medseg.training.pictures import save_picture
 
 KINDS = {
     "RandGaussianSmoothd": "blur",

@@ -25,8 +25,8 @@ from medseg.bundle import Bundle
 from medseg.files import atomic_path, write_json
 from medseg.pictures import sheet
 from medseg.training import frechet_distance, image_items, nearest
-from medseg.training.grids import pictures as planes
-from medseg.training.placing import save_picture
+from medseg.training.pictures import pictures as planes
+from medseg.training.pictures import save_picture
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "volume_gan_synthesis"
 SIDE = 32

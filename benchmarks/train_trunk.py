@@ -22,8 +22,8 @@ from medseg.files import write_json, write_text
 from medseg.inference import run_batch
 from medseg.ingest import read_volume, save_nifti
 from medseg.phantom import write_dataset
-from medseg.phantom.catalogue import label_names
-from medseg.sharing import Budget, create_bundle
+from medseg.phantom.anatomy import label_names
+from medseg.planning import Budget, create_bundle
 from medseg.training import train_bundle
 
 NAME = "trunk_ct_segmentation"

@@ -20,10 +20,10 @@ from torch import nn
 
 from medseg.bundle import Bundle
 from medseg.files import atomic_path
-from medseg.inference.recipe import read_recipe
+from medseg.inference.config import read_recipe
 from medseg.training import fold_items
-from medseg.trust.fitting import TrustCase
-from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS, displaced
+from medseg.trust.fit import TrustCase
+from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
 
 WEAK = (50, 150)
 KINDS = ("own", *MASK_FAULTS, *(f"weak-{n}" for n in WEAK), "crop", *IMAGE_FAULTS)

@@ -24,10 +24,10 @@ from benchmarks.trust_cases import Run, prepared, worse
 from benchmarks.trust_scores import Stored, reference_of
 from medseg.bundle import Bundle
 from medseg.files import write_json
-from medseg.trust.case_class import USUAL, CaseClass, fit_case_class
-from medseg.trust.reference import Reference
-from medseg.trust.scores import score_case
-from medseg.trust.worsening import IMAGE_FAULTS
+from medseg.trust.fault_classifier import USUAL, CaseClass, fit_case_class
+from medseg.trust.features import score_case
+from medseg.trust.out_of_distribution import Reference
+from medseg.trust.synthetic_faults import IMAGE_FAULTS
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 FAULTS = ("crop", *IMAGE_FAULTS)

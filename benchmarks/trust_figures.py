@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust_scores import Row
 from medseg.trust.calibration import FitOptions, fit_calibration
-from medseg.trust.fitting import TrustOptions
-from medseg.trust.scores import used_for
-from medseg.trust.trees import fit_boosted_trees
+from medseg.trust.features import used_for
+from medseg.trust.fit import TrustOptions
+from medseg.trust.gradient_boosting import fit_boosted_trees
 
 Floats = NDArray[np.float64]
 Chosen = Callable[[str], bool]
@@ -54,7 +54,7 @@ def is_adversary(name: str) -> bool:
 
 
 def is_shipped(name: str) -> bool:
-    """What :class:`medseg.trust.judge.Judge` uses."""
+    """What :class:`medseg.trust.trust_model.Judge` uses."""
     return is_critic(name) or is_soft(name) or is_shape(name) or is_novelty(name) or is_agreement(name)
 
 
@@ -74,7 +74,7 @@ PARTS: Mapping[str, Chosen] = {
 
 
 def importance(rows: Sequence[Row]) -> list[float]:
-    """How much each result counts, as in :func:`medseg.trust.fitting.fit_trust`."""
+    """How much each result counts, as in :func:`medseg.trust.fit.fit_trust`."""
     return [TrustOptions().own_importance if row["kind"] == "own" else 1.0 for row in rows]
 
 

@@ -16,12 +16,11 @@ from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
-from medseg.trust.critic import Critic, CriticShape
-from medseg.trust.finishing import Finishing, finish
-from medseg.trust.fitting import TrustCase, dice_of, groups_of, start_critic
-from medseg.trust.reference import Reference, fit_reference
-from medseg.trust.region import found_labels, region_of
-from medseg.trust.scores import score_case
+from medseg.trust.crop import found_labels, region_of
+from medseg.trust.error_net import Critic, CriticShape, Finishing, finish
+from medseg.trust.features import score_case
+from medseg.trust.fit import TrustCase, dice_of, groups_of, start_critic
+from medseg.trust.out_of_distribution import Reference, fit_reference
 
 Row = dict[str, Any]
 

@@ -19,8 +19,8 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume, scan
 from medseg.phantom import make_patient
-from medseg.trust.reference import Reference
-from medseg.trust.scores import score_case
+from medseg.trust.features import score_case
+from medseg.trust.out_of_distribution import Reference
 
 CROP = (36, 50, 35)
 MARGIN_MM = 10.0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bench_metrics import surface_distance_package
 from medseg.evaluation import Definitions, evaluate_case
-from medseg.evaluation.boxes import find_boxes
+from medseg.evaluation.overlap import find_boxes
 from medseg.files import write_json
 from medseg.ingest import read_volume
 

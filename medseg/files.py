@@ -1,9 +1,15 @@
-"""Files that appear whole or not at all, places that are tried before the work, and SHA-256 sums."""
+"""Files that appear whole or not at all, places that are tried before the work, SHA-256 sums, one process per folder.
+
+Files that appear whole or not at all, places that are tried before the work, and SHA-256 sums.
+
+One process per folder: a lock that the operating system lets go when its holder ends, however it ends.
+"""
 
 from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -15,20 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import OutputUnusable
-
-__all__ = [
-    "atomic_path",
-    "prepare_file",
-    "prepare_folder",
-    "remove_leftovers",
-    "sha256_file",
-    "shown",
-    "table_text",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
+from medseg.errors import OutputLocked, OutputUnusable
 
 _PREFIX = ".medseg-partial-"
 _PROBE_BYTES = 4096
@@ -183,3 +176,34 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits, in constant memory."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+_NAME = ".lock"
+
+
+@contextmanager
+def locked_folder(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes out of ``folder``, which is made if needed.
+
+    Processes that this one forks meanwhile hold the lock, too. A batch of inference, which must go on at once after
+    its driver was killed, has a lock of its own: :func:`medseg.inference.run.state.locked`.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    refusal
+        What to say if another process holds it.
+
+    Raises
+    ------
+    OutputLocked
+        If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _NAME).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputLocked(refusal) from error
+        yield

@@ -16,15 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import Refusal
 
-__all__ = [
-    "ANGLE_TOLERANCE_DEGREES",
-    "POSITION_TOLERANCE_MM",
-    "SMALLEST_COVERAGE",
-    "SPACING_TOLERANCE_FRACTION",
-    "Geometry",
-    "lps_to_ras",
-]
-
 POSITION_TOLERANCE_MM = 0.05
 """Largest distance between two voxel positions that counts as rounding noise."""
 

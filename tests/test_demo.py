@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.bundle.shipped import shipped_bundle
+from medseg.bundle.bundle import shipped_bundle
 from medseg.cli import demo as command
 from medseg.cli.main import app
-from medseg.demo import run_demo
 from medseg.errors import UsageError
 from medseg.ingest import read_volume
+from medseg.workflows.demo import run_demo
 
 assert command
 

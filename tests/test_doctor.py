@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medseg import doctor
+from medseg.cli import doctor
 from medseg.cli import doctor as command
 from medseg.cli.main import app
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import OutputLocked
-from medseg.locks import locked_folder
+from medseg.files import locked_folder
 
 HOLD = """
 import sys, time

@@ -4,7 +4,6 @@ from medseg.bundle.audit import audit, require_trusted
 from medseg.bundle.bundle import Bundle, Permission
 from medseg.bundle.findings import Finding
 from medseg.bundle.training_data import TrainingData, trained_on
-from medseg.bundle.verify import verify
 
 __all__ = [
     "Bundle",
@@ -14,5 +13,4 @@ __all__ = [
     "audit",
     "require_trusted",
     "trained_on",
-    "verify",
 ]

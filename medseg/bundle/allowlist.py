@@ -13,18 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "ATTRIBUTES",
-    "BUILTINS",
-    "IMPORTS",
-    "READERS_AND_WRITERS",
-    "ROOTS",
-    "is_function",
-    "is_loader",
-    "is_target",
-    "is_value",
-]
-
 _PACKAGE = Path(__file__).resolve().parent
 _STORED: dict[str, Any] = json.loads((_PACKAGE / "data" / "allowed_names.json").read_text())
 _MEDSEG_ROOMS = ("training", "networks", "transforms", "trust")

@@ -11,17 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medseg.bundle.audit_configs import DuplicateKey, judge_config, parse_json, read_imports
+from medseg.bundle.audit_files import (
+    AMBIGUOUS,
+    judge_large_files,
+    judge_logging_conf,
+    judge_names,
+    judge_safetensors,
+    judge_torch_archive,
+    list_files,
+)
 from medseg.bundle.checkpoints import weight_files
-from medseg.bundle.configs import DuplicateKey, judge_config, parse_json, read_imports
-from medseg.bundle.contents import AMBIGUOUS, judge_large_files, judge_names, list_files
+from medseg.bundle.config import ModulePlaces
 from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, seen_by, sort_findings
-from medseg.bundle.logging_conf import judge_logging_conf
 from medseg.bundle.privacy import privacy_findings
-from medseg.bundle.references import ModulePlaces
-from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import UntrustedBundle, UsageError
-
-__all__ = ["audit", "require_trusted"]
 
 _SHOWN = 5
 

@@ -7,15 +7,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.bundle.parsed import Parsed
-from medseg.bundle.pipeline import ABSENT, Pipeline, follow, item_at, reached
-from medseg.bundle.references import SEPARATOR, absolute_text, referred, strings_in
+from medseg.bundle.config import (
+    ABSENT,
+    SEPARATOR,
+    Parsed,
+    Pipeline,
+    absolute_text,
+    follow,
+    item_at,
+    reached,
+    referred,
+    strings_in,
+)
 from medseg.errors import BundleError, MissingDependency
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["WEIGHT_FILES", "fill_network", "loaded_files", "read_weights", "state_in", "weight_files", "weight_places"]
 
 WEIGHT_FILES = ("models/model.safetensors", "models/model.pt")
 """Where weights lie if the config names none."""

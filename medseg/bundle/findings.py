@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["COMMANDS", "SPOKEN", "Command", "Finding", "Severity", "blocks", "read_by", "seen_by", "sort_findings"]
-
 Severity = Literal["block", "warn", "info"]
 
 Command = Literal["infer", "train", "monai"]

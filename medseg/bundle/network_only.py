@@ -11,19 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg.bundle.audit_configs import judge_config, parse_json, read_imports
+from medseg.bundle.audit_expressions import is_import, judge_import
+from medseg.bundle.audit_files import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
-from medseg.bundle.configs import judge_config, parse_json, read_imports
-from medseg.bundle.expressions import is_import, judge_import
+from medseg.bundle.config import ABSENT, SEPARATOR, absolute_text, item_at, referred, strings_in
 from medseg.bundle.findings import Finding, blocks
-from medseg.bundle.pipeline import ABSENT, item_at
-from medseg.bundle.references import SEPARATOR, absolute_text, referred, strings_in
-from medseg.bundle.weights import judge_safetensors, judge_torch_archive
 from medseg.errors import BundleError, UntrustedBundle
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["load_network_only", "parts_only"]
 
 _FILE = "configs/inference.json"
 

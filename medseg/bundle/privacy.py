@@ -17,8 +17,6 @@ from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.labels import MAPPING_KEY
 
-__all__ = ["DATALIST", "is_text", "neutral_datalist", "privacy_findings", "without_names"]
-
 DATALIST = "configs/datalist.json"
 
 _NEUTRAL_FOLDER = "data"

@@ -1,4 +1,7 @@
-"""Which images a bundle has learnt from: the SHA-256 sums in its datalist, less the fold that was held out."""
+"""Which images a bundle has learnt from: the SHA-256 sums in its datalist, less the fold that was held out.
+
+Whether ``medseg train`` can train a bundle, told from its ``train.json`` before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medseg.bundle.audit_configs import parse_json
 from medseg.bundle.bundle import Bundle
-from medseg.bundle.configs import parse_json
-
-__all__ = ["TrainingData", "trained_on"]
+from medseg.bundle.config import follow, item_at, laid_out
+from medseg.errors import BundleError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_BYTES = 256 * 1024 * 1024
@@ -23,7 +26,7 @@ _log = logging.getLogger(__name__)
 class TrainingData:
     """SHA-256 sums (64 hex digits) of the files that a bundle's weights were trained on.
 
-    A folder of DICOM files has one sum, see :func:`medseg.manifests.checksums.path_checksum`.
+    A folder of DICOM files has one sum, see :func:`medseg.manifests.create.path_checksum`.
 
     Parameters
     ----------
@@ -95,3 +98,28 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError) as error:
         _log.warning("%s cannot be read (%s): whether a case was trained on is not known from it", path.name, error)
         return None
+
+
+_TRAINER = "train::trainer"
+_FOREIGN = ("monai.", "ignite.")
+
+
+def check_trainable(bundle: Bundle) -> None:
+    """Refuse a bundle that names a trainer of MONAI's: it has none of the ids and handlers that ``medseg train`` sets.
+
+    Raises
+    ------
+    BundleError
+        If there is no ``train.json``, no trainer in it, or one that is not medseg's.
+    """
+    config = laid_out(bundle.config("train"))
+    trainer = item_at(config, follow(config, _TRAINER))
+    target = str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""
+    if "." in target and not target.startswith(_FOREIGN):
+        return  # medseg's own, or one of the bundle's scripts, which is asked when it is built
+    found = f"trains with {target.rpartition('.')[2]}" if target else f"has no trainer at {_TRAINER}"
+    raise BundleError(
+        f"the bundle {bundle.name} {found}; 'medseg train' needs medseg.training.AdversarialSegmentationTrainer with"
+        " medseg.training.Checkpoints among train#handlers. Train it with: python -m monai.bundle run training"
+        f" --config_file {bundle.path}/configs/train.json, or plan a bundle for your data: medseg bundle new"
+    )

@@ -13,8 +13,6 @@ from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.files import sha256_file, write_json, write_text
 
-__all__ = ["CROSS_VALIDATION", "TRAINING_RUN", "UNTRAINED", "TrainingRun", "record_figures", "training_run_findings"]
-
 TRAINING_RUN = "docs/training_run.json"
 CROSS_VALIDATION = "docs/cross_validation.json"
 UNTRAINED = "not trained yet"

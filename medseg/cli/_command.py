@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["BundleArgument", "Outcome", "command", "is_quiet", "terminal"]
-
 
 def _bundle(text: str) -> Path:
-    from medseg.bundle.shipped import find_bundle
+    from medseg.bundle.bundle import find_bundle
 
     return find_bundle(text)
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from medseg.evaluation import EvaluationResult, StructureResult
 
-__all__ = ["show_evaluation"]
-
 _N_WORST = 5
 _N_LISTED = 5
 _WIDTH_OF_A_LOG = 132

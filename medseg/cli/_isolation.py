@@ -11,8 +11,6 @@ import sys
 
 from medseg.errors import UsageError
 
-__all__ = ["cut_network", "network_is_off"]
-
 _GET_FLAGS = 0x8913  # SIOCGIFFLAGS of Linux
 _UP = 0x1
 

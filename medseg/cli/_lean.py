@@ -11,8 +11,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["import_monai_quickly"]
-
 _HIDDEN = ("ignite", "matplotlib", "pandas", "sklearn", "tensorboard")
 
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 from medseg.cli._command import is_quiet
 
-__all__ = ["counted_progress"]
-
 _LOG_SECONDS = 15.0
 
 

@@ -14,7 +14,7 @@ from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
-    from medseg.trust.state import TrustState
+    from medseg.trust.trust_files import TrustState
 
 bundle_app = typer.Typer(
     help="Bundles: plan a new one, list, look into, audit, verify, pack, unpack, export.",
@@ -43,7 +43,7 @@ def new(
 
     Example: medseg bundle new liver_ct_segmentation --datalist datalist.json
     """
-    from medseg.sharing import Budget, create_bundle
+    from medseg.planning import Budget, create_bundle
 
     prepare_folder(output)
     budget = Budget(memory_gb, minutes)
@@ -63,7 +63,7 @@ def list_() -> Outcome:
     Example: medseg bundle list
     """
     from medseg.bundle import Bundle
-    from medseg.bundle.shipped import list_bundles
+    from medseg.bundle.bundle import list_bundles
 
     rows = []
     for opened in map(Bundle.open, list_bundles()):
@@ -87,7 +87,7 @@ def info(bundle: BundleArgument) -> Outcome:
     from medseg.bundle import Bundle
 
     opened = Bundle.open(bundle)  # a wrong path is told before seconds go into imports
-    from medseg.trust.state import trust_state
+    from medseg.trust.trust_files import trust_state
 
     facts: dict[str, Any] = {
         "name": opened.name,
@@ -134,10 +134,10 @@ def verify(bundle: BundleArgument) -> Outcome:
     Example: medseg bundle verify bundles/hippocampus_mri_segmentation
     """
     from medseg.bundle import Bundle
-    from medseg.bundle import verify as verify_bundle
+    from medseg.sharing import verify as verify_bundle
 
     opened = Bundle.open(bundle)
-    from medseg.trust.state import trust_state
+    from medseg.trust.trust_files import trust_state
 
     outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
     state = trust_state(opened)
@@ -240,7 +240,7 @@ def export(
     from medseg.bundle import Bundle
 
     Bundle.open(bundle)
-    from medseg.sharing import export as export_bundle
+    from medseg.conversion import export as export_bundle
 
     prepare_file(output)
     made = export_bundle(bundle, format, output, images=image or ())

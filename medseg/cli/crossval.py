@@ -37,7 +37,7 @@ def crossval(
     """
     chosen = None if folds is None else _numbers(folds)
     from medseg.cli._evaluation_tables import show_evaluation
-    from medseg.training.overrides import parse_overrides
+    from medseg.training.configuration import parse_overrides
     from medseg.training.progress import ProgressDisplay
     from medseg.workflows import cross_validate
 

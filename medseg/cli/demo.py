@@ -12,7 +12,7 @@ from medseg.cli.main import app
 from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
-    from medseg.demo import DemoResult
+    from medseg.workflows.demo import DemoResult
 
 
 NEXT = (
@@ -37,8 +37,8 @@ def demo(
 
     Example: medseg demo --output medseg-demo
     """
-    from medseg.demo import run_demo
     from medseg.training.progress import ProgressDisplay
+    from medseg.workflows.demo import run_demo
 
     prepare_folder(output)
     console = terminal()

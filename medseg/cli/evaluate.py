@@ -63,7 +63,7 @@ def evaluate(
 
     Example: medseg evaluate runs/infer labelsTr -o runs/evaluation --labels bundles/hippocampus_mr_segmentation
     """
-    from medseg.bundle.shipped import find_bundle
+    from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.evaluation import Definitions, Options, evaluate_folders
     from medseg.manifests import Part

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="medseg",
     help="3D medical image segmentation on MONAI: from a folder of studies to label maps and figures.",

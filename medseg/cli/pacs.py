@@ -38,7 +38,7 @@ def _remote(node: str, settings: Path | None) -> Remote:
 def _say_devices(settings: PacsSettings) -> None:
     """Say on what each route computes, and find out now whether it can."""
     from medseg.inference import Options
-    from medseg.inference.runner import computing
+    from medseg.inference.run.batch import computing
 
     for route in settings.routes:
         options = Options(write=route.write, device=route.device, precision=route.precision)
@@ -122,7 +122,7 @@ def send(
 
     Example: medseg pacs send ORTHANC@127.0.0.1:4242 out/*_seg.dcm
     """
-    from medseg.ingest.names import is_apple_double
+    from medseg.ingest.record import is_apple_double
 
     below = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*"))]
     files = [file for file in below if not is_apple_double(file)] + [path for path in paths if not path.is_dir()]

@@ -40,7 +40,7 @@ def report(
 
     Example: medseg report results/ --images scans/ --references masks/
     """
-    from medseg.evaluation.report import write_report
+    from medseg.report import write_report
 
     if folder.is_dir():
         prepare_file(folder / "report.html")

@@ -13,8 +13,6 @@ from medseg.cli.main import app
 from medseg.errors import UsageError
 from medseg.files import prepare_folder
 
-__all__ = ["train"]
-
 
 @app.command()
 @command
@@ -53,14 +51,14 @@ def train(
     """
     _keep_installed(bundle, writes=output is None or publish or publish_final)
     from medseg.bundle import Bundle
-    from medseg.bundle.shipped import find_bundle
-    from medseg.bundle.trainable import check_trainable
+    from medseg.bundle.bundle import find_bundle
+    from medseg.bundle.training_data import check_trainable
 
     check_trainable(Bundle.open(bundle))
     if output is not None:
         prepare_folder(output)
     from medseg.training import train_bundle
-    from medseg.training.overrides import parse_overrides
+    from medseg.training.configuration import parse_overrides
     from medseg.training.progress import ProgressDisplay
 
     if trust_bundle:
@@ -103,7 +101,7 @@ def train(
 
 
 def _keep_installed(bundle: Path, *, writes: bool) -> None:
-    from medseg.bundle.shipped import is_installed_with_medseg
+    from medseg.bundle.bundle import is_installed_with_medseg
 
     if writes and is_installed_with_medseg(bundle):
         raise UsageError(
@@ -115,7 +113,7 @@ def _keep_installed(bundle: Path, *, writes: bool) -> None:
 def _say_trust(bundle: Path) -> None:
     """New weights have no verdicts until trust is fitted to them."""
     from medseg.bundle import Bundle
-    from medseg.trust.state import trust_state
+    from medseg.trust.trust_files import trust_state
 
     if trust_state(Bundle.open(bundle)).state == "stale":
         terminal().print("trust belongs to the old weights: results have no verdict until `medseg trust fit` has run")

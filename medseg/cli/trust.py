@@ -12,7 +12,7 @@ from medseg.cli.main import app
 from medseg.files import prepare_file
 
 if TYPE_CHECKING:
-    from medseg.inference.recalibration import Recalibration
+    from medseg.workflows.trust_fit import Recalibration
 
 trust_app = typer.Typer(
     help="Trust without ground truth: calibrate it on your own corrected cases, list what to look at.",
@@ -57,7 +57,7 @@ def fit(
 
     Example: medseg trust fit bundles/hippocampus_mri_segmentation --predictions results --references corrected
     """
-    from medseg.inference.recalibration import FitRequest, recalibrate
+    from medseg.workflows.trust_fit import FitRequest, recalibrate
 
     if bundle.is_dir():
         prepare_file(bundle / "trust" / "calibration.json")

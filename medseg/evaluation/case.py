@@ -10,13 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
-from medseg.evaluation.boxes import Box, find_boxes
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.elements import measure_surface_elements
-from medseg.evaluation.overlap import VoxelCounts, average_precision, detect_lesions
-from medseg.evaluation.surfaces import measure_voxel_surfaces
-
-__all__ = ["StructureResult", "absent_structure", "evaluate_case"]
+from medseg.evaluation.overlap import Box, VoxelCounts, average_precision, detect_lesions, find_boxes
+from medseg.evaluation.surfaces import measure_surface_elements, measure_voxel_surfaces
 
 _DEFAULT = Definitions()
 _MOST_UNDECLARED_LABELS = 512

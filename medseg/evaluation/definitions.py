@@ -13,19 +13,6 @@ from typing import Any, Literal, get_args
 
 from medseg.errors import UsageError
 
-__all__ = [
-    "CSV_COLUMNS",
-    "CSV_METRICS",
-    "EMPTY_POLICY",
-    "METRICS",
-    "Definitions",
-    "Metric",
-    "PercentileRule",
-    "SurfaceRule",
-    "describe",
-    "metric_named",
-]
-
 PercentileRule = Literal["directed", "pooled"]
 SurfaceRule = Literal["voxels", "elements"]
 

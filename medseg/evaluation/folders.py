@@ -1,8 +1,11 @@
-"""Evaluate a folder of predictions against a folder of references, case by case, in bounded memory."""
+"""Evaluate a folder of predictions against a folder of references, case by case, in bounded memory.
+
+What a person must know before believing an evaluation, although nothing went wrong in carrying it out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,6 @@ from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
 from medseg.evaluation.pairing import Collection, collect, pair_up
-from medseg.evaluation.remarks import warnings_of
 from medseg.evaluation.scoring import Scored, Task, score_all
 from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summarise_structures
 from medseg.evaluation.structure_names import Structures, structures_of
@@ -20,8 +22,6 @@ from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
 from medseg.geometry import POSITION_TOLERANCE_MM
 from medseg.manifests import Part
-
-__all__ = ["EvaluationResult", "Options", "evaluate_folders"]
 
 Progress = Callable[[int, int, str], None]
 """Called after each case with: cases done, cases in all, the case id."""
@@ -272,3 +272,50 @@ def _groups(truth: Collection, column: str, references: Path) -> dict[str, str]:
     if not groups:
         raise UsageError(f"no item of {references} has {column!r}; subgroups need a reference datalist with that key")
     return groups
+
+
+_SHOWN = 8
+
+
+def warnings_of(evaluated: Evaluated, structures: Structures) -> list[str]:
+    """Sentences for ``metrics.json`` and the terminal; empty if there is nothing to say."""
+    return [*_nothing_scored(evaluated), *_same_files(evaluated), *structures.warnings, *_values(evaluated, structures)]
+
+
+def _nothing_scored(evaluated: Evaluated) -> Iterator[str]:
+    if any(not row.absent for row in evaluated.results):
+        return
+    if not evaluated.scored:
+        yield f"no structure was scored: all {len(evaluated.pairs)} cases were refused"
+    else:
+        yield (
+            "no structure was scored: all masks are empty on both sides; look whether these are the label maps you "
+            "meant, and whether their values survived"
+        )
+
+
+def _same_files(evaluated: Evaluated) -> Iterator[str]:
+    same = [pair for pair in evaluated.scored if pair.prediction.samefile(pair.reference)]
+    if same:
+        yield (
+            f"{len(same)} of {len(evaluated.scored)} predictions are the very files that they are compared with: their "
+            "figures say nothing about a model"
+        )
+
+
+def _values(evaluated: Evaluated, structures: Structures) -> Iterator[str]:
+    """Structures that occur nowhere, and values that occur but have no name."""
+    occur = {row.label: row.name for row in evaluated.results if not row.absent}
+    if not occur:
+        return
+    never = [name for label, name in structures.names.items() if label not in occur]
+    if never:
+        yield f"never on either side, so not scored: {', '.join(never[:_SHOWN])}{_more(never)}"
+    unnamed = [label for label in occur if label not in structures.names] if structures.names else []
+    if unnamed:
+        shown = ", ".join(str(label) for label in unnamed[:_SHOWN])
+        yield f"values that no structure is named for are scored under their number: {shown}{_more(unnamed)}"
+
+
+def _more(things: list[str] | list[int]) -> str:
+    return f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""

@@ -1,4 +1,11 @@
-"""Score pairs of label maps, in this process or in several, with at most two cases per worker in memory."""
+"""Score pairs of label maps on one grid, in this process or in several, with bounded memory.
+
+Label maps from files.
+
+Two ways of storing one grid: axes in another order or direction are undone without touching a value.
+
+Score pairs of label maps, in this process or in several, with at most two cases per worker in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +15,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from numpy.typing import NDArray
 
+from medseg import labels
 from medseg.errors import CaseFailed, Refusal
 from medseg.evaluation.case import StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import Pair
-from medseg.evaluation.reading import read_label_map
-from medseg.evaluation.reorientation import along
 from medseg.geometry import Geometry
 
-__all__ = ["Scored", "Task", "score_all"]
+
+def read_label_map(path: Path, mapping: Mapping[int, int] | None = None) -> tuple[NDArray[Any], Geometry]:
+    """The labels (axes i, j, k) and the grid of a label map; see :func:`medseg.labels.read_label_map`.
+
+    Raises
+    ------
+    Refusal
+        What makes it no label map; ``unreadable`` if the file is missing, so that one missing file does not stop the
+        other cases.
+    """
+    found = labels.read_label_map(path, mapping=mapping)
+    return found.array, found.geometry
+
+
+def along(array: NDArray[Any], grid: Geometry, target: Geometry) -> tuple[NDArray[Any], Geometry]:
+    """Permute and flip the axes of a volume so that they run as closely as possible like ``target``'s.
+
+    No value is interpolated and every voxel stays at its place in the patient.
+
+    Returns
+    -------
+    array, Geometry
+        A view of the volume and its new grid; both unchanged if the axes run that way already.
+    """
+    turn = nib.io_orientation(np.linalg.solve(target.affine, grid.affine))
+    if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return array, grid
+    turned = np.asarray(nib.orientations.apply_orientation(array, turn))
+    return turned, Geometry(turned.shape, grid.affine @ nib.orientations.inv_ornt_aff(turn, array.shape))
+
 
 POOL_PAYS_AFTER_SECONDS = 3.0
 """Starting workers takes seconds; small cases are finished by then."""

@@ -19,18 +19,6 @@ from scipy import stats
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import metric_named
 
-__all__ = [
-    "Bootstrap",
-    "Summary",
-    "by_structure",
-    "compare",
-    "holm",
-    "rank_models",
-    "subgroups",
-    "summarise",
-    "summarise_structures",
-]
-
 Floats = NDArray[np.float64]
 
 COMPARED_METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")

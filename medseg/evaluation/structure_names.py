@@ -10,8 +10,6 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.evaluation.pairing import Collection, read_labels
 
-__all__ = ["Structures", "structures_of"]
-
 _DATASET = "dataset.json"
 _SHOWN = 4
 

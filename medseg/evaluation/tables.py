@@ -21,19 +21,6 @@ from medseg.evaluation.statistics import Bootstrap
 from medseg.files import write_text
 from medseg.results import NUMBER, TEXT, Spec, misfit
 
-__all__ = [
-    "METRICS_CSV",
-    "METRICS_JSON",
-    "Evaluated",
-    "header",
-    "lists_of_cases",
-    "measured_dice",
-    "read_csv",
-    "read_summary",
-    "run_names",
-    "write_csv",
-]
-
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
 _TRAINED_ON = "trained_on"

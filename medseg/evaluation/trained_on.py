@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.evaluation.pairing import Collection, Pair
-from medseg.manifests.checksums import path_checksum
-
-__all__ = ["sentence", "summarised", "trained_on"]
+from medseg.manifests.create import path_checksum
 
 
 def trained_on(

@@ -17,24 +17,12 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file, shown
 from medseg.geometry import Geometry
-from medseg.inference.channels import Channels, check_together, with_others
-from medseg.ingest import SeriesRecord, archives, case_id_of, read_volume, scan
-from medseg.ingest.names import first_of_pair
-from medseg.ingest.rules import Rule
-from medseg.ingest.selection import SelectedStudy, select, selected_studies
+from medseg.inference.config import Channels, check_together, with_others
+from medseg.ingest import SeriesRecord, case_id_of, read_volume, scan
+from medseg.ingest import walk as archives
+from medseg.ingest.record import first_of_pair
+from medseg.ingest.selection import Rule, SelectedStudy, select, selected_studies
 from medseg.manifests import Manifest, Part
-
-__all__ = [
-    "Case",
-    "LoadedCase",
-    "collect",
-    "content_key",
-    "file_sums",
-    "key_of_sums",
-    "load",
-    "stat_key",
-    "with_path_hash",
-]
 
 _LONGEST_ID_BYTES = 200
 """Of a case id: names of outputs, also the temporary ones, must not get longer than 255 bytes."""
@@ -89,7 +77,7 @@ class LoadedCase:
         The case.
     image
         ``(C, H, W, D)`` on the source grid. For a bundle that takes channels on different grids it holds the first
-        channel and carries the others along, see :func:`medseg.inference.channels.others_of`.
+        channel and carries the others along, see :func:`medseg.inference.config.others_of`.
     geometry
         The source grid, that of the first channel.
     note

@@ -17,8 +17,6 @@ from medseg.errors import UsageError
 from medseg.inference.engines import AUTOCAST, REFERENCE, candidates
 from medseg.inference.quantised import INT8
 
-__all__ = ["Choice", "Windows", "engine_of", "precision_of"]
-
 Windows = Literal["bundle", "large"]
 """The bundle's own windows, or as few and large ones as memory allows, up to the whole volume."""
 

@@ -21,17 +21,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from medseg.errors import MissingDependency, UsageError
 
-__all__ = [
-    "AUTOCAST",
-    "REFERENCE",
-    "Engine",
-    "OpenVinoEngine",
-    "build_engine",
-    "candidates",
-    "fold_norms",
-    "import_openvino",
-]
-
 _KEPT_SIZES = 2
 
 REFERENCE = "torch-fp32"

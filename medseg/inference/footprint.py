@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from medseg.inference.engines import Engine
-from medseg.inference.windows import WindowSettings, plan_windows
-
-__all__ = ["Footprint", "large_window", "measure_footprint"]
+from medseg.inference.sliding_window import WindowSettings, plan_windows
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.inference.recipe import Recipe
-from medseg.inference.windows import Slab
-
-__all__ = ["LIMIT_BYTES", "MARGIN_VOXELS", "Crop", "ForegroundKeeper"]
+from medseg.inference.config import Recipe
+from medseg.inference.sliding_window import Slab
 
 MARGIN_VOXELS = 16
 """Surroundings of the structures that are judged with them."""

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Lerp", "TiledLabels"]
-
 _TILE = 64
 _ROUNDING = 1e-4
 

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, MedsegError
 from medseg.inference.foreground import Crop, ForegroundKeeper
+from medseg.inference.invert import field_on_source
 from medseg.inference.predictor import Prediction, Predictor
-from medseg.inference.restore import field_on_source
-from medseg.trust.state import TrustState, trust_state
+from medseg.trust.trust_files import TrustState, trust_state
 
 if TYPE_CHECKING:
-    from medseg.trust.judge import Judge, Trust
-
-__all__ = ["NOT_JUDGED", "TOO_LARGE", "Assessment", "Judging", "spacing_mm_of"]
+    from medseg.trust.trust_model import Judge, Trust
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ class _Timed:
 
 
 def _open_judge(bundle: Bundle, network: torch.nn.Module, device: str) -> Judge | None:
-    from medseg.trust.judge import Judge
+    from medseg.trust.trust_model import Judge
 
     return Judge.open(bundle, network, device)
 

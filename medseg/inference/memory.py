@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_bytes", "set_sharers", "share_bytes", "sharers"]
-
 _ASSUMED_BYTES = 4 << 30
 _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/proc/self/cgroup")

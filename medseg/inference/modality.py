@@ -11,8 +11,6 @@ from medseg.bundle import Bundle
 from medseg.inference.cases import Case
 from medseg.ingest import SeriesRecord
 
-__all__ = ["check_modality", "expected_modalities"]
-
 _CODES = {
     **dict.fromkeys(("MR", "MRI", "T1", "T1W", "T1C", "T1CE", "T1GD", "T2", "T2W", "FLAIR", "DWI", "ADC"), "MR"),
     **dict.fromkeys(("CT", "CTA", "CBCT"), "CT"),

@@ -32,10 +32,8 @@ from monai.transforms import (
     ToTensord,
 )
 
-from medseg.bundle.parsed import missing_package
+from medseg.bundle.config import missing_package
 from medseg.errors import BundleError
-
-__all__ = ["Activation", "Postprocessing", "read_postprocessing"]
 
 Activation = Literal["none", "softmax", "sigmoid"]
 

@@ -12,20 +12,15 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.bundle import Bundle
+from medseg.devices import resolve_device
 from medseg.errors import CaseFailed
-from medseg.inference.averaging import View, check_mirror, mirrored_axes, views
-from medseg.inference.channels import joined
 from medseg.inference.choice import Choice, engine_of
-from medseg.inference.device import resolve_device
-from medseg.inference.members import load_members, member_digest
-from medseg.inference.networks import Networks
-from medseg.inference.preparing import geometry_of, prepare
+from medseg.inference.config import joined, read_recipe
+from medseg.inference.ensemble import Networks, View, check_mirror, load_members, member_digest, mirrored_axes, views
+from medseg.inference.invert import LabelMap, labels_on_source
+from medseg.inference.preprocess import geometry_of, prepare
 from medseg.inference.quantised import place_of
-from medseg.inference.recipe import read_recipe
-from medseg.inference.restore import LabelMap, labels_on_source
-from medseg.inference.windows import Slab, sweep
-
-__all__ = ["Prediction", "Predictor"]
+from medseg.inference.sliding_window import Slab, sweep
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Predictor:
         probabilities of all combinations are averaged.
     ensemble
         Bundles or weights files whose networks are averaged with the bundle's own, see
-        :func:`medseg.inference.members.load_members`.
+        :func:`medseg.inference.ensemble.load_members`.
     folder
         Keeps a quantised network, so that others compute with the same one; None keeps it in memory.
 
@@ -190,7 +185,7 @@ class Predictor:
             yield view, self._label(image, prepared, self.networks.averaged([view]))
 
     def prepare(self, source: MetaTensor, modality: str | None = None) -> MetaTensor:
-        """The image as the network sees it, see :func:`medseg.inference.preparing.prepare`."""
+        """The image as the network sees it, see :func:`medseg.inference.preprocess.prepare`."""
         return prepare(source, self.bundle, self.recipe, modality)
 
     def _views(self, prepared: MetaTensor, mirror: Sequence[str]) -> tuple[View, ...]:

@@ -23,8 +23,6 @@ from torch import nn
 from medseg.errors import CaseFailed, MissingDependency
 from medseg.inference.engines import OpenVinoEngine, import_openvino
 
-__all__ = ["INT8", "QuantisedEngine", "can_quantise", "forget_quantised", "place_of"]
-
 INT8 = "openvino-int8"
 """Name of the engine."""
 

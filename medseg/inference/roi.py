@@ -15,8 +15,6 @@ from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume
 
-__all__ = ["IndexBox", "Region", "parse_region"]
-
 
 @dataclass(frozen=True)
 class IndexBox:

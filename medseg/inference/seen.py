@@ -8,10 +8,9 @@ from pathlib import Path
 
 from medseg.bundle import TrainingData
 from medseg.inference.cases import Case
-from medseg.ingest import SeriesRecord, archives
-from medseg.manifests.checksums import path_checksum
-
-__all__ = ["seen_in_training"]
+from medseg.ingest import SeriesRecord
+from medseg.ingest import walk as archives
+from medseg.manifests.create import path_checksum
 
 
 def seen_in_training(case: Case, sums: Mapping[str, str], known: TrainingData | None) -> bool | None:

@@ -10,9 +10,7 @@ from typing import overload
 import numpy as np
 import torch
 
-from medseg.trust.fitting import TrustCase
-
-__all__ = ["Spool"]
+from medseg.trust.fit import TrustCase
 
 
 class Spool(Sequence[TrustCase]):

@@ -11,9 +11,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.tables import measured_dice
 from medseg.files import table_text, write_text
 from medseg.results import MISS_BELOW, read_run, worst_first
-from medseg.trust.case_class import USUAL
-
-__all__ = ["WORKLIST_NAME", "keep_worklist", "read_run", "worklist_rows", "write_worklist"]
+from medseg.trust.fault_classifier import USUAL
 
 _log = logging.getLogger(__name__)
 

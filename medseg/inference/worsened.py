@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medseg.trust.fitting import TrustCase
-from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS
-
-__all__ = ["worse_images", "worse_masks"]
+from medseg.trust.fit import TrustCase
+from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS
 
 
 def worse_images(image: MetaTensor, rng: np.random.Generator, count: int) -> Iterator[tuple[str, MetaTensor]]:

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medseg.ingest.images import case_id_of, inspect_image
+    from medseg.ingest.image_files import inspect_image
+    from medseg.ingest.index import scan
+    from medseg.ingest.left_out import is_own_output
     from medseg.ingest.nifti import save_nifti
-    from medseg.ingest.own import is_own_output
-    from medseg.ingest.records import SeriesRecord
-    from medseg.ingest.series_index import scan
-    from medseg.ingest.volume import Source, read_volume
+    from medseg.ingest.read import Source, read_volume
+    from medseg.ingest.record import SeriesRecord, case_id_of
 
 __all__ = [
     "SeriesRecord",
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SeriesRecord": "records",
-    "Source": "volume",
-    "case_id_of": "images",
-    "inspect_image": "images",
-    "is_own_output": "own",
-    "read_volume": "volume",
+    "SeriesRecord": "record",
+    "Source": "read",
+    "case_id_of": "record",
+    "inspect_image": "image_files",
+    "is_own_output": "left_out",
+    "read_volume": "read",
     "save_nifti": "nifti",
-    "scan": "series_index",
+    "scan": "index",
 }
 
 

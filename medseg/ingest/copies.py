@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
-from medseg.ingest.archives import on_disk
-from medseg.ingest.elements import DEFLATED, open_file
-from medseg.ingest.headers import Header
+from medseg.ingest.dicom_elements import DEFLATED, open_file
+from medseg.ingest.dicom_header import Header
 from medseg.ingest.pixel_module import check_pixels
 from medseg.ingest.pixels import read_slices
-
-__all__ = ["without_copies", "without_equal_images"]
+from medseg.ingest.walk import on_disk
 
 _CLOCKS: Final = frozenset(("acquisition date", "acquisition time", "content time"))
 _DECIDING: Final = (

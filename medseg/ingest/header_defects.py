@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from medseg.errors import ReasonCode
-from medseg.ingest import tags
-
-__all__ = ["defect_in", "remarks_on"]
+from medseg.ingest import dicom_tags as tags
 
 
 def remarks_on(values: tags.Values) -> tuple[str, ...]:

@@ -14,12 +14,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.files import atomic_path
 from medseg.geometry import Geometry
-from medseg.ingest import gzip_bytes
-from medseg.ingest.names import data_path, pair_of
+from medseg.ingest import stored_values as gzip_bytes
 from medseg.ingest.nifti_header import LONGEST_HEADER, NiftiHeader, parse_header
+from medseg.ingest.record import data_path, pair_of
 from medseg.ingest.stored_values import StoredValues, check_finite, check_stored_size, read_stored
-
-__all__ = ["read_nifti", "read_nifti_header", "save_nifti"]
 
 _FASTEST: Final = 1
 _HEADER_AND_EXTENSION: Final = 352
@@ -121,7 +119,7 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
     path
         Ends in ``.nii`` or ``.nii.gz``.
     description
-        At most 79 characters for the header's field ``descrip``, such as :func:`medseg.ingest.own.mark`.
+        At most 79 characters for the header's field ``descrip``, such as :func:`medseg.ingest.left_out.mark`.
 
     Raises
     ------

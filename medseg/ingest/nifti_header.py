@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import POSITION_TOLERANCE_MM, SPACING_TOLERANCE_FRACTION, Geometry
-from medseg.ingest.limits import check_field_of_view, check_volume_size
-
-__all__ = ["LONGEST_HEADER", "NiftiHeader", "parse_header"]
+from medseg.resources import check_field_of_view, check_volume_size
 
 LONGEST_HEADER: Final = 540
 _SIZES: Final = {348: Nifti1Header, 540: Nifti2Header}

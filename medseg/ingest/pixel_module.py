@@ -9,13 +9,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from medseg.errors import Refusal
-from medseg.ingest.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, open_file
-from medseg.ingest.limits import check_volume_size
+from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, open_file
+from medseg.resources import check_volume_size
 
 if TYPE_CHECKING:
-    from medseg.ingest.headers import Header
-
-__all__ = ["CODECS", "check_pixels", "excess_of"]
+    from medseg.ingest.dicom_header import Header
 
 CODECS: Final = {
     "1.2.840.10008.1.2.5": "pylibjpeg",

@@ -3,6 +3,11 @@
 Decoders: pylibjpeg-openjpeg (JPEG 2000, HTJ2K), pylibjpeg-rle, pyjpegls (JPEG-LS), GDCM (the other JPEGs).
 Unused bits above Bits Stored are cleared (PS3.5 section 8.1.1) and signs extended; then the slice's own rescale is
 applied.
+
+Pixels outside the field of view whose padding value does not fit into the stored bits.
+
+Some scanners store 12 bits and pad with -2000 in all 16: cut to 12 bits it would become a value in the middle of the
+range. PS3.3 C.7.5.1.1.2 (Pixel Padding Value) lets the value lie outside the range of the image.
 """
 
 from __future__ import annotations
@@ -11,20 +16,17 @@ import io
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal
-from medseg.ingest.elements import BIG_ENDIAN, DEFLATED, inflate, open_file
-from medseg.ingest.headers import Header
-from medseg.ingest.limits import check_volume_size, max_volume_bytes
-from medseg.ingest.padding import padding_outside
+from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, inflate, open_file
+from medseg.ingest.dicom_header import Header
 from medseg.ingest.pixel_module import CODECS
-from medseg.ingest.processes import usable_cores
-
-__all__ = ["LOSSY_SYNTAXES", "read_slices", "value_type"]
+from medseg.resources import check_volume_size, max_volume_bytes, usable_cores
 
 LOSSY_SYNTAXES: Final = {
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
@@ -267,3 +269,38 @@ def _rescale(stored: NDArray[Any], rescale: tuple[float, float], out: NDArray[An
     if max(values.max(), -values.min()) > np.finfo(np.float32).max:
         raise Refusal("non-finite", f"values overflow after the rescale (slope {slope}, intercept {intercept})")
     out[...] = values
+
+
+@dataclass(frozen=True)
+class PaddingOutside:
+    """Padding values beyond the stored bits, and what stands for them.
+
+    Attributes
+    ----------
+    low, high
+        First and last padding value, as the allocated bits hold them.
+    smallest, largest
+        What the stored bits hold. The smallest stands for the padding: air in CT, nothing elsewhere.
+    """
+
+    low: int
+    high: int
+    smallest: int
+    largest: int
+
+    def found_in(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which pixels, with all their allocated bits, are padding outside the stored range."""
+        outside = (stored < self.smallest) | (stored > self.largest)
+        return outside & (stored >= self.low) & (stored <= self.high)
+
+
+def padding_outside(header: Header) -> PaddingOutside | None:
+    """The padding of a slice that does not fit into its stored bits; ``None`` if there is none."""
+    if not header.padding or header.bits_stored >= header.bits_allocated:
+        return None
+    half = 1 << (header.bits_stored - 1)
+    smallest, largest = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+    low, high = min(header.padding), max(header.padding)
+    if smallest <= low and high <= largest:
+        return None
+    return PaddingOutside(low, high, smallest, largest)

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from platformdirs import user_config_dir
 
-__all__ = ["KEY_VARIABLE", "pseudonym", "uid_hash"]
-
 KEY_VARIABLE = "MEDSEG_PSEUDONYM_KEY"
 _KEY_BYTES = 32
 

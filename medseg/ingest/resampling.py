@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry, lps_to_ras
-from medseg.ingest.grids import axes_of, normal_of
-from medseg.ingest.limits import check_volume_size
+from medseg.ingest.slice_geometry import axes_of, normal_of
 from medseg.ingest.stacks import Stack
-
-__all__ = ["Remedy", "apply", "plan"]
+from medseg.resources import check_volume_size
 
 Vectors = NDArray[np.float64]
 _WHOLE_PIXEL = 1e-6

@@ -12,8 +12,6 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-__all__ = ["FUNCTIONAL_GROUPS", "LONGEST_WANTED", "SHORT_VRS", "Runs", "runs_of"]
-
 FUNCTIONAL_GROUPS: Final = (0x52009229, 0x52009230)
 LONGEST_WANTED: Final = 64 * 1024
 SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())

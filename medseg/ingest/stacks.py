@@ -16,18 +16,15 @@ from numpy.typing import NDArray
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.geometry import SPACING_TOLERANCE_FRACTION, Geometry
-from medseg.ingest import grids
-from medseg.ingest.concatenations import check_concatenations
-from medseg.ingest.contrasts import mixture_in
+from medseg.ingest import slice_geometry as grids
 from medseg.ingest.copies import without_copies, without_equal_images
-from medseg.ingest.headers import BROKEN, Header
-from medseg.ingest.limits import check_volume_size
+from medseg.ingest.dicom_header import BROKEN, Header
+from medseg.ingest.dicom_tags import is_projection_class
+from medseg.ingest.multiframe import check_concatenations
 from medseg.ingest.pixel_module import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
-from medseg.ingest.splitting import Part, separate_stacked
-from medseg.ingest.tags import is_projection_class
-
-__all__ = ["Stack", "case_id_of_series", "split"]
+from medseg.ingest.splitting import Part, mixture_in, separate_stacked
+from medseg.resources import check_volume_size
 
 _CASE_DIGITS: Final = 12
 _BESIDE_IMAGES: Final = ("not-an-image", "single-slice")

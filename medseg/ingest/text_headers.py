@@ -18,20 +18,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest.elements import MAX_HEADER_BYTES, open_file
+from medseg.ingest.dicom_elements import MAX_HEADER_BYTES, open_file
 from medseg.ingest.stored_values import StoredValues
-
-__all__ = [
-    "UNDECLARED",
-    "Fields",
-    "TextHeader",
-    "finite_or_refused",
-    "header_lines",
-    "header_shape",
-    "read_header_bytes",
-    "to_mm",
-    "vector",
-]
 
 _FIRST_READ: Final = 64 * 1024
 _LENGTHS: Final = {

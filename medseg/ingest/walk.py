@@ -1,16 +1,26 @@
-"""Walk a tree of any shape: one folder at a time, links followed once, nothing opened."""
+"""Walk a tree of any shape: one folder at a time, links followed once, nothing opened.
+
+Zip archives read in place: their members are listed and copied one by one, never unpacked by their own names.
+
+A member is addressed as ``ARCHIVE.zip!/folder/name``.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from medseg.errors import UsageError
-
-__all__ = ["NOWHERE", "Entry", "Folder", "walk"]
+from medseg.errors import Refusal, UsageError
+from medseg.resources import max_volume_bytes
 
 NOWHERE: Final = -1
 """Size of a link to content that is not there."""
@@ -114,3 +124,123 @@ def _list(path: str) -> tuple[list[Entry], list[str]]:
                 entries.append(Entry(item.name, found.st_size, found.st_mtime_ns))
     entries.sort(key=lambda entry: entry.name)
     return entries, folders
+
+
+MARK = "!/"
+"""Stands between the path of an archive and the name of a member."""
+
+_LARGEST_RATIO = 1100
+"""Deflate cannot shrink more than 1032-fold; a member that claims more is damaged or a trap."""
+
+_SUFFIX = ".zip"
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, OSError, RuntimeError, NotImplementedError, EOFError, ValueError)
+"""What :mod:`zipfile` raises for damaged, encrypted or oddly compressed members."""
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file is looked into, by its extension."""
+    return name.lower().endswith(_SUFFIX)
+
+
+def is_member(path: str) -> bool:
+    """Whether a path names a member of an archive."""
+    return f"{_SUFFIX}{MARK}" in path.lower()
+
+
+def members(archive: str) -> list[Entry]:
+    """The files in an archive; ``mtime_ns`` holds the CRC instead of a time.
+
+    Raises
+    ------
+    Refusal
+        ``unreadable`` if it is not a zip archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            files = [info for info in opened.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise Refusal(
+            "unreadable", f"{_short(archive)} is not a readable zip archive ({error}); copy it again"
+        ) from error
+    return sorted((Entry(info.filename, info.file_size, info.CRC) for info in files), key=lambda entry: entry.name)
+
+
+@contextmanager
+def on_disk(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Paths that any reader can open: members of archives are copied to a temporary folder for the time being.
+
+    Plain paths come back as they are. The copies have names of our own, so nothing an archive says can lead out of
+    the folder.
+
+    Raises
+    ------
+    Refusal
+        ``unreadable`` for a damaged, encrypted or missing member, ``too-large`` for one that exceeds the limit.
+    """
+    if not any(is_member(path) for path in paths):
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
+        yield [_copied(path, Path(folder) / str(number)) for number, path in enumerate(paths)]
+
+
+def _copied(path: str, target: Path) -> str:
+    if not is_member(path):
+        return path
+    archive, name = _taken_apart(path)
+    target = target.with_name(target.name + "-" + _extension(name))
+    try:
+        with zipfile.ZipFile(archive) as opened, target.open("wb") as out:
+            info = opened.getinfo(name)
+            _check(info)
+            with opened.open(info) as member:
+                shutil.copyfileobj(member, out, 1 << 20)
+    except _DAMAGE as error:
+        raise Refusal("unreadable", f"a member of {_short(archive)} cannot be read ({error}); copy it again") from error
+    return str(target)
+
+
+def _taken_apart(path: str) -> tuple[str, str]:
+    cut = path.lower().index(f"{_SUFFIX}{MARK}") + len(_SUFFIX)
+    return path[:cut], path[cut + len(MARK) :]
+
+
+def _check(info: zipfile.ZipInfo) -> None:
+    limit = max_volume_bytes()
+    if info.file_size > limit or info.file_size > _LARGEST_RATIO * max(info.compress_size, 1024):
+        raise Refusal(
+            "too-large",
+            f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first",
+        )
+
+
+def _extension(name: str) -> str:
+    """The extension by which readers choose the format, and nothing else of the member's name."""
+    endings = (".nii.gz", ".nii", ".mha", ".nrrd")
+    return next((f"image{ending}" for ending in endings if name.lower().endswith(ending)), "image")
+
+
+def _short(archive: str) -> str:
+    return os.path.basename(archive)  # noqa: PTH119
+
+
+def start_of(path: str) -> bytes:
+    """The first 132 bytes of a member, by which DICOM is known.
+
+    Raises
+    ------
+    Refusal
+        ``unreadable`` if the member cannot be read.
+    """
+    archive, name = _taken_apart(path)
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
+            return member.read(132)
+    except _DAMAGE as error:
+        raise Refusal("unreadable", f"a member of {_short(archive)} cannot be read ({error}); copy it again") from error
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether the first bytes of a file may be those of a DICOM file, with or without preamble."""
+    return start[128:] == b"DICM" or start[:2] in (b"\x02\0", b"\x04\0", b"\x08\0", b"\0\x08")

@@ -2,12 +2,15 @@
 
 Training, planning, the audit and the evaluation all read labels here, so that they take the same files, refuse the
 same files, and say so in the same words.
+
+Labels that lie there as DICOM objects, which are not read yet: said, so that nobody takes them for read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +20,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest import read_volume
+from medseg.ingest import SeriesRecord, read_volume, scan
 from medseg.labels.scheme import LARGEST_LABEL, listed
-from medseg.labels.unread import NOT_READ
-
-__all__ = [
-    "WHOLE_TOLERANCE",
-    "LabelFault",
-    "LabelMap",
-    "LabelValues",
-    "check_labels",
-    "examine",
-    "fault_of",
-    "no_label",
-    "read_label_map",
-]
 
 WHOLE_TOLERANCE = 1e-3
 """How far a value may lie from a whole number: what a header's scale leaves, far less than any interpolation does."""
@@ -285,3 +275,27 @@ def _relabelled(array: NDArray[Any], target: Mapping[int, int]) -> NDArray[Any]:
     table = np.zeros(known[-1] - known[0] + 1, dtype=dtype)
     table[known - known[0]] = meant
     return np.asarray(table[array.astype(np.intp) - known[0]])
+
+
+_OBJECTS = ("SEG", "RTSTRUCT")
+
+NOT_READ = (
+    "DICOM SEG and RTSTRUCT are not read as labels yet: convert them to label maps on the image's grid, such as NIfTI"
+)
+"""What to do about them."""
+
+
+def describe_unread(records: Iterable[SeriesRecord]) -> str:
+    """A remark for the end of a message if there are SEG or RTSTRUCT objects among the records; else empty."""
+    found = [record for record in records if record.modality in _OBJECTS]
+    if not found:
+        return ""
+    counts = Counter(record.modality for record in found)
+    objects = listed([f"{count} DICOM {modality}" for modality, count in sorted(counts.items())])
+    example = (found[0].files or (found[0].source,))[0]
+    return f"; {objects} lie there ({Path(example).name}) and were left out: {NOT_READ}"
+
+
+def unread_objects(folder: Path) -> str:
+    """The same for everything below a folder."""
+    return describe_unread(scan(folder)) if folder.is_dir() else ""

@@ -15,18 +15,6 @@ from typing import Any
 
 from medseg.errors import UsageError
 
-__all__ = [
-    "LARGEST_LABEL",
-    "MAPPING_KEY",
-    "LabelScheme",
-    "gap_message",
-    "listed",
-    "parse_mapping",
-    "parse_names",
-    "read_label_table",
-    "read_mapping",
-]
-
 LARGEST_LABEL = 65535
 """Label maps are written as uint8 or uint16."""
 

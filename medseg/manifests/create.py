@@ -1,18 +1,23 @@
-"""Make a manifest from whatever way a dataset lies on disk."""
+"""Make a manifest from whatever way a dataset lies on disk.
+
+SHA-256 sums of what an item names, whether one file, one file per channel, or a folder of DICOM files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from medseg.errors import UsageError
+from medseg.files import sha256_file
+from medseg.ingest.record import is_apple_double
 from medseg.labels.scheme import MAPPING_KEY, read_label_table, read_mapping
-from medseg.manifests.checksums import with_checksums
-from medseg.manifests.layouts import bids, folders, patterns
+from medseg.manifests import layout_bids
+from medseg.manifests.layout_folders import read_folders, read_patterns
 from medseg.manifests.manifest import Item, Manifest
-
-__all__ = ["create"]
 
 
 def create(
@@ -57,13 +62,13 @@ def create(
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
     if image_patterns or label_pattern:
-        manifest = patterns.read(images, image_patterns, label_pattern, labels)
+        manifest = read_patterns(images, image_patterns, label_pattern, labels)
     elif images.is_file() or (labels is None and (images / "dataset.json").is_file()):
         manifest = Manifest.read(images)
-    elif bids.is_bids(images):
-        manifest = bids.read(images, labels)
+    elif layout_bids.is_bids(images):
+        manifest = layout_bids.read(images, labels)
     else:
-        manifest = folders.read(images, labels)
+        manifest = read_folders(images, labels)
     if patient_pattern is not None:
         manifest = _with_patients(manifest, patient_pattern)
     manifest = _with_labels(manifest, names or {}, mapping or {})
@@ -103,3 +108,49 @@ def _patient(item: Item, expression: re.Pattern[str]) -> str:
     if match is None:
         raise UsageError(f"the patient pattern {expression.pattern!r} matches nothing in {image}; widen it")
     return match[1] if expression.groups else match[0]
+
+
+_HASHED_KEYS = ("image", "label")
+
+
+def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """SHA-256 of a file; of a folder, the SHA-256 over its files' sums and relative names in sorted order.
+
+    ``known`` holds sums of files that need not be read again.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    total = hashlib.sha256()
+    files = (file for file in path.rglob("*") if file.is_file() and not is_apple_double(file))
+    for name in sorted(file.relative_to(path).as_posix() for file in files):
+        own = known.get(path / name) or sha256_file(path / name)
+        total.update(f"{own}  {name}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def item_checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
+    """The sums of an item's image and label; a list where the item lists one file per channel.
+
+    Raises
+    ------
+    UsageError
+        If a file is missing.
+    """
+    sums: dict[str, str | list[str]] = {}
+    for key in _HASHED_KEYS:
+        paths = manifest.files(item, key)
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise UsageError(f"cannot find {missing[0]}; check the manifest's dataset_dir or give --dataset-dir")
+        if paths:
+            values = [path_checksum(path) for path in paths]
+            sums[key] = values if isinstance(item[key], list) else values[0]
+    return sums
+
+
+def with_checksums(manifest: Manifest) -> Manifest:
+    """The same manifest with a fresh ``sha256`` in every item."""
+    sections = {section: list(manifest.content[section]) for section, _, _ in manifest.items()}
+    for section, index, item in manifest.items():
+        sections[section][index] = {**item, "sha256": item_checksums(manifest, item)}
+    return manifest.with_content(**sections)

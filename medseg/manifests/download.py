@@ -14,8 +14,6 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 
-__all__ = ["download_task", "task_name"]
-
 
 def task_name(wanted: str) -> str:
     """The full name of a task, from ``Task04_Hippocampus``, ``4`` or ``hippocampus``.

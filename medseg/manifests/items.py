@@ -1,15 +1,22 @@
-"""What an item of a datalist may hold, checked where the datalist is read, so that nobody meets it later."""
+"""What an entry of a datalist may hold, and how cases are named.
+
+What an item of a datalist may hold, checked where the datalist is read, so that nobody meets it later.
+
+File names of images: which they are, channel numbers, names relative to a folder.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-
-__all__ = ["check_item"]
+from medseg.ingest.dicom_header import is_dicom
+from medseg.ingest.record import image_kind, is_second_of_pair
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
@@ -55,3 +62,42 @@ _KINDS = {
     "fold": (_whole, "a whole number"),
     "sha256": (_sums, 'sums by key, as {"image": "...", "label": "..."}'),
 }
+
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+def split_channel(name: str) -> tuple[str, int | None]:
+    """nnU-Net's ``CASE_0001`` as ``("CASE", 1)``; any other name has no channel."""
+    match = _CHANNEL.match(name)
+    return (match["case"], int(match["channel"])) if match else (name, None)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted; hidden files and folders, and the second files of pairs, are left out.
+
+    So are DICOM files that some scanners name ``.img``: their series are found by the index.
+    """
+    found = [
+        path
+        for path in folder.rglob("*")
+        if image_kind(path) is not None
+        and not is_second_of_pair(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(path for path in found if path.is_file() and not is_dicom(path))
+
+
+def relative_name(path: Path, start: Path) -> str:
+    """A path relative to ``start`` with forward slashes; links are not followed, so annexed files keep their names."""
+    return Path(os.path.relpath(path.absolute(), start.absolute())).as_posix()
+
+
+def common_start(*folders: Path) -> Path:
+    """The deepest folder that holds all of ``folders``; links are not followed."""
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))  # noqa: PTH100
+
+
+def one_or_list(files: list[str]) -> str | list[str]:
+    """A single channel is a string in a datalist, several are a list."""
+    return files[0] if len(files) == 1 else files

@@ -19,8 +19,6 @@ from medseg.files import write_json
 from medseg.labels.scheme import LabelScheme
 from medseg.manifests.items import check_item
 
-__all__ = ["DATASET_DIR_KEY", "SECTIONS", "Item", "Manifest", "read_json_object", "unique_keys"]
-
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
 
@@ -62,7 +60,7 @@ class Manifest:
         UsageError
             If the file is missing, is not JSON, or has no list of items.
         """
-        from medseg.manifests.layouts import nnunet
+        from medseg.manifests import layout_nnunet as nnunet
 
         path = Path(path)
         path = path / "dataset.json" if path.is_dir() else path

@@ -3,14 +3,19 @@
 Groups of cases (patients) are dealt out one by one, largest and rarest first, each to the part whose content lies
 furthest below its share: the iterative stratification of Sechidis et al. (ECML PKDD 2011), with label volumes in
 thirds instead of classes. The result depends on the seed and on the items alone, not on their order in the file.
+
+Folds that lack a structure: where training never sees it, or validation cannot judge it.
+
+Which items of a datalist are meant: a section, or what a fold holds out.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +23,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import UsageError
 from medseg.labels import LabelMap, read_label_map
-from medseg.manifests.fold_gaps import explain_fold_gaps
+from medseg.labels.scheme import listed
 from medseg.manifests.manifest import Item, Manifest
-
-__all__ = ["deal", "patient_of", "split", "strata"]
 
 _THIRDS = 3
 _log = logging.getLogger(__name__)
@@ -196,3 +199,84 @@ def _label_map(path: Path, manifest: Manifest) -> LabelMap:
     if not path.exists():
         raise UsageError(f"cannot find the label {path}; check the manifest's dataset_dir or give --dataset-dir")
     return read_label_map(path, mapping=manifest.scheme.mapping)
+
+
+_SHOWN = 6
+
+
+def explain_fold_gaps(cases: Sequence[tuple[int | None, Collection[int]]], names: Mapping[int, str]) -> str:
+    """What each fold lacks of the structures that occur, in words; empty if nothing, or if there is one fold only.
+
+    Parameters
+    ----------
+    cases
+        Fold (``None``: trained on in every fold) and label values of each labelled training case.
+    names
+        Structures by value.
+    """
+    folds = sorted({fold for fold, _ in cases if fold is not None})
+    if len(folds) < 2:
+        return ""
+    labels = sorted({value for _, values in cases for value in values} - {0})
+    unseen: dict[int, int] = {}
+    unjudged: dict[int, list[int]] = {}
+    for label in labels:
+        having = {fold for fold, values in cases if label in values}
+        if len(having) == 1 and (only := next(iter(having))) is not None:
+            unseen[label] = only
+        if missing := [fold for fold in folds if fold not in having]:
+            unjudged[label] = missing
+    parts = [
+        f"training of fold {fold} never sees {_structure(label, names)}, which only cases of that fold have"
+        for label, fold in unseen.items()
+    ]
+    parts += [
+        f"validation of fold{'s' if len(where) > 1 else ''} {listed(where)} lacks {_structure(label, names)}"
+        for label, where in unjudged.items()
+    ]
+    return "; ".join(parts[:_SHOWN]) + (f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else "")
+
+
+def _structure(label: int, names: Mapping[int, str]) -> str:
+    return f"{label} ({names[label]})" if label in names else str(label)
+
+
+_SAME_SECTION = {"test": ("test", "testing"), "testing": ("test", "testing")}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which items of a datalist are meant.
+
+    Parameters
+    ----------
+    section
+        ``"training"``, ``"validation"`` or ``"test"`` (also called ``"testing"``); None for all.
+    fold
+        The training items that this fold holds out; None for all.
+    """
+
+    section: str | None = None
+    fold: int | None = None
+
+    def of(self, manifest: Manifest, path: Path) -> list[Item]:
+        """The items of a datalist that are meant; ``path`` is where it lies, for messages.
+
+        Raises
+        ------
+        UsageError
+            If there are none, or a fold is asked for outside of training.
+        """
+        if self.fold is not None:
+            if self.section not in {None, "training"}:
+                raise UsageError(f"--fold {self.fold} chooses training items, found --section {self.section}; drop one")
+            return manifest.fold(self.fold)[1]
+        names = _SAME_SECTION.get(self.section or "", (self.section,))
+        chosen = [item for section, _, item in manifest.items() if self.section is None or section in names]
+        if self.section is not None and not chosen:
+            sizes = Counter(section for section, _, _ in manifest.items())
+            held = ", ".join(f"{count} under {name}" for name, count in sizes.items()) or "none"
+            raise UsageError(
+                f"--section {self.section}: {path} has no such items (found {held}); choose another section"
+            )
+        return chosen

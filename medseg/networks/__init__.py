@@ -3,9 +3,7 @@
 from medseg.networks.autoencoder import ENCODER_PREFIXES, Autoencoder, encoder_state
 from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
-from medseg.networks.groups import parameter_groups
-from medseg.networks.inflation import inflate
-from medseg.networks.pretrained import Match, load_encoder, pretrained, read_checkpoint
+from medseg.networks.pretrained import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
 from medseg.networks.vgg import VGGEncoder, VGGUNet
 
 __all__ = [

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
-__all__ = ["ENCODER_PREFIXES", "Autoencoder", "encoder_state"]
-
 ENCODER_PREFIXES = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
 """Beginnings of the state-dict keys that belong to the encoder, here and in MONAI's ``BasicUNet``."""
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from medseg.networks.discriminator import Judgement, normalise_spectrally
 
-__all__ = ["DCGANDiscriminator", "DCGANGenerator"]
-
 
 class DCGANGenerator(nn.Module):
     """Noise → image: transposed convolutions that double the grid, batch norm, ReLU, at the end tanh.

@@ -9,8 +9,6 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
-__all__ = ["ConditionalPatchDiscriminator", "Judgement", "normalise_spectrally"]
-
 
 class Judgement(NamedTuple):
     """What the discriminator says about a batch.

@@ -1,22 +1,139 @@
-"""Weights of published encoders: MedicalNet's 3D ResNets, and ImageNet's 2D networks inflated to 3D."""
+"""Weights of published encoders, from 2D to 3D, and which parameters learn how fast.
+
+2D kernels become 3D ones (I3D: Carreira and Zisserman 2017, arXiv 1705.07750).
+
+Parts of a network that learn at their own pace, or not at all.
+
+Weights of published encoders: MedicalNet's 3D ResNets, and ImageNet's 2D networks inflated to 3D.
+"""
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medseg.errors import UsageError
-from medseg.networks.inflation import Inflation, fit
 
-__all__ = ["Match", "load_encoder", "pretrained", "read_checkpoint"]
+Inflation = Literal["mean", "centre"]
+
+
+def inflate(kernel: Tensor, depth: int, how: Inflation = "mean", axis: int = -1) -> Tensor:
+    """3D kernel that answers to a volume of equal slices as the 2D one does to a slice.
+
+    Parameters
+    ----------
+    kernel
+        ``(out, in, kh, kw)``.
+    depth
+        Extent along the new axis.
+    how
+        ``"mean"`` repeats the kernel and divides it by ``depth``; ``"centre"`` puts it into the middle of zeros, so
+        that at first every slice is seen alone.
+    axis
+        Place of the new axis in the result; −1, the last, for volumes ``(H, W, D)`` whose slices lie along D.
+
+    Raises
+    ------
+    ValueError
+        If ``how`` is neither, or the kernel is not two-dimensional.
+    """
+    if how not in ("mean", "centre") or kernel.ndim != 4:
+        raise ValueError(f"found the inflation {how!r} of a kernel of {kernel.ndim} axes, expected mean or centre of 4")
+    place = axis % 5
+    repeated = torch.stack([kernel] * depth, dim=place)
+    if how == "mean":
+        return repeated / depth
+    weights = torch.zeros(depth, dtype=kernel.dtype)
+    weights[depth // 2] = 1.0
+    return repeated * weights.view([-1 if dim == place else 1 for dim in range(5)])
+
+
+def fit(value: Tensor, shape: Sequence[int], *, inflation: Inflation = "mean", axis: int = -1) -> Tensor | None:
+    """``value`` in the given ``shape``, or None if that has no meaning.
+
+    A 2D kernel is inflated. Kernels that look at several channels, such as the three colours of a photograph, become
+    kernels for one channel by their sum, as if the grey image were shown in every colour, and for several channels by
+    an equal share of it each.
+    """
+    wanted = tuple(shape)
+    if value.ndim == 4 and len(wanted) == 5:
+        value = inflate(value, wanted[axis % 5], inflation, axis)
+    if value.ndim in (4, 5) and value.ndim == len(wanted) and value.shape[1] != wanted[1]:
+        if value.shape[1] != 3:  # only the first convolution looks at colours
+            return None
+        value = value.sum(1, keepdim=True).expand(-1, wanted[1], *value.shape[2:]) / wanted[1]
+    return value if tuple(value.shape) == wanted else None
+
+
+def parameter_groups(
+    network: nn.Module, learning_rate: float, factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser, with discriminative learning rates (Howard and Ruder 2018, arXiv 1801.06146).
+
+    Parameters
+    ----------
+    network
+        Parts that are frozen are changed: their parameters no longer require gradients, and their batch norms keep
+        the running statistics that they came with.
+    learning_rate
+        Of parts that ``factors`` does not name.
+    factors
+        Beginning of the parameters' names → factor of the learning rate; 0 freezes. The longest beginning counts:
+        ``{"encoder": 0.1, "encoder.conv1": 0}``.
+
+    Returns
+    -------
+    list
+        One group per factor with ``params`` and ``lr``, the fastest first. A schedule multiplies each ``lr``.
+
+    Raises
+    ------
+    ValueError
+        If a beginning matches no parameter, a factor is negative, or everything is frozen.
+    """
+    chosen = dict(factors or {})
+    names = [name for name, _ in network.named_parameters()]
+    for part, factor in chosen.items():
+        if factor < 0.0:
+            raise ValueError(f"found the factor {factor} for {part!r}, expected 0 (frozen) or more")
+        if not any(_within(name, part) for name in names):
+            raise ValueError(f"no parameter's name begins with {part!r}; the first ones are {', '.join(names[:3])}")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        factor = _factor(name, chosen)
+        parameter.requires_grad_(factor > 0.0)
+        if factor > 0.0:
+            groups.setdefault(factor, []).append(parameter)
+    _keep_statistics(network, chosen)
+    if not groups:
+        raise ValueError("every parameter is frozen, so there is nothing to train; give a part a factor above 0")
+    ordered = sorted(groups.items(), reverse=True)
+    return [{"params": parameters, "lr": learning_rate * factor} for factor, parameters in ordered]
+
+
+def _keep_statistics(network: nn.Module, factors: Mapping[str, float]) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and _factor(name, factors) == 0.0:
+            module.momentum = 0.0
+
+
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    parts = [part for part in factors if _within(name, part)]
+    return factors[max(parts, key=len)] if parts else 1.0
+
+
+def _within(name: str, part: str) -> bool:
+    return not part or name == part or name.startswith(f"{part}.")
+
 
 _logger = logging.getLogger("medseg.networks")
 _HUB = "medicalnet:"
@@ -103,7 +220,7 @@ def load_encoder(
     weights
         What :func:`read_checkpoint` gives.
     inflation, axis
-        How a 2D kernel becomes a 3D one, see :func:`~medseg.networks.inflation.fit`.
+        How a 2D kernel becomes a 3D one, see :func:`~medseg.networks.pretrained.fit`.
 
     Raises
     ------

@@ -8,8 +8,6 @@ from monai.networks.layers.factories import Conv, Norm, Pool
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 
-__all__ = ["VGGEncoder", "VGGUNet"]
-
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
 """Convolutions of each level (configuration D of Simonyan and Zisserman 2014, arXiv 1409.1556)."""
 

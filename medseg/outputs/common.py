@@ -20,10 +20,8 @@ from medseg.errors import CaseFailed, Refusal
 from medseg.files import atomic_path
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
-from medseg.outputs.codes import BundleLike, SegmentCode, segment_codes
+from medseg.labels.codes import BundleLike, SegmentCode, segment_codes
 from medseg.outputs.source import Frame, SourceImages, embed, placed
-
-__all__ = ["Job", "WriteOptions", "copy_identity", "save_checked", "series_description", "start_dataset"]
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
 SegmentationType = Literal["AUTO", "BINARY", "FRACTIONAL", "LABELMAP"]

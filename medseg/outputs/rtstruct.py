@@ -19,11 +19,9 @@ from pydicom.uid import RTStructureSetStorage
 
 from medseg.errors import CaseFailed
 from medseg.geometry import Geometry
-from medseg.outputs.codes import Code, SegmentCode
+from medseg.labels.codes import Code, SegmentCode
 from medseg.outputs.common import Job, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame, SourceImages, embed
-
-__all__ = ["fill", "read_labels", "write_rtstruct"]
 
 _LEAST_DICE = 0.999
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"

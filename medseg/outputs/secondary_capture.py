@@ -16,8 +16,6 @@ from medseg.outputs.common import Job, save_checked, series_description, start_d
 from medseg.outputs.source import Frame
 from medseg.pictures import Entry, Layer, View, Window, draw, render, sheet, view_of_frame, window_of
 
-__all__ = ["chosen_frames", "write_sc"]
-
 _SMALLEST_PX, _LARGEST_PX = 384, 768
 _TO_RAS = np.array([-1.0, -1.0, 1.0])
 

@@ -21,11 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg.errors import CaseFailed, UsageError
 from medseg.geometry import Geometry
-from medseg.outputs.codes import Code, SegmentCode
+from medseg.labels.codes import Code, SegmentCode
 from medseg.outputs.common import Job, copy_identity, save_checked, series_description
 from medseg.outputs.source import embed, frames_of, slice_spacing_mm
-
-__all__ = ["algorithm", "coded", "read_labels", "write_seg"]
 
 
 def write_seg(job: Job, path: Path) -> Path:

@@ -18,9 +18,7 @@ from pydicom.dataset import Dataset
 from medseg.errors import Refusal
 from medseg.geometry import Geometry, lps_to_ras
 from medseg.ingest import SeriesRecord
-from medseg.ingest.archives import on_disk
-
-__all__ = ["Frame", "SourceImages", "embed", "frames_of", "locate", "placed", "read_source", "slice_spacing_mm"]
+from medseg.ingest.walk import on_disk
 
 _TYPE_2 = (
     "PatientID",

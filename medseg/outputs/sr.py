@@ -1,4 +1,12 @@
-"""Measurement report (SR, template TID 1500) by highdicom: volumes and diameters, each tied to its segment."""
+"""Measurement report (SR, template TID 1500) by highdicom: volumes, diameters and the trust verdict.
+
+The trust verdict as content of a measurement report: per structure, and once for the whole result.
+
+The terms are private (coding scheme ``99MEDSEG``): no published scheme names a Dice coefficient that was predicted
+without ground truth.
+
+Measurement report (SR, template TID 1500) by highdicom: volumes and diameters, each tied to its segment.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +27,68 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
 from medseg.errors import CaseFailed
-from medseg.outputs import sr_trust
-from medseg.outputs.codes import SegmentCode
+from medseg.labels.codes import SegmentCode
 from medseg.outputs.common import Job, copy_identity, save_checked, series_description
 from medseg.outputs.seg import coded
 
-__all__ = ["longest_diameter_mm", "volumes_ml", "write_sr"]
+_NO_UNITS = CodedConcept("1", "UCUM", "no units")
+_SCHEME = "99MEDSEG"
+_MEASURES = {
+    "predicted_dice": CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient"),
+    "lower_bound": CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice"),
+}
+_VERDICT = CodedConcept("TRUST", _SCHEME, "Trust verdict")
+_FLAG = CodedConcept("FLAG", _SCHEME, "Trust flag")
+_RESULT = CodedConcept("RESULT", _SCHEME, "Whole segmentation result")
+_LONGEST_MEANING = 64
+
+
+def of_structure(trust: Mapping[str, Any], label: int) -> list[sr.Measurement]:
+    """Predicted Dice and lower bound of one structure; those of the whole result where structures have none."""
+    own = [item for item in trust.get("structures") or () if item.get("label") == label]
+    if trust.get("structures") and not own:
+        return []
+    return _measures(own[0] if own else trust)
+
+
+def verdict_of(trust: Mapping[str, Any]) -> list[sr.QualitativeEvaluation] | None:
+    """The verdict on the case, as it stands in every group: no structure is to be read without it."""
+    verdict = trust.get("verdict")
+    if not verdict:
+        return None
+    return [sr.QualitativeEvaluation(name=_VERDICT, value=_term(str(verdict).upper(), str(verdict).capitalize()))]
+
+
+def of_result(
+    trust: Mapping[str, Any], tracking: sr.TrackingIdentifier, algorithm: sr.AlgorithmIdentification
+) -> list[sr.MeasurementsAndQualitativeEvaluations]:
+    """A group of its own (TID 1501) for what is known of the whole result: both measures, verdict, flags."""
+    measures, verdict = _measures(trust), verdict_of(trust)
+    flags = [sr.QualitativeEvaluation(name=_FLAG, value=_term(str(flag), str(flag))) for flag in trust.get("flags", ())]
+    if not measures and not verdict and not flags:
+        return []
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=tracking,
+        finding_type=_RESULT,
+        algorithm_id=algorithm,
+        measurements=measures or None,
+        qualitative_evaluations=[*(verdict or ()), *flags],
+    )
+    return [group]
+
+
+def _measures(stated: Mapping[str, Any]) -> list[sr.Measurement]:
+    values = ((stated.get(key), name) for key, name in _MEASURES.items())
+    return [
+        sr.Measurement(name=name, value=float(f"{value:.4f}"), unit=_NO_UNITS)
+        for value, name in values
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def _term(value: str, meaning: str) -> CodedConcept:
+    return CodedConcept(value, _SCHEME, meaning[:_LONGEST_MEANING])
+
 
 _MILLILITRE = CodedConcept("ml", "UCUM", "milliliter")
 _LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -128,7 +192,7 @@ def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) ->
         title=dicom_codes.DCM.ImagingMeasurementReport,
         imaging_measurements=[
             *(_group(job, code, n, volumes[code.label]) for n, code in enumerate(codes, start=1)),
-            *sr_trust.of_result(job.options.trust, _tracking(job, "result", "whole result"), _algorithm(job)),
+            *of_result(job.options.trust, _tracking(job, "result", "whole result"), _algorithm(job)),
         ],
     )
 
@@ -155,9 +219,9 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
                 value=float(f"{diameter:.6g}"),
                 unit=dicom_codes.UCUM.Millimeter,
             ),
-            *sr_trust.of_structure(job.options.trust, code.label),
+            *of_structure(job.options.trust, code.label),
         ],
-        qualitative_evaluations=sr_trust.verdict_of(job.options.trust),
+        qualitative_evaluations=verdict_of(job.options.trust),
     )
 
 

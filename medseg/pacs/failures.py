@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from medseg.errors import CaseFailed
 
-__all__ = ["LimitExceeded", "PacsError"]
-
 
 class PacsError(CaseFailed):
     """A peer could not be reached, refused, or answered with a failure."""

@@ -12,8 +12,6 @@ from typing import get_args
 from medseg.pacs.nodes import ListenerSettings
 from medseg.pacs.queue import Queue, State
 
-__all__ = ["HealthServer"]
-
 
 class HealthServer:
     """Answers on 127.0.0.1 only; shows counts, never identities."""

@@ -16,8 +16,6 @@ from pydicom.errors import InvalidDicomError
 
 from medseg.files import write_bytes
 
-__all__ = ["hash_uid", "instance_path", "store_instance"]
-
 
 def hash_uid(uid: str) -> str:
     """First 24 hex digits of the SHA-256 of a UID."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from medseg.errors import UsageError
 from medseg.pacs.failures import LimitExceeded
 
-__all__ = ["Limits", "Meter"]
-
 
 @dataclass(frozen=True)
 class Limits:

@@ -37,8 +37,6 @@ except ImportError as error:
 
 from medseg.pacs.retrieve import no_delay
 
-__all__ = ["Listener"]
-
 _log = logging.getLogger(__name__)
 
 _SUCCESS = 0x0000

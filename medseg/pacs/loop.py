@@ -15,16 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medseg.errors import CaseFailed, UsageError
-from medseg.files import remove_leftovers
-from medseg.locks import locked_folder
+from medseg.files import locked_folder, remove_leftovers
 from medseg.pacs.failures import LimitExceeded, PacsError
 from medseg.pacs.inbox import hash_uid
 from medseg.pacs.nodes import PacsSettings, RunSettings
 from medseg.pacs.queue import Queue
 from medseg.pacs.remote import Remote, StudyMatch, open_remote
 from medseg.pacs.work import Compute, Work, run_route
-
-__all__ = ["Answered", "answer_studies"]
 
 _log = logging.getLogger(__name__)
 _MOST_MATCHES = 100_000

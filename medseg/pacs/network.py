@@ -31,8 +31,6 @@ try:
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
-__all__ = ["NetworkRemote"]
-
 _SUCCESS = 0x0000
 _PENDING = (0xFF00, 0xFF01)
 _WARNINGS = (0xB000, 0xB006, 0xB007)

@@ -31,21 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg.bundle.shipped import find_bundle
+from medseg.bundle.bundle import find_bundle
 from medseg.errors import UsageError
 from medseg.pacs.limits import Limits
-
-__all__ = [
-    "DicomNode",
-    "ListenerSettings",
-    "PacsSettings",
-    "Route",
-    "RunSettings",
-    "Tls",
-    "WebNode",
-    "parse_node",
-    "read_settings",
-]
 
 DEFAULT_AE_TITLE = "MEDSEG"
 _LONGEST_AE_TITLE = 16

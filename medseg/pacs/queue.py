@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Queue", "State", "Study"]
-
 State = Literal["receiving", "waiting", "running", "sending", "done", "failed"]
 
 _SCHEMA = """

@@ -9,11 +9,8 @@ from typing import Protocol
 
 from pydicom.dataset import Dataset
 
-from medseg.pacs.failures import PacsError
 from medseg.pacs.limits import Meter
 from medseg.pacs.nodes import DicomNode, WebNode
-
-__all__ = ["PacsError", "Remote", "SendResult", "StudyMatch", "open_remote"]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ try:
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
-__all__ = ["Arrival", "identifier_of", "no_delay", "receiving"]
-
 _SUCCESS = 0x0000
 _REFUSED = 0xA700
 _WRONG_STUDY = 0xA900

@@ -26,8 +26,6 @@ try:
 except ImportError as error:
     raise MissingDependency("dicomweb-client", "pacs", "DICOMweb") from error
 
-__all__ = ["WebRemote"]
-
 _AS_STORED = (("application/dicom", "*"),)
 """Ask for instances in the transfer syntax they are stored in, so that nothing is decoded on the way."""
 

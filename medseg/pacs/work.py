@@ -14,8 +14,6 @@ from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, 
 from medseg.pacs.queue import Queue, Study
 from medseg.pacs.remote import Remote, open_remote
 
-__all__ = ["Compute", "Work", "Worker", "run_route"]
-
 _log = logging.getLogger(__name__)
 
 Compute = Callable[[Route, Path, Path], Sequence[Path]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from medseg.phantom.dataset import WrittenPatient, write_dataset, write_nifti
-from medseg.phantom.dicom import WrittenStudy, write_dicom
 from medseg.phantom.patient import Phantom, make_patient
+from medseg.phantom.write import WrittenPatient, WrittenStudy, write_dataset, write_dicom, write_nifti
 
 __all__ = [
     "Phantom",

@@ -1,9 +1,7 @@
 """Slices of volumes as pictures, in one convention for training, report and DICOM: the patient's right on the left."""
 
-from medseg.pictures.colours import colour, rgb
-from medseg.pictures.panel import Layer, Panel, Window, around, draw, whole, window_of
-from medseg.pictures.sheet import Entry, render, sheet
-from medseg.pictures.view import View, view_along, view_of_frame
+from medseg.pictures.sheet import Entry, Layer, Panel, Window, around, draw, render, sheet, whole, window_of
+from medseg.pictures.view import View, colour, rgb, view_along, view_of_frame
 
 __all__ = [
     "Entry",

@@ -2,10 +2,13 @@
 
 The convention is the radiological one, and that of DICOM's usual axial, coronal and sagittal images: the patient's
 right on the viewer's left, anterior on the left of sagittal slices, anterior or superior on top.
+
+One colour per structure.
 """
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +16,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-__all__ = ["View", "view_along", "view_of_frame"]
 
 _PLANES = ("sagittal", "coronal", "axial")
 # By patient axis that is looked along: the one that runs to the right. It and the one that runs down do so towards
@@ -100,3 +101,22 @@ def _letters(direction: Sequence[float] | NDArray[np.float64]) -> str:
     unit = np.asarray(direction, np.float64) / np.linalg.norm(direction)
     named = [axis for axis in np.argsort(-np.abs(unit)) if abs(unit[axis]) >= _NAMED_FROM]
     return "".join(_LETTERS[axis][int(unit[axis] < 0)] for axis in named)
+
+
+# Okabe and Ito's palette: distinguishable with every common colour vision deficiency, and over grey images.
+_PALETTE = ("#f0b000", "#3fb4ee", "#12b886", "#f0722c", "#e07bb4", "#f2e545", "#6f8df7")
+
+
+def colour(index: int) -> str:
+    """Colour of the structure with this position in the list of structures, as ``#rrggbb``."""
+    if index < len(_PALETTE):
+        return _PALETTE[index]
+    red, green, blue = colorsys.hls_to_rgb(
+        (index * 0.618034) % 1.0, 0.62, 0.72
+    )  # the golden ratio keeps neighbours apart
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def rgb(text: str) -> tuple[int, int, int]:
+    """``#rrggbb`` as three numbers from 0 to 255."""
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)

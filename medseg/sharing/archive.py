@@ -23,16 +23,14 @@ from typing import IO, Any
 
 import medseg
 from medseg.bundle import Bundle, require_trusted
-from medseg.bundle.configs import parse_json
-from medseg.bundle.contents import list_files
+from medseg.bundle.audit_configs import parse_json
+from medseg.bundle.audit_files import list_files
 from medseg.bundle.privacy import DATALIST, is_text, without_names
 from medseg.bundle.training_run import TRAINING_RUN
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import atomic_path, sha256_file
 from medseg.sharing.model_card import model_card
 from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
-
-__all__ = ["Packed", "Unpacked", "pack", "unpack"]
 
 MANIFEST, SIGNATURE, PROVENANCE = "manifest.json", "manifest.sig", "provenance.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

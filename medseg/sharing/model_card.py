@@ -9,8 +9,6 @@ from typing import Any
 
 from medseg.bundle import Bundle
 
-__all__ = ["model_card"]
-
 _LICENCES = {
     "apache license": "apache-2.0",
     "mit license": "mit",

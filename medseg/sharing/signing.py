@@ -15,8 +15,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from medseg.errors import UntrustedBundle, UsageError
 from medseg.files import write_bytes
 
-__all__ = ["create_key_pair", "fingerprint_of", "read_private_key", "read_public_key", "sign", "verify_signature"]
-
 _DOMAIN = b"medseg bundle manifest, version 1\n"  # a signature made for something else never fits a manifest
 
 

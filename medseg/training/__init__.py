@@ -1,26 +1,30 @@
 """Training: a generator against a discriminator under a MONAI workflow, resumable to the bit."""
 
-from medseg.training.adversary import Adversary
-from medseg.training.averaging import WarmAverage, averaged
+from medseg.devices import compiled
+from medseg.training.adversary import AdversarialLoss, Adversary, feature_matching, gradient_penalty
 from medseg.training.checkpoints import Checkpoints, better, save_weights
-from medseg.training.compilation import compiled
 from medseg.training.configuration import check_ids
-from medseg.training.datalist import data_root, fold_items
+from medseg.training.data import DrawSampler, TrainingDataset, data_root, fold_items, image_items, training_loader
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
-from medseg.training.engine import AdversarialSegmentationTrainer
-from medseg.training.grids import NoiseGrids, RestorationGrids
-from medseg.training.images import ImageAdversary, NoSupervision, RestorationLoss
-from medseg.training.initial import started
-from medseg.training.journal import Journal
-from medseg.training.losses import AdversarialLoss, feature_matching, gradient_penalty
-from medseg.training.parallel import local_device, start_processes, stop_processes
-from medseg.training.realism import FeatureEncoder, FrechetDistance, closer, frechet_distance, nearest
+from medseg.training.distributed import local_device, start_processes, stop_processes
+from medseg.training.initialise import started
+from medseg.training.mean_teacher import Unlabelled, unlabelled_cases
+from medseg.training.metrics_log import Journal
+from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
-from medseg.training.samples import Samples
-from medseg.training.sampling import DrawSampler, TrainingDataset, training_loader
 from medseg.training.schedule import AdversarialSchedule, OneCycle, Turn
-from medseg.training.unlabelled import Unlabelled, unlabelled_cases
-from medseg.training.volumes import image_items
+from medseg.training.step import WarmAverage, averaged
+from medseg.training.synthesis import (
+    FeatureEncoder,
+    FrechetDistance,
+    ImageAdversary,
+    NoSupervision,
+    RestorationLoss,
+    closer,
+    frechet_distance,
+    nearest,
+)
+from medseg.training.trainer import AdversarialSegmentationTrainer
 
 __all__ = [
     "AdversarialLoss",

@@ -16,17 +16,14 @@ from torch import nn
 
 from medseg.errors import UsageError
 from medseg.files import atomic_path, remove_leftovers
-from medseg.training.changes import Change, allowed_changes, with_same_start
-from medseg.training.conditions import Conditions, conditions_of
 from medseg.training.configuration import enclosing_parser
-from medseg.training.parallel import is_first
-from medseg.training.randomness import capture_randomness, restore_randomness
-from medseg.training.rates import shift_cycles
+from medseg.training.data import capture_randomness, restore_randomness
+from medseg.training.distributed import is_first
+from medseg.training.resume import Change, Conditions, allowed_changes, conditions_of, with_same_start
+from medseg.training.schedule import shift_cycles
 
 if TYPE_CHECKING:
-    from medseg.training.engine import AdversarialSegmentationTrainer
-
-__all__ = ["Checkpoints", "better", "save_weights"]
+    from medseg.training.trainer import AdversarialSegmentationTrainer
 
 
 def better(current: float, best: float) -> bool:
@@ -138,7 +135,7 @@ class Checkpoints:
         ------
         UsageError
             If it cannot be read, was written by another configuration or with other cases, or is beyond the end of
-            the run (:func:`~medseg.training.changes.allowed_changes` says what may differ).
+            the run (:func:`~medseg.training.resume.allowed_changes` says what may differ).
         """
         path = self.latest()
         if path is None:

@@ -11,8 +11,6 @@ from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-__all__ = ["DeepSupervision", "parameters_of"]
-
 
 class DeepSupervision(nn.Module):
     """Heads on intermediate features of a network, so that every level of the decoder learns from the labels.

@@ -14,8 +14,6 @@ from ignite.engine import Engine, Events
 
 from medseg.errors import MedsegError, Refusal, TrainingFailed
 
-__all__ = ["ended_by_signal", "exceptions_leave", "named_failure", "record_of"]
-
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED", re.I)
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)")

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medseg.training.buffers import Buffers
-
-__all__ = ["LayerCheck", "difference", "filled_memory", "keep_in_fp32"]
+from medseg.training.step import Buffers
 
 TOLERANCE = 0.1
 """Largest relative error of a layer: rounding to bf16 makes half a percent, the faults looked for 100 and more."""

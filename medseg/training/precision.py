@@ -14,8 +14,6 @@ from torch import nn
 from medseg.errors import UsageError
 from medseg.training.layer_check import keep_in_fp32
 
-__all__ = ["NumberFormat", "Precision", "fast_dtype"]
-
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -9,12 +9,10 @@ from ignite.engine import Events
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from medseg.training.journal import Journal, describe, scalars
+from medseg.training.metrics_log import Journal, describe, scalars
 
 if TYPE_CHECKING:
-    from medseg.training.engine import AdversarialSegmentationTrainer
-
-__all__ = ["ProgressDisplay"]
+    from medseg.training.trainer import AdversarialSegmentationTrainer
 
 
 class ProgressDisplay:

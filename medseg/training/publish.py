@@ -18,9 +18,7 @@ from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
-from medseg.training.engine import AdversarialSegmentationTrainer
-
-__all__ = ["describe_run", "publish", "require_same_network"]
+from medseg.training.trainer import AdversarialSegmentationTrainer
 
 Which = Literal["best", "final"]
 

@@ -19,15 +19,13 @@ from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
 from medseg.files import sha256_file, write_json
 from medseg.training.checkpoints import Checkpoints
-from medseg.training.datalist import with_folder
-from medseg.training.engine import AdversarialSegmentationTrainer
+from medseg.training.configuration import check_overrides
+from medseg.training.data import with_folder
 from medseg.training.failures import ended_by_signal, named_failure, record_of
-from medseg.training.journal import Journal
-from medseg.training.overrides import check_overrides
+from medseg.training.metrics_log import Journal
 from medseg.training.publish import describe_run, publish, require_same_network
 from medseg.training.stopping import StopRequest, locked
-
-__all__ = ["TrainingResult", "Watcher", "train_bundle"]
+from medseg.training.trainer import AdversarialSegmentationTrainer
 
 _logger = logging.getLogger("medseg.training")
 
@@ -98,7 +96,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     resume
         Go on from the newest checkpoint in the output folder, exactly as if the run had never stopped; a finished
         run is left as it is. Epochs, rates, weights of losses and what is watched may be others than before and count
-        from here on; anything else that differs is refused (:mod:`medseg.training.changes`). Without it, a folder that
+        from here on; anything else that differs is refused (:mod:`medseg.training.resume`). Without it, a folder that
         holds checkpoints is refused.
     overrides
         Further ids and their values; an id that the configuration does not have is refused.
@@ -107,7 +105,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     rescale
         The id ``rescale``, for weights of another task: give those in front of a normalisation the size of fresh ones,
         which leaves what the network computes as it is and lets it learn at their pace
-        (:func:`~medseg.training.initial.rescale`).
+        (:func:`~medseg.training.initialise.rescale`).
     publish
         Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
 
-from medseg.locks import locked_folder
-from medseg.training.parallel import together
+from medseg.files import locked_folder
+from medseg.training.distributed import together
 
 if TYPE_CHECKING:
-    from medseg.training.engine import AdversarialSegmentationTrainer
-
-__all__ = ["StopRequest", "locked"]
+    from medseg.training.trainer import AdversarialSegmentationTrainer
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

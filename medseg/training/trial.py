@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from medseg.training.buffers import Buffers
+from medseg.training.data import capture_randomness, restore_randomness
+from medseg.training.distributed import largest
 from medseg.training.layer_check import FILLS, LayerCheck, difference, filled_memory
-from medseg.training.parallel import largest
 from medseg.training.precision import NumberFormat
-from medseg.training.randomness import capture_randomness, restore_randomness
+from medseg.training.step import Buffers
 
 if TYPE_CHECKING:
-    from medseg.training.engine import AdversarialSegmentationTrainer
-
-__all__ = ["try_format"]
+    from medseg.training.trainer import AdversarialSegmentationTrainer
 
 TOLERANCE = 1.0
 """Largest error of a parameter's gradient as a whole: beyond it more is wrong than right."""

@@ -17,11 +17,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry
-from medseg.ingest.images import is_image_file
-from medseg.ingest.records import SeriesRecord
-from medseg.ingest.volume import Source, read_volume
-
-__all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
+from medseg.ingest.image_files import is_image_file
+from medseg.ingest.read import Source, read_volume
+from medseg.ingest.record import SeriesRecord
 
 _OWN_KEYS = ("case_id", "modality", "notes", "resampled")
 """Meta data that MONAI's readers do not give."""

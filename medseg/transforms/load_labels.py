@@ -19,8 +19,6 @@ from medseg.geometry import Geometry
 from medseg.labels import MAPPING_KEY, check_labels, no_label
 from medseg.transforms.load import LoadVolume
 
-__all__ = ["LoadLabelD", "LoadLabelDict", "LoadLabeld"]
-
 
 class LoadLabeld(MapTransform):
     """Load label maps, and refuse those whose values are no whole numbers or no class of the network.

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-__all__ = ["RandSpatiald", "SpatialDraw"]
-
 
 @dataclass(frozen=True)
 class SpatialDraw:

@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import UsageError
 from medseg.files import write_json
-from medseg.trust.scores import used_for
+from medseg.trust.features import used_for
+from medseg.trust.gradient_boosting import BoostedTrees, fit_boosted_trees
 from medseg.trust.stored import read_stored
-from medseg.trust.trees import BoostedTrees, fit_boosted_trees
-
-__all__ = ["Calibration", "Estimate", "FitOptions", "StructureCalibration", "Thresholds", "fit_calibration"]
 
 FORMAT = "medseg-trust-calibration-3"
 

@@ -9,8 +9,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 from medseg.errors import BundleError
 
-__all__ = ["SMALLEST_SPREAD", "check_weights", "numbers", "read_stored"]
-
 _LARGEST: Final = 1e12
 """No statistic of an image, no weight and no count comes near it, and squares of it are still numbers."""
 SMALLEST_SPREAD: Final = 1e-9

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from medseg.manifests.manifest import Item
     from medseg.training.run import Watcher
 
-__all__ = ["CrossValidation", "cross_validate"]
-
 _LEFT_OUT = ("models", "trust", "runs", "eval", "training_run.json")
 _SHOWN = {"dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd": "NSD"}
 

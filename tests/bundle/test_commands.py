@@ -12,14 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medseg.bundle import Bundle, audit, require_trusted, verify
+from medseg.bundle import Bundle, audit, require_trusted
+from medseg.bundle.config import missing_package
 from medseg.bundle.findings import blocks
-from medseg.bundle.parsed import missing_package
-from medseg.bundle.trainable import check_trainable
+from medseg.bundle.training_data import check_trainable
 from medseg.cli import bundle as bundle_command
 from medseg.cli.main import app
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.sharing import pack, unpack
+from medseg.sharing import pack, unpack, verify
 from tests.bundle.sample import SAMPLE_NAME, read_config, write_config
 
 assert bundle_command
@@ -221,7 +221,7 @@ def test_wrong_paths_and_words_are_told_before_torch_is_imported(bundle: Path, t
 
 def test_the_weights_that_are_used_are_those_that_trust_belongs_to(bundle: Path) -> None:
     from medseg.files import sha256_file
-    from medseg.trust.state import weights_of
+    from medseg.trust.trust_files import weights_of
 
     usual = bundle / "models" / "model.pt"
     assert weights_of(Bundle.open(bundle)) == {sha256_file(usual)}
@@ -234,8 +234,8 @@ def test_the_weights_that_are_used_are_those_that_trust_belongs_to(bundle: Path)
 
 
 def test_without_a_background_nothing_is_judged_and_no_dicom_is_written(bundle: Path) -> None:
-    from medseg.outputs.codes import segment_codes
-    from medseg.trust.state import trust_state
+    from medseg.labels.codes import segment_codes
+    from medseg.trust.trust_files import trust_state
 
     metadata = read_config(bundle, "metadata")
     metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "core", "1": "sphere"}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from medseg.bundle import Bundle, verify
+from medseg.bundle import Bundle
 from medseg.bundle.training_run import TRAINING_RUN, UNTRAINED, TrainingRun
+from medseg.sharing import verify
 from medseg.sharing.model_card import model_card
 from tests.bundle.sample import read_config, write_config
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
-from medseg.bundle import verify
 from medseg.bundle.findings import Finding, blocks
-from medseg.bundle.verify import SCHEMA_FILE, fake_shape
 from medseg.errors import BundleError, UsageError
+from medseg.sharing import verify
+from medseg.sharing.verify import SCHEMA_FILE, fake_shape
 from tests.bundle.sample import read_config, write_config
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("bundles").glob("*/models/model.pt"))

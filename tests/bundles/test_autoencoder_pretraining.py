@@ -13,10 +13,10 @@ from monai.networks.nets import BasicUNet
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
-from medseg.bundle.verify import SCHEMA_FILE
 from medseg.networks import encoder_state
+from medseg.sharing.verify import SCHEMA_FILE
 from medseg.training import train_bundle
-from medseg.training.initial import initialise_from
+from medseg.training.initialise import initialise_from
 from tests.bundles.images import BUNDLES, workflow, write_volumes, written
 
 BUNDLE = BUNDLES / "volume_autoencoder_pretraining"

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
-from medseg.bundle.verify import SCHEMA_FILE
 from medseg.networks import ENCODER_PREFIXES
+from medseg.sharing.verify import SCHEMA_FILE
 from medseg.training import train_bundle
 from tests.bundles.images import BUNDLES, workflow, write_volumes, written
 

@@ -12,9 +12,9 @@ from medseg.bundle import Bundle, audit
 from medseg.evaluation import evaluate_case
 from medseg.inference import Options, run_batch
 from medseg.inference.cases import collect, load
-from medseg.inference.channels import channels_of, others_of
+from medseg.inference.config import channels_of, others_of
 from medseg.ingest import read_volume
-from medseg.ingest.rules import parse_rules
+from medseg.ingest.selection import parse_rules
 from tests.outputs.test_geometry import read_with_highdicom
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "sarcoma_mrpet_segmentation"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode
-from medseg.inference.journal import locked
+from medseg.inference.run.state import locked
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
 from tests.ingest.synthetic import make_series

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from medseg.bundle import Bundle, verify
+from medseg.bundle import Bundle
 from medseg.cli import bundle as bundle_command
 from medseg.cli import infer as infer_command
 from medseg.cli import trust as trust_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode
-from medseg.trust.state import trust_state
+from medseg.sharing import verify
+from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.fake_judge import calibrate
 from tests.inference.volumes import blobs, grid, save

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medseg.evaluation.boxes import find_boxes
+from medseg.evaluation.overlap import find_boxes
 
 
 @settings(max_examples=80, deadline=None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medseg.evaluation import Definitions, evaluate_case
-from medseg.evaluation.elements import element_areas_mm2, measure_surface_elements
+from medseg.evaluation.surfaces import element_areas_mm2, measure_surface_elements
 
 _ALL_ON_ONE_SIDE = 0b00001111
 """The four corners with the first index 0."""

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.evaluation.naming import case_id_of_name
-from medseg.evaluation.pairing import collect, pair_up, read_labels
+from medseg.evaluation.pairing import case_id_of_name, collect, pair_up, read_labels
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -17,16 +17,13 @@ from typer.testing import CliRunner
 from medseg.errors import REASON_CODES, UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_METRICS
-from medseg.evaluation.report import write_report
-from medseg.evaluation.report.charts import limits_of_agreement, nice_ticks
-from medseg.evaluation.report.collect import Case, collect
-from medseg.evaluation.report.plots import sections
-from medseg.evaluation.report.reasons import REMEDIES
-from medseg.evaluation.report.style import number
-from medseg.evaluation.report.thumbnails import SIDE_PX, planes, worst_slice
-from medseg.evaluation.report.volumes import CaseVolumes, read_case
 from medseg.evaluation.tables import read_csv, write_csv
 from medseg.inference.worklist import write_worklist
+from medseg.report import write_report
+from medseg.report.charts import limits_of_agreement, nice_ticks, sections
+from medseg.report.collect import Case, collect
+from medseg.report.pictures import SIDE_PX, CaseVolumes, planes, read_case, worst_slice
+from medseg.report.tables import REMEDIES, number
 from tests.evaluation.browser import Browser, available, browser
 from tests.evaluation.report_folders import Folders, make_folders, read_nifti
 
@@ -344,7 +341,7 @@ def test_numbers() -> None:
 
 
 def test_volumes_over_the_budget_go_beside_the_page(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.evaluation.report._VIEWER_BUDGET_BYTES", 0)
+    monkeypatch.setattr("medseg.report._VIEWER_BUDGET_BYTES", 0)
     text = write_report(folders.results, viewer="always", reader=read_nifti).read_text(encoding="utf-8")
     assert len(list((folders.results / "report_files").glob("*.js"))) == len(CASES)
     assert 'data-file="report_files/v0.js"' in text
@@ -425,7 +422,7 @@ def test_browser_viewer_draws(
     window: Browser, folders: Folders, monkeypatch: pytest.MonkeyPatch, inlined: bool
 ) -> None:
     if not inlined:
-        monkeypatch.setattr("medseg.evaluation.report._VIEWER_BUDGET_BYTES", 0)
+        monkeypatch.setattr("medseg.report._VIEWER_BUDGET_BYTES", 0)
     page = write_report(folders.results, references=folders.references, viewer="always", reader=read_nifti)
     window.open(page)
     window.resize(1000, 800)

@@ -25,15 +25,16 @@ from typing import Any
 from distributed import Scheduler, Worker
 
 from medseg.errors import ExitCode, MedsegError
-from medseg.inference import Options, run_batch, work
+from medseg.inference import Options, run_batch
 from medseg.inference.cases import Case, LoadedCase, load
 from medseg.inference.choice import Choice
-from medseg.inference.cluster import worker as cluster_worker
 from medseg.inference.predictor import Predictor
+from medseg.inference.run import dask_worker as cluster_worker
+from medseg.inference.run import work
 
 _PATIENCE_S = 300.0
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["medseg.inference.cluster.worker", "distributed", __name__])
+_CONTEXT.set_forkserver_preload(["medseg.inference.run.dask_worker", "distributed", __name__])
 
 
 class Site:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.adaptation import Scale, adapt, prepare, table
 from medseg.bundle import Bundle
-from medseg.trust.state import trust_state
+from medseg.trust.trust_files import trust_state
 
 
 @pytest.mark.slow

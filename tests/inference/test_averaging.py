@@ -14,7 +14,7 @@ from medseg.bundle import Bundle
 from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.averaging import Averaged, View, check_mirror, mirrored_axes, views
+from medseg.inference.ensemble import Averaged, View, check_mirror, mirrored_axes, views
 from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor, save
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from medseg.inference.background import BackgroundJob, Watchdog
+from medseg.inference.run.work import BackgroundJob, Watchdog
 
 
 def test_hands_back_the_value_or_the_error() -> None:

@@ -85,7 +85,7 @@ def test_keys_tell_what_changed(tmp_path: Path) -> None:
 
 
 def test_rules_must_fit_the_channels(tmp_path: Path) -> None:
-    from medseg.ingest.rules import parse_rules
+    from medseg.ingest.selection import parse_rules
 
     path = save(blobs((9, 8, 7)), grid("plain"), tmp_path / "a.nii.gz")
     rules = parse_rules([{"channel": "t1"}])

@@ -15,7 +15,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.inference import Predictor, run_batch
 from medseg.inference.cases import collect, load
-from medseg.inference.channels import Channels, channels_of, check_together, joined, others_of
+from medseg.inference.config import Channels, channels_of, check_together, joined, others_of
 from medseg.ingest import SeriesRecord
 from tests.inference.bundles import SCORES_BACK, UNET, Design, run_monai, write_bundle
 from tests.inference.volumes import blobs

@@ -11,10 +11,11 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from medseg.devices import resolve_device
 from medseg.errors import UsageError
-from medseg.inference import Options, Predictor, networks, run_batch
+from medseg.inference import Options, Predictor, run_batch
+from medseg.inference import ensemble as networks
 from medseg.inference.choice import Choice, engine_of, precision_of
-from medseg.inference.device import resolve_device
 from medseg.inference.engines import REFERENCE, build_engine, candidates, fold_norms
 from tests.inference.volumes import blobs, grid, save
 

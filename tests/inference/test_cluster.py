@@ -121,7 +121,7 @@ def test_a_killed_driver_goes_on_where_it_was(
 def test_a_case_that_kills_its_worker_is_given_up_and_no_other(
     site: Site, thresholds: Path, pictures: Path, here: Path, tmp_path: Path
 ) -> None:
-    from medseg.inference.cluster.batch import MAX_WORKER_DEATHS
+    from medseg.inference.run.dask import MAX_WORKER_DEATHS
 
     images = Path(shutil.copytree(pictures, tmp_path / "images"))
     save(blobs((18, 14, 10), 50), grid("plain"), images / "poison.nii.gz")

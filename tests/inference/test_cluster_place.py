@@ -9,7 +9,7 @@ import pytest
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.inference import Options, run_batch
-from medseg.inference.cluster.place import Place, parse_place
+from medseg.inference.run.options import Place, parse_place
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_an_address_without_a_scheduler_is_refused(
     thresholds: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("medseg.inference.cluster.start._CONNECT_S", 1)
+    monkeypatch.setattr("medseg.inference.run.cluster._CONNECT_S", 1)
     with pytest.raises(UsageError, match="no Dask scheduler answers there"):
         run_batch(thresholds, [images], tmp_path / "out", Options(cluster="tcp://127.0.0.1:1"))
 

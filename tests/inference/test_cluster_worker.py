@@ -13,11 +13,11 @@ from medseg.errors import Interrupted
 from medseg.inference import Options, memory
 from medseg.inference.cases import collect
 from medseg.inference.choice import Choice
-from medseg.inference.claim import claimed
-from medseg.inference.cluster import worker
-from medseg.inference.cluster.worker import Order, RunCard, card_of, order_of, prepare, process
-from medseg.inference.options import run_key
-from medseg.inference.work import Setting, Tools, open_tools
+from medseg.inference.run import dask_worker as worker
+from medseg.inference.run.dask_worker import Order, RunCard, card_of, order_of, prepare, process
+from medseg.inference.run.lease import claimed
+from medseg.inference.run.options import run_key
+from medseg.inference.run.work import Setting, Tools, open_tools
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 
 
@@ -78,7 +78,7 @@ def test_writes_nothing_for_a_run_that_another_has_replaced(card: RunCard, image
 def test_gives_up_writing_if_the_run_is_replaced_meanwhile(
     card: RunCard, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medseg.inference import work
+    from medseg.inference.run import work
 
     whole = work.compute
 

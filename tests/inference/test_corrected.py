@@ -13,9 +13,9 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.corrected import CorrectedCases
 from medseg.inference.spool import Spool
-from medseg.trust.fitting import dice_of
+from medseg.trust.fit import dice_of
+from medseg.workflows.corrected_cases import CorrectedCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
 

@@ -13,7 +13,7 @@ from monai.networks.nets import BasicUNet, UNet
 
 from medseg.inference.engines import REFERENCE, build_engine
 from medseg.inference.footprint import Footprint, large_window, measure_footprint
-from medseg.inference.windows import WindowSettings, plan_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, plan_windows, sweep
 
 OWN = WindowSettings((32, 48, 32), (0.5, 0.5, 0.5), "gaussian", batch_size=4)
 PLENTY = 1e15

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
 
+from medseg.inference.config import Recipe
 from medseg.inference.foreground import MARGIN_VOXELS, ForegroundKeeper
 from medseg.inference.postprocessing import Postprocessing
-from medseg.inference.recipe import Recipe
-from medseg.inference.windows import Slab
+from medseg.inference.sliding_window import Slab
 
 
 def _recipe(activation: str = "softmax", threshold: float | None = None) -> Recipe:

@@ -17,7 +17,7 @@ from medseg.cli.main import app
 from medseg.errors import CaseFailed, UsageError
 from medseg.inference import Options, run_batch
 from medseg.inference.worklist import write_worklist
-from medseg.trust.state import trust_state
+from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.volumes import blobs, grid, load, save

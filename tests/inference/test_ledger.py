@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from medseg.inference import CaseResult, Options, run_batch
-from medseg.inference.journal import Journal, locked
-from medseg.inference.ledger import Hand, Ledger
+from medseg.inference.run.state import Hand, Journal, Ledger, locked
 from tests.inference.volumes import blobs, grid, save
 
 

@@ -11,7 +11,7 @@ import torch
 
 from medseg.errors import BundleError, UsageError
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.members import member_digest
+from medseg.inference.ensemble import member_digest
 from tests.inference.bundles import ORIENTED, RESAMPLED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor, save
 

@@ -17,10 +17,10 @@ from medseg import files
 from medseg.errors import OutputUnusable, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.inference import Options, run_batch
-from medseg.inference.journal import Journal
 from medseg.inference.modality import expected_modalities
+from medseg.inference.run.state import Journal
 from medseg.ingest import scan
-from medseg.manifests.checksums import path_checksum
+from medseg.manifests.create import path_checksum
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, save
 from tests.ingest.synthetic import make_series

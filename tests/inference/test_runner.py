@@ -13,7 +13,7 @@ import pytest
 
 from medseg.errors import Interrupted, OutputLocked, UsageError
 from medseg.inference import CaseResult, Options, Predictor, run_batch
-from medseg.inference.journal import locked
+from medseg.inference.run.state import locked
 from medseg.ingest import read_volume
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
@@ -191,8 +191,7 @@ def test_half_written_files_of_a_killed_run_are_removed(thresholds: Path, images
 def test_a_case_that_keeps_killing_the_process_is_given_up(thresholds: Path, images: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from medseg.inference.journal import Journal
-    from medseg.inference.ledger import MAX_DEATHS
+    from medseg.inference.run.state import MAX_DEATHS, Journal
 
     run_batch(thresholds, [images], tmp_path / "out")
     with locked(tmp_path / "out"):

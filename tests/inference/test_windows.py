@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from monai.inferers import SlidingWindowInferer
 
 from medseg.errors import CaseFailed
-from medseg.inference.windows import WindowSettings, plan_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, plan_windows, sweep
 
 
 def _network(batch: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume, save_nifti, scan
-from medseg.manifests.layouts import folders
+from medseg.manifests.layout_folders import read_folders
 from medseg.transforms import LoadVolumed
 from tests.ingest.synthetic import Series, make_series, save, slice_at
 from tests.ingest.verdicts import USABLE, pixels_of, some, values_of, verdict, without
@@ -245,7 +245,7 @@ def test_dicom_is_known_by_its_content_whatever_its_name(tmp_path: Path, ending:
 def test_slices_named_as_images_are_one_series_in_a_manifest(tmp_path: Path) -> None:
     for path in sorted(make_series().write(tmp_path / "case").iterdir()):
         path.rename(path.with_suffix(".img"))
-    manifest = folders.read(tmp_path / "case", None)
+    manifest = read_folders(tmp_path / "case", None)
     assert len(list(manifest.items())) == 1
 
 

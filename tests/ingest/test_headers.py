@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from medseg.ingest.elements import MAX_HEADER_BYTES, read_elements
-from medseg.ingest.headers import Header, read_header
+from medseg.ingest.dicom_elements import MAX_HEADER_BYTES, read_elements
+from medseg.ingest.dicom_header import Header, read_header
 from medseg.ingest.pseudonyms import KEY_VARIABLE, pseudonym, uid_hash
 from tests.ingest.synthetic import FIRST_MM, enhanced, make_series, save, slice_at
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import MedsegError, Refusal, UsageError
 from medseg.ingest import inspect_image, read_volume, save_nifti
-from medseg.ingest.limits import LIMIT_VARIABLE
+from medseg.resources import LIMIT_VARIABLE
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = np.asarray(nibabel.eulerangles.euler2mat(0.3, 0.2, 0.1), dtype=np.float64) * [0.7, 0.8, 2.5]

@@ -15,8 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medseg.errors import UsageError
 from medseg.ingest import is_own_output, save_nifti, scan
-from medseg.ingest.own import mark, own_output
-from medseg.ingest.records import SeriesRecord
+from medseg.ingest.left_out import mark, own_output
+from medseg.ingest.record import SeriesRecord
 from medseg.manifests import create
 
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"

@@ -11,7 +11,7 @@ import pytest
 
 from medseg.errors import Refusal
 from medseg.ingest import inspect_image, read_volume, scan
-from medseg.manifests.layouts.names import image_files
+from medseg.manifests.items import image_files
 from medseg.transforms import LoadVolumed
 
 VALUES = np.arange(60, dtype=np.int16).reshape(5, 4, 3)

@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from medseg.errors import Refusal
 from medseg.ingest import read_volume
-from medseg.ingest.headers import read_header
+from medseg.ingest.dicom_header import read_header
 from medseg.ingest.pixels import read_slices, value_type
 from tests.ingest.synthetic import (
     FIRST_MM,

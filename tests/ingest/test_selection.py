@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import UsageError
-from medseg.ingest.records import SeriesRecord
+from medseg.ingest.record import SeriesRecord
 from medseg.ingest.selection import parse_rules, plane_of, read_rules, select, selected_studies
 
 AXIAL = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 5.0, 0.0), (0.0, 0.0, 0.0, 1.0))

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from medseg.errors import UsageError
-from medseg.ingest import parsing, read_volume, save_nifti, scan, series_index
-from medseg.ingest.headers import Header
-from medseg.ingest.processes import bounded_map
-from medseg.ingest.records import SeriesRecord
+from medseg.ingest import index as parsing
+from medseg.ingest import index as series_index
+from medseg.ingest import read_volume, save_nifti, scan
+from medseg.ingest.dicom_header import Header
+from medseg.ingest.record import SeriesRecord
 from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import walk
+from medseg.resources import bounded_map
 from tests.ingest.trees import IDENTITIES, ROOT, one_slice, write_series
 
 
@@ -167,7 +169,7 @@ def test_an_unchanged_archive_is_not_listed_again(tree: Path, monkeypatch: pytes
     with zipfile.ZipFile(archive, "w") as packed:
         packed.write(tree / "a" / "I1-0", "one")
     first = scan(tree, database=database)
-    monkeypatch.setattr("medseg.ingest.archives.members", lambda _: pytest.fail("opened again"))
+    monkeypatch.setattr("medseg.ingest.walk.members", lambda _: pytest.fail("opened again"))
     assert scan(tree, database=database) == first
 
 
@@ -243,7 +245,7 @@ def test_the_order_of_acquisition_is_kept_without_dates(tmp_path: Path) -> None:
 
 
 def test_several_processes_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.ingest.series_index._BATCH_FILES", 5)
+    monkeypatch.setattr("medseg.ingest.index._BATCH_FILES", 5)
     for series in range(10):
         write_series(tmp_path / str(series), str(series + 1))
     seen: list[int] = []

@@ -17,9 +17,9 @@ from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import save_nifti
 from medseg.manifests import AuditReport, Finding, Manifest, audit
-from medseg.manifests.audit.facts import content_hash, value_step
-from medseg.manifests.audit.findings import CODES
-from medseg.manifests.audit.whole import robust_z
+from medseg.manifests.audit import robust_z
+from medseg.manifests.audit_facts import content_hash, value_step
+from medseg.manifests.audit_findings import CODES
 from tests.manifests.conftest import AFFINE, SHAPE, image_of, label_of
 
 

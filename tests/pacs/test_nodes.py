@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg.bundle.shipped import shipped_bundle
+from medseg.bundle.bundle import shipped_bundle
 from medseg.errors import UsageError
 from medseg.pacs.limits import Limits
 from medseg.pacs.nodes import DicomNode, RunSettings, WebNode, parse_node, read_settings

@@ -9,7 +9,7 @@ import pytest
 
 from medseg import inference
 from medseg.errors import CaseFailed, Refusal
-from medseg.inference.results import CaseResult, RunReport
+from medseg.inference.run.results import CaseResult, RunReport
 from medseg.pacs.nodes import Route
 from medseg.pacs.work import run_route
 from tests.pacs.conftest import write_study

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medseg.phantom.anatomy import Blob, Waves, draw_anatomy, rasterise, rotation
-from medseg.phantom.catalogue import FIRST_STRUCTURE, STRUCTURES
+from medseg.phantom.anatomy import FIRST_STRUCTURE, STRUCTURES, Blob, Waves, draw_anatomy, rasterise, rotation
 
 Floats = NDArray[np.float64]
 

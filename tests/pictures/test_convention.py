@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medseg import outputs
-from medseg.evaluation.report.collect import Case
-from medseg.evaluation.report.thumbnails import SIDE_PX, planes
-from medseg.evaluation.report.volumes import read_case
 from medseg.geometry import lps_to_ras
 from medseg.pictures import Layer, draw, rgb, view_along, view_of_frame
-from medseg.pictures.colours import colour
-from medseg.training.samples import Samples
+from medseg.pictures.view import colour
+from medseg.report.collect import Case
+from medseg.report.pictures import SIDE_PX, planes, read_case
+from medseg.training.pictures import Samples
 from tests.outputs.series import FakeBundle, rotation, write_series
 
 FIRST = rgb(colour(0))

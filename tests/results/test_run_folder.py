@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.inference.journal import Entry, Journal
+from medseg.inference.run.state import Entry, Journal
 from medseg.results import RunFolder, read_run
 
 STRUCTURES = [{"label": 1, "name": "liver", "volume_ml": 1.0}]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg.bundle import Bundle, audit, verify
+from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
 from medseg.errors import MedsegError, UntrustedBundle, UsageError
-from medseg.sharing import create_key_pair, pack, unpack
+from medseg.sharing import create_key_pair, pack, unpack, verify
 from tests.bundle.sample import SAMPLE_NAME, read_config, write_config
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from medseg.bundle import Bundle
+from medseg.conversion import export
 from medseg.errors import BundleError, UsageError
 from medseg.ingest import save_nifti
-from medseg.sharing import export
 from tests.bundle.sample import read_config, write_config
 
 

@@ -12,7 +12,7 @@ import pytest
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume, save_nifti
 from medseg.manifests import Manifest
-from medseg.sharing.fingerprint import fingerprint_of_data
+from medseg.planning.fingerprint import fingerprint_of_data
 from tests.sharing.test_new import write_dataset
 
 

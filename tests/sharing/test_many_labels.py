@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.train_trunk import NAME, STRUCTURES, write_patients
 from medseg.bundle import Bundle
-from medseg.sharing import Budget, create_bundle
+from medseg.planning import Budget, create_bundle
 from medseg.training import train_bundle
 
 

@@ -12,16 +12,17 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from medseg.bundle import Bundle, audit, verify
+from medseg.bundle import Bundle, audit
 from medseg.errors import UsageError
 from medseg.files import write_json
 from medseg.geometry import Geometry
 from medseg.inference import run_batch
-from medseg.inference.channels import Channels, channels_of
+from medseg.inference.config import Channels, channels_of
 from medseg.ingest import read_volume, save_nifti
 from medseg.manifests import Manifest
-from medseg.sharing import Budget, create_bundle
-from medseg.sharing.fingerprint import fingerprint_of_data
+from medseg.planning import Budget, create_bundle
+from medseg.planning.fingerprint import fingerprint_of_data
+from medseg.sharing import verify
 from medseg.training import fold_items, train_bundle
 from tests.inference.bundles import run_monai
 

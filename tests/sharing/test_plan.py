@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
 from medseg.errors import UsageError
-from medseg.sharing import Budget, Plan, make_plan
-from medseg.sharing.fingerprint import Fingerprint, Intensity
+from medseg.planning import Budget, Plan, make_plan
+from medseg.planning.fingerprint import Fingerprint, Intensity
 
 _MR = Fingerprint(
     cases=30,

@@ -12,11 +12,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg.bundle import Bundle, verify
+from medseg.bundle import Bundle
 from medseg.bundle.findings import blocks
 from medseg.evaluation import evaluate_folders
 from medseg.inference import run_batch
-from medseg.sharing import create_key_pair, pack, unpack
+from medseg.sharing import create_key_pair, pack, unpack, verify
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "bundles" / "hippocampus_mri_segmentation"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.training.changes import allowed_changes, with_same_start
-from medseg.training.conditions import Conditions
+from medseg.training.resume import Conditions, allowed_changes, with_same_start
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 WRITTEN = {path.parts[-3]: json.loads(path.read_text()) for path in sorted(BUNDLES.glob("*/configs/train.json"))}

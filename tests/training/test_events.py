@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.training.events import write_picture, write_scalars
+from medseg.training.metrics_log import write_picture, write_scalars
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -21,7 +21,7 @@ from medseg.cli.main import app
 from medseg.errors import Interrupted, TrainingDiverged, TrainingFailed, UsageError
 from medseg.files import write_text
 from medseg.training import AdversarialSegmentationTrainer, Checkpoints, TrainingDataset, train_bundle
-from medseg.training.steps import NetworkStep
+from medseg.training.step import NetworkStep
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 Patch = pytest.MonkeyPatch
@@ -99,7 +99,7 @@ def _disk(patch: Patch) -> None:
 
 def _journal(patch: Patch) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", "metrics.csv")
-    patch.setattr("medseg.training.journal.write_text", _late(denied, write_text, 1))
+    patch.setattr("medseg.training.metrics_log.write_text", _late(denied, write_text, 1))
 
 
 def _validation(patch: Patch) -> None:

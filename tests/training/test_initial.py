@@ -11,7 +11,7 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 
 from medseg.errors import UsageError
-from medseg.training.initial import rescale
+from medseg.training.initialise import rescale
 
 
 def _network(norm: str, *, bias: bool) -> nn.Module:

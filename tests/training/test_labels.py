@@ -16,8 +16,8 @@ from monai.transforms.utility.dictionary import Identityd
 
 from medseg.errors import Refusal, UsageError
 from medseg.training import TrainingDataset, data_root, fold_items, image_items, train_bundle
-from medseg.training.conditions import conditions_of
-from medseg.training.datalist import with_folder
+from medseg.training.data import with_folder
+from medseg.training.resume import conditions_of
 from medseg.transforms import LoadLabeld, LoadVolumed
 from tests.ingest.trees import write_series
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data

@@ -29,7 +29,7 @@ from medseg.training import (
     TrainingDataset,
     training_loader,
 )
-from medseg.training.parallel import world
+from medseg.training.distributed import world
 from medseg.training.stopping import StopRequest
 from tests.training.bundles import SMALL, copy_bundle, write_data
 from tests.training.conftest import balls

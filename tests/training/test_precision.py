@@ -171,7 +171,7 @@ def test_memory_that_does_not_suffice_is_said(make_trainer: Make, monkeypatch: p
 
 
 def test_fp32_needs_no_trial(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.training.engine.try_format", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("medseg.training.trainer.try_format", lambda *_: pytest.fail("tried"))
     trainer = make_trainer(epochs=1, precision="fp32")
     trainer.run()
     assert trainer.format.record()["used"] == "fp32"

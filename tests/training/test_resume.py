@@ -15,7 +15,7 @@ from ignite.engine import Events
 from medseg.errors import UsageError
 from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer, Checkpoints, better
 from medseg.training.checkpoints import save_weights
-from medseg.training.randomness import capture_randomness, restore_randomness
+from medseg.training.data import capture_randomness, restore_randomness
 
 Make = Callable[..., AdversarialSegmentationTrainer]
 SCHEDULE = AdversarialSchedule(weight=0.1, warm_up=2, ramp=3)

@@ -16,7 +16,7 @@ from ignite.engine import Events
 
 from medseg.errors import TrainingFailed, UsageError
 from medseg.training import OneCycle, TrainingResult, train_bundle
-from medseg.training.engine import AdversarialSegmentationTrainer
+from medseg.training.trainer import AdversarialSegmentationTrainer
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged

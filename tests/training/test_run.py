@@ -16,9 +16,9 @@ from medseg.bundle.training_run import TrainingRun
 from medseg.errors import BundleError, Interrupted, OutputLocked, UsageError
 from medseg.files import sha256_file
 from medseg.training import TrainingResult, train_bundle
-from medseg.training.engine import AdversarialSegmentationTrainer
-from medseg.training.overrides import check_overrides, parse_overrides
+from medseg.training.configuration import check_overrides, parse_overrides
 from medseg.training.stopping import locked
+from medseg.training.trainer import AdversarialSegmentationTrainer
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged

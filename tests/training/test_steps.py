@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import TrainingDiverged
-from medseg.training.steps import NetworkStep
+from medseg.training.step import NetworkStep
 
 
 def _step(**options: float) -> tuple[NetworkStep, torch.Tensor]:

@@ -10,9 +10,10 @@ from ignite.engine import Events
 
 from medseg.errors import Interrupted, MissingDependency, UsageError
 from medseg.files import write_json
-from medseg.training import tracking, train_bundle
-from medseg.training.engine import AdversarialSegmentationTrainer
-from medseg.training.tracking import Tracking
+from medseg.training import metrics_log as tracking
+from medseg.training import train_bundle
+from medseg.training.metrics_log import Tracking
+from medseg.training.trainer import AdversarialSegmentationTrainer
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 mlflow = pytest.importorskip("mlflow", reason="the extra tracking is not installed")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from medseg.bundle import Bundle
-from medseg.trust.finishing import Finishing
-from medseg.trust.fitting import TrainingCase, TrustCase, TrustOptions, fit_trust
-from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS
+from medseg.trust.error_net import Finishing
+from medseg.trust.fit import TrainingCase, TrustCase, TrustOptions, fit_trust
+from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS
 from tests.bundle.sample import write_bundle
 
 SIDE = 24

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medseg.errors import BundleError
-from medseg.trust.case_class import USUAL, CaseClass, fit_case_class
+from medseg.trust.fault_classifier import USUAL, CaseClass, fit_case_class
 
 SHA = "ab" * 32
 CENTRES = {USUAL: (4, 0, 0, 0, 0, 0), "motion": (0, 4, 0, 0, 0, 0), "noise": (0, 0, 4, 0, 0, 0)}

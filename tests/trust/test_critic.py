@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import one_hot
 
 from medseg.errors import BundleError
-from medseg.trust.critic import Critic, CriticShape, local_errors
-from medseg.trust.finishing import Finishing, finish
+from medseg.trust.error_net import Critic, CriticShape, Finishing, finish, local_errors
 from tests.trust.conftest import result
 
 SMALL = CriticShape(2, 1, 4, 2)

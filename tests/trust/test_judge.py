@@ -11,13 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from medseg.bundle import Bundle, verify
+from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
-from medseg.trust.case_class import USUAL
-from medseg.trust.finishing import Finishing
-from medseg.trust.fitting import TrustCase, TrustOptions, dice_of, fit_trust
-from medseg.trust.judge import NOTHING_FOUND, Judge, Trust
+from medseg.sharing import verify
+from medseg.trust.error_net import Finishing
+from medseg.trust.fault_classifier import USUAL
+from medseg.trust.fit import TrustCase, TrustOptions, dice_of, fit_trust
+from medseg.trust.trust_model import NOTHING_FOUND, Judge, Trust
 from tests.trust.conftest import SIDE, result
 
 Fitted = tuple[Bundle, nn.Module]
@@ -165,7 +166,7 @@ def test_too_few_patients_are_refused(fitted: Fitted, tmp_path: Path) -> None:
 
 
 def test_a_critic_is_not_asked_about_patients_it_was_finished_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medseg.trust import fitting
+    from medseg.trust import fit as fitting
 
     seen: list[set[str]] = []
     asked: list[tuple[str, int]] = []

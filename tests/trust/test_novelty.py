@@ -8,15 +8,15 @@ import pytest
 import torch
 from monai.networks.nets import BasicUNet, UNet
 
-from medseg.trust.novelty import (
+from medseg.trust.out_of_distribution import (
     Likeness,
     Onlooker,
     encoder_layers,
     fit_likeness,
     image_statistics,
+    limits_of,
     smallest_divisor,
 )
-from medseg.trust.reference import limits_of
 
 
 def rows(n: int, features: int = 30, seed: int = 0) -> np.ndarray:

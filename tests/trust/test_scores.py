@@ -6,10 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.trust.region import MARGIN_VOXELS, region_of
-from medseg.trust.scores import score_case, used_for
-from medseg.trust.shape import shape_scores
-from medseg.trust.softness import softness_scores
+from medseg.trust.crop import MARGIN_VOXELS, region_of
+from medseg.trust.features import score_case, shape_scores, softness_scores, used_for
 
 
 def test_soft_dice_by_hand() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from medseg.bundle import Bundle
-from medseg.trust.state import trust_state
+from medseg.trust.trust_files import trust_state
 
 FLAGSHIP = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_segmentation"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import GradientBoostingRegressor
 
-from medseg.trust.trees import BoostedTrees, Tree, fit_boosted_trees
+from medseg.trust.gradient_boosting import BoostedTrees, Tree, fit_boosted_trees
 
 
 def cases(n: int = 200) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.trust.worsening import IMAGE_FAULTS, MASK_FAULTS, displaced
+from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
 from tests.trust.conftest import ball, result
 
 

@@ -1,0 +1,365 @@
+"""Judge the ``$`` expressions of a bundle by their syntax tree, without evaluating anything.
+
+MONAI replaces ``@id`` by ``__local_refs['id']`` in the *text* of an expression and hands the result to ``eval``.
+The same replacement is made here first, so that what is judged is what would run. Only listed kinds of syntax,
+names, attributes and calls pass.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+
+from medseg.bundle.allowlist import (
+    ATTRIBUTES,
+    BUILTINS,
+    IMPORTS,
+    READERS_AND_WRITERS,
+    ROOTS,
+    is_function,
+    is_loader,
+    is_value,
+)
+
+_LONGEST = 4000
+_REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
+_RELATIVE = re.compile(r"@(?:::)+")
+_RESERVED = re.compile(r"__\w*__|(?<!\w)_(target|mode|requires|disabled|debug|desc|meta)_(?!\w)")
+_LOCAL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_CUDNN = frozenset({"torch.backends.cudnn", "torch.backends.cuda.matmul"})
+_CUDNN_SWITCHES = frozenset({"benchmark", "deterministic", "enabled", "allow_tf32"})
+
+_PLAIN = (
+    ast.Expression, ast.Load, ast.Starred, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Slice, ast.IfExp, ast.Compare,
+    ast.BoolOp, ast.UnaryOp, ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, ast.Invert, ast.Add, ast.Sub, ast.Mult,
+    ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr, ast.BitXor, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
+    ast.GtE, ast.Is, ast.IsNot, ast.In, ast.NotIn,
+)  # fmt: skip
+"""Kinds of syntax that are fine whenever their parts are."""
+
+
+def is_import(text: str) -> bool:
+    """Whether MONAI would treat the expression (without its ``$``) as an import statement."""
+    tree = _parse(text, "exec")
+    return isinstance(tree, ast.Module) and bool(tree.body) and isinstance(tree.body[0], ast.Import | ast.ImportFrom)
+
+
+def imported_names(text: str) -> dict[str, str]:
+    """Name to dotted module (or member) that an import statement binds; empty if it is not one statement."""
+    tree = _parse(text, "exec")
+    if not isinstance(tree, ast.Module) or len(tree.body) != 1:
+        return {}
+    node = tree.body[0]
+    if isinstance(node, ast.Import) and len(node.names) == 1:
+        return {node.names[0].asname or node.names[0].name: node.names[0].name}
+    if isinstance(node, ast.ImportFrom) and len(node.names) == 1 and node.module and not node.level:
+        return {node.names[0].asname or node.names[0].name: f"{node.module}.{node.names[0].name}"}
+    return {}
+
+
+def judge_import(text: str) -> list[str]:
+    """Reasons why an import statement is refused; empty if it is allowed."""
+    bound = imported_names(text)
+    if not bound:
+        return [f"the import {text!r} is not one plain import of one name"]
+    ((name, module),) = bound.items()
+    if module in IMPORTS:
+        if name != module and name not in IMPORTS[module]:
+            return [f"{module} is imported under the name {name!r}, which is not one of its usual names"]
+        return []
+    if is_function(module) or is_value(module):
+        return [] if name == module.rpartition(".")[2] else [f"{module} is imported under another name, {name!r}"]
+    return [f"it imports {module}, which is not on the list of allowed modules"]
+
+
+def judge_expression(text: str, imports: Mapping[str, str]) -> list[str]:
+    """Reasons why an expression is refused; empty if it is harmless.
+
+    Parameters
+    ----------
+    text
+        The expression without its leading ``$``.
+    imports
+        Names bound by the bundle's import statements, to dotted modules.
+    """
+    if len(text) > _LONGEST:
+        return [f"the expression is {len(text)} characters long, at most {_LONGEST} are read"]
+    substituted = _substitute(text)
+    tree = _parse(substituted, "eval")
+    if tree is None:
+        return ["the expression is not valid Python"]
+    judge = _Judge({**imports, **ROOTS})
+    try:
+        judge.visit(tree, frozenset())
+    except RecursionError:
+        return ["the expression is nested too deeply"]
+    return list(dict.fromkeys(judge.problems))
+
+
+def judge_argument(name: str, value: object) -> str | None:
+    """Why a keyword argument is refused, or None. Some arguments turn a harmless class into a loader of code."""
+    if name in {"reader", "writer", "merger_cls"} and isinstance(value, str):
+        short = value.removeprefix("monai.data.").removeprefix("monai.inferers.")
+        if short not in READERS_AND_WRITERS:
+            return f"{name} is {value!r}: MONAI imports and calls whatever this names"
+    if name == "allow_pickle" and value is not False:
+        return "allow_pickle lets a data file run code"
+    if name == "weights_only" and value is not True:
+        return "weights_only must be true, or a weights file can run code"
+    if name in {"pickle_module", "_debug_"}:
+        return f"{name} must not be given"
+    return None
+
+
+def _parse(text: str, mode: str) -> ast.AST | None:
+    try:
+        return ast.parse(text.strip() if mode == "eval" else text, mode=mode)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _substitute(text: str) -> str:
+    """Replace references as MONAI does: in the text, the longest first."""
+    text = _RELATIVE.sub("@relative::", text.replace("#", "::"))
+    for item in sorted(_REFERENCE.findall(text), key=len, reverse=True):
+        text = text.replace(item, f"__local_refs['{item[1:]}']")
+    return text
+
+
+class _Judge:
+    """Walks one syntax tree and collects what is not allowed in it."""
+
+    def __init__(self, roots: Mapping[str, str]) -> None:
+        self.roots = roots
+        self.problems: list[str] = []
+
+    def refuse(self, problem: str) -> None:
+        self.problems.append(problem)
+
+    def visit(self, node: ast.AST, local: frozenset[str]) -> None:
+        """Judge ``node``; ``local`` are the names bound by enclosing comprehensions and lambdas."""
+        special = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if special is not None:
+            special(node, local)
+        elif isinstance(node, _PLAIN):
+            self._children(node, local)
+        else:
+            self.refuse(f"{type(node).__name__} is not allowed in an expression")
+
+    def _children(self, node: ast.AST, local: frozenset[str]) -> None:
+        for child in ast.iter_child_nodes(node):
+            self.visit(child, local)
+
+    def _constant(self, node: ast.Constant, _: frozenset[str]) -> None:
+        if isinstance(node.value, bytes | complex):
+            self.refuse(f"a {type(node.value).__name__} constant is not allowed")
+        if isinstance(node.value, str) and "__local_refs" in node.value:
+            self.refuse("a reference inside a string changes the code around it")
+        if isinstance(node.value, str) and _RESERVED.search(node.value):
+            self.refuse(f"the string {node.value!r} names something internal")
+
+    def _name(self, node: ast.Name, local: frozenset[str]) -> None:
+        path = self.roots.get(node.id)
+        if node.id in local or (path is None and node.id in BUILTINS) or node.id in {"True", "False", "None"}:
+            return
+        if path is None or not (is_function(path) or is_value(path)):
+            self.refuse(self._name_problem(node.id))
+        elif is_loader(path):
+            self.refuse(f"{path} is handed on; it imports whatever it is called with")
+
+    def _attribute(self, node: ast.Attribute, local: frozenset[str]) -> None:
+        path = self._dotted(node, local)
+        if path is not None:
+            if not (is_function(path) or is_value(path)):
+                self.refuse(f"{path} is not on the list of allowed functions and values")
+            elif is_loader(path):
+                self.refuse(f"{path} is handed on; it imports whatever it is called with")
+            return
+        if node.attr not in ATTRIBUTES:
+            self.refuse(f"the attribute .{node.attr} is not on the list of allowed attributes")
+        self.visit(node.value, local)
+
+    def _name_problem(self, name: str) -> str:
+        """Why a name is refused; MONAI binds ``import a.b`` to the name ``a.b``, so that ``a`` stays unknown."""
+        if name in self.roots:
+            return f"the name {name!r} is not allowed here (it is {self.roots[name]})"
+        if any(bound.startswith(f"{name}.") for bound in self.roots):
+            return f"the name {name!r} is not bound: add '$import {name}' to the imports"
+        return f"the name {name!r} is not allowed"
+
+    def _dotted(self, node: ast.AST, local: frozenset[str]) -> str | None:
+        """Full module path of ``a.b.c`` if ``a`` is a module, else None."""
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id in local or node.id not in self.roots:
+            return None
+        return ".".join([self.roots[node.id], *reversed(parts)])
+
+    def _subscript(self, node: ast.Subscript, local: frozenset[str]) -> None:
+        if isinstance(node.value, ast.Name) and node.value.id == "__local_refs":
+            if not isinstance(node.slice, ast.Constant):
+                self.refuse("__local_refs is not used by reference")
+            return
+        self._children(node, local)
+
+    def _call(self, node: ast.Call, local: frozenset[str]) -> None:
+        for keyword in node.keywords:
+            self._keyword_argument(keyword, local)
+        path = self._dotted(node.func, local)
+        if path is None:
+            self._callee_without_module(node, local)
+        elif is_loader(path) and is_function(path):
+            if node.args:
+                self.refuse(f"{path} must be called with keyword arguments")
+        elif path in _RULES:
+            problem = _RULES[path](node)
+            if problem:
+                self.refuse(problem)
+        else:
+            self.visit(node.func, local)
+        if not _is_switch(node, self.roots):
+            for argument in node.args:
+                self.visit(argument, local)
+
+    def _keyword_argument(self, keyword: ast.keyword, local: frozenset[str]) -> None:
+        if keyword.arg is None:
+            self.refuse("** hides the arguments of a call")
+        elif isinstance(keyword.value, ast.Constant):
+            problem = judge_argument(keyword.arg, keyword.value.value)
+            if problem:
+                self.refuse(problem)
+        elif keyword.arg in {
+            "reader",
+            "writer",
+            "merger_cls",
+            "allow_pickle",
+            "weights_only",
+            "pickle_module",
+            "_debug_",
+        }:
+            self.refuse(f"{keyword.arg} must be a plain constant")
+        self.visit(keyword.value, local)
+
+    def _callee_without_module(self, node: ast.Call, local: frozenset[str]) -> None:
+        function = node.func
+        if _is_switch(node, self.roots):
+            return
+        if isinstance(function, ast.Name):
+            if function.id in local or function.id not in BUILTINS:
+                self.refuse(f"a call of {function.id!r} is not allowed")
+        elif isinstance(function, ast.Attribute):
+            self.visit(function, local)
+        elif isinstance(function, ast.Subscript) and isinstance(function.value, ast.Name):
+            if function.value.id != "__local_refs":
+                self.refuse("only a reference, a method or a listed function can be called")
+        else:
+            self.refuse("only a reference, a method or a listed function can be called")
+            self.visit(function, local)
+
+    def _binop(self, node: ast.BinOp, local: frozenset[str]) -> None:
+        text = isinstance(node.left, ast.JoinedStr) or (
+            isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+        )
+        if isinstance(node.op, ast.Mod) and text:
+            self.refuse("formatting a string with % is not allowed")
+        if isinstance(node.op, ast.Pow):
+            small = isinstance(node.right, ast.Constant) and isinstance(node.right.value, int | float)
+            if not small or abs(node.right.value) > 16:  # type: ignore[attr-defined]
+                self.refuse("a power needs a constant exponent of at most 16")
+            self.visit(node.left, local)
+            return
+        self._children(node, local)
+
+    def _joinedstr(self, node: ast.JoinedStr, local: frozenset[str]) -> None:
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                if part.format_spec is not None and not _constant_format(part.format_spec):
+                    self.refuse("a format that is computed is not allowed")
+                self.visit(part.value, local)
+            else:
+                self.visit(part, local)
+
+    def _lambda(self, node: ast.Lambda, local: frozenset[str]) -> None:
+        spec = node.args
+        if spec.defaults or spec.kw_defaults or spec.kwonlyargs or spec.vararg or spec.kwarg:
+            self.refuse("a lambda may only have plain parameters")
+        self.visit(node.body, local | self._bind([argument.arg for argument in [*spec.posonlyargs, *spec.args]]))
+
+    def _bind(self, names: list[str]) -> frozenset[str]:
+        for name in names:
+            if not _LOCAL_NAME.fullmatch(name) or name in self.roots or name in BUILTINS:
+                self.refuse(f"the name {name!r} hides another name")
+        return frozenset(names)
+
+    def _comprehension_of(
+        self, parts: list[ast.expr], generators: list[ast.comprehension], local: frozenset[str]
+    ) -> None:
+        for generator in generators:
+            if generator.is_async:
+                self.refuse("async is not allowed in an expression")
+            self.visit(generator.iter, local)
+            targets = [node for node in ast.walk(generator.target) if isinstance(node, ast.expr)]
+            if not all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
+                self.refuse("a comprehension may only bind plain names")
+            local = local | self._bind([target.id for target in targets if isinstance(target, ast.Name)])
+            for condition in generator.ifs:
+                self.visit(condition, local)
+        for part in parts:
+            self.visit(part, local)
+
+    def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp, local: frozenset[str]) -> None:
+        self._comprehension_of([node.elt], node.generators, local)
+
+    _setcomp = _listcomp
+    _generatorexp = _listcomp
+
+    def _dictcomp(self, node: ast.DictComp, local: frozenset[str]) -> None:
+        self._comprehension_of([node.key, node.value], node.generators, local)
+
+
+def _is_switch(node: ast.Call, roots: Mapping[str, str]) -> bool:
+    """The one use of setattr that is allowed: a switch of cuDNN or of TF32."""
+    if not (
+        isinstance(node.func, ast.Name) and node.func.id == "setattr" and len(node.args) == 3 and not node.keywords
+    ):
+        return False
+    where, what, value = node.args
+    first, _, rest = ast.unparse(where).partition(".")
+    return (
+        f"{roots.get(first)}.{rest}" in _CUDNN
+        and isinstance(what, ast.Constant)
+        and what.value in _CUDNN_SWITCHES
+        and isinstance(value, ast.Constant)
+        and isinstance(value.value, bool)
+    )
+
+
+def _judge_load(node: ast.Call) -> str | None:
+    only = next((keyword.value for keyword in node.keywords if keyword.arg == "weights_only"), None)
+    safe = isinstance(only, ast.Constant) and only.value is True and len(node.args) == 1
+    return None if safe else "torch.load is called without weights_only=True"
+
+
+def _judge_process_group(node: ast.Call) -> str | None:
+    given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "backend")]
+    plain = len(given) == 1 == len(node.args) + len(node.keywords) and isinstance(given[0], ast.Constant)
+    return None if plain else "init_process_group may only name its backend"
+
+
+def _judge_folder(_: ast.Call) -> str | None:
+    return None  # an empty folder does no harm
+
+
+_RULES: dict[str, Callable[[ast.Call], str | None]] = {
+    "torch.load": _judge_load,
+    "torch.distributed.init_process_group": _judge_process_group,
+    "os.makedirs": _judge_folder,
+}
+"""Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""
+
+
+def _constant_format(spec: ast.expr) -> bool:
+    return isinstance(spec, ast.JoinedStr) and all(isinstance(part, ast.Constant) for part in spec.values)

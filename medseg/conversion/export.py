@@ -1,0 +1,246 @@
+"""Export a bundle's network for other runtimes, each file compared with the original before it is handed over.
+
+Only the network is exported: pre- and post-processing stay in the bundle's configs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from medseg.bundle import Bundle
+from medseg.errors import BundleError, MissingDependency, UsageError
+from medseg.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+
+    Runner = Callable[[torch.Tensor], torch.Tensor]
+
+ExportFormat = Literal["torchscript", "onnx", "openvino"]
+_WINDOWS = 4
+_TOLERANCE = 1e-3
+_OPSET = 17
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network and how far it is from the original.
+
+    Parameters
+    ----------
+    path
+        The file (``.xml`` with a ``.bin`` beside it for OpenVINO).
+    format
+        ``torchscript``, ``onnx`` or ``openvino``.
+    max_difference
+        Largest absolute difference of a logit, relative to the largest logit.
+    label_agreement
+        Fraction of voxels that get the same label.
+    windows
+        Number of windows compared.
+    real_windows
+        Whether they were cut from an image, not drawn at random.
+    """
+
+    path: Path
+    format: str
+    max_difference: float
+    label_agreement: float
+    windows: int
+    real_windows: bool
+
+
+def export(
+    bundle: str | Path | Bundle,
+    format: ExportFormat,
+    output: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+) -> Exported:
+    """Write the bundle's network to ``output`` and compare it with the original on windows.
+
+    Parameters
+    ----------
+    bundle
+        The bundle or its folder; it must pass the audit.
+    format
+        ``torchscript``, ``onnx`` or ``openvino``.
+    output
+        File to write; ``.xml`` for OpenVINO.
+    images
+        NIfTI files (one channel each) to cut windows from, preprocessed as the bundle does. Without them the windows
+        are smooth noise of the declared shape.
+
+    Raises
+    ------
+    BundleError
+        If the exported network answers differently from the original; nothing is written then.
+    MissingDependency
+        If the runtime that must check the export is not installed.
+    """
+    import torch
+
+    if format not in get_args(ExportFormat):
+        raise UsageError(f"the format is {format!r}, expected one of {', '.join(get_args(ExportFormat))}")
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    network = opened.load_network()
+    windows = list(itertools.islice(_windows(opened, images), _WINDOWS))
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        draft = Path(folder) / Path(output).name
+        run = _WRITERS[format](network, windows[0], draft)
+        difference, agreement = _compare(network, run, windows)
+        if difference > _TOLERANCE:
+            raise BundleError(
+                f"the {format} export differs from the original by {difference:.2g} of the largest logit, "
+                f"expected at most {_TOLERANCE:g}; nothing was written"
+            )
+        for made in sorted(Path(folder).iterdir(), reverse=True):  # .bin after .xml would leave a half export
+            with atomic_path(Path(output).with_name(made.name)) as partial:
+                shutil.copyfile(made, partial)
+    return Exported(Path(output), format, difference, agreement, len(windows), bool(images))
+
+
+def _windows(bundle: Bundle, images: Sequence[str | Path]) -> Iterator[torch.Tensor]:
+    """Windows (1, C, H, W, D) of the inferer's size: from images, else smooth noise."""
+    size = _window_size(bundle)
+    if not images:
+        yield from (_noise(bundle.input_channels, size, seed) for seed in range(_WINDOWS))
+    for path in images:
+        volume = _preprocessed(bundle, path)
+        yield from _cut(volume, size)
+
+
+def _window_size(bundle: Bundle) -> tuple[int, ...]:
+    roi = bundle.config("inference").get("inferer", {})
+    size = roi.get("roi_size") if isinstance(roi, dict) else None
+    if isinstance(size, list) and len(size) == 3 and all(isinstance(extent, int) and extent > 0 for extent in size):
+        return tuple(size)
+    raise BundleError(f"inference.json of {bundle.name} states no literal inferer roi_size of three positive numbers")
+
+
+def _noise(channels: int, size: tuple[int, ...], seed: int) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, channels, *(max(2, extent // 4) for extent in size), generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
+
+
+def _preprocessed(bundle: Bundle, path: str | Path) -> torch.Tensor:
+    """The image as the network sees it, (C, H, W, D)."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    if not Path(path).is_file():
+        raise UsageError(f"{path} is not a file; give a NIfTI file to compare on")
+    transform = ConfigParser(bundle.config("inference")).get_parsed_content("preprocessing")
+    image = transform({"image": str(path)})["image"]
+    return torch.as_tensor(image).detach().clone().as_subclass(torch.Tensor).float()
+
+
+def _cut(volume: torch.Tensor, size: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """The central window, then the corners, padded where the volume is smaller."""
+    import torch
+
+    missing = [max(0, extent - found) for extent, found in zip(size, volume.shape[1:], strict=True)]
+    padding = [amount for extent in reversed(missing) for amount in (extent // 2, extent - extent // 2)]
+    volume = torch.nn.functional.pad(volume, padding)
+    free = [found - extent for extent, found in zip(size, volume.shape[1:], strict=True)]
+    starts = [tuple(extent // 2 for extent in free), (0, 0, 0), tuple(free)]
+    for start in dict.fromkeys(starts):
+        yield volume[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))].unsqueeze(0)
+
+
+def _compare(network: torch.nn.Module, run: Runner, windows: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Largest difference relative to the largest logit, and the fraction of equal labels."""
+    worst, equal, total = 0.0, 0, 0
+    for window in windows:
+        expected, found = network(window), run(window)
+        if expected.shape != found.shape:
+            raise BundleError(f"the export gives {tuple(found.shape)}, the original {tuple(expected.shape)}")
+        scale = float(expected.abs().max()) or 1.0
+        difference = float((expected - found).abs().max()) / scale
+        worst = max(worst, difference if difference == difference else float("inf"))  # noqa: PLR0124  NaN is a failure
+        equal += int((expected.argmax(1) == found.argmax(1)).sum())
+        total += expected[:, 0].numel()
+    return worst, equal / total
+
+
+def _torchscript(network: torch.nn.Module, window: torch.Tensor, path: Path) -> Runner:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but it is what MONAI's ckpt_export writes
+        traced = torch.jit.trace(network, window, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
+        loaded: Runner = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return loaded
+
+
+def _onnx(network: torch.nn.Module, window: torch.Tensor, path: Path) -> Runner:
+    import torch
+
+    axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracing exporter is deprecated; the new one needs onnxscript
+            torch.onnx.export(
+                network,
+                (window,),
+                str(path),
+                input_names=["image"],
+                output_names=["pred"],
+                dynamic_axes=axes,
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+    except ImportError as error:
+        raise MissingDependency("onnx", "export", "export to ONNX") from error
+    return _openvino_runner(path)
+
+
+def _openvino(network: torch.nn.Module, window: torch.Tensor, path: Path) -> Runner:
+    openvino = _import_openvino()
+    if path.suffix != ".xml":
+        raise UsageError(f"the output is {path.name}, OpenVINO needs a name that ends in .xml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(network, example_input=window)
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return _openvino_runner(path)
+
+
+def _openvino_runner(path: Path) -> Runner:
+    """Run a model file (ONNX or OpenVINO) on the CPU in full precision."""
+    import torch
+
+    openvino = _import_openvino()
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(window: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(compiled(window.numpy())[0].copy())
+
+    return run
+
+
+def _import_openvino() -> Any:
+    from medseg.inference.engines import import_openvino
+
+    try:
+        return import_openvino()
+    except ImportError as error:
+        raise MissingDependency("openvino", "export", "an export that is checked") from error
+
+
+_WRITERS: dict[str, Callable[[Any, Any, Path], Any]] = {
+    "torchscript": _torchscript,
+    "onnx": _onnx,
+    "openvino": _openvino,
+}

@@ -1,0 +1,231 @@
+"""Sliding windows: where they lie, and stitching them in place while memory stays bounded.
+
+Windows, padding and importance map are those of MONAI's ``sliding_window_inference``, so the stitched scores are the
+same. What differs is how they are stitched: planes of the first axis that no later window touches are handed on
+at once, so that the accumulator is as deep as one window, not as the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from torch.nn import functional
+
+from medseg.errors import CaseFailed
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """A sliding window.
+
+    Parameters
+    ----------
+    roi_size
+        Window size in voxels along the three array axes; a value below 1 means the volume's own size.
+    overlap
+        Fraction of a window that the next one repeats, per axis.
+    mode
+        ``"gaussian"`` or ``"constant"`` weighting of overlapping windows.
+    sigma_scale
+        Width of the gaussian as a fraction of the window.
+    batch_size
+        Windows computed at once.
+    padding_mode, padding_value
+        How a volume smaller than a window is padded.
+    """
+
+    roi_size: tuple[int, ...]
+    overlap: tuple[float, ...] = (0.25, 0.25, 0.25)
+    mode: str = "constant"
+    sigma_scale: float | Sequence[float] = 0.125
+    batch_size: int = 1
+    padding_mode: str = "constant"
+    padding_value: float = 0.0
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows over one volume.
+
+    Parameters
+    ----------
+    roi_size
+        Size of every window.
+    padded_shape
+        Shape of the volume after padding to at least one window.
+    pad_before
+        Planes added in front along each axis.
+    starts
+        First voxel of every window, in the order in which they are computed (first axis slowest).
+    """
+
+    roi_size: tuple[int, int, int]
+    padded_shape: tuple[int, int, int]
+    pad_before: tuple[int, int, int]
+    starts: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Finished planes of the first axis.
+
+    Parameters
+    ----------
+    start
+        Index of the first plane in the unpadded volume.
+    scores
+        Stitched network output, float32, ``(C, planes, W, D)``; valid until the next slab is asked for.
+    """
+
+    start: int
+    scores: torch.Tensor
+
+
+def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
+    """Lay the windows of ``settings`` over a volume, exactly as MONAI does."""
+    roi = tuple(r if r > 0 else n for r, n in zip(settings.roi_size, shape, strict=True))
+    padded = tuple(max(r, n) for r, n in zip(roi, shape, strict=True))
+    before = tuple((p - n) // 2 for p, n in zip(padded, shape, strict=True))
+    # MONAI's interval: at least one voxel, and the whole axis if one window covers it
+    step = [r if r == p else max(int(r * (1 - o)), 1) for r, p, o in zip(roi, padded, settings.overlap, strict=True)]
+    windows = dense_patch_slices(padded, roi, step, return_slice=False)
+    starts = tuple((int(a[0]), int(b[0]), int(c[0])) for a, b, c in windows)
+    return WindowPlan(_triple(roi), _triple(padded), _triple(before), starts)
+
+
+def spread_windows(volume: torch.Tensor, settings: WindowSettings, count: int) -> Iterator[torch.Tensor]:
+    """At most ``count`` windows ``(1, C, *roi)`` spread over a volume ``(C, H, W, D)``; of one, that in its middle."""
+    plan = plan_windows(volume.shape[1:], settings)
+    padded = _pad(volume, plan, settings)
+    parts = min(count, len(plan.starts))
+    for part in range(parts):
+        start = plan.starts[(2 * part + 1) * len(plan.starts) // (2 * parts)]
+        yield _window(padded, start, plan.roi_size)[None]
+
+
+def sweep(
+    volume: torch.Tensor, settings: WindowSettings, network: Network, kept: list[torch.Tensor] | None = None
+) -> Iterator[Slab]:
+    """Run ``network`` over all windows of a volume and hand on the stitched planes as soon as they are final.
+
+    Parameters
+    ----------
+    volume
+        ``(C, H, W, D)`` float32 on the CPU.
+    settings
+        The window.
+    network
+        Maps a batch ``(N, C, *roi)`` to scores ``(N, K, *roi)``.
+    kept
+        A list that copies of the slabs' scores are added to.
+
+    Yields
+    ------
+    Slab
+        Consecutive slabs that together cover the first axis.
+
+    Raises
+    ------
+    CaseFailed
+        If the network returns a value that is not finite, or of another size than its input.
+    """
+    plan = plan_windows(volume.shape[1:], settings)
+    padded = _pad(volume, plan, settings)
+    weights = compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
+    stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
+    rows = [list(group) for _, group in groupby(plan.starts, key=lambda start: start[0])]
+    for row in rows:
+        yield from _kept(stitcher.advance(row[0][0]), kept)
+        for begin in range(0, len(row), settings.batch_size):
+            part = row[begin : begin + settings.batch_size]
+            batch = torch.stack([_window(padded, start, plan.roi_size) for start in part])
+            stitcher.add(_checked(network(batch), plan), part)
+    yield from _kept(stitcher.advance(plan.padded_shape[0]), kept)
+
+
+def _kept(slabs: Iterable[Slab], kept: list[torch.Tensor] | None) -> Iterator[Slab]:
+    for slab in slabs:
+        if kept is not None:
+            kept.append(slab.scores.clone())
+        yield slab
+
+
+class _Stitcher:
+    """Accumulates weighted scores in a buffer as deep as one window, which moves along the first axis."""
+
+    def __init__(self, plan: WindowPlan, weights: torch.Tensor, shape: tuple[int, ...]) -> None:
+        self.plan, self.weights, self.shape = plan, weights, shape
+        self.first = 0
+        self.sums: torch.Tensor | None = None
+        self.counts = torch.zeros(plan.roi_size[0], *plan.padded_shape[1:])
+
+    def add(self, scores: torch.Tensor, starts: Sequence[tuple[int, int, int]]) -> None:
+        """Add a batch of window scores ``(N, K, *roi)``, all of which begin at the buffer's first plane."""
+        if self.sums is None:
+            self.sums = torch.zeros(scores.shape[1], *self.counts.shape)
+        _, width, depth = self.plan.roi_size
+        for score, (_, j, k) in zip(scores, starts, strict=True):
+            self.sums[:, :, j : j + width, k : k + depth].addcmul_(score, self.weights)
+            self.counts[:, j : j + width, k : k + depth].add_(self.weights)
+
+    def advance(self, to: int) -> Iterator[Slab]:
+        """Hand on the planes before ``to`` and move the buffer there."""
+        done = to - self.first
+        if done == 0 or self.sums is None:
+            return
+        ready = self.sums[:, :done]
+        ready /= self.counts[:done]
+        yield from self._without_padding(ready)
+        kept = self.counts.shape[0] - done
+        for buffer in self.sums.unbind(0) if kept else ():
+            buffer[:kept] = buffer[done:].clone()
+        if kept:
+            self.counts[:kept] = self.counts[done:].clone()
+        self.sums[:, kept:] = 0
+        self.counts[kept:] = 0
+        self.first = to
+
+    def _without_padding(self, ready: torch.Tensor) -> Iterator[Slab]:
+        before, (height, width, depth) = self.plan.pad_before, self.shape
+        low = max(self.first, before[0])
+        high = min(self.first + ready.shape[1], before[0] + height)
+        if low < high:
+            inner = ready[:, low - self.first : high - self.first]
+            inner = inner[:, :, before[1] : before[1] + width, before[2] : before[2] + depth]
+            yield Slab(low - before[0], inner)
+
+
+def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> torch.Tensor:
+    margins: list[int] = []
+    for axis in (2, 1, 0):
+        before = plan.pad_before[axis]
+        margins += [before, plan.padded_shape[axis] - volume.shape[axis + 1] - before]
+    if not any(margins):
+        return volume
+    value = {"value": settings.padding_value} if settings.padding_mode == "constant" else {}
+    return functional.pad(volume[None], margins, mode=settings.padding_mode, **value)[0]
+
+
+def _window(volume: torch.Tensor, start: tuple[int, int, int], size: tuple[int, int, int]) -> torch.Tensor:
+    (i, j, k), (height, width, depth) = start, size
+    return volume[:, i : i + height, j : j + width, k : k + depth]
+
+
+def _checked(scores: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
+    if tuple(scores.shape[2:]) != plan.roi_size:
+        raise CaseFailed(f"the network returned a window of {tuple(scores.shape[2:])}, expected {plan.roi_size}")
+    # A sum is finite only if every term is (or overflows, which is as bad): one pass without a mask in memory.
+    if not torch.isfinite(scores.sum(dtype=torch.float64)):
+        raise CaseFailed("the network returned values that are not finite; check the input's intensities")
+    return scores.float()
+
+
+def _triple(values: Sequence[int]) -> tuple[int, int, int]:
+    a, b, c = values
+    return int(a), int(b), int(c)

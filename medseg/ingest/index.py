@@ -1,0 +1,417 @@
+"""Scan any tree of studies into one record per volume, reading headers only, and only of files that have changed.
+
+The walk, the headers and the verdicts are three steps: files whose size and time are known are not opened again, and
+a series whose files are unchanged is not judged again. A series is judged by all its files within the scanned paths,
+wherever they lie.
+
+One file → what the index stores of it. This runs in the worker processes and holds one batch of files.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import ReasonCode, Refusal
+from medseg.ingest import walk as archives
+from medseg.ingest.dicom_header import Header, read_header
+from medseg.ingest.index_database import Found, FoundFile, IndexDatabase, SeriesGroup
+from medseg.ingest.left_out import (
+    Leftover,
+    describe,
+    is_own_output,
+    is_written_class,
+    leftover_from,
+    leftover_of,
+    note_on,
+    orphans,
+    warn_of_own,
+)
+from medseg.ingest.pseudonyms import pseudonym
+from medseg.ingest.record import (
+    SeriesRecord,
+    case_id_of,
+    first_of_pair,
+    image_kind,
+    is_apple_double,
+    record_of_stack,
+    unforeseen,
+)
+from medseg.ingest.stacks import Stack, split
+from medseg.ingest.walk import Entry, walk
+from medseg.resources import bounded_map, usable_cores
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+PathLike = str | os.PathLike[str]
+
+_BATCH_FILES = 256
+_FEW_BATCHES = 8
+_MOST_WORKERS = 8
+
+
+def scan(
+    paths: PathLike | Iterable[PathLike],
+    *,
+    database: PathLike | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    own: list[SeriesRecord] | None = None,
+) -> list[SeriesRecord]:
+    """One record per volume below some paths: each stack of a DICOM series, each image file; usable or refused.
+
+    Parameters
+    ----------
+    paths
+        Folders, files or zip archives; nested and mixed as they come.
+    database
+        Where to keep the index (SQLite), so that the next scan reads only what has changed. It holds no names and
+        no dates. By default nothing is kept.
+    progress
+        Called with the number of files dealt with so far, and 0, since the number of all files is not known.
+    workers
+        Number of processes that read headers; by default the cores that this process may use, eight at most.
+    own
+        Files that medseg itself wrote as results are no inputs: they are left out with a warning, and added here.
+
+    Returns
+    -------
+    list of SeriesRecord
+        Sorted by path; with case ids that are unique within this list.
+
+    Raises
+    ------
+    UsageError
+        If a path does not exist, or ``database`` cannot be used.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    whole = [first_of_pair(path) for path in given]
+    roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
+    with IndexDatabase(database) as index:
+        _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
+        records = _judged(index)
+    found = _without_own([_as_given(record, roots) for record in records], own)
+    return _with_unique_ids(sorted(found, key=lambda record: (record.files[0], record.case_id)))
+
+
+class _Update:
+    """Brings the index up to date with the files on disk."""
+
+    def __init__(self, index: IndexDatabase, progress: Progress | None) -> None:
+        self._index = index
+        self._progress = progress or (lambda _done, _total: None)
+        self._done = 0
+        self._named: list[tuple[int, list[str]]] = []
+
+    def run(self, roots: Sequence[str], workers: int) -> None:
+        unreadable: list[str] = []
+        batches = _batched(self._changed(roots, unreadable))
+        first = list(islice(batches, _FEW_BATCHES))
+        if len(first) < _FEW_BATCHES:  # starting processes would take longer
+            workers = 1
+        under_way: deque[list[FoundFile]] = deque()
+        for found in bounded_map(parse, _paths(chain(first, batches), under_way), workers):
+            self._index.add(under_way.popleft(), found)
+            self._advance(len(found))
+        for folder, names in self._named:
+            self._index.include_named(folder, names)
+        if not unreadable:
+            for root in roots:
+                self._index.forget_folders_below(root)
+        for path in unreadable:
+            _log.warning("cannot list the folder %s; its files are not in the index", path)
+
+    def _advance(self, files: int) -> None:
+        self._done += files
+        self._progress(self._done, 0)
+
+    def _changed(self, roots: Sequence[str], unreadable: list[str]) -> Iterator[FoundFile]:
+        for folder in walk(roots, unreadable):
+            opened = [entry for entry in folder.entries if archives.is_archive_name(entry.name)]
+            for entry in opened:
+                yield from self._changed_in_archive(os.path.join(folder.path, entry.name), entry)  # noqa: PTH118
+            plain = [entry for entry in folder.entries if not archives.is_archive_name(entry.name)]
+            yield from self._compare(folder.path, f"{folder.path.rstrip('/')}/", plain, whole=folder.whole)
+
+    def _changed_in_archive(self, path: str, entry: Entry) -> Iterator[FoundFile]:
+        number, stamp = self._index.folder(path + archives.MARK)
+        if stamp == (entry.size, entry.mtime_ns):
+            self._index.include(number)
+            self._advance(len(self._index.known(number)))
+            return
+        try:
+            listed = archives.members(path)
+        except Refusal:
+            listed = [Entry("", entry.size, entry.mtime_ns)]  # one entry that stands for the damaged archive
+        self._index.remember_archive(number, entry.size, entry.mtime_ns)
+        yield from self._compare(path + archives.MARK, path + archives.MARK, listed, whole=True)
+
+    def _compare(self, folder: str, prefix: str, entries: Sequence[Entry], *, whole: bool) -> Iterator[FoundFile]:
+        """Files that are new or changed; what is gone is dropped, and the folder comes into scope."""
+        number, _ = self._index.folder(folder)
+        known = self._index.known(number)
+        stale = []
+        changed = []
+        for entry in entries:
+            before = known.pop(entry.name, None)
+            if before is not None and before[1:] == (entry.size, entry.mtime_ns):
+                continue
+            if before is not None:
+                stale.append(before[0])
+            changed.append(FoundFile(number, prefix + entry.name, entry))
+        self._index.forget_files([*stale, *(file for file, _, _ in known.values())] if whole else stale)
+        if whole:
+            self._index.include(number)
+        else:
+            self._named.append((number, [entry.name for entry in entries]))
+        self._advance(len(entries) - len(changed))
+        yield from changed
+
+
+def _batched(files: Iterable[FoundFile]) -> Iterator[list[FoundFile]]:
+    iterator = iter(files)
+    while batch := list(islice(iterator, _BATCH_FILES)):
+        yield batch
+
+
+def _paths(batches: Iterable[list[FoundFile]], under_way: deque[list[FoundFile]]) -> Iterator[list[str]]:
+    """The paths of each batch; the batch itself joins those whose headers are being read."""
+    for batch in batches:
+        under_way.append(batch)
+        yield [file.path for file in batch]
+
+
+def _judged(index: IndexDatabase) -> list[SeriesRecord]:
+    """Records of all series in scope; those whose files are unchanged come from the index."""
+    stored = index.records()
+    records: list[SeriesRecord] = []
+    leftovers: list[Leftover] = []
+    for group in index.groups():
+        if group.key == LEFTOVERS:
+            leftovers = [Leftover(*json.loads(payload)) for payload in index.headers(group.series)]
+            continue
+        payloads = stored.get((group.series, group.fingerprint))
+        if payloads is None:
+            payloads = [record_to_json(record) for record in _judge(index, group)]
+            index.store_records(group, payloads)
+        records.extend(record_from_json(json.loads(payload)) for payload in payloads)
+    return _with_leftovers(records, leftovers)
+
+
+def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
+    """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
+    if not leftovers:
+        return records
+    by_folder: dict[str, list[Leftover]] = defaultdict(list)
+    for left in leftovers:
+        by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
+    folders: set[str] = set()
+    noted: list[SeriesRecord] = []
+    for record in records:
+        if record.kind == "dicom":
+            own = {os.path.dirname(file) for file in record.files}  # noqa: PTH120
+            folders |= own
+            notes = note_on((left for folder in own for left in by_folder.get(folder, ())), record.files)
+            record = replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record
+        noted.append(record)
+    return [*noted, *(record_of_leftovers(folder, found) for folder, found in orphans(leftovers, folders).items())]
+
+
+def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
+    payloads = index.headers(group.series)
+    if group.key.startswith("f"):
+        return [record_from_json(json.loads(payload)) for payload in payloads]
+    headers = [Header.from_json(payload) for payload in payloads]
+    try:
+        stacks = split(headers)
+    except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive
+        stacks = [Stack(tuple(headers), None, False, "unreadable", unforeseen(error))]
+    return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
+
+
+def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None) -> list[SeriesRecord]:
+    """Records but those of what medseg wrote, of which the log tells."""
+    found = [record for record in records if record.reason == "own-output"]
+    warn_of_own([record.source for record in found])
+    if own is not None:
+        own += found
+    return [record for record in records if record.reason != "own-output"]
+
+
+def _acquired(header: Header) -> float | None:
+    """Shifted day and time of day as a number of days; ``None`` where the header has no date."""
+    try:
+        day = int(header.facts["acquisition date"])
+        clock = header.facts.get("acquisition time", "").partition(".")[0].zfill(6)  # HHMMSS
+        return day + (int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + int(clock[4:6])) / 86400
+    except (KeyError, ValueError):
+        return None
+
+
+def _as_given(record: SeriesRecord, roots: dict[str, str]) -> SeriesRecord:
+    """Paths as the caller wrote them, not as the index keeps them."""
+    root = next((root for root in roots if _is_below(record.files[0], root)), None)
+    if root is None or roots[root] == root:
+        return record
+    given = roots[root]
+    files = tuple(given + file[len(root) :] if _is_below(file, root) else file for file in record.files)
+    source = given + record.source[len(root) :] if _is_below(record.source, root) else record.source
+    return replace(record, files=files, source=source)
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith((root.rstrip("/") + "/", root + archives.MARK))
+
+
+def _with_unique_ids(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
+    """Two inputs of one name in one run get a part of the hash of their paths."""
+    named = [record if record.case_id else replace(record, case_id=Path(record.source).name) for record in records]
+    counts = Counter(record.case_id for record in named)
+    return [
+        record if counts[record.case_id] == 1 else replace(record, case_id=f"{record.case_id}-{_path_hash(record)}")
+        for record in named
+    ]
+
+
+def _path_hash(record: SeriesRecord) -> str:
+    return hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+LEFTOVERS = "x"
+"""Key of all files that no reader knows but that may have been slices."""
+
+_KEY_DIGITS = 32
+_SHIFT_DAYS = 36500
+
+
+def parse(paths: Sequence[str]) -> list[Found]:
+    """Read the headers of some files. What goes in and out are plain strings, which pass to a process fast."""
+    return [_found_or_refused(path) for path in paths]
+
+
+def _found_or_refused(path: str) -> Found:
+    try:
+        return _found(path)
+    except Exception as error:  # noqa: BLE001 - one file that no reader foresaw must not end the index of an archive
+        return _of_refused(path, "unreadable", unforeseen(error))
+
+
+def _found(path: str) -> Found:
+    try:
+        return _of_member(path) if archives.is_member(path) else _of_path(path, path)
+    except Refusal as refusal:
+        return _of_refused(path, refusal.code, refusal.message)
+    except OSError as error:
+        if image_kind(path) is None:
+            return _of_leftover(leftover_of(path))
+        message = f"the file cannot be opened ({error.strerror}); check the link or its permissions"
+        return _of_refused(path, "unreadable", message)
+
+
+def _of_member(path: str) -> Found:
+    if image_kind(path) is None and not archives.looks_like_dicom(start := archives.start_of(path)):
+        return _of_leftover(leftover_from(path, start))
+    with archives.on_disk([path]) as (copy,):
+        return _of_path(copy, path)
+
+
+def _of_path(path: str, shown: str) -> Found:
+    """Key and payload of the file at ``path``, which the index knows as ``shown``.
+
+    The content decides: some scanners name their DICOM files ``.img``, some archives ``.nii``.
+    """
+    header = read_header(path)
+    if header is None:
+        if is_apple_double(shown, path):
+            return "", ""
+        if image_kind(shown) is None:
+            return _of_leftover(leftover_of(path, shown))
+        return _of_own(shown) if is_own_output(path) else _of_image(path, shown)
+    if header.is_directory:
+        return "", ""
+    if is_written_class(header.sop_class_uid) and is_own_output(path):
+        return _of_own(shown)
+    if path != shown:
+        header = header._replace(path=shown)
+    if not header.series_uid_hash:
+        key = _key("p", shown)
+    else:
+        key = f"d{header.study_uid_hash[:_KEY_DIGITS]}{header.series_uid_hash[:_KEY_DIGITS]}"
+    return key, _without_dates(header).to_json()
+
+
+def _of_leftover(left: Leftover | None) -> Found:
+    return ("", "") if left is None else (LEFTOVERS, json.dumps(left))
+
+
+def _key(kind: str, path: str) -> str:
+    """Key of a file that is a series of its own: in ASCII, since a name on disk need not be valid text."""
+    return kind + path.encode("unicode_escape").decode("ascii")
+
+
+def _of_image(path: str, shown: str) -> Found:
+    from medseg.ingest.image_files import inspect_image  # nibabel is not needed for a tree of DICOM files
+
+    record = inspect_image(path)
+    if path != shown:
+        record = replace(record, case_id=case_id_of(shown), source=shown, files=(shown,))
+    elif record.files[0] != path:
+        return "", ""  # the header of the pair is there, and stands for both
+    return _key("f", shown), record_to_json(record)
+
+
+def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
+    record = SeriesRecord(case_id_of(path), path, image_kind(path) or "dicom", (path,), reason=code, message=message)
+    return _key("f", path), record_to_json(record)
+
+
+def record_of_leftovers(folder: str, found: Sequence[Leftover]) -> SeriesRecord:
+    """The refused record of a folder whose files seem to be slices and cannot be read."""
+    files = tuple(sorted(left.path for left in found))
+    message = f"{describe(found)}: none of them can be read; copy them again, unpack them, or check their permissions"
+    return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
+
+
+def _of_own(path: str) -> Found:
+    return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
+
+
+def _without_dates(header: Header) -> Header:
+    """Dates become day numbers with a secret shift per patient, so that their order is kept (PS3.15 annex E)."""
+    date = header.facts.get("acquisition date")
+    if date is not None:
+        header.facts["acquisition date"] = _shifted_day(date, header.patient_hash)
+    return header
+
+
+@lru_cache(maxsize=4096)
+def _shifted_day(date: str, patient_hash: str) -> str:
+    try:
+        day = datetime.datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=datetime.UTC).toordinal()
+    except ValueError:
+        day = 0
+    return str(day + int(pseudonym(f"date shift {patient_hash}"), 16) % _SHIFT_DAYS)
+
+
+def record_to_json(record: SeriesRecord) -> str:
+    """A record as one line of JSON."""
+    return json.dumps(asdict(record), separators=(",", ":"))
+
+
+def record_from_json(values: dict[str, Any]) -> SeriesRecord:
+    """The record that :func:`record_to_json` wrote, from its parsed JSON."""
+    affine = values["affine"]
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    plain["affine"] = None if affine is None else tuple(tuple(row) for row in affine)
+    return SeriesRecord(**plain)

@@ -1,0 +1,247 @@
+"""Files that are no source: what medseg wrote itself, and what other programs left behind.
+
+What medseg itself wrote: recognised by a mark in the file, or by the ``run.json`` beside it, whatever its name.
+
+A label map that is taken for an image is labelled again, without a word. So every result carries a mark: the field
+``descrip`` of a NIfTI header; Manufacturer (0008,0070) together with the class of the object in DICOM. Results that
+older versions left without a mark are known by the ``run.json`` in their folder, which lists them.
+
+Files beside the slices that could not be read: whoever reads the volume must know that slices may be missing.
+
+What is no slice by its name (notes, tables, pictures, hidden files) needs no word, unless slices here are named so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, get_args
+
+from medseg.errors import Refusal
+from medseg.files import shown
+from medseg.ingest.dicom_elements import open_file, read_elements
+from medseg.ingest.record import image_kind
+from medseg.ingest.stored_values import read_begin
+
+OwnKind = Literal["label-map", "doubt-map", "dicom-object", "listed"]
+"""A label map, a map of doubt, a DICOM object, or a file that the ``run.json`` beside it lists."""
+
+MANUFACTURER: Final = "medseg"
+"""What medseg's DICOM objects state as their manufacturer."""
+
+_log = logging.getLogger(__name__)
+_MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:2]}
+_DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
+_MANUFACTURER_TAG: Final = 0x00080070
+_CLASS_TAGS: Final = (0x00080016, 0x00020002)
+_WANTED: Final = frozenset((_MANUFACTURER_TAG, *_CLASS_TAGS))
+_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
+_WRITTEN_CLASSES: Final = tuple(_STORAGE + end for end in ("7", "66.4", "66.7", "88.11", "88.22", "88.33", "88.34"))
+"""Secondary captures, segmentations and label maps, reports (PS3.4 annex B.5); an RT Structure Set is 481.3."""
+_RTSTRUCT: Final = _STORAGE + "481.3"
+_LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
+
+
+def mark(kind: OwnKind) -> str:
+    """What a NIfTI result of this kind carries as its description."""
+    return _MARKED[kind].decode()
+
+
+def is_own_output(path: str | os.PathLike[str]) -> bool:
+    """Whether medseg wrote this file as a result, so that it is no input."""
+    return own_output(path) is not None
+
+
+def own_output(path: str | os.PathLike[str]) -> OwnKind | None:
+    """What medseg wrote into this file; ``None`` for anything else, and for what cannot be read.
+
+    Parameters
+    ----------
+    path
+        A file of any format and name; only its header is read.
+    """
+    kind = image_kind(path)
+    try:
+        found = _of_nifti(path) if kind == "nifti" else None
+        if found is None and (kind is None or os.fspath(path).lower().endswith((".img", ".hdr"))):
+            found = _of_dicom(path)
+    except (OSError, Refusal):
+        found = None
+    return found or ("listed" if os.path.basename(path) in _listed_beside(path) else None)  # noqa: PTH119
+
+
+def without_own(paths: Sequence[Path]) -> list[Path]:
+    """The files that may be inputs; the log tells of those that medseg wrote."""
+    own = {path for path in paths if is_own_output(path)}
+    warn_of_own([str(path) for path in paths if path in own])
+    return [path for path in paths if path not in own]
+
+
+def warn_of_own(sources: Sequence[str]) -> None:
+    """Tell of files that are left out because medseg wrote them."""
+    if sources:
+        what = f"{len(sources)} file(s) that medseg wrote as results are left out"
+        _log.warning("%s, such as %s", what, shown(sources[0]))
+
+
+def _of_nifti(path: str | os.PathLike[str]) -> OwnKind | None:
+    text = read_begin(path, _DESCRIP.stop)[_DESCRIP].rstrip(b"\0 ")
+    return next((kind for kind, marked in _MARKED.items() if text == marked), None)
+
+
+def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
+    found = read_elements(path, _WANTED)
+    if found is None or found.values.get(_MANUFACTURER_TAG, b"").strip(b"\0 ") != MANUFACTURER.encode():
+        return None
+    classes = (found.values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace") for tag in _CLASS_TAGS)
+    return "dicom-object" if any(map(is_written_class, classes)) else None
+
+
+def is_written_class(sop_class_uid: str) -> bool:
+    """Whether medseg writes results of this SOP class; images that it made itself, as phantoms, are none."""
+    return sop_class_uid == _RTSTRUCT or any(
+        sop_class_uid == known or sop_class_uid.startswith(known + ".") for known in _WRITTEN_CLASSES
+    )
+
+
+def _listed_beside(path: str | os.PathLike[str]) -> frozenset[str]:
+    run = os.path.join(os.path.dirname(path), "run.json")  # noqa: PTH118, PTH120 - bytes of odd names survive
+    try:
+        found = os.stat(run)  # noqa: PTH116
+    except OSError:
+        return frozenset()
+    return _listed(run, found.st_mtime_ns) if found.st_size <= _LARGEST_RUN_BYTES else frozenset()
+
+
+@lru_cache(maxsize=64)
+def _listed(run: str, _mtime_ns: int) -> frozenset[str]:
+    """Names of the outputs that a ``run.json`` of medseg lists."""
+    try:
+        content = json.loads(Path(run).read_bytes())
+        if not isinstance(content, dict) or "medseg" not in content:
+            return frozenset()
+        return frozenset(str(name) for case in content.get("cases", ()) for name in case.get("outputs", ()))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return frozenset()
+
+
+_EMPTY: Final = "empty"
+_NOWHERE: Final = "links to nothing"
+_LOCKED: Final = "not readable"
+_PACKED: Final = "compressed by gzip"
+_OTHER: Final = "no DICOM files"
+
+_HEAD_BYTES: Final = 4
+_GZIP: Final = b"\x1f\x8b"
+_SLICES: Final = (".dcm", ".dicom", ".dic", ".ima", ".dcm30")
+_TEXTS: Final = (
+    ".txt .md .rst .rtf .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .csv .tsv .json .jsonl .xml .xsl .log"
+)
+_SETTINGS: Final = (
+    ".yaml .yml .toml .ini .cfg .inf .lnk .url .lock .tmp .bak .swp .md5 .sha256 .sum .bvec .bval .db .sqlite"
+)
+_PROGRAMS: Final = ".exe .dll .so .bat .cmd .sh .py .pyc .ipynb .m .r .jar .class .html .htm .css .js"
+_PICTURES: Final = ".svg .png .jpg .jpeg .gif .bmp .tif .tiff .ico .webp .mp4 .avi .mov .wav .stl .obj .ply .vtk .vtp"
+_ARRAYS: Final = ".pt .pth .onnx .npy .npz .mat .h5 .pkl"
+_SUFFIXES: Final = frozenset(" ".join((_TEXTS, _SETTINGS, _PROGRAMS, _PICTURES, _ARRAYS)).split())
+_SYSTEM: Final = "thumbs.db ehthumbs.db desktop.ini dicomdir autorun.inf lockfile version index"
+_README: Final = "readme license licence changes copying makefile md5sums sha1sums sha256sums"
+_NAMES: Final = frozenset(f"{_SYSTEM} {_README}".split())
+
+
+class Leftover(NamedTuple):
+    """A file that is neither DICOM nor another image, and why it could not be read."""
+
+    path: str
+    why: str
+
+
+def leftover_of(path: str, shown: str | None = None) -> Leftover | None:
+    """What to say of a file that no reader knows; ``None`` if it is no slice by its name.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shown
+        The path by which it is known, where ``path`` is a copy.
+    """
+    known_as = shown or path
+    try:
+        return leftover_from(known_as, _head(path))
+    except FileNotFoundError:
+        return _named(known_as, _NOWHERE)
+    except OSError:
+        return _named(known_as, _LOCKED)
+
+
+def leftover_from(path: str, start: bytes) -> Leftover | None:
+    """What to say of a file that begins with these bytes; ``None`` if it is no slice by its name."""
+    return _named(path, _EMPTY if not start else _PACKED if start.startswith(_GZIP) else _OTHER)
+
+
+def _named(path: str, why: str) -> Leftover | None:
+    name = _name(path).lower()
+    return None if name.startswith(".") or name in _NAMES else Leftover(path, why)
+
+
+def note_on(leftovers: Iterable[Leftover], files: Iterable[str]) -> tuple[str, ...]:
+    """One note if files lie beside the slices that may be slices, too; empty if there are none.
+
+    Parameters
+    ----------
+    leftovers
+        Files that could not be read.
+    files
+        The files of the volume: only what lies in their folders counts.
+    """
+    names = list(files)
+    folders, suffixes = {os.path.dirname(file) for file in names}, {_suffix(file) for file in names}  # noqa: PTH120
+    beside = [
+        left
+        for left in leftovers
+        if os.path.dirname(left.path) in folders  # noqa: PTH120
+        and (_suffix(left.path) not in _SUFFIXES or _suffix(left.path) in suffixes)
+    ]
+    return (f"{describe(beside)} beside the slices, which may lack some: look at them",) if beside else ()
+
+
+def orphans(leftovers: Iterable[Leftover], folders: Iterable[str]) -> dict[str, list[Leftover]]:
+    """By folder, what is DICOM by its name or cannot be opened, and lies beside no slice that could be read."""
+    known = set(folders)
+    found: dict[str, list[Leftover]] = defaultdict(list)
+    for left in leftovers:
+        folder = os.path.dirname(left.path)  # noqa: PTH120
+        if folder not in known and (named_as_dicom(left.path) or left.why == _LOCKED):
+            found[folder].append(left)
+    return dict(found)
+
+
+def describe(leftovers: Sequence[Leftover]) -> str:
+    """How many files were left out, and why."""
+    counts = Counter(left.why for left in leftovers)
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    return f"{len(leftovers)} file{'s' if len(leftovers) > 1 else ''} left out ({why})"
+
+
+def named_as_dicom(path: str) -> bool:
+    """Whether a name ends as those of DICOM files do, compressed ones included."""
+    return _name(path).lower().removesuffix(".gz").endswith(_SLICES)
+
+
+def _head(path: str) -> bytes:
+    with open_file(path) as handle:
+        return handle.read(_HEAD_BYTES) or b""
+
+
+def _name(path: str) -> str:
+    return os.path.basename(path)  # noqa: PTH119 - bytes of odd names survive
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122

@@ -1,0 +1,304 @@
+"""Any source to one volume: a folder, a file, a list of files or a record; exactly one volume, or a refusal.
+
+From the headers of one stack to its volume: sorted, checked values in modality units on an exact grid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from medseg.errors import Refusal, UsageError
+from medseg.geometry import Geometry
+from medseg.ingest import resampling
+from medseg.ingest.dicom_header import BROKEN, Header, read_header
+from medseg.ingest.image_files import read_image
+from medseg.ingest.left_out import Leftover, describe, leftover_of, named_as_dicom, note_on
+from medseg.ingest.pixels import LOSSY_SYNTAXES, read_slices
+from medseg.ingest.record import SeriesRecord, case_id_of, header_path, image_kind, is_apple_double
+from medseg.ingest.stacks import Stack, split
+from medseg.ingest.suv import suv_facts
+from medseg.ingest.walk import on_disk, walk
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | SeriesRecord
+Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What was found in a source: DICOM headers and their stacks, other image files, files that nobody can read."""
+
+    headers: list[Header] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
+
+
+def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resample: bool = False) -> Volume:
+    """Read exactly one volume.
+
+    Parameters
+    ----------
+    source
+        A folder with one DICOM series or one image file (searched with its sub-folders), a DICOM, NIfTI, MetaImage
+        or NRRD file, a list of the files of one series (each of which must be readable), or a record of
+        :func:`medseg.ingest.scan`. Segmentations, reports, pictures without a place in the patient and single-slice
+        localizers beside the one volume are passed over.
+    dtype
+        Type of the values; by default the smallest that holds them exactly, float32 after a rescale.
+    allow_resample
+        Resample uneven spacing or a gantry tilt onto a regular grid; recorded in ``facts["resampled"]``.
+
+    Returns
+    -------
+    array
+        Axes (i, j, k) as in ``geometry.shape``; values in modality units (HU for CT).
+    geometry
+        The exact grid: voxel index → mm, RAS+.
+    facts
+        What was found: ``kind``, ``case_id``, ``notes``, for DICOM ``modality``, ``rescale``, ``pet``; no identity.
+
+    Raises
+    ------
+    Refusal
+        The source holds no sound volume (the code says why), or several (``several-volumes``).
+    UsageError
+        The path does not exist, or the list is empty or holds what does not exist or is a folder.
+    """
+    if isinstance(source, SeriesRecord):
+        return _read_record(source, dtype, allow_resample)
+    found = _candidates(source)
+    if found.images and not any(stack.is_volume for stack in found.stacks):
+        if len(found.images) > 1:
+            raise _several(found)
+        return read_image(found.images[0], dtype)
+    if found.images:
+        raise _several(found)
+    stack = _the_one(found)
+    values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
+    notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
+    return values, geometry, {**facts, "notes": notes}
+
+
+def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: bool) -> Volume:
+    with on_disk(record.files) as files:
+        if record.kind == "dicom":
+            values, geometry, facts = read_stack(_stack_of(record, files), dtype, allow_resample=allow_resample)
+        else:
+            values, geometry, facts = read_image(files[0], dtype)
+    # The index knows what lay beside the files of the record.
+    notes = tuple(dict.fromkeys((*facts["notes"], *record.notes)))
+    return values, geometry, {**facts, "case_id": record.case_id, "notes": notes}
+
+
+def _stack_of(record: SeriesRecord, files: Sequence[str]) -> Stack:
+    try:
+        stacks = split(read_headers(files))
+    except OSError as error:
+        message = f"a file of this record cannot be opened ({error.strerror or error}); scan again"
+        raise Refusal("unreadable", message) from error
+    # A multi-frame file holds all stacks of its series; files of classic slices only those of this record.
+    chosen = [stack for stack in stacks if stack.case_id == record.case_id] if len(stacks) > 1 else stacks
+    if len(chosen) != 1:
+        message = record.message or "the files of this record are not what they were; scan again"
+        raise Refusal(record.reason or "unreadable", message)
+    return chosen[0]
+
+
+def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Candidates:
+    found = _Candidates()
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if not os.path.exists(path):  # noqa: PTH110 - names that are not UTF-8 survive
+            raise UsageError(f"{path!r} does not exist; give a folder of one series or an image file")
+        given = [] if os.path.isdir(path) else [path]  # noqa: PTH112
+        files = given or _files_below(path, found.leftovers)
+    else:
+        given = files = [os.fspath(file) for file in source]
+        _check_list(files)
+    if not files:
+        raise UsageError("there are no files to read; give a folder of one series or an image file")
+    for file in files:
+        _sort_in(file, found)
+    found.images[:] = [image for image in found.images if not _is_second_of_pair(image, found.images)]
+    found.stacks.extend(split(found.headers))
+    if given:
+        _check_all_read(found, len(files))
+    if not found.images and not found.stacks:
+        raise Refusal("not-an-image", _why_nothing(found, len(files)))
+    return found
+
+
+def _files_below(folder: str, leftovers: list[Leftover]) -> list[str]:
+    """All files below a folder, found as the index finds them; folders that cannot be listed become leftovers."""
+    unreadable: list[str] = []
+    folders = list(walk([folder], unreadable))
+    leftovers.extend(Leftover(os.path.join(path, ""), "not readable") for path in unreadable)  # noqa: PTH118
+    return [os.path.join(found.path, entry.name) for found in folders for entry in found.entries]  # noqa: PTH118
+
+
+def _check_list(files: Sequence[str]) -> None:
+    gone = [file for file in files if not os.path.exists(file)]  # noqa: PTH110
+    if gone:
+        raise UsageError(
+            f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct the list"
+        )
+    folders = [file for file in files if os.path.isdir(file)]  # noqa: PTH112
+    if folders:
+        raise UsageError(
+            f"{len(folders)} of {len(files)} entries of the list are folders, such as {folders[0]!r}; a list holds the "
+            "files of one series, a folder is given by itself"
+        )
+
+
+def _sort_in(file: str, found: _Candidates) -> None:
+    """Recognise one file: by its content as DICOM, else by its name as another image."""
+    try:
+        header = read_header(file)
+        if header is None and is_apple_double(file):
+            return
+    except OSError:
+        header = None
+    if header is not None:
+        if not header.is_directory:
+            found.headers.append(header)
+    elif image_kind(file) is not None:
+        found.images.append(file)
+    else:
+        left = leftover_of(file)
+        if left is not None:
+            found.leftovers.append(left)
+
+
+def _check_all_read(found: _Candidates, count: int) -> None:
+    """A file that was named must be read: nobody names a slice to have it left out."""
+    if not found.leftovers:
+        return
+    if count > 1:
+        raise Refusal(
+            "unreadable",
+            f"{len(found.leftovers)} of {count} listed files are neither DICOM nor, by their names, NIfTI, MetaImage "
+            f"or NRRD: {describe(found.leftovers)}; check them, or take them off the list",
+        )
+    if found.leftovers[0].why == "not readable":
+        raise Refusal("unreadable", "the file cannot be opened; check what it is, and its permissions")
+    raise Refusal("unreadable", "neither DICOM nor, by its name, NIfTI, MetaImage or NRRD; check what the file is")
+
+
+def _why_nothing(found: _Candidates, count: int) -> str:
+    message = f"none of {count} files is DICOM, NIfTI, MetaImage or NRRD"
+    named = [left for left in found.leftovers if named_as_dicom(left.path)]
+    return f"{message}; {describe(named)}: copy or unpack them again" if named else f"{message}; check the folder"
+
+
+def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
+    header = header_path(file)
+    return header != file and header in files
+
+
+def _the_one(found: _Candidates) -> Stack:
+    volumes = [stack for stack in found.stacks if stack.is_volume]
+    broken = [stack for stack in volumes if stack.reason in BROKEN]
+    if broken:  # which volume lacks the broken file, nobody knows
+        return broken[0]
+    if len(volumes) > 1:
+        raise _several(_Candidates(stacks=volumes))
+    if volumes:
+        return volumes[0]
+    return next((stack for stack in found.stacks if stack.reason == "single-slice"), found.stacks[0])
+
+
+def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
+    """A note on images beside the volume; reports and segmentations need none."""
+    reasons = Counter(other.reason for other in stacks if other is not stack and other.reason != "not-an-image")
+    beside = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return (f"passed over beside the volume: {beside}",) if beside else ()
+
+
+def _several(found: _Candidates) -> Refusal:
+    stacks = (
+        f"{s.case_id} ({s.headers[0].modality}, {len(s.headers)} slices, {s.reason or 'usable'})" for s in found.stacks
+    )
+    names = [*stacks, *(case_id_of(image) for image in found.images)]
+    shown = "; ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return Refusal("several-volumes", f"found {len(names)} volumes where one was expected: {shown}; give one of them")
+
+
+def read_headers(files: Iterable[str | os.PathLike[str]]) -> list[Header]:
+    """The headers of the DICOM files among ``files``, without directories; other files are passed over.
+
+    Raises
+    ------
+    OSError
+        A file cannot be opened: a volume without it would lack a slice.
+    """
+    headers = (read_header(file) for file in files)
+    return [header for header in headers if header is not None and not header.is_directory]
+
+
+def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: bool = False) -> Volume:
+    """Read the volume of one stack.
+
+    Parameters
+    ----------
+    stack
+        As :func:`medseg.ingest.stacks.split` gives it.
+    dtype
+        Type of the values; by default integers where these are exact, float32 after a rescale.
+    allow_resample
+        Resample uneven spacing, or a gantry tilt, onto a regular grid with perpendicular axes by linear
+        interpolation. Without it uneven spacing is refused and a tilt is kept as an exact sheared affine.
+
+    Returns
+    -------
+    array, geometry, facts
+        Axes (i, j, k); values in modality units (HU for CT). ``facts`` says what was found on the way:
+        ``modality``, ``transfer_syntax``, ``notes``, ``pet`` (for SUV), ``resampled``, ...; no identity.
+
+    Raises
+    ------
+    Refusal
+        With the stack's own reason, or what the pixel data show.
+    """
+    remedy = resampling.plan(stack) if allow_resample else None
+    if remedy is None and (not stack.usable or stack.geometry is None):
+        raise Refusal(stack.reason or "unreadable", stack.message)
+    values = read_slices(stack.headers, np.float32 if remedy is not None and dtype is None else dtype)
+    facts = _facts(stack)
+    if remedy is None:
+        assert stack.geometry is not None
+        return values, stack.geometry, facts
+    values, geometry = resampling.apply(remedy, values)
+    facts["resampled"] = remedy.describe()
+    facts["notes"] = (*facts["notes"], f"resampled on request: {remedy.because}")
+    return values, geometry, facts
+
+
+def _facts(stack: Stack) -> dict[str, Any]:
+    first = stack.headers[0]
+    notes = list(stack.notes)
+    lossy = LOSSY_SYNTAXES.get(first.transfer_syntax)
+    if lossy:
+        notes.append(f"compressed with loss or by a syntax that allows it ({lossy})")
+    facts: dict[str, Any] = {
+        "kind": "dicom",
+        "case_id": stack.case_id,
+        "series_uid_hash": first.series_uid_hash,
+        "frame_of_reference_hash": first.frame_of_reference_hash,
+        "modality": first.modality,
+        "transfer_syntax": first.transfer_syntax,
+        "photometric": first.photometric,
+        "rescale": sorted({header.rescale or (1.0, 0.0) for header in stack.headers}),
+        "padding": first.padding,
+        "notes": tuple(notes),
+        "resampled": None,
+    }
+    if first.modality == "PT":
+        facts["pet"] = suv_facts(first.path)
+    return facts

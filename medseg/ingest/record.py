@@ -1,0 +1,228 @@
+"""What is known of one volume before it is read: one record per stack of DICOM slices or per image file.
+
+What an image file's name tells: its format, its case id, its other half. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from medseg.errors import ReasonCode
+from medseg.geometry import Geometry
+from medseg.ingest.stacks import Stack
+
+_log = logging.getLogger(__name__)
+
+Kind = Literal["dicom", "nifti", "metaimage", "nrrd"]
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """One volume, usable or refused.
+
+    Attributes
+    ----------
+    case_id
+        Name under which results are stored; never derived from what identifies the patient.
+    source
+        The folder or file to show, as given.
+    kind
+        ``"dicom"``, ``"nifti"``, ``"metaimage"`` or ``"nrrd"``.
+    files
+        The files, for DICOM sorted along the normal of the slices.
+    series_uid_hash, study_uid_hash, patient_hash
+        Hashes for grouping; empty where there is nothing to hash.
+    modality, description
+        As in the header; empty where there is none.
+    shape, spacing_mm, affine, orientation
+        The grid: sizes along (i, j, k), mm, voxel index → mm in RAS+ as nested tuples, letters such as ``"LPS"``;
+        ``None`` or empty where the volume has no sound grid.
+    transfer_syntax
+        DICOM transfer syntax UID, or empty.
+    usable, reason, message
+        The verdict: a reason code of :data:`medseg.errors.REASON_CODES` and its explanation where refused.
+    notes
+        What is worth knowing about a usable volume.
+    is_volume
+        Whether it is a volume, or was meant as one; reports, single slices, dose reports and screen shots are none.
+    series_number, contrast
+        As in the header; whether a contrast agent is named there.
+    acquired
+        When it was acquired, in days from an arbitrary day (secret, one per patient): good for the order within a
+        patient, useless for anything else. Only the index fills it in.
+    """
+
+    case_id: str
+    source: str
+    kind: Kind
+    files: tuple[str, ...]
+    series_uid_hash: str = ""
+    study_uid_hash: str = ""
+    patient_hash: str = ""
+    modality: str = ""
+    description: str = ""
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: Rows | None = None
+    orientation: str = ""
+    transfer_syntax: str = ""
+    usable: bool = False
+    reason: ReasonCode | None = None
+    message: str = ""
+    notes: tuple[str, ...] = ()
+    is_volume: bool = True
+    series_number: int | None = None
+    contrast: bool | None = None
+    acquired: float | None = None
+
+
+def affine_rows(geometry: Geometry) -> Rows:
+    """The affine of a grid as nested tuples."""
+    return tuple(tuple(float(value) for value in row) for row in geometry.affine)
+
+
+def unforeseen(error: Exception) -> str:
+    """The message of a record that was refused for an error no reader foresaw.
+
+    It names the class alone: the text of such an error may quote the header, and so the patient.
+    """
+    _log.debug("a reader failed", exc_info=error)
+    return (
+        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
+        "from its source, and report the fault of the reader"
+    )
+
+
+def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
+    """The record of one stack of DICOM slices; ``source`` defaults to the folder that holds its files."""
+    first, geometry = stack.headers[0], stack.geometry
+    return SeriesRecord(
+        case_id=stack.case_id,
+        source=os.path.dirname(first.path) if source is None else source,  # noqa: PTH120 - bytes of odd names survive
+        kind="dicom",
+        files=stack.files,
+        series_uid_hash=first.series_uid_hash,
+        study_uid_hash=first.study_uid_hash,
+        patient_hash=first.patient_hash,
+        modality=first.modality,
+        description=first.description,
+        shape=None if geometry is None else geometry.shape,
+        spacing_mm=None if geometry is None else geometry.spacing_mm,
+        affine=None if geometry is None else affine_rows(geometry),
+        orientation="" if geometry is None else geometry.orientation,
+        transfer_syntax=first.transfer_syntax,
+        usable=stack.usable,
+        reason=stack.reason,
+        message=stack.message,
+        notes=stack.notes,
+        is_volume=stack.is_volume,
+        series_number=first.series_number,
+        contrast=first.contrast_agent,
+    )
+
+
+IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), "nifti"),
+    **dict.fromkeys((".mha", ".mhd"), "metaimage"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
+}
+_SUFFIXES: Final = tuple(IMAGE_SUFFIXES)
+_HALVES: Final = {".hdr": ".img", ".hdr.gz": ".img.gz", ".img": ".hdr", ".img.gz": ".hdr.gz"}
+_APPLE_DOUBLE: Final = (b"\0\x05\x16\x07", b"\0\x05\x16\0")
+
+
+def is_apple_double(path: str | os.PathLike[str], content: str | os.PathLike[str] | None = None) -> bool:
+    """Whether a file is what macOS leaves beside another one on disks that are not its own, by name and content.
+
+    ``._t1.nii.gz`` holds attributes of ``t1.nii.gz`` and no image (RFC 1740).
+
+    Parameters
+    ----------
+    path
+        The path by which the file is known.
+    content
+        Where its bytes are, if elsewhere (a member of an archive).
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    where = Path(path if content is None else content)
+    if not Path(path).name.startswith("._") or not where.is_file():
+        return False
+    with where.open("rb") as handle:
+        head = handle.read(len(_APPLE_DOUBLE[0]))
+    return len(head) < len(_APPLE_DOUBLE[0]) or head in _APPLE_DOUBLE
+
+
+def pair_of(path: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """The two halves of a NIfTI or Analyze pair, header first; ``None`` if the name is not that of a half.
+
+    The other half is looked for beside it, whatever the case of its extension and whether it is compressed or not;
+    if it is not there, its expected name is returned.
+    """
+    given = os.fspath(path)
+    suffix = next((end for end in sorted(_HALVES, key=len, reverse=True) if given.lower().endswith(end)), None)
+    if suffix is None:
+        return None
+    other = _other_half(given[: -len(suffix)], given[-len(suffix) :])
+    return (given, other) if suffix.startswith(".hdr") else (other, given)
+
+
+def _other_half(stem: str, suffix: str) -> str:
+    wanted = _HALVES[suffix.lower()]
+    plain = wanted.removesuffix(".gz")
+    endings = dict.fromkeys((wanted, plain, f"{plain}.gz"))
+    names = [stem + written for ending in endings for written in _spellings(ending, suffix)]
+    return next((name for name in names if os.path.exists(name)), names[0])  # noqa: PTH110
+
+
+def _spellings(ending: str, like: str) -> list[str]:
+    """An extension in the letters of the other half's first, then in other ones: ``.IMG``, ``.img``, ``.Img``."""
+    same = ending.upper() if like.isupper() else ending
+    return list(dict.fromkeys((same, ending, ending.upper(), ending.title())))
+
+
+def header_path(path: str | os.PathLike[str]) -> str:
+    """The file that holds the header of an image: the first of a pair, else the file itself."""
+    pair = pair_of(path)
+    return os.fspath(path) if pair is None else pair[0]
+
+
+def data_path(path: str | os.PathLike[str]) -> str:
+    """The file that holds the values of an image: the second of a pair, else the file itself."""
+    pair = pair_of(path)
+    return os.fspath(path) if pair is None else pair[1]
+
+
+def is_second_of_pair(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds the values of a pair whose header is there, so that it is no image of its own."""
+    header = header_path(path)
+    return header != os.fspath(path) and os.path.exists(header)  # noqa: PTH110
+
+
+def first_of_pair(path: str | os.PathLike[str]) -> str:
+    """The header where a file holds the values of a pair, else the file itself."""
+    return header_path(path) if is_second_of_pair(path) else os.fspath(path)
+
+
+def image_kind(path: str | os.PathLike[str]) -> Kind | None:
+    """The format that a file's name ends in; ``None`` if it is none of those read here."""
+    name = os.fspath(path).lower().rstrip("/")
+    if not name.endswith(_SUFFIXES):
+        return None
+    return next((kind for suffix, kind in IMAGE_SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def case_id_of(path: str | os.PathLike[str]) -> str:
+    """The case id of an image file: its name without the extension; odd bytes are replaced."""
+    name = Path(path).name
+    suffixes = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
+    stem = next((name[: -len(s)] for s in suffixes if name.lower().endswith(s) and len(name) > len(s)), Path(name).stem)
+    return stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,325 @@
+"""Check a manifest and its data before training: grids, labels, intensities, duplicates, leakage, checksums.
+
+What can be wrong with one case: its grids, its label values, its channels.
+
+What can only be seen over all cases: outliers, duplicates, labels that never occur.
+
+What would make a result look better than it is: one patient on both sides of a split; and what is not declared.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
+from medseg.labels import fault_of, gap_message
+from medseg.manifests.audit_facts import CaseFacts, gather
+from medseg.manifests.audit_findings import AuditReport, Finding
+from medseg.manifests.manifest import Manifest
+from medseg.manifests.split import explain_fold_gaps, patient_of
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+def audit(
+    manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> AuditReport:
+    """Read every case of a manifest once and report what is wrong with it.
+
+    Parameters
+    ----------
+    manifest
+        The datalist to check; its files are read, nothing is written.
+    workers
+        Number of processes, each of which holds one case in memory; by default up to four.
+    progress
+        Called with the number of finished cases and of all cases.
+
+    Returns
+    -------
+    AuditReport
+        All findings, errors first; ``blocks_training`` tells whether one of them is an error.
+    """
+    facts = gather(manifest, workers=workers, progress=progress)
+    findings = [
+        *check_declarations(manifest),
+        *check_cases(facts, manifest.labels),
+        *check_whole(facts, manifest.labels),
+        *check_leakage(facts),
+    ]
+    findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.code, finding.cases))
+    return AuditReport(len(facts), len({patient_of(case.item) for case in facts}), findings)
+
+
+_ROUNDING_MM = 1e-6
+"""Below this, two grids are equal: double precision leaves about 1e-13 mm."""
+
+_TRAINING = ("training", "validation")
+
+
+def check_cases(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+    """Findings that concern one case each; ``labels`` are the declared values."""
+    for case in facts:
+        yield from case.problems
+        yield from _grids(case)
+        yield from _label_values(case, labels)
+        if any(image.constant for image in case.images):
+            yield Finding("constant-image", "all voxels have the same value", (case.case,))
+        if case.section in _TRAINING and not case.item.get("label"):
+            yield Finding("no-label", "a case to train on has no label", (case.case,))
+    yield from _channel_counts(facts)
+    yield from _rounding_noise(facts)
+
+
+def _grids(case: CaseFacts) -> Iterator[Finding]:
+    if not case.images:
+        return
+    image = case.images[0].geometry
+    for channel in case.images[1:]:
+        if not image.matches(channel.geometry):
+            share = image.covered_by(channel.geometry)
+            other_grid = image.shape != channel.geometry.shape and share >= SMALLEST_COVERAGE
+            code = "channels-on-different-grids" if other_grid else "channel-mismatch"
+            message = f"a channel {channel.geometry.mismatch(image)} and covers {share:.0%} of it"
+            yield Finding(code, message, (case.case,))
+    for label in case.labels:
+        if not image.matches(label.geometry):
+            message = f"the label {label.geometry.mismatch(image)}"
+            yield Finding("geometry-mismatch", message, (case.case,))
+
+
+def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Finding]:
+    name = (case.case,)
+    for label in case.labels:
+        fault = fault_of(label.values, declared)
+        if fault is not None:
+            yield Finding(fault.kind, fault.message, name)
+        elif not set(label.values.voxels) - {0}:
+            yield Finding("empty-label", "the label map holds nothing but background", name)
+        if label.values.rounded_by > 0 and not label.values.fractional:
+            message = f"values lie up to {label.values.rounded_by:.2g} from whole numbers, and are rounded when read"
+            yield Finding("rounded-labels", message, name)
+
+
+def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    counts = {case.case: 1 if isinstance(case.item["image"], str) else len(case.item["image"]) for case in facts}
+    usual = max(set(counts.values()), key=list(counts.values()).count, default=1)
+    for case, count in counts.items():
+        if count != usual:
+            yield Finding("channel-mismatch", f"has {count} channels; the other cases have {usual}", (case,))
+
+
+def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    noise = {
+        case.case: case.images[0].geometry.displacement_mm(label.geometry)
+        for case in facts
+        for label in case.labels
+        if case.images
+    }
+    noisy = {name: distance for name, distance in noise.items() if _ROUNDING_MM < distance <= POSITION_TOLERANCE_MM}
+    if noisy:
+        message = f"image and label differ by up to {max(noisy.values()):.2g} mm, within {POSITION_TOLERANCE_MM} mm"
+        yield Finding("rounding-noise", message, tuple(noisy))
+
+
+_OUTLIER_Z = 6.0
+"""Robust z score (Iglewicz and Hoaglin 1993 suggest 3.5 for one look at one variable; here are many)."""
+
+_ENOUGH_CASES = 8
+_ONE_SCALE = 20.0
+_MAD_TO_SIGMA = 1.4826
+
+
+def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+    """Findings that need all cases; ``labels`` are the declared values."""
+    yield from _presence(facts, labels)
+    yield from _duplicates(facts)
+    yield from _intensities(facts)
+    yield from _volumes(facts)
+    yield from _spacings(facts)
+
+
+def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+    """What occurs anywhere, against what is declared; label maps that are no label maps say nothing about it."""
+    maps = [label for case in facts for label in case.labels if not label.values.fractional]
+    if not maps:
+        return
+    present = {value for label in maps for value in label.values.voxels}
+    if 0 not in present:
+        message = f"no voxel is 0 in any of the {len(maps)} label maps, so the background never occurs"
+        yield Finding("no-background", message)
+    if not present - {0}:
+        yield Finding("nothing-labelled", f"{len(maps)} label maps hold nothing but background")
+        return
+    if not labels:
+        yield Finding("no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning")
+    gaps = gap_message(labels or present)
+    if gaps:
+        yield Finding("label-gaps", gaps)
+    never = sorted(set(labels) - present - {0})
+    if never:
+        yield Finding(
+            "label-never-present", "no case has " + ", ".join(f"{value} ({labels[value]})" for value in never)
+        )
+    trained = [(case.item.get("fold"), case) for case in facts if case.section == "training" and case.labels]
+    without = explain_fold_gaps([(fold, _values(case)) for fold, case in trained], labels)
+    if without:
+        yield Finding("fold-without-class", without)
+
+
+def _values(case: CaseFacts) -> set[int]:
+    return {value for label in case.labels for value in label.values.voxels}
+
+
+def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    images: dict[str, list[CaseFacts]] = defaultdict(list)
+    labels: dict[str, list[CaseFacts]] = defaultdict(list)
+    for case in facts:
+        for image in case.images:
+            images[image.content].append(case)
+        for label in case.labels:
+            if set(label.values.voxels) - {0}:
+                labels[label.content].append(case)
+    for cases in images.values():
+        if len(cases) > 1:
+            names = tuple(dict.fromkeys(case.case for case in cases))
+            yield Finding("duplicate-content", f"{len(cases)} images have the very same voxel values", names)
+    for cases in labels.values():
+        if len(cases) > 1:
+            names = tuple(dict.fromkeys(case.case for case in cases))
+            yield Finding("duplicate-label", f"{len(cases)} label maps are the very same", names)
+
+
+def _intensities(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    by_channel: dict[int, list[tuple[str, tuple[float, float, float]]]] = defaultdict(list)
+    for case in facts:
+        for channel, image in enumerate(case.images):
+            by_channel[channel].append((case.case, image.percentiles))
+    for channel, rows in by_channel.items():
+        yield from _channel_intensities(channel, rows)
+
+
+def _channel_intensities(channel: int, rows: Sequence[tuple[str, tuple[float, float, float]]]) -> Iterator[Finding]:
+    values = np.array([percentiles for _, percentiles in rows])
+    extents = np.maximum(values[:, 2] - values[:, 0], 1e-12)
+    smallest, largest = np.quantile(extents, [0.02, 0.98])
+    if largest > _ONE_SCALE * smallest:
+        message = f"channel {channel}: the images' intensity ranges differ by a factor of {largest / smallest:.3g}"
+        yield Finding("no-common-scale", message)
+        return
+    scores = np.abs(np.stack([robust_z(column) for column in values.T])).max(axis=0)
+    for (case, (low, middle, high)), score in zip(rows, scores, strict=True):
+        if score > _OUTLIER_Z:
+            message = (
+                f"channel {channel}: 1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; "
+                f"the others' medians are {', '.join(f'{value:.4g}' for value in np.median(values, axis=0))}"
+            )
+            yield Finding("intensity-outlier", message, (case,))
+
+
+def _volumes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    volumes: dict[int, dict[str, float]] = defaultdict(dict)
+    for case in facts:
+        for label in case.labels:
+            for value, count in label.values.voxels.items():
+                if value != 0:
+                    volumes[value][case.case] = count * label.geometry.voxel_volume_mm3 / 1000.0
+    for value, of_case in sorted(volumes.items()):
+        scores = robust_z(np.log(np.array(list(of_case.values()))))
+        usual = float(np.median(list(of_case.values())))
+        for (name, volume_ml), score in zip(of_case.items(), scores, strict=True):
+            if abs(score) > _OUTLIER_Z:
+                message = f"label {value} has {volume_ml:.3g} ml; the median is {usual:.3g} ml"
+                yield Finding("label-volume-outlier", message, (name,))
+
+
+def _spacings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    cases = [case for case in facts if case.images]
+    volumes = np.array([case.images[0].geometry.voxel_volume_mm3 for case in cases])
+    if len(cases) < _ENOUGH_CASES:
+        return
+    usual = float(np.median(volumes))
+    for case, score, volume in zip(cases, robust_z(np.log(volumes)), volumes, strict=True):
+        if abs(score) > _OUTLIER_Z and not 0.25 < volume / usual < 4.0:
+            message = f"voxels of {volume:.3g} mm³; the median is {usual:.3g} mm³"
+            yield Finding("spacing-outlier", message, (case.case,))
+
+
+def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance from the median in units of the spread (scaled median absolute deviation).
+
+    Zero for fewer than eight values. The spread is at least 2 % of the median, so that a set of nearly equal values
+    has no outliers by rounding.
+    """
+    if len(values) < _ENOUGH_CASES:
+        return np.zeros(len(values))
+    middle = np.median(values)
+    spread = _MAD_TO_SIGMA * np.median(np.abs(values - middle))
+    return np.asarray((values - middle) / max(spread, 0.02 * abs(middle), 1e-6), dtype=np.float64)
+
+
+_MOST_OF_ONE_SCAN = 4
+"""A step that more cases share is a convention of the dataset (a normalisation), not the mark of one scan."""
+
+
+def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """One patient in two folds, or in training and test; and pairs that look like one scan under two names."""
+    by_patient: dict[str, list[CaseFacts]] = defaultdict(list)
+    for case in facts:
+        by_patient[patient_of(case.item)].append(case)
+    for cases in by_patient.values():
+        names = tuple(case.case for case in cases)
+        parts = {_part(case) for case in cases}
+        if "test" in parts and len(parts) > 1:
+            yield Finding("patient-in-test", f"one patient is in {_list(parts)}", names)
+        elif len(parts - {"training"}) > 1:
+            yield Finding("patient-in-two-folds", f"one patient is in {_list(parts)}", names)
+    yield from _suspected_same_scan(facts)
+
+
+def _suspected_same_scan(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    by_step: dict[float, list[CaseFacts]] = defaultdict(list)
+    for case in facts:
+        for step in {image.step for image in case.images} - {0.0}:
+            by_step[step].append(case)
+    for step, cases in by_step.items():
+        patients = {patient_of(case.item) for case in cases}
+        parts = {_part(case) for case in cases}
+        if len(patients) > 1 and len(parts) > 1 and len(cases) <= _MOST_OF_ONE_SCAN:
+            message = f"values in steps of {step:g} in these cases only, which are in {_list(parts)}"
+            yield Finding("suspected-same-scan", message, tuple(case.case for case in cases))
+
+
+def check_declarations(manifest: Manifest) -> Iterator[Finding]:
+    """Licence, patients, folds and checksums: what a reader needs to trust a split."""
+    items = [item for _, _, item in manifest.items()]
+    training = manifest.training
+    if not training:
+        yield Finding("no-items", "found no item under `training`")
+    if not manifest.licence:
+        yield Finding("no-licence", "the manifest names no licence")
+    if items and not any(item.get("patient_id") for item in items):
+        yield Finding("no-patient-ids", "no item names its patient")
+    split = [item for item in training if "fold" in item]
+    if training and not split and "validation" not in manifest.content:
+        yield Finding("no-folds", "no training item has a fold")
+    elif split and len(split) < len(training):
+        yield Finding("partly-split", f"{len(training) - len(split)} of {len(training)} training items have no fold")
+    without = sum("sha256" not in item for item in items)
+    if without:
+        yield Finding("no-checksums", f"{without} of {len(items)} items have no SHA-256 sums")
+
+
+def _part(case: CaseFacts) -> str:
+    if case.section in ("test", "testing"):
+        return "test"
+    fold = case.item.get("fold")
+    return case.section if fold is None else f"fold {fold}"
+
+
+def _list(parts: set[str]) -> str:
+    return " and ".join(sorted(parts))

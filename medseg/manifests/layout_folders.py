@@ -1,0 +1,313 @@
+"""Plain folders: one of images, one of labels, matched by name.
+
+Images as DICOM: one series a folder, matched with label files by the folder's name or the series' case id.
+
+Images and labels by pattern, such as ``*/t1.nii.gz`` and ``*/seg.nii.gz``: what wildcards stand for is the case.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import UsageError
+from medseg.ingest import SeriesRecord, case_id_of, scan
+from medseg.ingest.left_out import without_own
+from medseg.labels.label_map import describe_unread, unread_objects
+from medseg.manifests.items import (
+    common_start,
+    image_files,
+    one_or_list,
+    relative_name,
+    split_channel,
+)
+from medseg.manifests.manifest import Item, Manifest
+
+_LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
+_IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)
+
+
+def read_folders(images: Path, labels: Path | None) -> Manifest:
+    """Match the images below one folder with the labels below another (which may be the same folder).
+
+    An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
+    as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
+    are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
+    of their numbers. A folder without image files is searched for DICOM series, one a folder.
+
+    Raises
+    ------
+    UsageError
+        If two images have one name, an image has no label, or nothing is found.
+    """
+    label_files = _label_files(images, labels)
+    cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))
+    if not cases:
+        return read_dicom(images, labels, by_case_name(label_files) if labels is not None else {})
+    start = common_start(images, labels or images)
+    items: list[Item] = [
+        {
+            "image": one_or_list([relative_name(files[channel], start) for channel in sorted(files)]),
+            **({"case_id": case.name} if case.patient != case.name or case.by_folder else {}),
+            "patient_id": case.patient,
+        }
+        for case, files in sorted(cases.items())
+    ]
+    if labels is None:
+        return Manifest({"name": start.name, "labels": {}, "test": items}, start)
+    _add_labels(items, labels, label_files, start)
+    return Manifest({"name": start.name, "labels": {}, "training": items}, start)
+
+
+def _label_files(images: Path, labels: Path | None) -> list[Path]:
+    if labels is None:
+        return []
+    files = image_files(labels)
+    if images.absolute() != labels.absolute():
+        return files
+    return [path for path in files if _LABEL_WORDS.search(case_id_of(path))]
+
+
+def _add_labels(items: Sequence[Item], labels: Path, files: Sequence[Path], start: Path) -> None:
+    by_name = by_case_name(files)
+    unmatched = []
+    taken: dict[Path, str] = {}
+    for item in items:
+        case = item.get("case_id") or item["patient_id"]
+        label = by_name.get(case) or by_name.get(_IMAGE_WORDS.sub("", case))
+        if label is None:
+            unmatched.append(case)
+        elif label in taken:
+            raise UsageError(
+                f"{taken[label]} and {case} both fit the label {label.name}; if they are channels of one case, name "
+                "them CASE_0000, CASE_0001, ..."
+            )
+        else:
+            taken[label] = case
+            item["label"] = relative_name(label, start)
+    if unmatched:
+        raise UsageError(
+            f"{len(unmatched)} of {len(items)} images have no label of the same name below {labels}, the first is "
+            f"{unmatched[0]}; name them alike, say where they lie with --image PATTERN --label PATTERN, or leave "
+            f"--labels out for images without labels{unread_objects(labels)}"
+        )
+
+
+def by_case_name(files: Sequence[Path]) -> dict[str, Path]:
+    """Label files by the name of their case: words such as ``_seg`` are taken off the end."""
+    by_name: dict[str, Path] = {}
+    for case, path in _named(files, channels=False):
+        key = _LABEL_WORDS.sub("", case.name)
+        if key in by_name:
+            raise UsageError(f"{path} and {by_name[key]} could both be the label of {key}; keep one")
+        by_name[key] = path
+    return by_name
+
+
+@dataclass(frozen=True, order=True)
+class _Case:
+    name: str
+    patient: str
+    by_folder: bool = False
+
+
+def _group_channels(paths: Sequence[Path]) -> dict[_Case, dict[int, Path]]:
+    groups: dict[_Case, dict[int, Path]] = defaultdict(dict)
+    for case, path in _named(paths, channels=True):
+        number = split_channel(case_id_of(path))[1] or 0
+        if number in groups[case]:
+            raise UsageError(_both_called(path, groups[case][number], case.name))
+        groups[case][number] = path
+    return groups
+
+
+def _named(paths: Sequence[Path], *, channels: bool) -> list[tuple[_Case, Path]]:
+    """Case names: the files', or their folders' where files of several folders share a name.
+
+    With ``channels`` a number at the end of a file's name (``_0000``) is no part of the case's name.
+    """
+    names = [split_channel(case_id_of(path)) if channels else (case_id_of(path), None) for path in paths]
+    if len(set(names)) == len(names):
+        return [(_Case(name, name), path) for (name, _), path in zip(names, paths, strict=True)]
+    shared = common_start(*(path.parent for path in paths))
+    folders = _telling([path.absolute().parent.relative_to(shared).parts for path in paths])
+    cases = []
+    for name, path, parts in zip(names, paths, folders, strict=True):
+        namesakes = [other for other, known in zip(paths, names, strict=True) if known == name and other != path]
+        if not parts and namesakes:
+            raise UsageError(_both_called(path, namesakes[0], name[0]))
+        cases.append(_Case("_".join(parts), parts[0], by_folder=True) if parts else _Case(name[0], name[0]))
+    return list(zip(cases, paths, strict=True))
+
+
+def _telling(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The levels of folders that tell files apart: ``P1/scan``, ``P2/scan`` → ``P1``, ``P2``."""
+    if len({len(parts) for parts in folders}) > 1:
+        return list(folders)
+    telling = [level for level, names in enumerate(zip(*folders, strict=True)) if len(set(names)) > 1]
+    return [tuple(parts[level] for level in telling) for parts in folders]
+
+
+def _both_called(path: Path, other: Path, name: str) -> str:
+    return (
+        f"{path} and {other} are both called {name}; give each case one name, or say where the images lie, one pattern "
+        f"a channel: --image '*/{path.name}' --label '*/LABEL'"
+    )
+
+
+_log = logging.getLogger(__name__)
+
+
+def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
+    """Make a manifest of the usable series below a folder.
+
+    Parameters
+    ----------
+    images
+        Where to look for series. The image of an item is the folder that holds the series.
+    labels
+        The folder of label files, or ``None`` for images without labels.
+    label_of
+        Label files by the name of their case: the series' ``case_id``, or its folder's name.
+
+    Raises
+    ------
+    UsageError
+        If there is no usable series, a folder holds several, or a series has no label.
+    """
+    start = common_start(images, labels or images)
+    items: list[Item] = []
+    records = scan(images)
+    beside = describe_unread(records)
+    if beside:
+        _log.warning("%s%s", images, beside)
+    for source, record in sorted(_one_a_folder(images, records).items()):
+        item: Item = {
+            "image": relative_name(Path(source), start),
+            "case_id": record.case_id,
+            "patient_id": record.patient_hash,
+        }
+        if labels is not None:
+            label = label_of.get(record.case_id) or label_of.get(Path(source).name)
+            if label is None:
+                raise UsageError(
+                    f"the series in {source} has no label file below {labels} called {record.case_id} or "
+                    f"{Path(source).name}{beside or unread_objects(labels)}"
+                )
+            item["label"] = relative_name(label, start)
+        items.append(item)
+    section = "training" if labels is not None else "test"
+    return Manifest({"name": start.name, "labels": {}, section: items}, start)
+
+
+def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, SeriesRecord]:
+    found: dict[str, list[SeriesRecord]] = defaultdict(list)
+    for record in records:
+        if record.kind == "dicom" and record.usable:
+            found[record.source].append(record)
+    if not found:
+        raise UsageError(f"{images} holds no image file and no usable DICOM series; see: medseg index {images}")
+    for source, series in found.items():
+        if len(series) > 1:
+            raise UsageError(f"{source} holds {len(series)} usable series; expected one a folder: sort them apart")
+    return {source: series[0] for source, series in found.items()}
+
+
+_WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
+_GROUPS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+_Key = tuple[str, ...]
+
+
+def read_patterns(
+    images: Path, image_patterns: Sequence[str], label_pattern: str | None, labels: Path | None
+) -> Manifest:
+    """Make a manifest of what matches.
+
+    Parameters
+    ----------
+    images
+        The folder that image patterns start in.
+    image_patterns
+        One for each channel: ``*`` and ``?`` stay inside a name, ``**/`` stands for any folders, ``[ab]`` for one of
+        these letters. A pattern may name folders, each with one DICOM series.
+    label_pattern
+        The same for the labels, below ``labels`` (or ``images``); ``None`` for images without labels.
+    labels
+        The folder that ``label_pattern`` starts in.
+
+    Raises
+    ------
+    UsageError
+        If a pattern has no wildcard, nothing matches, or a case lacks a channel or its label.
+    """
+    if not image_patterns:
+        raise UsageError("--label without --image: give a pattern for the images too, such as --image '*/t1.nii.gz'")
+    if not images.is_dir():
+        raise UsageError(f"{images} is a file; patterns are looked for below a folder")
+    channels = [_matches(images, pattern) for pattern in image_patterns]
+    below = labels or images
+    label_of = _matches(below, label_pattern) if label_pattern is not None else {}
+    start = common_start(images, below)
+    for found, pattern in zip(channels, image_patterns, strict=True):
+        _same_cases(channels[0], found, image_patterns[0], pattern)
+    if label_pattern is not None:
+        _same_cases(channels[0], label_of, image_patterns[0], label_pattern)
+    items: list[Item] = []
+    for key in sorted(channels[0]):
+        item: Item = {
+            "image": one_or_list([relative_name(found[key], start) for found in channels]),
+            "case_id": _name(key),
+            "patient_id": _patient(key, image_patterns[0]),
+        }
+        items.append(item | ({"label": relative_name(label_of[key], start)} if label_of else {}))
+    section = "training" if label_of else "test"
+    return Manifest({"name": start.name, "labels": {}, section: items}, start)
+
+
+def _matches(folder: Path, pattern: str) -> dict[_Key, Path]:
+    parts = _WILDCARDS.split(pattern.removeprefix("./"))
+    if len(parts) == 1:
+        raise UsageError(f"the pattern {pattern!r} has no wildcard, so it names one file; write * for the case")
+    expression = re.compile(
+        "".join(_GROUPS.get(part, f"({part})") if n % 2 else re.escape(part) for n, part in enumerate(parts))
+    )
+    found: dict[_Key, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        match = expression.fullmatch(name)
+        if match is None or any(part.startswith(".") for part in name.split("/")):
+            continue
+        key = match.groups()
+        if key in found:
+            raise UsageError(f"{path} and {found[key]} both match {pattern!r} as the case {_name(key)}; narrow it")
+        found[key] = path
+    if not found:
+        raise UsageError(f"nothing below {folder} matches {pattern!r}; wildcards do not cross folders, **/ does")
+    return found
+
+
+def _same_cases(first: dict[_Key, Path], other: dict[_Key, Path], pattern: str, other_pattern: str) -> None:
+    for these, those, missing in ((first, other, other_pattern), (other, first, pattern)):
+        without = sorted(set(these) - set(those))
+        if without:
+            raise UsageError(
+                f"{len(without)} of {len(these)} cases have no file that matches {missing!r}, the first is "
+                f"{_name(without[0])} ({these[without[0]].name}); the wildcards of both must stand for the same"
+            )
+
+
+def _name(key: _Key) -> str:
+    return "_".join(part.strip("/").replace("/", "_") for part in key if part.strip("/")) or "case"
+
+
+def _patient(key: _Key, pattern: str) -> str:
+    """The first folder that a wildcard stands for; where none does, the case."""
+    first_wildcard = _WILDCARDS.search(pattern)
+    assert first_wildcard is not None
+    in_folder = "/" in pattern[first_wildcard.start() :]
+    folder = next((part.strip("/").split("/")[0] for part in key if part.strip("/")), "")
+    return folder if in_folder and folder else _name(key)

@@ -1,1 +1,0 @@
-"""The ways in which datasets lie on disk, one per file."""

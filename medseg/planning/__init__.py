@@ -1,0 +1,6 @@
+"""A new bundle planned from data: what the data are like, a plan with its reasons, a complete bundle to train."""
+
+from medseg.planning.create import create_bundle
+from medseg.planning.plan import Budget, Plan, make_plan
+
+__all__ = ["Budget", "Plan", "create_bundle", "make_plan"]

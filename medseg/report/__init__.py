@@ -1,0 +1,5 @@
+"""The report: one self-contained HTML page about an ``infer`` or ``evaluate`` folder."""
+
+from medseg.report.write import REPORT_NAME, ViewerChoice, write_report
+
+__all__ = ["REPORT_NAME", "ViewerChoice", "write_report"]

@@ -1,0 +1,312 @@
+"""Pictures of a case: its volumes on one grid, three planes with contours, copies for the viewer.
+
+The voxels a report shows: image, prediction and reference of one case on one grid, in canonical order.
+
+Small pictures of a case: three planes with contours, at the slice where a reader should look.
+
+Volumes for the viewer: small display copies, inlined within a budget or written beside the report.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from numpy.typing import NDArray
+from PIL import Image
+
+from medseg.errors import MedsegError, Refusal
+from medseg.evaluation.scoring import along
+from medseg.files import write_text
+from medseg.geometry import Geometry
+from medseg.pictures import Layer, Panel, around, draw, view_along
+from medseg.report.collect import Case
+
+Reader = Callable[[str | Path, str], tuple[NDArray[np.generic], Geometry]]
+"""``reader(source, case_id)`` gives an array (i, j, k) and its grid, or raises :class:`Refusal`."""
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """Arrays of one case, axes closest to Right, Anterior, Superior; what could not be shown is in ``notes``.
+
+    ``doubt`` is in per cent; ``look_at`` is the voxel at which the planes of greatest doubt meet.
+    """
+
+    prediction: NDArray[np.uint16]
+    affine: NDArray[np.float64]
+    image: NDArray[np.float32] | None
+    reference: NDArray[np.uint16] | None
+    notes: tuple[str, ...]
+    doubt: NDArray[np.float32] | None = None
+    look_at: tuple[int, int, int] | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along the three axes."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
+    """Read what there is of a case; None if it has no readable prediction.
+
+    An image or a reference on another grid is left out with a note: drawing it would show a wrong place.
+    """
+    if case.prediction is None:
+        return None
+    read = reader or read_source
+    try:
+        labels, geometry = read(case.prediction, case.case_id)
+    except (MedsegError, OSError):
+        return None
+    notes: list[str] = []
+    image = _partner(case.image, "image", case, geometry, (read, notes))
+    reference = _partner(case.reference, "reference", case, geometry, (read, notes))
+    doubt = _partner(case.doubt, "map of doubt", case, geometry, (read, notes))
+    placed = _to_canonical(geometry)
+    affine = _canonical_affine(geometry)
+    return CaseVolumes(
+        prediction=placed(_labels(labels)),
+        affine=affine,
+        image=None if image is None else placed(np.asarray(image, np.float32)),
+        reference=None if reference is None else placed(_labels(reference)),
+        notes=tuple(notes),
+        doubt=None if doubt is None else placed(np.asarray(doubt, np.float32)),
+        look_at=_voxel(case.look_at_mm, affine, placed(labels).shape),
+    )
+
+
+def _voxel(
+    point_mm: tuple[float, float, float] | None, affine: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[int, int, int] | None:
+    """The voxel nearest to a point in mm; None without a point, or if it lies outside."""
+    if point_mm is None:
+        return None
+    i, j, k = (int(v) for v in np.rint(np.linalg.solve(affine, [*point_mm, 1.0])[:3]))
+    inside = all(0 <= v < n for v, n in zip((i, j, k), shape, strict=True))
+    return (i, j, k) if inside else None
+
+
+def _partner(
+    source: str | Path | None, what: str, case: Case, geometry: Geometry, context: tuple[Reader, list[str]]
+) -> NDArray[np.generic] | None:
+    read, notes = context
+    if source is None:
+        if what == "image":
+            notes.append("The image was not found, so contours are shown without it.")
+        return None
+    try:
+        array, found = read(source, case.case_id)
+    except (MedsegError, OSError) as error:
+        reason = error.code if isinstance(error, Refusal) else type(error).__name__
+        notes.append(f"The {what} could not be read ({reason}).")
+        return None
+    array, found = along(array, found, geometry)
+    if not found.matches(geometry, tolerance_mm=0.5):
+        notes.append(f"The {what} is on another grid than the prediction and is not shown.")
+        return None
+    return array
+
+
+def _labels(array: NDArray[np.generic]) -> NDArray[np.uint16]:
+    return np.rint(np.nan_to_num(np.asarray(array, np.float32))).astype(np.uint16)
+
+
+def _to_canonical(geometry: Geometry) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    orientation = nib.io_orientation(geometry.affine)
+    return lambda array: np.asarray(nib.orientations.apply_orientation(array, orientation))
+
+
+def _canonical_affine(geometry: Geometry) -> NDArray[np.float64]:
+    inverse = nib.orientations.inv_ornt_aff(nib.io_orientation(geometry.affine), geometry.shape)
+    return np.asarray(geometry.affine @ inverse, np.float64)
+
+
+def read_source(source: str | Path, case_id: str) -> tuple[NDArray[np.generic], Geometry]:
+    """Read a file or a DICOM folder with :mod:`medseg.ingest`; of several series the one with this case id."""
+    from medseg.ingest import read_volume, scan
+
+    path = Path(source)
+    if path.is_dir():
+        records = {record.case_id: record for record in scan([path])}
+        array, geometry, _ = read_volume(records.get(case_id, path))
+    else:
+        array, geometry, _ = read_volume(path)
+    return array, geometry
+
+
+SIDE_PX = 208
+"""Side of a picture in pixels."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One picture: a WebP under vector contours, all in a square of :data:`SIDE_PX`."""
+
+    name: str
+    slice_number: int
+    left: str
+    right: str
+    top: str
+    bottom: str
+    picture: str
+    prediction: Mapping[int, str]
+    reference: Mapping[int, str]
+    bar_px: float
+    bar_mm: int
+
+
+def planes(volumes: CaseVolumes) -> tuple[Plane, ...]:
+    """Axial, coronal and sagittal picture of a case."""
+    return tuple(_plane(volumes, axis) for axis in (2, 1, 0))
+
+
+def worst_slice(volumes: CaseVolumes, axis: int) -> int:
+    """Index along ``axis`` of the slice to look at.
+
+    That with most disagreeing voxels; without a reference that of greatest doubt; without trust that of the largest
+    area; else the middle.
+    """
+    prediction, others = volumes.prediction, tuple(a for a in range(3) if a != axis)
+    if volumes.reference is not None:
+        differing = np.count_nonzero(prediction != volumes.reference, axis=others)
+        if differing.any():
+            return int(np.argmax(differing))
+    if volumes.doubt is not None and volumes.doubt.any():
+        return int(np.argmax(volumes.doubt.sum(axis=others)))
+    if volumes.look_at is not None:
+        return volumes.look_at[axis]
+    area = np.count_nonzero(prediction, axis=others)
+    return int(np.argmax(area)) if area.any() else prediction.shape[axis] // 2
+
+
+def _plane(volumes: CaseVolumes, axis: int) -> Plane:
+    index = worst_slice(volumes, axis)
+    view = view_along(volumes.affine, axis)
+    marked = volumes.prediction > 0
+    if volumes.reference is not None:
+        marked |= volumes.reference > 0
+    layers = [Layer(np.take(volumes.prediction, index, axis))]
+    if volumes.reference is not None:
+        layers.append(Layer(np.take(volumes.reference, index, axis), dashed=True))
+    panel = draw(
+        view,
+        None if volumes.image is None else np.take(volumes.image, index, axis),
+        layers,
+        number=index + 1,
+        longest_px=SIDE_PX,
+        box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
+    )
+    paths = [{label: "".join(map(_path, lines)) for label, lines in outlines.items()} for _, outlines in panel.outlines]
+    return Plane(
+        name=view.plane,
+        slice_number=panel.number,
+        left=view.left,
+        right=view.right,
+        top=view.top,
+        bottom=view.bottom,
+        picture=_encode(panel),
+        prediction=paths[0],
+        reference=paths[1] if len(paths) > 1 else {},
+        bar_px=panel.bar_px,
+        bar_mm=panel.bar_mm,
+    )
+
+
+def _encode(panel: Panel) -> str:
+    if panel.grey is None:
+        return ""
+    buffer = io.BytesIO()
+    Image.fromarray(panel.grey).save(buffer, "WEBP", quality=78, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _path(points: NDArray[np.float64]) -> str:
+    corners = _corners(points)
+    return "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in corners) + "Z"
+
+
+def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leave out points on a straight line between their neighbours; the first point is not repeated at the end."""
+    ring = points[:-1]
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-6
+    return np.asarray(ring[turns])
+
+
+_LARGEST_LABEL = 255
+
+
+def library() -> str:
+    """NiiVue's script, compressed and in base64; the page unpacks it when a viewer is first opened."""
+    source = files("medseg.report").joinpath("assets/niivue.umd.js").read_bytes()
+    return base64.b64encode(igzip.compress(source, mtime=0)).decode()
+
+
+def display_copy(array: NDArray[np.generic], affine: NDArray[np.float64], *, labels: bool) -> str:
+    """NIfTI of 8 bits per voxel in base64, with a fresh header: nothing of the source's header travels along.
+
+    Intensities are quantised between the 0.2nd and 99.8th percentile; they serve the eye, not measurement.
+    Labels above 255 become 255.
+    """
+    if labels:
+        image = nib.Nifti1Image(np.minimum(array, _LARGEST_LABEL).astype(np.uint8), affine)
+    else:
+        values = np.nan_to_num(np.asarray(array, np.float32))
+        low, high = (float(v) for v in np.percentile(values, (0.2, 99.8)))
+        step = max(high - low, 1e-6) / 255.0
+        image = nib.Nifti1Image(np.rint((np.clip(values, low, high) - low) / step).astype(np.uint8), affine)
+        image.header.set_slope_inter(step, low)
+    image.header.set_xyzt_units("mm")
+    return base64.b64encode(igzip.compress(image.to_bytes(), mtime=0)).decode()
+
+
+@dataclass
+class ViewerStore:
+    """Takes in cases worst first and keeps the page within its budget.
+
+    Parameters
+    ----------
+    folder
+        Where files beside the report go; None if everything must fit into the page.
+    budget_bytes
+        Total size of inlined volumes.
+    """
+
+    folder: Path | None
+    budget_bytes: int
+    used_bytes: int = 0
+
+    def add(self, key: str, volumes: CaseVolumes) -> tuple[str, str]:
+        """Return what the page inlines for this case and the name of its side file; both empty if it did not fit."""
+        pieces = _pieces(volumes)
+        size = sum(len(piece) for piece in pieces.values())
+        if self.used_bytes + size <= self.budget_bytes:
+            self.used_bytes += size
+            return json.dumps(pieces), ""
+        if self.folder is None:
+            return "", ""
+        # A page opened from a disk may not fetch files, but it may run scripts beside it.
+        write_text(self.folder / f"{key}.js", f"medsegVolumes({json.dumps(key)},{json.dumps(pieces)});\n")
+        return "", f"{self.folder.name}/{key}.js"
+
+
+def _pieces(volumes: CaseVolumes) -> dict[str, str]:
+    arrays: Iterable[tuple[str, NDArray[np.generic] | None]] = (
+        ("image", volumes.image),
+        ("prediction", volumes.prediction),
+        ("reference", volumes.reference),
+    )
+    return {
+        name: display_copy(array, volumes.affine, labels=name != "image") for name, array in arrays if array is not None
+    }

@@ -1,0 +1,244 @@
+"""Verify that a bundle is complete, that it does what it says, and that its parts belong together.
+
+The audit comes first; the network is built and run only if the audit blocks nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+from medseg.bundle.audit import audit
+from medseg.bundle.bundle import Bundle
+from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
+from medseg.bundle.training_run import training_run_findings
+from medseg.errors import BundleError, MedsegError
+from medseg.files import sha256_file
+
+SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
+"""The metadata schema, for checks without a network; also for MONAI's ``verify_metadata --filepath``."""
+
+_METADATA = "configs/metadata.json"
+_FILES: dict[str, Severity] = {
+    "LICENSE": "block",
+    "configs/inference.json": "block",
+    "docs/README.md": "warn",
+    "docs/data_license.txt": "warn",
+    "configs/train.json": "warn",
+    "configs/logging.conf": "warn",
+}
+_REQUIRED_IDS = {
+    "inference": ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"),
+    "train": (
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "train::trainer",
+        "train::trainer::max_epochs",
+        "train::dataset",
+        "train::inferer",
+    ),
+}
+_PROVIDED_ELSEWHERE = {"bundle_root"}
+_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
+_LARGEST_BYTES = 25_000_000
+_LARGEST_VOXELS = 128**3
+
+
+def verify(path: str | Path) -> list[Finding]:
+    """Findings of the audit of what labelling reads, and of all checks, most serious first.
+
+    Checks: required files, the metadata schema (offline), versions and changelog, the ids that MONAI's workflows ask
+    for, the network's answer to an input of the declared shape, weights, coded terms of the labels, and that the
+    trust calibration belongs to these weights.
+
+    Raises
+    ------
+    UsageError
+        If ``path`` is not a bundle's folder.
+    """
+    bundle = Bundle.open(path)
+    findings = audit(path, "infer")
+    trusted = not blocks(findings)
+    findings.extend(_files(bundle))
+    findings.extend(_schema(bundle))
+    findings.extend(_versions(bundle))
+    findings.extend(_ids(bundle))
+    findings.extend(_labels(bundle))
+    findings.extend(_calibration(bundle))
+    findings.extend(training_run_findings(bundle))
+    if trusted:
+        findings.extend(_network(bundle))
+    return sort_findings(findings)
+
+
+def _files(bundle: Bundle) -> Iterator[Finding]:
+    for name, severity in _FILES.items():
+        if not (bundle.path / name).is_file():
+            yield Finding(severity, name, "", "missing", "a shared bundle has it; add the file")
+    if not _NAME.fullmatch(bundle.name):
+        yield Finding("info", "", "", f"the name is {bundle.name}", "the usual form is <anatomy>_<modality>_<task>")
+    listed = bundle.path / "large_files.yml"
+    for file in sorted((bundle.path / "models").glob("*")):
+        if file.stat().st_size > _LARGEST_BYTES and not listed.is_file():
+            why = "more than 25 MB in one file; keep it out of version control by large_files.yml"
+            yield Finding("info", f"models/{file.name}", "", f"{file.stat().st_size} bytes", why)
+
+
+def _schema(bundle: Bundle) -> Iterator[Finding]:
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+    stated = str(bundle.metadata.get("schema", SCHEMA_FILE.name)).rpartition("/")[2]
+    severity: Severity = "block" if stated == SCHEMA_FILE.name else "warn"
+    why = f"{SCHEMA_FILE.name} does not allow it" + ("" if severity == "block" else f"; the metadata follow {stated}")
+    for error in validator.iter_errors(bundle.metadata):
+        place = "::".join(str(part) for part in error.absolute_path)
+        yield Finding(severity, _METADATA, place, error.message, why)
+
+
+def _versions(bundle: Bundle) -> Iterator[Finding]:
+    changelog = bundle.metadata.get("changelog", {})
+    if not isinstance(changelog, Mapping) or bundle.version not in changelog:
+        why = "say in the changelog what is new in it"
+        yield Finding("block", _METADATA, "changelog", f"version {bundle.version} is not in the changelog", why)
+    for package, key in (("monai", "monai_version"), ("torch", "pytorch_version"), ("numpy", "numpy_version")):
+        stated, installed = str(bundle.metadata.get(key, "0")), packages.version(package)
+        if _major_minor(stated) > _major_minor(installed):
+            why = f"{package} {installed} is installed; update it if the bundle does not work"
+            yield Finding("warn", _METADATA, key, f"made with {package} {stated}", why)
+
+
+def _major_minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _ids(bundle: Bundle) -> Iterator[Finding]:
+    for name, required in _REQUIRED_IDS.items():
+        if not (bundle.path / "configs" / f"{name}.json").is_file():
+            continue
+        config = bundle.config(name)
+        for wanted in required:
+            if not _has(config, wanted) and wanted not in _PROVIDED_ELSEWHERE:
+                yield Finding("block", f"configs/{name}.json", wanted, "missing", "MONAI's workflows ask for this id")
+        if not {"run", "training", "evaluating"} & config.keys():
+            yield Finding("warn", f"configs/{name}.json", "run", "missing", "`python -m monai.bundle run` starts there")
+
+
+def _has(config: Any, wanted: str) -> bool:
+    for part in wanted.split("::"):
+        if not isinstance(config, Mapping) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _labels(bundle: Bundle) -> Iterator[Finding]:
+    try:
+        names, codes, channels = bundle.labels, bundle.label_codes, bundle.output_channels
+    except (BundleError, KeyError, ValueError, TypeError, AttributeError) as error:
+        yield Finding("block", _METADATA, "network_data_format::outputs", f"cannot be read: {error}", "describe pred")
+        return
+    place = "network_data_format::outputs::pred"
+    if max(names, default=0) >= max(channels, 2):
+        why = "every label needs its channel"
+        yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
+    for value, name in names.items():
+        if value not in codes:
+            why = "DICOM objects need a coded term; add it to segment_codes"
+            yield Finding("warn", _METADATA, f"{place}::segment_codes", f"{name} (label {value}) has no code", why)
+    for value in sorted(set(codes) - set(names)):
+        yield Finding("block", _METADATA, f"{place}::segment_codes", f"a code for {value}", "there is no such label")
+
+
+def _calibration(bundle: Bundle) -> Iterator[Finding]:
+    file = bundle.path / "trust" / "calibration.json"
+    if not file.is_file():
+        yield Finding("info", "trust/calibration.json", "", "missing", "results come without a verdict")
+        return
+    try:
+        stated = json.loads(file.read_bytes())["weights_sha256"]
+    except (ValueError, KeyError, TypeError):
+        stated = None
+    found = {sha256_file(weights) for weights in (bundle.path / "models").glob("model.*")}
+    if found and stated not in found:
+        why = "calibrate again with: medseg trust fit"
+        yield Finding("block", "trust/calibration.json", "weights_sha256", "it belongs to other weights", why)
+
+
+def _network(bundle: Bundle) -> Iterator[Finding]:
+    """Build the network, load the weights, and run it once on an input of the declared shape."""
+    try:
+        yield from _run_network(bundle)
+    except MedsegError as error:
+        yield Finding("block", "models", "", str(error), "the network cannot be used")
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        yield Finding(
+            "block", _METADATA, "network_data_format", f"the network fails on it: {error}", "correct the shapes"
+        )
+
+
+def _run_network(bundle: Bundle) -> Iterator[Finding]:
+    import torch
+
+    described = bundle.metadata["network_data_format"]
+    image, pred = (next(iter(described[side].values())) for side in ("inputs", "outputs"))
+    shape = fake_shape(image["spatial_shape"])
+    network = bundle.load_network()
+    with torch.inference_mode():
+        answer = network(torch.rand(1, int(image["num_channels"]), *shape, generator=torch.Generator().manual_seed(0)))
+    if not isinstance(answer, torch.Tensor):
+        yield Finding(
+            "block", "configs/inference.json", "network_def", f"gives a {type(answer).__name__}", "give a tensor"
+        )
+        return
+    place = "network_data_format::outputs::pred"
+    expected = (pred["num_channels"], *fake_shape(pred["spatial_shape"]))
+    if tuple(answer.shape[1:]) != expected:
+        what = f"the network gives {tuple(answer.shape[1:])} for an input of {shape}"
+        yield Finding("block", _METADATA, place, what, f"{expected} is declared")
+    if str(answer.dtype).removeprefix("torch.") != str(pred["dtype"]):
+        yield Finding(
+            "block", _METADATA, f"{place}::dtype", f"the network gives {answer.dtype}", "state the right type"
+        )
+    if not bool(answer.isfinite().all()):
+        yield Finding("block", "models", "", "the network gives numbers that are not finite", "train it again")
+
+
+def fake_shape(declared: list[int | str]) -> tuple[int, ...]:
+    """Smallest sensible shape that fits a declared one such as ``["16*n", "2**p", 96, "*"]``.
+
+    Only numbers, one letter, ``*`` and ``**`` are understood, as MONAI documents them.
+
+    >>> fake_shape(["16*n", "2**p*n", 96, "*"])
+    (16, 16, 96, 16)
+    """
+    shape = tuple(_extent(item) for item in declared)
+    if not shape or any(extent < 1 for extent in shape):
+        raise BundleError(f"the declared shape {declared} has no size")
+    voxels = 1
+    for extent in shape:
+        voxels *= extent
+    if voxels > _LARGEST_VOXELS:
+        raise BundleError(f"the declared shape {declared} is too large to try ({shape})")
+    return shape
+
+
+def _extent(item: int | str) -> int:
+    if isinstance(item, int):
+        return item
+    text = item.replace(" ", "")
+    if text == "*":
+        return 16
+    power = re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text)
+    if power:
+        base = int(power.group(1))
+        return next((base**p for p in range(1, 8) if base**p >= 16), base)
+    multiple = re.fullmatch(r"(\d+)\*n", text) or re.fullmatch(r"n\*(\d+)", text) or re.fullmatch(r"(\d+)", text)
+    if multiple is None:
+        raise BundleError(f"the declared extent {item!r} is not understood; write for example '16*n'")
+    return int(multiple.group(1))

@@ -1,0 +1,395 @@
+"""The cases of one fold, and which comes when: every draw is a function of the seed.
+
+Cases of one fold from a datalist in MONAI's format.
+
+Volumes without labels, for networks that learn from images alone.
+
+The state of the global random generators as tensors, so that it loads with ``weights_only=True``.
+
+Which case comes when, and with which random augmentation: a pure function of the seed and a counter.
+
+Every drawn sample has a number k, counted from the start of the run over all epochs. Its case and the random
+numbers of its augmentation depend on (seed, k) alone, so a run that starts again at sample k goes on exactly as
+if it had never stopped, with any number of workers, and over several processes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, DataLoader
+from monai.data.utils import worker_init_fn
+from monai.transforms import Compose
+from torch.utils.data import Sampler
+
+from medseg.errors import UsageError
+from medseg.labels import MAPPING_KEY
+from medseg.manifests import Item, Manifest
+from medseg.manifests.items import check_item
+from medseg.manifests.manifest import read_json_object
+from medseg.training.distributed import world
+from medseg.transforms import LoadLabeld
+
+_OWN_CONFIG = "configs/train.json"
+
+
+def data_root(
+    datalist: str | PathLike[str], dataset_dir: str | PathLike[str] | None, bundle_root: str | PathLike[str]
+) -> str | None:
+    """Where the paths of a datalist start, if not where the datalist says.
+
+    The ``dataset_dir`` that a bundle's ``train.json`` is written with belongs to the bundle's own datalist: another
+    datalist, whose relative names may well exist there too, must not be read from it.
+
+    Parameters
+    ----------
+    datalist, dataset_dir, bundle_root
+        The ids of the configuration, as they stand after overrides.
+
+    Returns
+    -------
+    str or None
+        ``dataset_dir`` where it was given with the datalist, or the datalist is the bundle's own; else ``None``.
+    """
+    if dataset_dir is None:
+        return None
+    root = Path(bundle_root)
+    written = read_json_object(root / _OWN_CONFIG) if (root / _OWN_CONFIG).is_file() else {}
+    own_datalist = (root / "configs").resolve() == Path(datalist).resolve().parent
+    if str(dataset_dir) == written.get("dataset_dir") and not own_datalist:
+        return None
+    return str(dataset_dir)
+
+
+def with_folder(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of a call with ``dataset_dir`` beside ``datalist``, so that no folder of another datalist is read.
+
+    Without ``dataset_dir`` it is what the datalist says, whatever the bundle's configuration makes of the id. One that
+    was given ends in a separator, and so is never taken for that of the configuration (:func:`data_root`). A
+    configuration without the id is left alone.
+
+    Raises
+    ------
+    UsageError
+        If there is no such datalist.
+    """
+    datalist, folder = given.get("datalist"), given.get("dataset_dir")
+    if not isinstance(datalist, str) or "dataset_dir" not in config:
+        return dict(given)
+    start = Path(folder) if isinstance(folder, str) else read_datalist(datalist, None).dataset_dir
+    return {**given, "dataset_dir": os.path.join(start.absolute(), "")}  # noqa: PTH118  Path drops the separator
+
+
+def read_datalist(datalist: str | PathLike[str], dataset_dir: str | PathLike[str] | None) -> Manifest:
+    """The datalist of a training run.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is no datalist.
+    """
+    if not Path(datalist).exists():
+        raise UsageError(f"there is no datalist at {datalist}; give a JSON file with the list 'training'")
+    return Manifest.read(datalist, dataset_dir=dataset_dir)
+
+
+def fold_items(
+    datalist: str | PathLike[str],
+    dataset_dir: str | PathLike[str] | None,
+    fold: int,
+    part: Literal["training", "validation", "unlabelled"],
+    limit: int | None = None,
+    keys: Sequence[str] = ("image",),
+) -> list[dict[str, Any]]:
+    """Cases to train on or to validate on, with absolute paths.
+
+    Parameters
+    ----------
+    datalist
+        JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
+        cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one.
+    dataset_dir
+        Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
+    fold
+        Held-out fold: its cases validate, all others train. A negative number trains on every case and
+        validates on fold 0 (figures are then not held out).
+    part
+        ``"unlabelled"`` gives items with ``image`` alone, none of them from the held-out fold; often there are none.
+    limit
+        Use only the first cases.
+    keys
+        Where the images go. With several keys each item lists one file per key, the channels, which may lie on
+        different grids; with one, whatever the item says goes there.
+
+    Returns
+    -------
+    list of dict
+        With ``label_mapping`` where the datalist has one, for :class:`medseg.transforms.LoadLabeld`.
+
+    Raises
+    ------
+    UsageError
+        If the file or the folder is missing, the fold is empty, an image does not exist, or the datalist declares odd
+        labels.
+    """
+    manifest = read_datalist(datalist, dataset_dir)
+    mapping = manifest.scheme.mapping
+    items = manifest.training
+    folds = sorted({item.get("fold", 0) for item in items})
+    if fold >= 0 and fold not in folds:
+        raise UsageError(f"the datalist {datalist} has the folds {folds}, not {fold}; choose one of them with --fold")
+    if part == "unlabelled":
+        chosen = [item for item in items if not item.get("label")] + unlabelled_list(manifest, datalist)
+        chosen = [item for item in chosen if fold < 0 or item.get("fold", -1) != fold]
+    elif part == "validation":
+        chosen = [item for item in items if item.get("label") and item.get("fold", 0) == max(fold, 0)]
+    else:
+        chosen = [item for item in items if item.get("label") and (fold < 0 or item.get("fold", 0) != fold)]
+    if not chosen and part != "unlabelled":
+        raise UsageError(
+            f"the datalist {datalist} leaves no case for {part} with fold {fold}; split it into folds first"
+        )
+    require_first_image(manifest, chosen)
+    made = [_spread(manifest, item, keys, datalist) for item in chosen[:limit]]
+    if part == "unlabelled":
+        return made
+    mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
+    return [{**case, "label": _label(manifest, item), **mapped} for case, item in zip(made, chosen, strict=False)]
+
+
+def _spread(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str | PathLike[str]) -> dict[str, Any]:
+    """The images of an item under their keys."""
+    files = [str(path) for path in manifest.files(item, "image")]
+    if len(keys) == 1:
+        return {keys[0]: files[0] if isinstance(item["image"], str) else files}
+    if len(files) != len(keys):
+        raise UsageError(
+            f"an item of {datalist} lists {len(files)} image(s), the bundle takes {len(keys)} channels; "
+            "list one file per channel under 'image'"
+        )
+    return dict(zip(keys, files, strict=True))
+
+
+def _label(manifest: Manifest, item: Item) -> str:
+    files = manifest.files(item, "label")
+    if len(files) > 1:
+        raise UsageError(
+            f"an item names {len(files)} label files, such as {files[0].name}; expected one label map that holds all "
+            "structures: join them first, one value for each"
+        )
+    return str(files[0])
+
+
+def unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
+    """Items of the list ``unlabelled``, which may name paths alone."""
+    listed = manifest.content.get("unlabelled", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{datalist}: 'unlabelled' is a {type(listed).__name__}, expected a list of paths or items")
+    entries = [entry if isinstance(entry, dict) else {"image": entry} for entry in listed]
+    for entry in entries:
+        check_item(entry, Path(datalist))
+    return entries
+
+
+def require_first_image(manifest: Manifest, chosen: Sequence[Item]) -> None:
+    """Notice a wrong folder before anything is loaded."""
+    missing = [path for item in chosen[:1] for path in manifest.files(item, "image") if not path.exists()]
+    if missing:
+        raise UsageError(
+            f"the first image of the datalist, {missing[0]}, does not exist: paths start in {manifest.dataset_dir}; "
+            "give the folder that holds the data with --dataset-dir (dataset_dir in the configuration), or name it in "
+            "the datalist"
+        )
+
+
+def image_items(
+    datalist: str | PathLike[str],
+    dataset_dir: str | PathLike[str] | None,
+    fold: int,
+    part: Literal["training", "validation"],
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Every case of a datalist, labelled or not, as ``{"image": absolute path}``.
+
+    Parameters
+    ----------
+    datalist
+        JSON with a list ``training`` and perhaps a list ``unlabelled``; their items are paths, or objects with
+        ``image`` and perhaps ``fold``. Labels are ignored.
+    dataset_dir
+        Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
+    fold
+        Held-out fold: its cases validate, all others train. A negative number trains on every case and validates
+        on fold 0 (figures are then not held out).
+    limit
+        Use only the first cases.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, no case is left, or the first image does not exist.
+    """
+    manifest = read_datalist(datalist, dataset_dir)
+    items = [*manifest.training, *unlabelled_list(manifest, datalist)]
+    held_out = [item.get("fold", -1) == max(fold, 0) for item in items]
+    wanted = [part == "validation" if held else part == "training" for held in held_out]
+    if part == "training" and fold < 0:
+        wanted = [True] * len(items)
+    chosen = [item for item, take in zip(items, wanted, strict=True) if take]
+    if not chosen:
+        raise UsageError(f"the datalist {datalist} leaves no volume for {part} with fold {fold}; choose another fold")
+    require_first_image(manifest, chosen)
+    files = [[str(path) for path in manifest.files(item, "image")] for item in chosen[:limit]]
+    return [{"image": paths[0] if len(paths) == 1 else paths} for paths in files]
+
+
+def capture_randomness() -> dict[str, Any]:
+    """State of torch (CPU and CUDA), numpy and Python's ``random``."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, float(cached)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_randomness(state: dict[str, Any]) -> None:
+    """Go back to a captured state."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+class Draw(NamedTuple):
+    """One drawn sample: its number in the run and the case it shows."""
+
+    number: int
+    case: int
+
+
+class DrawSampler(Sampler[Draw]):
+    """Endless stream of draws: shuffled passes over the cases, one after another.
+
+    Parameters
+    ----------
+    cases
+        Number of cases.
+    length
+        Draws per epoch (what ``len`` answers); the stream itself does not end.
+    seed
+        Of the shuffling.
+    group
+        Draws per batch of one process; with several processes each takes its own groups.
+    rank, processes
+        This process and their number.
+    """
+
+    def __init__(
+        self, cases: int, length: int, seed: int = 0, group: int = 1, rank: int = 0, processes: int = 1
+    ) -> None:
+        if cases < 1:
+            raise ValueError("found no case to train on, expected at least one; check the datalist and the fold")
+        self.cases, self.length, self.seed = cases, length, seed
+        self.group, self.rank, self.processes = group, rank, processes
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Draw]:
+        position = self.start
+        while True:
+            batch, inside = divmod(position, self.group)
+            number = (batch * self.processes + self.rank) * self.group + inside
+            yield Draw(number, self._case(number))
+            position += 1
+
+    def go_to(self, iteration: int) -> None:
+        """Begin the next stream with the batch after ``iteration`` batches."""
+        self.start = iteration * self.group
+
+    def _case(self, number: int) -> int:
+        order, place = divmod(number, self.cases)
+        return int(np.random.default_rng((self.seed, order)).permutation(self.cases)[place])
+
+
+class TrainingDataset(CacheDataset):
+    """Cases in memory, preprocessed once; each draw is augmented with random numbers of its own.
+
+    The cached tensors are handed to the random transforms without a copy, so these must not write in place.
+
+    Parameters
+    ----------
+    data
+        Cases with the paths of ``image`` and ``label``.
+    transform
+        The transforms: deterministic ones first (cached), then the random ones.
+    seed
+        Of the augmentation.
+    cache
+        Keyword arguments of :class:`monai.data.CacheDataset`.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
+        self.seed = seed
+        _require_mapping_is_read(data, transform)
+        super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        state = np.random.SeedSequence((self.seed, index.number)).generate_state(1)[0]
+        self.transform.set_random_state(seed=int(state))
+        return self._transform(index.case)
+
+
+def _require_mapping_is_read(data: Sequence[Any], transform: Compose) -> None:
+    """A datalist that maps its label values needs the transform that does it, or other structures would be learnt."""
+    mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
+    if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
+        raise UsageError(
+            f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
+            "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
+        )
+
+
+def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:
+    """Loader of ``iterations`` batches per epoch; ``batch_size`` is per process, each process draws its own.
+
+    Returns
+    -------
+    DataLoader
+        Its sampler is a :class:`DrawSampler`.
+    """
+    rank, processes = world()
+    sampler = DrawSampler(len(dataset), iterations * batch_size, dataset.seed, batch_size, rank, processes)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=True,
+        timeout=600 if num_workers else 0,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator().manual_seed(dataset.seed),  # else every start would draw from the global state
+    )
+
+
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C to the main process, which still waits for this worker's batch; SIGTERM is how it ends workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_init_fn(number)

@@ -1,0 +1,142 @@
+"""Cases without labels: drawn beside the labelled ones, they train the generator through others' judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.data import DataLoader
+from monai.transforms import Compose
+from torch import Tensor
+
+from medseg.training.data import DrawSampler, TrainingDataset, training_loader
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Views:
+    """One batch of unlabelled images.
+
+    Attributes
+    ----------
+    weak
+        ``(B, C, …)``, what the teacher and the discriminator see.
+    strong
+        The same patches disturbed further, what the generator sees.
+    consistency
+        Weight of the agreement with the teacher.
+    target
+        The teacher's label map ``(B, 1, …)``, where it is needed.
+    prediction
+        Logits of the generator, once it has seen them.
+    """
+
+    weak: Tensor
+    strong: Tensor
+    consistency: float
+    target: Tensor | None = None
+    prediction: Tensor | None = None
+
+
+class Unlabelled:
+    """A batch of unlabelled images for every iteration, and how much each way of learning from them counts.
+
+    The generator learns from them through the discriminator (Hung et al. 2018, arXiv 1802.07934), and from the labels
+    that its own moving average gives to an undisturbed view (mean teacher, Tarvainen and Valpola 2017,
+    arXiv 1703.01780). The discriminator itself learns from labelled cases alone: else it could tell fakes by the
+    image. Which batch belongs to which iteration depends on the seed alone, so nothing has to be saved.
+
+    Parameters
+    ----------
+    loader
+        Batches with ``image`` and, if the generator shall see another view, ``strong``; from
+        :func:`medseg.training.training_loader`.
+    consistency
+        Final weight of the supervised loss between the prediction and the moving average's labels; 0 for none.
+    start, ramp
+        Iterations before the teacher counts, and over which its weight rises.
+    adversarial
+        Whether the discriminator judges these predictions too, with the weight of the adversarial loss.
+    """
+
+    def __init__(
+        self, loader: DataLoader, *, consistency: float = 1.0, start: int = 0, ramp: int = 0, adversarial: bool = True
+    ) -> None:
+        if min(consistency, start, ramp) < 0:
+            raise ValueError(f"consistency, start and ramp must not be negative; found {(consistency, start, ramp)}")
+        self.loader, self.consistency, self.start, self.ramp = loader, consistency, start, ramp
+        self.adversarial = adversarial
+        self._stream: Iterator[dict[str, Any]] | None = None
+        self._next = 0
+
+    def weight_at(self, iteration: int) -> float:
+        """Weight of the agreement with the teacher at a 1-based ``iteration``."""
+        passed = iteration - self.start
+        if passed <= 0:
+            return 0.0
+        return self.consistency * min(1.0, passed / self.ramp) if self.ramp else self.consistency
+
+    def views(
+        self, iteration: int, adversarial_weight: float, place: Callable[[Tensor], Tensor], teacher: Teacher
+    ) -> Views | None:
+        """The batch of a 1-based ``iteration``, or None while nothing would be learnt from it.
+
+        Parameters
+        ----------
+        adversarial_weight
+            That of the adversarial loss in this iteration.
+        place
+            Brings a tensor to the device of the run.
+        teacher
+            Gives the label map of images, where one is needed.
+        """
+        weight = self.weight_at(iteration)
+        if weight == 0.0 and not (self.adversarial and adversarial_weight > 0.0):
+            return None
+        batch = self._draw(iteration)
+        weak = place(torch.as_tensor(batch["image"]))
+        strong = place(torch.as_tensor(batch["strong"])) if "strong" in batch else weak
+        return Views(weak, strong, weight, teacher(weak) if weight else None)
+
+    def _draw(self, iteration: int) -> dict[str, Any]:
+        if self._stream is None or self._next != iteration:
+            sampler = self.loader.sampler
+            if isinstance(sampler, DrawSampler):
+                sampler.go_to(iteration - 1)
+            self._stream = iter(self.loader)
+        self._next = iteration + 1
+        return next(self._stream)
+
+
+def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
+    data: Sequence[dict[str, Any]],
+    transform: Compose,
+    *,
+    batch_size: int,
+    iterations: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    consistency: float = 1.0,
+    start: int = 0,
+    ramp: int = 0,
+    adversarial: bool = True,
+) -> Unlabelled | None:
+    """:class:`Unlabelled` from a list of cases; None if the list is empty or both of its weights are 0.
+
+    Parameters
+    ----------
+    data, transform, seed
+        As for :class:`medseg.training.TrainingDataset`.
+    batch_size, iterations, num_workers
+        As for :func:`medseg.training.training_loader`.
+    consistency, start, ramp, adversarial
+        As for :class:`Unlabelled`.
+    """
+    if not data or not (consistency or adversarial):
+        return None
+    dataset = TrainingDataset(data, transform, seed=seed + 1)  # + 1: not the augmentation of the labelled cases
+    loader = training_loader(dataset, batch_size, iterations, num_workers=num_workers)
+    return Unlabelled(loader, consistency=consistency, start=start, ramp=ramp, adversarial=adversarial)

@@ -1,0 +1,186 @@
+"""Networks that create or restore images: what stands in for a segmentation's losses, and how real their images are.
+
+What a generator of images needs in the place of a segmentation's losses: restoring, and creating from noise.
+
+How close created images come to real ones: distances of feature distributions and of nearest neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.handlers import IgniteMetricHandler
+from monai.losses import SSIMLoss
+from monai.metrics import CumulativeIterationMetric
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+
+from medseg.bundle.checkpoints import read_weights
+from medseg.networks import Autoencoder
+from medseg.training.adversary import Adversary
+
+
+class RestorationLoss(nn.Module):
+    """Mean absolute error, and structural dissimilarity: ``L1 + ssim_weight × (1 − SSIM)``.
+
+    Parameters
+    ----------
+    ssim_weight
+        0 for the absolute error alone.
+    data_range
+        Range of intensities that SSIM refers to.
+    window
+        Side of SSIM's window in voxels.
+    spatial_dims
+        2 or 3.
+    """
+
+    def __init__(
+        self, ssim_weight: float = 0.2, data_range: float = 5.0, window: int = 5, spatial_dims: int = 3
+    ) -> None:
+        super().__init__()
+        self.ssim_weight = ssim_weight
+        self.dissimilarity = SSIMLoss(spatial_dims, data_range=data_range, win_size=window, kernel_sigma=1.0)
+
+    def forward(self, restored: Tensor, original: Tensor) -> Tensor:
+        """Both ``(B, C, H, W[, D])``."""
+        loss = l1_loss(restored, original)
+        return loss + self.ssim_weight * self.dissimilarity(restored, original) if self.ssim_weight else loss
+
+
+class NoSupervision(nn.Module):
+    """Loss of a generator that only the discriminator teaches: zero."""
+
+    def forward(self, created: Tensor, original: Tensor) -> Tensor:  # noqa: ARG002  the signature of a loss
+        """Zero, with a gradient of zero."""
+        return created.sum() * 0.0
+
+
+class ImageAdversary(Adversary):
+    """Opponent of a generator of images, which are judged as they are: no classes, no softmax.
+
+    Parameters
+    ----------
+    conditional
+        Whether the discriminator also sees the generator's input (the corrupted volume). A GAN's noise is not shown:
+        its discriminator has ``image_channels=0``.
+    options
+        As for :class:`Adversary`; smoothing of labels has no meaning here.
+    """
+
+    def __init__(self, *args: Any, conditional: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conditional = conditional
+
+    def judged(self, prediction: Tensor) -> Tensor:
+        """The created image itself."""
+        return prediction
+
+    def reference(self, label: Tensor, fake: Tensor) -> Tensor:  # noqa: ARG002  the signature of the base class
+        """The original image itself."""
+        return label
+
+    def condition(self, image: Tensor | None) -> Tensor | None:
+        """The generator's input, if the discriminator shall see it."""
+        return image if self.conditional else None
+
+
+class FeatureEncoder(nn.Module):
+    """Features of a volume: the bottleneck of a pretrained :class:`~medseg.networks.Autoencoder`, averaged over space.
+
+    Every volume is normalised to mean 0 and standard deviation 1 first, so that only its content counts.
+
+    Parameters
+    ----------
+    weights
+        safetensors file with the encoder's weights (:func:`medseg.networks.encoder_state`).
+    features, norm, bias
+        As of the autoencoder.
+    """
+
+    def __init__(
+        self, weights: str | PathLike[str], features: Sequence[int], norm: str = "batch", *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.network = Autoencoder(features=features, norm=norm, bias=bias)
+        expected = {name for name in self.network.state_dict() if name.startswith(("conv_0.", "down_"))}
+        state = read_weights(Path(weights))
+        if missing := expected - state.keys():
+            raise ValueError(f"{weights} lacks {len(missing)} tensors of the encoder, such as {min(missing)}")
+        self.network.load_state_dict(state, strict=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """``(B, 1, H, W, D)``, sides multiples of 16 → ``(B, features[4])``."""
+        mean, spread = volumes.mean((1, 2, 3, 4), keepdim=True), volumes.std((1, 2, 3, 4), keepdim=True)
+        code: Tensor = self.network.encode((volumes - mean) / spread.clamp_min(1e-6))
+        return code.mean((2, 3, 4))
+
+
+def frechet_distance(created: Tensor, real: Tensor) -> float:
+    """Fréchet distance of two sets of feature vectors ``(N, F)``, taken as normal distributions (Heusel et al. 2017).
+
+    ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)``. It has a floor that grows with F and shrinks with N: compare it with the
+    distance of two sets of real images of the same sizes.
+    """
+    created, real = created.double(), real.double()
+    covariances = torch.cov(created.T), torch.cov(real.T)
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors @ torch.diag(values.clamp_min(0.0).sqrt()) @ vectors.T
+    overlap = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0.0).sqrt().sum()
+    shift = (created.mean(0) - real.mean(0)).pow(2).sum()
+    return float(shift + covariances[0].trace() + covariances[1].trace() - 2.0 * overlap)
+
+
+def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each query to its nearest reference, and which that is: root mean square difference of the vectors.
+
+    Parameters
+    ----------
+    queries, references
+        ``(N, F)`` and ``(M, F)``.
+    """
+    found = torch.cdist(queries, references).min(dim=1)
+    return found.values / queries.shape[1] ** 0.5, found.indices
+
+
+def closer(current: float, best: float) -> bool:
+    """Whether ``current`` is the better one of two distances; NaN never is, and never stays (MONAI starts at −1)."""
+    return current == current and (best != best or best < 0.0 or current < best)  # noqa: PLR0124  NaN
+
+
+class _Distance(CumulativeIterationMetric):
+    """Keeps the features of what has been seen; nothing of the images stays in memory."""
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Tensor:
+        with torch.inference_mode():
+            return torch.stack([self.encoder(y_pred.float()), self.encoder(torch.as_tensor(y).float())], dim=1)
+
+    def aggregate(self) -> float:
+        features = self.get_buffer()
+        return frechet_distance(features[:, 0], features[:, 1])
+
+
+class FrechetDistance(IgniteMetricHandler):
+    """Validation metric: :func:`frechet_distance` of created and real images; lower is better (see :func:`closer`).
+
+    Parameters
+    ----------
+    encoder
+        Turns ``(B, 1, H, W, D)`` into ``(B, F)``.
+    output_transform
+        Turns ``engine.state.output`` into (created, real).
+    """
+
+    def __init__(
+        self, encoder: Callable[[Tensor], Tensor], output_transform: Callable[[Any], Any] = lambda output: output
+    ) -> None:
+        super().__init__(metric_fn=_Distance(encoder), output_transform=output_transform, save_details=False)

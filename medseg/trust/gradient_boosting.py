@@ -1,0 +1,161 @@
+"""Gradient boosted regression trees as plain numbers: fitted by scikit-learn, kept as JSON, evaluated by numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_TREES = 200
+_DEPTH = 4
+_LEARNING_RATE = 0.08
+_SHARE_OF_CASES = 0.5
+_SHARE_OF_INPUTS = 0.3
+_FEWEST_IN_LEAF = 5
+
+_MOST_FEATURES = 10_000
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One tree, node by node; node 0 is the root.
+
+    Parameters
+    ----------
+    feature
+        Which input a node asks; −1 for a leaf.
+    threshold
+        To the left if the input is at most this.
+    left, right
+        Node numbers of the children, larger than the node's own.
+    value
+        What a leaf answers.
+    """
+
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    value: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(part) for part in (self.feature, self.threshold, self.left, self.right, self.value)}
+        if len(sizes) != 1 or not self.feature:
+            raise ValueError("a tree's lists differ in length or are empty")
+        for node, feature in enumerate(self.feature):
+            # Children come after their parent, so that walking down always ends.
+            if feature >= 0 and not all(node < child[node] < len(self.feature) for child in (self.left, self.right)):
+                raise ValueError("a tree's nodes do not lead downwards")
+
+
+@dataclass(frozen=True)
+class BoostedTrees:
+    """A constant plus the sum of trees, each scaled by the learning rate."""
+
+    constant: float
+    learning_rate: float
+    trees: tuple[Tree, ...]
+
+    def predict(self, inputs: Floats) -> Floats:
+        """One answer per row of ``inputs`` (cases × scores), compared in single precision as in scikit-learn."""
+        feature, threshold, left, right, value = self._nodes
+        tree, case = np.arange(len(feature)), np.arange(len(inputs))[:, None]
+        single, node = inputs.astype(np.float32), np.zeros((len(inputs), len(feature)), dtype=np.intp)
+        while (inner := feature[tree, node] >= 0).any():  # all trees go down a step at a time
+            goes_left = single[case, np.maximum(feature[tree, node], 0)] <= threshold[tree, node]
+            child = np.where(goes_left, left[tree, node], right[tree, node])
+            node = np.where(inner, child, node)
+        return np.asarray(self.constant + self.learning_rate * value[tree, node].sum(axis=1))
+
+    @cached_property
+    def _nodes(self) -> tuple[NDArray[Any], ...]:
+        """Feature, threshold, left, right and value, each ``(trees, nodes)``; what a tree lacks is never reached."""
+        most = max((len(tree.feature) for tree in self.trees), default=1)
+        parts = []
+        for name in ("feature", "threshold", "left", "right", "value"):
+            kind = float if name in {"threshold", "value"} else np.intp
+            parts.append(np.full((len(self.trees), most), -1, dtype=kind))
+            for row, tree in zip(parts[-1], self.trees, strict=True):
+                row[: len(tree.feature)] = getattr(tree, name)
+        return tuple(parts)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> BoostedTrees:
+        """From what :func:`dataclasses.asdict` and JSON made of one.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the content is something else.
+        """
+        trees = tuple(
+            Tree(
+                tuple(int(v) for v in tree["feature"]),
+                tuple(float(v) for v in tree["threshold"]),
+                tuple(int(v) for v in tree["left"]),
+                tuple(int(v) for v in tree["right"]),
+                tuple(float(v) for v in tree["value"]),
+            )
+            for tree in content["trees"]
+        )
+        if not all(_goes_down(tree) for tree in trees):
+            raise ValueError("a tree does not lead down to its leaves")
+        return cls(float(content["constant"]), float(content["learning_rate"]), trees)
+
+
+def _goes_down(tree: Tree) -> bool:
+    """Whether every inner node leads on to later nodes of the tree, so that a walk ends."""
+    size = len(tree.feature)
+    if not size == len(tree.threshold) == len(tree.left) == len(tree.right) == len(tree.value) > 0:
+        return False
+    inner = [node for node, feature in enumerate(tree.feature) if feature >= 0]
+    below = all(node < child < size for node in inner for child in (tree.left[node], tree.right[node]))
+    return below and max(tree.feature) < _MOST_FEATURES
+
+
+def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
+    """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001).
+
+    Parameters
+    ----------
+    inputs
+        Cases × scores.
+    target
+        What is to be predicted, one per case.
+    seed
+        Of the boosting.
+    weight
+        How much each case counts; all the same by default.
+    """
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    model = GradientBoostingRegressor(
+        loss="huber",  # a case that everything speaks well of and that failed must not bend the rest
+        n_estimators=_TREES,
+        max_depth=_DEPTH,
+        learning_rate=_LEARNING_RATE,
+        subsample=_SHARE_OF_CASES,
+        max_features=_SHARE_OF_INPUTS,
+        min_samples_leaf=min(_FEWEST_IN_LEAF, max(1, len(target) // 4)),
+        random_state=seed,
+    ).fit(inputs, target, weight)
+    trees = tuple(_plain(stage[0].tree_) for stage in model.estimators_)
+    return BoostedTrees(float(np.ravel(model.init_.constant_)[0]), _LEARNING_RATE, trees)
+
+
+def _plain(tree: Any) -> Tree:
+    """Lists of numbers; what a leaf answers is rounded to six places, and what only the others need is left out."""
+    inner = [int(feature) >= 0 for feature in tree.feature]
+    return Tree(
+        tuple(int(feature) if has else -1 for feature, has in zip(tree.feature, inner, strict=True)),
+        tuple(float(threshold) if has else 0.0 for threshold, has in zip(tree.threshold, inner, strict=True)),
+        tuple(int(child) for child in tree.children_left),
+        tuple(int(child) for child in tree.children_right),
+        tuple(0.0 if has else round(float(value), 6) for value, has in zip(tree.value[:, 0, 0], inner, strict=True)),
+    )

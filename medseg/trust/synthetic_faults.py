@@ -1,0 +1,183 @@
+"""Faults put into images and segmentations on purpose: what a judge of results is taught with and tried on.
+
+Images are ``(H, W, D)`` with mean 0 and standard deviation 1, probabilities ``(K, H, W, D)`` with the background first.
+Every fault draws its own strength, from hardly visible to harmful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Floats = NDArray[np.float32]
+Fault = Callable[[Floats, np.random.Generator], Floats]
+
+
+def _noise(image: Floats, rng: np.random.Generator) -> Floats:
+    return np.asarray(image + rng.uniform(0.3, 2.5) * rng.standard_normal(image.shape), dtype=np.float32)
+
+
+def _blur(image: Floats, rng: np.random.Generator) -> Floats:
+    return np.asarray(ndimage.gaussian_filter(image, rng.uniform(0.8, 4.0)))
+
+
+def _motion(image: Floats, rng: np.random.Generator) -> Floats:
+    """The patient moves between the lines of k-space: every block of lines is from another position."""
+    axis = int(rng.integers(3))
+    spectrum = np.fft.fftn(image - image.min())  # magnitudes are not negative
+    lines = image.shape[axis]
+    blocks = np.sort(rng.integers(0, lines, int(rng.integers(2, 9))))
+    position = np.zeros((lines, 3))
+    for start in blocks:
+        position[start:] = rng.uniform(-1, 1, 3) * rng.uniform(1.0, 8.0)
+    frequencies = np.meshgrid(*(np.fft.fftfreq(n) for n in image.shape), indexing="ij")
+    shape = [lines if a == axis else 1 for a in range(3)]
+    phase = sum(f * position[:, a].reshape(shape) for a, f in enumerate(frequencies))
+    return np.asarray(np.abs(np.fft.ifftn(spectrum * np.exp(-2j * np.pi * phase))))
+
+
+def _bias(image: Floats, rng: np.random.Generator) -> Floats:
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    field = sum(rng.uniform(-1, 1) * g for g in grid) + sum(rng.uniform(-1, 1) * g * g for g in grid)
+    return (image - image.min()) * np.exp(rng.uniform(0.3, 1.5) * np.asarray(field))
+
+
+def _coarse(image: Floats, rng: np.random.Generator) -> Floats:
+    """Thick slices along one axis, or large voxels."""
+    factors = np.ones(3)
+    axis = int(rng.integers(4))
+    factors[slice(None) if axis == 3 else axis] = rng.uniform(1.5, 3.5) if axis == 3 else rng.uniform(2.0, 7.0)
+    small = ndimage.zoom(ndimage.gaussian_filter(image, 0.4 * (factors - 1)), 1 / factors, order=1)
+    return np.asarray(ndimage.zoom(small, np.array(image.shape) / np.array(small.shape), order=1))
+
+
+def _gamma(image: Floats, rng: np.random.Generator) -> Floats:
+    low, high = image.min(), image.max()
+    strength = np.exp(rng.choice([-1, 1]) * rng.uniform(0.3, 1.8))
+    return np.asarray(((image - low) / max(high - low, 1e-6)) ** strength)
+
+
+def _contrast(image: Floats, rng: np.random.Generator) -> Floats:
+    """Another sequence: brightness follows another curve, at the strongest the reverse one."""
+    low, high = image.min(), image.max()
+    knots = np.sort(rng.uniform(0, 1, 5)) if rng.random() < 0.5 else np.sort(rng.uniform(0, 1, 5))[::-1]
+    mixed = rng.uniform(0.2, 1.0)
+    x = (image - low) / max(high - low, 1e-6)
+    return np.asarray((1 - mixed) * x + mixed * np.interp(x, np.linspace(0, 1, 5), knots))
+
+
+def _normalised(fault: Fault) -> Fault:
+    def apply(image: Floats, rng: np.random.Generator) -> Floats:
+        worse = np.asarray(fault(image, rng), dtype=np.float64)
+        return ((worse - worse.mean()) / max(float(worse.std()), 1e-6)).astype(np.float32)
+
+    return apply
+
+
+IMAGE_FAULTS: Mapping[str, Fault] = {
+    "noise": _normalised(_noise),
+    "blur": _normalised(_blur),
+    "motion": _normalised(_motion),
+    "bias-field": _normalised(_bias),
+    "coarse": _normalised(_coarse),
+    "gamma": _normalised(_gamma),
+    "contrast": _normalised(_contrast),
+}
+"""Faults of images ``(H, W, D)``; the result has mean 0 and standard deviation 1 again."""
+
+
+def displaced(
+    image: Floats, reference: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.uint8]]:
+    """A wrong crop: the field of view moves away, and what comes into it is empty."""
+    shift = np.zeros(3, dtype=int)
+    for axis in rng.permutation(3)[: int(rng.integers(1, 3))]:
+        shift[axis] = rng.choice([-1, 1]) * int(rng.uniform(0.12, 0.5) * image.shape[axis])
+    moved = ndimage.shift(image.astype(np.float64), shift, order=0, cval=float(image.min()))
+    moved = (moved - moved.mean()) / max(float(moved.std()), 1e-6)
+    return moved.astype(np.float32), ndimage.shift(reference, shift, order=0, cval=0)
+
+
+def _shift(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    direction = rng.standard_normal(3)
+    shift = rng.uniform(0.5, 7.0) * direction / np.linalg.norm(direction)
+    return _each(probabilities, lambda p: ndimage.shift(p, shift, order=1, mode="constant"))
+
+
+def _erode(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    return _each(probabilities, _grey(ndimage.grey_erosion, rng))
+
+
+def _dilate(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    return _each(probabilities, _grey(ndimage.grey_dilation, rng))
+
+
+def _grey(operation: Callable[..., Floats], rng: np.random.Generator) -> Callable[[Floats], Floats]:
+    """One to three voxels of a ball, and a fraction of a step more."""
+    whole, part = int(rng.integers(0, 3)), rng.random()
+    ball = ndimage.generate_binary_structure(3, 1)
+
+    def apply(p: Floats) -> Floats:
+        for _ in range(whole):
+            p = operation(p, footprint=ball)
+        return np.asarray((1 - part) * p + part * operation(p, footprint=ball))
+
+    return apply
+
+
+def _warp(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    """A smooth random displacement of the outline."""
+    shape, width = probabilities.shape[1:], rng.uniform(3.0, 6.0)
+    strength = rng.uniform(1.0, 5.0)
+    field = [ndimage.gaussian_filter(rng.standard_normal(shape), width) for _ in range(3)]
+    scale = strength / max(float(np.std(field)), 1e-6)
+    where = [g + scale * f for g, f in zip(np.indices(shape), field, strict=True)]
+    return _each(probabilities, lambda p: ndimage.map_coordinates(p, where, order=1))
+
+
+def _cut(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    """A part on one side of a random plane goes missing."""
+    total = probabilities[1:].sum(axis=0)
+    if total.sum() <= 0:
+        return probabilities
+    direction = rng.standard_normal(3)
+    height = sum(d * g for d, g in zip(direction, np.indices(total.shape), strict=True))
+    inside = height[total > 0.5] if (total > 0.5).any() else height.ravel()
+    gone = height > np.quantile(inside, rng.uniform(0.3, 0.95))
+    return _each(probabilities, lambda p: np.where(gone, 0.02 * p, p))
+
+
+def _blob(probabilities: Floats, rng: np.random.Generator) -> Floats:
+    """A piece where there is none, next to or away from a structure."""
+    label = int(rng.integers(1, len(probabilities)))
+    centre = [rng.uniform(0.15, 0.85) * n for n in probabilities.shape[1:]]
+    radius = rng.uniform(2.5, 7.0, 3)
+    grid = np.indices(probabilities.shape[1:])
+    distance = np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radius, strict=True)))
+    added = 1 / (1 + np.exp(-8 * (1 - distance)))
+    worse = probabilities * (1 - added)
+    worse[label] += added
+    return np.asarray(worse, dtype=np.float32)
+
+
+def _each(probabilities: Floats, change: Callable[[Floats], Floats]) -> Floats:
+    """Change every structure; the background gets the rest."""
+    worse = np.empty_like(probabilities)
+    worse[1:] = [np.clip(change(p), 0.0, 1.0) for p in probabilities[1:]]
+    worse[1:] /= np.maximum(worse[1:].sum(axis=0), 1.0)
+    worse[0] = 1.0 - worse[1:].sum(axis=0)
+    return worse
+
+
+MASK_FAULTS: Mapping[str, Fault] = {
+    "shift": _shift,
+    "erode": _erode,
+    "dilate": _dilate,
+    "warp": _warp,
+    "cut": _cut,
+    "blob": _blob,
+}
+"""Faults of probabilities ``(K, H, W, D)``; the image stays as it is."""
