@@ -20,6 +20,8 @@ from medseg.errors import Refusal, UsageError
 from medseg.evaluation.case import StructureResult, evaluate_case
 from medseg.evaluation.definitions import METRICS, Definitions
 
+__all__ = ["StructureMetric", "StructureMetricHandler"]
+
 _NAMES = tuple(metric.name for metric in METRICS if metric.name != "average_precision")
 
 

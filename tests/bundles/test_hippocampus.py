@@ -17,14 +17,14 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 from safetensors.torch import load_file
 
-import medseg.bundle
+import medseg.sharing
 from medseg.bundle import Bundle
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.training import train_bundle
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
 
 CONFIGS = FLAGSHIP / "configs"
-SCHEMA = Path(medseg.bundle.__file__).parent / "schema" / "meta_schema_20240725.json"
+SCHEMA = Path(medseg.sharing.__file__).parent / "schema" / "meta_schema_20240725.json"
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 

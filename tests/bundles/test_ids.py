@@ -17,7 +17,7 @@ from medseg.training import check_ids, started, train_bundle
 from tests.bundles.images import BUNDLES
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
 
-TEMPLATE = Path(__file__).parents[2] / "medseg" / "sharing" / "templates"
+TEMPLATE = Path(__file__).parents[2] / "medseg" / "planning" / "templates"
 CONFIGS = {path.name: path / "configs" for path in sorted(BUNDLES.iterdir())} | {"template": TEMPLATE}
 OVERLAYS = [
     (name, path.name)
