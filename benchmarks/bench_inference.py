@@ -33,7 +33,7 @@ from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
 from medseg.inference.footprint import large_window, measure_footprint
 from medseg.inference.memory import available_bytes
 from medseg.inference.quantised import QuantisedEngine, can_quantise
-from medseg.inference.sliding_window import WindowSettings, spread_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, sliding_window, spread_windows
 
 Labels = np.ndarray
 
@@ -72,7 +72,7 @@ def stock(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> Labels:
 
 def ours(engine: Callable[[torch.Tensor], torch.Tensor], volume: torch.Tensor, settings: WindowSettings) -> Labels:
     labels = np.empty(volume.shape[1:], dtype=np.uint8)
-    for slab in sweep(volume, settings, engine):
+    for slab in sliding_window(volume, settings, engine):
         part = slab.scores.max(dim=0)[1].numpy()
         labels[slab.start : slab.start + part.shape[0]] = part
     return labels

@@ -27,11 +27,11 @@ from medseg.bundle import Bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json
 from medseg.inference import Predictor
-from medseg.inference.choice import Choice
+from medseg.inference.choice import EngineChoice
 from medseg.inference.engines import REFERENCE
-from medseg.inference.ensemble import View
+from medseg.inference.ensemble import TTAView
 from medseg.inference.quantised import QuantisedEngine, place_of
-from medseg.inference.sliding_window import spread_windows, sweep
+from medseg.inference.sliding_window import sliding_window, spread_windows
 from medseg.ingest import read_volume
 from medseg.training import fold_items
 
@@ -54,7 +54,7 @@ def predictors(bundle: Bundle, training: list[str], folder: Path) -> dict[str, P
     }
     found = {name: Predictor(bundle) for name in ways}
     for name, way in ways.items():
-        found[name].use(Choice(way))
+        found[name].use(EngineChoice(way))
     found[_ONE_CASE] = Predictor(bundle, precision="int8")
     engine = QuantisedEngine(bundle.load_network(), place_of(folder, bundle.sha256))
     engine.calibrate([window for file in training for window in _windows(found["torch fp32"], file)])
@@ -70,9 +70,9 @@ def _windows(predictor: Predictor, file: str) -> Iterator[torch.Tensor]:
 def network_seconds(predictor: Predictor, image: MetaTensor) -> float:
     """CPU seconds of the network and of stitching."""
     volume = predictor.prepare(image).as_tensor().float()
-    scores_of = predictor.networks.averaged([View(0)])
+    scores_of = predictor.networks.averaged([TTAView(0)])
     begin = time.process_time()
-    for _ in sweep(volume, predictor.networks.windows(volume), scores_of):
+    for _ in sliding_window(volume, predictor.networks.windows(volume), scores_of):
         pass
     return time.process_time() - begin
 

@@ -40,9 +40,9 @@ from benchmarks.trust_strangers import flagged_share, meet
 from medseg.bundle import Bundle
 from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
-from medseg.trust.error_net import Critic, Finishing, finish
-from medseg.trust.fit import groups_of, start_critic, write_trust
-from medseg.trust.out_of_distribution import fit_reference, limits_of
+from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
+from medseg.trust.fit import groups_of, start_error_net, write_trust
+from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 FALSE_FLAGS = 0.04
@@ -58,7 +58,7 @@ class Bench:
     data: Path
     runs: tuple[Run, ...]
     cache: Path
-    finishing: Finishing
+    finishing: FineTuning
     parts: int
 
     def stored(self) -> Stored:
@@ -166,11 +166,11 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
     weights = bundle.path / "models" / "model.pt"
     path = bench.cache / f"critic-{'-'.join(str(run.fold) for run in bench.runs)}-all.safetensors"
     if not path.is_file():
-        finish(start_critic(bundle), bench.stored(), bench.finishing).write(path, "all folds")
+        fine_tune(start_error_net(bundle), bench.stored(), bench.finishing).write(path, "all folds")
     folds = [fold for fold in range(5) if fold != held_out]
     cases = [case for fold in folds for case in prepared(bundle, bench.data, fold)]
     triples = [(torch.from_numpy(case["image"])[None], case["reference"], (1.0, 1.0, 1.0)) for case in cases]
-    reference = fit_reference(bundle.load_network(), triples, bundle.output_channels, sha256_file(weights))
+    reference = fit_training_statistics(bundle.load_network(), triples, bundle.output_channels, sha256_file(weights))
     own = [row["scores"] for row in rows if row["kind"] == "own"]
     limits = limits_of({name: [row[f"{name}-distance"] for row in own] for name in reference.likeness}, FALSE_FLAGS)
     calibration = fit_calibration(
@@ -185,7 +185,7 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
         f"held-out results of folds {', '.join(str(run.fold) for run in bench.runs)}, each by the network of its fold"
     )
     head = fitted_head((bundle.load_network(), reference), cases)
-    critic, reference = Critic.read(path)[0], replace(reference, limits=limits)
+    critic, reference = ErrorNet.read(path)[0], replace(reference, limits=limits)
     write_trust(bundle, critic, reference, replace(calibration, provenance=told), head)
 
 
@@ -196,7 +196,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("runs", type=Path, help="folder of fold0 to fold4")
     parser.add_argument("cache", type=Path)
     parser.add_argument("--folds", type=int, nargs="*", help="only these")
-    parser.add_argument("--steps", type=int, default=Finishing().steps, help="updates that finish a discriminator")
+    parser.add_argument("--steps", type=int, default=FineTuning().steps, help="updates that finish a discriminator")
     parser.add_argument("--parts", type=int, default=3, help="parts of the patients, if there is one fold alone")
     parser.add_argument("--fit", action="store_true", help="write the bundle's trust/")
     parser.add_argument(
@@ -215,7 +215,7 @@ def main() -> None:
     runs = [Run(path, int(path.name.removeprefix("fold"))) for path in sorted(options.runs.glob("fold[0-9]"))]
     done = [run for run in runs if (run.folder / "checkpoints" / "final.pt").is_file()]
     chosen = tuple(run for run in done if options.folds is None or run.fold in options.folds)
-    finishing = replace(Finishing(), steps=options.steps)
+    finishing = replace(FineTuning(), steps=options.steps)
     bench = Bench(Bundle.open(BUNDLE), options.data, chosen, options.cache, finishing, options.parts)
     rows = scored(bench)
     if options.fit:

@@ -177,11 +177,11 @@ def _weights(root: Path) -> list[Seed]:
     import torch
     from safetensors.torch import save_file
 
-    from medseg.trust.error_net import Critic, CriticShape
+    from medseg.trust.error_net import ErrorNet, ErrorNetShape
 
     state = {"conv.weight": torch.ones(2, 1, 3, 3, 3), "conv.bias": torch.zeros(2), "count": torch.tensor([3])}
     save_file(state, root / "model.safetensors", metadata={"format": "pt"})
-    Critic(CriticShape(label_channels=2, channels=2, layers=1)).write(root / "critic.safetensors", _DIGEST)
+    ErrorNet(ErrorNetShape(label_channels=2, channels=2, layers=1)).write(root / "critic.safetensors", _DIGEST)
     return [
         _one(root / name, name.partition(".")[0], "safetensors") for name in ("model.safetensors", "critic.safetensors")
     ]
@@ -190,12 +190,12 @@ def _weights(root: Path) -> list[Seed]:
 def _load_weights(case: Path) -> str:
     from medseg.bundle.audit_files import judge_safetensors
     from medseg.bundle.checkpoints import read_weights
-    from medseg.trust.error_net import Critic
+    from medseg.trust.error_net import ErrorNet
 
     (path,) = case.iterdir()
     findings = judge_safetensors(path, path.name)
     if path.name.startswith("critic"):
-        Critic.read(path)
+        ErrorNet.read(path)
     else:
         read_weights(path)
     return "found and loaded" if findings else "loaded"
@@ -204,11 +204,9 @@ def _load_weights(case: Path) -> str:
 def _trust(_: Path) -> list[Seed]:
     from dataclasses import asdict
 
-    from medseg.trust import calibration
-    from medseg.trust import fault_classifier as case_class
-    from medseg.trust import out_of_distribution as reference
+    from medseg.trust import calibration, fault_classifier, out_of_distribution
     from medseg.trust.gradient_boosting import BoostedTrees, Tree
-    from medseg.trust.out_of_distribution import Likeness
+    from medseg.trust.out_of_distribution import OODDetector
 
     asked, left, right = (0, -1, 1, -1, -1), (1, 0, 3, 0, 0), (2, 0, 4, 0, 0)
     tree = Tree(asked, (0.5, 0.0, 0.2, 0.0, 0.0), left, right, (0.0, 0.1, 0.0, 0.2, 0.3))
@@ -218,21 +216,23 @@ def _trust(_: Path) -> list[Seed]:
     thresholds = calibration.Thresholds()
     parts: dict[str, Any] = {
         "calibration": calibration.Calibration(("a", "b"), 0.9, _DIGEST, thresholds, (structure,), "phantoms"),
-        "case_class": case_class.CaseClass(
+        "case_class": fault_classifier.FaultClassifier(
             ("usual", "noise"), (0.0, 1.0), (1.0, 2.0), ((0.1, 0.2), (0.3, 0.4)), (0.0, 0.1), {"usual": 0.9}, _DIGEST
         ),
-        "reference": reference.Reference(
+        "reference": out_of_distribution.TrainingStatistics(
             ("0",),
             4,
-            dict.fromkeys(("encoder", "image", "shape"), Likeness((0.0, 1.0), (1.0, 1.0), ((1.0, 0.0),), (0.5,), 0.7)),
+            dict.fromkeys(
+                ("encoder", "image", "shape"), OODDetector((0.0, 1.0), (1.0, 1.0), ((1.0, 0.0),), (0.5,), 0.7)
+            ),
             {"encoder": 3.0},
             _DIGEST,
         ),
     }
     formats = {
         "calibration": calibration.FORMAT,
-        "case_class": case_class._FORMAT,
-        "reference": reference._FORMAT,
+        "case_class": fault_classifier._FORMAT,
+        "reference": out_of_distribution._FORMAT,
     }
     files = {
         f"trust/{name}.json": json.dumps({"format": formats[name], **asdict(part)}).encode()
@@ -248,8 +248,8 @@ def _trust(_: Path) -> list[Seed]:
 def _use_trust(case: Path) -> str:
     from medseg.bundle import Bundle
     from medseg.trust.calibration import Calibration
-    from medseg.trust.fault_classifier import CaseClass
-    from medseg.trust.out_of_distribution import Reference
+    from medseg.trust.fault_classifier import FaultClassifier
+    from medseg.trust.out_of_distribution import TrainingStatistics
     from medseg.trust.trust_files import trust_state
 
     state = trust_state(Bundle.open(case))
@@ -259,9 +259,9 @@ def _use_trust(case: Path) -> str:
         estimates = found.estimate(dict.fromkeys(found.scores, value))
         assert all(0 <= e.lower_bound <= 1 and 0 <= e.predicted_dice <= 1 for e in estimates.values()), "no share"
         assert found.verdict(estimates) in {"accept", "review", "reject"}
-    kinds = CaseClass.read(case / "trust/case_class.json", {_DIGEST})
+    kinds = FaultClassifier.read(case / "trust/case_class.json", {_DIGEST})
     assert np.isfinite(list(kinds.probabilities(np.zeros(len(kinds.mean))).values())).all(), "no probabilities"
-    reference = Reference.read(case / "trust/reference.json", {_DIGEST})
+    reference = TrainingStatistics.read(case / "trust/reference.json", {_DIGEST})
     for likeness in reference.likeness.values():
         assert likeness.distance(np.zeros(len(likeness.mean))) >= 0, "no distance"
     return state.state

@@ -20,7 +20,7 @@ from torch import nn
 
 from medseg.bundle import Bundle
 from medseg.files import atomic_path
-from medseg.inference.config import read_recipe
+from medseg.inference.config import read_inference_config
 from medseg.training import fold_items
 from medseg.trust.fit import TrustCase
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
@@ -81,7 +81,7 @@ def prepared(bundle: Bundle, data: Path, fold: int, part: str = "validation") ->
     """Images as the network sees them and references, ``(H, W, D)``, of the cases of a fold."""
     from monai.transforms import Compose, LoadImaged, Orientationd
 
-    recipe = read_recipe(bundle)
+    recipe = read_inference_config(bundle)
     load = Compose(
         [LoadImaged(["image", "label"], ensure_channel_first=True), Orientationd("label", "RAS", labels=None)]
     )

@@ -24,19 +24,19 @@ from benchmarks.trust_cases import Run, prepared, worse
 from benchmarks.trust_scores import Stored, reference_of
 from medseg.bundle import Bundle
 from medseg.files import write_json
-from medseg.trust.fault_classifier import USUAL, CaseClass, fit_case_class
-from medseg.trust.features import score_case
-from medseg.trust.out_of_distribution import Reference
+from medseg.trust.fault_classifier import USUAL, FaultClassifier, fit_fault_classifier
+from medseg.trust.features import case_features
+from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 FAULTS = ("crop", *IMAGE_FAULTS)
 FAULTS_EACH = 3
 
-Judge = tuple[nn.Module, Reference]
+Judge = tuple[nn.Module, TrainingStatistics]
 
 
-def fitted(judge: Judge, cases: Sequence[Mapping[str, Any]]) -> CaseClass:
+def fitted(judge: Judge, cases: Sequence[Mapping[str, Any]]) -> FaultClassifier:
     """The head for one network, from its training cases: each as it is, and with some faults."""
     network, reference = judge
     features: list[NDArray[np.float64]] = []
@@ -45,22 +45,22 @@ def fitted(judge: Judge, cases: Sequence[Mapping[str, Any]]) -> CaseClass:
         rng = np.random.default_rng(zlib.crc32(case["name"].encode()))
         for kind in ("own", *map(str, rng.choice(FAULTS, FAULTS_EACH, replace=False))):
             image, probabilities, _ = worse(kind, dict(case), np.empty(0, np.float32), network)
-            scored = score_case(torch.from_numpy(image)[None], torch.from_numpy(probabilities), (1, 1, 1), None)
+            scored = case_features(torch.from_numpy(image)[None], torch.from_numpy(probabilities), (1, 1, 1), None)
             features.append(reference.second_look(network, scored).description)
             classes.append(USUAL if kind == "own" else kind)
             patients.append(case["patient"])
-    found = fit_case_class(np.array(features), classes, patients, reference.weights_sha256)
+    found = fit_fault_classifier(np.array(features), classes, patients, reference.weights_sha256)
     assert found is not None, "every class has many patients"
     return found
 
 
-def tried(head: CaseClass, judge: Judge, cases: Stored) -> list[tuple[str, str]]:
+def tried(head: FaultClassifier, judge: Judge, cases: Stored) -> list[tuple[str, str]]:
     """True and most probable class of every held-out case."""
     network, reference = judge
     found = []
     for i in range(len(cases)):
         case = cases[i]
-        scored = score_case(case.image, case.probabilities, case.spacing_mm, None)
+        scored = case_features(case.image, case.probabilities, case.spacing_mm, None)
         told = head.probabilities(reference.second_look(network, scored).description)
         found.append((USUAL if case.kind == "own" else case.kind, max(told, key=lambda name: told[name])))
     return found

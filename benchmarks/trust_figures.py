@@ -54,7 +54,7 @@ def is_adversary(name: str) -> bool:
 
 
 def is_shipped(name: str) -> bool:
-    """What :class:`medseg.trust.trust_model.Judge` uses."""
+    """What :class:`medseg.trust.trust_model.TrustModel` uses."""
     return is_critic(name) or is_soft(name) or is_shape(name) or is_novelty(name) or is_agreement(name)
 
 

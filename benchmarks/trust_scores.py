@@ -17,10 +17,10 @@ from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.trust.crop import found_labels, region_of
-from medseg.trust.error_net import Critic, CriticShape, Finishing, finish
-from medseg.trust.features import score_case
-from medseg.trust.fit import TrustCase, dice_of, groups_of, start_critic
-from medseg.trust.out_of_distribution import Reference, fit_reference
+from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
+from medseg.trust.features import case_features
+from medseg.trust.fit import TrustCase, dice_of, groups_of, start_error_net
+from medseg.trust.out_of_distribution import TrainingStatistics, fit_training_statistics
 
 Row = dict[str, Any]
 
@@ -65,15 +65,15 @@ class Only(Sequence[TrustCase]):
         return self._cases[self.where[index]]
 
 
-def reference_of(bundle: Bundle, data: Path, run: Run, cache: Path) -> tuple[nn.Module, Reference]:
+def reference_of(bundle: Bundle, data: Path, run: Run, cache: Path) -> tuple[nn.Module, TrainingStatistics]:
     """A run's network and what its training cases look like to it."""
     network, path = load_network(bundle, run.weights), cache / run.folder.name / "reference.json"
     sha256 = sha256_file(run.weights)
     if not path.is_file():
         cases = prepared(bundle, data, run.fold, "training")
         triples = [(torch.from_numpy(c["image"])[None], c["reference"], (1.0, 1.0, 1.0)) for c in cases]
-        fit_reference(network, triples, bundle.output_channels, sha256).write(path)
-    return network, Reference.read(path, [sha256])
+        fit_training_statistics(network, triples, bundle.output_channels, sha256).write(path)
+    return network, TrainingStatistics.read(path, [sha256])
 
 
 def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, Any]:
@@ -84,8 +84,8 @@ def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, A
 
 
 def critics(
-    bundle: Bundle, runs: Sequence[Run], cases: Stored, part: np.ndarray[Any, Any], options: tuple[Finishing, Path]
-) -> dict[int, Critic]:
+    bundle: Bundle, runs: Sequence[Run], cases: Stored, part: np.ndarray[Any, Any], options: tuple[FineTuning, Path]
+) -> dict[int, ErrorNet]:
     """One critic per part, finished on the others; from the discriminator of the part's own run."""
     finishing, cache = options
     found = {}
@@ -93,9 +93,11 @@ def critics(
         path = cache / f"critic-{'-'.join(str(run.fold) for run in runs)}-{number}.safetensors"
         if not path.is_file():
             run = runs[number] if len(runs) > 1 else runs[0]
-            start = start_critic(bundle, run.discriminator)
-            finish(start, Only(cases, np.flatnonzero(part != number).tolist()), finishing).write(path, "cross-fitted")
-        found[number] = Critic.read(path)[0]
+            start = start_error_net(bundle, run.discriminator)
+            fine_tune(start, Only(cases, np.flatnonzero(part != number).tolist()), finishing).write(
+                path, "cross-fitted"
+            )
+        found[number] = ErrorNet.read(path)[0]
     return found
 
 
@@ -119,7 +121,7 @@ def adversary_scores(discriminator: ConditionalPatchDiscriminator, image: Tensor
 
 def adversary_of(bundle: Bundle, run: Run) -> ConditionalPatchDiscriminator:
     """A run's discriminator."""
-    found = CriticShape(bundle.output_channels, bundle.input_channels).discriminator()
+    found = ErrorNetShape(bundle.output_channels, bundle.input_channels).discriminator()
     found.load_state_dict(read_weights(run.discriminator))
     return found.eval()
 
@@ -129,7 +131,7 @@ def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labe
     rows = []
     for i in which:
         case: TrustCase = cases[i]
-        scored = score_case(case.image, case.probabilities, case.spacing_mm, judges["critic"])
+        scored = case_features(case.image, case.probabilities, case.spacing_mm, judges["critic"])
         row: Row = {"patient": case.patient, "kind": case.kind, "scores": dict(scored.scores)}
         row["scores"] |= judges["reference"].second_look(judges["network"], scored).scores
         row["scores"] |= adversary_scores(judges["adversary"], case.image, case.probabilities)

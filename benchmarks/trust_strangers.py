@@ -19,8 +19,8 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume, scan
 from medseg.phantom import make_patient
-from medseg.trust.features import score_case
-from medseg.trust.out_of_distribution import Reference
+from medseg.trust.features import case_features
+from medseg.trust.out_of_distribution import TrainingStatistics
 
 CROP = (36, 50, 35)
 MARGIN_MM = 10.0
@@ -99,15 +99,17 @@ def avoided(name: str, volume: MetaTensor) -> list[NDArray[Any]]:
     return [(affine @ [*voxel, 1.0])[:3] for voxel in HIPPOCAMPI] if name.startswith("head") else []
 
 
-def look(network: nn.Module, reference: Reference, crop: NDArray[np.float32]) -> Mapping[str, float]:
+def look(network: nn.Module, reference: TrainingStatistics, crop: NDArray[np.float32]) -> Mapping[str, float]:
     """Distances of one crop from the training cases, and whether a structure is missing."""
     image, probabilities = torch.from_numpy(crop)[None], torch.from_numpy(probabilities_of(network, crop, exact=False))
-    scored = score_case(image, probabilities, (1.0, 1.0, 1.0), None)
+    scored = case_features(image, probabilities, (1.0, 1.0, 1.0), None)
     missing = float(any(value == 0 for name, value in scored.shape.items() if name.startswith("largest")))
     return {**reference.second_look(network, scored).scores, "missing": missing}
 
 
-def meet(bundle: Bundle, judge: tuple[nn.Module, Reference], shared: Path, crops_each: int) -> list[dict[str, Any]]:
+def meet(
+    bundle: Bundle, judge: tuple[nn.Module, TrainingStatistics], shared: Path, crops_each: int
+) -> list[dict[str, Any]]:
     """Look at every stranger: is the whole volume refused, and how far are its crops from the training cases?"""
     found = []
     for number, (name, volume) in enumerate(volumes(shared)):

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Case:
+class InputCase:
     """One thing to label.
 
     Parameters
@@ -84,7 +84,7 @@ class LoadedCase:
         What was done to the source on request, and how well other channels cover the first; empty if nothing.
     """
 
-    case: Case
+    case: InputCase
     image: MetaTensor
     geometry: Geometry
     note: str = ""
@@ -97,7 +97,7 @@ def collect(
     *,
     part: Part | None = None,
     skipped: list[SeriesRecord] | None = None,
-) -> list[Case]:
+) -> list[InputCase]:
     """Find the cases behind any mixture of files, folders and datalists, in a stable order.
 
     Parameters
@@ -135,7 +135,7 @@ def collect(
         cases = _selected(records, rules)
     else:
         volumes = _without_objects(records, left_out)
-        cases = [Case(r.case_id, r.source, (r,)) for r in volumes]
+        cases = [InputCase(r.case_id, r.source, (r,)) for r in volumes]
     for path in datalists:
         cases += _cases_of_datalist(path, part or Part(), left_out)
     if not cases:
@@ -157,7 +157,7 @@ def _without_objects(records: Sequence[SeriesRecord], skipped: list[SeriesRecord
     return [record for record in records if id(record) not in left_out]
 
 
-def _selected(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> list[Case]:
+def _selected(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> list[InputCase]:
     """One case per study: the series that the rules choose, in the order of the channels."""
     choices = select(records, rules)
     for choice in choices:
@@ -166,16 +166,16 @@ def _selected(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> list[Ca
     return [_case_of_study(study, first[study.study]) for study in selected_studies(choices, rules)]
 
 
-def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> Case:
+def _case_of_study(study: SelectedStudy, first: SeriesRecord) -> InputCase:
     if not study.missing:
         channels = tuple(study.channels.values())
-        return Case(channels[0].case_id, channels[0].source, channels)
+        return InputCase(channels[0].case_id, channels[0].source, channels)
     message = f"no series of this study fits the rules for {', '.join(study.missing)}; run with --verbose to see why"
     refused = replace(first, usable=False, reason="channel-mismatch", message=message)
-    return Case(first.case_id, first.source, (refused,))
+    return InputCase(first.case_id, first.source, (refused,))
 
 
-def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[Case]:
+def _cases_of_datalist(path: Path, part: Part, own: list[SeriesRecord]) -> list[InputCase]:
     manifest = Manifest.read(path)
     items = [(item.get("case_id"), manifest.files(item, "image")) for item in part.of(manifest, path)]
     wrote: list[SeriesRecord] = []
@@ -197,9 +197,9 @@ def _name_of(case_id: str | int | None, files: Sequence[Path], datalist: Path) -
     return name
 
 
-def _case_of_item(case_id: str, files: Sequence[Path], found: dict[str, SeriesRecord]) -> Case:
+def _case_of_item(case_id: str, files: Sequence[Path], found: dict[str, SeriesRecord]) -> InputCase:
     records = tuple(found.get(first_of_pair(file)) or _absent(file) for file in files)
-    return Case(case_id, str(files[0]), records)
+    return InputCase(case_id, str(files[0]), records)
 
 
 def _absent(file: Path) -> SeriesRecord:
@@ -214,9 +214,9 @@ def _absent(file: Path) -> SeriesRecord:
     )
 
 
-def _unique(cases: Sequence[Case], channels: int) -> list[Case]:
+def _unique(cases: Sequence[InputCase], channels: int) -> list[InputCase]:
     """Drop the same files given twice; names that occur twice get a part of their path's hash."""
-    seen: dict[tuple[str, ...], Case] = {}
+    seen: dict[tuple[str, ...], InputCase] = {}
     for case in cases:
         seen.setdefault((case.source, *case.files), case)
     count = Counter(case.case_id for case in seen.values())
@@ -224,7 +224,7 @@ def _unique(cases: Sequence[Case], channels: int) -> list[Case]:
     return [_with_channels(case, channels) for case in unique]
 
 
-def _with_channels(case: Case, channels: int) -> Case:
+def _with_channels(case: InputCase, channels: int) -> InputCase:
     if len(case.channels) == channels or case.refusal is not None:
         return case
     message = (
@@ -235,7 +235,7 @@ def _with_channels(case: Case, channels: int) -> Case:
     return replace(case, channels=(first, *case.channels[1:]))
 
 
-def with_path_hash(case: Case) -> Case:
+def with_path_hash(case: InputCase) -> InputCase:
     """The case under a name that tells it from others of the same file name."""
     path = case.files[0] if case.files else case.source
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
@@ -243,11 +243,11 @@ def with_path_hash(case: Case) -> Case:
     return replace(case, case_id=f"{kept}-{digest}")
 
 
-def _short(case: Case) -> Case:
+def _short(case: InputCase) -> InputCase:
     return case if len(case.case_id.encode()) <= _LONGEST_ID_BYTES else with_path_hash(case)
 
 
-def stat_key(case: Case) -> str:
+def stat_key(case: InputCase) -> str:
     """Digest of the files' names, sizes and times: equal means unchanged, without reading them."""
     digest = hashlib.sha256()
     for file in case.files:
@@ -256,13 +256,13 @@ def stat_key(case: Case) -> str:
     return digest.hexdigest()
 
 
-def file_sums(case: Case) -> dict[str, str]:
+def file_sums(case: InputCase) -> dict[str, str]:
     """SHA-256 of each file of a case, in the order of the channels."""
     with archives.on_disk(case.files) as files:
         return {name: sha256_file(file) for name, file in zip(case.files, files, strict=True)}
 
 
-def content_key(case: Case) -> str:
+def content_key(case: InputCase) -> str:
     """Digest of the files' bytes, in the order of the channels."""
     return key_of_sums(file_sums(case))
 
@@ -272,7 +272,7 @@ def key_of_sums(sums: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(sums.values()).encode()).hexdigest()
 
 
-def load(case: Case) -> LoadedCase:
+def load(case: InputCase) -> LoadedCase:
     """Read the volume(s) of a case.
 
     Raises
@@ -303,7 +303,7 @@ def _one_channel(array: NDArray[Any], grid: Geometry) -> MetaTensor:
     return MetaTensor(np.asarray(array, dtype=np.float32)[None], affine=np.array(grid.affine))
 
 
-def _check_one_grid(case: Case, volumes: Sequence[tuple[NDArray[Any], Geometry, Mapping[str, Any]]]) -> None:
+def _check_one_grid(case: InputCase, volumes: Sequence[tuple[NDArray[Any], Geometry, Mapping[str, Any]]]) -> None:
     geometry = volumes[0][1]
     for record, (_, other, _) in zip(case.channels[1:], volumes[1:], strict=True):
         if not geometry.matches(other):

@@ -25,7 +25,7 @@ _AMP = "amp-fp16"
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """How the network is run.
 
     Parameters
@@ -47,7 +47,7 @@ class Choice:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Choice:
+    def from_json(cls, value: Mapping[str, Any]) -> EngineChoice:
         """Read what :meth:`to_json` wrote."""
         return cls(**value)
 

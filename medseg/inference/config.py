@@ -141,7 +141,7 @@ _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class InferenceConfig:
     """The parts of ``inference.json`` that a prediction needs.
 
     Parameters
@@ -198,7 +198,7 @@ class Recipe:
         return self.post.clean_source
 
 
-def read_recipe(bundle: Bundle) -> Recipe:
+def read_inference_config(bundle: Bundle) -> InferenceConfig:
     """Read ``inference.json`` of a bundle: what its evaluator would be given, evaluated by MONAI's own parser.
 
     Raises
@@ -223,7 +223,7 @@ def read_recipe(bundle: Bundle) -> Recipe:
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
         post = read_postprocessing(transforms, whole, (bundle.input_channels, bundle.output_channels), bundle.name)
     preprocessing = _without_loading(whole)
-    return Recipe(
+    return InferenceConfig(
         preprocessing=preprocessing,
         windows=_windows(parsed.get(pipeline.inferer) if pipeline.inferer else None, bundle),
         post=post,

@@ -31,8 +31,8 @@ from medseg.bundle.config import item_at
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
-from medseg.inference.choice import Choice
-from medseg.inference.config import Recipe
+from medseg.inference.choice import EngineChoice
+from medseg.inference.config import InferenceConfig
 from medseg.inference.engines import REFERENCE, Engine, build_engine
 from medseg.inference.footprint import Footprint, large_window, measure_footprint
 from medseg.inference.memory import share_bytes
@@ -48,7 +48,7 @@ Scores = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class View:
+class TTAView:
     """One look at a window.
 
     Parameters
@@ -63,10 +63,10 @@ class View:
     flips: tuple[int, ...] = ()
 
 
-def views(members: int, axes: Sequence[int]) -> tuple[View, ...]:
+def views(members: int, axes: Sequence[int]) -> tuple[TTAView, ...]:
     """Every network with every combination of mirrored axes, the plain look of the first network first."""
     flips = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
-    return tuple(View(member, chosen) for member in range(members) for chosen in flips)
+    return tuple(TTAView(member, chosen) for member in range(members) for chosen in flips)
 
 
 def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
@@ -100,7 +100,7 @@ def _sided(bundle: Bundle) -> list[str]:
     return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
 
 
-class Averaged:
+class Ensemble:
     """An engine that gives the mean probability of several views, as scores.
 
     Parameters
@@ -113,7 +113,7 @@ class Averaged:
         What turns scores into probabilities: ``"softmax"``, ``"sigmoid"`` or ``"none"``, which averages the scores.
     """
 
-    def __init__(self, engines: Sequence[Scores], looks: Sequence[View], activation: str) -> None:
+    def __init__(self, engines: Sequence[Scores], looks: Sequence[TTAView], activation: str) -> None:
         self._engines, self._looks = tuple(engines), tuple(looks)
         self._mean = _MEANS[activation]
 
@@ -123,7 +123,7 @@ class Averaged:
             return self._look(batch, self._looks[0])
         return self._mean(lambda index: self._look(batch, self._looks[index]), len(self._looks))
 
-    def _look(self, batch: torch.Tensor, view: View) -> torch.Tensor:
+    def _look(self, batch: torch.Tensor, view: TTAView) -> torch.Tensor:
         engine = self._engines[view.member]
         if not view.flips:
             return engine(batch)
@@ -165,7 +165,7 @@ _SHARED = ("preprocessing", "inferer", "postprocessing")
 _REFERENCE = re.compile(r"@([\w:#]+)$")
 
 
-def load_members(
+def load_models(
     bundle: Bundle, network: torch.nn.Module, ensemble: Sequence[str], device: str = "cpu"
 ) -> list[torch.nn.Module]:
     """Load the networks that are averaged with a bundle's own.
@@ -291,10 +291,10 @@ class Networks:
     """
 
     def __init__(
-        self, members: Sequence[torch.nn.Module], recipe: Recipe, device: str, kept: Sequence[Path] = ()
+        self, members: Sequence[torch.nn.Module], recipe: InferenceConfig, device: str, kept: Sequence[Path] = ()
     ) -> None:
         self.members, self.device = tuple(members), device
-        self.choice = Choice()
+        self.choice = EngineChoice()
         self._recipe, self._kept = recipe, tuple(kept)
         self._engines: list[Engine] = []
         self._footprint: Footprint | None = None
@@ -304,7 +304,7 @@ class Networks:
         """The bundle's own sliding window; one as large as the volume if its inferer takes the whole volume."""
         return self._recipe.windows or _WHOLE
 
-    def use(self, choice: Choice) -> None:
+    def use(self, choice: EngineChoice) -> None:
         """Run the networks in the given way from now on."""
         self.choice = settled(choice, self.device)
         self._engines = [self._engine(choice.engine, member) for member in range(len(self.members))]
@@ -313,9 +313,9 @@ class Networks:
         """A copy of a network in float32, to build an engine around."""
         return copy.deepcopy(self.members[member])
 
-    def averaged(self, looks: Sequence[View]) -> Averaged:
+    def averaged(self, looks: Sequence[TTAView]) -> Ensemble:
         """What maps windows to the mean of some views."""
-        return Averaged(self._engines, looks, self._recipe.activation)
+        return Ensemble(self._engines, looks, self._recipe.activation)
 
     def learn(self, volume: torch.Tensor) -> None:
         """Learn what integers need from a volume ``(C, H, W, D)`` on the network's grid, if that is still to do."""
@@ -341,7 +341,7 @@ class Networks:
         return build_engine(name, self.copy_of(member), self.device)
 
 
-def settled(choice: Choice, device: str) -> Choice:
+def settled(choice: EngineChoice, device: str) -> EngineChoice:
     """A choice of large windows with the memory that they may take, if it does not say so yet: a part of what this
     process may have now, so that others that begin later find their share, rounded down to a power of two, so that a
     few megabytes more or less do not move the windows from one run to the next."""

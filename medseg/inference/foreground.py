@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.inference.config import Recipe
-from medseg.inference.sliding_window import Slab
+from medseg.inference.config import InferenceConfig
+from medseg.inference.sliding_window import Chunk
 
 MARGIN_VOXELS = 16
 """Surroundings of the structures that are judged with them."""
@@ -50,7 +50,7 @@ class Crop:
         return i, j, k
 
 
-class ForegroundKeeper:
+class ProbabilityCrop:
     """Called with every slab of one volume; :meth:`crop` then gives the box round the structures.
 
     Parameters
@@ -61,7 +61,7 @@ class ForegroundKeeper:
         Most memory that may be kept.
     """
 
-    def __init__(self, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, recipe: InferenceConfig, limit_bytes: int = LIMIT_BYTES) -> None:
         self._recipe, self._limit = recipe, limit_bytes
         self._pieces: list[tuple[NDArray[np.int32], torch.Tensor]] = []
         self._kept_bytes = 0
@@ -69,7 +69,7 @@ class ForegroundKeeper:
         self._high = np.full(3, -1)
         self._classes = 0
 
-    def __call__(self, slab: Slab) -> None:
+    def __call__(self, slab: Chunk) -> None:
         """Keep what matters of a slab."""
         scores = _two_sided(slab.scores, self._recipe)
         self._classes = scores.shape[0]
@@ -118,7 +118,7 @@ class ForegroundKeeper:
         return Crop(box, (int(low[0]), int(low[1]), int(low[2])))
 
 
-def _two_sided(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def _two_sided(scores: torch.Tensor, recipe: InferenceConfig) -> torch.Tensor:
     """Scores ``(K, ...)`` with the background first, also of a network with one channel."""
     if scores.shape[0] > 1:
         return scores
@@ -127,7 +127,7 @@ def _two_sided(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return torch.cat([-scores, scores]) / 2  # the softmax of ∓x/2 is the sigmoid of x
 
 
-def _normalised(recipe: Recipe, scores: torch.Tensor) -> bool:
+def _normalised(recipe: InferenceConfig, scores: torch.Tensor) -> bool:
     """Whether the network itself ends in a softmax, so that its scores are probabilities already."""
     if recipe.activation != "none" or scores.shape[0] == 1 or bool(scores.min() < 0):
         return False
@@ -149,7 +149,7 @@ def _uncertain(scores: torch.Tensor, normalised: bool) -> tuple[torch.Tensor, to
     return where[enough], probabilities[:, enough]
 
 
-def _found(probabilities: torch.Tensor, recipe: Recipe) -> NDArray[np.bool_]:
+def _found(probabilities: torch.Tensor, recipe: InferenceConfig) -> NDArray[np.bool_]:
     """Which of the kept voxels are labelled as a structure on the network's grid."""
     if recipe.threshold is not None and recipe.activation == "sigmoid":
         found = probabilities[0] >= recipe.threshold

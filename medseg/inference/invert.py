@@ -25,9 +25,9 @@ from torch.nn import functional
 
 from medseg.bundle.config import first_cause
 from medseg.errors import CaseFailed
-from medseg.inference.config import Recipe
+from medseg.inference.config import InferenceConfig
 from medseg.inference.interpolation import Lerp, TiledLabels
-from medseg.inference.sliding_window import Slab
+from medseg.inference.sliding_window import Chunk
 
 LabelMap = NDArray[np.unsignedinteger[Any]]
 """Labels as uint8 or uint16."""
@@ -84,7 +84,7 @@ def affine_map(source: MetaTensor, prepared: MetaTensor) -> GridMap | None:
     return GridMap(tuple(source.shape[1:]), tuple(prepared.shape[1:]), matrix)
 
 
-def _grid(recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> GridMap | None:
+def _grid(recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor) -> GridMap | None:
     return affine_map(source, prepared) if recipe.exact_affine else None
 
 
@@ -106,13 +106,15 @@ def label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if classes <= 256 else np.uint16
 
 
-def labels_on_source(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
+def labels_on_source(
+    slabs: Iterable[Chunk], recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor
+) -> LabelMap:
     """Consume the slabs of one volume and return its label map on the source grid.
 
     Parameters
     ----------
     slabs
-        Stitched network output, from :func:`medseg.inference.sliding_window.sweep`.
+        Stitched network output, from :func:`medseg.inference.sliding_window.sliding_window`.
     recipe
         What the bundle's post-processing asks for.
     source, prepared
@@ -132,7 +134,7 @@ def labels_on_source(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, 
 
 
 def field_on_source(
-    field: torch.Tensor, recipe: Recipe, source: MetaTensor, prepared: MetaTensor
+    field: torch.Tensor, recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor
 ) -> NDArray[np.float32]:
     """Take one field ``(H, W, D)`` from the network's grid to the source grid, by linear interpolation."""
     grid = _grid(recipe, source, prepared)
@@ -146,11 +148,11 @@ def field_on_source(
     return np.ascontiguousarray(fine[0].numpy().transpose(np.argsort(grid.axes)))
 
 
-def _activated(slab: Slab, recipe: Recipe) -> Slab:
+def _activated(slab: Chunk, recipe: InferenceConfig) -> Chunk:
     if recipe.activation == "softmax":
-        return Slab(slab.start, torch.softmax(slab.scores, dim=0))
+        return Chunk(slab.start, torch.softmax(slab.scores, dim=0))
     if recipe.activation == "sigmoid":
-        return Slab(slab.start, torch.sigmoid(slab.scores))
+        return Chunk(slab.start, torch.sigmoid(slab.scores))
     return slab
 
 
@@ -165,7 +167,7 @@ def _discrete(scores: torch.Tensor, threshold: float | None) -> LabelMap:
 
 
 def _from_labels(
-    slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
+    slabs: Iterable[Chunk], recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
 ) -> LabelMap:
     labels = None
     for slab in slabs:
@@ -180,7 +182,7 @@ def _from_labels(
 
 
 def _moved(
-    labels: LabelMap, recipe: Recipe, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
+    labels: LabelMap, recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
 ) -> LabelMap:
     """Labels on the network's grid, taken to the source grid by the nearest voxel."""
     # A position halfway between two voxels is rounded by noise in MONAI: only MONAI itself rounds the same way.
@@ -224,7 +226,7 @@ def _clean(labels: LabelMap, transform: Any) -> LabelMap:
 
 
 def _from_scores(
-    slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
+    slabs: Iterable[Chunk], recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor, grid: GridMap | None
 ) -> LabelMap:
     if grid is not None and grid.axes is not None:
         return _linear_aligned(slabs, recipe, grid, grid.axes)
@@ -234,7 +236,7 @@ def _from_scores(
     return _linear_traced(scores, recipe, source, prepared)
 
 
-def _stitched(slabs: Iterable[Slab], prepared: MetaTensor) -> torch.Tensor:
+def _stitched(slabs: Iterable[Chunk], prepared: MetaTensor) -> torch.Tensor:
     """The scores of the whole volume."""
     scores = None
     for slab in slabs:
@@ -248,7 +250,7 @@ def _stitched(slabs: Iterable[Slab], prepared: MetaTensor) -> torch.Tensor:
 # --- any other order: as written, by MONAI --------------------------------------------------------------------------
 
 
-def _as_written(slabs: Iterable[Slab], recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
+def _as_written(slabs: Iterable[Chunk], recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
     """What the bundle's own post-processing gives, with the trace of the preprocessing on image and scores."""
     written = recipe.post.written
     assert written is not None
@@ -291,7 +293,7 @@ def _lies_on(values: torch.Tensor, image: MetaTensor) -> bool:
 # --- scores, interpolated -------------------------------------------------------------------------------------------
 
 
-def _linear_aligned(slabs: Iterable[Slab], recipe: Recipe, grid: GridMap, axes: tuple[int, ...]) -> LabelMap:
+def _linear_aligned(slabs: Iterable[Chunk], recipe: InferenceConfig, grid: GridMap, axes: tuple[int, ...]) -> LabelMap:
     """Interpolate along one axis after the other, following the slabs; one plane is carried from slab to slab."""
     position = grid.coordinates(0, axes[0])
     lower = np.minimum(np.floor(position).astype(np.int64), max(grid.model_shape[0] - 2, 0))
@@ -318,7 +320,7 @@ def _linear_aligned(slabs: Iterable[Slab], recipe: Recipe, grid: GridMap, axes: 
 
 
 def _labels_across(
-    rows: NDArray[np.float64], columns: NDArray[np.float64], grid: GridMap, recipe: Recipe
+    rows: NDArray[np.float64], columns: NDArray[np.float64], grid: GridMap, recipe: InferenceConfig
 ) -> Callable[[torch.Tensor], NDArray[Any]]:
     """What gives the labels of planes ``(K, P, W, D)`` once their last two axes are interpolated."""
     _, width, depth = grid.model_shape
@@ -359,7 +361,7 @@ def _source_slabs(shape: Sequence[int], classes: int = 1) -> Iterable[tuple[int,
         yield begin, min(begin + step, shape[0])
 
 
-def _linear_traced(scores: torch.Tensor, recipe: Recipe, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
+def _linear_traced(scores: torch.Tensor, recipe: InferenceConfig, source: MetaTensor, prepared: MetaTensor) -> LabelMap:
     if recipe.threshold is not None:
         return _discrete(_invert(scores, recipe.preprocessing, prepared, nearest=False), recipe.threshold)
     best = torch.full(tuple(source.shape[1:]), -torch.inf)

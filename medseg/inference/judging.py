@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, MedsegError
-from medseg.inference.foreground import Crop, ForegroundKeeper
+from medseg.inference.foreground import Crop, ProbabilityCrop
 from medseg.inference.invert import field_on_source
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.trust.trust_files import TrustState, trust_state
 
 if TYPE_CHECKING:
-    from medseg.trust.trust_model import Judge, Trust
+    from medseg.trust.trust_model import TrustModel, Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Judging:
         Whether the map of doubt is wanted on the source grid.
     """
 
-    def __init__(self, judge: Judge | None, state: TrustState, *, keep_doubt: bool = False) -> None:
+    def __init__(self, judge: TrustModel | None, state: TrustState, *, keep_doubt: bool = False) -> None:
         self._judge, self.state, self._keep_doubt = judge, state, keep_doubt
 
     @classmethod
@@ -93,7 +93,7 @@ class Judging:
         """
         if self._judge is None:
             return predictor.predict(image, modality), None, 0.0
-        keeper = _Timed(ForegroundKeeper(predictor.recipe))
+        keeper = _Timed(ProbabilityCrop(predictor.recipe))
         prediction = predictor.predict(image, modality, watch=keeper)
         begin = time.perf_counter()
         assert prediction.prepared is not None
@@ -101,7 +101,7 @@ class Judging:
         return prediction, assessment, time.perf_counter() - begin + keeper.seconds
 
     def _assess(
-        self, predictor: Predictor, source: MetaTensor, prepared: MetaTensor, keeper: ForegroundKeeper
+        self, predictor: Predictor, source: MetaTensor, prepared: MetaTensor, keeper: ProbabilityCrop
     ) -> Assessment:
         assert self._judge is not None
         try:
@@ -122,7 +122,7 @@ class Judging:
 class _Timed:
     """Adds up the time that keeping takes."""
 
-    def __init__(self, keeper: ForegroundKeeper) -> None:
+    def __init__(self, keeper: ProbabilityCrop) -> None:
         self.keeper, self.seconds = keeper, 0.0
 
     def __call__(self, slab: Any) -> None:
@@ -131,13 +131,13 @@ class _Timed:
         self.seconds += time.perf_counter() - begin
 
 
-def _open_judge(bundle: Bundle, network: torch.nn.Module, device: str) -> Judge | None:
-    from medseg.trust.trust_model import Judge
+def _open_judge(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustModel | None:
+    from medseg.trust.trust_model import TrustModel
 
-    return Judge.open(bundle, network, device)
+    return TrustModel.open(bundle, network, device)
 
 
-def _as_json(trust: Trust, bundle: Bundle, look_at_mm: Sequence[float] | None) -> dict[str, Any]:
+def _as_json(trust: Verdict, bundle: Bundle, look_at_mm: Sequence[float] | None) -> dict[str, Any]:
     structures = [
         {
             "label": label,
@@ -152,7 +152,7 @@ def _as_json(trust: Trust, bundle: Bundle, look_at_mm: Sequence[float] | None) -
     return {**_of_case(structures, verdict, trust.flags), "look_at_mm": look_at_mm, "case_class": _kind(trust)}
 
 
-def _kind(trust: Trust) -> dict[str, Any] | None:
+def _kind(trust: Verdict) -> dict[str, Any] | None:
     """The most probable kind of case; None if the bundle does not tell kinds."""
     if not trust.case_class:
         return None

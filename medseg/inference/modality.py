@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from medseg.bundle import Bundle
-from medseg.inference.cases import Case
+from medseg.inference.cases import InputCase
 from medseg.ingest import SeriesRecord
 
 _CODES = {
@@ -38,7 +38,7 @@ def expected_modalities(bundle: Bundle) -> tuple[frozenset[str], ...]:
     return tuple(found)
 
 
-def check_modality(case: Case, expected: tuple[frozenset[str], ...], bundle: str) -> Case:
+def check_modality(case: InputCase, expected: tuple[frozenset[str], ...], bundle: str) -> InputCase:
     """The case, refused as ``wrong-modality`` if a channel's series states another one; NIfTI files state none."""
     if case.refusal is not None or len(case.channels) != len(expected):
         return case

@@ -14,13 +14,13 @@ from monai.data import MetaTensor
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
 from medseg.errors import CaseFailed
-from medseg.inference.choice import Choice, engine_of
-from medseg.inference.config import joined, read_recipe
-from medseg.inference.ensemble import Networks, View, check_mirror, load_members, member_digest, mirrored_axes, views
+from medseg.inference.choice import EngineChoice, engine_of
+from medseg.inference.config import joined, read_inference_config
+from medseg.inference.ensemble import Networks, TTAView, check_mirror, load_models, member_digest, mirrored_axes, views
 from medseg.inference.invert import LabelMap, labels_on_source
 from medseg.inference.preprocess import geometry_of, prepare
 from medseg.inference.quantised import place_of
-from medseg.inference.sliding_window import Slab, sweep
+from medseg.inference.sliding_window import Chunk, sliding_window
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Predictor:
         probabilities of all combinations are averaged.
     ensemble
         Bundles or weights files whose networks are averaged with the bundle's own, see
-        :func:`medseg.inference.ensemble.load_members`.
+        :func:`medseg.inference.ensemble.load_models`.
     folder
         Keeps a quantised network, so that others compute with the same one; None keeps it in memory.
 
@@ -89,20 +89,20 @@ class Predictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         device = resolve_device(device)
         self.device, self.mirror, self.ensemble = device, tuple(mirror), tuple(ensemble)
-        choice = Choice(engine_of(device, precision, engine), windows)
+        choice = EngineChoice(engine_of(device, precision, engine), windows)
         check_mirror(self.mirror, self.bundle)
-        self.recipe = read_recipe(self.bundle)
+        self.recipe = read_inference_config(self.bundle)
         network = self.bundle.load_network(device)
-        members = [network, *load_members(self.bundle, network, self.ensemble, device)]
+        members = [network, *load_models(self.bundle, network, self.ensemble, device)]
         self.networks = Networks(members, self.recipe, device, _places(folder, self.bundle, self.ensemble))
         self.use(choice)
 
-    def use(self, choice: Choice) -> None:
+    def use(self, choice: EngineChoice) -> None:
         """Run the network in the given way from now on."""
         self.networks.use(choice)
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> EngineChoice:
         """How the network is run."""
         return self.networks.choice
 
@@ -117,7 +117,7 @@ class Predictor:
         modality: str | None = None,
         *,
         keep_scores: bool = False,
-        watch: Callable[[Slab], None] | None = None,
+        watch: Callable[[Chunk], None] | None = None,
     ) -> Prediction:
         """Label one volume.
 
@@ -156,7 +156,7 @@ class Predictor:
 
     def predict_each(
         self, image: MetaTensor, modality: str | None = None, *, mirror: Sequence[str] | None = None
-    ) -> Iterator[tuple[View, LabelMap]]:
+    ) -> Iterator[tuple[TTAView, LabelMap]]:
         """Label one volume once per view (network and mirroring), without averaging: their agreement tells of doubt.
 
         Parameters
@@ -188,7 +188,7 @@ class Predictor:
         """The image as the network sees it, see :func:`medseg.inference.preprocess.prepare`."""
         return prepare(source, self.bundle, self.recipe, modality)
 
-    def _views(self, prepared: MetaTensor, mirror: Sequence[str]) -> tuple[View, ...]:
+    def _views(self, prepared: MetaTensor, mirror: Sequence[str]) -> tuple[TTAView, ...]:
         return views(len(self.networks.members), mirrored_axes(mirror, geometry_of(prepared)))
 
     def _label(
@@ -197,12 +197,12 @@ class Predictor:
         prepared: MetaTensor,
         scores_of: Callable[[torch.Tensor], torch.Tensor],
         kept: list[torch.Tensor] | None = None,
-        watch: Callable[[Slab], None] | None = None,
+        watch: Callable[[Chunk], None] | None = None,
     ) -> LabelMap:
         """Labels on the source grid from the windows of a prepared volume."""
         volume = prepared.as_tensor().float()
         self.networks.learn(volume)
-        slabs: Iterable[Slab] = sweep(volume, self.networks.windows(volume), scores_of, kept)
+        slabs: Iterable[Chunk] = sliding_window(volume, self.networks.windows(volume), scores_of, kept)
         labels = labels_on_source(_watched(slabs, watch) if watch else slabs, self.recipe, source, prepared)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
@@ -216,7 +216,7 @@ def _places(folder: Path | None, bundle: Bundle, ensemble: Sequence[str]) -> lis
     return [place_of(folder, digest) for digest in (bundle.sha256, *map(member_digest, ensemble))]
 
 
-def _watched(slabs: Iterable[Slab], watch: Callable[[Slab], None]) -> Iterator[Slab]:
+def _watched(slabs: Iterable[Chunk], watch: Callable[[Chunk], None]) -> Iterator[Chunk]:
     for slab in slabs:
         watch(slab)
         yield slab

@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, CaseFailed, Refusal
 from medseg.geometry import Geometry
-from medseg.inference.config import Recipe, others_of
+from medseg.inference.config import InferenceConfig, others_of
 
 
-def prepare(source: MetaTensor, bundle: Bundle, recipe: Recipe, modality: str | None = None) -> MetaTensor:
+def prepare(source: MetaTensor, bundle: Bundle, recipe: InferenceConfig, modality: str | None = None) -> MetaTensor:
     """Check one volume and do the bundle's preprocessing.
 
     Parameters
@@ -60,7 +60,7 @@ def geometry_of(image: MetaTensor) -> Geometry:
     return Geometry((height, width, depth), np.asarray(image.affine, dtype=np.float64))
 
 
-def _check(source: MetaTensor, bundle: Bundle, recipe: Recipe, modality: str | None) -> None:
+def _check(source: MetaTensor, bundle: Bundle, recipe: InferenceConfig, modality: str | None) -> None:
     others = others_of(source)
     channels = source.shape[0] + sum(other.shape[0] for other in others.values())
     if source.ndim != 4 or channels != bundle.input_channels or recipe.keys[1:] != tuple(others):

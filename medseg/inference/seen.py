@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medseg.bundle import TrainingData
-from medseg.inference.cases import Case
+from medseg.inference.cases import InputCase
 from medseg.ingest import SeriesRecord
 from medseg.ingest import walk as archives
 from medseg.manifests.create import path_checksum
 
 
-def seen_in_training(case: Case, sums: Mapping[str, str], known: TrainingData | None) -> bool | None:
+def seen_in_training(case: InputCase, sums: Mapping[str, str], known: TrainingData | None) -> bool | None:
     """Whether any channel of a case is an image that was trained on; ``None`` if the bundle does not tell.
 
     Parameters

@@ -72,7 +72,7 @@ class WindowPlan:
 
 
 @dataclass(frozen=True)
-class Slab:
+class Chunk:
     """Finished planes of the first axis.
 
     Parameters
@@ -109,9 +109,9 @@ def spread_windows(volume: torch.Tensor, settings: WindowSettings, count: int) -
         yield _window(padded, start, plan.roi_size)[None]
 
 
-def sweep(
+def sliding_window(
     volume: torch.Tensor, settings: WindowSettings, network: Network, kept: list[torch.Tensor] | None = None
-) -> Iterator[Slab]:
+) -> Iterator[Chunk]:
     """Run ``network`` over all windows of a volume and hand on the stitched planes as soon as they are final.
 
     Parameters
@@ -149,7 +149,7 @@ def sweep(
     yield from _kept(stitcher.advance(plan.padded_shape[0]), kept)
 
 
-def _kept(slabs: Iterable[Slab], kept: list[torch.Tensor] | None) -> Iterator[Slab]:
+def _kept(slabs: Iterable[Chunk], kept: list[torch.Tensor] | None) -> Iterator[Chunk]:
     for slab in slabs:
         if kept is not None:
             kept.append(slab.scores.clone())
@@ -174,7 +174,7 @@ class _Stitcher:
             self.sums[:, :, j : j + width, k : k + depth].addcmul_(score, self.weights)
             self.counts[:, j : j + width, k : k + depth].add_(self.weights)
 
-    def advance(self, to: int) -> Iterator[Slab]:
+    def advance(self, to: int) -> Iterator[Chunk]:
         """Hand on the planes before ``to`` and move the buffer there."""
         done = to - self.first
         if done == 0 or self.sums is None:
@@ -191,14 +191,14 @@ class _Stitcher:
         self.counts[kept:] = 0
         self.first = to
 
-    def _without_padding(self, ready: torch.Tensor) -> Iterator[Slab]:
+    def _without_padding(self, ready: torch.Tensor) -> Iterator[Chunk]:
         before, (height, width, depth) = self.plan.pad_before, self.shape
         low = max(self.first, before[0])
         high = min(self.first + ready.shape[1], before[0] + height)
         if low < high:
             inner = ready[:, low - self.first : high - self.first]
             inner = inner[:, :, before[1] : before[1] + width, before[2] : before[2] + depth]
-            yield Slab(low - before[0], inner)
+            yield Chunk(low - before[0], inner)
 
 
 def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> torch.Tensor:

@@ -13,14 +13,14 @@ import torch
 from medseg.trust.fit import TrustCase
 
 
-class Spool(Sequence[TrustCase]):
+class CaseCache(Sequence[TrustCase]):
     """A sequence of cases in a temporary folder, removed with the ``with`` block; probabilities in half precision."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="medseg-trust-")
         self._facts: list[TrustCase] = []
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> CaseCache:
         return self
 
     def __exit__(self, *_: object) -> None:

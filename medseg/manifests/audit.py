@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
 from medseg.labels import fault_of, gap_message
 from medseg.manifests.audit_facts import CaseFacts, gather
-from medseg.manifests.audit_findings import AuditReport, Finding
+from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import explain_fold_gaps, patient_of
 
@@ -61,21 +61,21 @@ _ROUNDING_MM = 1e-6
 _TRAINING = ("training", "validation")
 
 
-def check_cases(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+def check_cases(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
     """Findings that concern one case each; ``labels`` are the declared values."""
     for case in facts:
         yield from case.problems
         yield from _grids(case)
         yield from _label_values(case, labels)
         if any(image.constant for image in case.images):
-            yield Finding("constant-image", "all voxels have the same value", (case.case,))
+            yield AuditFinding("constant-image", "all voxels have the same value", (case.case,))
         if case.section in _TRAINING and not case.item.get("label"):
-            yield Finding("no-label", "a case to train on has no label", (case.case,))
+            yield AuditFinding("no-label", "a case to train on has no label", (case.case,))
     yield from _channel_counts(facts)
     yield from _rounding_noise(facts)
 
 
-def _grids(case: CaseFacts) -> Iterator[Finding]:
+def _grids(case: CaseFacts) -> Iterator[AuditFinding]:
     if not case.images:
         return
     image = case.images[0].geometry
@@ -85,35 +85,35 @@ def _grids(case: CaseFacts) -> Iterator[Finding]:
             other_grid = image.shape != channel.geometry.shape and share >= SMALLEST_COVERAGE
             code = "channels-on-different-grids" if other_grid else "channel-mismatch"
             message = f"a channel {channel.geometry.mismatch(image)} and covers {share:.0%} of it"
-            yield Finding(code, message, (case.case,))
+            yield AuditFinding(code, message, (case.case,))
     for label in case.labels:
         if not image.matches(label.geometry):
             message = f"the label {label.geometry.mismatch(image)}"
-            yield Finding("geometry-mismatch", message, (case.case,))
+            yield AuditFinding("geometry-mismatch", message, (case.case,))
 
 
-def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Finding]:
+def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[AuditFinding]:
     name = (case.case,)
     for label in case.labels:
         fault = fault_of(label.values, declared)
         if fault is not None:
-            yield Finding(fault.kind, fault.message, name)
+            yield AuditFinding(fault.kind, fault.message, name)
         elif not set(label.values.voxels) - {0}:
-            yield Finding("empty-label", "the label map holds nothing but background", name)
+            yield AuditFinding("empty-label", "the label map holds nothing but background", name)
         if label.values.rounded_by > 0 and not label.values.fractional:
             message = f"values lie up to {label.values.rounded_by:.2g} from whole numbers, and are rounded when read"
-            yield Finding("rounded-labels", message, name)
+            yield AuditFinding("rounded-labels", message, name)
 
 
-def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     counts = {case.case: 1 if isinstance(case.item["image"], str) else len(case.item["image"]) for case in facts}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=1)
     for case, count in counts.items():
         if count != usual:
-            yield Finding("channel-mismatch", f"has {count} channels; the other cases have {usual}", (case,))
+            yield AuditFinding("channel-mismatch", f"has {count} channels; the other cases have {usual}", (case,))
 
 
-def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     noise = {
         case.case: case.images[0].geometry.displacement_mm(label.geometry)
         for case in facts
@@ -123,7 +123,7 @@ def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     noisy = {name: distance for name, distance in noise.items() if _ROUNDING_MM < distance <= POSITION_TOLERANCE_MM}
     if noisy:
         message = f"image and label differ by up to {max(noisy.values()):.2g} mm, within {POSITION_TOLERANCE_MM} mm"
-        yield Finding("rounding-noise", message, tuple(noisy))
+        yield AuditFinding("rounding-noise", message, tuple(noisy))
 
 
 _OUTLIER_Z = 6.0
@@ -134,7 +134,7 @@ _ONE_SCALE = 20.0
 _MAD_TO_SIGMA = 1.4826
 
 
-def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
     """Findings that need all cases; ``labels`` are the declared values."""
     yield from _presence(facts, labels)
     yield from _duplicates(facts)
@@ -143,7 +143,7 @@ def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterat
     yield from _spacings(facts)
 
 
-def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[Finding]:
+def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
     """What occurs anywhere, against what is declared; label maps that are no label maps say nothing about it."""
     maps = [label for case in facts for label in case.labels if not label.values.fractional]
     if not maps:
@@ -151,31 +151,33 @@ def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator
     present = {value for label in maps for value in label.values.voxels}
     if 0 not in present:
         message = f"no voxel is 0 in any of the {len(maps)} label maps, so the background never occurs"
-        yield Finding("no-background", message)
+        yield AuditFinding("no-background", message)
     if not present - {0}:
-        yield Finding("nothing-labelled", f"{len(maps)} label maps hold nothing but background")
+        yield AuditFinding("nothing-labelled", f"{len(maps)} label maps hold nothing but background")
         return
     if not labels:
-        yield Finding("no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning")
+        yield AuditFinding(
+            "no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning"
+        )
     gaps = gap_message(labels or present)
     if gaps:
-        yield Finding("label-gaps", gaps)
+        yield AuditFinding("label-gaps", gaps)
     never = sorted(set(labels) - present - {0})
     if never:
-        yield Finding(
+        yield AuditFinding(
             "label-never-present", "no case has " + ", ".join(f"{value} ({labels[value]})" for value in never)
         )
     trained = [(case.item.get("fold"), case) for case in facts if case.section == "training" and case.labels]
     without = explain_fold_gaps([(fold, _values(case)) for fold, case in trained], labels)
     if without:
-        yield Finding("fold-without-class", without)
+        yield AuditFinding("fold-without-class", without)
 
 
 def _values(case: CaseFacts) -> set[int]:
     return {value for label in case.labels for value in label.values.voxels}
 
 
-def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     images: dict[str, list[CaseFacts]] = defaultdict(list)
     labels: dict[str, list[CaseFacts]] = defaultdict(list)
     for case in facts:
@@ -187,14 +189,14 @@ def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     for cases in images.values():
         if len(cases) > 1:
             names = tuple(dict.fromkeys(case.case for case in cases))
-            yield Finding("duplicate-content", f"{len(cases)} images have the very same voxel values", names)
+            yield AuditFinding("duplicate-content", f"{len(cases)} images have the very same voxel values", names)
     for cases in labels.values():
         if len(cases) > 1:
             names = tuple(dict.fromkeys(case.case for case in cases))
-            yield Finding("duplicate-label", f"{len(cases)} label maps are the very same", names)
+            yield AuditFinding("duplicate-label", f"{len(cases)} label maps are the very same", names)
 
 
-def _intensities(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _intensities(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     by_channel: dict[int, list[tuple[str, tuple[float, float, float]]]] = defaultdict(list)
     for case in facts:
         for channel, image in enumerate(case.images):
@@ -203,13 +205,15 @@ def _intensities(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         yield from _channel_intensities(channel, rows)
 
 
-def _channel_intensities(channel: int, rows: Sequence[tuple[str, tuple[float, float, float]]]) -> Iterator[Finding]:
+def _channel_intensities(
+    channel: int, rows: Sequence[tuple[str, tuple[float, float, float]]]
+) -> Iterator[AuditFinding]:
     values = np.array([percentiles for _, percentiles in rows])
     extents = np.maximum(values[:, 2] - values[:, 0], 1e-12)
     smallest, largest = np.quantile(extents, [0.02, 0.98])
     if largest > _ONE_SCALE * smallest:
         message = f"channel {channel}: the images' intensity ranges differ by a factor of {largest / smallest:.3g}"
-        yield Finding("no-common-scale", message)
+        yield AuditFinding("no-common-scale", message)
         return
     scores = np.abs(np.stack([robust_z(column) for column in values.T])).max(axis=0)
     for (case, (low, middle, high)), score in zip(rows, scores, strict=True):
@@ -218,10 +222,10 @@ def _channel_intensities(channel: int, rows: Sequence[tuple[str, tuple[float, fl
                 f"channel {channel}: 1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; "
                 f"the others' medians are {', '.join(f'{value:.4g}' for value in np.median(values, axis=0))}"
             )
-            yield Finding("intensity-outlier", message, (case,))
+            yield AuditFinding("intensity-outlier", message, (case,))
 
 
-def _volumes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _volumes(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     volumes: dict[int, dict[str, float]] = defaultdict(dict)
     for case in facts:
         for label in case.labels:
@@ -234,10 +238,10 @@ def _volumes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         for (name, volume_ml), score in zip(of_case.items(), scores, strict=True):
             if abs(score) > _OUTLIER_Z:
                 message = f"label {value} has {volume_ml:.3g} ml; the median is {usual:.3g} ml"
-                yield Finding("label-volume-outlier", message, (name,))
+                yield AuditFinding("label-volume-outlier", message, (name,))
 
 
-def _spacings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _spacings(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     cases = [case for case in facts if case.images]
     volumes = np.array([case.images[0].geometry.voxel_volume_mm3 for case in cases])
     if len(cases) < _ENOUGH_CASES:
@@ -246,7 +250,7 @@ def _spacings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     for case, score, volume in zip(cases, robust_z(np.log(volumes)), volumes, strict=True):
         if abs(score) > _OUTLIER_Z and not 0.25 < volume / usual < 4.0:
             message = f"voxels of {volume:.3g} mm³; the median is {usual:.3g} mm³"
-            yield Finding("spacing-outlier", message, (case.case,))
+            yield AuditFinding("spacing-outlier", message, (case.case,))
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -266,7 +270,7 @@ _MOST_OF_ONE_SCAN = 4
 """A step that more cases share is a convention of the dataset (a normalisation), not the mark of one scan."""
 
 
-def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     """One patient in two folds, or in training and test; and pairs that look like one scan under two names."""
     by_patient: dict[str, list[CaseFacts]] = defaultdict(list)
     for case in facts:
@@ -275,13 +279,13 @@ def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         names = tuple(case.case for case in cases)
         parts = {_part(case) for case in cases}
         if "test" in parts and len(parts) > 1:
-            yield Finding("patient-in-test", f"one patient is in {_list(parts)}", names)
+            yield AuditFinding("patient-in-test", f"one patient is in {_list(parts)}", names)
         elif len(parts - {"training"}) > 1:
-            yield Finding("patient-in-two-folds", f"one patient is in {_list(parts)}", names)
+            yield AuditFinding("patient-in-two-folds", f"one patient is in {_list(parts)}", names)
     yield from _suspected_same_scan(facts)
 
 
-def _suspected_same_scan(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _suspected_same_scan(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     by_step: dict[float, list[CaseFacts]] = defaultdict(list)
     for case in facts:
         for step in {image.step for image in case.images} - {0.0}:
@@ -291,27 +295,29 @@ def _suspected_same_scan(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         parts = {_part(case) for case in cases}
         if len(patients) > 1 and len(parts) > 1 and len(cases) <= _MOST_OF_ONE_SCAN:
             message = f"values in steps of {step:g} in these cases only, which are in {_list(parts)}"
-            yield Finding("suspected-same-scan", message, tuple(case.case for case in cases))
+            yield AuditFinding("suspected-same-scan", message, tuple(case.case for case in cases))
 
 
-def check_declarations(manifest: Manifest) -> Iterator[Finding]:
+def check_declarations(manifest: Manifest) -> Iterator[AuditFinding]:
     """Licence, patients, folds and checksums: what a reader needs to trust a split."""
     items = [item for _, _, item in manifest.items()]
     training = manifest.training
     if not training:
-        yield Finding("no-items", "found no item under `training`")
+        yield AuditFinding("no-items", "found no item under `training`")
     if not manifest.licence:
-        yield Finding("no-licence", "the manifest names no licence")
+        yield AuditFinding("no-licence", "the manifest names no licence")
     if items and not any(item.get("patient_id") for item in items):
-        yield Finding("no-patient-ids", "no item names its patient")
+        yield AuditFinding("no-patient-ids", "no item names its patient")
     split = [item for item in training if "fold" in item]
     if training and not split and "validation" not in manifest.content:
-        yield Finding("no-folds", "no training item has a fold")
+        yield AuditFinding("no-folds", "no training item has a fold")
     elif split and len(split) < len(training):
-        yield Finding("partly-split", f"{len(training) - len(split)} of {len(training)} training items have no fold")
+        yield AuditFinding(
+            "partly-split", f"{len(training) - len(split)} of {len(training)} training items have no fold"
+        )
     without = sum("sha256" not in item for item in items)
     if without:
-        yield Finding("no-checksums", f"{without} of {len(items)} items have no SHA-256 sums")
+        yield AuditFinding("no-checksums", f"{without} of {len(items)} items have no SHA-256 sums")
 
 
 def _part(case: CaseFacts) -> str:

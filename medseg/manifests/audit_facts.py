@@ -16,7 +16,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import case_id_of, read_volume
 from medseg.labels import LabelScheme, LabelValues, examine
-from medseg.manifests.audit_findings import Finding
+from medseg.manifests.audit_findings import AuditFinding
 from medseg.manifests.create import path_checksum
 from medseg.manifests.manifest import Item, Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -62,7 +62,7 @@ class CaseFacts:
     item: Item
     images: tuple[VolumeFacts, ...] = ()
     labels: tuple[VolumeFacts, ...] = ()
-    problems: tuple[Finding, ...] = ()
+    problems: tuple[AuditFinding, ...] = ()
 
 
 def case_of(item: Item) -> str:
@@ -100,17 +100,17 @@ def gather(
 def _inspect(task: tuple[Path, LabelScheme, str, Item]) -> CaseFacts:
     dataset_dir, scheme, section, item = task
     case, manifest = case_of(item), Manifest({}, dataset_dir)
-    problems: list[Finding] = []
+    problems: list[AuditFinding] = []
     images = _volumes(manifest, item, "image", problems)
     labels = _volumes(manifest, item, "label", problems, scheme)
     if len(labels) > 1:
         message = f"the case names {len(labels)} label files, expected one label map that holds all structures"
-        problems.append(Finding("several-labels", message, (case,)))
+        problems.append(AuditFinding("several-labels", message, (case,)))
     return CaseFacts(case, section, item, tuple(images), tuple(labels), tuple(problems))
 
 
 def _volumes(
-    manifest: Manifest, item: Item, key: str, problems: list[Finding], scheme: LabelScheme | None = None
+    manifest: Manifest, item: Item, key: str, problems: list[AuditFinding], scheme: LabelScheme | None = None
 ) -> list[VolumeFacts]:
     case = (case_of(item),)
     volumes = []
@@ -119,14 +119,14 @@ def _volumes(
     sums = expected if isinstance(expected, list) else [expected]
     for number, path in enumerate(manifest.files(item, key)):
         if not path.exists():
-            problems.append(Finding("missing-file", f"{key} {path.name} does not exist", case))
+            problems.append(AuditFinding("missing-file", f"{key} {path.name} does not exist", case))
             continue
         if number < len(sums) and path_checksum(path) != sums[number]:
-            problems.append(Finding("checksum-mismatch", f"{key} {path.name} has another SHA-256 sum", case))
+            problems.append(AuditFinding("checksum-mismatch", f"{key} {path.name} has another SHA-256 sum", case))
         try:
             volumes.append(_facts(path, scheme))
         except Refusal as refusal:
-            problems.append(Finding(refusal.code, f"{key} {path.name}: {refusal.message}", case))
+            problems.append(AuditFinding(refusal.code, f"{key} {path.name}: {refusal.message}", case))
     return volumes
 
 

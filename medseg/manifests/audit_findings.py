@@ -69,7 +69,7 @@ CODES: Mapping[str, tuple[Severity, str]] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One thing that is wrong, or worth knowing.
 
     Parameters
@@ -125,7 +125,7 @@ class AuditReport:
 
     n_cases: int
     n_patients: int
-    findings: Sequence[Finding]
+    findings: Sequence[AuditFinding]
 
     @property
     def blocks_training(self) -> bool:

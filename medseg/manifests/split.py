@@ -69,7 +69,7 @@ def split(manifest: Manifest, folds: int, seed: int, test_fraction: float = 0.0,
         raise UsageError(f"found {len(groups)} patients for {folds} folds; a fold needs at least one: lower --folds")
     shares = [(1 - test_fraction) / folds] * folds + ([test_fraction] if test_fraction else [])
     volumes_ml = [_volumes_ml(manifest, item) for item in pool] if stratify else []
-    part_of = deal(_features(groups, pool, volumes_ml), shares, seed)
+    part_of = assign_folds(_features(groups, pool, volumes_ml), shares, seed)
     training: list[Item] = []
     test: list[Item] = list(unlabelled)
     for item in pool:
@@ -96,7 +96,7 @@ def patient_of(item: Item) -> str:
     return str(patient) if patient not in (None, "") else f"image:{item['image']}"
 
 
-def deal(features: Mapping[str, NDArray[np.float64]], shares: Sequence[float], seed: int) -> dict[str, int]:
+def assign_folds(features: Mapping[str, NDArray[np.float64]], shares: Sequence[float], seed: int) -> dict[str, int]:
     """Deal groups out to parts so that every part gets its share of every feature.
 
     Parameters

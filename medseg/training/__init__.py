@@ -2,17 +2,17 @@
 
 from medseg.devices import compiled
 from medseg.training.adversary import AdversarialLoss, Adversary, feature_matching, gradient_penalty
-from medseg.training.checkpoints import Checkpoints, better, save_weights
+from medseg.training.checkpoints import Checkpoints, higher_is_better, save_weights
 from medseg.training.configuration import check_ids
 from medseg.training.data import DrawSampler, TrainingDataset, data_root, fold_items, image_items, training_loader
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
 from medseg.training.distributed import local_device, start_processes, stop_processes
 from medseg.training.initialise import started
-from medseg.training.mean_teacher import Unlabelled, unlabelled_cases
-from medseg.training.metrics_log import Journal
+from medseg.training.mean_teacher import MeanTeacher, unlabelled_cases
+from medseg.training.metrics_log import MetricsLogger
 from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
-from medseg.training.schedule import AdversarialSchedule, OneCycle, Turn
+from medseg.training.schedule import AdversarialSchedule, OneCycle, StepPlan
 from medseg.training.step import WarmAverage, averaged
 from medseg.training.synthesis import (
     FeatureEncoder,
@@ -20,8 +20,8 @@ from medseg.training.synthesis import (
     ImageAdversary,
     NoSupervision,
     RestorationLoss,
-    closer,
     frechet_distance,
+    lower_is_better,
     nearest,
 )
 from medseg.training.trainer import AdversarialSegmentationTrainer
@@ -38,12 +38,15 @@ __all__ = [
     "FrechetDistance",
     "ImageAdversary",
     "Journal",
+    "MeanTeacher",
+    "MetricsLogger",
     "NoSupervision",
     "NoiseGrids",
     "OneCycle",
     "RestorationGrids",
     "RestorationLoss",
     "Samples",
+    "StepPlan",
     "TrainingDataset",
     "TrainingResult",
     "Turn",
@@ -59,8 +62,10 @@ __all__ = [
     "fold_items",
     "frechet_distance",
     "gradient_penalty",
+    "higher_is_better",
     "image_items",
     "local_device",
+    "lower_is_better",
     "nearest",
     "parameters_of",
     "save_weights",
@@ -71,3 +76,7 @@ __all__ = [
     "training_loader",
     "unlabelled_cases",
 ]
+
+# The names of the first version, for bundles that say them; they go with the next one.
+Journal, Turn, Unlabelled = MetricsLogger, StepPlan, MeanTeacher
+better, closer = higher_is_better, lower_is_better

@@ -17,7 +17,7 @@ from torch import nn
 from medseg.errors import UsageError
 from medseg.files import atomic_path, remove_leftovers
 from medseg.training.configuration import enclosing_parser
-from medseg.training.data import capture_randomness, restore_randomness
+from medseg.training.data import random_state, set_random_state
 from medseg.training.distributed import is_first
 from medseg.training.resume import Change, Conditions, allowed_changes, conditions_of, with_same_start
 from medseg.training.schedule import shift_cycles
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medseg.training.trainer import AdversarialSegmentationTrainer
 
 
-def better(current: float, best: float) -> bool:
+def higher_is_better(current: float, best: float) -> bool:
     """Whether ``current`` is a better key metric than ``best``; NaN never is, and never stays."""
     return not math.isnan(current) and (math.isnan(best) or current > best)
 
@@ -107,7 +107,7 @@ class Checkpoints:
     def save(self, engine: AdversarialSegmentationTrainer) -> Path:
         """Write the state of the run as it is between two iterations."""
         state = engine.capture()
-        state["randomness"] = capture_randomness()
+        state["randomness"] = random_state()
         state["conditions"] = self.conditions(engine).text() if is_first() else ""
         state["parts"] = json.dumps(self.parts)
         state["shift"] = self._shift
@@ -143,7 +143,7 @@ class Checkpoints:
         state = self._load(path, engine.state.device)
         changes = self._changes(path, state, engine)
         engine.restore(state)
-        restore_randomness(state["randomness"])
+        set_random_state(state["randomness"])
         if self.evaluator is not None and "validation" in state:
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
         iteration = int(state["iteration"])

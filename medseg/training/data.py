@@ -251,7 +251,7 @@ def image_items(
     return [{"image": paths[0] if len(paths) == 1 else paths} for paths in files]
 
 
-def capture_randomness() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """State of torch (CPU and CUDA), numpy and Python's ``random``."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
@@ -263,7 +263,7 @@ def capture_randomness() -> dict[str, Any]:
     }
 
 
-def restore_randomness(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     """Go back to a captured state."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():

@@ -41,7 +41,7 @@ class Views:
     prediction: Tensor | None = None
 
 
-class Unlabelled:
+class MeanTeacher:
     """A batch of unlabelled images for every iteration, and how much each way of learning from them counts.
 
     The generator learns from them through the discriminator (Hung et al. 2018, arXiv 1802.07934), and from the labels
@@ -123,8 +123,8 @@ def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
     start: int = 0,
     ramp: int = 0,
     adversarial: bool = True,
-) -> Unlabelled | None:
-    """:class:`Unlabelled` from a list of cases; None if the list is empty or both of its weights are 0.
+) -> MeanTeacher | None:
+    """:class:`MeanTeacher` from a list of cases; None if the list is empty or both of its weights are 0.
 
     Parameters
     ----------
@@ -133,10 +133,10 @@ def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
     batch_size, iterations, num_workers
         As for :func:`medseg.training.training_loader`.
     consistency, start, ramp, adversarial
-        As for :class:`Unlabelled`.
+        As for :class:`MeanTeacher`.
     """
     if not data or not (consistency or adversarial):
         return None
     dataset = TrainingDataset(data, transform, seed=seed + 1)  # + 1: not the augmentation of the labelled cases
     loader = training_loader(dataset, batch_size, iterations, num_workers=num_workers)
-    return Unlabelled(loader, consistency=consistency, start=start, ramp=ramp, adversarial=adversarial)
+    return MeanTeacher(loader, consistency=consistency, start=start, ramp=ramp, adversarial=adversarial)

@@ -187,7 +187,7 @@ def scalars(output: Any) -> dict[str, float]:
     return {name: float(torch.as_tensor(first[name]).detach().mean()) for name in SCALARS if name in first}
 
 
-class Journal:
+class MetricsLogger:
     """Handler that writes ``metrics.csv``, TensorBoard events and, on request, MLflow metrics after each epoch.
 
     Losses and accuracies are means over all processes; validation is that of the first one, whose model is kept.

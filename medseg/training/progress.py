@@ -9,7 +9,7 @@ from ignite.engine import Events
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from medseg.training.metrics_log import Journal, describe, scalars
+from medseg.training.metrics_log import MetricsLogger, describe, scalars
 
 if TYPE_CHECKING:
     from medseg.training.trainer import AdversarialSegmentationTrainer
@@ -70,7 +70,7 @@ class ProgressDisplay:
 
     def _line(self, engine: AdversarialSegmentationTrainer) -> None:
         journal = engine.stateful.get("journal")
-        if not isinstance(journal, Journal) or not journal.rows:
+        if not isinstance(journal, MetricsLogger) or not journal.rows:
             return
         state = engine.state
         left = engine.iterations - state.iteration

@@ -22,7 +22,7 @@ from medseg.training.checkpoints import Checkpoints
 from medseg.training.configuration import check_overrides
 from medseg.training.data import with_folder
 from medseg.training.failures import ended_by_signal, named_failure, record_of
-from medseg.training.metrics_log import Journal
+from medseg.training.metrics_log import MetricsLogger
 from medseg.training.publish import describe_run, publish, require_same_network
 from medseg.training.stopping import StopRequest, locked
 from medseg.training.trainer import AdversarialSegmentationTrainer
@@ -163,7 +163,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 class _Run:
     trainer: AdversarialSegmentationTrainer
     checkpoints: Checkpoints
-    journal: Journal | None = None
+    journal: MetricsLogger | None = None
 
     def __init__(self, bundle: Bundle, workflow: ConfigWorkflow, folder: Path, given: Mapping[str, Any]) -> None:
         self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
@@ -181,7 +181,7 @@ class _Run:
                 "Run it with: python -m monai.bundle run training"
             )
         self.trainer, self.checkpoints = trainer, checkpoints
-        self.journal = next((handler for handler in handlers if isinstance(handler, Journal)), None)
+        self.journal = next((handler for handler in handlers if isinstance(handler, MetricsLogger)), None)
 
     def named(self, error: Exception) -> MedsegError:
         if not hasattr(self, "trainer"):

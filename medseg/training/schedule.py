@@ -17,7 +17,7 @@ from medseg.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Turn:
+class StepPlan:
     """What happens with one batch.
 
     Attributes
@@ -70,17 +70,17 @@ class AdversarialSchedule:
         if self.alternate not in ("iteration", "epoch"):
             raise ValueError(f"alternate is {self.alternate!r}, expected 'iteration' or 'epoch'")
 
-    def turn(self, iteration: int, epoch: int) -> Turn:
+    def turn(self, iteration: int, epoch: int) -> StepPlan:
         """What to do at a 1-based ``iteration`` of a 1-based ``epoch``."""
         passed = iteration - self.warm_up
         if self.weight == 0.0 or passed <= 0:
-            return Turn(0, self.generator_steps, 0.0)
+            return StepPlan(0, self.generator_steps, 0.0)
         weight = self.weight_at(iteration)
         if self.alternate == "iteration":
-            return Turn(self.discriminator_steps, self.generator_steps, weight)
+            return StepPlan(self.discriminator_steps, self.generator_steps, weight)
         if epoch % 2 == 1:
-            return Turn(self.discriminator_steps, 0, 0.0)
-        return Turn(0, self.generator_steps, weight)
+            return StepPlan(self.discriminator_steps, 0, 0.0)
+        return StepPlan(0, self.generator_steps, weight)
 
     def weight_at(self, iteration: int) -> float:
         """Weight of the adversarial loss at a 1-based ``iteration``."""

@@ -148,7 +148,7 @@ def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     return found.values / queries.shape[1] ** 0.5, found.indices
 
 
-def closer(current: float, best: float) -> bool:
+def lower_is_better(current: float, best: float) -> bool:
     """Whether ``current`` is the better one of two distances; NaN never is, and never stays (MONAI starts at −1)."""
     return current == current and (best != best or best < 0.0 or current < best)  # noqa: PLR0124  NaN
 
@@ -170,7 +170,7 @@ class _Distance(CumulativeIterationMetric):
 
 
 class FrechetDistance(IgniteMetricHandler):
-    """Validation metric: :func:`frechet_distance` of created and real images; lower is better (see :func:`closer`).
+    """Validation metric: :func:`frechet_distance` of created and real images (see :func:`lower_is_better`).
 
     Parameters
     ----------

@@ -23,9 +23,9 @@ from medseg.training.data import DrawSampler
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
-from medseg.training.mean_teacher import Unlabelled, Views
+from medseg.training.mean_teacher import MeanTeacher, Views
 from medseg.training.precision import NumberFormat, Precision
-from medseg.training.schedule import Turn, completes_update, generator_steps, plan_cycles
+from medseg.training.schedule import StepPlan, completes_update, generator_steps, plan_cycles
 from medseg.training.step import Buffers, NetworkStep
 from medseg.training.trial import try_format
 
@@ -84,7 +84,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         *,
         adversary: Adversary | None = None,
         averaged: AveragedModel | None = None,
-        unlabelled: Unlabelled | None = None,
+        unlabelled: MeanTeacher | None = None,
         deep_supervision: DeepSupervision | None = None,
         scheduler: LRScheduler | None = None,
         max_norm: float = math.inf,
@@ -245,7 +245,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         tensor = tensor.to(self.state.device, non_blocking=self.non_blocking)
         return channels_last(tensor) if self.channels_last else tensor
 
-    def _views(self, turn: Turn) -> Views | None:
+    def _views(self, turn: StepPlan) -> Views | None:
         if self.unlabelled is None or not turn.generator_steps:
             return None
         return self.unlabelled.views(self.state.iteration, turn.weight, self._placed, self._labels_of_the_average)
@@ -256,9 +256,9 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             logits: Tensor = self.inferer(image, self.averaged.module.eval())
         return logits.max(1, keepdim=True).indices
 
-    def _turn(self) -> Turn:
+    def _turn(self) -> StepPlan:
         if self.adversary is None:
-            return Turn(0, 1, 0.0)
+            return StepPlan(0, 1, 0.0)
         return self.adversary.schedule.turn(self.state.iteration, self.state.epoch)
 
     def _forward(self, image: Tensor, views: Views | None, learns: bool = True) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from medseg.training.data import capture_randomness, restore_randomness
+from medseg.training.data import random_state, set_random_state
 from medseg.training.distributed import largest
 from medseg.training.layer_check import FILLS, LayerCheck, difference, filled_memory
 from medseg.training.precision import NumberFormat
@@ -103,7 +103,7 @@ def _together(errors: Mapping[str, float]) -> dict[str, float]:
 @contextmanager
 def _unchanged(trainer: AdversarialSegmentationTrainer) -> Iterator[None]:
     networks = trainer.format.networks
-    buffers, randomness = Buffers(*networks.values()), capture_randomness()
+    buffers, randomness = Buffers(*networks.values()), random_state()
     opponent = trainer.adversary
     noise = None if opponent is None else opponent.noise_state()
     modes = [(module, module.training) for network in networks.values() for module in network.modules()]
@@ -112,7 +112,7 @@ def _unchanged(trainer: AdversarialSegmentationTrainer) -> Iterator[None]:
     with eagerly:
         yield
     buffers.restore()
-    restore_randomness(randomness)
+    set_random_state(randomness)
     if opponent is not None:
         opponent.set_noise_state(noise)
     for module, training in modes:
@@ -126,7 +126,7 @@ class _Objectives:
 
     def __init__(self, trainer: AdversarialSegmentationTrainer, image: Tensor, label: Tensor) -> None:
         self.trainer, self.image, self.label = trainer, image, label
-        self.randomness = capture_randomness()
+        self.randomness = random_state()
         self.noise = None if trainer.adversary is None else trainer.adversary.noise_state()
         self.buffers = Buffers(*trainer.format.networks.values())
         trainer.network.train()
@@ -190,7 +190,7 @@ class _Objectives:
         return found
 
     def _begin_again(self) -> None:
-        restore_randomness(self.randomness)
+        set_random_state(self.randomness)
         self.buffers.restore()
         if self.trainer.adversary is not None:
             self.trainer.adversary.set_noise_state(self.noise)

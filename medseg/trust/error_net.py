@@ -39,7 +39,7 @@ _LEAST = 1e-3
 
 
 @dataclass(frozen=True)
-class CriticShape:
+class ErrorNetShape:
     """The discriminator that a critic is made of, as in :class:`medseg.networks.ConditionalPatchDiscriminator`."""
 
     label_channels: int
@@ -77,7 +77,7 @@ class Errors:
     doubt: Tensor
 
 
-class Critic(nn.Module):
+class ErrorNet(nn.Module):
     """Estimates the errors of a segmentation patch by patch.
 
     Parameters
@@ -86,7 +86,7 @@ class Critic(nn.Module):
         Of the discriminator it is made of.
     """
 
-    def __init__(self, shape: CriticShape) -> None:
+    def __init__(self, shape: ErrorNetShape) -> None:
         super().__init__()
         self.shape = shape
         self.discriminator = shape.discriminator()
@@ -153,7 +153,7 @@ class Critic(nn.Module):
             partial.write_bytes(save(state, facts))
 
     @classmethod
-    def read(cls, path: Path) -> tuple[Critic, str]:
+    def read(cls, path: Path) -> tuple[ErrorNet, str]:
         """A critic in evaluation mode and the SHA-256 of the weights it belongs to.
 
         Raises
@@ -176,13 +176,13 @@ class Critic(nn.Module):
         return critic.eval(), belongs_to
 
     @classmethod
-    def _built(cls, facts: Mapping[str, str]) -> Critic:
+    def _built(cls, facts: Mapping[str, str]) -> ErrorNet:
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
         described: dict[str, Any] = json.loads(facts["shape"])
         if not isinstance(described, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in described.values()):
             raise ValueError("no sensible shape")
-        return cls(CriticShape(**described))
+        return cls(ErrorNetShape(**described))
 
 
 def local_errors(labels: Tensor, wanted: Tensor, stride: int) -> Tensor:
@@ -233,7 +233,7 @@ class Judged(Protocol):
 
 
 @dataclass(frozen=True)
-class Finishing:
+class FineTuning:
     """How a discriminator is finished.
 
     Parameters
@@ -260,9 +260,9 @@ class Finishing:
     progress: Callable[[int], None] = field(default=lambda _: None, compare=False)
 
 
-def finish(critic: Critic, cases: Sequence[Judged], options: Finishing | None = None) -> Critic:
+def fine_tune(critic: ErrorNet, cases: Sequence[Judged], options: FineTuning | None = None) -> ErrorNet:
     """Train ``critic`` on cases that the network has not been trained on; it is changed in place and returned."""
-    options = options or Finishing()
+    options = options or FineTuning()
     rng = np.random.default_rng(options.seed)
     optimizer = torch.optim.AdamW(critic.parameters(), lr=options.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.steps))
@@ -286,7 +286,7 @@ def _rate(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _loss(critic: Critic, case: Judged, dice_weight: float, rng: np.random.Generator) -> Tensor:
+def _loss(critic: ErrorNet, case: Judged, dice_weight: float, rng: np.random.Generator) -> Tensor:
     image, probabilities, reference = _augmented(case, rng)
     labels = found_labels(probabilities)
     wanted = one_hot(reference.long(), len(probabilities)).movedim(-1, 0)

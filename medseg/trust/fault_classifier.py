@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class CaseClass:
+class FaultClassifier:
     """A bundle's ``trust/case_class.json``.
 
     Parameters
@@ -84,7 +84,7 @@ class CaseClass:
         write_json(path, {"format": _FORMAT, **asdict(self)})
 
     @classmethod
-    def read(cls, path: Path, weights_sha256: Collection[str]) -> CaseClass:
+    def read(cls, path: Path, weights_sha256: Collection[str]) -> FaultClassifier:
         """Read one; nothing in it is executed.
 
         Raises
@@ -95,10 +95,10 @@ class CaseClass:
         return read_stored(path, "case class", _from_json, weights_sha256)
 
 
-def _from_json(content: Mapping[str, Any]) -> CaseClass:
+def _from_json(content: Mapping[str, Any]) -> FaultClassifier:
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
-    return CaseClass(
+    return FaultClassifier(
         tuple(map(str, content["classes"])),
         numbers(content["mean"]),
         numbers(content["scale"]),
@@ -109,15 +109,15 @@ def _from_json(content: Mapping[str, Any]) -> CaseClass:
     )
 
 
-def fit_case_class(
+def fit_fault_classifier(
     features: Floats, classes: Sequence[str], patients: Sequence[str], weights_sha256: str
-) -> CaseClass | None:
+) -> FaultClassifier | None:
     """Fit the head; None if there are fewer than two classes of at least five patients each.
 
     Parameters
     ----------
     features
-        ``(cases, features)`` of :attr:`medseg.trust.out_of_distribution.SecondLook.description`.
+        ``(cases, features)`` of :attr:`medseg.trust.out_of_distribution.Reinference.description`.
     classes, patients
         Of each case. Classes with fewer patients are left out.
     weights_sha256
@@ -140,7 +140,7 @@ def fit_case_class(
     two = len(head.classes_) == 2  # scikit-learn keeps one row then
     weight = np.concatenate([-head.coef_, head.coef_]) / 2 if two else head.coef_
     bias = np.concatenate([-head.intercept_, head.intercept_]) / 2 if two else head.intercept_
-    return CaseClass(
+    return FaultClassifier(
         tuple(map(str, head.classes_)),
         tuple(np.round(scaler.mean_, 6).tolist()),
         tuple(np.maximum(scaler.scale_, 1e-6).tolist()),

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.trust.crop import found_labels, region_of
-from medseg.trust.error_net import Critic
+from medseg.trust.error_net import ErrorNet
 
 _NOTHING = 1e-6
 
 
-def softness_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+def confidence_features(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Scores of the softmax, per structure as ``NAME[label]``, and of the whole case.
 
     Parameters
@@ -64,7 +64,7 @@ def _mean(values: Tensor, otherwise: float) -> float:
     return float(values.mean()) if values.numel() else otherwise
 
 
-def shape_scores(labels: NDArray[np.uint8], spacing_mm: Sequence[float], classes: int) -> dict[str, float]:
+def shape_features(labels: NDArray[np.uint8], spacing_mm: Sequence[float], classes: int) -> dict[str, float]:
     """Volume, pieces, extents, compactness and position of every structure, as ``NAME[label]``.
 
     Parameters
@@ -117,7 +117,7 @@ def _pieces(mask: NDArray[np.bool_], where: NDArray[Any], count: int) -> dict[st
 
 
 @dataclass(frozen=True)
-class Scored:
+class CaseFeatures:
     """Scores of one case.
 
     Parameters
@@ -141,7 +141,9 @@ class Scored:
     probabilities: Tensor
 
 
-def score_case(image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float], critic: Critic | None) -> Scored:
+def case_features(
+    image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float], critic: ErrorNet | None
+) -> CaseFeatures:
     """Score one case.
 
     Parameters
@@ -159,8 +161,8 @@ def score_case(image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]
     box = region_of(labels)
     labels, inside = labels[box], probabilities[(slice(None), *box)]
     seen = image[(slice(None), *box)].float()
-    shape = shape_scores(labels.numpy().astype(np.uint8), spacing_mm, len(inside))
-    scores = softness_scores(inside, labels) | shape
+    shape = shape_features(labels.numpy().astype(np.uint8), spacing_mm, len(inside))
+    scores = confidence_features(inside, labels) | shape
     if critic is None:
         local = 1.0 - inside.amax(0)
     else:
@@ -169,7 +171,7 @@ def score_case(image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]
         scores |= _critic_scores(errors.dice, errors.invented, errors.missed, labels)
     doubt = np.zeros(probabilities.shape[1:], dtype=np.float32)
     doubt[box] = local.clamp(0, 1).numpy()
-    return Scored(scores, shape, doubt, seen, inside)
+    return CaseFeatures(scores, shape, doubt, seen, inside)
 
 
 def _critic_scores(dice: Tensor, invented: Tensor, missed: Tensor, labels: Tensor) -> dict[str, float]:

@@ -17,13 +17,13 @@ from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
-from medseg.trust.error_net import CRITIC_NAME, Critic, CriticShape, Finishing, finish
-from medseg.trust.fault_classifier import CASE_CLASS_NAME, USUAL, CaseClass, fit_case_class
-from medseg.trust.features import score_case
-from medseg.trust.out_of_distribution import REFERENCE_NAME, Reference, fit_reference, limits_of
+from medseg.trust.error_net import CRITIC_NAME, ErrorNet, ErrorNetShape, FineTuning, fine_tune
+from medseg.trust.fault_classifier import CASE_CLASS_NAME, USUAL, FaultClassifier, fit_fault_classifier
+from medseg.trust.features import case_features
+from medseg.trust.out_of_distribution import REFERENCE_NAME, TrainingStatistics, fit_training_statistics, limits_of
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
 from medseg.trust.trust_files import CALIBRATION_NAME, weights_of
-from medseg.trust.trust_model import read_critic
+from medseg.trust.trust_model import read_error_net
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
 
@@ -49,8 +49,8 @@ class TrustCase:
     kind
         ``"own"`` for the network's own result on an untouched image, else how it was made worse.
     second_look
-        Scores of :meth:`medseg.trust.out_of_distribution.Reference.second_look`, if the result is of another network
-        of the same training (a fold's); else computed.
+        Scores of :meth:`TrainingStatistics.second_look`, if the result is of another network of the same training (a fold's);
+        else computed.
     """
 
     image: Tensor
@@ -90,7 +90,7 @@ class TrustOptions:
     """
 
     calibration: FitOptions = field(default_factory=FitOptions)
-    finishing: Finishing | None = field(default_factory=Finishing)
+    finishing: FineTuning | None = field(default_factory=FineTuning)
     false_flags: float = 0.04
     groups: int = 5
     own_importance: float = 1.0
@@ -154,10 +154,10 @@ def fit_trust(
 
 def write_trust(
     bundle: Bundle,
-    critic: Critic | None,
-    reference: Reference | None,
+    critic: ErrorNet | None,
+    reference: TrainingStatistics | None,
     calibration: Calibration,
-    case_class: CaseClass | None = None,
+    case_class: FaultClassifier | None = None,
 ) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
     if case_class is not None:
@@ -183,27 +183,31 @@ def _weights(bundle: Bundle) -> str:
     raise BundleError(f"{bundle.name} has no weights; train it first")
 
 
-def _reference(bundle: Bundle, network: nn.Module, training: Sequence[TrainingCase], sha256: str) -> Reference | None:
+def _reference(
+    bundle: Bundle, network: nn.Module, training: Sequence[TrainingCase], sha256: str
+) -> TrainingStatistics | None:
     if training:
         triples = [(case.image, case.reference, case.spacing_mm) for case in training]
-        return fit_reference(network, triples, bundle.output_channels, sha256)
+        return fit_training_statistics(network, triples, bundle.output_channels, sha256)
     path = bundle.path / REFERENCE_NAME
-    return Reference.read(path, weights_of(bundle)) if path.is_file() else None
+    return TrainingStatistics.read(path, weights_of(bundle)) if path.is_file() else None
 
 
-def _second_looks(network: nn.Module, reference: Reference | None, cases: Sequence[TrustCase]) -> list[_Looked]:
+def _second_looks(
+    network: nn.Module, reference: TrainingStatistics | None, cases: Sequence[TrustCase]
+) -> list[_Looked]:
     """Scores of the second look, and what the encoder saw if it is that of this network."""
     found: list[_Looked] = []
     for case in cases:
         if case.second_look is not None or reference is None:
             found.append((case.second_look or {}, None))
         else:
-            scored = score_case(case.image, case.probabilities, case.spacing_mm, None)
+            scored = case_features(case.image, case.probabilities, case.spacing_mm, None)
             found.append(reference.second_look(network, scored))
     return found
 
 
-def _case_class(looks: Sequence[_Looked], cases: Sequence[TrustCase], sha256: str) -> CaseClass | None:
+def _case_class(looks: Sequence[_Looked], cases: Sequence[TrustCase], sha256: str) -> FaultClassifier | None:
     """A head that tells usual cases from those with a fault in the image, if there are enough of them."""
     kinds = {"own": USUAL, "crop": "crop"} | {name: name for name in IMAGE_FAULTS}
     known = [
@@ -214,28 +218,28 @@ def _case_class(looks: Sequence[_Looked], cases: Sequence[TrustCase], sha256: st
     if not known:
         return None
     features, classes, patients = zip(*known, strict=True)
-    return fit_case_class(np.array(features), classes, patients, sha256)
+    return fit_fault_classifier(np.array(features), classes, patients, sha256)
 
 
 def _scored(
     bundle: Bundle, cases: Sequence[TrustCase], options: TrustOptions
-) -> tuple[list[Mapping[str, float]], Critic | None]:
+) -> tuple[list[Mapping[str, float]], ErrorNet | None]:
     """Scores of every case by a critic that has not seen its patient, and a new critic, if there is one."""
     if options.finishing is None:
-        kept = read_critic(bundle, weights_of(bundle))
+        kept = read_error_net(bundle, weights_of(bundle))
         return [_score(case, kept) for case in cases], None
     group = groups_of([case.patient for case in cases], options.groups)
     found: list[Mapping[str, float]] = [{}] * len(cases)
     for number in range(options.groups):
         others = Part(cases, np.flatnonzero(group != number))
-        critic = finish(start_critic(bundle), others, options.finishing)
+        critic = fine_tune(start_error_net(bundle), others, options.finishing)
         for i in np.flatnonzero(group == number):
             found[i] = _score(cases[int(i)], critic)
-    return found, finish(start_critic(bundle), cases, options.finishing)
+    return found, fine_tune(start_error_net(bundle), cases, options.finishing)
 
 
-def _score(case: TrustCase, critic: Critic | None) -> Mapping[str, float]:
-    return score_case(case.image, case.probabilities, case.spacing_mm, critic).scores
+def _score(case: TrustCase, critic: ErrorNet | None) -> Mapping[str, float]:
+    return case_features(case.image, case.probabilities, case.spacing_mm, critic).scores
 
 
 def groups_of(patients: Sequence[str], groups: int, seed: int = 0) -> NDArray[np.int64]:
@@ -259,7 +263,7 @@ class Part(Sequence[TrustCase]):
         return self._cases[int(self._where[index])]
 
 
-def start_critic(bundle: Bundle, discriminator: Path | None = None) -> Critic:
+def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorNet:
     """A critic that begins as a trained discriminator: a given one, else the bundle's, else it begins with nothing.
 
     Raises
@@ -269,8 +273,8 @@ def start_critic(bundle: Bundle, discriminator: Path | None = None) -> Critic:
     """
     described = _described(bundle)
     layers = int(described.get("layers", 2))
-    shape = CriticShape(bundle.output_channels, bundle.input_channels, int(described.get("channels", 16)), layers)
-    critic = Critic(shape)
+    shape = ErrorNetShape(bundle.output_channels, bundle.input_channels, int(described.get("channels", 16)), layers)
+    critic = ErrorNet(shape)
     path = discriminator or bundle.path / DISCRIMINATOR_NAME
     if path.is_file():
         finest = {key: value for key, value in read_weights(path).items() if key.startswith("scales.0.")}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from medseg.files import write_json
 from medseg.trust.crop import found_labels, look_box, region_of
-from medseg.trust.features import Scored, agreement_scores, shape_scores
+from medseg.trust.features import CaseFeatures, agreement_scores, shape_features
 from medseg.trust.stored import SMALLEST_SPREAD, numbers, read_stored
 
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ class Look:
     probabilities: Tensor
 
 
-class Onlooker:
+class FeatureExtractor:
     """Looks at a box with the network that made the result: what its encoder sees, and what it says this time.
 
     Parameters
@@ -173,7 +173,7 @@ def _second(volume: Tensor, axis: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class OODDetector:
     """What training cases look like, as numbers: centre, scale and the shrunk covariance by its principal axes.
 
     Parameters
@@ -205,7 +205,7 @@ class Likeness:
         return math.sqrt(squared / len(scaled))
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Likeness:
+    def from_json(cls, content: Mapping[str, Any]) -> OODDetector:
         """From what JSON made of one."""
         axes = tuple(numbers(row) for row in content["axes"])
         found = cls(
@@ -223,7 +223,7 @@ class Likeness:
         return found
 
 
-def fit_likeness(features: Floats, most: int = 48, floor: float = 1e-3) -> Likeness:
+def fit_ood_detector(features: Floats, most: int = 48, floor: float = 1e-3) -> OODDetector:
     """Describe training cases ``(cases, features)``.
 
     Parameters
@@ -249,7 +249,7 @@ def fit_likeness(features: Floats, most: int = 48, floor: float = 1e-3) -> Liken
     spread = np.sqrt((1 - shrinkage) * variance[:number] + shrinkage * average)
     rest = math.sqrt(max((1 - shrinkage) * left + shrinkage * average, 1e-6))
     rows = tuple(tuple(np.round(row, 6).tolist()) for row in axes[:number])
-    return Likeness(tuple(mean.tolist()), tuple(scale.tolist()), rows, tuple(spread.tolist()), rest)
+    return OODDetector(tuple(mean.tolist()), tuple(scale.tolist()), rows, tuple(spread.tolist()), rest)
 
 
 REFERENCE_NAME = "trust/reference.json"
@@ -260,7 +260,7 @@ _FLOOR = {"encoder": 1e-3, "image": 0.02, "shape": 0.05}
 """Smallest spread of a feature: every training mask may be of one piece, and another of two is not impossible."""
 
 
-class SecondLook(NamedTuple):
+class Reinference(NamedTuple):
     """What the network says of a scored case when it looks once more.
 
     Parameters
@@ -276,7 +276,7 @@ class SecondLook(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reference:
+class TrainingStatistics:
     """What a bundle's ``trust/reference.json`` says.
 
     Parameters
@@ -295,18 +295,18 @@ class Reference:
 
     layers: tuple[str, ...]
     divisor: int
-    likeness: Mapping[str, Likeness]
+    likeness: Mapping[str, OODDetector]
     limits: Mapping[str, float]
     weights_sha256: str
 
-    def second_look(self, network: nn.Module, scored: Scored) -> SecondLook:
+    def second_look(self, network: nn.Module, scored: CaseFeatures) -> Reinference:
         """Let the network look at a scored case once more, in a box round the structures."""
         box = (slice(None), *look_box(found_labels(scored.probabilities)))
-        look = Onlooker(network, self.layers, self.divisor)(scored.image[box])
+        look = FeatureExtractor(network, self.layers, self.divisor)(scored.image[box])
         features = {"encoder": look.features, **_plain_features(scored.image, scored.shape)}
         scores = {f"{name}-distance": self.likeness[name].distance(values) for name, values in features.items()}
         scores |= agreement_scores(scored.probabilities[box], look.probabilities)
-        return SecondLook(scores, np.concatenate([look.features, features["image"]]))
+        return Reinference(scores, np.concatenate([look.features, features["image"]]))
 
     def flags(self, scores: Mapping[str, float]) -> tuple[str, ...]:
         """``"unlike-training"`` for the image, ``"implausible-shape"`` for the mask, from :meth:`second_look`."""
@@ -319,7 +319,7 @@ class Reference:
         write_json(path, {"format": _FORMAT, **asdict(self)})
 
     @classmethod
-    def read(cls, path: Path, weights_sha256: Collection[str]) -> Reference:
+    def read(cls, path: Path, weights_sha256: Collection[str]) -> TrainingStatistics:
         """Read one; nothing in it is executed.
 
         Raises
@@ -330,29 +330,29 @@ class Reference:
         return read_stored(path, "trust reference", _from_json, weights_sha256)
 
 
-def _from_json(content: Mapping[str, Any]) -> Reference:
+def _from_json(content: Mapping[str, Any]) -> TrainingStatistics:
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
-    likeness = {str(name): Likeness.from_json(value) for name, value in content["likeness"].items()}
+    likeness = {str(name): OODDetector.from_json(value) for name, value in content["likeness"].items()}
     if set(likeness) != {"encoder", "image", "shape"} or not set(content["limits"]) <= set(likeness):
         raise ValueError("it does not tell of the encoder, the image and the shape")
     limits = {str(name): float(value) for name, value in content["limits"].items()}
     layers, divisor = tuple(map(str, content["layers"])), int(content["divisor"])
     if not 1 <= divisor <= 64:
         raise ValueError(f"divisor {divisor}")
-    return Reference(layers, divisor, likeness, limits, str(content["weights_sha256"]))
+    return TrainingStatistics(layers, divisor, likeness, limits, str(content["weights_sha256"]))
 
 
 def _plain_features(image: Tensor, shape: Mapping[str, float]) -> dict[str, Floats]:
     return {"image": image_statistics(image), "shape": np.array([shape[name] for name in sorted(shape)])}
 
 
-def fit_reference(
+def fit_training_statistics(
     network: nn.Module,
     cases: Sequence[tuple[Tensor, NDArray[np.uint8], Sequence[float]]],
     classes: int,
     weights_sha256: str,
-) -> Reference:
+) -> TrainingStatistics:
     """Look at training cases; the limits are found elsewhere, on cases that the network has not seen.
 
     Parameters
@@ -374,12 +374,12 @@ def fit_reference(
         box, small = region_of(labels), (slice(None), *look_box(labels))
         seen = image[small].float()
         layers = layers or encoder_layers(network, seen)
-        rows["encoder"].append(Onlooker(network, layers, divisor)(seen).features)
-        shape = shape_scores(reference[box], spacing_mm, classes)
+        rows["encoder"].append(FeatureExtractor(network, layers, divisor)(seen).features)
+        shape = shape_features(reference[box], spacing_mm, classes)
         for name, values in _plain_features(image[(slice(None), *box)].float(), shape).items():
             rows[name].append(values)
-    likeness = {name: fit_likeness(np.array(values), floor=_FLOOR[name]) for name, values in rows.items()}
-    return Reference(layers, divisor, likeness, {}, weights_sha256)
+    likeness = {name: fit_ood_detector(np.array(values), floor=_FLOOR[name]) for name, values in rows.items()}
+    return TrainingStatistics(layers, divisor, likeness, {}, weights_sha256)
 
 
 def limits_of(distances: Mapping[str, Sequence[float]], false_flags: float) -> dict[str, float]:

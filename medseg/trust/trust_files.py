@@ -82,16 +82,16 @@ def trust_state(bundle: Bundle) -> TrustState:
 
 def _check_others(bundle: Bundle) -> None:
     """Raise if what lies beside a calibration cannot be used with it."""
-    from medseg.trust.fault_classifier import CASE_CLASS_NAME, CaseClass
-    from medseg.trust.out_of_distribution import REFERENCE_NAME, Reference
-    from medseg.trust.trust_model import read_critic
+    from medseg.trust.fault_classifier import CASE_CLASS_NAME, FaultClassifier
+    from medseg.trust.out_of_distribution import REFERENCE_NAME, TrainingStatistics
+    from medseg.trust.trust_model import read_error_net
 
     weights = weights_of(bundle)
-    read_critic(bundle, weights)
+    read_error_net(bundle, weights)
     if (bundle.path / REFERENCE_NAME).is_file():
-        Reference.read(bundle.path / REFERENCE_NAME, weights)
+        TrainingStatistics.read(bundle.path / REFERENCE_NAME, weights)
     if (bundle.path / CASE_CLASS_NAME).is_file():
-        CaseClass.read(bundle.path / CASE_CLASS_NAME, weights)
+        FaultClassifier.read(bundle.path / CASE_CLASS_NAME, weights)
 
 
 def _facts(calibration: Calibration) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
 from medseg.trust.calibration import Calibration, Estimate
-from medseg.trust.error_net import CRITIC_NAME, Critic
-from medseg.trust.fault_classifier import CASE_CLASS_NAME, CaseClass
-from medseg.trust.features import score_case
-from medseg.trust.out_of_distribution import REFERENCE_NAME, Reference
+from medseg.trust.error_net import CRITIC_NAME, ErrorNet
+from medseg.trust.fault_classifier import CASE_CLASS_NAME, FaultClassifier
+from medseg.trust.features import case_features
+from medseg.trust.out_of_distribution import REFERENCE_NAME, TrainingStatistics
 from medseg.trust.stored import check_weights
 from medseg.trust.trust_files import calibration_of, weights_of
 
@@ -25,7 +25,7 @@ NOTHING_FOUND = "structure-missing"
 
 
 @dataclass(frozen=True)
-class Trust:
+class Verdict:
     """What is said of one result without its ground truth.
 
     Parameters
@@ -53,7 +53,7 @@ class Trust:
     case_class: Mapping[str, float] = field(default_factory=dict)
 
 
-class Judge:
+class TrustModel:
     """Judges results of the network whose bundle it was opened from.
 
     Parameters
@@ -74,15 +74,15 @@ class Judge:
         self,
         calibration: Calibration,
         network: nn.Module,
-        critic: Critic | None,
-        reference: Reference | None,
-        case_class: CaseClass | None = None,
+        critic: ErrorNet | None,
+        reference: TrainingStatistics | None,
+        case_class: FaultClassifier | None = None,
     ) -> None:
         self.calibration, self._network = calibration, network
         self._critic, self._reference, self._case_class = critic, reference, case_class
 
     @classmethod
-    def open(cls, bundle: Bundle, network: nn.Module, device: str | torch.device = "cpu") -> Judge | None:
+    def open(cls, bundle: Bundle, network: nn.Module, device: str | torch.device = "cpu") -> TrustModel | None:
         """Open the judge of a bundle; None if it has no calibration.
 
         Parameters
@@ -103,14 +103,14 @@ class Judge:
         if calibration is None:
             return None
         weights = weights_of(bundle)
-        critic = read_critic(bundle, weights)
+        critic = read_error_net(bundle, weights)
         path = bundle.path / REFERENCE_NAME
-        reference = Reference.read(path, weights) if path.is_file() else None
+        reference = TrainingStatistics.read(path, weights) if path.is_file() else None
         path = bundle.path / CASE_CLASS_NAME
-        case_class = CaseClass.read(path, weights) if path.is_file() else None
+        case_class = FaultClassifier.read(path, weights) if path.is_file() else None
         return cls(calibration, network, critic.to(device) if critic else None, reference, case_class)
 
-    def assess(self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]) -> Trust:
+    def assess(self, image: Tensor, probabilities: Tensor, spacing_mm: Sequence[float]) -> Verdict:
         """Judge one result.
 
         Parameters
@@ -133,7 +133,7 @@ class Judge:
                 f"found an image of shape {tuple(image.shape)} and probabilities of shape {tuple(probabilities.shape)},"
                 " expected (C, H, W, D) and (K, H, W, D) on one grid"
             )
-        scored = score_case(image, probabilities, spacing_mm, self._critic)
+        scored = case_features(image, probabilities, spacing_mm, self._critic)
         scores, kinds = dict(scored.scores), dict[str, float]()
         if self._reference is not None:
             look = self._reference.second_look(self._network, scored)
@@ -143,7 +143,7 @@ class Judge:
         flags = self._flags(scores, scored.shape)
         verdict = self.calibration.verdict(estimates)
         verdict = "review" if flags and verdict == "accept" else verdict
-        return Trust(estimates, verdict, flags, scores, scored.doubt, kinds)
+        return Verdict(estimates, verdict, flags, scores, scored.doubt, kinds)
 
     def _flags(self, scores: Mapping[str, float], shape: Mapping[str, float]) -> tuple[str, ...]:
         flags: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ class Judge:
         return flags
 
 
-def read_critic(bundle: Bundle, weights_sha256: set[str]) -> Critic | None:
+def read_error_net(bundle: Bundle, weights_sha256: set[str]) -> ErrorNet | None:
     """The critic of a bundle, None if there is none.
 
     Raises
@@ -165,6 +165,6 @@ def read_critic(bundle: Bundle, weights_sha256: set[str]) -> Critic | None:
     path = bundle.path / CRITIC_NAME
     if not path.is_file():
         return None
-    critic, belongs_to = Critic.read(path)
+    critic, belongs_to = ErrorNet.read(path)
     check_weights(path, belongs_to, weights_sha256)
     return critic

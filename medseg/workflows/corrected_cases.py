@@ -21,9 +21,9 @@ from medseg.errors import CaseFailed, MedsegError, Refusal, UsageError
 from medseg.evaluation.pairing import Collection
 from medseg.evaluation.pairing import collect as collect_references
 from medseg.evaluation.scoring import read_label_map
-from medseg.inference.cases import Case, LoadedCase, collect, load
+from medseg.inference.cases import InputCase, LoadedCase, collect, load
 from medseg.inference.config import channels_of
-from medseg.inference.foreground import Crop, ForegroundKeeper
+from medseg.inference.foreground import Crop, ProbabilityCrop
 from medseg.inference.judging import spacing_mm_of
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.roi import parse_region
@@ -107,7 +107,7 @@ class CorrectedCases:
             if self.progress is not None:
                 self.progress(number, len(self))
 
-    def _cases(self, done: Mapping[str, Any]) -> dict[str, Case]:
+    def _cases(self, done: Mapping[str, Any]) -> dict[str, InputCase]:
         """The images behind the case ids, found as the run found them."""
         bundle = self.predictor.bundle
         options = self._run.get("options") or {}
@@ -118,7 +118,7 @@ class CorrectedCases:
         taken, resample = channels_of(bundle), bool(options.get("allow_resample"))
         found = {}
         for case in collect(places, bundle.input_channels):
-            known = Case(case.case_id, case.source, case.channels, resample, taken)
+            known = InputCase(case.case_id, case.source, case.channels, resample, taken)
             found[case.case_id] = found[case.source] = known
         by_id = {case_id: found.get(case_id) or found.get(str(done[case_id]["source"])) for case_id in self.case_ids}
         return {case_id: case for case_id, case in by_id.items() if case is not None}
@@ -143,7 +143,7 @@ class CorrectedCases:
 
     def _looked_at(self, image: MetaTensor, labels: NDArray[np.uint8], patient: str) -> tuple[Prediction, TrustCase]:
         """Label an image; the result beside the reference, in a box round both on the network's grid."""
-        keeper = ForegroundKeeper(self.predictor.recipe)
+        keeper = ProbabilityCrop(self.predictor.recipe)
         prediction = self.predictor.predict(image, watch=keeper)
         assert prediction.prepared is not None
         moved = _nearest(labels, image, prediction.prepared)

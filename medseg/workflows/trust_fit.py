@@ -10,14 +10,14 @@ from typing import Any
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.inference.predictor import Predictor
-from medseg.inference.spool import Spool
+from medseg.inference.spool import CaseCache
 from medseg.trust.calibration import Calibration, FitOptions, Thresholds
-from medseg.trust.error_net import CRITIC_NAME, Finishing
-from medseg.trust.fault_classifier import CASE_CLASS_NAME, CaseClass
+from medseg.trust.error_net import CRITIC_NAME, FineTuning
+from medseg.trust.fault_classifier import CASE_CLASS_NAME, FaultClassifier
 from medseg.trust.fit import TrustCase, TrustOptions, dice_of, fit_trust
-from medseg.trust.out_of_distribution import REFERENCE_NAME, Reference
+from medseg.trust.out_of_distribution import REFERENCE_NAME, TrainingStatistics
 from medseg.trust.trust_files import CALIBRATION_NAME, trust_state, weights_of
-from medseg.trust.trust_model import Judge, Trust, read_critic
+from medseg.trust.trust_model import TrustModel, Verdict, read_error_net
 from medseg.workflows.corrected_cases import CorrectedCases, Skipped, TrainingCases
 
 
@@ -139,13 +139,13 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] | None
     cases = CorrectedCases(predictor, request.predictions, request.references, request.images, progress)
     training = TrainingCases(predictor, request.training) if request.training else ()
     witness = _Witness(bundle, predictor)
-    with Spool() as spool:
+    with CaseCache() as spool:
         for case in witness.watched(cases):
             spool.append(case)
         if not spool:
             raise UsageError(f"no case can be used; {cases.skipped[0].case_id}: {cases.skipped[0].message}")
         removed = _remove_stale(bundle)
-        finishing = Finishing() if request.finish else None
+        finishing = FineTuning() if request.finish else None
         options = TrustOptions(_options(request, bundle), finishing, own_importance=_own_importance(cases.worse))
         calibration = fit_trust(bundle, predictor.network, spool, training, options)
     return Recalibration(
@@ -173,9 +173,9 @@ def _remove_stale(bundle: Bundle) -> tuple[str, ...]:
     """Remove parts of trust that belong to other weights: they say nothing of these, and would stand in the way."""
     weights = weights_of(bundle)
     readers: dict[str, Callable[[], object]] = {
-        CRITIC_NAME: lambda: read_critic(bundle, weights),
-        REFERENCE_NAME: lambda: Reference.read(bundle.path / REFERENCE_NAME, weights),
-        CASE_CLASS_NAME: lambda: CaseClass.read(bundle.path / CASE_CLASS_NAME, weights),
+        CRITIC_NAME: lambda: read_error_net(bundle, weights),
+        REFERENCE_NAME: lambda: TrainingStatistics.read(bundle.path / REFERENCE_NAME, weights),
+        CASE_CLASS_NAME: lambda: FaultClassifier.read(bundle.path / CASE_CLASS_NAME, weights),
     }
     removed = []
     for name, reader in readers.items():
@@ -194,10 +194,10 @@ class _Witness:
 
     def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
         self.bundle, self.patients, self.coverage = bundle, list[str](), Coverage()
-        self.judge: Judge | None = None
+        self.judge: TrustModel | None = None
         if trust_state(bundle).state == "ready":
             try:
-                self.judge = Judge.open(bundle, predictor.network, predictor.device)
+                self.judge = TrustModel.open(bundle, predictor.network, predictor.device)
             except BundleError:  # an unusable calibration is what is being replaced
                 self.judge = None
 
@@ -210,7 +210,7 @@ class _Witness:
                     self._count(case, self.judge.assess(case.image, case.probabilities, case.spacing_mm))
             yield case
 
-    def _count(self, case: TrustCase, trust: Trust) -> None:
+    def _count(self, case: TrustCase, trust: Verdict) -> None:
         for label, estimate in trust.estimates.items():
             measured = dice_of(case, label)
             if measured is not None:

@@ -26,8 +26,8 @@ from distributed import Scheduler, Worker
 
 from medseg.errors import ExitCode, MedsegError
 from medseg.inference import Options, run_batch
-from medseg.inference.cases import Case, LoadedCase, load
-from medseg.inference.choice import Choice
+from medseg.inference.cases import InputCase, LoadedCase, load
+from medseg.inference.choice import EngineChoice
 from medseg.inference.predictor import Predictor
 from medseg.inference.run import dask_worker as cluster_worker
 from medseg.inference.run import work
@@ -173,7 +173,7 @@ def _observe(folder: Path) -> None:
         with (folder / what).open("a") as handle:
             handle.write(f"{name} {os.getpid()}\n")
 
-    def observed_load(case: Case) -> LoadedCase:
+    def observed_load(case: InputCase) -> LoadedCase:
         note("reads", case.case_id)
         if case.case_id.startswith("poison"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -185,7 +185,7 @@ def _observe(folder: Path) -> None:
         note("opens", "bundle")
         return work.open_tools(*arguments)
 
-    def observed_use(self: Predictor, choice: Choice) -> None:
+    def observed_use(self: Predictor, choice: EngineChoice) -> None:
         note("uses", choice.engine)
         whole_use(self, choice)
 

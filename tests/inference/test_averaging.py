@@ -14,7 +14,7 @@ from medseg.bundle import Bundle
 from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.ensemble import Averaged, View, check_mirror, mirrored_axes, views
+from medseg.inference.ensemble import Ensemble, TTAView, check_mirror, mirrored_axes, views
 from tests.inference.bundles import ORIENTED, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor, save
 
@@ -28,7 +28,7 @@ def _ramp(batch: torch.Tensor) -> torch.Tensor:
 
 def test_every_network_sees_every_combination_and_plain_comes_first() -> None:
     looks = views(2, (0, 2))
-    assert looks[0] == View(0)
+    assert looks[0] == TTAView(0)
     assert {look.flips for look in looks if look.member == 1} == {(), (0,), (2,), (0, 2)}
     assert len(set(looks)) == 8
 
@@ -42,7 +42,7 @@ def test_the_mean_is_that_of_probabilities(axes: set[int], seed: int) -> None:
     for look in looks:
         dims = [axis + 2 for axis in look.flips]
         expected += torch.softmax(_ramp(window.flip(dims)), dim=1).flip(dims) / len(looks)
-    found = torch.softmax(Averaged([_ramp], looks, "softmax")(window), dim=1)
+    found = torch.softmax(Ensemble([_ramp], looks, "softmax")(window), dim=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -51,12 +51,12 @@ def test_the_mean_of_two_networks_is_between_them() -> None:
     engines = [lambda _: first.reshape(1, 2, 1, 1, 1), lambda _: second.reshape(1, 2, 1, 1, 1)]
     window = torch.zeros(1, 1, 1, 1, 1)
     expected = (torch.softmax(first, 0) + torch.softmax(second, 0)) / 2
-    found = torch.softmax(Averaged(engines, views(2, ()), "softmax")(window), dim=1)
+    found = torch.softmax(Ensemble(engines, views(2, ()), "softmax")(window), dim=1)
     torch.testing.assert_close(found.flatten(), expected)
     expected = (torch.sigmoid(first) + torch.sigmoid(second)) / 2
-    found = torch.sigmoid(Averaged(engines, views(2, ()), "sigmoid")(window))
+    found = torch.sigmoid(Ensemble(engines, views(2, ()), "sigmoid")(window))
     torch.testing.assert_close(found.flatten(), expected)
-    found = Averaged(engines, views(2, ()), "none")(window)
+    found = Ensemble(engines, views(2, ()), "none")(window)
     torch.testing.assert_close(found.flatten(), torch.tensor([0.5, -0.5]))
     torch.testing.assert_close(first, torch.tensor([0.0, 2.0]))  # what the networks gave is left alone
 
@@ -64,14 +64,14 @@ def test_the_mean_of_two_networks_is_between_them() -> None:
 def test_certainty_does_not_overflow() -> None:
     sure = torch.tensor([400.0, -400.0]).reshape(1, 2, 1, 1, 1)
     for activation in ("softmax", "sigmoid"):
-        found = Averaged([lambda _: sure, lambda _: sure], views(2, ()), activation)(torch.zeros(1, 1, 1, 1, 1))
+        found = Ensemble([lambda _: sure, lambda _: sure], views(2, ()), activation)(torch.zeros(1, 1, 1, 1, 1))
         assert torch.isfinite(found).all()
         assert found[0, 0] > found[0, 1]
 
 
 def test_one_look_passes_the_scores_on_as_they_are() -> None:
     window = torch.randn(1, 1, 3, 4, 5)
-    assert torch.equal(Averaged([_ramp], views(1, ()), "softmax")(window), _ramp(window))
+    assert torch.equal(Ensemble([_ramp], views(1, ()), "softmax")(window), _ramp(window))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_mirroring_equals_averaging_by_hand(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.softmax(found.scores, 0), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, torch.softmax(plain, 0), atol=1e-3)  # this network does mind mirrors
     looks = dict(predictor.predict_each(image, mirror=("ap",)))
-    np.testing.assert_array_equal(looks[View(0)], plain.max(dim=0)[1].numpy())
-    np.testing.assert_array_equal(looks[View(0, (1,))], other.flip(2).max(dim=0)[1].numpy())
+    np.testing.assert_array_equal(looks[TTAView(0)], plain.max(dim=0)[1].numpy())
+    np.testing.assert_array_equal(looks[TTAView(0, (1,))], other.flip(2).max(dim=0)[1].numpy())
 
 
 def test_left_and_right_are_not_mixed_up(tmp_path: Path, thresholds: Path) -> None:

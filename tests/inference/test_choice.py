@@ -15,7 +15,7 @@ from medseg.devices import resolve_device
 from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, run_batch
 from medseg.inference import ensemble as networks
-from medseg.inference.choice import Choice, engine_of, precision_of
+from medseg.inference.choice import EngineChoice, engine_of, precision_of
 from medseg.inference.engines import REFERENCE, build_engine, candidates, fold_norms
 from tests.inference.volumes import blobs, grid, save
 
@@ -123,7 +123,7 @@ def test_large_windows_keep_the_memory_that_was_settled(
 
 def test_large_windows_never_take_more_than_there_is_now(thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, volume = Predictor(thresholds), torch.zeros(1, 64, 64, 64)
-    predictor.use(Choice(windows="large", memory_bytes=1 << 40))
+    predictor.use(EngineChoice(windows="large", memory_bytes=1 << 40))
     assert predictor.networks.windows(volume).roi_size == (64, 64, 64)
     monkeypatch.setattr(networks, "share_bytes", lambda _: 40 * 40 * 40 * 12)  # three scores a voxel
     assert 16 * 16 * 16 < np.prod(predictor.networks.windows(volume).roi_size) < 40 * 40 * 40

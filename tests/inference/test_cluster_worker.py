@@ -12,7 +12,7 @@ from medseg.bundle import Bundle
 from medseg.errors import Interrupted
 from medseg.inference import Options, memory
 from medseg.inference.cases import collect
-from medseg.inference.choice import Choice
+from medseg.inference.choice import EngineChoice
 from medseg.inference.run import dask_worker as worker
 from medseg.inference.run.dask_worker import Order, RunCard, card_of, order_of, prepare, process
 from medseg.inference.run.lease import claimed
@@ -43,7 +43,7 @@ def _order(card: RunCard, images: Path) -> Order:
 def test_opens_the_bundle_once_for_all_cases(card: RunCard, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def observed(setting: Setting, choice: Choice | None = None) -> Tools:
+    def observed(setting: Setting, choice: EngineChoice | None = None) -> Tools:
         opened.append(setting.claim)
         return open_tools(setting, choice)
 

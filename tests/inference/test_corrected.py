@@ -13,7 +13,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.spool import Spool
+from medseg.inference.spool import CaseCache
 from medseg.trust.fit import dice_of
 from medseg.workflows.corrected_cases import CorrectedCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
@@ -149,7 +149,7 @@ def test_cases_made_worse_follow_their_own_and_are_not_better(ran: Path) -> None
 
 def test_the_spool_gives_back_what_was_put_in(ran: Path) -> None:
     cases = list(_cases(ran))
-    with Spool() as spool:
+    with CaseCache() as spool:
         for case in cases:
             spool.append(case)
         folder = Path(spool._folder.name)

@@ -13,7 +13,7 @@ from monai.networks.nets import BasicUNet, UNet
 
 from medseg.inference.engines import REFERENCE, build_engine
 from medseg.inference.footprint import Footprint, large_window, measure_footprint
-from medseg.inference.sliding_window import WindowSettings, plan_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, plan_windows, sliding_window
 
 OWN = WindowSettings((32, 48, 32), (0.5, 0.5, 0.5), "gaussian", batch_size=4)
 PLENTY = 1e15
@@ -111,7 +111,7 @@ def test_a_network_that_sees_a_few_voxels_gives_what_it_gives_on_the_whole_volum
     found = large_window(volume.shape[1:], own, need, 50 * 32 * 32 * need.bytes_per_voxel - 1)
     assert found.roi_size == (30, 32, 32)  # two windows, since one would need a byte too much
     assert [start for start, _, _ in plan_windows(volume.shape[1:], found).starts] == [0, 20]
-    scores = torch.cat([slab.scores.clone() for slab in sweep(volume, found, engine)], 1)
+    scores = torch.cat([slab.scores.clone() for slab in sliding_window(volume, found, engine)], 1)
     whole = engine(volume[None])[0]
     for alone in (slice(0, 20), slice(30, 50)):  # planes that only one of the windows covers
         torch.testing.assert_close(scores[:, alone], whole[:, alone], rtol=1e-5, atol=1e-5)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
 
-from medseg.inference.config import Recipe
-from medseg.inference.foreground import MARGIN_VOXELS, ForegroundKeeper
+from medseg.inference.config import InferenceConfig
+from medseg.inference.foreground import MARGIN_VOXELS, ProbabilityCrop
 from medseg.inference.postprocessing import Postprocessing
-from medseg.inference.sliding_window import Slab
+from medseg.inference.sliding_window import Chunk
 
 
-def _recipe(activation: str = "softmax", threshold: float | None = None) -> Recipe:
-    return Recipe(Compose([]), None, Postprocessing(activation=activation, threshold=threshold))  # type: ignore[arg-type]
+def _recipe(activation: str = "softmax", threshold: float | None = None) -> InferenceConfig:
+    return InferenceConfig(Compose([]), None, Postprocessing(activation=activation, threshold=threshold))  # type: ignore[arg-type]
 
 
 def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -32,11 +32,11 @@ def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tenso
     return torch.from_numpy(scores)
 
 
-def _keep(scores: torch.Tensor, recipe: Recipe, cuts: list[int]) -> ForegroundKeeper:
-    keeper = ForegroundKeeper(recipe)
+def _keep(scores: torch.Tensor, recipe: InferenceConfig, cuts: list[int]) -> ProbabilityCrop:
+    keeper = ProbabilityCrop(recipe)
     edges = sorted({0, scores.shape[1], *(cut for cut in cuts if 0 < cut < scores.shape[1])})
     for begin, end in pairwise(edges):
-        keeper(Slab(begin, scores[:, begin:end]))
+        keeper(Chunk(begin, scores[:, begin:end]))
     return keeper
 
 
@@ -96,9 +96,9 @@ def test_probabilities_are_not_put_through_a_softmax_again() -> None:
 
 def test_above_the_limit_nothing_is_kept() -> None:
     scores = torch.randn(4, 20, 20, 20)
-    keeper = ForegroundKeeper(_recipe(), limit_bytes=50_000)
+    keeper = ProbabilityCrop(_recipe(), limit_bytes=50_000)
     for begin in range(0, 20, 5):
-        keeper(Slab(begin, scores[:, begin : begin + 5]))
+        keeper(Chunk(begin, scores[:, begin : begin + 5]))
     assert keeper._kept_bytes < 3 * 50_000
     assert not keeper._pieces
     assert keeper.crop((20, 20, 20)) is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from monai.inferers import SlidingWindowInferer
 
 from medseg.errors import CaseFailed
-from medseg.inference.sliding_window import WindowSettings, plan_windows, sweep
+from medseg.inference.sliding_window import WindowSettings, plan_windows, sliding_window
 
 
 def _network(batch: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def _network(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _stitched(volume: torch.Tensor, window: WindowSettings) -> torch.Tensor:
-    slabs = [(slab.start, slab.scores.clone()) for slab in sweep(volume, window, _network)]
+    slabs = [(slab.start, slab.scores.clone()) for slab in sliding_window(volume, window, _network)]
     assert [start for start, _ in slabs] == sorted(start for start, _ in slabs)
     return torch.cat([scores for _, scores in slabs], dim=1)
 
@@ -48,15 +48,17 @@ def test_every_voxel_is_covered_once_by_a_single_window() -> None:
 
 
 def test_the_buffer_is_as_deep_as_a_window_not_as_the_volume() -> None:
-    depth = max(slab.scores.shape[1] for slab in sweep(torch.zeros(1, 64, 8, 8), WindowSettings((8, 8, 8)), _network))
+    depth = max(
+        slab.scores.shape[1] for slab in sliding_window(torch.zeros(1, 64, 8, 8), WindowSettings((8, 8, 8)), _network)
+    )
     assert depth <= 8
 
 
 def test_scores_that_are_not_finite_fail_the_case() -> None:
     with pytest.raises(CaseFailed, match="not finite"):
-        list(sweep(torch.full((1, 8, 8, 8), torch.nan), WindowSettings((8, 8, 8)), _network))
+        list(sliding_window(torch.full((1, 8, 8, 8), torch.nan), WindowSettings((8, 8, 8)), _network))
 
 
 def test_a_network_that_changes_the_size_fails_the_case() -> None:
     with pytest.raises(CaseFailed, match="expected"):
-        list(sweep(torch.zeros(1, 8, 8, 8), WindowSettings((8, 8, 8)), lambda batch: batch[..., :4]))
+        list(sliding_window(torch.zeros(1, 8, 8, 8), WindowSettings((8, 8, 8)), lambda batch: batch[..., :4]))

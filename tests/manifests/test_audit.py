@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import save_nifti
-from medseg.manifests import AuditReport, Finding, Manifest, audit
+from medseg.manifests import AuditFinding, AuditReport, Manifest, audit
 from medseg.manifests.audit import robust_z
 from medseg.manifests.audit_facts import content_hash, value_step
 from medseg.manifests.audit_findings import CODES
 from tests.manifests.conftest import AFFINE, SHAPE, image_of, label_of
 
 
-def found(manifest: Manifest, *ignore: str) -> dict[str, Finding]:
+def found(manifest: Manifest, *ignore: str) -> dict[str, AuditFinding]:
     """Findings by code; checksums are left out where a test changes files on purpose."""
     return {finding.code: finding for finding in audit(manifest).findings if finding.code not in ignore}
 

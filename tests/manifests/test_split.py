@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medseg.errors import UsageError
 from medseg.manifests import Manifest, patient_of, split
-from medseg.manifests.split import deal, strata
+from medseg.manifests.split import assign_folds, strata
 
 
 def listed(patients: list[int]) -> Manifest:
@@ -60,7 +60,7 @@ def test_another_seed_gives_another_split() -> None:
 def test_rare_labels_are_shared_out_evenly() -> None:
     """Ten of 50 cases have a lesion: each of five folds must get two of them, and every volume its share."""
     features = strata([{1: float(case)} | ({2: 1.0 + case} if case % 5 == 0 else {}) for case in range(50)])
-    part_of = deal({f"{case:02d}": features[case] for case in range(50)}, [0.2] * 5, seed=3)
+    part_of = assign_folds({f"{case:02d}": features[case] for case in range(50)}, [0.2] * 5, seed=3)
     lesions = Counter(part_of[f"{case:02d}"] for case in range(0, 50, 5))
     assert lesions == dict.fromkeys(range(5), 2)
     assert set(Counter(part_of.values()).values()) == {10}

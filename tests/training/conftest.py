@@ -22,11 +22,11 @@ from medseg.training import (
     AdversarialSegmentationTrainer,
     Adversary,
     Checkpoints,
-    Journal,
+    MetricsLogger,
     OneCycle,
     TrainingDataset,
     averaged,
-    better,
+    higher_is_better,
     training_loader,
 )
 from medseg.training.precision import Precision
@@ -90,7 +90,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
             key_val_metric={
                 "val_dice": MeanDice(output_transform=from_engine(["pred", "label"]), include_background=False)
             },
-            metric_cmp_fn=better,
+            metric_cmp_fn=higher_is_better,
         )
         place = tmp_path if folder is None else folder
         return AdversarialSegmentationTrainer(
@@ -106,7 +106,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
             precision=precision,
             train_handlers=[
                 ValidationHandler(interval=1, validator=evaluator),
-                Journal(place, evaluator, ["ball"], tensorboard=False),
+                MetricsLogger(place, evaluator, ["ball"], tensorboard=False),
                 Checkpoints(place / "checkpoints", evaluator),
             ],
             **options,

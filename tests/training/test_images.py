@@ -17,7 +17,7 @@ from medseg.training import (
     AdversarialSegmentationTrainer,
     Checkpoints,
     ImageAdversary,
-    Journal,
+    MetricsLogger,
     NoiseGrids,
     NoSupervision,
     RestorationGrids,
@@ -49,7 +49,7 @@ def gan(folder: Path, epochs: int) -> tuple[AdversarialSegmentationTrainer, DCGA
             AdversarialSchedule(weight=1.0),
         ),
         train_handlers=[
-            Journal(folder, tensorboard=False),
+            MetricsLogger(folder, tensorboard=False),
             Checkpoints(folder / "checkpoints"),
             NoiseGrids(folder / "samples", generator, (4, 1, 1, 1), count=2, interval=4),
         ],

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medseg.networks import encoder_state
-from medseg.training import FeatureEncoder, FrechetDistance, closer, frechet_distance, nearest
+from medseg.training import FeatureEncoder, FrechetDistance, frechet_distance, lower_is_better, nearest
 
 FEATURES = (2, 2, 4, 4, 6, 2)
 
@@ -94,4 +94,4 @@ def test_the_handler_gathers_over_batches() -> None:
     [(3.0, -1.0, True), (2.0, 3.0, True), (3.0, 2.0, False), (math.nan, -1.0, False), (2.0, math.nan, True)],
 )
 def test_the_smaller_distance_is_better(current: float, best: float, better: bool) -> None:
-    assert closer(current, best) is better
+    assert lower_is_better(current, best) is better

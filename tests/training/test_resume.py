@@ -13,9 +13,9 @@ import torch
 from ignite.engine import Events
 
 from medseg.errors import UsageError
-from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer, Checkpoints, better
+from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer, Checkpoints, higher_is_better
 from medseg.training.checkpoints import save_weights
-from medseg.training.data import capture_randomness, restore_randomness
+from medseg.training.data import random_state, set_random_state
 
 Make = Callable[..., AdversarialSegmentationTrainer]
 SCHEDULE = AdversarialSchedule(weight=0.1, warm_up=2, ramp=3)
@@ -135,9 +135,9 @@ def test_another_configuration_is_refused(make_trainer: Make, tmp_path: Path) ->
 
 
 def test_randomness_comes_back() -> None:
-    state = capture_randomness()
+    state = random_state()
     first = (torch.rand(2), np.random.rand(2), random.random())
-    restore_randomness(state)
+    set_random_state(state)
     again = (torch.rand(2), np.random.rand(2), random.random())
     assert torch.equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
@@ -158,4 +158,4 @@ def test_weights_are_written_in_the_standard_layout(tmp_path: Path) -> None:
     [(0.5, 0.4, True), (0.4, 0.5, False), (float("nan"), 0.1, False), (0.1, float("nan"), True)],
 )
 def test_nan_is_never_the_best(current: float, best: float, expected: bool) -> None:
-    assert better(current, best) is expected
+    assert higher_is_better(current, best) is expected

@@ -5,26 +5,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg.training import AdversarialSchedule, OneCycle, Turn
+from medseg.training import AdversarialSchedule, OneCycle, StepPlan
 from medseg.training.schedule import generator_steps, plan_cycles
 
 
 def test_warm_up_settle_and_ramp() -> None:
     schedule = AdversarialSchedule(weight=0.4, warm_up=10, settle=5, ramp=4)
-    assert schedule.turn(10, 1) == Turn(0, 1, 0.0)  # the generator alone
-    assert schedule.turn(11, 1) == Turn(1, 1, 0.0)  # the discriminator learns, but does not count yet
-    assert schedule.turn(15, 1) == Turn(1, 1, 0.0)
+    assert schedule.turn(10, 1) == StepPlan(0, 1, 0.0)  # the generator alone
+    assert schedule.turn(11, 1) == StepPlan(1, 1, 0.0)  # the discriminator learns, but does not count yet
+    assert schedule.turn(15, 1) == StepPlan(1, 1, 0.0)
     assert schedule.turn(17, 1).weight == pytest.approx(0.2)
     assert schedule.turn(1000, 1).weight == pytest.approx(0.4)
 
 
 def test_alternation_by_epoch() -> None:
     schedule = AdversarialSchedule(weight=0.1, alternate="epoch", discriminator_steps=2)
-    assert [schedule.turn(1, epoch) for epoch in (1, 2, 3)] == [Turn(2, 0, 0.0), Turn(0, 1, 0.1), Turn(2, 0, 0.0)]
+    assert [schedule.turn(1, epoch) for epoch in (1, 2, 3)] == [
+        StepPlan(2, 0, 0.0),
+        StepPlan(0, 1, 0.1),
+        StepPlan(2, 0, 0.0),
+    ]
 
 
 def test_without_weight_the_discriminator_rests() -> None:
-    assert AdversarialSchedule(weight=0.0).turn(100, 3) == Turn(0, 1, 0.0)
+    assert AdversarialSchedule(weight=0.0).turn(100, 3) == StepPlan(0, 1, 0.0)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))

@@ -16,7 +16,7 @@ from medseg.training import (
     AdversarialSegmentationTrainer,
     Adversary,
     Checkpoints,
-    Unlabelled,
+    MeanTeacher,
     fold_items,
     unlabelled_cases,
 )
@@ -25,7 +25,7 @@ from tests.training.conftest import balls
 Make = Callable[..., AdversarialSegmentationTrainer]
 
 
-def _cases(**options: Any) -> Unlabelled:
+def _cases(**options: Any) -> MeanTeacher:
     images = [{"image": item["image"], "strong": item["image"] + 0.1} for item in balls(3, seed=4)]
     noise = Compose([RandGaussianNoised("strong", prob=1.0, std=0.3)])
     found = unlabelled_cases(images, noise, batch_size=2, iterations=3, seed=1, **options)
@@ -37,7 +37,7 @@ def _teacher(image: Tensor) -> Tensor:
     return torch.zeros(len(image), 1, *image.shape[2:])
 
 
-def _weak(cases: Unlabelled, iteration: int) -> Tensor:
+def _weak(cases: MeanTeacher, iteration: int) -> Tensor:
     views = cases.views(iteration, 0.0, lambda tensor: tensor, _teacher)
     assert views is not None
     return views.strong

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medseg.bundle import Bundle
-from medseg.trust.error_net import Finishing
+from medseg.trust.error_net import FineTuning
 from medseg.trust.fit import TrainingCase, TrustCase, TrustOptions, fit_trust
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS
 from tests.bundle.sample import write_bundle
@@ -49,6 +49,6 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, nn.Module]
     torch.manual_seed(0)
     cases = [result(seed, kind) for seed in range(16) for kind in ("own", "shift", "cut", "noise")]
     training = [TrainingCase(torch.from_numpy(image)[None], mask) for image, mask in map(ball, range(100, 140))]
-    options = TrustOptions(finishing=Finishing(steps=40, batch=2), groups=2)
+    options = TrustOptions(finishing=FineTuning(steps=40, batch=2), groups=2)
     fit_trust(bundle, network, cases, training, options)
     return bundle, network

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medseg.errors import BundleError
-from medseg.trust.fault_classifier import USUAL, CaseClass, fit_case_class
+from medseg.trust.fault_classifier import USUAL, FaultClassifier, fit_fault_classifier
 
 SHA = "ab" * 32
 CENTRES = {USUAL: (4, 0, 0, 0, 0, 0), "motion": (0, 4, 0, 0, 0, 0), "noise": (0, 0, 4, 0, 0, 0)}
@@ -24,8 +24,8 @@ def cases(n: int = 20, names: tuple[str, ...] = (USUAL, "motion", "noise")) -> t
     return features, classes, [f"p{i}" for _ in names for i in range(n)]
 
 
-def fitted(*names: str) -> CaseClass:
-    found = fit_case_class(*cases(names=names or tuple(CENTRES)), SHA)
+def fitted(*names: str) -> FaultClassifier:
+    found = fit_fault_classifier(*cases(names=names or tuple(CENTRES)), SHA)
     assert found is not None
     return found
 
@@ -54,7 +54,7 @@ def test_the_probabilities_are_those_of_scikit_learn(names: tuple[str, ...]) -> 
 
 def test_classes_that_cannot_be_told_apart_are_recognised_no_better_than_by_chance() -> None:
     features, classes, patients = cases()
-    head = fit_case_class(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
+    head = fit_fault_classifier(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
     assert head is not None
     assert np.mean(list(head.recall.values())) < 0.55
 
@@ -62,10 +62,10 @@ def test_classes_that_cannot_be_told_apart_are_recognised_no_better_than_by_chan
 def test_classes_of_few_patients_are_left_out() -> None:
     features, classes, patients = cases()
     few = [i for i, name in enumerate(classes) if name != "noise" or i % 20 < 4]
-    head = fit_case_class(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
+    head = fit_fault_classifier(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
     assert head is not None
     assert set(head.classes) == {USUAL, "motion"}
-    assert fit_case_class(features[:20], classes[:20], patients[:20], SHA) is None
+    assert fit_fault_classifier(features[:20], classes[:20], patients[:20], SHA) is None
 
 
 def test_a_feature_that_is_not_finite_tells_nothing() -> None:
@@ -77,9 +77,9 @@ def test_it_comes_back_from_json_the_same_and_belongs_to_its_weights(tmp_path: P
     path = tmp_path / "case_class.json"
     head = fitted()
     head.write(path)
-    assert CaseClass.read(path, [SHA]) == head
+    assert FaultClassifier.read(path, [SHA]) == head
     with pytest.raises(BundleError, match="belongs to weights"):
-        CaseClass.read(path, ["cd" * 32])
+        FaultClassifier.read(path, ["cd" * 32])
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_what_is_no_case_class_is_refused(change: dict[str, Any], tmp_path: Path
     fitted().write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BundleError, match="not a case class"):
-        CaseClass.read(path, [SHA])
+        FaultClassifier.read(path, [SHA])

@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch.nn.functional import one_hot
 
 from medseg.errors import BundleError
-from medseg.trust.error_net import Critic, CriticShape, Finishing, finish, local_errors
+from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune, local_errors
 from tests.trust.conftest import result
 
-SMALL = CriticShape(2, 1, 4, 2)
+SMALL = ErrorNetShape(2, 1, 4, 2)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.tuples(*[st.integers(9, 22)] * 3), st.integers(1, 2))
 def test_patches_of_the_discriminator_and_of_the_errors_are_the_same(shape: tuple[int, int, int], layers: int) -> None:
-    critic = Critic(CriticShape(3, 1, 2, layers))
+    critic = ErrorNet(ErrorNetShape(3, 1, 2, layers))
     probabilities = torch.rand(1, 3, *shape).softmax(1)
     wanted = local_errors(probabilities.max(1)[1], probabilities, critic.shape.stride)
     assert critic(torch.randn(1, 1, *shape), probabilities).shape == wanted.shape
@@ -39,7 +39,7 @@ def test_errors_are_counted_where_they_are() -> None:
 
 def test_an_untaught_critic_believes_the_softmax() -> None:
     case = result(0)
-    errors = Critic(SMALL).eval().judge(case.image, case.probabilities)
+    errors = ErrorNet(SMALL).eval().judge(case.image, case.probabilities)
     p, mask = case.probabilities[1], case.probabilities[1] > 0.5
     expected = 2 * float(p[mask].sum()) / float(p[mask].sum() + mask.sum() + p[~mask].sum() - (1 - p[mask]).sum() * 0)
     assert float(errors.dice[0]) == pytest.approx(expected, abs=0.06)
@@ -50,7 +50,7 @@ def test_finishing_teaches_what_the_softmax_does_not_know() -> None:
     torch.manual_seed(0)
     cases = [result(seed, kind) for seed in range(12) for kind in ("own", "shift", "cut")]
     fresh = [result(seed, kind) for seed in range(50, 56) for kind in ("own", "shift", "cut")]
-    critic = Critic(CriticShape(2, 1, 8, 2))
+    critic = ErrorNet(ErrorNetShape(2, 1, 8, 2))
 
     def error() -> float:
         critic.eval()
@@ -62,7 +62,7 @@ def test_finishing_teaches_what_the_softmax_does_not_know() -> None:
         return float(np.mean(gaps))
 
     before = error()
-    finish(critic, cases, Finishing(steps=100, batch=2))
+    fine_tune(critic, cases, FineTuning(steps=100, batch=2))
     assert error() < 0.75 * before
 
 
@@ -71,15 +71,15 @@ def test_nothing_and_everything_give_finite_answers() -> None:
     for sure in (0, 1):
         probabilities = torch.zeros(2, 12, 12, 12)
         probabilities[sure] = 1.0
-        errors = Critic(SMALL).eval().judge(image, probabilities)
+        errors = ErrorNet(SMALL).eval().judge(image, probabilities)
         assert all(bool(value.isfinite().all()) for value in (errors.dice, errors.doubt, errors.missed))
 
 
 def test_it_comes_back_the_same(tmp_path: Path) -> None:
-    critic, case = Critic(SMALL).eval(), result(1)
+    critic, case = ErrorNet(SMALL).eval(), result(1)
     torch.nn.init.normal_(critic.trust)
     critic.write(tmp_path / "critic.safetensors", "ab" * 32)
-    again, sha256 = Critic.read(tmp_path / "critic.safetensors")
+    again, sha256 = ErrorNet.read(tmp_path / "critic.safetensors")
     assert sha256 == "ab" * 32
     assert torch.equal(
         again.judge(case.image, case.probabilities).doubt, critic.judge(case.image, case.probabilities).doubt
@@ -92,4 +92,4 @@ def test_it_comes_back_the_same(tmp_path: Path) -> None:
 def test_what_is_no_critic_is_refused(facts: dict[str, str], tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "critic.safetensors", facts)
     with pytest.raises(BundleError, match="not a critic"):
-        Critic.read(tmp_path / "critic.safetensors")
+        ErrorNet.read(tmp_path / "critic.safetensors")

@@ -15,18 +15,18 @@ from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.sharing import verify
-from medseg.trust.error_net import Finishing
+from medseg.trust.error_net import FineTuning
 from medseg.trust.fault_classifier import USUAL
 from medseg.trust.fit import TrustCase, TrustOptions, dice_of, fit_trust
-from medseg.trust.trust_model import NOTHING_FOUND, Judge, Trust
+from medseg.trust.trust_model import NOTHING_FOUND, TrustModel, Verdict
 from tests.trust.conftest import SIDE, result
 
 Fitted = tuple[Bundle, nn.Module]
 
 
 @pytest.fixture
-def judge(fitted: Fitted) -> Judge:
-    found = Judge.open(*fitted)
+def judge(fitted: Fitted) -> TrustModel:
+    found = TrustModel.open(*fitted)
     assert found is not None
     return found
 
@@ -35,11 +35,11 @@ def copy_of(fitted: Fitted, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(fitted[0].path, tmp_path / "copy"))
 
 
-def assess(judge: Judge, case: TrustCase) -> Trust:
+def assess(judge: TrustModel, case: TrustCase) -> Verdict:
     return judge.assess(case.image, case.probabilities, case.spacing_mm)
 
 
-def test_a_good_result_is_told_from_a_poor_one(judge: Judge) -> None:
+def test_a_good_result_is_told_from_a_poor_one(judge: TrustModel) -> None:
     true, found = [], []
     for seed in range(40, 48):
         for kind in ("own", "cut", "shift"):
@@ -50,7 +50,7 @@ def test_a_good_result_is_told_from_a_poor_one(judge: Judge) -> None:
     assert np.abs(np.array(true) - found).mean() < 0.7 * np.abs(np.array(true) - np.mean(true)).mean()
 
 
-def test_doubt_lies_where_the_result_is_wrong(judge: Judge) -> None:
+def test_doubt_lies_where_the_result_is_wrong(judge: TrustModel) -> None:
     inside, outside = [], []
     for seed in range(40, 46):
         case = result(seed, "shift")
@@ -65,7 +65,7 @@ def test_doubt_lies_where_the_result_is_wrong(judge: Judge) -> None:
     assert np.mean(inside) > 1.5 * np.mean(outside)
 
 
-def test_a_box_round_the_structure_is_judged_as_the_whole_image(judge: Judge) -> None:
+def test_a_box_round_the_structure_is_judged_as_the_whole_image(judge: TrustModel) -> None:
     case = result(41)
     wide = torch.nn.functional.pad(case.image, (30, 30, 30, 30, 30, 30), value=float(case.image.min()))
     sure = torch.nn.functional.pad(case.probabilities, (30, 30, 30, 30, 30, 30))
@@ -77,7 +77,7 @@ def test_a_box_round_the_structure_is_judged_as_the_whole_image(judge: Judge) ->
     np.testing.assert_array_equal(part.doubt, whole.doubt[box[1:]])
 
 
-def test_an_image_of_something_else_is_flagged_and_not_accepted(judge: Judge) -> None:
+def test_an_image_of_something_else_is_flagged_and_not_accepted(judge: TrustModel) -> None:
     case = result(42)
     stripes = torch.sin(torch.arange(SIDE) * 1.5).expand(1, SIDE, SIDE, SIDE).contiguous() * 1.4
     strange = assess(judge, replace(case, image=stripes))
@@ -85,18 +85,18 @@ def test_an_image_of_something_else_is_flagged_and_not_accepted(judge: Judge) ->
     assert strange.verdict != "accept"
 
 
-def test_a_noisy_image_is_told_from_a_usual_one(judge: Judge) -> None:
+def test_a_noisy_image_is_told_from_a_usual_one(judge: TrustModel) -> None:
     for kind, expected in (("own", USUAL), ("noise", "noise")):
         told = [assess(judge, result(seed, kind)).case_class for seed in range(40, 46)]
         assert np.mean([probability[expected] for probability in told]) > 0.7
 
 
-def test_usual_images_are_rarely_flagged(judge: Judge) -> None:
+def test_usual_images_are_rarely_flagged(judge: TrustModel) -> None:
     flagged = [bool(assess(judge, result(seed)).flags) for seed in range(200, 230)]
     assert np.mean(flagged) <= 0.3
 
 
-def test_nothing_found_is_flagged(judge: Judge) -> None:
+def test_nothing_found_is_flagged(judge: TrustModel) -> None:
     case = result(43)
     nothing = torch.zeros_like(case.probabilities)
     nothing[0] = 1.0
@@ -106,7 +106,7 @@ def test_nothing_found_is_flagged(judge: Judge) -> None:
     assert np.isfinite(list(trust.scores.values())).all()
 
 
-def test_shapes_that_do_not_fit_are_refused(judge: Judge) -> None:
+def test_shapes_that_do_not_fit_are_refused(judge: TrustModel) -> None:
     case = result(44)
     with pytest.raises(UsageError, match="on one grid"):
         judge.assess(case.image[:, 1:], case.probabilities, (1, 1, 1))
@@ -127,7 +127,7 @@ def test_everything_names_the_weights_and_holds_no_code(fitted: Fitted) -> None:
 def test_without_a_calibration_there_is_no_judge(fitted: Fitted, tmp_path: Path) -> None:
     bundle = copy_of(fitted, tmp_path)
     (bundle.path / "trust" / "calibration.json").unlink()
-    assert Judge.open(bundle, fitted[1]) is None
+    assert TrustModel.open(bundle, fitted[1]) is None
 
 
 @pytest.mark.parametrize("name", ["calibration.json", "reference.json", "case_class.json"])
@@ -136,7 +136,7 @@ def test_numbers_of_other_weights_are_refused(name: str, fitted: Fitted, tmp_pat
     path = bundle.path / "trust" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "cd" * 32}))
     with pytest.raises(BundleError, match="belongs to"):
-        Judge.open(bundle, fitted[1])
+        TrustModel.open(bundle, fitted[1])
 
 
 @pytest.mark.parametrize("name", ["calibration.json", "reference.json", "case_class.json", "critic.safetensors"])
@@ -145,7 +145,7 @@ def test_damaged_files_are_refused(name: str, fitted: Fitted, tmp_path: Path) ->
     path = bundle.path / "trust" / name
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(BundleError, match="medseg trust fit"):
-        Judge.open(bundle, fitted[1])
+        TrustModel.open(bundle, fitted[1])
 
 
 def test_a_second_hospital_keeps_the_critic_and_gets_its_own_calibration(fitted: Fitted, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_second_hospital_keeps_the_critic_and_gets_its_own_calibration(fitted:
     changed = {name for name in after if after[name] != before.get(name)}
     assert {"calibration.json"} <= changed <= {"calibration.json", "reference.json"}
     assert calibration.structures[0].n_patients == 12
-    assert Judge.open(bundle, fitted[1]) is not None
+    assert TrustModel.open(bundle, fitted[1]) is not None
 
 
 def test_too_few_patients_are_refused(fitted: Fitted, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_critic_is_not_asked_about_patients_it_was_finished_on(monkeypatch: py
     seen: list[set[str]] = []
     asked: list[tuple[str, int]] = []
 
-    def finish(number: int, cases: list[TrustCase], _: Finishing) -> int:
+    def finish(number: int, cases: list[TrustCase], _: FineTuning) -> int:
         seen.append({case.patient for case in cases})
         return number
 
@@ -183,7 +183,7 @@ def test_a_critic_is_not_asked_about_patients_it_was_finished_on(monkeypatch: py
     monkeypatch.setattr(fitting, "finish", finish)
     monkeypatch.setattr(fitting, "_score", score)
     cases = [result(seed, kind) for seed in range(6) for kind in ("own", "cut")]
-    fitting._scored(None, cases, TrustOptions(finishing=Finishing(), groups=3))  # type: ignore[arg-type]
+    fitting._scored(None, cases, TrustOptions(finishing=FineTuning(), groups=3))  # type: ignore[arg-type]
     assert len(asked) == len(cases)
     assert all(patient not in seen[number] for patient, number in asked)
     assert seen[-1] == {case.patient for case in cases}

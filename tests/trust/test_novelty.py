@@ -9,10 +9,10 @@ import torch
 from monai.networks.nets import BasicUNet, UNet
 
 from medseg.trust.out_of_distribution import (
-    Likeness,
-    Onlooker,
+    FeatureExtractor,
+    OODDetector,
     encoder_layers,
-    fit_likeness,
+    fit_ood_detector,
     image_statistics,
     limits_of,
     smallest_divisor,
@@ -26,7 +26,7 @@ def rows(n: int, features: int = 30, seed: int = 0) -> np.ndarray:
 
 
 def test_cases_like_the_training_cases_are_near_and_others_far() -> None:
-    likeness = fit_likeness(rows(120))
+    likeness = fit_ood_detector(rows(120))
     near = [likeness.distance(row) for row in rows(60, seed=1)]
     usual = rows(1, seed=2)[0]
     across = np.linalg.svd(np.random.default_rng(9).standard_normal((5, 30)))[2][-1]  # where no case varies
@@ -36,7 +36,7 @@ def test_cases_like_the_training_cases_are_near_and_others_far() -> None:
 
 def test_the_distance_is_the_one_of_mahalanobis() -> None:
     data = rows(200, 6)
-    likeness = fit_likeness(data, most=6)
+    likeness = fit_ood_detector(data, most=6)
     scaled = (data - data.mean(0)) / data.std(0)
     from sklearn.covariance import LedoitWolf
 
@@ -47,21 +47,21 @@ def test_the_distance_is_the_one_of_mahalanobis() -> None:
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:
-    likeness = fit_likeness(rows(50))
+    likeness = fit_ood_detector(rows(50))
     assert likeness.distance(np.full(30, np.nan)) == np.inf
 
 
 def test_json_keeps_it() -> None:
-    likeness = fit_likeness(rows(50))
-    assert Likeness.from_json(json.loads(json.dumps(asdict(likeness)))) == likeness
+    likeness = fit_ood_detector(rows(50))
+    assert OODDetector.from_json(json.loads(json.dumps(asdict(likeness)))) == likeness
 
 
 def test_numbers_that_do_not_fit_together_are_refused() -> None:
-    content = asdict(fit_likeness(rows(50)))
+    content = asdict(fit_ood_detector(rows(50)))
     with pytest.raises(ValueError, match="together"):
-        Likeness.from_json({**content, "scale": content["scale"][1:]})
+        OODDetector.from_json({**content, "scale": content["scale"][1:]})
     with pytest.raises(ValueError, match="positive"):
-        Likeness.from_json({**content, "rest": 0.0})
+        OODDetector.from_json({**content, "rest": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_the_second_look_is_the_network_itself(network: torch.nn.Module) -> None
     network = network.eval()
     image = torch.randn(1, 20, 33, 17)
     layers, divisor = encoder_layers(network, image), smallest_divisor(network, 1)
-    look = Onlooker(network, layers, divisor)(image)
+    look = FeatureExtractor(network, layers, divisor)(image)
     assert look.probabilities.shape == (2, 20, 33, 17)
     assert not [name for name in layers if "upcat" in name]
     assert np.isfinite(look.features).all()
-    assert Onlooker(network, layers, divisor)(image).features.tolist() == look.features.tolist()
-    assert np.abs(Onlooker(network, layers, divisor)(image.cumsum(1)).features - look.features).max() > 0.01
+    assert FeatureExtractor(network, layers, divisor)(image).features.tolist() == look.features.tolist()
+    assert np.abs(FeatureExtractor(network, layers, divisor)(image.cumsum(1)).features - look.features).max() > 0.01
     whole = torch.randn(1, 32, 32, 32)
     with torch.inference_mode():
         expected = network(whole[None])[0].softmax(0)
-    torch.testing.assert_close(Onlooker(network, layers, divisor)(whole).probabilities, expected)
+    torch.testing.assert_close(FeatureExtractor(network, layers, divisor)(whole).probabilities, expected)
     assert not any(module._forward_hooks for module in network.modules())
 
 

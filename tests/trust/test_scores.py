@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.trust.crop import MARGIN_VOXELS, region_of
-from medseg.trust.features import score_case, shape_scores, softness_scores, used_for
+from medseg.trust.features import case_features, confidence_features, shape_features, used_for
 
 
 def test_soft_dice_by_hand() -> None:
     # two voxels labelled with 0.9 and 0.6, one more with a chance of 0.3: 2·1.5 / (1.8 + 2)
     foreground = torch.tensor([0.9, 0.6, 0.3, 0.0]).reshape(1, 4, 1, 1)
     probabilities = torch.cat([1 - foreground, foreground])
-    scores = softness_scores(probabilities, probabilities.argmax(0))
+    scores = confidence_features(probabilities, probabilities.argmax(0))
     assert scores["soft-dice[1]"] == pytest.approx(3.0 / 3.8)
     assert scores["mean-margin[1]"] == pytest.approx((0.8 + 0.2) / 2)
     assert scores["unsure[1]"] == 0.5
@@ -30,7 +30,7 @@ def test_soft_dice_is_the_dice_to_expect() -> None:
     truth = rng.random((20, 20, 20)) < foreground[0].numpy()
     mask = labels.numpy() == 1
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-    assert softness_scores(probabilities, labels)["soft-dice[1]"] == pytest.approx(dice, abs=0.02)
+    assert confidence_features(probabilities, labels)["soft-dice[1]"] == pytest.approx(dice, abs=0.02)
 
 
 def test_shape_by_hand() -> None:
@@ -38,7 +38,7 @@ def test_shape_by_hand() -> None:
     labels[1:3, 1:4, 1:5] = 1
     labels[8, 8, 8] = 1
     labels[5:7, 5:7, 5:7] = 2
-    scores = shape_scores(labels, (1.0, 2.0, 0.5), 3)
+    scores = shape_features(labels, (1.0, 2.0, 0.5), 3)
     assert scores["log-volume[2]"] == pytest.approx(np.log(8 / 1000))
     assert scores["other[2]"] == pytest.approx(np.log(9 / 26))
     assert scores["largest[1]"] == pytest.approx(24 / 25)
@@ -52,7 +52,7 @@ def test_scores_are_finite_for_any_probabilities(seed: int, classes: int, sharp:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(9, 14, 3))
     logits = torch.from_numpy(rng.standard_normal((classes, *shape)).astype(np.float32)) * (50 * sharp)
-    scored = score_case(torch.zeros(1, *shape), logits.softmax(0), (1, 1, 1), None)
+    scored = case_features(torch.zeros(1, *shape), logits.softmax(0), (1, 1, 1), None)
     assert np.isfinite(list(scored.scores.values())).all()
     assert np.isfinite(list(scored.shape.values())).all()
     assert scored.doubt.shape == shape

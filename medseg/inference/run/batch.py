@@ -14,9 +14,9 @@ from medseg.bundle import Bundle, trained_on
 from medseg.devices import described, resolve_device
 from medseg.errors import Interrupted
 from medseg.files import prepare_file, prepare_folder, remove_leftovers
-from medseg.inference.cases import Case, collect
-from medseg.inference.choice import Choice, engine_of, precision_of
-from medseg.inference.config import channels_of, read_recipe
+from medseg.inference.cases import InputCase, collect
+from medseg.inference.choice import EngineChoice, engine_of, precision_of
+from medseg.inference.config import channels_of, read_inference_config
 from medseg.inference.engines import AUTOCAST
 from medseg.inference.ensemble import member_digest
 from medseg.inference.modality import check_modality, expected_modalities
@@ -25,7 +25,7 @@ from medseg.inference.roi import parse_region
 from medseg.inference.run.export import check_kinds
 from medseg.inference.run.lease import claimed
 from medseg.inference.run.loop import Batch
-from medseg.inference.run.options import Options, parse_place, run_key
+from medseg.inference.run.options import RunOptions, parse_place, run_key
 from medseg.inference.run.results import REPORT_NAMES, CaseResult, RunReport, versions, write_report
 from medseg.inference.run.state import Journal, Ledger, Progress, locked
 from medseg.inference.run.work import Setting
@@ -44,7 +44,7 @@ def run_batch(
     bundle: Bundle | str | Path,
     inputs: Sequence[str | Path],
     output: str | Path,
-    options: Options | None = None,
+    options: RunOptions | None = None,
     *,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
@@ -82,7 +82,7 @@ def run_batch(
         If there is nothing to do, an option makes no sense, or no case could have what is to be written.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    asked = options or Options()
+    asked = options or RunOptions()
     options = replace(asked, device=_device(asked))
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
@@ -116,26 +116,26 @@ def _say(notes: Sequence[str], announce: Callable[[str], None] | None) -> None:
         announce(f"note: {note}")
 
 
-def _made_for(bundle: Bundle, options: Options, found: Sequence[Case]) -> list[Case]:
+def _made_for(bundle: Bundle, options: RunOptions, found: Sequence[InputCase]) -> list[InputCase]:
     """The cases as the bundle takes them; those of another modality are refused."""
     taken, modalities = channels_of(bundle), expected_modalities(bundle)
     cases = (replace(case, allow_resample=options.allow_resample, taken=taken) for case in found)
     return [check_modality(case, modalities, bundle.name) for case in cases]
 
 
-def _trust_state(bundle: Bundle, options: Options) -> TrustState:
+def _trust_state(bundle: Bundle, options: RunOptions) -> TrustState:
     why = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
     return trust_state(bundle) if options.judged else TrustState("off", why)
 
 
-def _device(options: Options) -> str:
+def _device(options: RunOptions) -> str:
     """The device that was asked for; of other machines this one knows nothing, so there ``auto`` is the CPU."""
     if options.cluster is None or parse_place(options.cluster).kind == "local":
         return resolve_device(options.device)
     return "cpu" if options.device == "auto" else options.device
 
 
-def computing(options: Options) -> str:
+def computing(options: RunOptions) -> str:
     """On which device and in which precision a run computes, for people."""
     options = replace(options, device=_device(options))
     engine = engine_of(options.device, options.precision, options.engine)
@@ -184,14 +184,14 @@ def _finish(ledger: Ledger, content: dict[str, Any], started: str, begin: float)
         "stages_seconds": _stages(results),
     }
     options = ledger.setting.options
-    engine = ledger.choice or Choice(engine_of(options.device, options.precision, options.engine))
+    engine = ledger.choice or EngineChoice(engine_of(options.device, options.precision, options.engine))
     whole = {**content, "engine": engine.to_json(), "started": started, "finished": _now(), "summary": summary}
     report = write_report(ledger.setting.folder, whole, results)
     keep_worklist(report.folder)
     return report
 
 
-def _describe(setting: Setting, asked: Options, state: TrustState) -> dict[str, Any]:
+def _describe(setting: Setting, asked: RunOptions, state: TrustState) -> dict[str, Any]:
     bundle, options = setting.bundle, setting.options
     found = versions()
     return {
@@ -201,7 +201,7 @@ def _describe(setting: Setting, asked: Options, state: TrustState) -> dict[str, 
         "device": options.device,
         "precision": precision_of(engine_of(options.device, options.precision, options.engine)),
         "trust": state.as_json(),
-        "notes": list(read_recipe(bundle).notes),
+        "notes": list(read_inference_config(bundle).notes),
         "options": {
             "write": list(options.write),
             "select": options.select,

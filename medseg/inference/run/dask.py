@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import Interrupted, UsageError
-from medseg.inference.cases import Case
+from medseg.inference.cases import InputCase
 from medseg.inference.run.cluster import connected, distributed
 from medseg.inference.run.dask_crew import POLL_S, Crew, Member
 from medseg.inference.run.dask_worker import Reply, card_of, order_of, process
@@ -223,7 +223,7 @@ class ClusterBatch:
                 flight.future.cancel()
 
 
-def _given_up(case: Case, tries: int) -> CaseResult:
+def _given_up(case: InputCase, tries: int) -> CaseResult:
     message = (
         f"{tries} workers died while this case was in hand (out of memory, a crash in a decoder, or the machine);"
         " it was given up so that the others finish; try it alone without --cluster, or crop with --roi"

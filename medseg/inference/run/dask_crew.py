@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import Interrupted, UsageError
-from medseg.inference.choice import Choice
+from medseg.inference.choice import EngineChoice
 from medseg.inference.run.cluster import distributed
 from medseg.inference.run.dask_worker import Ready, RunCard, prepare
 from medseg.inference.run.options import parse_place
@@ -84,7 +84,7 @@ class Crew:
         """Workers that can be given a case."""
         return [member for member in self.members.values() if member.usable]
 
-    def update(self, choice: Choice | None) -> list[Member]:
+    def update(self, choice: EngineChoice | None) -> list[Member]:
         """Ask new workers to open the bundle, and return those that are gone.
 
         Parameters
@@ -109,7 +109,7 @@ class Crew:
         self._complain()
         return gone
 
-    def _look(self, choice: Choice | None) -> list[Member]:
+    def _look(self, choice: EngineChoice | None) -> list[Member]:
         found = self._found()
         same = {address for address, member in self.members.items() if _folder(found.get(address)) == member.folder}
         gone = [self.members.pop(address) for address in list(self.members) if address not in same]
@@ -143,7 +143,7 @@ class Crew:
         except (OSError, TimeoutError) as error:
             raise Interrupted("the Dask scheduler does not answer any more") from error
 
-    def _add(self, address: str, folder: str, asked: tuple[Choice | None, int, int]) -> None:
+    def _add(self, address: str, folder: str, asked: tuple[EngineChoice | None, int, int]) -> None:
         opening = self.client.submit(
             prepare, self.card, *asked, workers=[address], allow_other_workers=False, pure=False
         )

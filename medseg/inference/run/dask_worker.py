@@ -17,12 +17,12 @@ import torch
 import medseg
 from medseg.bundle import Bundle, trained_on
 from medseg.errors import MedsegError
-from medseg.inference.cases import Case
-from medseg.inference.choice import Choice
+from medseg.inference.cases import InputCase
+from medseg.inference.choice import EngineChoice
 from medseg.inference.memory import set_sharers
 from medseg.inference.roi import Region
 from medseg.inference.run import lease as claim
-from medseg.inference.run.options import Options, run_key
+from medseg.inference.run.options import RunOptions, run_key
 from medseg.inference.run.results import CaseResult
 from medseg.inference.run.work import Setting, Tools, Watchdog, Work, open_tools, work_on
 from medseg.ingest import walk as archives
@@ -45,7 +45,7 @@ class RunCard:
     bundle_sha256: str
     permission: Permission
     folder: str
-    options: Options
+    options: RunOptions
     region: Region | None
     run_key: str
     claim: str
@@ -56,7 +56,7 @@ class RunCard:
 class Ready:
     """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used."""
 
-    choice: Choice | None = None
+    choice: EngineChoice | None = None
     refusal: str = ""
 
 
@@ -75,8 +75,8 @@ class Order:
     """
 
     card: RunCard
-    case: Case
-    choice: Choice | None
+    case: InputCase
+    choice: EngineChoice | None
     sharers: int = 1
 
 
@@ -119,7 +119,7 @@ def card_of(setting: Setting) -> RunCard:
     )
 
 
-def order_of(card: RunCard, case: Case, choice: Choice | None, sharers: int = 1) -> Order:
+def order_of(card: RunCard, case: InputCase, choice: EngineChoice | None, sharers: int = 1) -> Order:
     """The order to work on a case."""
     channels = tuple(replace(record, files=tuple(map(_absolute, record.files))) for record in case.channels)
     return Order(card, replace(case, channels=channels), choice, sharers)
@@ -130,7 +130,7 @@ def _absolute(file: str) -> str:
     return str(Path(path).absolute()) + mark + member
 
 
-def prepare(card: RunCard, choice: Choice | None, threads: int, sharers: int = 1) -> Ready:
+def prepare(card: RunCard, choice: EngineChoice | None, threads: int, sharers: int = 1) -> Ready:
     """Open what computing needs, if this process can work for the run.
 
     Parameters
@@ -162,7 +162,7 @@ def process(order: Order) -> Reply:
     return Reply(result, work.content_key)
 
 
-def _station(card: RunCard, choice: Choice | None) -> _Station:
+def _station(card: RunCard, choice: EngineChoice | None) -> _Station:
     with _opening:
         station = _stations.get(card.claim)
         if station is None:
@@ -175,7 +175,7 @@ def _station(card: RunCard, choice: Choice | None) -> _Station:
     return station
 
 
-def _open(card: RunCard, choice: Choice | None) -> _Station:
+def _open(card: RunCard, choice: EngineChoice | None) -> _Station:
     if medseg.__version__ != card.medseg:
         raise MedsegError(f"found medseg {medseg.__version__} there, the run uses {card.medseg}; install the same one")
     folder = Path(card.folder)

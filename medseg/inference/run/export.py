@@ -13,7 +13,7 @@ from medseg.bundle import Bundle
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
-from medseg.inference.cases import Case
+from medseg.inference.cases import InputCase
 from medseg.inference.judging import Assessment
 from medseg.ingest import save_nifti
 from medseg.ingest.left_out import mark
@@ -70,7 +70,7 @@ class Written:
     failed: tuple[str, Exception] | None = None
 
 
-def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: Sequence[Case]) -> None:
+def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: Sequence[InputCase]) -> None:
     """Refuse a run that asks for what none of its cases can have, before the first one is computed.
 
     Raises
@@ -101,17 +101,17 @@ def _check_codes(bundle: Bundle) -> None:
         ) from error
 
 
-def _unavailable(case: Case, kinds: Sequence[str]) -> tuple[str, ...]:
+def _unavailable(case: InputCase, kinds: Sequence[str]) -> tuple[str, ...]:
     """Kinds that cannot be written for a case: DICOM objects refer to the DICOM images they were made from."""
     return () if case.channels[0].kind == "dicom" else tuple(kind for kind in kinds if kind not in _ANY_SOURCE)
 
 
-def refusal_of(case: Case, kinds: Sequence[str]) -> Refusal | None:
+def refusal_of(case: InputCase, kinds: Sequence[str]) -> Refusal | None:
     """Why a case is not worth computing: nothing that was asked for could be written of it."""
     return _no_source(case) if len(_unavailable(case, kinds)) == len(kinds) else None
 
 
-def _no_source(case: Case) -> Refusal:
+def _no_source(case: InputCase) -> Refusal:
     return Refusal(
         "no-dicom-source",
         f"DICOM objects need DICOM images to refer to, {case.source} is {case.channels[0].kind}; give the DICOM series,"
@@ -119,7 +119,7 @@ def _no_source(case: Case) -> Refusal:
     )
 
 
-def write_outputs(labelled: Labelled, case: Case, bundle: Bundle, kinds: Sequence[str], folder: Path) -> Written:
+def write_outputs(labelled: Labelled, case: InputCase, bundle: Bundle, kinds: Sequence[str], folder: Path) -> Written:
     """Write what can be written of a case, each file whole or not at all.
 
     An output that the source cannot have is noted and the others are written. At an error of another kind, such as a
@@ -148,7 +148,7 @@ def checksum(path: Path) -> Mapping[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _write(kind: str, labelled: Labelled, case: Case, bundle: Bundle, path: Path) -> None:
+def _write(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
     if kind == "nifti":
         save_nifti(labelled.label_map, labelled.geometry.affine, path, description=mark("label-map"))
     elif kind == "doubt":
@@ -161,7 +161,7 @@ def _write(kind: str, labelled: Labelled, case: Case, bundle: Bundle, path: Path
         _write_dicom(kind, labelled, case, bundle, path)
 
 
-def _write_dicom(kind: str, labelled: Labelled, case: Case, bundle: Bundle, path: Path) -> None:
+def _write_dicom(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
     from medseg.outputs.common import WriteOptions
     from medseg.outputs.write import write
 

@@ -60,7 +60,7 @@ def parse_place(text: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a batch is run.
 
     Parameters
@@ -142,7 +142,7 @@ class Options:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
 
-def run_key(bundle: Bundle, options: Options, region: Region | None) -> str:
+def run_key(bundle: Bundle, options: RunOptions, region: Region | None) -> str:
     """Digest of everything but the input that a result depends on."""
     device = resolve_device(options.device) if options.device == "auto" else options.device
     parts = {

@@ -22,8 +22,8 @@ from typing import Any
 
 from medseg.errors import Interrupted, OutputLocked, OutputUnusable, UsageError
 from medseg.files import sha256_file, shown
-from medseg.inference.cases import Case, content_key, stat_key, with_path_hash
-from medseg.inference.choice import Choice
+from medseg.inference.cases import InputCase, content_key, stat_key, with_path_hash
+from medseg.inference.choice import EngineChoice
 from medseg.inference.run.export import refusal_of
 from medseg.inference.run.results import CaseResult, result_of_error
 from medseg.inference.run.work import Setting, Work
@@ -215,7 +215,7 @@ class Ledger:
     """
 
     def __init__(
-        self, setting: Setting, journal: Journal, cases: Sequence[Case], progress: Progress | None = None
+        self, setting: Setting, journal: Journal, cases: Sequence[InputCase], progress: Progress | None = None
     ) -> None:
         self.setting, self._journal = setting, journal
         self.results: dict[str, CaseResult] = {}
@@ -236,7 +236,7 @@ class Ledger:
         hands = [hand for hand in map(self._pending, self.cases) if hand is not None]
         return sorted(hands, key=lambda hand: hand.suspect)
 
-    def _pending(self, case: Case) -> Hand | None:
+    def _pending(self, case: InputCase) -> Hand | None:
         try:
             if case.refusal is not None:
                 raise case.refusal
@@ -257,7 +257,7 @@ class Ledger:
             return Hand(case, entry=entry)
         return None
 
-    def _entry(self, case: Case) -> Entry:
+    def _entry(self, case: InputCase) -> Entry:
         """The journal's entry of a case, with its result only if that still holds."""
         key = stat_key(case)
         new = Entry(case.case_id, case.source, self.setting.run_key, key, "")
@@ -289,12 +289,12 @@ class Ledger:
     # --- how the network is run ------------------------------------------------------------------------------------
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> EngineChoice | None:
         """How an earlier run with the same bundle and options has run the network, if there was one."""
         known = self._journal.fact(self.setting.run_key)
-        return None if known is None else Choice.from_json(known)
+        return None if known is None else EngineChoice.from_json(known)
 
-    def keep_choice(self, choice: Choice) -> None:
+    def keep_choice(self, choice: EngineChoice) -> None:
         """Remember how the network is run, for this run and those that continue it."""
         self._journal.set_fact(self.setting.run_key, choice.to_json())
 
@@ -335,7 +335,7 @@ class Ledger:
             self.progress(len(self.results), len(self.cases), result)
 
 
-def _distinct(case: Case, old: Entry | None) -> Case:
+def _distinct(case: InputCase, old: Entry | None) -> InputCase:
     """The case, under another name if an earlier run has used its name for other bytes from another place."""
     if old is None or old.content_key == "" or Path(old.source).absolute() == Path(case.source).absolute():
         return case
@@ -344,12 +344,12 @@ def _distinct(case: Case, old: Entry | None) -> Case:
     return with_path_hash(case)
 
 
-def _restored(row: Any, case: Case) -> CaseResult:
+def _restored(row: Any, case: InputCase) -> CaseResult:
     values = {**row, "source": case.source, "outputs": tuple(row["outputs"]), "structures": tuple(row["structures"])}
     return CaseResult(**values)
 
 
-def _given_up(case: Case, deaths: int) -> CaseResult:
+def _given_up(case: InputCase, deaths: int) -> CaseResult:
     message = (
         f"the process died {deaths} times while this case was in hand (out of memory, or a crash in a decoder);"
         " it was given up so that the others finish; try it alone with --fresh, or crop with --roi"

@@ -27,8 +27,8 @@ from monai.data import MetaTensor
 from medseg.bundle import Bundle, TrainingData
 from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
-from medseg.inference.cases import Case, LoadedCase, file_sums, key_of_sums, load
-from medseg.inference.choice import Choice
+from medseg.inference.cases import InputCase, LoadedCase, file_sums, key_of_sums, load
+from medseg.inference.choice import EngineChoice
 from medseg.inference.config import others_of, with_others
 from medseg.inference.invert import LabelMap
 from medseg.inference.judging import Assessment, Judging
@@ -36,7 +36,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.roi import IndexBox, Region
 from medseg.inference.run import lease as claim
 from medseg.inference.run.export import Labelled, Written, write_outputs
-from medseg.inference.run.options import Options
+from medseg.inference.run.options import RunOptions
 from medseg.inference.run.results import CaseResult, result_of_error, structures_of
 from medseg.inference.seen import seen_in_training
 
@@ -113,7 +113,7 @@ class Setting:
 
     bundle: Bundle
     folder: Path
-    options: Options
+    options: RunOptions
     region: Region | None
     run_key: str
     claim: str
@@ -143,7 +143,7 @@ class Tools:
 class Work:
     """A case that is being worked on; its arrays are let go as soon as they are not needed."""
 
-    case: Case
+    case: InputCase
     begin: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
     image: MetaTensor | None = None
@@ -155,7 +155,7 @@ class Work:
     trained_on: bool | None = None
 
 
-def open_tools(setting: Setting, choice: Choice | None = None) -> Tools:
+def open_tools(setting: Setting, choice: EngineChoice | None = None) -> Tools:
     """Open what computing needs: the network, run as ``choice`` says (large windows of a run share their memory), else
     as the options ask.
     """
