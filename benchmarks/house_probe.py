@@ -68,8 +68,8 @@ class Watch:
             finally:
                 self._inside.yes = before
 
-        threading.Thread.start = started  # type: ignore[method-assign]
-        torch.nn.Module.__call__ = called
+        threading.Thread.start = started  # type: ignore[method-assign, assignment]
+        torch.nn.Module.__call__ = called  # type: ignore[method-assign]
 
 
 def run_once(tree: Path) -> dict[str, str]:
@@ -87,6 +87,8 @@ def run_once(tree: Path) -> dict[str, str]:
         if done.returncode:
             raise SystemExit(f"medseg infer of {tree} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         found = json.loads(answer.read_text())
+    if not found["calls"]:
+        raise SystemExit(f"medseg infer of {tree} called no {network}: how the network is run has changed")
     return {
         "modules that one infer loads": str(len(found["loaded"])),
         "frames to the network, first call": str(len(found["calls"][0])),

@@ -6,6 +6,7 @@ What breaks a rule today stands in a list below. The lists only shrink: an entry
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from collections.abc import Collection, Iterator
@@ -89,6 +90,12 @@ WHOLE: set[str] = {
 }
 """Files that import `medseg` itself."""
 
+TORCH_ROOMS = ("networks", "transforms", "training", "inference", "trust")
+"""Rooms whose files import torch and MONAI at module level; elsewhere that is done when they are needed."""
+
+TORCH_ELSEWHERE: set[str] = set()
+"""Files of other rooms that do so, too."""
+
 
 def differences(found: Collection[str], known: Collection[str]) -> list[str]:
     """What breaks a rule and is not known, and what is known but no longer breaks it."""
@@ -123,6 +130,29 @@ def test_rooms_import_their_files_and_not_their_own_face(house: House) -> None:
 
 def test_nobody_inside_imports_the_whole(house: House) -> None:
     assert differences(house.of_the_whole(), WHOLE) == []
+
+
+def imports_at_once(tree: ast.AST) -> Iterator[str]:
+    """Packages that a file imports when it is imported itself, not in a function nor for type checking."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from (name for other in node.orelse for name in imports_at_once(other))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports_at_once(node)
+
+
+def with_torch(house: House) -> set[str]:
+    """Modules that import torch or MONAI at once."""
+    return {name for name, module in house.modules.items() if {"torch", "monai"} & {*imports_at_once(module.tree)}}
+
+
+def test_torch_is_imported_at_once_in_few_rooms_only(house: House) -> None:
+    found = {name for name in with_torch(house) if house.modules[name].room not in TORCH_ROOMS}
+    assert differences(found - {"medseg.evaluation.handlers"}, TORCH_ELSEWHERE) == []
 
 
 _NAME = re.compile(r"(?<![\w./@-])medseg(?:\.[A-Za-z_]\w*)+")
@@ -239,6 +269,15 @@ def test_private_names_are_found_except_a_rooms_own_private_files(tmp_path: Path
 def test_the_whole_is_found_and_its_rooms_are_not_taken_for_it(tmp_path: Path) -> None:
     files = {"room__a": "from medseg import __version__", "room__b": "import medseg", "c": "from medseg import room"}
     assert built(tmp_path, **files).of_the_whole() == ["medseg.room.a", "medseg.room.b"]
+
+
+def test_torch_is_found_where_it_is_imported_at_once(tmp_path: Path) -> None:
+    files = {
+        "late": "def f():\n    import torch\nif TYPE_CHECKING:\n    from torch import nn",
+        "plain": "import torch.nn",
+        "guarded": "try:\n    from monai.data import MetaTensor\nexcept ImportError:\n    pass",
+    }
+    assert with_torch(built(tmp_path, **files)) == {"medseg.plain", "medseg.guarded"}
 
 
 def test_names_that_lead_nowhere_are_found(tmp_path: Path) -> None:
