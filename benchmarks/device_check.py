@@ -23,7 +23,8 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -60,12 +61,14 @@ class Report:
         self.machine, self.file = machine, file
         self.rows: list[Row] = []
         self.messages: list[str] = []
+        self.running: Task | None = None
+        self.complete = False
         self._begun = time.monotonic()
 
     @property
     def holds(self) -> bool:
-        """Whether there is a check, and none that fails."""
-        return bool(self.rows) and all(row.outcome.holds is not False for row in self.rows)
+        """Whether the end was reached, and every check up to there holds."""
+        return self.complete and bool(self.rows) and all(row.outcome.holds is not False for row in self.rows)
 
     @property
     def seconds(self) -> float:
@@ -106,6 +109,7 @@ class Report:
 
     def end(self) -> None:
         """Print the sum."""
+        self.complete = True
         marks = [row.outcome.holds for row in self.rows]
         failed = [f"{row.group}: {row.name}" for row in self.rows if row.outcome.holds is False]
         print(f"\n{marks.count(True)} hold, {marks.count(None)} to look at, {len(failed)} fail; {self.seconds:.0f} s")
@@ -197,29 +201,42 @@ def run_task(task: Task) -> Row:
 def run_all(tasks: Iterable[Task], report: Report, seconds: float) -> None:
     """Run checks until the time is over; those that are left fail."""
     for task in tasks:
+        report.running = task
         if report.seconds < seconds:
             report.add(run_task(task))
         else:
             report.add(Row(task.group, task.name, Outcome(False, "not reached in time"), 0.0))
 
 
-def listen(report: Report) -> None:
+@contextmanager
+def listening(report: Report) -> Iterator[None]:
     """Collect warnings of all libraries instead of printing them between the rows."""
-    logging.captureWarnings(capture=True)
-    logging.getLogger().addHandler(_Listener(report.messages))
     if importlib.util.find_spec("monai") is not None:
         importlib.import_module("monai.bundle")  # its loggers print for themselves
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("monai"):
-            logger = logging.getLogger(name)
-            logger.handlers.clear()
-            logger.propagate = True
+    listener, root = _Listener(report.messages), logging.getLogger()
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("monai")]
+    before = [(logger, logger.handlers[:], logger.propagate) for logger in map(logging.getLogger, names)]
+    for logger, handlers, _ in before:
+        logger.propagate = True
+        for handler in handlers:
+            logger.removeHandler(handler)
+    root.addHandler(listener)
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.removeHandler(listener)
+        for logger, handlers, propagates in before:
+            logger.handlers[:], logger.propagate = handlers, propagates
 
 
 def _cut_off(report: Report, minutes: float) -> None:
     """End the process in the middle of a check that takes too long: the machine may be lent by the minute."""
-    print(f"\nFAIL cut off after {minutes:g} minutes, in the check that follows those above", flush=True)
-    report.messages.append(f"cut off after {minutes:g} minutes")
+    where = "" if report.running is None else f" in: {report.running.group}: {report.running.name}"
+    message = f"cut off after {minutes:g} minutes{where}"
+    print(textwrap.fill(f"FAIL {message}", _WIDTH, subsequent_indent=" " * 5), flush=True)
+    report.messages.append(message)
     report.write()
     os._exit(1)
 
@@ -242,8 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timer.daemon = True
     timer.start()
     report.head()
-    listen(report)
-    with tempfile.TemporaryDirectory() as folder:
+    with listening(report), tempfile.TemporaryDirectory() as folder:
         setting = Setting(device, SMALL if small else LARGE, Path(folder))
         run_all(tasks_of(setting, options.only), report, options.minutes * 60.0)
     timer.cancel()

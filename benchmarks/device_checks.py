@@ -214,7 +214,7 @@ class LabelMaps:
         """One per network and way to run it."""
         for network in ("BasicUNet", "DynUNet"):
             for precision, tf32, mirror in self._ways():
-                words = [network, precision, "mirrored" if mirror else "", "" if tf32 else "without TF32"]
+                words = [network, precision, "mirrored" if mirror else "", "" if tf32 else "no TF32"]
                 name = " ".join(word for word in words if word)
                 yield Task(self.group, name, lambda way=(network, precision, tf32, mirror): self._check(*way))
 
@@ -240,9 +240,10 @@ class LabelMaps:
         part = facts["differing"] / facts["voxels"]
         worst = min(facts["dice"].values(), default=0.0)
         holds = worst >= SMALLEST_DICE[kind] if network == "BasicUNet" else part <= MOST_VOXELS[kind]
+        weights = "random weights, " if network == "DynUNet" else ""
         told = " ".join(f"{value:.5f}" for value in facts["dice"].values())
         text = f"{facts['differing']} of {facts['voxels']} voxels differ"
-        return Outcome(holds and bool(facts["dice"]), text, facts, (f"Dice {told or 'none: no structure'}",))
+        return Outcome(holds and bool(facts["dice"]), text, facts, (f"{weights}Dice {told or 'none: no structure'}",))
 
     def _labels(self, network: str, device: str, precision: str, mirror: tuple[str, ...]) -> Labels:
         from medseg.inference import Predictor
@@ -309,7 +310,7 @@ class Windows:
         part = facts["differing"] / facts["voxels"]
         told = f"{stock.windows} windows of {self.setting.size.window}³, {part:.2%} of the voxels differ"
         holds = part <= MOST_VOXELS[self.setting.rounding(precision)]
-        return beside(seconds, peaks, "ms", 1000.0, {}, (told,), facts, holds=holds)
+        return beside(seconds, peaks, {}, (told,), facts, holds=holds)
 
     @cached_property
     def _bundle(self) -> Path:
@@ -381,8 +382,6 @@ def peak_bytes(device: str) -> Iterator[list[int]]:
 def beside(
     seconds: Mapping[str, Sequence[float]],
     peaks: Mapping[str, int],
-    unit: str,
-    factor: float,
     formats: Mapping[str, str],
     details: tuple[str, ...] = (),
     facts: Mapping[str, Any] | None = None,
@@ -392,10 +391,10 @@ def beside(
     """Medians of medseg and MONAI, their ratio, and the peak of the device's memory."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["MONAI"] / medians["medseg"]
-    text = "medseg {medseg:.1f}, MONAI {MONAI:.1f} ".format(**{n: factor * m for n, m in medians.items()})
+    text = "medseg {medseg:.1f}, MONAI {MONAI:.1f} ".format(**{n: 1000.0 * m for n, m in medians.items()})
     told = {name: f"{name} {formats[name]}" for name in formats}
     memory = {name: f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items() if peak}
     further = [", ".join(words.values()) for words in (told, memory) if words]
     all_facts = {"medians_s": medians, "ratio": ratio, "peak_bytes": dict(peaks), "formats": dict(formats)}
     all_facts |= {"seconds": {name: list(values) for name, values in seconds.items()}, **(facts or {})}
-    return Outcome(holds, f"{text}{unit}: {ratio:.2f}×", all_facts, (*further, *details))
+    return Outcome(holds, f"{text}ms: {ratio:.2f}×", all_facts, (*further, *details))

@@ -266,7 +266,8 @@ class Steps:
         formats: dict[str, Any] = {"amp": True, "amp_kwargs": {"dtype": ours.dtype}} if amp else {}
         stock = SupervisedTrainer(**self._parts(deepcopy(network)), **formats)
         used = str(ours.dtype).removeprefix("torch.")
-        return self._timed({"medseg": ours, "MONAI": stock}, {"medseg": used, "MONAI": "amp" if amp else "float32"})
+        other = (f"amp {used}" if amp else "float32") + (" without an opponent" if adversarial else "")
+        return self._timed({"medseg": ours, "MONAI": stock}, {"medseg": used, "MONAI": other})
 
     def _timed(self, trainers: Mapping[str, Any], formats: Mapping[str, str]) -> Outcome:
         clocks = {name: _Clock(trainer, self.setting.device) for name, trainer in trainers.items()}
@@ -278,7 +279,7 @@ class Steps:
                 with peak_bytes(self.setting.device) as peak:
                     trainer.run()
                 peaks[name] = max(peak)
-        return beside({name: clock.seconds for name, clock in clocks.items()}, peaks, "ms", 1000.0, formats)
+        return beside({name: clock.seconds for name, clock in clocks.items()}, peaks, formats)
 
     def _parts(self, network: torch.nn.Module) -> dict[str, Any]:
         from monai.losses import DiceCELoss
