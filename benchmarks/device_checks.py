@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class Setting:
     @cached_property
     def bf16(self) -> bool:
         """Whether the device computes in bf16 rather than emulating it."""
-        from medseg.doctor import diagnose
+        from medseg.cli.doctor import diagnose
 
         return self.kind != "cpu" or bool(diagnose().cpu["bf16_in_hardware"])
 
@@ -216,7 +216,7 @@ class LabelMaps:
             for precision, tf32, mirror in self._ways():
                 words = [network, precision, "mirrored" if mirror else "", "" if tf32 else "no TF32"]
                 name = " ".join(word for word in words if word)
-                yield Task(self.group, name, lambda way=(network, precision, tf32, mirror): self._check(*way))
+                yield Task(self.group, name, partial(self._check, network, precision, tf32, mirror))
 
     def _ways(self) -> Iterator[tuple[str, bool, tuple[str, ...]]]:
         yield "fp32", True, ()
@@ -281,7 +281,7 @@ class Windows:
     def tasks(self) -> Iterator[Task]:
         """In fp32, and in the fast format of the device."""
         for precision in {"cuda": ("fp32", "auto", "bf16"), "cpu": ("fp32", "bf16")}.get(self.setting.kind, ("fp32",)):
-            yield Task(self.group, precision, lambda way=precision: self._compare(way))
+            yield Task(self.group, precision, partial(self._compare, precision))
 
     def _compare(self, precision: str) -> Outcome:
         from medseg.inference import Predictor

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -76,11 +76,11 @@ class Trainings:
         for deep in (False, True):
             title = "DynUNet, deep" if deep else "BasicUNet"
             for precision in ("fp32", *self._reduced()):
-                yield Task(self.losses, f"{title} {precision}", lambda way=(precision, deep): self._compare(*way))
+                yield Task(self.losses, f"{title} {precision}", partial(self._compare, precision, deep))
                 if precision != "fp32":
-                    yield Task(self.losses, "  self-check", lambda way=(precision, deep): self._self_check(*way))
+                    yield Task(self.losses, "  self-check", partial(self._self_check, precision, deep))
         for precision in ("fp32", *self._reduced()):
-            yield Task(self.resumed, f"BasicUNet {precision}", lambda way=precision: self._resume(way))
+            yield Task(self.resumed, f"BasicUNet {precision}", partial(self._resume, precision))
 
     def _reduced(self) -> tuple[str, ...]:
         return {"cuda": ("auto", "fp16"), "mps": ("fp16",)}.get(self.setting.kind, ("auto",))
@@ -123,9 +123,10 @@ class Trainings:
         if far == 0.0:
             return Outcome(True, f"{text}the same bits", facts)
         again = self._train(self.setting.folder / f"again-{precision}", device, precision, False)
-        facts["repeated"] = distance(again.weights(), whole)
-        details = (f"weights differ by {far:.1e}, those of a run that is repeated by {facts['repeated']:.1e}",)
-        return Outcome(far <= _RANDOM_AGAIN * facts["repeated"], f"{text}not the same bits", facts, details)
+        repeated = distance(again.weights(), whole)
+        facts["repeated"] = repeated
+        details = (f"weights differ by {far:.1e}, those of a run that is repeated by {repeated:.1e}",)
+        return Outcome(far <= _RANDOM_AGAIN * repeated, f"{text}not the same bits", facts, details)
 
     def _run(self, device: str, precision: str, deep: bool, role: str = "tried") -> _Training:
         folder = self.setting.folder / f"{role}-{precision}-{'deep' if deep else 'plain'}"
@@ -252,7 +253,7 @@ class Steps:
         yield Task(self.group, "auto", lambda: self._compare("auto"))
         yield Task(self.group, "auto, adversarial", lambda: self._compare("auto", adversarial=True))
 
-    def _compare(self, precision: str, *, adversarial: bool = False) -> Outcome:
+    def _compare(self, precision: Literal["auto", "fp32"], *, adversarial: bool = False) -> Outcome:
         from monai.engines import SupervisedTrainer
         from monai.networks.nets import BasicUNet
 

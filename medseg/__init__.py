@@ -10,7 +10,7 @@ __all__ = ["__version__"]
 
 def __getattr__(name: str) -> str:
     if name == "__version__":  # looked up on demand: reading package metadata takes longer than the rest of this import
-        from importlib.metadata import version
+        from medseg._version import medseg_version
 
-        return version("medseg")
+        return medseg_version()
     raise AttributeError(f"module 'medseg' has no attribute {name!r}")

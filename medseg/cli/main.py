@@ -20,9 +20,9 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        from medseg import __version__
+        from medseg._version import medseg_version
 
-        typer.echo(f"medseg {__version__}")
+        typer.echo(f"medseg {medseg_version()}")
         raise typer.Exit
 
 

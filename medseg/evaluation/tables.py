@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medseg import __version__
+from medseg._version import medseg_version
 from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS, EMPTY_POLICY, Definitions, describe
@@ -75,7 +75,7 @@ def header(
     """What stands in ``metrics.json`` before the tables: what was compared, how, by which versions."""
     rows = evaluated.results
     return {
-        "medseg": __version__,
+        "medseg": medseg_version(),
         "predictions": str(evaluated.source),
         "references": str(references),
         "n_cases": len(evaluated.scored),
@@ -94,7 +94,7 @@ def header(
             "seed": bootstrap.seed,
         },
         "versions": {
-            "medseg": __version__,
+            "medseg": medseg_version(),
             "python": platform.python_version(),
             **{library: version(library) for library in _LIBRARIES},
         },

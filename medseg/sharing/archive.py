@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import medseg
+from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.audit_configs import parse_json
 from medseg.bundle.audit_files import list_files
@@ -199,7 +199,7 @@ def _provenance(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> dict[str
     """Where the bundle comes from: code, data and training run; no dates, so that it is reproducible."""
     run = bundle.path / TRAINING_RUN
     return {
-        "medseg": medseg.__version__,
+        "medseg": medseg_version(),
         "bundle": {"name": bundle.name, "version": bundle.version},
         "datalist_sha256": hashlib.sha256(_bytes_of(sources[DATALIST])).hexdigest() if DATALIST in sources else None,
         "training_run": parse_json(run.read_bytes()) if run.is_file() else bundle.metadata.get("training_run"),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from monai.bundle import ConfigParser
 
-from medseg import __version__
+from medseg._version import medseg_version
 from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
@@ -111,7 +111,7 @@ def describe_run(
         figures={name: value for name, value in figures.items() if math.isfinite(value)},
         seed=_id(parser, "seed", None),
         precision=str(trainer.dtype).removeprefix("torch."),
-        medseg=__version__,
+        medseg=medseg_version(),
         images=_sums([*learnt, *cases.get("unlabelled", [])], labels=False),
         labels=_sums(learnt, labels=True),
     )

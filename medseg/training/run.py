@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from monai.bundle import ConfigWorkflow
 
-from medseg import __version__
+from medseg._version import medseg_version
 from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
 from medseg.files import sha256_file, write_json
@@ -279,7 +279,7 @@ class _Run:
         trainer = getattr(self, "trainer", None)  # None where the configuration could not be built
         conditions = None if trainer is None else self.checkpoints.conditions(trainer)
         record = {
-            "medseg": __version__,
+            "medseg": medseg_version(),
             "torch": torch.__version__,
             "status": status,
             "bundle": {"name": self.bundle.name, "version": self.bundle.version},

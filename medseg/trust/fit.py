@@ -49,8 +49,8 @@ class TrustCase:
     kind
         ``"own"`` for the network's own result on an untouched image, else how it was made worse.
     second_look
-        Scores of :meth:`TrainingStatistics.second_look`, if the result is of another network of the same training (a fold's);
-        else computed.
+        Scores of :meth:`TrainingStatistics.second_look`, if another network of the same training (a fold's)
+        gave the result; else computed.
     """
 
     image: Tensor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import medseg
+from medseg._version import medseg_version
 from medseg.bundle import Bundle, trained_on
 from medseg.errors import MedsegError
 from medseg.inference.cases import InputCase
@@ -115,7 +115,7 @@ def card_of(setting: Setting) -> RunCard:
         setting.region,
         setting.run_key,
         setting.claim,
-        medseg.__version__,
+        medseg_version(),
     )
 
 
@@ -176,8 +176,8 @@ def _station(card: RunCard, choice: EngineChoice | None) -> _Station:
 
 
 def _open(card: RunCard, choice: EngineChoice | None) -> _Station:
-    if medseg.__version__ != card.medseg:
-        raise MedsegError(f"found medseg {medseg.__version__} there, the run uses {card.medseg}; install the same one")
+    if medseg_version() != card.medseg:
+        raise MedsegError(f"found medseg {medseg_version()} there, the run uses {card.medseg}; install the same one")
     folder = Path(card.folder)
     if not _sees(folder, card.claim):
         raise MedsegError(f"it does not see {folder}; the output folder must be on a file system that all share")

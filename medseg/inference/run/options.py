@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import medseg
+from medseg._version import medseg_version
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
 from medseg.errors import UsageError
@@ -146,7 +146,7 @@ def run_key(bundle: Bundle, options: RunOptions, region: Region | None) -> str:
     """Digest of everything but the input that a result depends on."""
     device = resolve_device(options.device) if options.device == "auto" else options.device
     parts = {
-        "medseg": medseg.__version__,
+        "medseg": medseg_version(),
         "bundle": bundle.sha256,
         "write": sorted(options.write),
         "roi": region.key if region else None,

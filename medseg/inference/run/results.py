@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import medseg
+from medseg._version import medseg_version
 from medseg.errors import CaseFailed, OutputUnusable, Refusal
 from medseg.files import shown, table_text, write_json, write_text
 from medseg.geometry import Geometry
@@ -218,7 +218,7 @@ def versions() -> dict[str, str]:
     import monai
 
     return {
-        "medseg": medseg.__version__,
+        "medseg": medseg_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "monai": monai.__version__,
