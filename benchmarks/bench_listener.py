@@ -28,11 +28,11 @@ from pydicom.uid import generate_uid
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from medseg.pacs.failures import PacsError
+from medseg.pacs.dicom_network import NetworkRemote
+from medseg.pacs.dicomweb import WebRemote
 from medseg.pacs.listener import Listener
-from medseg.pacs.network import NetworkRemote
-from medseg.pacs.nodes import DicomNode, Route, WebNode, read_settings
-from medseg.pacs.web import WebRemote
+from medseg.pacs.remote import PacsError
+from medseg.pacs.settings import DicomNode, Route, WebNode, read_settings
 from tests.pacs.conftest import make_instance, write_study
 
 PER_STUDY = 100

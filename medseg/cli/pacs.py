@@ -172,7 +172,7 @@ def run(
     """
     from medseg.errors import Interrupted
     from medseg.pacs import read_settings
-    from medseg.pacs.loop import answer_studies
+    from medseg.pacs.study_loop import answer_studies
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = terminal()

@@ -1,15 +1,20 @@
 """The listening node: receives studies, never blocks the sender, survives being killed.
 
 An instance is acknowledged only after its file has its final name and the queue knows it; computing and sending
-happen in another thread.
+happen in another thread. Health and metrics are told over HTTP on loopback: ``/health`` as JSON, ``/metrics`` for
+Prometheus.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import threading
 import time
-from typing import Any
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, get_args
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -23,19 +28,17 @@ from pydicom.uid import (
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import remove_leftovers
-from medseg.pacs.health import HealthServer
-from medseg.pacs.inbox import store_instance
-from medseg.pacs.nodes import PacsSettings
-from medseg.pacs.queue import Queue
-from medseg.pacs.work import Compute, Worker, run_route
+from medseg.pacs.queue import Queue, State
+from medseg.pacs.receive import LABELMAP_STORAGE, no_delay, storage_entity, store_instance
+from medseg.pacs.settings import ListenerSettings, PacsSettings
+from medseg.pacs.study_worker import Compute, Worker, run_route
 
 try:
-    from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+    from pynetdicom import evt
     from pynetdicom.sop_class import Verification
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
-from medseg.pacs.retrieve import no_delay
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ _RESULTS = frozenset(
         Comprehensive3DSRStorage,
         ComprehensiveSRStorage,
         EnhancedSRStorage,
-        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage, which pydicom does not name yet
+        LABELMAP_STORAGE,
         MultiFrameTrueColorSecondaryCaptureImageStorage,
         RTStructureSetStorage,
         SecondaryCaptureImageStorage,
@@ -100,14 +103,9 @@ class Listener:
         return port
 
     def _entity(self) -> Any:
-        entity = AE(ae_title=self._settings.ae_title)
-        entity.require_called_aet = True
-        entity.require_calling_aet = list(self._settings.allowed_callers)
-        entity.maximum_associations = self._settings.max_associations
-        entity.maximum_pdu_size = 0
+        settings = self._settings
+        entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.max_associations)
         entity.add_supported_context(Verification)
-        for context in AllStoragePresentationContexts:
-            entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         return entity
 
     def _store(self, event: Any) -> int:
@@ -138,3 +136,56 @@ def _study_uid(event: Any) -> str:
 
 def _echo(_: Any) -> int:
     return _SUCCESS
+
+
+class HealthServer:
+    """Answers on 127.0.0.1 only; shows counts, never identities."""
+
+    def __init__(self, settings: ListenerSettings, queue: Queue) -> None:
+        def counts() -> dict[str, int]:
+            found = Counter(study.state for study in queue.studies())
+            return {state: found.get(state, 0) for state in get_args(State)}
+
+        class Handler(BaseHTTPRequestHandler):
+            """Answers /health and /metrics."""
+
+            def do_GET(self) -> None:
+                free = shutil.disk_usage(settings.folder).free
+                if self.path == "/health":
+                    healthy = free >= settings.min_free_gb * 2**30
+                    body = json.dumps({"status": "ok" if healthy else "disk-full", "studies": counts()})
+                    self._answer(200 if healthy else 503, "application/json", body)
+                elif self.path == "/metrics":
+                    lines = [f'medseg_studies{{state="{state}"}} {count}' for state, count in counts().items()]
+                    self._answer(200, "text/plain; version=0.0.4", "\n".join([*lines, f"medseg_free_bytes {free}", ""]))
+                else:
+                    self._answer(404, "text/plain", "found are /health and /metrics\n")
+
+            def _answer(self, status: int, kind: str, body: str) -> None:
+                data = body.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                """Stay silent: a probe every few seconds would fill the log."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", settings.health_port or 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="medseg-health", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """Port that is really listened on."""
+        return self._server.server_port
+
+    def start(self) -> None:
+        """Start answering."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

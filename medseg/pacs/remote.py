@@ -1,16 +1,90 @@
-"""One face for the two ways to a PACS: the DICOM network and DICOMweb."""
+"""One face for the two ways to a PACS, the DICOM network and DICOMweb: what is asked, may fail, and may pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pydicom.dataset import Dataset
 
-from medseg.pacs.limits import Meter
-from medseg.pacs.nodes import DicomNode, WebNode
+from medseg.errors import CaseFailed
+from medseg.pacs.settings import Limits
+
+
+class PacsError(CaseFailed):
+    """A peer could not be reached, refused, or answered with a failure."""
+
+
+class LimitExceeded(PacsError):
+    """A study is larger than the settings of its peer allow; trying again finds the same."""
+
+
+class Meter:
+    """Counts what passes in one transfer, and holds it to the limits.
+
+    Parameters
+    ----------
+    limits
+        What is allowed.
+    peer
+        Name of the peer, for messages.
+    clock, sleep
+        Time in seconds and how to wait; for tests.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        peer: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._limits, self._peer = limits, peer
+        self._clock, self._sleep = clock, sleep
+        self._begin: float | None = None
+        self.instances = 0
+        self.bytes = 0
+
+    def count(self, size: int) -> None:
+        """Take note of an instance of ``size`` bytes before it passes; waits where the rate demands it.
+
+        Raises
+        ------
+        LimitExceeded
+            If the study becomes larger than is allowed.
+        """
+        self.check(self.instances + 1, self.bytes + size)
+        if self._begin is None:
+            self._begin = self._clock()
+        rate = self._limits.instances_per_second
+        if rate is not None:
+            self._sleep(max(0.0, self._begin + self.instances / rate - self._clock()))
+        self.instances += 1
+        self.bytes += size
+
+    def check(self, instances: int, size: int = 0) -> None:
+        """Refuse a study of so many instances and bytes.
+
+        Raises
+        ------
+        LimitExceeded
+            If it is larger than is allowed.
+        """
+        most, megabytes = self._limits.instances, self._limits.megabytes
+        if most is not None and instances > most:
+            raise LimitExceeded(
+                f"a study has more than the {most} instances that limits.instances of {self._peer} allows; raise it,"
+                " or choose fewer series"
+            )
+        if megabytes is not None and size > megabytes * 2**20:
+            raise LimitExceeded(
+                f"a study has more than the {megabytes:g} MiB that limits.megabytes of {self._peer} allows; raise it,"
+                " or choose fewer series"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,14 +141,3 @@ class Remote(Protocol):
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files at the peer; one bad file does not stop the others."""
-
-
-def open_remote(node: DicomNode | WebNode) -> Remote:
-    """Client for a node; imports pynetdicom or dicomweb-client, whichever it needs."""
-    if isinstance(node, WebNode):
-        from medseg.pacs.web import WebRemote
-
-        return WebRemote(node)
-    from medseg.pacs.network import NetworkRemote
-
-    return NetworkRemote(node)

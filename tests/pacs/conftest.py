@@ -16,8 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 from medseg.pacs.listener import Listener
-from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
-from medseg.pacs.work import Compute
+from medseg.pacs.settings import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
+from medseg.pacs.study_worker import Compute
 
 
 def make_instance(study: str, number: int, *, series: str = "s") -> Dataset:

@@ -18,13 +18,11 @@ import requests
 from pydicom import dcmread
 
 from medseg.bundle import Bundle
-from medseg.pacs.failures import LimitExceeded, PacsError
-from medseg.pacs.limits import Limits
-from medseg.pacs.loop import answer_studies
-from medseg.pacs.network import NetworkRemote
-from medseg.pacs.nodes import DicomNode, Route, WebNode, read_settings
-from medseg.pacs.remote import Remote
-from medseg.pacs.web import WebRemote
+from medseg.pacs.dicom_network import NetworkRemote
+from medseg.pacs.dicomweb import WebRemote
+from medseg.pacs.remote import LimitExceeded, PacsError, Remote
+from medseg.pacs.settings import DicomNode, Limits, Route, WebNode, read_settings
+from medseg.pacs.study_loop import answer_studies
 from tests.pacs import orthanc_checks
 from tests.pacs.conftest import answer_one, make_instance, write_study
 

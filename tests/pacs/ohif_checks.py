@@ -25,7 +25,7 @@ from scipy.ndimage import map_coordinates
 from medseg import outputs
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord, read_volume, scan
-from medseg.pacs.web import WebRemote
+from medseg.pacs.dicomweb import WebRemote
 from tests.evaluation.browser import Browser, browser
 from tests.outputs.series import FakeBundle, rotation, write_series
 from tests.pacs import orthanc_checks

@@ -27,12 +27,11 @@ from pydicom.uid import UID
 from medseg.bundle import Bundle
 from medseg.errors import UsageError
 from medseg.geometry import lps_to_ras
-from medseg.pacs.failures import PacsError
-from medseg.pacs.network import NetworkRemote
-from medseg.pacs.nodes import DicomNode, Route, WebNode
-from medseg.pacs.remote import Remote
-from medseg.pacs.web import WebRemote
-from medseg.pacs.work import run_route
+from medseg.pacs.dicom_network import NetworkRemote
+from medseg.pacs.dicomweb import WebRemote
+from medseg.pacs.remote import PacsError, Remote
+from medseg.pacs.settings import DicomNode, Route, WebNode
+from medseg.pacs.study_worker import run_route
 from tests.pacs.conftest import WaitUntil, answer_one, listening, make_instance, write_study
 
 _DICOM = DicomNode("ORTHANC", "127.0.0.1", 4242, timeout_seconds=10)

@@ -12,10 +12,10 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, Segmentatio
 from pynetdicom import AE, build_context
 
 from medseg.errors import Refusal
-from medseg.pacs.failures import PacsError
-from medseg.pacs.inbox import hash_uid
-from medseg.pacs.network import NetworkRemote
-from medseg.pacs.nodes import DicomNode, Route
+from medseg.pacs.dicom_network import NetworkRemote
+from medseg.pacs.receive import hash_uid
+from medseg.pacs.remote import PacsError
+from medseg.pacs.settings import DicomNode, Route
 from tests.pacs.conftest import WaitUntil, answer_one, listening, make_instance, write_study
 
 

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from medseg.pacs.failures import PacsError
-from medseg.pacs.network import NetworkRemote
-from medseg.pacs.nodes import DicomNode, Tls
+from medseg.pacs.dicom_network import NetworkRemote
+from medseg.pacs.remote import PacsError
+from medseg.pacs.settings import DicomNode, Tls
 from tests.pacs.conftest import listening, write_study
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from medseg.bundle.bundle import shipped_bundle
 from medseg.errors import UsageError
-from medseg.pacs.limits import Limits
-from medseg.pacs.nodes import DicomNode, RunSettings, WebNode, parse_node, read_settings
+from medseg.pacs.connect import parse_node
+from medseg.pacs.settings import DicomNode, Limits, RunSettings, WebNode, read_settings
 
 _SETTINGS = """
 [nodes.archive]

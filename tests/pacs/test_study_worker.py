@@ -10,8 +10,8 @@ import pytest
 from medseg import inference
 from medseg.errors import CaseFailed, Refusal
 from medseg.inference.run.results import CaseResult, RunReport
-from medseg.pacs.nodes import Route
-from medseg.pacs.work import run_route
+from medseg.pacs.settings import Route
+from medseg.pacs.study_worker import run_route
 from tests.pacs.conftest import write_study
 
 _BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_segmentation"

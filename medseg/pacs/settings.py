@@ -17,7 +17,7 @@
     password_env = "MEDSEG_ARCHIVE_PASSWORD"                        # secrets never stand in the file
 
     [listener]                          # see medseg.pacs.listener
-    [run]                               # see medseg.pacs.loop
+    [run]                               # see medseg.pacs.study_loop
     [[routes]]
 """
 
@@ -27,13 +27,12 @@ import os
 import ssl
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from medseg.bundle.bundle import find_bundle
 from medseg.errors import UsageError
-from medseg.pacs.limits import Limits
 
 DEFAULT_AE_TITLE = "MEDSEG"
 _LONGEST_AE_TITLE = 16
@@ -56,6 +55,34 @@ class Tls:
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one peer; None is no limit.
+
+    Parameters
+    ----------
+    studies
+        Studies that one ``medseg pacs run`` takes from the peer.
+    instances
+        Instances of one study, fetched, or sent in one go.
+    megabytes
+        Their size in MiB.
+    instances_per_second
+        Rate that is kept to on average from the first instance on.
+    """
+
+    studies: int | None = None
+    instances: int | None = None
+    megabytes: float | None = None
+    instances_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+                raise UsageError(f"limits.{name} is {value!r}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -263,17 +290,3 @@ def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
         for kind, name, folder in ((ListenerSettings, "listener", "inbox"), (RunSettings, "run", "run"))
     )
     return PacsSettings(nodes, listener, routes, run)
-
-
-def parse_node(text: str, settings: PacsSettings | None = None) -> DicomNode | WebNode:
-    """Turn what a person types into a node: a name from the settings, ``AET@host:port`` or an ``http(s)`` URL."""
-    if settings and text in settings.nodes:
-        return settings.nodes[text]
-    if text.startswith(("http://", "https://")):
-        return WebNode(text.rstrip("/"))
-    title, _, address = text.partition("@")
-    host, _, port = address.rpartition(":")
-    if not title or not host or not port.isdigit():
-        known = f" or one of {sorted(settings.nodes)}" if settings and settings.nodes else ""
-        raise UsageError(f"found {text!r}, expected AET@host:port, a DICOMweb URL{known}")
-    return DicomNode(title, host, int(port))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydicom import Dataset, dcmread, dcmwrite
 
-from medseg.pacs.inbox import store_instance
+from medseg.pacs.receive import store_instance
 from tests.pacs.conftest import make_instance
 
 

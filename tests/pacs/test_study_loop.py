@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 
 from medseg.errors import CaseFailed, OutputLocked, Refusal, UsageError
-from medseg.pacs import loop, work
-from medseg.pacs.failures import PacsError
-from medseg.pacs.inbox import hash_uid, store_instance
-from medseg.pacs.limits import Limits, Meter
-from medseg.pacs.loop import Answered, answer_studies
-from medseg.pacs.nodes import DicomNode, PacsSettings, Route, RunSettings
+from medseg.pacs import study_loop as loop
+from medseg.pacs import study_worker as work
 from medseg.pacs.queue import Queue
-from medseg.pacs.remote import SendResult, StudyMatch
+from medseg.pacs.receive import hash_uid, store_instance
+from medseg.pacs.remote import Meter, PacsError, SendResult, StudyMatch
+from medseg.pacs.settings import DicomNode, Limits, PacsSettings, Route, RunSettings
+from medseg.pacs.study_loop import Answered, answer_studies
 from tests.pacs.conftest import answer_one, make_instance, write_study
 
 

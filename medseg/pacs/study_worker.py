@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from medseg.errors import CaseFailed, MedsegError, ReasonCode, Refusal
-from medseg.pacs.nodes import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
+from medseg.pacs.connect import open_remote
 from medseg.pacs.queue import Queue, Study
-from medseg.pacs.remote import Remote, open_remote
+from medseg.pacs.remote import Remote
+from medseg.pacs.settings import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
 
 _log = logging.getLogger(__name__)
 

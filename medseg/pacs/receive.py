@@ -1,26 +1,83 @@
-"""Fetching by the DICOM network (PS3.4, C.4): C-GET over our own association, or C-MOVE to a port of ours."""
+"""Receiving by the DICOM network (PS3.4, C.4): by C-GET over our own association, or by C-MOVE to a port of ours.
+
+A received file is named by the SHA-256 of its SOPInstanceUID and lies in a folder named by that of its
+StudyInstanceUID: UIDs from the network are never part of a path, and the same instance sent twice is one file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import socket
+import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
-from medseg.pacs.failures import PacsError
-from medseg.pacs.inbox import store_instance
-from medseg.pacs.limits import Meter
-from medseg.pacs.nodes import DicomNode
+from medseg.files import write_bytes
+from medseg.pacs.remote import Meter, PacsError
+from medseg.pacs.settings import DicomNode
+
+
+def hash_uid(uid: str) -> str:
+    """First 24 hex digits of the SHA-256 of a UID."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:24]
+
+
+def instance_path(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
+    """Where an instance of a study lies below ``folder``."""
+    return folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
+
+
+def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> tuple[Path, bool]:
+    """Write a DICOM file's bytes, whole or not at all.
+
+    Returns
+    -------
+    tuple
+        The path, and whether it is new; a file that says the same is left alone, a different one under the same
+        SOPInstanceUID is replaced and counts as new.
+    """
+    path = instance_path(folder, study_uid, sop_instance_uid)
+    if path.is_file() and _same(path.read_bytes(), data):
+        return path, False
+    write_bytes(path, data)
+    return path, True
+
+
+def _same(known: bytes, data: bytes) -> bool:
+    """Whether two files hold the same instance; archives write lengths of sequences and groups in their own ways."""
+    if known == data:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd values are no matter here
+            one, other = _elements(known), _elements(data)
+            return one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID and one == other
+    except (InvalidDicomError, EOFError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+        return False  # what cannot be read cannot be known to be the same
+
+
+def _elements(data: bytes) -> Dataset:
+    dataset: Dataset = dcmread(BytesIO(data))
+    for tag in [tag for tag in dataset.keys() if tag.element == 0 or tag == 0xFFFCFFFC]:  # noqa: SIM118  a Dataset yields values
+        del dataset[tag]  # lengths of groups, padding at the end
+    return dataset
+
 
 try:
     from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
+
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage, which pydicom and pynetdicom do not name yet."""
 
 _SUCCESS = 0x0000
 _REFUSED = 0xA700
@@ -84,6 +141,18 @@ class Arrival:
             raise self.failure
 
 
+def storage_entity(ae_title: str, callers: Sequence[str], max_associations: int) -> AE:
+    """Application entity that takes every kind of instance in every transfer syntax from ``callers``."""
+    entity = AE(ae_title=ae_title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(callers)
+    entity.maximum_associations = max_associations
+    entity.maximum_pdu_size = 0
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    return entity
+
+
 @contextmanager
 def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
     """Keep a storage node open under our AE title that only ``node`` may call, for as long as the block runs.
@@ -93,13 +162,7 @@ def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
     PacsError
         If the port is taken.
     """
-    entity = AE(ae_title=node.calling_ae_title)
-    entity.require_called_aet = True
-    entity.require_calling_aet = [node.ae_title]
-    entity.maximum_associations = _MOST_ASSOCIATIONS
-    entity.maximum_pdu_size = 0
-    for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    entity = storage_entity(node.calling_ae_title, [node.ae_title], _MOST_ASSOCIATIONS)
     try:
         server = entity.start_server(
             (node.move_host, node.move_port or 0),

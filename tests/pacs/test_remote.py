@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg.pacs.failures import LimitExceeded
-from medseg.pacs.limits import Limits, Meter
+from medseg.pacs.remote import LimitExceeded, Meter
+from medseg.pacs.settings import Limits
 
 
 class Time:

@@ -13,11 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
-from medseg.pacs.failures import LimitExceeded, PacsError
-from medseg.pacs.limits import Meter
-from medseg.pacs.nodes import DicomNode
-from medseg.pacs.remote import SendResult, StudyMatch
-from medseg.pacs.retrieve import Arrival, identifier_of, no_delay, receiving
+from medseg.pacs.receive import LABELMAP_STORAGE, Arrival, identifier_of, no_delay, receiving
+from medseg.pacs.remote import LimitExceeded, Meter, PacsError, SendResult, StudyMatch
+from medseg.pacs.settings import DicomNode
 
 try:
     from pynetdicom import AE, Association, StoragePresentationContexts, build_context, build_role, evt
@@ -35,7 +33,6 @@ _SUCCESS = 0x0000
 _PENDING = (0xFF00, 0xFF01)
 _WARNINGS = (0xB000, 0xB006, 0xB007)
 _MOST_CONTEXTS = 128  # per association (PS3.8 9.3.2.2)
-_LABELMAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage, which pynetdicom does not list yet
 
 
 class _NothingAccepted(PacsError):
@@ -118,7 +115,7 @@ class NetworkRemote:
         return Meter(self._node.limits, str(self._node))
 
     def _get(self, identifier: Dataset, arrival: Arrival) -> Iterator[Path]:
-        storage = [*StoragePresentationContexts, build_context(_LABELMAP)]
+        storage = [*StoragePresentationContexts, build_context(LABELMAP_STORAGE)]
         roles = [build_role(context.abstract_syntax, scp_role=True) for context in storage]
         model = StudyRootQueryRetrieveInformationModelGet
         handlers = [(evt.EVT_C_STORE, arrival.store)]

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from medseg.errors import CaseFailed, UsageError
 from medseg.files import locked_folder, remove_leftovers
-from medseg.pacs.failures import LimitExceeded, PacsError
-from medseg.pacs.inbox import hash_uid
-from medseg.pacs.nodes import PacsSettings, RunSettings
+from medseg.pacs.connect import open_remote
 from medseg.pacs.queue import Queue
-from medseg.pacs.remote import Remote, StudyMatch, open_remote
-from medseg.pacs.work import Compute, Work, run_route
+from medseg.pacs.receive import hash_uid
+from medseg.pacs.remote import LimitExceeded, PacsError, Remote, StudyMatch
+from medseg.pacs.settings import PacsSettings, RunSettings
+from medseg.pacs.study_worker import Compute, Work, run_route
 
 _log = logging.getLogger(__name__)
 _MOST_MATCHES = 100_000

@@ -13,11 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
-from medseg.pacs.failures import LimitExceeded, PacsError
-from medseg.pacs.inbox import store_instance
-from medseg.pacs.limits import Meter
-from medseg.pacs.nodes import WebNode
-from medseg.pacs.remote import SendResult, StudyMatch
+from medseg.pacs.receive import store_instance
+from medseg.pacs.remote import LimitExceeded, Meter, PacsError, SendResult, StudyMatch
+from medseg.pacs.settings import WebNode
 
 try:
     import requests
