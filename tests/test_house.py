@@ -25,7 +25,6 @@ KNOWN_CIRCLES: set[str] = {
     "medseg.cli.train medseg.cli.trust",
     "medseg.ingest.dicom_header medseg.ingest.multiframe medseg.ingest.pixel_module",
     "medseg.manifests.layout_nnunet medseg.manifests.manifest medseg.manifests.split",
-    "medseg.pacs.dicom_network medseg.pacs.remote medseg.pacs.dicomweb",
     "medseg.training.trainer medseg.training.trial",
     "medseg.trust.trust_files medseg.trust.trust_model",
 }
@@ -53,7 +52,6 @@ SMALL: dict[str, str] = {
     "medseg.inference.spool": "goes into trust.fit_cases",
     "medseg.inference.worsened": "goes into trust.synthetic_faults",
     "medseg.ingest.header_defects": "goes into ingest.dicom_header",
-    "medseg.pacs.listener": "goes to the listener or to the queue",
 }
 """Modules under 80 lines with one importer, and why they are files of their own."""
 
