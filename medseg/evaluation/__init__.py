@@ -5,8 +5,9 @@ Neither torch nor MONAI is imported unless a handler is asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from medseg._lazy import lazily
 
 if TYPE_CHECKING:
     from medseg.evaluation.case import StructureResult, evaluate_case
@@ -15,20 +16,6 @@ if TYPE_CHECKING:
     from medseg.evaluation.statistics import Bootstrap, compare, rank_models, subgroups
     from medseg.evaluation.tables import read_csv
 
-_HOMES = {
-    "METRICS": "definitions",
-    "Bootstrap": "statistics",
-    "Definitions": "definitions",
-    "EvaluationResult": "folders",
-    "Options": "folders",
-    "StructureResult": "case",
-    "compare": "statistics",
-    "evaluate_case": "case",
-    "evaluate_folders": "folders",
-    "rank_models": "statistics",
-    "read_csv": "tables",
-    "subgroups": "statistics",
-}
 
 __all__ = [
     "METRICS",
@@ -46,7 +33,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "case": "StructureResult evaluate_case",
+        "definitions": "Definitions METRICS",
+        "folders": "EvaluationResult Options evaluate_folders",
+        "statistics": "Bootstrap compare rank_models subgroups",
+        "tables": "read_csv",
+    },
+)

@@ -5,8 +5,9 @@ Public names are imported when they are first used, so that a command which only
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from medseg._lazy import lazily
 
 if TYPE_CHECKING:
     from medseg.ingest.image_files import inspect_image
@@ -27,19 +28,15 @@ __all__ = [
     "scan",
 ]
 
-_HOMES = {
-    "SeriesRecord": "record",
-    "Source": "read",
-    "case_id_of": "record",
-    "inspect_image": "image_files",
-    "is_own_output": "left_out",
-    "read_volume": "read",
-    "save_nifti": "nifti",
-    "scan": "index",
-}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "image_files": "inspect_image",
+        "index": "scan",
+        "left_out": "is_own_output",
+        "nifti": "save_nifti",
+        "read": "Source read_volume",
+        "record": "SeriesRecord case_id_of",
+    },
+)

@@ -1,10 +1,17 @@
 """What MONAI's networks need around them: discriminators, generators that it lacks, published encoders."""
 
-from medseg.networks.autoencoder import ENCODER_PREFIXES, Autoencoder, encoder_state
-from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
-from medseg.networks.pretrained import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
-from medseg.networks.vgg import VGGEncoder, VGGUNet
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medseg._lazy import lazily
+
+if TYPE_CHECKING:
+    from medseg.networks.autoencoder import ENCODER_PREFIXES, Autoencoder, encoder_state
+    from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+    from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
+    from medseg.networks.encoders import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
+    from medseg.networks.vgg import VGGEncoder, VGGUNet
 
 __all__ = [
     "ENCODER_PREFIXES",
@@ -23,3 +30,14 @@ __all__ = [
     "pretrained",
     "read_checkpoint",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "autoencoder": "ENCODER_PREFIXES Autoencoder encoder_state",
+        "dcgan": "DCGANDiscriminator DCGANGenerator",
+        "discriminator": "ConditionalPatchDiscriminator Judgement",
+        "encoders": "Match inflate load_encoder parameter_groups pretrained read_checkpoint",
+        "vgg": "VGGEncoder VGGUNet",
+    },
+)

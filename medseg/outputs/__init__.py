@@ -6,9 +6,9 @@ gets its final name. DICOM libraries are imported when they are first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from medseg._lazy import lazily
 from medseg.outputs.write import KINDS, write, write_rtstruct, write_sc, write_seg, write_sr
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "WriteOptions", "write", "write_rtstruct", "write_sc", "write_seg", "write_sr"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "WriteOptions":
-        return import_module("medseg.outputs.common").WriteOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "common": "WriteOptions",
+    },
+)

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, relu
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from medseg.networks import Judgement
+from medseg.networks.discriminator import Judgement
 from medseg.training.distributed import together, world
 from medseg.training.mean_teacher import Views
 from medseg.training.schedule import AdversarialSchedule

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from medseg.bundle.checkpoints import read_weights
-from medseg.networks import Autoencoder
+from medseg.networks.autoencoder import Autoencoder
 from medseg.training.adversary import Adversary
 
 

@@ -28,7 +28,7 @@ from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits, in
 
 from medseg.errors import BundleError
 from medseg.files import atomic_path
-from medseg.networks import ConditionalPatchDiscriminator
+from medseg.networks.discriminator import ConditionalPatchDiscriminator
 from medseg.trust.crop import found_labels, region_of
 
 CRITIC_NAME = "trust/critic.safetensors"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d, conv3d
 
 from medseg.networks import inflate
-from medseg.networks.pretrained import fit
+from medseg.networks.encoders import fit
 
 
 @given(how=st.sampled_from(["mean", "centre"]), depth=st.sampled_from([1, 3, 5]), axis=st.sampled_from([-1, 2, 3]))

@@ -220,7 +220,7 @@ def load_encoder(
     weights
         What :func:`read_checkpoint` gives.
     inflation, axis
-        How a 2D kernel becomes a 3D one, see :func:`~medseg.networks.pretrained.fit`.
+        How a 2D kernel becomes a 3D one, see :func:`~medseg.networks.encoders.fit`.
 
     Raises
     ------
