@@ -1,10 +1,6 @@
-"""Weights of published encoders, from 2D to 3D, and which parameters learn how fast.
+"""Weights of published encoders (MedicalNet's 3D ResNets, ImageNet's 2D networks), and which parts learn how fast.
 
-2D kernels become 3D ones (I3D: Carreira and Zisserman 2017, arXiv 1705.07750).
-
-Parts of a network that learn at their own pace, or not at all.
-
-Weights of published encoders: MedicalNet's 3D ResNets, and ImageNet's 2D networks inflated to 3D.
+2D kernels become 3D ones by inflation (I3D: Carreira and Zisserman 2017, arXiv 1705.07750).
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""Measurement report (SR, template TID 1500) by highdicom: volumes, diameters and the trust verdict.
+"""Measurement report (SR, template TID 1500) by highdicom: volumes and diameters per segment, and the trust verdict.
 
-The trust verdict as content of a measurement report: per structure, and once for the whole result.
-
-The terms are private (coding scheme ``99MEDSEG``): no published scheme names a Dice coefficient that was predicted
-without ground truth.
-
-Measurement report (SR, template TID 1500) by highdicom: volumes and diameters, each tied to its segment.
+The terms of the verdict are private (coding scheme ``99MEDSEG``): no published scheme names a Dice coefficient that
+was predicted without ground truth.
 """
 
 from __future__ import annotations

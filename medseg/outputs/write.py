@@ -1,8 +1,4 @@
-"""DICOM objects made from a label map: Segmentation, measurement report, RT structure set, pictures.
-
-Each is placed by affine, refers to the images it was made from, and is read again and compared before the file
-gets its final name.
-"""
+"""The kinds of DICOM objects that a label map can become, each written by a module of its own."""
 
 from __future__ import annotations
 

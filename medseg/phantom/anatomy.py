@@ -1,12 +1,8 @@
-"""The anatomy of synthetic patients: a catalogue of structures, and smooth random shapes drawn once per patient.
+"""Synthetic anatomy: a catalogue of structures as data, and smooth random shapes drawn once per patient.
 
-What a synthetic patient is made of: structures with their place, size and typical intensity, as data.
-
-The frame is the patient's, RAS+ in mm, with the origin in the middle of the upper abdomen. Intensities are
-Hounsfield units for CT (portal venous phase) and arbitrary units for MR (T1-weighted); they follow textbook
-values closely enough to look right and to make neighbours separable, and no closer.
-
-Smooth random anatomy as formulas, drawn once per patient and then rasterised on any grid.
+The frame is the patient's, RAS+ in mm, with the origin in the middle of the upper abdomen. Intensities are Hounsfield
+units for CT (portal venous phase) and arbitrary units for MR (T1-weighted); they follow textbook values closely enough
+to look right and to make neighbours separable, and no closer.
 
 Each structure is an ellipsoid whose surface is dented by a few long plane waves. Both are sums or products of
 functions of one array index each, on any affine grid, so rasterising needs no interpolation, and the same patient

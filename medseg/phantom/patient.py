@@ -1,9 +1,4 @@
-"""One synthetic patient as arrays: image, label map and affine, and what a scanner would make of its tissues.
-
-From tissues to what a scanner would show: intensities, blur, bias field, noise.
-
-One synthetic patient as arrays: image, label map and affine.
-"""
+"""One synthetic patient as arrays: image, label map and affine, with the blur, bias field and noise of a scanner."""
 
 from __future__ import annotations
 

@@ -1,11 +1,8 @@
-"""Synthetic patients on disk: a DICOM study as a scanner sends it, or many patients as DICOM or NIfTI.
+"""Synthetic patients on disk: a DICOM study as a scanner would send it, or many patients as DICOM or NIfTI.
 
-A synthetic patient as a DICOM study: a main series, a localizer, and a thin series, as a scanner would send them.
-
-Attributes follow the CT Image and MR Image IODs (PS3.3 A.3, A.4) with every mandatory attribute. All UIDs follow from
-the seed, names and dates are fictional, and files are named in random order, since real exports are.
-
-Many synthetic patients at once, as DICOM studies or NIfTI files, with their reference masks.
+A study has a main series, a localizer and a thin series. Attributes follow the CT Image and MR Image IODs (PS3.3 A.3,
+A.4) with every mandatory attribute. All UIDs follow from the seed, names and dates are fictional, and files are named
+in random order, since real exports are.
 """
 
 from __future__ import annotations

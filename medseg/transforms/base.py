@@ -1,9 +1,4 @@
-"""What random transforms share: one draw, then its application.
-
-What random corruptions share: one draw for all keys, applied to plain tensors.
-
-Random vectors as an item of the data, so that a GAN's noise is drawn like every other random number of a run.
-"""
+"""What random transforms share: one draw for all keys, apart from its application; and noise as an item of data."""
 
 from __future__ import annotations
 

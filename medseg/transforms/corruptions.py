@@ -1,9 +1,4 @@
-"""What scanners do to images: grain, and missing slices.
-
-Grain: noise that grows with the signal and whose specks are larger than a voxel, as in speckle and old film.
-
-Slices that are missing, as after a broken transfer or between thick slices.
-"""
+"""What goes wrong in scanners and transfers: grain whose specks are larger than a voxel, and missing slices."""
 
 from __future__ import annotations
 
