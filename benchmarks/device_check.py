@@ -36,7 +36,7 @@ import torch
 from benchmarks.device_checks import LARGE, SMALL, LabelMaps, Outcome, Setting, Task, Windows
 from benchmarks.device_trainings import Steps, Trainings
 
-DOORS = ("medseg.bundle", "medseg.doctor", "medseg.phantom", "medseg.inference", "medseg.training")
+DOORS = ("medseg.bundle", "medseg.cli.doctor", "medseg.phantom", "medseg.inference", "medseg.training")
 PARTS = ("labels", "training", "resume", "times")
 _WIDTH = 80
 _MARKS = {True: "ok", False: "FAIL", None: "note"}

@@ -1,11 +1,24 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from medseg.files import atomic_path, remove_leftovers, sha256_file, write_json, write_text
+from medseg.errors import OutputLocked
+from medseg.files import atomic_path, locked_folder, remove_leftovers, sha256_file, write_json, write_text
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from medseg.files import locked_folder
+with locked_folder(Path(sys.argv[1]), ""):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -51,3 +64,26 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc" * 100_000)
     assert sha256_file(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with locked_folder(folder, "first"):
+        second = locked_folder(folder, "somebody is at work")
+        with pytest.raises(OutputLocked, match="somebody is at work"):
+            second.__enter__()
+    with locked_folder(folder, "second"), locked_folder(tmp_path / "other", "third"):
+        pass
+
+
+def test_a_killed_holder_leaves_the_folder_free(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OutputLocked, match="taken"), locked_folder(tmp_path, "taken"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    with locked_folder(tmp_path, "taken"):
+        pass
