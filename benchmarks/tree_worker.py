@@ -1,6 +1,7 @@
 """What :mod:`benchmarks.compare_trees` runs inside one tree's own interpreter, through stable public names only.
 
-``python -P tree_worker.py phantoms|series|read|commands|serve …`` with ``PYTHONPATH`` set to the tree. Heavy imports happen where they are needed, so that a measurement pays for its own alone.
+``python -P tree_worker.py phantoms|series|read|commands|serve …`` with ``PYTHONPATH`` set to the tree. Heavy imports
+happen where they are needed, so that a measurement pays for its own alone.
 """
 
 from __future__ import annotations
