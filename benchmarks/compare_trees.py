@@ -23,11 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.compare_speed import HEAD, PARTS, Timing, measure
 from benchmarks.golden import StepFailed, Tree, bundles, golden, make_data
 from benchmarks.golden_files import Difference, allowed, compare_folders
 
 RESULTS = ("golden", "bundles")
-SPEED: tuple[str, ...] = ()
+ALL = (*RESULTS, *PARTS)
 
 
 @dataclass
@@ -38,6 +39,11 @@ class Outcome:
     differences: list[Difference] = field(default_factory=list)
     expected: list[Difference] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+
+    def add(self, differences: Sequence[Difference], expect: Sequence[str]) -> None:
+        for difference in differences:
+            (self.expected if allowed(difference, expect) else self.differences).append(difference)
 
     @property
     def equal(self) -> bool:
@@ -63,14 +69,12 @@ def _compare(part: str, trees: Sequence[Tree], out: Path, expect: Sequence[str],
     old, new = (tree.side(part, out) for tree in trees)
     found = compare_folders(old, new, f"{part}/")
     names = sorted(old.files() | new.files())
-    unexpected = [difference for difference in found.differences if not allowed(difference, expect)]
-    expected = [difference for difference in found.differences if allowed(difference, expect)]
+    outcome.add(found.differences, expect)
     for group in sorted({_group(f"{part}/{name}") for name in names}):
         files = sum(_group(f"{part}/{name}") == group for name in names)
-        differ, meant = (len({d.file for d in some if _group(d.file) == group}) for some in (unexpected, expected))
+        both = outcome.differences, outcome.expected
+        differ, meant = (len({d.file for d in some if _group(d.file) == group}) for some in both)
         outcome.rows.append((group, files, differ, meant))
-    outcome.differences += unexpected
-    outcome.expected += expected
 
 
 def _group(name: str) -> str:
@@ -81,8 +85,8 @@ def _group(name: str) -> str:
 def compare_results(
     parts: Sequence[str], trees: Sequence[Tree], options: argparse.Namespace, out: Path, outcome: Outcome
 ) -> None:
+    """Every part of ``parts`` whose files are compared."""
     data = out / "data"
-    make_data(trees[0], data)
     walks: dict[str, Callable[[Tree], None]] = {
         "golden": lambda tree: golden(tree, data),
         "bundles": lambda tree: bundles(tree, data, options.data),
@@ -95,11 +99,31 @@ def compare_results(
         say(f"{part}: {time.perf_counter() - begin:.0f} s")
 
 
+def compare_speed(
+    parts: Sequence[str], trees: Sequence[Tree], options: argparse.Namespace, out: Path, outcome: Outcome
+) -> None:
+    """Every part of ``parts`` that is measured; what comes out must be equal here too."""
+    for part in parts:
+        say(f"{part}: both trees in turn, {options.repeats} times")
+        try:
+            for timing in measure(part, trees, out / "data", options.data, options.repeats):
+                outcome.timings.append(timing)
+                difference = timing.difference()
+                if difference is not None:
+                    (outcome.expected if allowed(difference, options.expect) else outcome.differences).append(
+                        difference
+                    )
+        except StepFailed as error:
+            outcome.errors.append(str(error))
+
+
 def print_results(outcome: Outcome) -> None:
     if outcome.rows:
         print(f"{'results':<44}{'files':>8}{'differ':>12}{'expected':>12}")
     for name, files, differ, expected in outcome.rows:
         print(f"{name:<44}{files:>8}{differ or '-':>12}{expected or '-':>12}")
+    if outcome.timings:
+        print(f"\n{HEAD}", *outcome.timings, sep="\n")
     for title, some in (("expected", outcome.expected), ("DIFFERENT", outcome.differences)):
         if some:
             print(f"\n{title}:")
@@ -109,20 +133,32 @@ def print_results(outcome: Outcome) -> None:
         print(f"\nERROR {error}")
 
 
+def _write(outcome: Outcome, trees: Sequence[Tree], path: Path) -> None:
+    """Everything as JSON, with the wall time of every command of the walks."""
+    found = {
+        "differences": [vars(difference) for difference in outcome.differences],
+        "expected": [vars(difference) for difference in outcome.expected],
+        "errors": outcome.errors,
+        "timings": [{"name": timing.name, "cpu_s": timing.cpu, "wall_s": timing.wall} for timing in outcome.timings],
+        "step_seconds": {tree.name: tree.seconds for tree in trees},
+    }
+    path.write_text(json.dumps(found, indent=1))
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, metavar="OLD", help="a checkout of medseg")
     parser.add_argument("new", type=Path, metavar="NEW", help="another, which shall give the same")
     parser.add_argument("--data", type=Path, default=os.environ.get("MEDSEG_TEST_DATA"), help="real test data")
     parser.add_argument("--out", type=Path, help="keep all results in this new folder")
-    parser.add_argument("--only", default=",".join((*RESULTS, *SPEED)), help="comma-separated parts")
+    parser.add_argument("--only", default=",".join(ALL), help="comma-separated parts")
     parser.add_argument("--expect", action="append", default=[], metavar="PATTERN", help="a difference that is meant")
-    parser.add_argument("--repeats", type=int, default=3, help="of every measurement, per tree")
+    parser.add_argument("--repeats", type=int, default=3, help="of every cold start; twice that in process")
     parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="trees at once where nothing is timed")
     options = parser.parse_args(arguments)
     options.parts = options.only.split(",")
-    if unknown := set(options.parts) - {*RESULTS, *SPEED}:
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join((*RESULTS, *SPEED))}")
+    if unknown := set(options.parts) - set(ALL):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
     for tree in (options.old, options.new):
         if not (tree / "medseg" / "__init__.py").is_file():
             parser.error(f"{tree} holds no medseg")
@@ -142,13 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for tree in trees:
             tree.check()
+        make_data(trees[0], out / "data")
         compare_results([part for part in RESULTS if part in options.parts], trees, options, out, outcome)
+        compare_speed([part for part in PARTS if part in options.parts], trees, options, out, outcome)
     except StepFailed as error:
         outcome.errors.append(str(error))
     print_results(outcome)
-    steps = {tree.name: tree.seconds for tree in trees}
-    found = {"differences": [vars(difference) for difference in outcome.differences], "errors": outcome.errors}
-    (out / "comparison.json").write_text(json.dumps({**found, "step_seconds": steps}, indent=1))
+    _write(outcome, trees, out / "comparison.json")
     print("\nequal" if outcome.equal else "\nNOT EQUAL")
     if options.out is None and outcome.equal:
         shutil.rmtree(out)

@@ -18,7 +18,8 @@ from pathlib import Path
 from benchmarks.golden_files import Side
 
 WORKER = Path(__file__).with_name("tree_worker.py")
-PATIENTS = 4
+PATIENTS = 5
+"""As many as a calibration of trust asks for."""
 _KINDS = "nifti,seg,sr,rtstruct,sc"
 _LABELS = ("liver", "spleen", "right_kidney", "left_kidney")
 _PHANTOM = "phantom_ct_segmentation"
@@ -151,7 +152,7 @@ def _manifest(walk: Walk) -> None:
     names = [part for value, name in enumerate(_LABELS, 1) for part in ("--label", f"{value}={name}")]
     create: list[str | Path] = ["--images", walk.data / "main", "--labels", walk.data / "study" / "references", *names]
     walk.medseg("manifest create", "manifest", "create", *create, "-o", "datalist.json")
-    walk.medseg("manifest split", "manifest", "split", "datalist.json", "--folds", "3", "--seed", "0", "--test", "0.25")
+    walk.medseg("manifest split", "manifest", "split", "datalist.json", "--folds", "3", "--seed", "0", "--test", "0.2")
     walk.medseg("manifest audit", "manifest", "audit", "datalist.json", "--json")
     shutil.copy(walk.folder / "datalist.json", walk.folder / "split.json")
 

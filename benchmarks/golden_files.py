@@ -12,6 +12,7 @@ import json
 import math
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -269,11 +270,13 @@ def _picture(path: Path, _: Side) -> Flat:
 
 
 def _dicom(path: Path, side: Side) -> Flat:
-    whole = pydicom.dcmread(path)
     flat: Flat = {}
     made: dict[str, str] = {}
-    for dataset in (whole.file_meta, whole):
-        flat.update(_elements(dataset, "", side, made))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")  # values of the source that are longer than allowed
+        whole = pydicom.dcmread(path)
+        for dataset in (whole.file_meta, whole):
+            flat.update(_elements(dataset, "", side, made))
     return flat
 
 

@@ -17,14 +17,14 @@ import runpy
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Operation = Callable[[], str]
-"""Does what is measured, and says what came out as a digest."""
+Operation = Callable[[], Sequence[Any]]
+"""Does what is measured, and hands back what came out."""
 
 _IMAGES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _PER_FOLDER = 6
@@ -120,9 +120,9 @@ def _command(arguments: list[str]) -> str:
 def _read_series(folder: Path) -> Operation:
     from medseg.ingest import read_volume
 
-    def operation() -> str:
+    def operation() -> Sequence[Any]:
         array, geometry, _ = read_volume(folder)
-        return digest(array, geometry.affine)
+        return array, geometry.affine
 
     return operation
 
@@ -130,28 +130,22 @@ def _read_series(folder: Path) -> Operation:
 def _scan(folder: Path) -> Operation:
     from medseg.ingest import scan
 
-    def operation() -> str:
-        records = scan([folder], workers=1)
-        return digest([(record.case_id, record.source, record.usable) for record in records])
+    def operation() -> Sequence[Any]:
+        return [(record.case_id, record.source, record.usable) for record in scan([folder], workers=1)]
 
     return operation
 
 
-def _metrics(folder: Path) -> Operation:
+def _metrics() -> Operation:
     """Fourteen structures in 256×256×160; the prediction is the reference, shifted and with holes."""
     from medseg.evaluation import evaluate_case
     from medseg.phantom import make_patient
 
-    del folder
     reference = make_patient(5, shape=(256, 256, 160), kind="ct", structures=14).label
     prediction = np.roll(reference, (2, -1, 1), (0, 1, 2))
     prediction[::7, ::5, ::3] = 0
     names = {int(value): f"structure {value}" for value in np.unique(reference) if value}
-
-    def operation() -> str:
-        return digest([repr(result) for result in evaluate_case(prediction, reference, (1.3, 1.3, 1.4), names)])
-
-    return operation
+    return lambda: evaluate_case(prediction, reference, (1.3, 1.3, 1.4), names)
 
 
 def _predictor(bundle: Path, image: Path) -> Operation:
@@ -162,9 +156,9 @@ def _predictor(bundle: Path, image: Path) -> Operation:
     predictor = Predictor(bundle, device="cpu", precision="fp32")
     volume = LoadVolumed(keys="image", ensure_channel_first=True)({"image": str(image)})["image"]
 
-    def operation() -> str:
+    def operation() -> Sequence[Any]:
         prediction: Any = predictor.predict(volume)
-        return digest(np.asarray(getattr(prediction, "label_map", getattr(prediction, "labels", None))))
+        return [np.asarray(getattr(prediction, "label_map", getattr(prediction, "labels", None)))]
 
     return operation
 
@@ -175,10 +169,10 @@ def _batch(bundle: Path, image: Path, folder: Path) -> Operation:
 
     from medseg.inference import Options, run_batch
 
-    def operation() -> str:
+    def operation() -> Sequence[Any]:
         shutil.rmtree(folder, ignore_errors=True)
         run_batch(bundle, [image], folder, Options(precision="fp32", device="cpu"))
-        return digest(*(np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*_seg.nii.gz"))))
+        return [np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*_seg.nii.gz"))]
 
     return operation
 
@@ -207,7 +201,7 @@ def serve(name: str, arguments: list[Path], answers: Any) -> None:
         cpu, wall = _cpu_seconds(), time.perf_counter()
         result = operation()
         spent = {"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu}
-        print(json.dumps({**spent, "result": result}), file=answers, flush=True)
+        print(json.dumps({**spent, "result": digest(*result)}), file=answers, flush=True)
 
 
 def main() -> None:
