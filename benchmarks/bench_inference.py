@@ -29,11 +29,8 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks.agreement import agreement
 from medseg.files import write_json
-from medseg.inference.engines import REFERENCE, Engine, build_engine, candidates
-from medseg.inference.footprint import large_window, measure_footprint
-from medseg.inference.memory import available_bytes
-from medseg.inference.quantised import QuantisedEngine, can_quantise
-from medseg.inference.sliding_window import WindowSettings, sliding_window, spread_windows
+from medseg.inference.engines import build_engine, candidates
+from medseg.inference.sliding_window import WindowSettings, sliding_window
 
 Labels = np.ndarray
 
@@ -72,29 +69,19 @@ def stock(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> Labels:
 
 def ours(engine: Callable[[torch.Tensor], torch.Tensor], volume: torch.Tensor, settings: WindowSettings) -> Labels:
     labels = np.empty(volume.shape[1:], dtype=np.uint8)
-    for slab in sliding_window(volume, settings, engine):
-        part = slab.scores.max(dim=0)[1].numpy()
-        labels[slab.start : slab.start + part.shape[0]] = part
+    for chunk in sliding_window(volume, settings, engine):
+        part = chunk.scores.max(dim=0)[1].numpy()
+        labels[chunk.start : chunk.start + part.shape[0]] = part
     return labels
 
 
 def variants(network: torch.nn.Module, volume: torch.Tensor, roi: int) -> dict[str, Callable[[], Labels]]:
     own = WindowSettings((roi,) * 3, (0.5,) * 3, "gaussian", batch_size=4)
-    reference = build_engine(REFERENCE, network)
-    need = measure_footprint(reference, torch.zeros(1, 1, roi, roi, roi))
-    large = large_window(volume.shape[1:], own, need, available_bytes() / 2)
-    print(f"large window {large.roi_size}, {need.bytes_per_voxel:.0f} bytes a voxel at most, strides {need.strides}")
     runs: dict[str, Callable[[], Labels]] = {"MONAI stock": lambda: stock(network, volume, roi)}
-    engines: list[Engine] = [build_engine(name, network) for name in candidates()]
-    if can_quantise():
-        quantised = QuantisedEngine(network)
-        quantised.calibrate(list(spread_windows(blobs((2 * roi, roi, roi), 98)[0], own, 3)))
-        engines.append(quantised)
-    for engine in engines:
-        name = engine.name
+    for name in candidates():
+        engine = build_engine(name, network)
         runs[f"{name}, bundle's windows"] = partial(ours, engine, volume, own)
         runs[f"{name}, overlap 0.25"] = partial(ours, engine, volume, replace(own, overlap=(0.25,) * 3))
-        runs[f"{name}, large windows"] = partial(ours, engine, volume, large)
     return runs
 
 

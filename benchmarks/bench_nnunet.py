@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ import torch
 from benchmarks.bench_inference import Labels, blobs, measure, ours, print_table
 from medseg.files import write_json
 from medseg.inference.engines import build_engine, candidates
-from medseg.inference.quantised import QuantisedEngine, can_quantise
-from medseg.inference.sliding_window import WindowSettings, spread_windows
+from medseg.inference.sliding_window import WindowSettings
 
 FEATURES = (32, 64, 128, 256, 320, 320)
 
@@ -82,14 +80,10 @@ def peer(net: torch.nn.Module, volume: torch.Tensor, roi: int) -> Labels:
 def variants(net: torch.nn.Module, volume: torch.Tensor, roi: int) -> dict[str, Callable[[], Labels]]:
     own = WindowSettings((roi,) * 3, (0.5,) * 3, "gaussian")
     runs: dict[str, Callable[[], Labels]] = {"nnU-Net's predictor": lambda: peer(net, volume, roi)}
-    engines: list[Any] = [build_engine(name, net) for name in candidates()]
-    if can_quantise():
-        quantised = QuantisedEngine(net)
-        quantised.calibrate(list(spread_windows(blobs((roi,) * 3, 2)[0], own, 1)))
-        engines.append(quantised)
-    for engine in engines:
+    for name in candidates():
+        engine = build_engine(name, net)
         engine(torch.zeros(1, 1, roi, roi, roi))  # compiled outside the measurement
-        runs[engine.name] = partial(ours, engine, volume, own)
+        runs[name] = partial(ours, engine, volume, own)
     return runs
 
 

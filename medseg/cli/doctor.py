@@ -25,7 +25,7 @@ from medseg.cli.main import app
 
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {
-    "openvino": "a faster CPU engine for some networks, and int8",
+    "openvino": "a faster CPU engine",
     "pacs": "DICOM network and DICOMweb",
     "cluster": "batch inference on many processes or machines",
     "tracking": "MLflow beside TensorBoard in training",

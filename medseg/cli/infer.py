@@ -48,15 +48,13 @@ def infer(
     fold: Annotated[int | None, typer.Option(help="Only the items that this fold of a datalist holds out.")] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (float32; on CUDA automatic mixed precision), fp32, bf16 or int8.")
+        str, typer.Option(help="auto (float32; on CUDA automatic mixed precision), fp32 or bf16.")
     ] = "auto",
     engine: Annotated[
         str,
         typer.Option(help="What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."),
     ] = "auto",
-    windows: Annotated[
-        str, typer.Option(help="bundle (and auto): the bundle's own; large: up to the whole volume.")
-    ] = "auto",
+    windows: Annotated[str, typer.Option(help="bundle or auto: the bundle's own.")] = "auto",
     workers: Annotated[int, typer.Option(help="Cases read ahead and written behind at once.")] = 1,
     cluster: Annotated[
         str | None,

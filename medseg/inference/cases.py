@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file, shown
 from medseg.geometry import Geometry
-from medseg.inference.config import Channels, check_together, with_others
+from medseg.inference.config import Channels
+from medseg.inference.preprocess import check_together
 from medseg.ingest import SeriesRecord, case_id_of, read_volume, scan
 from medseg.ingest import walk as archives
 from medseg.ingest.record import first_of_pair
@@ -75,9 +76,9 @@ class LoadedCase:
     ----------
     case
         The case.
-    image
-        ``(C, H, W, D)`` on the source grid. For a bundle that takes channels on different grids it holds the first
-        channel and carries the others along, see :func:`medseg.inference.config.others_of`.
+    images
+        ``image``, ``(C, H, W, D)`` on the source grid; for a bundle that takes channels on different grids the first
+        channel, and the others by the bundle's keys.
     geometry
         The source grid, that of the first channel.
     note
@@ -85,7 +86,7 @@ class LoadedCase:
     """
 
     case: InputCase
-    image: MetaTensor
+    images: Mapping[str, MetaTensor]
     geometry: Geometry
     note: str = ""
 
@@ -293,10 +294,9 @@ def load(case: InputCase) -> LoadedCase:
         _check_one_grid(case, volumes)
     if len(case.taken.keys) == 1:
         stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
-        return LoadedCase(case, MetaTensor(stacked, affine=np.array(geometry.affine)), geometry, note)
-    first, *others = (_one_channel(array, grid) for array, grid, _ in volumes)
-    image = with_others(first, dict(zip(case.taken.keys[1:], others, strict=True)))
-    return LoadedCase(case, image, geometry, note)
+        return LoadedCase(case, {"image": MetaTensor(stacked, affine=np.array(geometry.affine))}, geometry, note)
+    channels = (_one_channel(array, grid) for array, grid, _ in volumes)
+    return LoadedCase(case, dict(zip(case.taken.keys, channels, strict=True)), geometry, note)
 
 
 def _one_channel(array: NDArray[Any], grid: Geometry) -> MetaTensor:

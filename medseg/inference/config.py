@@ -1,33 +1,21 @@
-"""What a bundle's ``inference.json`` asks for, read as data: channels, preprocessing, windows, and the way back.
-
-Channels that lie on different grids: which bundles take them, whether they belong together, and how they travel.
-
-A bundle takes them if its own preprocessing loads each channel under a key of its own, resamples the others onto the
-first (``ResampleToMatchd`` onto ``image``) and concatenates all (``ConcatItemsd`` into ``image``). The first channel's
-grid is the one results are made on.
-
-What a bundle's ``inference.json`` asks for, read as data: preprocessing, windows, and the way back to labels.
-"""
+"""What a bundle's ``inference.json`` asks for, read as data: channels, preprocessing, windows, the way to labels."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from monai.data import MetaTensor
 from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import ABSENT, follow, item_at, reached
-from medseg.errors import BundleError, Refusal
-from medseg.geometry import SMALLEST_COVERAGE, Geometry
-from medseg.inference.postprocessing import Activation, Postprocessing, read_postprocessing
+from medseg.bundle.config import ABSENT, follow, item_at, reached, target_of
+from medseg.errors import BundleError
+from medseg.inference.postprocessing import Postprocessing, read_postprocessing
 from medseg.inference.sliding_window import WindowSettings
-from medseg.ingest import SeriesRecord
 
-_OTHERS = "other_channels"
+_LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
 
 
 @dataclass(frozen=True)
@@ -37,165 +25,42 @@ class Channels:
     Parameters
     ----------
     keys
-        Names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``.
+        Names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``, on whose
+        grid results are made.
     resampled
-        Whether it resamples the others onto the grid of the first.
+        Whether it resamples the others onto the grid of the first, so that they may lie on grids of their own.
     """
 
     keys: tuple[str, ...] = ("image",)
     resampled: bool = False
 
 
-def channels_of(bundle: Bundle) -> Channels:
-    """Read from ``inference.json``, as data, how a bundle takes its channels."""
-    config = bundle.inference
-    listed = [step for _, step in reached(config, bundle.pipeline.preprocessing) if _enabled(step, config)]
-    concat = next((step for step in listed if _is(step, "ConcatItemsd") and step.get("name") == "image"), None)
-    keys = () if concat is None else _names(concat.get("keys"))
-    if len(keys) < 2 or keys[0] != "image":
-        return Channels()
-    matching = [step for step in listed if _is(step, "ResampleToMatchd") and step.get("key_dst") == "image"]
-    matched = {key for step in matching for key in _names(step.get("keys"))}
-    return Channels(keys, matched.issuperset(keys[1:]))
-
-
-def check_together(
-    records: Sequence[SeriesRecord], grids: Sequence[Geometry], facts: Sequence[Mapping[str, Any]]
-) -> str:
-    """Refuse channels that cannot be laid over the first one; gives what is worth noting of the others.
-
-    Raises
-    ------
-    Refusal
-        ``mixed-patients``, or ``geometry-mismatch`` if frames of reference differ or a channel covers too little.
-    """
-    notes = []
-    for number, (record, grid, found) in enumerate(zip(records, grids, facts, strict=True)):
-        if number == 0:
-            continue
-        if record.patient_hash and records[0].patient_hash and record.patient_hash != records[0].patient_hash:
-            raise Refusal("mixed-patients", f"{record.source} is of another patient than the first channel; pair anew")
-        notes.append(_covered(number + 1, record, grids[0].covered_by(grid)) + _frame(record, facts[0], found))
-    return "; ".join(notes)
-
-
-def _covered(number: int, record: SeriesRecord, share: float) -> str:
-    if share < SMALLEST_COVERAGE:
-        raise Refusal(
-            "geometry-mismatch",
-            f"{record.source} covers {share:.0%} of the first channel's field of view, expected"
-            f" {SMALLEST_COVERAGE:.0%} at least; are both of one examination and registered?",
-        )
-    return f"channel {number} covers {share:.0%} of the first"
-
-
-def _frame(record: SeriesRecord, first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    known = [str(facts.get("frame_of_reference_hash") or "") for facts in (first, other)]
-    if all(known) and known[0] != known[1]:
-        raise Refusal(
-            "geometry-mismatch",
-            f"{record.source} has another frame of reference than the first channel, so that equal positions are not"
-            " the same place; register it to the first channel",
-        )
-    return "" if all(known) or not any(known) else ", and only one of them states its frame of reference"
-
-
-def joined(case: Mapping[str, Any]) -> MetaTensor:
-    """The first channel of a case ``{"image": …, other keys: …}``, carrying the others along."""
-    image: MetaTensor = case["image"]
-    others = {key: value for key, value in case.items() if key != "image" and isinstance(value, MetaTensor)}
-    return with_others(image, others) if others else image
-
-
-def with_others(image: MetaTensor, others: Mapping[str, MetaTensor]) -> MetaTensor:
-    """``image`` on its grid, carrying channels that lie on other grids by their keys."""
-    carrying = MetaTensor(image.as_tensor(), affine=image.affine)
-    carrying.meta[_OTHERS] = dict(others)
-    return carrying
-
-
-def others_of(image: MetaTensor) -> dict[str, MetaTensor]:
-    """The channels that an image carries along, by key; empty if all are in the image itself."""
-    return dict(image.meta.get(_OTHERS, {}))
-
-
-def _enabled(step: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a transform is switched on, as far as its text tells: words, references, ``$True`` and ``$not …``."""
-    value: Any = step.get("_disabled_", False)
-    if isinstance(value, str) and value.startswith("@"):
-        value = item_at(config, follow(config, value[1:].replace("#", "::")))
-    if isinstance(value, str):
-        return value.lower().replace(" ", "") not in {"true", "$true", "$notfalse", "$1"}
-    return not value or value is ABSENT
-
-
-def _is(step: Mapping[str, Any], name: str) -> bool:
-    return str(step.get("_target_", "")).rpartition(".")[2] == name
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(str(name) for name in value or ())
-
-
-_LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
-
-
 @dataclass(frozen=True)
 class InferenceConfig:
-    """The parts of ``inference.json`` that a prediction needs.
+    """The parts of ``inference.json`` that a prediction needs; :attr:`medseg.bundle.Bundle.weight_files` has the rest.
 
     Parameters
     ----------
     preprocessing
-        The bundle's dict transforms without loading; they act on the key ``image``, and first on the other ``keys``.
+        The bundle's dict transforms without loading; they act on the keys of ``channels``.
     windows
-        The bundle's own sliding window; None if its inferer takes the whole volume at once.
+        The bundle's own sliding window; one as large as the volume if its inferer takes the whole volume at once.
     post
         What becomes of the network's output.
-    keys
-        Under which the preprocessing takes channels, see :class:`medseg.inference.config.Channels`.
+    channels
+        How it takes its channels.
     notes
         Where medseg does something else than the config says, and why.
     exact_affine
-        Whether the affine of the prepared image says where its voxels were sampled.
+        Whether the affine of the preprocessed image says where its voxels were sampled.
     """
 
     preprocessing: Compose
-    windows: WindowSettings | None
+    windows: WindowSettings
     post: Postprocessing
-    keys: tuple[str, ...] = ("image",)
+    channels: Channels = Channels()
     notes: tuple[str, ...] = ()
     exact_affine: bool = True
-
-    @property
-    def activation(self) -> Activation:
-        """What makes probabilities of the network's output."""
-        return self.post.activation
-
-    @property
-    def back(self) -> Literal["scores", "labels"]:
-        """Whether scores or labels are taken back to the source grid."""
-        return self.post.back
-
-    @property
-    def nearest(self) -> bool:
-        """Whether nearest-neighbour interpolation is used on the way back."""
-        return self.post.nearest
-
-    @property
-    def threshold(self) -> float | None:
-        """Labels are ``score >= threshold`` of the only channel; None if the largest channel wins."""
-        return self.post.threshold
-
-    @property
-    def clean_model(self) -> tuple[Callable[..., Any], ...]:
-        """Label transforms applied on the network's grid."""
-        return self.post.clean_model
-
-    @property
-    def clean_source(self) -> tuple[Callable[..., Any], ...]:
-        """Label transforms applied on the source grid."""
-        return self.post.clean_source
 
 
 def read_inference_config(bundle: Bundle) -> InferenceConfig:
@@ -227,10 +92,41 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         preprocessing=preprocessing,
         windows=_windows(parsed.get(pipeline.inferer) if pipeline.inferer else None, bundle),
         post=post,
-        keys=channels_of(bundle).keys,
+        channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
     )
+
+
+def channels_of(bundle: Bundle) -> Channels:
+    """How a bundle takes its channels, by the text of its preprocessing: nothing is evaluated.
+
+    They may lie on different grids if it loads each under a key of its own, resamples the others onto the first
+    (``ResampleToMatchd`` onto ``image``) and concatenates all (``ConcatItemsd`` into ``image``).
+    """
+    config = bundle.inference
+    steps = [step for _, step in reached(config, bundle.pipeline.preprocessing) if _enabled(step, config)]
+    concat = next((s for s in steps if target_of(s) == "ConcatItemsd" and s.get("name") == "image"), None)
+    keys = () if concat is None else _names(concat.get("keys"))
+    if len(keys) < 2 or keys[0] != "image":
+        return Channels()
+    matching = [s for s in steps if target_of(s) == "ResampleToMatchd" and s.get("key_dst") == "image"]
+    matched = {key for step in matching for key in _names(step.get("keys"))}
+    return Channels(keys, matched.issuperset(keys[1:]))
+
+
+def _enabled(step: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a transform is switched on, as far as its text tells: words, references, ``$True`` and ``$not …``."""
+    value: Any = step.get("_disabled_", False)
+    if isinstance(value, str) and value.startswith("@"):
+        value = item_at(config, follow(config, value[1:].replace("#", "::")))
+    if isinstance(value, str):
+        return value.lower().replace(" ", "") not in {"true", "$true", "$notfalse", "$1"}
+    return not value or value is ABSENT
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(name) for name in value or ())
 
 
 def _without_loading(transform: Any) -> Compose:
@@ -259,10 +155,10 @@ def _recomputes_affine(step: Any) -> bool:
     return isinstance(spacing, Spacing) and bool(spacing.recompute_affine)
 
 
-def _windows(inferer: Any, bundle: Bundle) -> WindowSettings | None:
+def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     name = type(inferer).__name__
     if inferer is None or name == "SimpleInferer":
-        return None
+        return WindowSettings((0, 0, 0))
     if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}:
         raise BundleError(f"inferer of {bundle.name} is {name}, expected SlidingWindowInferer or SimpleInferer")
     if inferer.with_coord:

@@ -1,27 +1,32 @@
-"""Engines that run a network on a batch of windows, and which of them this machine can use.
+"""What runs the network on a batch of windows, torch or OpenVINO, and the rule by which it is chosen.
 
-Every engine maps windows ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``, float32 on the CPU. Which one runs is
-decided in :mod:`medseg.inference.choice`.
+Every engine maps windows ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``, float32 on the CPU. The rule goes by what
+was asked, never by the clock, so that a command gives the same labels: on a CPU and on Apple's MPS the bundle's network
+in float32, on CUDA torch's automatic mixed precision. Every other way rounds differently and may move a label here and
+there, on the next case if not on the one that was tried; so it is asked for by name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.blocks import ADN, Convolution
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from medseg.devices import FORMATS, computes_bf16, use_channels_last
 from medseg.errors import MissingDependency, UsageError
 
-_KEPT_SIZES = 2
+Engine = Callable[[torch.Tensor], torch.Tensor]
+"""Maps windows to scores."""
 
 REFERENCE = "torch-fp32"
 """The network as the bundle defines it, in float32: what the others are compared with."""
@@ -29,52 +34,145 @@ REFERENCE = "torch-fp32"
 AUTOCAST = "cuda-fp16-autocast"
 """torch's automatic mixed precision."""
 
-
-class Engine(Protocol):
-    """Something that runs a batch of windows."""
-
-    name: str
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Map windows to scores."""
-        ...
+_FASTER_FP32, _BF16 = "torch-fp32-channels-last", "torch-bf16-channels-last"
+_OPENVINO_FP32, _OPENVINO_BF16 = "openvino-fp32", "openvino-bf16"
+_OPENVINO_TYPES = {_OPENVINO_FP32: "f32", _OPENVINO_BF16: "bf16"}
+_KEPT_SIZES = 2
 
 
-class _TorchEngine:
-    """The network under torch, with chosen weights type, memory layout and autocast."""
+@dataclass(frozen=True)
+class EngineChoice:
+    """How the network is run: the name of an engine; windows are always the bundle's own."""
 
-    def __init__(self, name: str, network: nn.Module, device: str, dtype: torch.dtype, *, last: bool) -> None:
-        self.name = name
-        self.network = network
-        self._device, self._dtype = torch.device(device), dtype
-        self._layout = torch.channels_last_3d if last else torch.contiguous_format
+    engine: str = REFERENCE
+
+    @classmethod
+    def by_rule(cls, device: str, precision: str = "auto", engine: str = "auto") -> EngineChoice:
+        """The engine for what was asked.
+
+        Parameters
+        ----------
+        device
+            Torch device.
+        precision
+            ``"fp32"`` or ``"bf16"``; ``"auto"``: as the rule says.
+        engine
+            An engine by name; ``"auto"``: the one for ``precision``.
+
+        Raises
+        ------
+        UsageError
+            If this machine has no such engine, there is no such precision, or both were asked for.
+        """
+        if engine == "auto":
+            by_rule = AUTOCAST if torch.device(device).type == "cuda" else REFERENCE
+            by_precision = {"auto": by_rule, "fp32": REFERENCE, "bf16": _BF16}
+            if precision not in by_precision:
+                raise UsageError(f"--precision {precision}: expected one of {', '.join(by_precision)}")
+            return cls(by_precision[precision])
+        if precision != "auto":
+            raise UsageError(
+                f"--engine {engine} fixes the precision, found --precision {precision}, too; give one of them"
+            )
+        known = candidates(device)
+        if engine not in known:
+            raise UsageError(f"--engine {engine}: this machine has {', '.join(known)} on {device}; choose one of them")
+        return cls(engine)
+
+    @property
+    def precision(self) -> str:
+        """What the engine computes in: ``fp32``, ``bf16`` or ``amp-fp16``."""
+        return "amp-fp16" if self.engine == AUTOCAST else self.engine.split("-")[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice as in ``run.json``."""
+        return {"engine": self.engine, "windows": "bundle"}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EngineChoice:
+        """Read what :meth:`to_json` wrote."""
+        return cls(value["engine"])
+
+
+def candidates(device: str = "cpu") -> list[str]:
+    """Engines that a device has, the reference first; bf16 only where the processor computes in it."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return [REFERENCE, _FASTER_FP32, _BF16, AUTOCAST]
+    names = [REFERENCE, _FASTER_FP32]
+    if kind == "cpu":
+        has_openvino, has_bf16 = importlib.util.find_spec("openvino") is not None, computes_bf16(torch.device(device))
+        names += [_OPENVINO_FP32] if has_openvino else []
+        names += [_BF16] if has_bf16 else []
+        names += [_OPENVINO_BF16] if has_openvino and has_bf16 else []
+    return names
+
+
+def build_engine(name: str, network: nn.Module, device: str = "cpu") -> Engine:
+    """Build one engine around a network in evaluation mode, which stays as it is.
+
+    Raises
+    ------
+    UsageError
+        If there is no engine of this name.
+    MissingDependency
+        If it needs a package that is not installed.
+    """
+    if name == REFERENCE:
+        return TorchEngine(network, device)
+    if name == AUTOCAST:
+        network = copy.deepcopy(network)
+        use_channels_last(network)
+        return TorchEngine(network, device, channels_last=True, autocast=torch.float16)
+    if name in {_FASTER_FP32, _BF16}:
+        dtype = FORMATS[name.split("-")[1]]
+        network = fold_norms(network).to(dtype)
+        use_channels_last(network)
+        return TorchEngine(network, device, dtype, channels_last=True)
+    if name in _OPENVINO_TYPES:
+        return OpenVinoEngine(name, copy.deepcopy(network))
+    known = (REFERENCE, _FASTER_FP32, _BF16, AUTOCAST, *_OPENVINO_TYPES)
+    raise UsageError(f"no engine {name}; known are {', '.join(known)}")
+
+
+class TorchEngine:
+    """A network under torch.
+
+    Parameters
+    ----------
+    network
+        The network, on the device, with weights of type ``dtype``.
+    device, dtype, channels_last
+        Where and in which type and memory layout it gets windows.
+    autocast
+        The type of automatic mixed precision; None computes in ``dtype`` throughout.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+        *,
+        channels_last: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self._network, self._device, self._dtype, self._autocast = network, torch.device(device), dtype, autocast
+        self._layout = torch.channels_last_3d if channels_last else torch.contiguous_format
 
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Map windows to scores."""
         windows = batch.to(self._device, self._dtype, memory_format=self._layout)
-        return _first(self.network(windows)).float().to("cpu")
-
-
-class _AutocastEngine:
-    """float32 weights under torch's automatic mixed precision, for CUDA."""
-
-    def __init__(self, name: str, network: nn.Module, device: str, dtype: torch.dtype) -> None:
-        self.name = name
-        self.network = _relaid(network)
-        self._device, self._dtype = torch.device(device), dtype
-
-    @torch.inference_mode()
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Map windows to scores."""
-        windows = batch.to(self._device, memory_format=torch.channels_last_3d)
-        with torch.autocast(self._device.type, self._dtype):
-            scores = _first(self.network(windows))
-        return scores.float().to("cpu")
+        with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
+            scores = self._network(windows)
+        # networks with deep supervision give a list that starts with the full resolution
+        first: torch.Tensor = scores[0] if isinstance(scores, list | tuple) else scores
+        return first.float().to("cpu")
 
 
 class OpenVinoEngine:
-    """The network compiled by OpenVINO, once per window size; the last few sizes are kept.
+    """A network compiled by OpenVINO, once per size of window; the last few sizes are kept.
 
     Parameters
     ----------
@@ -82,15 +180,12 @@ class OpenVinoEngine:
         Name of the engine.
     network
         The network in evaluation mode.
-    precision
-        OpenVINO's name of the type that is computed in, such as ``"f32"``.
     """
 
-    def __init__(self, name: str, network: nn.Module, precision: str) -> None:
+    def __init__(self, name: str, network: nn.Module) -> None:
         if importlib.util.find_spec("openvino") is None:
             raise MissingDependency("OpenVINO", "openvino", f"the engine {name}")
-        self.name = name
-        self._network, self._precision = network, precision
+        self._network, self._precision = network, _OPENVINO_TYPES[name]
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -102,23 +197,18 @@ class OpenVinoEngine:
             self._compiled[size] = self._compile(batch[:1])
         return torch.from_numpy(self._compiled[size](batch.contiguous().numpy())[0])
 
-    def model(self, example: torch.Tensor) -> Any:
-        """OpenVINO's model for windows like ``example``, ``(1, C, H, W, D)``, with any number in a batch."""
+    def _compile(self, example: torch.Tensor) -> Any:
         openvino = import_openvino()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about checks of sizes, which do not change here
             model = openvino.convert_model(self._network, example_input=example)
         model.reshape([-1, *example.shape[1:]])
-        return model
-
-    def _compile(self, example: torch.Tensor) -> Any:
-        openvino = import_openvino()
         hints = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }
-        return openvino.Core().compile_model(self.model(example), "CPU", hints)
+        return openvino.Core().compile_model(model, "CPU", hints)
 
 
 def import_openvino() -> Any:
@@ -127,12 +217,6 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
-
-
-def _first(scores: Any) -> torch.Tensor:
-    """The full-resolution output; networks with deep supervision give a list that starts with it."""
-    first: torch.Tensor = scores[0] if isinstance(scores, list | tuple) else scores
-    return first
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
@@ -155,68 +239,3 @@ def _fold(block: nn.Module) -> None:
         transposed = isinstance(convolution, nn.ConvTranspose3d)
         block.conv = fuse_conv_bn_eval(convolution, first[1], transpose=transposed)  # type: ignore[type-var]
         adn.N = nn.Identity()
-
-
-def _channels_last(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return _relaid(fold_norms(network).to(dtype))
-
-
-def _relaid(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-
-_BUILDERS: dict[str, Callable[[nn.Module, str], Engine]] = {
-    REFERENCE: lambda net, dev: _TorchEngine(REFERENCE, net, dev, torch.float32, last=False),
-    "torch-fp32-channels-last": lambda net, dev: _TorchEngine(
-        "torch-fp32-channels-last", _channels_last(net, torch.float32), dev, torch.float32, last=True
-    ),
-    "torch-bf16-channels-last": lambda net, dev: _TorchEngine(
-        "torch-bf16-channels-last", _channels_last(net, torch.bfloat16), dev, torch.bfloat16, last=True
-    ),
-    AUTOCAST: lambda net, dev: _AutocastEngine(AUTOCAST, copy.deepcopy(net), dev, torch.float16),
-    "openvino-fp32": lambda net, _: OpenVinoEngine("openvino-fp32", net, "f32"),
-    "openvino-bf16": lambda net, _: OpenVinoEngine("openvino-bf16", net, "bf16"),
-}
-
-
-def build_engine(name: str, network: nn.Module, device: str = "cpu") -> Engine:
-    """Build one engine around a network in evaluation mode.
-
-    Raises
-    ------
-    UsageError
-        If there is no engine of this name.
-    MissingDependency
-        If it needs a package that is not installed.
-    """
-    if name not in _BUILDERS:
-        raise UsageError(f"no engine {name}; known are {', '.join(_BUILDERS)}")
-    return _BUILDERS[name](network, device)
-
-
-def candidates(device: str = "cpu") -> list[str]:
-    """Engines that a device has, the reference first.
-
-    bf16 is among them only where the processor computes in it: elsewhere it is emulated, some thirty times slower.
-    """
-    if torch.device(device).type == "cuda":
-        return [REFERENCE, "torch-fp32-channels-last", "torch-bf16-channels-last", AUTOCAST]
-    names = [REFERENCE, "torch-fp32-channels-last"]
-    if torch.device(device).type != "cpu":
-        return names
-    has_openvino = importlib.util.find_spec("openvino") is not None
-    if has_openvino:
-        names.append("openvino-fp32")
-    if _computes_bf16():
-        names += ["torch-bf16-channels-last", *(["openvino-bf16"] if has_openvino else [])]
-    return names
-
-
-def _computes_bf16() -> bool:
-    with contextlib.suppress(AttributeError, RuntimeError):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "AVX512" in _cpu_capability()
-    return False
-
-
-def _cpu_capability() -> str:
-    return str(torch.backends.cpu.get_cpu_capability()).upper()

@@ -1,23 +1,18 @@
-"""Several networks and several mirrored views of one window, averaged, each run by the chosen engine.
-
-Several looks at one window, averaged: mirrored, and by several networks.
+"""Several looks at one window, averaged: mirrored, and by several networks.
 
 Every window is computed once per view and its probabilities are averaged before it is stitched, as nnU-Net does with
 mirrored windows (Isensee et al., Nat Methods 18, 2021), so that memory grows with one window, not with the volume. The
 average is kept as a logarithm: with the softmax (or sigmoid) of the bundle's post-processing it becomes the mean
 probability, and nothing after the network need know that there was more than one view.
-
-The further networks of an ensemble: other bundles for the same task, or other weights of the same network.
-
-The networks of a predictor, run in the chosen way: engines, windows, integers.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -31,42 +26,69 @@ from medseg.bundle.config import item_at
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
-from medseg.inference.choice import EngineChoice
-from medseg.inference.config import InferenceConfig
-from medseg.inference.engines import REFERENCE, Engine, build_engine
-from medseg.inference.footprint import Footprint, large_window, measure_footprint
-from medseg.inference.memory import share_bytes
-from medseg.inference.quantised import INT8, QuantisedEngine
-from medseg.inference.sliding_window import WindowSettings, plan_windows, spread_windows
+from medseg.inference.engines import Engine
 
 MIRRORS = {"lr": "LR", "ap": "AP", "is": "IS"}
 """Names of the patient's axes, and the letters that stand for their ends in an orientation such as ``"RAS"``."""
 
 _SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
+_SHARED = ("preprocessing", "inferer", "postprocessing")
+_REFERENCE = re.compile(r"@([\w:#]+)$")
 
-Scores = Callable[[torch.Tensor], torch.Tensor]
+
+def ensemble_of(engines: Sequence[Engine], axes: Sequence[int], activation: str) -> Engine:
+    """What maps windows to the mean of every engine with every combination of mirrored axes.
+
+    Parameters
+    ----------
+    engines
+        One per network.
+    axes
+        Axes of the network's grid (0, 1, 2) along which windows are mirrored, too.
+    activation
+        What turns scores into probabilities: ``"softmax"``, ``"sigmoid"`` or ``"none"``, which averages the scores.
+    """
+    flips = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+    views = [TTAView(engine, chosen) if chosen else engine for engine in engines for chosen in flips]
+    return views[0] if len(views) == 1 else Ensemble(views, activation)
 
 
 @dataclass(frozen=True)
 class TTAView:
-    """One look at a window.
+    """An engine that sees windows mirrored along some axes (0, 1, 2) of the network's grid."""
 
-    Parameters
-    ----------
-    member
-        Which network looks.
-    flips
-        Axes of the network's grid (0, 1, 2) along which it sees the window mirrored.
-    """
+    engine: Engine
+    flips: tuple[int, ...]
 
-    member: int
-    flips: tuple[int, ...] = ()
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Map windows to scores, which lie as the windows do."""
+        axes = [axis + 2 for axis in self.flips]
+        return self.engine(batch.flip(axes)).flip(axes)
 
 
-def views(members: int, axes: Sequence[int]) -> tuple[TTAView, ...]:
-    """Every network with every combination of mirrored axes, the plain look of the first network first."""
-    flips = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
-    return tuple(TTAView(member, chosen) for member in range(members) for chosen in flips)
+@dataclass(frozen=True)
+class Ensemble:
+    """The mean probability of several views as scores, see :func:`ensemble_of`."""
+
+    views: Sequence[Engine]
+    activation: str
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Map windows to scores."""
+        scores = (view(batch) for view in self.views)
+        if self.activation == "softmax":  # a common factor does not change a softmax
+            return reduce(torch.logaddexp, (torch.log_softmax(given, dim=1) for given in scores))
+        if self.activation == "sigmoid":
+            return _mean_sigmoid(scores)
+        return reduce(torch.add, scores) / len(self.views)
+
+
+def _mean_sigmoid(scores: Iterator[torch.Tensor]) -> torch.Tensor:
+    first = next(scores)
+    there, absent = logsigmoid(first), logsigmoid(-first)
+    for more in scores:
+        there, absent = torch.logaddexp(there, logsigmoid(more)), torch.logaddexp(absent, logsigmoid(-more))
+    return there - absent
 
 
 def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
@@ -98,71 +120,6 @@ def _sided(bundle: Bundle) -> list[str]:
     """Names of the structures that belong to one side of the body, by their name or by their code."""
     coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
     return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
-
-
-class Ensemble:
-    """An engine that gives the mean probability of several views, as scores.
-
-    Parameters
-    ----------
-    engines
-        One per network, each mapping windows ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``.
-    looks
-        The views to average; a single one passes its scores on as they are.
-    activation
-        What turns scores into probabilities: ``"softmax"``, ``"sigmoid"`` or ``"none"``, which averages the scores.
-    """
-
-    def __init__(self, engines: Sequence[Scores], looks: Sequence[TTAView], activation: str) -> None:
-        self._engines, self._looks = tuple(engines), tuple(looks)
-        self._mean = _MEANS[activation]
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Map windows to scores."""
-        if len(self._looks) == 1:
-            return self._look(batch, self._looks[0])
-        return self._mean(lambda index: self._look(batch, self._looks[index]), len(self._looks))
-
-    def _look(self, batch: torch.Tensor, view: TTAView) -> torch.Tensor:
-        engine = self._engines[view.member]
-        if not view.flips:
-            return engine(batch)
-        axes = [axis + 2 for axis in view.flips]
-        return engine(batch.flip(axes)).flip(axes)
-
-
-def _mean_softmax(scores: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
-    total = torch.log_softmax(scores(0), dim=1)
-    for index in range(1, count):
-        total = torch.logaddexp(total, torch.log_softmax(scores(index), dim=1))
-    return total  # a common factor does not change a softmax
-
-
-def _mean_sigmoid(scores: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
-    first = scores(0)
-    there, absent = logsigmoid(first), logsigmoid(-first)
-    for index in range(1, count):
-        more = scores(index)
-        there, absent = torch.logaddexp(there, logsigmoid(more)), torch.logaddexp(absent, logsigmoid(-more))
-    return there - absent
-
-
-def _mean_scores(scores: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
-    total = scores(0).clone()
-    for index in range(1, count):
-        total += scores(index)
-    return total / count
-
-
-_MEANS: dict[str, Callable[[Callable[[int], torch.Tensor], int], torch.Tensor]] = {
-    "softmax": _mean_softmax,
-    "sigmoid": _mean_sigmoid,
-    "none": _mean_scores,
-}
-
-
-_SHARED = ("preprocessing", "inferer", "postprocessing")
-_REFERENCE = re.compile(r"@([\w:#]+)$")
 
 
 def load_models(
@@ -267,85 +224,3 @@ def _spelled_out(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:
         else:
             return value
     return _spelled_out(target, config, depth + 1)
-
-
-_WHOLE = WindowSettings((0, 0, 0))
-_MEMORY_FRACTION = 0.4
-_LARGEST_FRACTION = 0.9
-_CALIBRATION_WINDOWS = 12
-
-
-class Networks:
-    """The bundle's network and those that are averaged with it.
-
-    Parameters
-    ----------
-    members
-        The networks in float32, in evaluation mode; the bundle's own first.
-    recipe
-        What the bundle asks for.
-    device
-        Torch device.
-    kept
-        One folder per network that keeps it in integers; empty keeps them in memory.
-    """
-
-    def __init__(
-        self, members: Sequence[torch.nn.Module], recipe: InferenceConfig, device: str, kept: Sequence[Path] = ()
-    ) -> None:
-        self.members, self.device = tuple(members), device
-        self.choice = EngineChoice()
-        self._recipe, self._kept = recipe, tuple(kept)
-        self._engines: list[Engine] = []
-        self._footprint: Footprint | None = None
-
-    @property
-    def own_windows(self) -> WindowSettings:
-        """The bundle's own sliding window; one as large as the volume if its inferer takes the whole volume."""
-        return self._recipe.windows or _WHOLE
-
-    def use(self, choice: EngineChoice) -> None:
-        """Run the networks in the given way from now on."""
-        self.choice = settled(choice, self.device)
-        self._engines = [self._engine(choice.engine, member) for member in range(len(self.members))]
-
-    def copy_of(self, member: int = 0) -> torch.nn.Module:
-        """A copy of a network in float32, to build an engine around."""
-        return copy.deepcopy(self.members[member])
-
-    def averaged(self, looks: Sequence[TTAView]) -> Ensemble:
-        """What maps windows to the mean of some views."""
-        return Ensemble(self._engines, looks, self._recipe.activation)
-
-    def learn(self, volume: torch.Tensor) -> None:
-        """Learn what integers need from a volume ``(C, H, W, D)`` on the network's grid, if that is still to do."""
-        for engine in self._engines:
-            if isinstance(engine, QuantisedEngine) and not engine.ready:
-                engine.calibrate(list(spread_windows(volume, self.own_windows, _CALIBRATION_WINDOWS)))
-
-    def windows(self, volume: torch.Tensor) -> WindowSettings:
-        """The windows for a volume ``(C, H, W, D)``: the bundle's own, or as large as memory allows."""
-        own = self.own_windows
-        if self.choice.windows != "large" or self._recipe.windows is None:
-            return own
-        if self._footprint is None:
-            reference: Engine = build_engine(REFERENCE, self.copy_of(), self.device)
-            window = torch.zeros(1, volume.shape[0], *plan_windows(volume.shape[1:], own).roi_size)
-            self._footprint = measure_footprint(reference, window)
-        budget = min(self.choice.memory_bytes or 0, share_bytes(self.device) * _LARGEST_FRACTION)
-        return large_window(volume.shape[1:], own, self._footprint, budget)
-
-    def _engine(self, name: str, member: int) -> Engine:
-        if name == INT8:
-            return QuantisedEngine(self.copy_of(member), self._kept[member] if self._kept else None)
-        return build_engine(name, self.copy_of(member), self.device)
-
-
-def settled(choice: EngineChoice, device: str) -> EngineChoice:
-    """A choice of large windows with the memory that they may take, if it does not say so yet: a part of what this
-    process may have now, so that others that begin later find their share, rounded down to a power of two, so that a
-    few megabytes more or less do not move the windows from one run to the next."""
-    if choice.windows != "large" or choice.memory_bytes is not None:
-        return choice
-    part = max(1, int(share_bytes(device) * _MEMORY_FRACTION))
-    return replace(choice, memory_bytes=1 << (part.bit_length() - 1))

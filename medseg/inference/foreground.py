@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.inference.config import InferenceConfig
 from medseg.inference.sliding_window import Chunk
+from medseg.labels.decoding import LabelDecoding
 
 MARGIN_VOXELS = 16
 """Surroundings of the structures that are judged with them."""
@@ -55,14 +55,14 @@ class ProbabilityCrop:
 
     Parameters
     ----------
-    recipe
+    decoding
         Says how scores become probabilities and labels.
     limit_bytes
         Most memory that may be kept.
     """
 
-    def __init__(self, recipe: InferenceConfig, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._recipe, self._limit = recipe, limit_bytes
+    def __init__(self, decoding: LabelDecoding, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._decoding, self._limit = decoding, limit_bytes
         self._pieces: list[tuple[NDArray[np.int32], torch.Tensor]] = []
         self._kept_bytes = 0
         self._low = np.full(3, np.iinfo(np.int64).max)
@@ -71,15 +71,15 @@ class ProbabilityCrop:
 
     def __call__(self, slab: Chunk) -> None:
         """Keep what matters of a slab."""
-        scores = _two_sided(slab.scores, self._recipe)
+        scores = _two_sided(slab.scores, self._decoding)
         self._classes = scores.shape[0]
         if self._kept_bytes > self._limit:
             return
-        where, probabilities = _uncertain(scores, _normalised(self._recipe, slab.scores))
+        where, probabilities = _uncertain(scores, _normalised(self._decoding, slab.scores))
         index = where.to(torch.int32).numpy() + np.array([slab.start, 0, 0], dtype=np.int32)
         self._pieces.append((index, probabilities.half()))
         self._kept_bytes += index.nbytes + probabilities.numel() * 2
-        found = index[_found(probabilities, self._recipe)]
+        found = index[_found(probabilities, self._decoding)]
         if len(found):
             self._low = np.minimum(self._low, found.min(axis=0))
             self._high = np.maximum(self._high, found.max(axis=0))
@@ -118,18 +118,18 @@ class ProbabilityCrop:
         return Crop(box, (int(low[0]), int(low[1]), int(low[2])))
 
 
-def _two_sided(scores: torch.Tensor, recipe: InferenceConfig) -> torch.Tensor:
+def _two_sided(scores: torch.Tensor, decoding: LabelDecoding) -> torch.Tensor:
     """Scores ``(K, ...)`` with the background first, also of a network with one channel."""
     if scores.shape[0] > 1:
         return scores
-    if recipe.activation == "softmax":
+    if decoding.activation == "softmax":
         return torch.cat([torch.zeros_like(scores), scores])
     return torch.cat([-scores, scores]) / 2  # the softmax of ∓x/2 is the sigmoid of x
 
 
-def _normalised(recipe: InferenceConfig, scores: torch.Tensor) -> bool:
+def _normalised(decoding: LabelDecoding, scores: torch.Tensor) -> bool:
     """Whether the network itself ends in a softmax, so that its scores are probabilities already."""
-    if recipe.activation != "none" or scores.shape[0] == 1 or bool(scores.min() < 0):
+    if decoding.activation != "none" or scores.shape[0] == 1 or bool(scores.min() < 0):
         return False
     return bool(((scores.sum(dim=0) - 1.0).abs() < 1e-3).all())
 
@@ -149,10 +149,10 @@ def _uncertain(scores: torch.Tensor, normalised: bool) -> tuple[torch.Tensor, to
     return where[enough], probabilities[:, enough]
 
 
-def _found(probabilities: torch.Tensor, recipe: InferenceConfig) -> NDArray[np.bool_]:
+def _found(probabilities: torch.Tensor, decoding: LabelDecoding) -> NDArray[np.bool_]:
     """Which of the kept voxels are labelled as a structure on the network's grid."""
-    if recipe.threshold is not None and recipe.activation == "sigmoid":
-        found = probabilities[0] >= recipe.threshold
+    if decoding.threshold is not None and decoding.activation == "sigmoid":
+        found = probabilities[0] >= decoding.threshold
     else:
         found = probabilities.amax(dim=0) > 1.0 - probabilities.sum(dim=0)
     return np.asarray(found.numpy(), dtype=np.bool_)

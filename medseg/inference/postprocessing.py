@@ -1,6 +1,6 @@
 """A bundle's post-processing, read from the transforms that MONAI makes of it.
 
-Usual orders (activation, back to the source grid, labels; or labels first) are done slab by slab with MONAI's result.
+Usual orders (activation, back to the source grid, labels; or labels first) are done chunk by chunk with MONAI's result.
 Any other order is run as written, by MONAI's own transforms on the whole volume. Whether labels come out is tried on a
 few random voxels before the first case; so is whether every package is there.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -34,14 +34,13 @@ from monai.transforms import (
 
 from medseg.bundle.config import missing_package
 from medseg.errors import BundleError
-
-Activation = Literal["none", "softmax", "sigmoid"]
+from medseg.labels.decoding import Activation, LabelDecoding
 
 _PRED, _IMAGE = "pred", "image"
 _CLEANERS = (FillHolesd, KeepLargestConnectedComponentd, LabelFilterd, RemoveSmallObjectsd)
 _CASTS = (EnsureTyped, CastToTyped, ToTensord)
-_BY_SLABS = re.compile(r"(A?)(?:(I)D(C*)|D(C*)(I?)(C*))")
-"""Activation, inversion, labels, cleaning: the orders that are done slab by slab."""
+_BY_CHUNKS = re.compile(r"(A?)(?:(I)D(C*)|D(C*)(I?)(C*))")
+"""Activation, inversion, labels, cleaning: the orders that are done chunk by chunk."""
 
 _PROBE = (6, 6, 6)
 _SURE = 8.0
@@ -54,14 +53,12 @@ class Postprocessing:
 
     Parameters
     ----------
-    activation
-        The first activation; what makes probabilities of scores.
+    decoding
+        How scores become labels: the first activation, and argmax or a threshold.
     back
         Whether scores or labels are taken back to the source grid.
     nearest
         Whether nearest-neighbour interpolation is used on the way back.
-    threshold
-        Labels are ``score >= threshold`` of the only channel; None if the largest channel wins.
     clean_model, clean_source
         Label transforms applied on the network's grid and on the source grid.
     written
@@ -72,10 +69,9 @@ class Postprocessing:
         Where medseg does something else than the config says, and why.
     """
 
-    activation: Activation = "none"
+    decoding: LabelDecoding = field(default_factory=LabelDecoding)
     back: Literal["scores", "labels"] = "labels"
     nearest: bool = True
-    threshold: float | None = None
     clean_model: tuple[Callable[..., Any], ...] = ()
     clean_source: tuple[Callable[..., Any], ...] = ()
     written: Compose | None = None
@@ -108,21 +104,17 @@ def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int
     _probe(steps, saved, channels, bundle)
     letters = [_letter(step, preprocessing, channels[1]) for step in steps]
     order = "".join(letter for letter in letters if letter != " ")
-    match = _BY_SLABS.fullmatch(order) if saved == _PRED and not _hides_image(steps) else None
+    match = _BY_CHUNKS.fullmatch(order) if saved == _PRED and not _hides_image(steps) else None
     kept = [step for step, letter in zip(steps, letters, strict=True) if letter != " "]
     if match is None:
         _check_numbers(steps, saved, channels, bundle)
-        return Postprocessing(
-            activation=next((_activation(step) for step in steps if isinstance(step, Activationsd)), "none"),
-            threshold=_only_threshold(steps),
-            written=Compose(steps),
-            saved=saved,
-            notes=tuple(notes),
-        )
-    return _by_slabs(kept, order, notes)
+        first = next((_activation(step) for step in steps if isinstance(step, Activationsd)), None)
+        decoding = LabelDecoding(first or "none", _only_threshold(steps))
+        return Postprocessing(decoding, written=Compose(steps), saved=saved, notes=tuple(notes))
+    return _by_chunks(kept, order, notes)
 
 
-def _by_slabs(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocessing:
+def _by_chunks(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocessing:
     label, invert = order.index("D"), order.find("I")
     nearest = bool(_for_pred(steps[invert], "nearest_interp")) if invert >= 0 else True
     if invert > label and not nearest:
@@ -134,11 +126,11 @@ def _by_slabs(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocess
         notes.append("there is no Invertd: labels are taken back to the source grid by the nearest voxel")
     cleaners = {index: _cleaner(steps[index]) for index, letter in enumerate(order) if letter == "C"}
     on_source = invert if invert >= 0 else len(order)
+    activation = _activation(steps[0]) if order[0] == "A" else "none"
     return Postprocessing(
-        activation=_activation(steps[0]) if order[0] == "A" else "none",
+        LabelDecoding(activation, _for_pred(steps[label], "threshold")),
         back="scores" if 0 <= invert < label else "labels",
         nearest=nearest,
-        threshold=_for_pred(steps[label], "threshold"),
         clean_model=tuple(clean for index, clean in cleaners.items() if index < on_source),
         clean_source=tuple(clean for index, clean in cleaners.items() if index > on_source),
         notes=tuple(notes),
@@ -147,30 +139,28 @@ def _by_slabs(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocess
 
 def _listed(transforms: Any) -> list[Any]:
     """All transforms in order, those of nested lists too."""
-    if transforms is None:
-        return []
     if type(transforms) is Compose:
-        return [step for inner in transforms.transforms for step in _listed(inner)]
+        transforms = transforms.transforms
     if isinstance(transforms, list | tuple):
         return [step for inner in transforms for step in _listed(inner)]
-    return [transforms]
+    return [] if transforms is None else [transforms]
 
 
 def _until_saved(steps: Sequence[Any], bundle: str) -> tuple[list[Any], str, list[str]]:
-    """The transforms before the labels are saved, and under which key that is; where they run is medseg's to say."""
+    """The transforms before the labels are saved, under which key that is, and notes."""
     saves = [index for index, step in enumerate(steps) if isinstance(step, SaveImaged)]
     last = next((index for index in reversed(saves) if _PRED in steps[index].keys), saves[-1] if saves else len(steps))
     notes: list[str] = []
     key = _PRED
-    if saves:
-        keys = tuple(str(key) for key in steps[last].keys)
-        if _PRED not in keys and len(keys) > 1:
-            raise BundleError(f"SaveImaged of {bundle} saves {', '.join(keys)}; expected the one key of the label map")
-        key = _PRED if _PRED in keys else keys[0]
-        if getattr(steps[last].saver, "scale", None) is not None:
-            notes.append("SaveImaged would scale the labels; medseg writes them as they are")
-    before = [step for step in steps[:last] if not isinstance(step, SaveImaged | ToDeviced)]
-    return before, key, notes
+    if saves and _PRED not in steps[last].keys:
+        key, *others = (str(name) for name in steps[last].keys)
+        if others:
+            saved = ", ".join([key, *others])
+            raise BundleError(f"SaveImaged of {bundle} saves {saved}; expected the one key of the label map")
+    if saves and getattr(steps[last].saver, "scale", None) is not None:
+        notes.append("SaveImaged would scale the labels; medseg writes them as they are")
+    # where a transform runs is for medseg to say
+    return [step for step in steps[:last] if not isinstance(step, SaveImaged | ToDeviced)], key, notes
 
 
 def _letter(step: Any, preprocessing: Any, classes: int) -> str:

@@ -1,71 +1,102 @@
-"""One volume through a bundle: prepare, run windows, label on the source grid."""
+"""One case through a bundle: preprocess, run windows, label on the source grid, and say how far to believe it.
+
+Trust needs a calibration for the bundle's weights. One that belongs to other weights, or cannot be read, gives no
+verdict at all. A case that cannot be judged (its structures are too large for the memory allowed, or the trust model
+fails) is to be reviewed.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
-from medseg.errors import CaseFailed
-from medseg.inference.choice import EngineChoice, engine_of
-from medseg.inference.config import joined, read_inference_config
-from medseg.inference.ensemble import Networks, TTAView, check_mirror, load_models, member_digest, mirrored_axes, views
-from medseg.inference.invert import LabelMap, labels_on_source
-from medseg.inference.preprocess import geometry_of, prepare
-from medseg.inference.quantised import place_of
+from medseg.errors import BundleError, CaseFailed, MedsegError
+from medseg.geometry import Geometry
+from medseg.inference.config import read_inference_config
+from medseg.inference.engines import Engine, EngineChoice, build_engine
+from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
+from medseg.inference.foreground import Crop, ProbabilityCrop
+from medseg.inference.invert import Inverter, LabelMap
+from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.sliding_window import Chunk, sliding_window
+from medseg.trust.trust_files import trust_state
+
+if TYPE_CHECKING:
+    from medseg.trust.trust_model import TrustModel, Verdict
+
+TOO_LARGE = "too-large"
+"""Flag of a case whose structures are too large to be judged in the memory allowed."""
+
+NOT_JUDGED = "not-judged"
+"""Flag of a case that the trust model failed on."""
+
+_log = logging.getLogger(__name__)
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one volume gave.
+    """What one case gave.
 
     Parameters
     ----------
     label_map
         uint8 or uint16, on the source image's grid, axes ``(i, j, k)`` as there.
+    geometry
+        That grid.
     seconds
-        Wall time per stage: ``prepare``, ``network``, ``restore`` (stitching, labels, back to the source grid).
+        Wall time per stage: ``prepare``, ``network``, ``restore`` (stitching, labels, back to the source grid), and
+        ``trust`` if there is a verdict.
+    verdict
+        How far the labels can be believed, as under ``trust`` in ``run.json``; None without a calibration.
+    error_map
+        Per cent of wrong labels expected round each voxel, uint8 on the source grid; None unless asked for.
     prepared
-        The image as the network saw it, ``(C, H, W, D)``; None unless it or the network's output was asked for.
-    scores
-        The network's stitched output on that grid, ``(K, H, W, D)`` float32; None unless asked for.
+        The image as the network saw it, ``(C, H, W, D)``; None unless the network's output was watched.
     """
 
     label_map: LabelMap
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    geometry: Geometry
+    seconds: Mapping[str, float]
+    verdict: Mapping[str, Any] | None = None
+    error_map: NDArray[np.uint8] | None = None
     prepared: MetaTensor | None = None
-    scores: torch.Tensor | None = None
 
 
 class Predictor:
-    """A bundle, opened once, that labels any number of volumes.
+    """A bundle, opened once, that labels any number of cases.
 
     Parameters
     ----------
     bundle
-        The bundle, or its folder.
+        The bundle, or its folder or name.
     device
         Torch device; ``"auto"``: CUDA, else Apple's MPS, else the CPU.
     precision, engine
-        As for :func:`medseg.inference.choice.engine_of`; int8 learns from the first volume.
-    windows
-        ``"bundle"`` for the bundle's own, ``"large"`` for as few as memory allows.
+        As for :meth:`medseg.inference.engines.EngineChoice.by_rule`.
     mirror
         Axes of the patient (``"lr"``, ``"ap"``, ``"is"``) along which every window is also seen mirrored; the
         probabilities of all combinations are averaged.
     ensemble
         Bundles or weights files whose networks are averaged with the bundle's own, see
         :func:`medseg.inference.ensemble.load_models`.
-    folder
-        Keeps a quantised network, so that others compute with the same one; None keeps it in memory.
+    trust
+        Whether cases get a verdict, if the bundle has a trust calibration for its weights. It holds for the plain
+        network alone: with ``mirror`` or ``ensemble`` there is none.
 
     Examples
     --------
@@ -77,49 +108,34 @@ class Predictor:
     def __init__(
         self,
         bundle: Bundle | str | Path,
-        device: str = "cpu",
+        device: str = "auto",
         precision: str = "auto",
-        windows: str = "bundle",
         *,
         engine: str = "auto",
         mirror: Sequence[str] = (),
         ensemble: Sequence[str] = (),
-        folder: Path | None = None,
+        trust: bool = True,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        device = resolve_device(device)
-        self.device, self.mirror, self.ensemble = device, tuple(mirror), tuple(ensemble)
-        choice = EngineChoice(engine_of(device, precision, engine), windows)
+        self.device, self.mirror = resolve_device(device), tuple(mirror)
+        self.choice = EngineChoice.by_rule(self.device, precision, engine)
         check_mirror(self.mirror, self.bundle)
-        self.recipe = read_inference_config(self.bundle)
-        network = self.bundle.load_network(device)
-        members = [network, *load_models(self.bundle, network, self.ensemble, device)]
-        self.networks = Networks(members, self.recipe, device, _places(folder, self.bundle, self.ensemble))
-        self.use(choice)
-
-    def use(self, choice: EngineChoice) -> None:
-        """Run the network in the given way from now on."""
-        self.networks.use(choice)
-
-    @property
-    def choice(self) -> EngineChoice:
-        """How the network is run."""
-        return self.networks.choice
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The bundle's network in float32, however windows are run."""
-        return self.networks.members[0]
+        self.config = read_inference_config(self.bundle)
+        self.network = self.bundle.load_network(self.device)
+        models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
+        plain = not self.mirror and len(models) == 1
+        self._trust = _open_trust(self.bundle, self.network, self.device) if trust and plain else None
 
     def predict(
         self,
         image: MetaTensor | Mapping[str, Any],
         modality: str | None = None,
         *,
-        keep_scores: bool = False,
+        error_map: bool = False,
         watch: Callable[[Chunk], None] | None = None,
     ) -> Prediction:
-        """Label one volume.
+        """Label one case.
 
         Parameters
         ----------
@@ -128,10 +144,10 @@ class Predictor:
             key ``image`` and, for a bundle that takes channels on different grids, the keys of the others.
         modality
             DICOM modality code, if known; compared with what the bundle was trained on.
-        keep_scores
-            Whether to hand back the prepared image and the network's output, which need not fit into memory.
+        error_map
+            Whether to say where the labels may be wrong, if there is a verdict.
         watch
-            Called with every slab of the network's output before it is labelled; the prepared image is handed back.
+            Called with every chunk of the network's output before it is labelled; the prepared image is handed back.
 
         Raises
         ------
@@ -141,96 +157,154 @@ class Predictor:
         CaseFailed
             If the network returns values that are not finite.
         """
-        source = joined(image) if isinstance(image, Mapping) else image
-        begin = time.perf_counter()
-        prepared = self.prepare(source, modality)
-        middle = time.perf_counter()
-        timed = _Timed(self.networks.averaged(self._views(prepared, self.mirror)))
-        kept: list[torch.Tensor] | None = [] if keep_scores else None
-        labels = self._label(source, prepared, timed, kept, watch)
-        rest = time.perf_counter() - middle - timed.seconds
-        seconds = {"prepare": middle - begin, "network": timed.seconds, "restore": rest}
-        if kept is None:
-            return Prediction(labels, seconds, prepared if watch else None)
-        return Prediction(labels, seconds, prepared, torch.cat(kept, dim=1))
-
-    def predict_each(
-        self, image: MetaTensor, modality: str | None = None, *, mirror: Sequence[str] | None = None
-    ) -> Iterator[tuple[TTAView, LabelMap]]:
-        """Label one volume once per view (network and mirroring), without averaging: their agreement tells of doubt.
-
-        Parameters
-        ----------
-        image, modality
-            As for :meth:`predict`.
-        mirror
-            Axes to mirror; None takes the predictor's own.
-
-        Yields
-        ------
-        View, LabelMap
-            The plain look of the first network comes first.
-
-        Raises
-        ------
-        UsageError
-            If ``mirror`` makes no sense for this bundle.
-        Refusal, CaseFailed
-            As for :meth:`predict`.
-        """
-        wanted = self.mirror if mirror is None else tuple(mirror)
-        check_mirror(wanted, self.bundle)
-        prepared = self.prepare(image, modality)
-        for view in self._views(prepared, wanted):
-            yield view, self._label(image, prepared, self.networks.averaged([view]))
-
-    def prepare(self, source: MetaTensor, modality: str | None = None) -> MetaTensor:
-        """The image as the network sees it, see :func:`medseg.inference.preprocess.prepare`."""
-        return prepare(source, self.bundle, self.recipe, modality)
-
-    def _views(self, prepared: MetaTensor, mirror: Sequence[str]) -> tuple[TTAView, ...]:
-        return views(len(self.networks.members), mirrored_axes(mirror, geometry_of(prepared)))
-
-    def _label(
-        self,
-        source: MetaTensor,
-        prepared: MetaTensor,
-        scores_of: Callable[[torch.Tensor], torch.Tensor],
-        kept: list[torch.Tensor] | None = None,
-        watch: Callable[[Chunk], None] | None = None,
-    ) -> LabelMap:
-        """Labels on the source grid from the windows of a prepared volume."""
-        volume = prepared.as_tensor().float()
-        self.networks.learn(volume)
-        slabs: Iterable[Chunk] = sliding_window(volume, self.networks.windows(volume), scores_of, kept)
-        labels = labels_on_source(_watched(slabs, watch) if watch else slabs, self.recipe, source, prepared)
+        clock, case = _Stopwatch(), self._case(image)
+        source = case["image"]
+        with clock.stage("prepare"):
+            prepared = self.prepare(case, modality)
+        inverter = Inverter(self.config, source, prepared)
+        crop = ProbabilityCrop(self.config.post.decoding) if self._trust else None
+        watching = [*([watch] if watch else []), *([clock.timed("trust", crop)] if crop else [])]
+        with clock.stage("restore"):
+            scores_of = clock.timed("network", self._scores_of(prepared))
+            chunks = sliding_window(prepared.as_tensor().float(), self.config.windows, scores_of)
+            labels = inverter.labels(_watched(chunks, watching) if watching else chunks)
+        clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
-        return labels
+        verdict, errors = None, None
+        if crop is not None:
+            with clock.stage("trust"):
+                verdict, errors = self._assess(crop, prepared, inverter if error_map else None)
+        watched = prepared if watch else None
+        return Prediction(labels, geometry_of(source), dict(clock.seconds), verdict, errors, watched)
+
+    def prepare(self, image: MetaTensor | Mapping[str, Any], modality: str | None = None) -> MetaTensor:
+        """The image as the network sees it, see :func:`medseg.inference.preprocess.preprocess`."""
+        return preprocess(self._case(image), self.bundle, self.config, modality)
+
+    def _case(self, image: MetaTensor | Mapping[str, Any]) -> Case:
+        """What the bundle's preprocessing acts on."""
+        if isinstance(image, Mapping):
+            return {key: image[key] for key in self.config.channels.keys if key in image}
+        return {"image": image}
+
+    def _scores_of(self, prepared: MetaTensor) -> Engine:
+        """What maps the windows of a prepared image to the mean of all networks and mirrored views."""
+        axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
+        return ensemble_of(self._engines, axes, self.config.post.decoding.activation)
+
+    def _assess(
+        self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None
+    ) -> tuple[Mapping[str, Any], NDArray[np.uint8] | None]:
+        """The verdict as in ``run.json``, and the error map on the source grid if there is an inverter to it."""
+        assert self._trust is not None
+        try:
+            crop = kept.crop(prepared.shape[1:])
+            if crop is None:
+                return _verdict_json([], "review", [TOO_LARGE]), None
+            image = prepared.as_tensor()[(slice(None), *crop.slices)].float()
+            trust = self._trust.assess(image, crop.probabilities, geometry_of(prepared).spacing_mm)
+        except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+            _log.warning("the trust model failed with %s", type(error).__name__)
+            return _verdict_json([], "review", [NOT_JUDGED]), None
+        verdict = _as_json(trust, self.bundle, _look_at_mm(trust.doubt, crop, prepared))
+        if inverter is None:
+            return verdict, None
+        # none outside the box that was judged
+        whole = torch.zeros(tuple(prepared.shape[1:]))
+        whole[crop.slices] = torch.from_numpy(np.ascontiguousarray(trust.doubt, dtype=np.float32))
+        percent = np.rint(np.clip(inverter.field(whole), 0.0, 1.0) * 100.0)
+        return verdict, np.asarray(percent, dtype=np.uint8)
 
 
-def _places(folder: Path | None, bundle: Bundle, ensemble: Sequence[str]) -> list[Path]:
-    """Where the networks are kept in integers."""
-    if folder is None:
-        return []
-    return [place_of(folder, digest) for digest in (bundle.sha256, *map(member_digest, ensemble))]
+class _Stopwatch:
+    """Adds up the wall time of stages."""
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
 
-def _watched(slabs: Iterable[Chunk], watch: Callable[[Chunk], None]) -> Iterator[Chunk]:
-    for slab in slabs:
-        watch(slab)
-        yield slab
-
-
-class _Timed:
-    """Adds up the time that an engine takes."""
-
-    def __init__(self, engine: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._engine = engine
-        self.seconds = 0.0
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the body."""
         begin = time.perf_counter()
-        scores = self._engine(batch)
-        self.seconds += time.perf_counter() - begin
-        return scores
+        yield
+        self.seconds[name] += time.perf_counter() - begin
+
+    def timed(self, name: str, function: Callable[[_A], _R]) -> Callable[[_A], _R]:
+        """The function, its calls counted."""
+
+        def call(argument: _A) -> _R:
+            with self.stage(name):
+                return function(argument)
+
+        return call
+
+
+def _watched(chunks: Iterable[Chunk], watching: Sequence[Callable[[Chunk], None]]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        for watch in watching:
+            watch(chunk)
+        yield chunk
+
+
+def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustModel | None:
+    """The trust model of a bundle; without a calibration for its weights there is none."""
+    from medseg.trust.trust_model import TrustModel
+
+    state = trust_state(bundle)
+    if state.state in {"stale", "damaged"}:
+        _log.warning("no verdicts: %s", state.message)
+    if state.state != "ready":
+        return None
+    try:
+        return TrustModel.open(bundle, network, device)
+    except BundleError as error:
+        _log.warning("no verdicts: %s", error)
+        return None
+
+
+def _as_json(trust: Verdict, bundle: Bundle, look_at_mm: Sequence[float] | None) -> dict[str, Any]:
+    structures = [
+        {
+            "label": label,
+            "name": bundle.labels.get(label, str(label)),
+            "predicted_dice": round(float(estimate.predicted_dice), 6),
+            "lower_bound": round(float(estimate.lower_bound), 6),
+        }
+        for label, estimate in sorted(trust.estimates.items())
+    ]
+    # what is flagged is never accepted unseen, whatever the estimates say
+    verdict = "review" if trust.flags and trust.verdict == "accept" else trust.verdict
+    kind = max(trust.case_class.items(), key=lambda item: item[1], default=None)
+    case_class = None if kind is None else {"name": kind[0], "probability": round(kind[1], 4)}
+    return _verdict_json(structures, verdict, trust.flags, look_at_mm, case_class)
+
+
+def _verdict_json(
+    structures: Sequence[Mapping[str, Any]],
+    verdict: str,
+    flags: Sequence[str],
+    look_at_mm: Sequence[float] | None = None,
+    case_class: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A verdict as in ``run.json``."""
+    predicted = [float(s["predicted_dice"]) for s in structures]
+    return {
+        "predicted_dice": round(sum(predicted) / len(predicted), 6) if predicted else None,
+        "lower_bound": min((float(s["lower_bound"]) for s in structures), default=None),
+        "verdict": verdict,
+        "structures": list(structures),
+        "flags": list(flags),
+        "look_at_mm": look_at_mm,
+        "case_class": case_class,
+    }
+
+
+def _look_at_mm(errors: NDArray[Any], crop: Crop, prepared: MetaTensor) -> list[float] | None:
+    """Point (RAS, mm) at which the three planes with most expected errors meet; None without any."""
+    if not np.any(errors > 0):
+        return None
+    planes = [int(np.argmax(errors.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
+    index = [*(a + b for a, b in zip(planes, crop.start, strict=True)), 1]
+    point = np.asarray(prepared.affine, dtype=np.float64) @ np.array(index, dtype=np.float64)
+    return [round(float(v), 3) for v in point[:3]]

@@ -1,9 +1,10 @@
-"""One volume, checked and through the bundle's own preprocessing."""
+"""One case, checked and through the bundle's own preprocessing; channels that lie on grids of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,22 @@ from monai.data import MetaTensor
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, CaseFailed, Refusal
-from medseg.geometry import Geometry
-from medseg.inference.config import InferenceConfig, others_of
+from medseg.geometry import SMALLEST_COVERAGE, Geometry
+from medseg.inference.config import InferenceConfig
+from medseg.ingest import SeriesRecord
+
+Case = Mapping[str, MetaTensor]
+"""``image``, and one key per channel that lies on a grid of its own: ``(C, H, W, D)`` with its affine (RAS, mm)."""
 
 
-def prepare(source: MetaTensor, bundle: Bundle, recipe: InferenceConfig, modality: str | None = None) -> MetaTensor:
-    """Check one volume and do the bundle's preprocessing.
+def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: str | None = None) -> MetaTensor:
+    """Check one case and do the bundle's preprocessing.
 
     Parameters
     ----------
-    source
-        ``(C, H, W, D)`` with its affine.
-    bundle, recipe
+    case
+        The image; for a bundle that takes channels on different grids also the others by their keys.
+    bundle, config
         The bundle and what its ``inference.json`` asks for.
     modality
         DICOM modality code, if known.
@@ -41,11 +46,10 @@ def prepare(source: MetaTensor, bundle: Bundle, recipe: InferenceConfig, modalit
     CaseFailed
         If it gives values that are not finite.
     """
-    _check(source, bundle, recipe, modality)
+    _check(case, bundle, config, modality)
     # fresh tensors: transforms append to the trace of what they are given
-    case = {"image": source, **others_of(source)}
     fresh = {key: MetaTensor(image.as_tensor().float(), affine=image.affine) for key, image in case.items()}
-    prepared = recipe.preprocessing(fresh)
+    prepared = config.preprocessing(fresh)
     result = prepared.get("image") if isinstance(prepared, Mapping) else None
     if not isinstance(result, MetaTensor):
         raise BundleError(f"preprocessing of {bundle.name} does not give a MetaTensor under the key 'image'")
@@ -60,18 +64,18 @@ def geometry_of(image: MetaTensor) -> Geometry:
     return Geometry((height, width, depth), np.asarray(image.affine, dtype=np.float64))
 
 
-def _check(source: MetaTensor, bundle: Bundle, recipe: InferenceConfig, modality: str | None) -> None:
-    others = others_of(source)
-    channels = source.shape[0] + sum(other.shape[0] for other in others.values())
-    if source.ndim != 4 or channels != bundle.input_channels or recipe.keys[1:] != tuple(others):
+def _check(case: Case, bundle: Bundle, config: InferenceConfig, modality: str | None) -> None:
+    image, others = case["image"], len(case) - 1
+    channels = sum(part.shape[0] for part in case.values())
+    if image.ndim != 4 or channels != bundle.input_channels or config.channels.keys != tuple(case):
         raise Refusal(
             "channel-mismatch",
-            f"found an image of shape {tuple(source.shape)} and {len(others)} channels on other grids,"
-            f" {bundle.name} expects {bundle.input_channels} in all, {len(recipe.keys) - 1} of them"
+            f"found an image of shape {tuple(image.shape)} and {others} channels on other grids,"
+            f" {bundle.name} expects {bundle.input_channels} in all, {len(config.channels.keys) - 1} of them"
             " on other grids; give one file or series per channel",
         )
-    bundle.check_range(geometry_of(source), modality)
-    if not all(_finite(image) for image in (source, *others.values())):
+    bundle.check_range(geometry_of(image), modality)
+    if not all(map(_finite, case.values())):
         raise Refusal("non-finite", "the image holds NaN or infinite values; repair or replace the file")
 
 
@@ -79,3 +83,36 @@ def _finite(image: MetaTensor) -> bool:
     """Whether every value is: a sum is finite only then. By planes, since torch copies what it sums in float64."""
     planes = image.as_tensor().unbind(1)
     return math.isfinite(sum(plane.sum(dtype=torch.float64).item() for plane in planes))
+
+
+def check_together(
+    records: Sequence[SeriesRecord], grids: Sequence[Geometry], facts: Sequence[Mapping[str, Any]]
+) -> str:
+    """Refuse channels that cannot be laid over the first one; gives what is worth noting of the others.
+
+    Raises
+    ------
+    Refusal
+        ``mixed-patients``, or ``geometry-mismatch`` if frames of reference differ or a channel covers too little.
+    """
+    first, notes = records[0], []
+    for number, (record, grid, found) in enumerate(zip(records[1:], grids[1:], facts[1:], strict=True), start=2):
+        if record.patient_hash and first.patient_hash and record.patient_hash != first.patient_hash:
+            raise Refusal("mixed-patients", f"{record.source} is of another patient than the first channel; pair anew")
+        share = grids[0].covered_by(grid)
+        if share < SMALLEST_COVERAGE:
+            raise Refusal(
+                "geometry-mismatch",
+                f"{record.source} covers {share:.0%} of the first channel's field of view, expected"
+                f" {SMALLEST_COVERAGE:.0%} at least; are both of one examination and registered?",
+            )
+        frames = [str(part.get("frame_of_reference_hash") or "") for part in (facts[0], found)]
+        if all(frames) and frames[0] != frames[1]:
+            raise Refusal(
+                "geometry-mismatch",
+                f"{record.source} has another frame of reference than the first channel, so that equal positions are"
+                " not the same place; register it to the first channel",
+            )
+        one_sided = ", and only one of them states its frame of reference" if any(frames) and not all(frames) else ""
+        notes.append(f"channel {number} covers {share:.0%} of the first{one_sided}")
+    return "; ".join(notes)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,17 @@ class IndexBox:
         a, b, c = (slice(first, last) for first, last in zip(self.low, self.high, strict=True))
         return a, b, c
 
-    def geometry(self, whole: Geometry) -> Geometry:
-        """Grid of the crop, in the same patient space."""
-        affine = np.array(whole.affine)
-        affine[:3, 3] = whole.affine[:3, :3] @ np.asarray(self.low, dtype=np.float64) + whole.affine[:3, 3]
-        i, j, k = (last - first for first, last in zip(self.low, self.high, strict=True))
-        return Geometry((i, j, k), affine)
+    def crop(self, image: MetaTensor) -> MetaTensor:
+        """The part of an image ``(C, H, W, D)`` in the box, at its place in patient space."""
+        affine = np.asarray(image.affine, dtype=np.float64).copy()
+        affine[:3, 3] = affine[:3, :3] @ np.asarray(self.low, dtype=np.float64) + affine[:3, 3]
+        return type(image)(image.as_tensor()[(slice(None), *self.slices)], affine=affine)
+
+    def paste(self, part: NDArray[_T], shape: tuple[int, ...]) -> NDArray[_T]:
+        """The whole grid of a part that lies in the box, with zeros around it."""
+        whole = np.zeros(shape, dtype=part.dtype)
+        whole[self.slices] = part
+        return whole
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Region:
     in_voxels
         Whether ``corners`` are voxel indices of each image's own grid.
     key
-        Text that identifies the region, for the journal.
+        Text that identifies the region, for the run's state.
     """
 
     corners: tuple[tuple[float, float, float], ...]
@@ -75,7 +86,7 @@ class Region:
                 "geometry-mismatch",
                 f"the region of interest lies outside the volume ({geometry.describe()}); check --roi",
             )
-        return IndexBox(_triple(first), _triple(last))
+        return IndexBox(tuple(first.tolist()), tuple(last.tolist()))
 
 
 def parse_region(text: str) -> Region:
@@ -109,7 +120,7 @@ def _region_of_mask(path: Path) -> Region:
         raise UsageError(f"--roi {path}: the mask is empty; draw the region of interest in it")
     ends = np.stack([found.min(axis=0) - 0.5, found.max(axis=0) + 0.5])
     points = np.array(list(product(*ends.T))) @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
-    return Region(tuple(_point(p) for p in points), False, sha256_file(path))
+    return Region(tuple(map(tuple, points.tolist())), False, sha256_file(path))
 
 
 def _all_numbers(parts: list[str]) -> bool:
@@ -117,11 +128,3 @@ def _all_numbers(parts: list[str]) -> bool:
         return bool(parts) and all(np.isfinite(float(part)) for part in parts)
     except ValueError:
         return False
-
-
-def _triple(values: NDArray[np.int_]) -> tuple[int, int, int]:
-    return int(values[0]), int(values[1]), int(values[2])
-
-
-def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])

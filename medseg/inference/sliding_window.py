@@ -7,7 +7,7 @@ at once, so that the accumulator is as deep as one window, not as the volume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -51,14 +51,12 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows over one volume.
+    """Windows of one size over one volume, padded to at least one window.
 
     Parameters
     ----------
-    roi_size
-        Size of every window.
-    padded_shape
-        Shape of the volume after padding to at least one window.
+    roi_size, padded_shape
+        Sizes of every window and of the padded volume.
     pad_before
         Planes added in front along each axis.
     starts
@@ -80,7 +78,7 @@ class Chunk:
     start
         Index of the first plane in the unpadded volume.
     scores
-        Stitched network output, float32, ``(C, planes, W, D)``; valid until the next slab is asked for.
+        Stitched network output, float32, ``(C, planes, W, D)``; valid until the next chunk is asked for.
     """
 
     start: int
@@ -99,19 +97,7 @@ def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
     return WindowPlan(_triple(roi), _triple(padded), _triple(before), starts)
 
 
-def spread_windows(volume: torch.Tensor, settings: WindowSettings, count: int) -> Iterator[torch.Tensor]:
-    """At most ``count`` windows ``(1, C, *roi)`` spread over a volume ``(C, H, W, D)``; of one, that in its middle."""
-    plan = plan_windows(volume.shape[1:], settings)
-    padded = _pad(volume, plan, settings)
-    parts = min(count, len(plan.starts))
-    for part in range(parts):
-        start = plan.starts[(2 * part + 1) * len(plan.starts) // (2 * parts)]
-        yield _window(padded, start, plan.roi_size)[None]
-
-
-def sliding_window(
-    volume: torch.Tensor, settings: WindowSettings, network: Network, kept: list[torch.Tensor] | None = None
-) -> Iterator[Chunk]:
+def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Network) -> Iterator[Chunk]:
     """Run ``network`` over all windows of a volume and hand on the stitched planes as soon as they are final.
 
     Parameters
@@ -122,13 +108,11 @@ def sliding_window(
         The window.
     network
         Maps a batch ``(N, C, *roi)`` to scores ``(N, K, *roi)``.
-    kept
-        A list that copies of the slabs' scores are added to.
 
     Yields
     ------
-    Slab
-        Consecutive slabs that together cover the first axis.
+    Chunk
+        Consecutive chunks that together cover the first axis.
 
     Raises
     ------
@@ -139,21 +123,14 @@ def sliding_window(
     padded = _pad(volume, plan, settings)
     weights = compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
     stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
-    rows = [list(group) for _, group in groupby(plan.starts, key=lambda start: start[0])]
-    for row in rows:
-        yield from _kept(stitcher.advance(row[0][0]), kept)
+    for first, group in groupby(plan.starts, key=lambda start: start[0]):
+        yield from stitcher.advance(first)
+        row = list(group)
         for begin in range(0, len(row), settings.batch_size):
             part = row[begin : begin + settings.batch_size]
             batch = torch.stack([_window(padded, start, plan.roi_size) for start in part])
             stitcher.add(_checked(network(batch), plan), part)
-    yield from _kept(stitcher.advance(plan.padded_shape[0]), kept)
-
-
-def _kept(slabs: Iterable[Chunk], kept: list[torch.Tensor] | None) -> Iterator[Chunk]:
-    for slab in slabs:
-        if kept is not None:
-            kept.append(slab.scores.clone())
-        yield slab
+    yield from stitcher.advance(plan.padded_shape[0])
 
 
 class _Stitcher:

@@ -1,4 +1,4 @@
-"""Which number format a device computes fast, the context to use it, and what a run keeps out of it."""
+"""The number format of a run: the context to compute in it, and the layers that stay in fp32."""
 
 from __future__ import annotations
 
@@ -6,40 +6,15 @@ import json
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from medseg.errors import UsageError
+from medseg.devices import FORMATS, Precision, fast_dtype
 from medseg.training.layer_check import keep_in_fp32
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def fast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
-    """Format for convolutions on ``device``.
-
-    ``"auto"`` takes bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
-    fp16 on older CUDA devices, and fp32 otherwise, since emulated bf16 is slower than fp32.
-
-    Raises
-    ------
-    UsageError
-        If there is no such format.
-    """
-    formats = {name: dtype for dtype, name in _NAMES.items()}
-    if precision in formats:
-        return formats[precision]
-    if precision != "auto":
-        raise UsageError(f"found the precision {precision!r}, expected one of auto, {', '.join(formats)}")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
 class NumberFormat:
@@ -155,9 +130,3 @@ def _processor(device: torch.device) -> str:
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"{name}, torch {torch.__version__}"
-
-
-def _cpu_has_bf16() -> bool:
-    # torch has no public question for this yet; an older one without these functions falls back to fp32
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(probe()) for name in probes if (probe := getattr(torch.cpu, name, None)) is not None)

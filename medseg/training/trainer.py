@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from medseg.devices import channels_last, use_channels_last
+from medseg.devices import Precision, channels_last, use_channels_last
 from medseg.errors import TrainingFailed, UsageError
 from medseg.training.adversary import Adversary
 from medseg.training.data import DrawSampler
@@ -24,7 +24,7 @@ from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
 from medseg.training.mean_teacher import MeanTeacher, Views
-from medseg.training.precision import NumberFormat, Precision
+from medseg.training.precision import NumberFormat
 from medseg.training.schedule import StepPlan, completes_update, generator_steps, plan_cycles
 from medseg.training.step import Buffers, NetworkStep
 from medseg.training.trial import try_format

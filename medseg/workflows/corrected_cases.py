@@ -24,8 +24,8 @@ from medseg.evaluation.scoring import read_label_map
 from medseg.inference.cases import InputCase, LoadedCase, collect, load
 from medseg.inference.config import channels_of
 from medseg.inference.foreground import Crop, ProbabilityCrop
-from medseg.inference.judging import spacing_mm_of
 from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.preprocess import Case, geometry_of
 from medseg.inference.roi import parse_region
 from medseg.inference.worsened import worse_images, worse_masks
 from medseg.labels import check_labels
@@ -131,22 +131,22 @@ class CorrectedCases:
         reference, grid = read_label_map(given.path, given.mapping)
         if not grid.matches(loaded.geometry):
             raise Refusal("geometry-mismatch", "the corrected mask is on another grid than the image")
-        image, labels = self._in_region(loaded, self._known_labels(reference))
+        case, labels = self._in_region(loaded, self._known_labels(reference))
         patient = self._found.files[case_id].patient
-        prediction, own = self._looked_at(image, labels, patient)
+        prediction, own = self._looked_at(case, labels, patient)
         self._check_same(case_id, prediction.label_map, loaded)
         yield own
         rng = np.random.default_rng(zlib.crc32(case_id.encode()))
         yield from worse_masks(own, rng, self.worse[1])
-        for name, worse in worse_images(image, rng, self.worse[0]):
-            yield replace(self._looked_at(worse, labels, patient)[1], kind=name)
+        for name, worse in worse_images(case["image"], rng, self.worse[0]):
+            yield replace(self._looked_at({**case, "image": worse}, labels, patient)[1], kind=name)
 
-    def _looked_at(self, image: MetaTensor, labels: NDArray[np.uint8], patient: str) -> tuple[Prediction, TrustCase]:
-        """Label an image; the result beside the reference, in a box round both on the network's grid."""
-        keeper = ProbabilityCrop(self.predictor.recipe)
-        prediction = self.predictor.predict(image, watch=keeper)
+    def _looked_at(self, case: Case, labels: NDArray[np.uint8], patient: str) -> tuple[Prediction, TrustCase]:
+        """Label a case; the result beside the reference, in a box round both on the network's grid."""
+        keeper = ProbabilityCrop(self.predictor.config.post.decoding)
+        prediction = self.predictor.predict(case, watch=keeper)
         assert prediction.prepared is not None
-        moved = _nearest(labels, image, prediction.prepared)
+        moved = _nearest(labels, case["image"], prediction.prepared)
         crop = keeper.crop(prediction.prepared.shape[1:], include=moved > 0)
         if crop is None:
             raise CaseFailed("its structures are too large to be judged")
@@ -156,14 +156,13 @@ class CorrectedCases:
         labels, _ = check_labels(reference, "the corrected mask", declared=self.predictor.bundle.labels)
         return np.asarray(labels, dtype=np.uint8)
 
-    def _in_region(self, loaded: LoadedCase, reference: NDArray[np.uint8]) -> tuple[MetaTensor, NDArray[np.uint8]]:
-        """Image and reference, cut to the region of interest of the run."""
+    def _in_region(self, loaded: LoadedCase, reference: NDArray[np.uint8]) -> tuple[Case, NDArray[np.uint8]]:
+        """The case and its reference, cut to the region of interest of the run."""
         asked = (self._run.get("options") or {}).get("roi")
         if not asked:
-            return loaded.image, reference
+            return loaded.images, reference
         box = parse_region(str(asked)).box(loaded.geometry)
-        affine = np.array(box.geometry(loaded.geometry).affine)
-        return MetaTensor(loaded.image.as_tensor()[(slice(None), *box.slices)], affine=affine), reference[box.slices]
+        return {**loaded.images, "image": box.crop(loaded.images["image"])}, reference[box.slices]
 
     def _check_same(self, case_id: str, found: NDArray[Any], loaded: LoadedCase) -> None:
         path = self.folder / f"{case_id}_seg.nii.gz"
@@ -213,15 +212,15 @@ class TrainingCases(Sequence[TrainingCase]):
         loaded = load(self._cases[index])
         given = self._labels[loaded.case.case_id]
         labels = read_checked(given.path, declared=self._predictor.bundle.labels, mapping=given.mapping)
-        prepared = self._predictor.prepare(loaded.image)
-        reference = _nearest(labels.array.astype(np.uint8), loaded.image, prepared)
-        return TrainingCase(prepared.as_tensor().float(), reference, spacing_mm_of(prepared))
+        prepared = self._predictor.prepare(loaded.images)
+        reference = _nearest(labels.array.astype(np.uint8), loaded.images["image"], prepared)
+        return TrainingCase(prepared.as_tensor().float(), reference, geometry_of(prepared).spacing_mm)
 
 
 def _trust_case(prepared: MetaTensor, crop: Crop, reference: NDArray[np.uint8], patient: str) -> TrustCase:
     image = prepared.as_tensor()[(slice(None), *crop.slices)].float().contiguous()
     labels = np.ascontiguousarray(reference[crop.slices])
-    return TrustCase(image, crop.probabilities, labels, patient, spacing_mm_of(prepared))
+    return TrustCase(image, crop.probabilities, labels, patient, geometry_of(prepared).spacing_mm)
 
 
 def _nearest(labels: NDArray[np.uint8], source: MetaTensor, prepared: MetaTensor) -> NDArray[np.uint8]:

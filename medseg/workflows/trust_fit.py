@@ -135,7 +135,7 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] | None
         If the bundle has no weights.
     """
     bundle = Bundle.open(request.bundle)
-    predictor = Predictor(bundle, request.device, "fp32")
+    predictor = Predictor(bundle, request.device, "fp32", trust=False)
     cases = CorrectedCases(predictor, request.predictions, request.references, request.images, progress)
     training = TrainingCases(predictor, request.training) if request.training else ()
     witness = _Witness(bundle, predictor)

@@ -12,7 +12,7 @@ from medseg.bundle import Bundle, audit
 from medseg.evaluation import evaluate_case
 from medseg.inference import Options, run_batch
 from medseg.inference.cases import collect, load
-from medseg.inference.config import channels_of, others_of
+from medseg.inference.config import channels_of
 from medseg.ingest import read_volume
 from medseg.ingest.selection import parse_rules
 from tests.outputs.test_geometry import read_with_highdicom
@@ -43,7 +43,7 @@ def test_rules_find_the_two_series_of_the_study(study: Path) -> None:
     loaded = load(case)
     assert loaded.note == "channel 2 covers 100% of the first"
     nifti = study.parents[1] / "nifti" / "STS_002"
-    for image, name in ((loaded.image, "MR_T1"), (others_of(loaded.image)["channel_1"], "PET")):
+    for image, name in ((loaded.images["image"], "MR_T1"), (loaded.images["channel_1"], "PET")):
         values, grid, _ = read_volume(nifti / f"{name}_image.nii.gz")
         np.testing.assert_allclose(image.affine, grid.affine, atol=0.01)
         np.testing.assert_allclose(image[0], values, rtol=1e-3, atol=1e-3)

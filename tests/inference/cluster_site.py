@@ -27,8 +27,6 @@ from distributed import Scheduler, Worker
 from medseg.errors import ExitCode, MedsegError
 from medseg.inference import Options, run_batch
 from medseg.inference.cases import InputCase, LoadedCase, load
-from medseg.inference.choice import EngineChoice
-from medseg.inference.predictor import Predictor
 from medseg.inference.run import dask_worker as cluster_worker
 from medseg.inference.run import work
 
@@ -185,14 +183,8 @@ def _observe(folder: Path) -> None:
         note("opens", "bundle")
         return work.open_tools(*arguments)
 
-    def observed_use(self: Predictor, choice: EngineChoice) -> None:
-        note("uses", choice.engine)
-        whole_use(self, choice)
-
-    whole_use = Predictor.use
     work.load = observed_load  # type: ignore[attr-defined]
     cluster_worker.open_tools = observed_open  # type: ignore[attr-defined,assignment]
-    Predictor.use = observed_use  # type: ignore[method-assign]
 
 
 def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:

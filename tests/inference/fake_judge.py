@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medseg.bundle import Bundle
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration, Estimate, FitOptions, Thresholds, fit_calibration
+from medseg.trust.trust_model import TrustModel
 
 LIMITS = Thresholds(accept=0.7, reject=0.3)
 
@@ -63,7 +64,7 @@ class FakeJudge:
 
 def use(judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
     """Let inference open this judge."""
-    monkeypatch.setattr("medseg.inference.judging._open_judge", lambda *_: judge)
+    monkeypatch.setattr(TrustModel, "open", lambda *_: judge)
     return judge
 
 

@@ -31,8 +31,8 @@ def test_a_datalist_names_the_channels(tmp_path: Path) -> None:
     (case,) = collect([_pair(tmp_path)], channels=2)
     assert case.case_id == "a_t1"
     loaded = load(case)
-    assert loaded.image.shape == (2, 9, 8, 7)
-    np.testing.assert_array_equal(loaded.image[1].numpy(), blobs((9, 8, 7), 2))
+    assert loaded.images["image"].shape == (2, 9, 8, 7)
+    np.testing.assert_array_equal(loaded.images["image"][1].numpy(), blobs((9, 8, 7), 2))
 
 
 def test_a_datalist_names_its_cases(tmp_path: Path) -> None:

@@ -58,14 +58,6 @@ def test_gives_what_this_process_gives_and_listens_on_loopback_only(
     wait_for(lambda: not _workers())
 
 
-def test_workers_divide_the_memory_that_large_windows_may_take(thresholds: Path, many: Path, tmp_path: Path) -> None:
-    alone = run_batch(thresholds, [many], tmp_path / "one", Options(windows="large"))
-    two = run_batch(thresholds, [many], tmp_path / "two", Options(windows="large", cluster="local:2"))
-    halved = two.content["engine"]["memory_bytes"] / alone.content["engine"]["memory_bytes"]
-    assert halved in {0.25, 0.5, 1.0}  # a half, unless the machine's free memory has just passed a power of two
-    assert outputs_of(tmp_path / "two") == outputs_of(tmp_path / "one")
-
-
 def test_workers_end_with_a_killed_driver_and_the_next_run_goes_on(
     thresholds: Path, many: Path, tmp_path: Path
 ) -> None:

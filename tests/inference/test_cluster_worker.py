@@ -10,9 +10,8 @@ import pytest
 
 from medseg.bundle import Bundle
 from medseg.errors import Interrupted
-from medseg.inference import Options, memory
+from medseg.inference import Options
 from medseg.inference.cases import collect
-from medseg.inference.choice import EngineChoice
 from medseg.inference.run import dask_worker as worker
 from medseg.inference.run.dask_worker import Order, RunCard, card_of, order_of, prepare, process
 from medseg.inference.run.lease import claimed
@@ -25,7 +24,6 @@ from tests.inference.bundles import ORIENTED, Design, write_bundle
 def card(thresholds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunCard]:
     monkeypatch.setattr(worker, "_stations", {})
     monkeypatch.setattr(worker, "_SEEN_WITHIN_S", 0.0)
-    monkeypatch.setattr(memory, "_told", None)
     (tmp_path / "out").mkdir()
     with claimed(tmp_path / "out") as claim:
         yield _card(thresholds, tmp_path / "out", Options(precision="fp32"), claim)
@@ -37,39 +35,27 @@ def _card(bundle_folder: Path, out: Path, options: Options, claim: str) -> RunCa
 
 
 def _order(card: RunCard, images: Path) -> Order:
-    return order_of(card, collect([images / "case0.nii.gz"])[0], None)
+    return order_of(card, collect([images / "case0.nii.gz"])[0])
 
 
 def test_opens_the_bundle_once_for_all_cases(card: RunCard, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def observed(setting: Setting, choice: EngineChoice | None = None) -> Tools:
+    def observed(setting: Setting) -> Tools:
         opened.append(setting.claim)
-        return open_tools(setting, choice)
+        return open_tools(setting)
 
     monkeypatch.setattr(worker, "open_tools", observed)
-    assert prepare(card, None, 1).refusal == ""
+    assert prepare(card, 1).refusal == ""
     for case in collect([images]):
-        assert process(order_of(card, case, None)).result.status == "done"
+        assert process(order_of(card, case)).result.status == "done"
     assert opened == [card.claim]
     assert len(list(Path(card.folder).glob("*_seg.nii.gz"))) == 3
 
 
-def test_takes_its_share_of_the_memory(
-    card: RunCard, thresholds: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 1000)
-    large = _card(thresholds, Path(card.folder), Options(windows="large"), card.claim)
-    ready = prepare(large, None, 1, sharers=4)
-    assert ready.choice is not None
-    assert ready.choice.memory_bytes == 64  # two fifths of a quarter, rounded down to a power of two
-    process(order_of(large, collect([images / "case0.nii.gz"])[0], ready.choice, sharers=2))
-    assert memory.sharers() == 2
-
-
 def test_writes_nothing_for_a_run_that_another_has_replaced(card: RunCard, images: Path) -> None:
     order = _order(card, images)
-    assert prepare(card, None, 1).refusal == ""
+    assert prepare(card, 1).refusal == ""
     with claimed(Path(card.folder)), pytest.raises(Interrupted, match="taken over"):
         process(order)
     assert not list(Path(card.folder).glob("*_seg.nii.gz"))
@@ -102,14 +88,14 @@ def test_refuses_what_is_not_the_run(card: RunCard, tmp_path: Path) -> None:
         (replace(card, run_key="0000"), "differ"),
         (replace(card, bundle=str(tmp_path)), "not a bundle"),
     ):
-        assert told in prepare(wrong, None, 1).refusal
+        assert told in prepare(wrong, 1).refusal
 
 
 def test_paths_hold_in_another_working_directory(
     card: RunCard, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(images)
-    order = order_of(card, collect(["case0.nii.gz"])[0], None)
+    order = order_of(card, collect(["case0.nii.gz"])[0])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     result = process(order).result

@@ -9,16 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.transforms import Compose
 
-from medseg.inference.config import InferenceConfig
 from medseg.inference.foreground import MARGIN_VOXELS, ProbabilityCrop
-from medseg.inference.postprocessing import Postprocessing
 from medseg.inference.sliding_window import Chunk
+from medseg.labels.decoding import LabelDecoding
 
 
-def _recipe(activation: str = "softmax", threshold: float | None = None) -> InferenceConfig:
-    return InferenceConfig(Compose([]), None, Postprocessing(activation=activation, threshold=threshold))  # type: ignore[arg-type]
+def _recipe(activation: str = "softmax", threshold: float | None = None) -> LabelDecoding:
+    return LabelDecoding(activation, threshold)  # type: ignore[arg-type]
 
 
 def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -32,7 +30,7 @@ def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tenso
     return torch.from_numpy(scores)
 
 
-def _keep(scores: torch.Tensor, recipe: InferenceConfig, cuts: list[int]) -> ProbabilityCrop:
+def _keep(scores: torch.Tensor, recipe: LabelDecoding, cuts: list[int]) -> ProbabilityCrop:
     keeper = ProbabilityCrop(recipe)
     edges = sorted({0, scores.shape[1], *(cut for cut in cuts if 0 < cut < scores.shape[1])})
     for begin, end in pairwise(edges):

@@ -10,7 +10,7 @@ import pytest
 from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry
 from medseg.inference.roi import parse_region
-from tests.inference.volumes import grid, save
+from tests.inference.volumes import grid, meta_tensor, save
 
 
 def test_millimetres_are_found_on_any_grid() -> None:
@@ -24,9 +24,13 @@ def test_millimetres_are_found_on_any_grid() -> None:
 def test_the_crop_keeps_its_place_in_the_patient() -> None:
     whole = Geometry((20, 20, 20), grid("oblique"))
     box = parse_region("voxels:3,4,5,10,11,12").box(whole)
-    cropped = box.geometry(whole)
-    assert cropped.shape == (8, 8, 8)
-    np.testing.assert_allclose(cropped.affine @ [0, 0, 0, 1], whole.affine @ [3, 4, 5, 1])
+    values = np.arange(20.0**3, dtype=np.float32).reshape(20, 20, 20)
+    part = box.crop(meta_tensor(values, grid("oblique")))
+    np.testing.assert_array_equal(part[0].numpy(), values[3:11, 4:12, 5:13])
+    np.testing.assert_allclose(np.asarray(part.affine)[:, 3], whole.affine @ [3, 4, 5, 1])
+    pasted = box.paste(part[0].numpy(), whole.shape)
+    np.testing.assert_array_equal(pasted[3:11, 4:12, 5:13], part[0].numpy())
+    assert pasted.sum() == pytest.approx(part.sum())
 
 
 def test_a_mask_is_the_box_around_it(tmp_path: Path) -> None:

@@ -15,12 +15,10 @@ from medseg.devices import described, resolve_device
 from medseg.errors import Interrupted
 from medseg.files import prepare_file, prepare_folder, remove_leftovers
 from medseg.inference.cases import InputCase, collect
-from medseg.inference.choice import EngineChoice, engine_of, precision_of
 from medseg.inference.config import channels_of, read_inference_config
-from medseg.inference.engines import AUTOCAST
+from medseg.inference.engines import AUTOCAST, EngineChoice
 from medseg.inference.ensemble import member_digest
 from medseg.inference.modality import check_modality, expected_modalities
-from medseg.inference.quantised import forget_quantised
 from medseg.inference.roi import parse_region
 from medseg.inference.run.export import check_kinds
 from medseg.inference.run.lease import claimed
@@ -103,7 +101,6 @@ def run_batch(
         remove_leftovers(folder)
         if options.fresh:
             journal.clear()
-            forget_quantised(folder)
         content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in skipped]}
         _say(content["notes"], announce)
         return _execute(Ledger(setting, journal, cases, progress), content)
@@ -138,10 +135,14 @@ def _device(options: RunOptions) -> str:
 def computing(options: RunOptions) -> str:
     """On which device and in which precision a run computes, for people."""
     options = replace(options, device=_device(options))
-    engine = engine_of(options.device, options.precision, options.engine)
+    choice = _choice(options)
     where = described(options.device) if options.cluster is None else f"{options.device} of the workers"
-    by_rule = "; --precision fp32 for float32 throughout" if engine == AUTOCAST else ""
-    return f"computing on {where} in {precision_of(engine)} ({engine}{by_rule})"
+    by_rule = "; --precision fp32 for float32 throughout" if choice.engine == AUTOCAST else ""
+    return f"computing on {where} in {choice.precision} ({choice.engine}{by_rule})"
+
+
+def _choice(options: RunOptions) -> EngineChoice:
+    return EngineChoice.by_rule(options.device, options.precision, options.engine)
 
 
 def _skipped(record: SeriesRecord) -> dict[str, str | None]:
@@ -183,9 +184,8 @@ def _finish(ledger: Ledger, content: dict[str, Any], started: str, begin: float)
         "pending": ledger.left,
         "stages_seconds": _stages(results),
     }
-    options = ledger.setting.options
-    engine = ledger.choice or EngineChoice(engine_of(options.device, options.precision, options.engine))
-    whole = {**content, "engine": engine.to_json(), "started": started, "finished": _now(), "summary": summary}
+    engine = _choice(ledger.setting.options).to_json()
+    whole = {**content, "engine": engine, "started": started, "finished": _now(), "summary": summary}
     report = write_report(ledger.setting.folder, whole, results)
     keep_worklist(report.folder)
     return report
@@ -199,7 +199,7 @@ def _describe(setting: Setting, asked: RunOptions, state: TrustState) -> dict[st
         "versions": found,
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
         "device": options.device,
-        "precision": precision_of(engine_of(options.device, options.precision, options.engine)),
+        "precision": _choice(options).precision,
         "trust": state.as_json(),
         "notes": list(read_inference_config(bundle).notes),
         "options": {

@@ -69,7 +69,6 @@ class ClusterBatch:
         self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._deaths: Counter[str] = Counter()
         self._card = card_of(self.setting)
-        self._choice = ledger.choice
         self._orders = 0
 
     def run(self, hands: Iterable[Hand]) -> None:
@@ -92,23 +91,12 @@ class ClusterBatch:
         self.ledger.forget_open()
 
     def _turn(self, crew: Crew) -> None:
-        for member in crew.update(self._choice):
+        for member in crew.update():
             self.ledger.workers_lost += 1
             self._lost([flight for flight in self._flights.values() if flight.member is member])
-        self._settle_choice(crew)
         self._hand_out(crew)
         self._name_slow_ones()
         self._collect(POLL_S)
-
-    def _settle_choice(self, crew: Crew) -> None:
-        """Before the first case is handed out: the network is run as the options say, as the first worker has
-        understood them: large windows take a part of the memory there."""
-        if self._choice is not None or self._orders:
-            return
-        answers = [member.ready.choice for member in crew.usable if member.ready is not None]
-        self._choice = next((choice for choice in answers if choice is not None), None)
-        if self._choice is not None:
-            self.ledger.keep_choice(self._choice)
 
     # --- handing out -----------------------------------------------------------------------------------------------
 
@@ -136,7 +124,7 @@ class ClusterBatch:
     def _order(self, client: distributed.Client, member: Member, hand: Hand) -> None:
         self._orders += 1
         key = f"medseg-{self._card.claim}-{self._orders}"  # shown in logs and dashboards of Dask: nothing of the case
-        order = order_of(self._card, hand.case, self._choice, member.sharers)
+        order = order_of(self._card, hand.case)
         self.ledger.begin(hand, here=False)
         future = client.submit(
             process, order, key=key, workers=[member.address], allow_other_workers=False, pure=False, retries=0

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import Interrupted, UsageError
-from medseg.inference.choice import EngineChoice
 from medseg.inference.run.cluster import distributed
 from medseg.inference.run.dask_worker import Ready, RunCard, prepare
-from medseg.inference.run.options import parse_place
 
 POLL_S = 1.0
 """How often the scheduler is asked which workers there are."""
@@ -39,8 +36,6 @@ class Member:
         What Dask lets it use: so many threads the network uses.
     ready
         What it answered when it was to open the bundle; None as long as it has not.
-    sharers
-        How many workers share the memory of its device.
     """
 
     address: str
@@ -48,7 +43,6 @@ class Member:
     threads: int
     opening: Any
     ready: Ready | None = None
-    sharers: int = 1
 
     @property
     def usable(self) -> bool:
@@ -84,13 +78,8 @@ class Crew:
         """Workers that can be given a case."""
         return [member for member in self.members.values() if member.usable]
 
-    def update(self, choice: EngineChoice | None) -> list[Member]:
+    def update(self) -> list[Member]:
         """Ask new workers to open the bundle, and return those that are gone.
-
-        Parameters
-        ----------
-        choice
-            How the network is run, if that is settled.
 
         Raises
         ------
@@ -102,32 +91,22 @@ class Crew:
         gone: list[Member] = []
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + POLL_S * max(1.0, len(self.members) / 100)
-            gone = self._look(choice)
+            gone = self._look()
         for member in self.members.values():
             if member.ready is None and member.opening.done():
                 self._greet(member)
         self._complain()
         return gone
 
-    def _look(self, choice: EngineChoice | None) -> list[Member]:
+    def _look(self) -> list[Member]:
         found = self._found()
         same = {address for address, member in self.members.items() if _folder(found.get(address)) == member.folder}
         gone = [self.members.pop(address) for address in list(self.members) if address not in same]
         self._stillborn += sum(member.ready is None for member in gone)
-        neighbours = Counter(worker["host"] for worker in found.values())
         for address, worker in found.items():
-            sharers = 1 if self._own_devices else neighbours[worker["host"]]
             if address not in self.members:
-                asked = (choice, int(worker["nthreads"]), sharers)
-                self._add(address, _folder(worker), asked)
-            self.members[address].sharers = sharers
+                self._add(address, _folder(worker), int(worker["nthreads"]))
         return gone
-
-    @property
-    def _own_devices(self) -> bool:
-        """Whether every worker has a GPU of its own, as the documentation asks for, except on this machine."""
-        options = self.card.options
-        return options.device.startswith("cuda") and parse_place(options.cluster or "").kind != "local"
 
     def _found(self) -> Mapping[str, Mapping[str, Any]]:
         """The workers that the scheduler knows, by address.
@@ -143,12 +122,12 @@ class Crew:
         except (OSError, TimeoutError) as error:
             raise Interrupted("the Dask scheduler does not answer any more") from error
 
-    def _add(self, address: str, folder: str, asked: tuple[EngineChoice | None, int, int]) -> None:
+    def _add(self, address: str, folder: str, threads: int) -> None:
         opening = self.client.submit(
-            prepare, self.card, *asked, workers=[address], allow_other_workers=False, pure=False
+            prepare, self.card, threads, workers=[address], allow_other_workers=False, pure=False
         )
         opening.add_done_callback(lambda _: self.events.put(None))
-        self.members[address] = Member(address, folder, asked[1], opening)
+        self.members[address] = Member(address, folder, threads, opening)
 
     def _greet(self, member: Member) -> None:
         try:

@@ -18,8 +18,6 @@ from medseg._version import medseg_version
 from medseg.bundle import Bundle, trained_on
 from medseg.errors import MedsegError
 from medseg.inference.cases import InputCase
-from medseg.inference.choice import EngineChoice
-from medseg.inference.memory import set_sharers
 from medseg.inference.roi import Region
 from medseg.inference.run import lease as claim
 from medseg.inference.run.options import RunOptions, run_key
@@ -54,30 +52,17 @@ class RunCard:
 
 @dataclass(frozen=True, repr=False)
 class Ready:
-    """A worker's answer to :func:`prepare`: how it runs the network, or why it cannot be used."""
+    """A worker's answer to :func:`prepare`: why it cannot be used; empty if it can."""
 
-    choice: EngineChoice | None = None
     refusal: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class Order:
-    """One case to work on.
-
-    Parameters
-    ----------
-    card, case
-        The run and the case, with absolute paths.
-    choice
-        How the network is run; None: as it was opened.
-    sharers
-        How many workers share the memory of this one's device now.
-    """
+    """One case to work on: the run and the case, with absolute paths."""
 
     card: RunCard
     case: InputCase
-    choice: EngineChoice | None
-    sharers: int = 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,10 +104,10 @@ def card_of(setting: Setting) -> RunCard:
     )
 
 
-def order_of(card: RunCard, case: InputCase, choice: EngineChoice | None, sharers: int = 1) -> Order:
+def order_of(card: RunCard, case: InputCase) -> Order:
     """The order to work on a case."""
     channels = tuple(replace(record, files=tuple(map(_absolute, record.files))) for record in case.channels)
-    return Order(card, replace(case, channels=channels), choice, sharers)
+    return Order(card, replace(case, channels=channels))
 
 
 def _absolute(file: str) -> str:
@@ -130,22 +115,20 @@ def _absolute(file: str) -> str:
     return str(Path(path).absolute()) + mark + member
 
 
-def prepare(card: RunCard, choice: EngineChoice | None, threads: int, sharers: int = 1) -> Ready:
+def prepare(card: RunCard, threads: int) -> Ready:
     """Open what computing needs, if this process can work for the run.
 
     Parameters
     ----------
-    card, choice
-        The run, and how it runs the network, if that is settled.
+    card
+        The run.
     threads
         Number of threads that the network uses here.
-    sharers
-        How many workers share the memory of this one's device.
     """
     torch.set_num_threads(threads)
-    set_sharers(sharers)
     try:
-        return Ready(_station(card, choice).tools.predictor.choice)
+        _station(card)
+        return Ready()
     except MedsegError as error:
         return Ready(refusal=str(error))
     except Exception as error:  # noqa: BLE001  no GPU, no memory: told to the driver, which goes on without this worker
@@ -154,28 +137,24 @@ def prepare(card: RunCard, choice: EngineChoice | None, threads: int, sharers: i
 
 def process(order: Order) -> Reply:
     """Read, compute and write one case; whatever goes wrong with it becomes its result."""
-    set_sharers(order.sharers)
-    station = _station(order.card, order.choice)
+    station = _station(order.card)
     claim.require(station.setting.folder, order.card.claim)
     work = Work(order.case)
     result = work_on(work, station.setting, station.tools, station.watchdog)
     return Reply(result, work.content_key)
 
 
-def _station(card: RunCard, choice: EngineChoice | None) -> _Station:
+def _station(card: RunCard) -> _Station:
     with _opening:
         station = _stations.get(card.claim)
         if station is None:
             while len(_stations) >= _MAX_RUNS:
                 _stations.pop(next(iter(_stations)))
-            station = _stations[card.claim] = _open(card, choice)
-    with station.tools.turn:
-        if choice is not None and station.tools.predictor.choice != choice:
-            station.tools.predictor.use(choice)
+            station = _stations[card.claim] = _open(card)
     return station
 
 
-def _open(card: RunCard, choice: EngineChoice | None) -> _Station:
+def _open(card: RunCard) -> _Station:
     if medseg_version() != card.medseg:
         raise MedsegError(f"found medseg {medseg_version()} there, the run uses {card.medseg}; install the same one")
     folder = Path(card.folder)
@@ -187,7 +166,7 @@ def _open(card: RunCard, choice: EngineChoice | None) -> _Station:
     if run_key(bundle, card.options, card.region) != card.run_key:
         raise MedsegError("the networks of --ensemble differ from the run's there; give all workers the same files")
     setting = Setting(bundle, folder, card.options, card.region, card.run_key, card.claim, trained_on(bundle))
-    return _Station(card, setting, open_tools(setting, choice), Watchdog(card.options.stall_s))
+    return _Station(card, setting, open_tools(setting), Watchdog(card.options.stall_s))
 
 
 def _sees(folder: Path, mine: str) -> bool:

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
-from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase
-from medseg.inference.judging import Assessment
+from medseg.inference.predictor import Prediction
 from medseg.ingest import save_nifti
 from medseg.ingest.left_out import mark
 from medseg.trust.trust_files import TrustState
@@ -30,25 +28,6 @@ KINDS = {
 """Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
 
 _ANY_SOURCE = ("nifti", "doubt")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What is known of a case when its outputs are written.
-
-    Parameters
-    ----------
-    label_map
-        On the source grid.
-    geometry
-        That grid.
-    assessment
-        What trust says; None without a judge.
-    """
-
-    label_map: NDArray[np.integer]
-    geometry: Geometry
-    assessment: Assessment | None = None
 
 
 @dataclass
@@ -119,7 +98,9 @@ def _no_source(case: InputCase) -> Refusal:
     )
 
 
-def write_outputs(labelled: Labelled, case: InputCase, bundle: Bundle, kinds: Sequence[str], folder: Path) -> Written:
+def write_outputs(
+    prediction: Prediction, case: InputCase, bundle: Bundle, kinds: Sequence[str], folder: Path
+) -> Written:
     """Write what can be written of a case, each file whole or not at all.
 
     An output that the source cannot have is noted and the others are written. At an error of another kind, such as a
@@ -132,7 +113,7 @@ def write_outputs(labelled: Labelled, case: InputCase, bundle: Bundle, kinds: Se
             path.unlink(missing_ok=True)
             continue
         try:
-            _write(kind, labelled, case, bundle, path)
+            _write(kind, prediction, case, bundle, path)
             found.checksums[path.name] = checksum(path)
         except Refusal as refusal:
             found.missing[kind] = refusal
@@ -148,26 +129,25 @@ def checksum(path: Path) -> Mapping[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _write(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _write(kind: str, prediction: Prediction, case: InputCase, bundle: Bundle, path: Path) -> None:
     if kind == "nifti":
-        save_nifti(labelled.label_map, labelled.geometry.affine, path, description=mark("label-map"))
+        save_nifti(prediction.label_map, prediction.geometry.affine, path, description=mark("label-map"))
     elif kind == "doubt":
-        if labelled.assessment is None or labelled.assessment.doubt is None:
+        if prediction.error_map is None:
             raise Refusal(
                 "not-judged", "the case could not be judged (see the flags of its trust), so there is no doubt"
             )
-        save_nifti(labelled.assessment.doubt, labelled.geometry.affine, path, description=mark("doubt-map"))
+        save_nifti(prediction.error_map, prediction.geometry.affine, path, description=mark("doubt-map"))
     else:
-        _write_dicom(kind, labelled, case, bundle, path)
+        _write_dicom(kind, prediction, case, bundle, path)
 
 
-def _write_dicom(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _write_dicom(kind: str, prediction: Prediction, case: InputCase, bundle: Bundle, path: Path) -> None:
     from medseg.outputs.common import WriteOptions
     from medseg.outputs.write import write
 
-    known = labelled.assessment
     options = None
-    if known is not None:
-        doubt = None if known.doubt is None or kind != "sc" else known.doubt.astype(np.float32)
-        options = WriteOptions(trust=known.trust, doubt=doubt)
-    write(kind, labelled.label_map, labelled.geometry, case.channels[0], bundle, path, options=options)
+    if prediction.verdict is not None:
+        errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
+        options = WriteOptions(trust=prediction.verdict, doubt=errors)
+    write(kind, prediction.label_map, prediction.geometry, case.channels[0], bundle, path, options=options)

@@ -12,7 +12,6 @@ from medseg.inference.run.results import CaseResult
 from medseg.inference.run.state import Hand, Ledger
 from medseg.inference.run.work import (
     BackgroundJob,
-    Tools,
     Watchdog,
     attempt,
     compute,
@@ -43,7 +42,7 @@ class Batch:
     def run(self, hands: Iterable[Hand]) -> None:
         """Read, compute and write the cases in hand; suspects come last."""
         waiting = deque(hands)
-        tools = self._opened()
+        tools = open_tools(self.setting)
         while waiting or self._reading:
             self._read_ahead(waiting)
             hand, job = self._reading.popleft()
@@ -62,12 +61,6 @@ class Batch:
         while self._writing:
             self._finish_oldest()
         self.ledger.forget_open()
-
-    def _opened(self) -> Tools:
-        """The network, run in the way that the journal holds for this bundle and these options."""
-        tools = open_tools(self.setting, self.ledger.choice)
-        self.ledger.keep_choice(tools.predictor.choice)
-        return tools
 
     def _read_ahead(self, waiting: deque[Hand]) -> None:
         while waiting and len(self._reading) <= self.setting.options.workers:

@@ -12,15 +12,20 @@ from medseg._version import medseg_version
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
 from medseg.errors import UsageError
-from medseg.inference.choice import engine_of
+from medseg.inference.engines import EngineChoice
 from medseg.inference.ensemble import member_digest
 from medseg.inference.roi import Region
 from medseg.inference.run.export import KINDS
 from medseg.manifests.manifest import SECTIONS
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
-Windows = Literal["auto", "bundle", "large"]
+Precision = Literal["auto", "fp32", "bf16"]
+Windows = Literal["auto", "bundle"]
 
+_GONE = {
+    "int8": "integers cost too much Dice; --engine openvino-fp32 is fast and keeps the labels",
+    "large": "it gave other labels than the bundle's own windows; --engine openvino-fp32 is fast and keeps the labels",
+}
+"""Values that older versions took, and what to do instead."""
 
 _FORMS = "local:N (N processes on this machine), slurm, slurm:FILE or the address of a Dask scheduler (tcp://HOST:PORT)"
 
@@ -79,7 +84,7 @@ class RunOptions:
     device, precision, engine
         As for :class:`~medseg.inference.Predictor`.
     windows
-        ``"bundle"`` and ``"auto"``: the bundle's own; ``"large"``: as large as memory allows.
+        ``"bundle"`` and ``"auto"``: the bundle's own.
     workers
         Cases that are read ahead, and cases that are written behind, at once.
     trust
@@ -130,6 +135,9 @@ class RunOptions:
             raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
         if "doubt" in self.write and not self.judged:
             raise UsageError("--write doubt needs trust in the plain network; drop --no-trust, --mirror, --ensemble")
+        for option, value in (("precision", self.precision), ("windows", self.windows)):
+            if value in _GONE:
+                raise UsageError(f"--{option} {value} is gone: {_GONE[value]}")
         if self.precision not in get_args(Precision):
             raise UsageError(f"--precision {self.precision}: expected one of {', '.join(get_args(Precision))}")
         if self.windows not in get_args(Windows):
@@ -150,8 +158,8 @@ def run_key(bundle: Bundle, options: RunOptions, region: Region | None) -> str:
         "bundle": bundle.sha256,
         "write": sorted(options.write),
         "roi": region.key if region else None,
-        "engine": engine_of(device, options.precision, options.engine),
-        "windows": "large" if options.windows == "large" else "bundle",
+        "engine": EngineChoice.by_rule(device, options.precision, options.engine).engine,
+        "windows": "bundle",
         "allow_resample": options.allow_resample,
         "device": device,
         "trust": options.trust,

@@ -23,7 +23,6 @@ from typing import Any
 from medseg.errors import Interrupted, OutputLocked, OutputUnusable, UsageError
 from medseg.files import sha256_file, shown
 from medseg.inference.cases import InputCase, content_key, stat_key, with_path_hash
-from medseg.inference.choice import EngineChoice
 from medseg.inference.run.export import refusal_of
 from medseg.inference.run.results import CaseResult, result_of_error
 from medseg.inference.run.work import Setting, Work
@@ -285,18 +284,6 @@ class Ledger:
         kept = path.replace(path.with_name(f"{name}{_CHANGED}"))
         _log.warning("%s is not what was written; it is computed again, what was there is now %s", name, kept.name)
         return False
-
-    # --- how the network is run ------------------------------------------------------------------------------------
-
-    @property
-    def choice(self) -> EngineChoice | None:
-        """How an earlier run with the same bundle and options has run the network, if there was one."""
-        known = self._journal.fact(self.setting.run_key)
-        return None if known is None else EngineChoice.from_json(known)
-
-    def keep_choice(self, choice: EngineChoice) -> None:
-        """Remember how the network is run, for this run and those that continue it."""
-        self._journal.set_fact(self.setting.run_key, choice.to_json())
 
     # --- what became of the cases ----------------------------------------------------------------------------------
 

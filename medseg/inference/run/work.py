@@ -21,21 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import numpy as np
-from monai.data import MetaTensor
-
 from medseg.bundle import Bundle, TrainingData
 from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase, LoadedCase, file_sums, key_of_sums, load
-from medseg.inference.choice import EngineChoice
-from medseg.inference.config import others_of, with_others
-from medseg.inference.invert import LabelMap
-from medseg.inference.judging import Assessment, Judging
-from medseg.inference.predictor import Predictor
-from medseg.inference.roi import IndexBox, Region
+from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.preprocess import Case
+from medseg.inference.roi import Region
 from medseg.inference.run import lease as claim
-from medseg.inference.run.export import Labelled, Written, write_outputs
+from medseg.inference.run.export import Written, write_outputs
 from medseg.inference.run.options import RunOptions
 from medseg.inference.run.results import CaseResult, result_of_error, structures_of
 from medseg.inference.seen import seen_in_training
@@ -127,15 +121,12 @@ class Tools:
     Parameters
     ----------
     predictor
-        The bundle's network, run in the way that was chosen.
-    judging
-        The bundle's judge, if it has one for these weights.
+        The bundle's network and trust model.
     turn
         Held while a case is computed: one at a time, since every core and the memory are taken by one.
     """
 
     predictor: Predictor
-    judging: Judging
     turn: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -146,35 +137,28 @@ class Work:
     case: InputCase
     begin: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
-    image: MetaTensor | None = None
+    image: Case | None = None
     geometry: Geometry | None = None
-    label_map: LabelMap | None = None
-    assessment: Assessment | None = None
+    prediction: Prediction | None = None
     content_key: str = ""
     note: str = ""
     trained_on: bool | None = None
 
 
-def open_tools(setting: Setting, choice: EngineChoice | None = None) -> Tools:
-    """Open what computing needs: the network, run as ``choice`` says (large windows of a run share their memory), else
-    as the options ask.
-    """
+def open_tools(setting: Setting) -> Tools:
+    """Open what computing needs."""
     options = setting.options
-    windows = "large" if options.windows == "large" else "bundle"
-    predictor = Predictor(
-        setting.bundle,
-        options.device,
-        options.precision,
-        windows,
-        engine=options.engine,
-        mirror=options.mirror,
-        ensemble=options.ensemble,
-        folder=setting.folder,
+    return Tools(
+        Predictor(
+            setting.bundle,
+            options.device,
+            options.precision,
+            engine=options.engine,
+            mirror=options.mirror,
+            ensemble=options.ensemble,
+            trust=options.trust,
+        )
     )
-    if choice is not None:
-        predictor.use(choice)
-    doubt_used = bool({"doubt", "sc"} & set(options.write))
-    return Tools(predictor, Judging.open(predictor, wanted=options.judged, keep_doubt=doubt_used))
 
 
 def work_on(work: Work, setting: Setting, tools: Tools, watchdog: Watchdog) -> CaseResult:
@@ -217,7 +201,7 @@ def attempt(work: Work, stage: str, action: Callable[[], None]) -> CaseResult | 
         raise
     except Exception as error:  # noqa: BLE001  recorded as this case's result
         _log.info("%s: %s in %s", work.case.case_id, _where(error), stage)
-        work.image = work.label_map = work.assessment = None
+        work.image = work.prediction = None
         return _timed(result_of_error(work.case.case_id, work.case.source, error, stage), work)
     return None
 
@@ -237,34 +221,35 @@ def take(work: Work, job: BackgroundJob[tuple[LoadedCase, str]], watchdog: Watch
     """Wait for what :func:`read` gives and keep it."""
     with watchdog.watch(work.case.case_id, "reading"):
         loaded, work.content_key = job.result(patience_s)
-    work.image, work.geometry, work.note = loaded.image, loaded.geometry, loaded.note
+    work.image, work.geometry, work.note = loaded.images, loaded.geometry, loaded.note
 
 
 def compute(work: Work, setting: Setting, tools: Tools, watchdog: Watchdog) -> None:
-    """Label the image of a case on its source grid."""
+    """Label the image of a case on its source grid; outside the region of interest there is background."""
+    assert work.image is not None
+    assert work.geometry is not None
+    errors = bool({"doubt", "sc"} & set(setting.options.write))
     with tools.turn, watchdog.watch(work.case.case_id, "computing"):
-        image, box = _region(work, setting.region)
-        modality = work.case.channels[0].modality or None
-        prediction, assessment, trust_s = tools.judging.predict(tools.predictor, image, modality)
+        box = None if setting.region is None else setting.region.box(work.geometry)
+        image = work.image if box is None else {**work.image, "image": box.crop(work.image["image"])}
+        found = tools.predictor.predict(image, work.case.channels[0].modality or None, error_map=errors)
     work.image = None
-    work.label_map = _pasted(prediction.label_map, box, work)
-    work.stages.update(prediction.seconds)
-    if assessment is not None:
-        doubt = None if assessment.doubt is None else _pasted(assessment.doubt, box, work)
-        work.assessment = Assessment(assessment.trust, doubt)
-        work.stages["trust"] = trust_s
+    work.stages.update(found.seconds)
+    if box is not None:
+        shape = work.geometry.shape
+        error_map = None if found.error_map is None else box.paste(found.error_map, shape)
+        found = replace(found, label_map=box.paste(found.label_map, shape), error_map=error_map)
+    work.prediction = replace(found, geometry=work.geometry)
 
 
 def write(work: Work, setting: Setting) -> CaseResult:
     """Write the outputs of a case, each whole or not at all; runs in the background."""
     begin = time.perf_counter()
-    assert work.geometry is not None
-    assert work.label_map is not None
+    assert work.prediction is not None
     claim.require(setting.folder, setting.claim)
-    case, kinds = work.case, setting.options.write
-    structures = structures_of(work.label_map, work.geometry, setting.bundle.labels)
-    labelled = Labelled(work.label_map, work.geometry, work.assessment)
-    found = write_outputs(labelled, case, setting.bundle, kinds, setting.folder)
+    case, kinds, prediction = work.case, setting.options.write, work.prediction
+    structures = structures_of(prediction.label_map, prediction.geometry, setting.bundle.labels)
+    found = write_outputs(prediction, case, setting.bundle, kinds, setting.folder)
     work.stages["write"] = time.perf_counter() - begin
     result = CaseResult(
         case.case_id,
@@ -273,7 +258,7 @@ def write(work: Work, setting: Setting) -> CaseResult:
         message=work.note,
         outputs=tuple(found.checksums),
         structures=structures,
-        trust=None if work.assessment is None else work.assessment.trust,
+        trust=prediction.verdict,
         stages={name: round(value, 4) for name, value in work.stages.items()},
         not_written={kind: {"reason": why.code, "message": why.message} for kind, why in found.missing.items()},
         trained_on=work.trained_on,
@@ -298,34 +283,12 @@ def written(work: Work, job: BackgroundJob[CaseResult], watchdog: Watchdog, pati
     """Wait for what :func:`write` gives."""
     with watchdog.watch(work.case.case_id, "writing"):
         result = job.result(patience_s)
-    work.label_map = work.assessment = None
+    work.prediction = None
     return _timed(result, work)
 
 
 def _timed(result: CaseResult, work: Work) -> CaseResult:
     return replace(result, seconds=round(time.perf_counter() - work.begin, 4))
-
-
-def _region(work: Work, region: Region | None) -> tuple[MetaTensor, IndexBox | None]:
-    """The image, or the part of it that lies in the region of interest."""
-    assert work.image is not None
-    assert work.geometry is not None
-    if region is None:
-        return work.image, None
-    box = region.box(work.geometry)
-    affine = np.array(box.geometry(work.geometry).affine)
-    part = MetaTensor(work.image.as_tensor()[(slice(None), *box.slices)], affine=affine)
-    return with_others(part, others_of(work.image)), box
-
-
-def _pasted(label_map: LabelMap, box: IndexBox | None, work: Work) -> LabelMap:
-    """LabelMap on the whole source grid; outside the region of interest there is background."""
-    assert work.geometry is not None
-    if box is None:
-        return label_map
-    whole = np.zeros(work.geometry.shape, dtype=label_map.dtype)
-    whole[box.slices] = label_map
-    return whole
 
 
 def _where(error: BaseException) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from monai.networks.nets import UNet
 
-from medseg.devices import resolve_device
-from medseg.errors import UsageError
-from medseg.inference import Options, Predictor, run_batch
-from medseg.inference import ensemble as networks
-from medseg.inference.choice import EngineChoice, engine_of, precision_of
-from medseg.inference.engines import REFERENCE, build_engine, candidates, fold_norms
+from medseg.errors import MissingDependency, UsageError
+from medseg.inference import Options, run_batch
+from medseg.inference.engines import REFERENCE, EngineChoice, build_engine, candidates, fold_norms
 from tests.inference.volumes import blobs, grid, save
 
 OPENVINO = "openvino-fp32" in candidates()
@@ -55,16 +53,35 @@ def test_folding_removes_every_batch_norm_and_leaves_the_original_alone() -> Non
 
 
 def test_the_rule_keeps_every_voxel_on_a_cpu_and_mixes_precision_on_cuda() -> None:
-    assert engine_of("cpu") == engine_of("mps") == engine_of("cpu", "fp32") == engine_of("cuda", "fp32") == REFERENCE
-    assert engine_of("cuda:1") == "cuda-fp16-autocast"
-    assert engine_of("cpu", "bf16") == engine_of("cuda", "bf16") == "torch-bf16-channels-last"
-    assert engine_of("cpu", engine="torch-fp32-channels-last") == "torch-fp32-channels-last"
-    told = [precision_of(engine_of("cuda", asked)) for asked in ("auto", "fp32", "bf16", "int8")]
-    assert told == ["amp-fp16", "fp32", "bf16", "int8"]
+    by_rule = EngineChoice.by_rule
+    for asked in (("cpu",), ("mps",), ("cpu", "fp32"), ("cuda", "fp32")):
+        assert by_rule(*asked) == EngineChoice(REFERENCE)
+    assert by_rule("cuda:1").engine == "cuda-fp16-autocast"
+    assert by_rule("cpu", "bf16").engine == by_rule("cuda", "bf16").engine == "torch-bf16-channels-last"
+    assert by_rule("cpu", engine="torch-fp32-channels-last").engine == "torch-fp32-channels-last"
+    precisions = [by_rule("cuda", asked).precision for asked in ("auto", "fp32", "bf16")]
+    assert precisions == ["amp-fp16", "fp32", "bf16"]
+    assert EngineChoice.from_json(by_rule("cuda").to_json()) == by_rule("cuda")
+    with pytest.raises(UsageError, match="expected one of auto, fp32, bf16"):
+        by_rule("cpu", "int4")
     with pytest.raises(UsageError, match="this machine has torch-fp32"):
-        engine_of("cpu", engine="openvino-fp64")
+        by_rule("cpu", engine="openvino-fp64")
     with pytest.raises(UsageError, match="give one of them"):
-        engine_of("cpu", "bf16", "torch-fp32-channels-last")
+        by_rule("cpu", "bf16", "torch-fp32-channels-last")
+
+
+@pytest.mark.parametrize("asked", [{"precision": "int8"}, {"windows": "large"}])
+def test_what_older_versions_took_is_refused_with_what_to_do_instead(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"is gone: .*--engine openvino-fp32"):
+        Options(**asked)
+
+
+def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(MissingDependency, match="openvino"):
+        build_engine("openvino-fp32", _unet("batch"))
+    assert "openvino-fp32" not in candidates()
 
 
 def test_a_long_run_computes_as_a_short_one_whatever_is_faster(
@@ -77,7 +94,7 @@ def test_a_long_run_computes_as_a_short_one_whatever_is_faster(
     many = run_batch(thresholds, [tmp_path / "images"], tmp_path / "many")
     one = run_batch(thresholds, [tmp_path / "images" / "case0.nii.gz"], tmp_path / "one")
     for report in (many, one):
-        assert report.content["engine"] == {"engine": REFERENCE, "windows": "bundle", "memory_bytes": None}
+        assert report.content["engine"] == {"engine": REFERENCE, "windows": "bundle"}
         assert (report.content["device"], report.content["precision"]) == ("cpu", "fp32")
     assert (tmp_path / "one" / "case0_seg.nii.gz").read_bytes() == (tmp_path / "many" / "case0_seg.nii.gz").read_bytes()
 
@@ -92,38 +109,3 @@ def test_what_ran_is_said_first_and_stands_in_run_json(thresholds: Path, images:
     assert report.content["options"]["device"] == "auto"
     again = run_batch(thresholds, [images], tmp_path / "out")
     assert again.content["summary"]["computed"] == 3  # another way of computing: nothing of the first is believed
-
-
-def test_the_device_is_the_best_there_is_or_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda", "cuda:1", "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device("auto") == "mps"
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert resolve_device("auto") == "cpu"
-    for absent in ("cuda", "cuda:7", "mps", "meta", "gpu"):
-        with pytest.raises(UsageError, match=f"--device {absent}"):
-            resolve_device(absent)
-
-
-def test_large_windows_keep_the_memory_that_was_settled(
-    tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(blobs((40, 38, 20)), grid("plain"), tmp_path / "a.nii.gz")
-    monkeypatch.setattr(networks, "share_bytes", lambda _: 1 << 30)
-    first = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(windows="large"))
-    assert first.content["engine"]["memory_bytes"] == 1 << 28  # two fifths, rounded down to a power of two
-    monkeypatch.setattr(networks, "share_bytes", lambda _: 1 << 34)
-    (tmp_path / "out" / "a_seg.nii.gz").unlink()
-    again = run_batch(thresholds, [tmp_path / "a.nii.gz"], tmp_path / "out", Options(windows="large"))
-    assert again.content["engine"] == first.content["engine"]
-
-
-def test_large_windows_never_take_more_than_there_is_now(thresholds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor, volume = Predictor(thresholds), torch.zeros(1, 64, 64, 64)
-    predictor.use(EngineChoice(windows="large", memory_bytes=1 << 40))
-    assert predictor.networks.windows(volume).roi_size == (64, 64, 64)
-    monkeypatch.setattr(networks, "share_bytes", lambda _: 40 * 40 * 40 * 12)  # three scores a voxel
-    assert 16 * 16 * 16 < np.prod(predictor.networks.windows(volume).roi_size) < 40 * 40 * 40

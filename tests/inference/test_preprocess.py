@@ -15,7 +15,8 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.inference import Predictor, run_batch
 from medseg.inference.cases import collect, load
-from medseg.inference.config import Channels, channels_of, check_together, joined, others_of
+from medseg.inference.config import Channels, channels_of
+from medseg.inference.preprocess import check_together
 from medseg.ingest import SeriesRecord
 from tests.inference.bundles import SCORES_BACK, UNET, Design, run_monai, write_bundle
 from tests.inference.volumes import blobs
@@ -133,7 +134,7 @@ def test_how_much_is_covered_is_said_or_refused(tmp_path: Path, shift_mm: float,
         assert refusal.value.code == "geometry-mismatch"
         return
     loaded = load(case)
-    assert tuple(others_of(loaded.image)) == ("other",)
+    assert tuple(loaded.images) == ("image", "other")
     by_hand = np.mean([_inside(index, other) for index in np.ndindex(40, 30, 20)])
     said = float(loaded.note.split("covers ")[1].split("%")[0])
     assert said == pytest.approx(100 * by_hand, abs=2.0)
@@ -157,10 +158,13 @@ def test_frames_of_reference_must_agree_where_they_are_known() -> None:
         check_together([records[0], other], [grid, grid], [facts[0], facts[0]])
 
 
-def test_joined_is_the_image_itself_where_nothing_else_is_given() -> None:
-    image = _tensor(blobs((5, 4, 3)), FINE)
-    assert joined({"image": image}) is image
-    assert others_of(image) == {}
+def test_of_a_case_only_what_the_bundle_takes_is_used(tmp_path: Path) -> None:
+    predictor = Predictor(_bundle(tmp_path), precision="fp32")
+    image, other = (_tensor(blobs(shape, 1), grid) for shape, grid in (((40, 30, 20), FINE), ((20, 16, 24), COARSE)))
+    case = {"case_id": "a", "other": other, "label": image, "image": image}
+    found = predictor.predict(case)
+    np.testing.assert_array_equal(found.label_map, predictor.predict({"image": image, "other": other}).label_map)
+    assert found.geometry.matches(Geometry((40, 30, 20), FINE))
 
 
 def _tensor(values: np.ndarray, affine: np.ndarray) -> MetaTensor:

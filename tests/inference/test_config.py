@@ -95,12 +95,12 @@ def test_no_inversion_is_saved_on_the_source_grid(tmp_path: Path) -> None:
         config["postprocessing"]["transforms"][-1]["resample"] = True
 
     bundle = agree(tmp_path, Design(network=UNET, transforms=ORIENTED, post=[SOFTMAX, ARGMAX]), resample, "permuted")
-    assert any("no Invertd" in note for note in Predictor(bundle).recipe.notes)
+    assert any("no Invertd" in note for note in Predictor(bundle).config.notes)
 
 
 def test_what_is_said_where_interpolated_labels_would_be_nonsense(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", Design(network=UNET, transforms=RESAMPLED, post=[ARGMAX, invert()]))
-    assert any("nearest_interp is false" in note for note in Predictor(bundle).recipe.notes)
+    assert any("nearest_interp is false" in note for note in Predictor(bundle).config.notes)
 
 
 SWITCHES: dict[str, tuple[Any, Config]] = {
