@@ -28,7 +28,7 @@ _TRANSFER_SYNTAX: Final = 0x00020010
 _MEDIA_SOP_CLASS: Final = 0x00020002
 _META_WANTED: Final = frozenset((_TRANSFER_SYNTAX, _MEDIA_SOP_CLASS))
 _LAST_OF_META: Final = 0x0002FFFF
-_FIRST_PIXEL_TAG: Final = 0x7FE00008
+FIRST_PIXEL_TAG: Final = 0x7FE00008
 _LAST_PIXEL_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
@@ -258,7 +258,7 @@ class _Walk:
         self._found = found
         self._wanted = wanted
         self._last = last
-        self._stop = min(last + 1, _FIRST_PIXEL_TAG)
+        self._stop = min(last + 1, FIRST_PIXEL_TAG)
         self._short, self._implicit, self._long = _HEADS[byte_order]
         self.explicit = True
 
@@ -300,7 +300,7 @@ class _Walk:
         return position
 
     def _at_end(self, tag: int, length: int, value: int) -> None:
-        if _FIRST_PIXEL_TAG <= tag <= _LAST_PIXEL_TAG and self._last == _LAST_PIXEL_TAG:
+        if FIRST_PIXEL_TAG <= tag <= _LAST_PIXEL_TAG and self._last == _LAST_PIXEL_TAG:
             self._found.pixel_tag = tag
             self._found.pixel_offset = value
             self._found.pixel_length = None if length == _UNDEFINED else length
