@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal
 from medseg.ingest.dicom_elements import DEFLATED, open_file
 from medseg.ingest.dicom_header import Header
-from medseg.ingest.pixel_module import check_pixels
-from medseg.ingest.pixels import read_slices
+from medseg.ingest.pixels import check_pixels, read_slices
 from medseg.ingest.walk import on_disk
 
 _CLOCKS: Final = frozenset(("acquisition date", "acquisition time", "content time"))
@@ -117,7 +116,7 @@ def _alike(one: Header, other: Header, but: frozenset[str]) -> bool:
 
 
 def _facts(header: Header, but: Iterable[str]) -> dict[str, str]:
-    return {name: value for name, value in header.facts.items() if name not in but}
+    return {name: value for name, value in header.attributes.items() if name not in but}
 
 
 def _same_values(one: Header, other: Header) -> bool:

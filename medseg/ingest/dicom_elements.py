@@ -16,8 +16,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
-from medseg.ingest.runs import FUNCTIONAL_GROUPS, LONGEST_WANTED, SHORT_VRS, runs_of
-
 MAX_HEADER_BYTES: Final = 64 * 1024 * 1024
 """Largest header that is read; real ones are some kilobytes, enhanced multi-frame ones a few megabytes."""
 
@@ -30,13 +28,16 @@ _TRANSFER_SYNTAX: Final = 0x00020010
 _MEDIA_SOP_CLASS: Final = 0x00020002
 _META_WANTED: Final = frozenset((_TRANSFER_SYNTAX, _MEDIA_SOP_CLASS))
 _LAST_OF_META: Final = 0x0002FFFF
-_FIRST_PIXEL_TAG: Final = 0x7FE00008
+FIRST_PIXEL_TAG: Final = 0x7FE00008
 _LAST_PIXEL_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 
+_FUNCTIONAL_GROUPS: Final = (0x52009229, 0x52009230)
+
 _UNDEFINED: Final = 0xFFFFFFFF
+_LONGEST_WANTED: Final = 64 * 1024
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FIRST_READ: Final = 16 * 1024
 _DEEPEST_NESTING: Final = 32
@@ -45,7 +46,9 @@ _HEADS: Final = {
 }
 """Begin of an element with a short length, of one without value representation, and a long length, by byte order."""
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_VRS: Final = _LONG_VRS | SHORT_VRS
+_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+_VRS: Final = _LONG_VRS | _SHORT_VRS
+"""Value representations, whose lengths have four or two bytes (PS3.5 section 7.1.2)."""
 
 
 @dataclass
@@ -97,19 +100,8 @@ class Elements:
         return ">" if self.transfer_syntax == BIG_ENDIAN else "<"
 
 
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a regular file for reading; a pipe or a device is never opened, since that may block or act.
-
-    Raises
-    ------
-    OSError
-        The file is not there, not readable, or not a regular file.
-    """
-    return _open(path)[0]
-
-
 def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Descriptor and size of a regular file."""
+    """Descriptor and size of a regular file; a pipe or a device is never opened, since that may block or act."""
     found = os.stat(path)  # noqa: PTH116 - the hot path of a scan
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"not a regular file: {os.fspath(path)!r}")
@@ -117,8 +109,8 @@ def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
-    """A regular file, opened for unbuffered reading; see :func:`open_regular`."""
-    return io.FileIO(open_regular(path), "rb")
+    """A regular file, opened for unbuffered reading; anything else that lies at ``path`` is an OSError."""
+    return io.FileIO(_open(path)[0], "rb")
 
 
 def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Elements | None:
@@ -157,7 +149,7 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
 
 def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
     """The first ``end`` bytes of the deflated data set that begins at ``offset``; fewer if it is shorter."""
-    descriptor = open_regular(path)
+    descriptor, _ = _open(path)
     try:
         source = _InflatedBytes(descriptor, offset)
         source.grow(end)
@@ -266,8 +258,7 @@ class _Walk:
         self._found = found
         self._wanted = wanted
         self._last = last
-        self._stop = min(last + 1, _FIRST_PIXEL_TAG)
-        self._byte_order = byte_order
+        self._stop = min(last + 1, FIRST_PIXEL_TAG)
         self._short, self._implicit, self._long = _HEADS[byte_order]
         self.explicit = True
 
@@ -290,30 +281,26 @@ class _Walk:
     def _elements(self, position: int) -> int:
         buffer, values, wanted = self._source.buffer, self._found.values, self._wanted
         available = len(buffer)
-        read_runs = runs_of(wanted, self._stop, self._byte_order, self.explicit).read
         while position < available or self._source.grow(position + 1):
             if position >= available:
                 raise _OutOfBytesError(position, position + 1)
-            position = read_runs(buffer, position, values)
-            if position == available:
-                continue
             tag, length, value = self._head(buffer, position, position)
             if tag >= self._stop:
                 self._at_end(tag, length, value)
                 return position
-            if tag in FUNCTIONAL_GROUPS:
-                self._found.has_functional_groups = True
             end = self._skip_items(buffer, value, position, 0) if length == _UNDEFINED else value + length
             if end > available:
                 raise _OutOfBytesError(position, end)
             if tag in wanted:
-                values[tag] = buffer[value:end] if end - value <= LONGEST_WANTED else b""
+                values[tag] = buffer[value:end] if end - value <= _LONGEST_WANTED else b""
+            elif tag in _FUNCTIONAL_GROUPS:
+                self._found.has_functional_groups = True
             position = end
         self._found.truncated = position > available
         return position
 
     def _at_end(self, tag: int, length: int, value: int) -> None:
-        if _FIRST_PIXEL_TAG <= tag <= _LAST_PIXEL_TAG and self._last == _LAST_PIXEL_TAG:
+        if FIRST_PIXEL_TAG <= tag <= _LAST_PIXEL_TAG and self._last == _LAST_PIXEL_TAG:
             self._found.pixel_tag = tag
             self._found.pixel_offset = value
             self._found.pixel_length = None if length == _UNDEFINED else length
@@ -326,13 +313,15 @@ class _Walk:
             group, element, length = self._implicit.unpack_from(buffer, position)
             return group << 16 | element, length, position + 8
         group, element, vr, length = self._short.unpack_from(buffer, position)
+        if vr in _SHORT_VRS and group != 0xFFFE:  # the length of an item may look like one
+            return group << 16 | element, length, position + 8
         if group == 0xFFFE:
             return group << 16 | element, self._long.unpack_from(buffer, position + 4)[0], position + 8
         if vr in _LONG_VRS:
             if position + 12 > len(buffer):
                 raise _OutOfBytesError(restart, position + 12)
             return group << 16 | element, self._long.unpack_from(buffer, position + 8)[0], position + 12
-        if vr not in _VRS and (group == 2 or self._last != _LAST_OF_META):
+        if group == 2 or self._last != _LAST_OF_META:
             raise _MalformedError(f"no value representation at byte {position}")
         return group << 16 | element, length, position + 8
 

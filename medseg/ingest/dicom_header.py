@@ -16,48 +16,23 @@ from typing import Any, Final, NamedTuple
 
 from medseg.errors import ReasonCode
 from medseg.ingest import dicom_tags as tags
-from medseg.ingest.dicom_elements import Elements, read_elements
-from medseg.ingest.header_defects import defect_in, remarks_on
-from medseg.ingest.pixel_module import excess_of
+from medseg.ingest.dicom_elements import DEFLATED, Elements, open_file, read_elements
+from medseg.ingest.multiframe import Concatenation, Frame, Vector, read_frames
 from medseg.ingest.pseudonyms import pseudonym, uid_hash
-
-Vector = tuple[float, ...]
 
 BROKEN: Final = ("truncated", "unreadable")
 """Defects that hide which stack a slice belongs to: its whole series is refused."""
 
-_OWN_FACTS: Final = {tag: tags.FACT_TAGS[tag] for tag in (tags.ACQUISITION_TIME, tags.CONTENT_TIME)}
-_COMMON_FACTS: Final = {tag: name for tag, name in tags.FACT_TAGS.items() if tag not in _OWN_FACTS}
+_OWN_ATTRIBUTES: Final = {tag: tags.ATTRIBUTES[tag] for tag in (tags.ACQUISITION_TIME, tags.CONTENT_TIME)}
+_COMMON_ATTRIBUTES: Final = {tag: name for tag, name in tags.ATTRIBUTES.items() if tag not in _OWN_ATTRIBUTES}
 _COMMON_TAGS: Final = tuple(
-    sorted(tags.WANTED - _OWN_FACTS.keys() - {tags.SOP_INSTANCE_UID, tags.INSTANCE_NUMBER, tags.IMAGE_POSITION})
+    sorted(tags.READ - _OWN_ATTRIBUTES.keys() - {tags.SOP_INSTANCE_UID, tags.INSTANCE_NUMBER, tags.IMAGE_POSITION})
 )
 """What differs between the slices of most series is left out."""
 
 _UID: Final = re.compile(r"[0-9][0-9.]{3,63}")
-
+_LONGEST_PADDING: Final = 64 * 1024
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-
-
-class Frame(NamedTuple):
-    """What one frame of an enhanced multi-frame object says of itself (DICOM PS3.3 C.7.6.16)."""
-
-    position: Vector | None
-    orientation: Vector | None
-    pixel_spacing: Vector | None
-    slice_thickness_mm: float | None
-    rescale: tuple[float, float] | None
-    facts: dict[str, str]
-    position_decimals: tuple[int, ...] = ()
-
-
-class Concatenation(NamedTuple):
-    """Which part of a multi-frame object that was cut into several files this is (PS3.3 C.7.6.16.2.2.4)."""
-
-    uid_hash: str
-    number: int | None
-    total: int | None
-    offset: int | None
-    """Number of frames in the parts before."""
 
 
 class Header(NamedTuple):
@@ -67,8 +42,6 @@ class Header(NamedTuple):
 
     Attributes
     ----------
-    path, size
-        The file and its number of bytes.
     series_uid_hash, study_uid_hash, sop_instance_hash, frame_of_reference_hash
         SHA-256 of the UIDs, 64 hex digits; empty where the UID is absent.
     patient_hash
@@ -78,26 +51,21 @@ class Header(NamedTuple):
         where absent.
     pixel_spacing
         Distance between rows, then between columns, in mm.
-    position, orientation
-        ImagePositionPatient and ImageOrientationPatient: mm and direction cosines in DICOM's LPS frame.
-    position_decimals
-        Digits behind the decimal point of each number of the position, as written.
-    facts
-        Acquisition facts by which images at one place differ (see ``tags.SPLITTING_FACTS``).
+    position, position_decimals, orientation
+        ImagePositionPatient in mm, the digits behind the decimal point of each number as written, and
+        ImageOrientationPatient (direction cosines); in DICOM's LPS frame.
     rescale
         Slope and intercept to modality units.
     padding
         PixelPaddingValue and PixelPaddingRangeLimit where present.
-    frame, frames
-        Which frame this is (``None`` for the whole file), and the frames' own headers.
-    number_of_frames
-        As the file declares it.
+    attributes
+        What of the acquisition may tell apart images at one place (see ``dicom_tags.SPLITTING_ATTRIBUTES``).
     pixel_offset, pixel_length, data_set_offset
         Where the pixel data begin, their length in bytes (``None``: encapsulated), where the data set begins.
-    concatenation
-        For a part of a concatenation, which part it is.
     remarks
         What was found and could be left aside; becomes notes of the volume.
+    frame, frames
+        Which frame this is (``None`` for the whole file), and the frames of an enhanced multi-frame file.
     defect, defect_message
         Reason code and text if the header alone shows that the file cannot be used; empty otherwise.
     """
@@ -132,7 +100,7 @@ class Header(NamedTuple):
     rescale: tuple[float, float] | None
     padding: tuple[int, ...]
     image_type: tuple[str, ...]
-    facts: dict[str, str]
+    attributes: dict[str, str]
     contrast_agent: bool
     number_of_frames: int
     transfer_syntax: str
@@ -154,7 +122,7 @@ class Header(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> Header:
         """The record that :meth:`to_json` wrote."""
-        header = cls._make([tuple(value) if type(value) is list else value for value in json.loads(text)])
+        header = cls._make(map(_tuple, json.loads(text)))
         if header.concatenation is not None:
             header = header._replace(concatenation=Concatenation._make(header.concatenation))
         if not header.frames:
@@ -165,15 +133,7 @@ class Header(NamedTuple):
         """One header for each frame of an enhanced multi-frame file; the header itself for a classic file."""
         return tuple(
             self._replace(
-                frame=index,
-                frames=(),
-                position=frame.position,
-                position_decimals=frame.position_decimals,
-                orientation=frame.orientation,
-                pixel_spacing=frame.pixel_spacing,
-                slice_thickness_mm=frame.slice_thickness_mm,
-                rescale=frame.rescale,
-                facts=self.facts | frame.facts,
+                frame=index, frames=(), **frame._asdict() | {"attributes": self.attributes | frame.attributes}
             )
             for index, frame in enumerate(self.frames)
         ) or (self,)
@@ -182,6 +142,29 @@ class Header(NamedTuple):
     def grid(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.rows, self.columns
+
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """The smallest and the largest number that the stored bits hold."""
+        half = 1 << (self.bits_stored - 1)
+        return (-half, half - 1) if self.signed else (0, 2 * half - 1)
+
+    @property
+    def has_sound_bits(self) -> bool:
+        """Whether the pixels are integers of a size that is read."""
+        return self.bits_allocated in (8, 16, 32) and 0 < self.bits_stored <= self.bits_allocated
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of uncompressed pixel data that the header describes."""
+        pixels = self.rows * self.columns * self.samples_per_pixel * self.number_of_frames
+        return pixels * self.bits_allocated // 8
+
+    @property
+    def available_bytes(self) -> int:
+        """Bytes of native pixel data, not more than the file has; of a deflated file as its data set declares."""
+        declared = self.pixel_length or 0
+        return declared if self.transfer_syntax == DEFLATED else min(declared, self.size - self.pixel_offset)
 
     @property
     def is_directory(self) -> bool:
@@ -201,40 +184,32 @@ class Header(NamedTuple):
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(value) if type(value) is list else value
 
 
 def read_header(path: str | os.PathLike[str]) -> Header | None:
     """Read one file's header; ``None`` if the file is not DICOM.
 
-    Parameters
-    ----------
-    path
-        A regular file; pipes and devices are never opened.
-
-    Returns
-    -------
-    Header or None
-        A header that is damaged but recognisable as DICOM comes back with ``defect`` set.
+    A header that is damaged but recognisable as DICOM comes back with ``defect`` set. Pipes and devices are never
+    opened.
 
     Raises
     ------
     OSError
         The file cannot be opened or read.
     """
-    found = read_elements(path, tags.WANTED)
-    if found is None:
+    elements = read_elements(path, tags.READ)
+    if elements is None:
         return None
-    values = tags.Values(found.values, found.byte_order)
-    if not _is_dicom(found, values):
+    values = tags.DecodedValues(elements.values, elements.byte_order)
+    if not _is_dicom(elements, values):
         return None
-    header = _header(os.fspath(path), found, values)
-    if found.has_functional_groups and header.is_image and header.defect is None:
-        from medseg.ingest.multiframe import read_frames  # pydicom is imported for these files only
-
-        header = read_frames(header, found)
-    if header.defect is None and header.is_image and (excess := excess_of(header)):
-        header = header._replace(defect="unreadable", defect_message=excess)
+    header = _header(os.fspath(path), elements, values)
+    if elements.has_functional_groups and header.is_image and header.defect is None:
+        frames, defect, message = read_frames(elements, header.number_of_frames, header.rescale)
+        header = header._replace(frames=frames, defect=defect, defect_message=message)
+    if header.defect is None and header.is_image and (message := _excess_of(header)):
+        header = header._replace(defect="unreadable", defect_message=message)
     return header
 
 
@@ -246,48 +221,51 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _is_dicom(found: Elements, values: tags.Values) -> bool:
+def _is_dicom(elements: Elements, values: tags.DecodedValues) -> bool:
     """Without file meta information only a SOP class proves it: other files may begin with the same few bytes."""
-    if values.has(tags.DIRECTORY_RECORDS) or _UID.fullmatch(values.text(tags.SOP_CLASS_UID)):
+    if tags.DIRECTORY_RECORDS in values or _UID.fullmatch(values.text(tags.SOP_CLASS_UID)):
         return True
-    return found.has_meta and bool(_UID.fullmatch(found.transfer_syntax))
+    return elements.has_meta and bool(_UID.fullmatch(elements.transfer_syntax))
 
 
-def _header(path: str, found: Elements, values: tags.Values) -> Header:
-    common = _common(tuple(map(found.values.get, _COMMON_TAGS)), found.byte_order)
+def _header(path: str, elements: Elements, values: tags.DecodedValues) -> Header:
+    common = _common(tuple(map(elements.values.get, _COMMON_TAGS)), elements.byte_order)
     header = common._replace(
         path=path,
-        size=found.file_size,
+        size=elements.file_size,
         sop_instance_hash=uid_hash(values.text(tags.SOP_INSTANCE_UID)),
         instance_number=values.integer_string(tags.INSTANCE_NUMBER),
         position=values.vector(tags.IMAGE_POSITION, 3),
         position_decimals=tags.decimals_of(values.text(tags.IMAGE_POSITION)),
-        facts=common.facts | _facts(values, _OWN_FACTS),
-        transfer_syntax=found.transfer_syntax,
-        pixel_tag=found.pixel_tag,
-        pixel_offset=found.pixel_offset,
-        pixel_length=found.pixel_length,
-        data_set_offset=found.data_set_offset,
+        attributes=common.attributes | _attributes(values, _OWN_ATTRIBUTES),
+        transfer_syntax=elements.transfer_syntax,
+        pixel_tag=elements.pixel_tag,
+        pixel_offset=elements.pixel_offset,
+        pixel_length=elements.pixel_length,
+        data_set_offset=elements.data_set_offset,
     )
-    if found.truncated or found.malformed:
-        defect, message = _broken(found)
-        return header._replace(defect=defect, defect_message=message)
-    complaint = values.complaint(tags.IMAGE_POSITION, 3)
-    return header._replace(defect="unreadable", defect_message=complaint) if complaint else header
+    if elements.truncated:
+        message = "the file ends inside its header; copy it again from its source"
+        return header._replace(defect="truncated", defect_message=message)
+    if elements.malformed:
+        message = f"the header cannot be parsed ({elements.malformed}); copy the file again from its source"
+    else:
+        message = values.complaint(tags.IMAGE_POSITION, 3)
+    return header._replace(defect="unreadable", defect_message=message) if message else header
 
 
 @lru_cache(maxsize=128)
 def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
     """What the slices of a series have in common; the rest is left empty. Only its first slice pays for it."""
-    values = tags.Values(
+    values = tags.DecodedValues(
         {tag: value for tag, value in zip(_COMMON_TAGS, raw, strict=True) if value is not None}, byte_order
     )
     identity = values.text(tags.PATIENT_ID)
     name = _plain_name(values.text(tags.PATIENT_NAME))
-    defect, message = defect_in(values)
+    defect, message = tags.defect_in(values)
     signed = values.integer(tags.PIXEL_REPRESENTATION) == 1
     image_type = tuple(part.strip() for part in values.text(tags.IMAGE_TYPE).split("\\") if part.strip())
-    facts = _facts(values, _COMMON_FACTS)
+    attributes = _attributes(values, _COMMON_ATTRIBUTES)
     return Header(
         path="",
         size=0,
@@ -319,7 +297,7 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         rescale=_rescale(values),
         padding=values.padding(signed),
         image_type=image_type,
-        facts=facts | {"image type": "\\".join(image_type)} if image_type else facts,
+        attributes=attributes | {"image type": "\\".join(image_type)} if image_type else attributes,
         contrast_agent=bool(values.text(tags.CONTRAST_AGENT)),
         number_of_frames=values.integer_string(tags.NUMBER_OF_FRAMES) or 1,
         transfer_syntax="",
@@ -328,15 +306,15 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         pixel_length=None,
         data_set_offset=0,
         concatenation=_concatenation(values),
-        remarks=remarks_on(values),
+        remarks=tags.remarks_on(values),
         defect=defect,
         defect_message=message,
     )
 
 
-def _sop_class(values: tags.Values) -> str:
+def _sop_class(values: tags.DecodedValues) -> str:
     """The data set's own class; a directory names its class in the file meta information only (PS3.10 section 8.6)."""
-    if values.has(tags.DIRECTORY_RECORDS):
+    if tags.DIRECTORY_RECORDS in values:
         return tags.DIRECTORY_CLASS
     return values.text(tags.SOP_CLASS_UID) or values.text(tags.MEDIA_SOP_CLASS_UID)
 
@@ -346,7 +324,7 @@ def _plain_name(name: str) -> str:
     return " ".join(name.partition("=")[0].replace("^", " ").replace(",", " ").casefold().split())
 
 
-def _concatenation(values: tags.Values) -> Concatenation | None:
+def _concatenation(values: tags.DecodedValues) -> Concatenation | None:
     uid, total = values.text(tags.CONCATENATION_UID), values.integer(tags.IN_CONCATENATION_TOTAL)
     number, offset = values.integer(tags.IN_CONCATENATION_NUMBER), values.integer(tags.CONCATENATION_OFFSET)
     if not uid and (total or 1) < 2 and (number or 1) < 2 and not offset:
@@ -354,17 +332,36 @@ def _concatenation(values: tags.Values) -> Concatenation | None:
     return Concatenation(uid_hash(uid), number, total, offset)
 
 
-def _rescale(values: tags.Values) -> tuple[float, float] | None:
+def _rescale(values: tags.DecodedValues) -> tuple[float, float] | None:
     slope, intercept = values.number(tags.RESCALE_SLOPE), values.number(tags.RESCALE_INTERCEPT)
     return None if slope is None or intercept is None else (slope, intercept)
 
 
-def _facts(values: tags.Values, wanted: Mapping[int, str]) -> dict[str, str]:
-    facts = {name: values.fact(tag) for tag, name in wanted.items() if tag in values}
-    return {name: value for name, value in facts.items() if value}
+def _attributes(values: tags.DecodedValues, names: Mapping[int, str]) -> dict[str, str]:
+    return {name: text for tag, name in names.items() if tag in values and (text := values.attribute(tag))}
 
 
-def _broken(found: Elements) -> tuple[ReasonCode, str]:
-    if found.truncated:
-        return "truncated", "the file ends inside its header; copy it again from its source"
-    return "unreadable", f"the header cannot be parsed ({found.malformed}); copy the file again from its source"
+def _excess_of(header: Header) -> str:
+    """What contradicts the header in native pixel data that are longer than it says; empty if nothing does.
+
+    One byte makes the length even (PS3.5 section 8.1.1). Older writers fill up to blocks of some hundred bytes with one
+    byte; more, or bytes that differ, are pixels that the header does not know of: rows, frames, samples or bits.
+    """
+    if header.pixel_length is None or not header.pixel_tag or not header.has_sound_bits or min(header.grid) < 1:
+        return ""
+    needed = header.needed_bytes
+    excess = header.available_bytes - needed
+    if excess <= 1 or (excess <= _LONGEST_PADDING and excess % needed and _is_filling(header, needed, excess)):
+        return ""
+    return (
+        f"Pixel Data has {needed + excess} bytes where {header.rows}×{header.columns}×{header.number_of_frames} pixels "
+        f"of {header.bits_allocated} bits need {needed}: the header contradicts its pixels; export the file again"
+    )
+
+
+def _is_filling(header: Header, needed: int, excess: int) -> bool:
+    if header.transfer_syntax == DEFLATED:
+        return True  # what lies behind the pixels is never inflated
+    with open_file(header.path) as handle:
+        handle.seek(header.pixel_offset + needed)
+        return len(set(handle.read(excess) or b"")) <= 1

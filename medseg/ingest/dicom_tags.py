@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from medseg.errors import ReasonCode
+
 MEDIA_SOP_CLASS_UID: Final = 0x00020002
 DIRECTORY_RECORDS: Final = 0x00041220
 SPECIFIC_CHARACTER_SET: Final = 0x00080005
@@ -53,7 +55,7 @@ RESCALE_SLOPE: Final = 0x00281053
 RESCALE_TYPE: Final = 0x00281054
 MODALITY_LUT: Final = 0x00283000
 
-FACT_TAGS: Final[Mapping[int, str]] = {
+ATTRIBUTES: Final[Mapping[int, str]] = {
     0x00080022: "acquisition date",
     ACQUISITION_TIME: "acquisition time",
     CONTENT_TIME: "content time",
@@ -91,39 +93,29 @@ FACT_TAGS: Final[Mapping[int, str]] = {
     0x00541300: "frame reference time",
     0x00651009: "b-value (UIH)",
 }
-"""Acquisition facts, by tag. Times are used to tell images apart and never shown."""
+"""Names of what of the acquisition tells images apart, by tag. Times are never shown."""
 
-SPLITTING_FACTS: Final = (
-    *(
-        "stack",
-        "image type",
-        "image type (GE)",
-        "image type (Philips)",
-        "complex component",
-        "echo number",
-        "echo time",
-    ),
-    *("inversion time", "b-value", "b-value (Siemens)", "b-value (GE)", "b-value (Philips)", "b-value (UIH)"),
+SPLITTING_ATTRIBUTES: Final = (
+    *("stack", "image type", "image type (GE)", "image type (Philips)", "complex component"),
+    *("echo number", "echo time", "inversion time"),
+    *("b-value", "b-value (Siemens)", "b-value (GE)", "b-value (Philips)", "b-value (UIH)"),
     *("gradient direction", "gradient direction (Siemens)", "temporal position", "temporal position index"),
     *("frame reference time", "cardiac phase", "trigger delay", "trigger time", "acquisition number", "flip angle"),
     *("repetition time", "scanning sequence", "sequence name", "tube voltage", "convolution kernel", "contrast agent"),
     *("corrections", "units", "energy window", "frame duration", "acquisition time", "content time"),
 )
-"""In which order the facts are tried when images of one series lie at the same place."""
+"""In which order they are tried when images of one series lie at the same place."""
 
-_DOUBLES: Final = frozenset((0x00189087, 0x00189089, 0x0019100E, 0x00209153, 0x00651009))
-_FLOATS: Final = frozenset((0x20011003, 0x00209241))
-_LONGS: Final = frozenset((0x00209128,))
-_SHORTS: Final = frozenset((0x0043102F,))
-_KINDS: Final = {
-    **dict.fromkeys(_DOUBLES, "d"),
-    **dict.fromkeys(_FLOATS, "f"),
-    **dict.fromkeys(_LONGS, "I"),
-    **dict.fromkeys(_SHORTS, "h"),
+_BINARY: Final = {
+    **dict.fromkeys((0x00189087, 0x00189089, 0x0019100E, 0x00209153, 0x00651009), "d"),
+    **dict.fromkeys((0x20011003, 0x00209241), "f"),
+    0x00209128: "I",
+    0x0043102F: "h",
 }
+"""Attributes that are binary numbers, with their types as :mod:`struct` writes them."""
 _SEQUENCES: Final = frozenset((0x00540012,))
 
-WANTED: Final = frozenset(FACT_TAGS) | {
+READ: Final = frozenset(ATTRIBUTES) | {
     *(MEDIA_SOP_CLASS_UID, DIRECTORY_RECORDS, SPECIFIC_CHARACTER_SET, IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID),
     *(MODALITY, SERIES_DESCRIPTION, PATIENT_NAME, PATIENT_ID, PATIENT_BIRTH_DATE, SLICE_THICKNESS),
     *(SPACING_BETWEEN_SLICES, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SERIES_NUMBER, INSTANCE_NUMBER),
@@ -219,7 +211,7 @@ def decimals_of(text: str) -> tuple[int, ...]:
     return tuple(_EXACT if "e" in part.lower() else len(part.strip().partition(".")[2]) for part in text.split("\\"))
 
 
-class Values:
+class DecodedValues:
     """Raw element values, read as the types that their value representations say."""
 
     def __init__(self, raw: Mapping[int, bytes], byte_order: str) -> None:
@@ -227,6 +219,7 @@ class Values:
         self._order = byte_order
 
     def __contains__(self, tag: int) -> bool:
+        """Whether the element is present, even if empty."""
         return tag in self._raw
 
     def text(self, tag: int) -> str:
@@ -238,10 +231,6 @@ class Values:
         utf8 = "192" in self.text(SPECIFIC_CHARACTER_SET)
         text = self._raw.get(tag, b"").decode("utf-8" if utf8 else "latin-1", "replace")
         return "".join(c for c in text.strip("\0 ") if c.isprintable())
-
-    def has(self, tag: int) -> bool:
-        """Whether the element is present, even if empty."""
-        return tag in self._raw
 
     def integer(self, tag: int) -> int | None:
         """An unsigned binary integer of 2 or 4 bytes; ``None`` if absent."""
@@ -255,10 +244,6 @@ class Values:
         except ValueError:
             return None
 
-    def numbers(self, tag: int) -> tuple[float, ...] | None:
-        """Decimal strings; ``None`` if absent or any is not a finite number."""
-        return numbers_of(self.text(tag))
-
     def complaint(self, tag: int, count: int = 1, *, may_be_empty: bool = True) -> str:
         """What is wrong with the decimal strings of an element that is present; empty if it is absent or sound."""
         text = self.text(tag)
@@ -268,12 +253,12 @@ class Values:
 
     def number(self, tag: int) -> float | None:
         """The first of some decimal strings."""
-        found = self.numbers(tag)
+        found = numbers_of(self.text(tag))
         return found[0] if found else None
 
     def vector(self, tag: int, length: int) -> tuple[float, ...] | None:
         """Exactly ``length`` decimal strings; ``None`` otherwise."""
-        found = self.numbers(tag)
+        found = numbers_of(self.text(tag))
         return found if found is not None and len(found) == length else None
 
     def padding(self, signed: bool) -> tuple[int, ...]:
@@ -282,12 +267,12 @@ class Values:
         kind = self._order + ("h" if signed else "H")
         return tuple(int(struct.unpack(kind, value)[0]) for value in raw if len(value) == 2)
 
-    def fact(self, tag: int) -> str:
-        """An acquisition fact as text, whatever its type; numbers in their shortest form."""
+    def attribute(self, tag: int) -> str:
+        """One of :data:`ATTRIBUTES` as text, whatever its type; numbers in their shortest form."""
         raw = self._raw.get(tag, b"")
         if tag in _SEQUENCES:
             return f"{zlib.crc32(raw):08x}" if raw else ""
-        kind = _KINDS.get(tag)
+        kind = _BINARY.get(tag)
         if kind is None:
             return _shortest(self.text(tag))
         size = struct.calcsize(kind)
@@ -302,3 +287,61 @@ def _shortest(text: str) -> str:
         return "\\".join(f"{float(part):.10g}" for part in text.split("\\")) if text else ""
     except ValueError:
         return "".join(c for c in text if c.isprintable())
+
+
+def remarks_on(values: DecodedValues) -> tuple[str, ...]:
+    """Complaints about numbers that only confirm the geometry that the positions give."""
+    complaints = (values.complaint(tag) for tag in (SLICE_THICKNESS, SPACING_BETWEEN_SLICES))
+    return tuple(f"not used: {complaint}" for complaint in complaints if complaint)
+
+
+def defect_in(values: DecodedValues) -> tuple[ReasonCode | None, str]:
+    """Reason code and text of what is wrong with a header; ``None`` and empty if nothing is.
+
+    A number that is there and cannot be read is never taken as absent. In the geometry it makes the whole series
+    unreadable, since nobody knows where the slice belongs.
+    """
+    for tag, count in ((PIXEL_SPACING, 2), (IMAGE_ORIENTATION, 6), (NUMBER_OF_FRAMES, 1)):
+        if complaint := values.complaint(tag, count):
+            return "unreadable", complaint
+    frames = values.integer_string(NUMBER_OF_FRAMES)
+    if frames is not None and frames < 1:
+        return "unreadable", f"Number of Frames (0028,0008) is {frames}, expected at least 1; export the files again"
+    message = _rescale_defect(values) or _pixel_defect(values)
+    return ("undecodable", message) if message else (None, "")
+
+
+def _rescale_defect(values: DecodedValues) -> str:
+    """A rescale that is there must be read, or the values are in no unit (PS3.3 C.11.1): half of one is none."""
+    if MODALITY_LUT in values:
+        return "values go through a Modality LUT Sequence (0028,3000), expected a linear rescale"
+    for tag in (RESCALE_SLOPE, RESCALE_INTERCEPT):
+        if complaint := values.complaint(tag, may_be_empty=False):
+            return complaint
+    if (RESCALE_SLOPE in values) != (RESCALE_INTERCEPT in values):
+        return (
+            "only one of Rescale Slope (0028,1053) and Rescale Intercept (0028,1052) is there, expected both or none; "
+            "export the files again"
+        )
+    if values.number(RESCALE_SLOPE) == 0:
+        return "Rescale Slope (0028,1053) is 0, so that every pixel has the same value"
+    return ""
+
+
+def _pixel_defect(values: DecodedValues) -> str:
+    """Attributes of type 1 without which bits are no values (PS3.3 C.7.6.3)."""
+    stored, high = values.integer(BITS_STORED), values.integer(HIGH_BIT)
+    if not stored:
+        return (
+            "Bits Stored (0028,0101) is absent, so that nobody knows which bits are the value; export the files again"
+        )
+    if high is not None and high != stored - 1:
+        return f"High Bit (0028,0102) is {high}, expected {stored - 1} for {stored} bits stored"
+    representation = values.integer(PIXEL_REPRESENTATION)
+    if representation not in (0, 1):
+        found = "absent" if representation is None else str(representation)
+        return (
+            f"Pixel Representation (0028,0103) is {found}, expected 0 (unsigned) or 1 (signed): a value may be off by "
+            "65536; export the files again"
+        )
+    return ""

@@ -252,8 +252,8 @@ def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None
 def _acquired(header: Header) -> float | None:
     """Shifted day and time of day as a number of days; ``None`` where the header has no date."""
     try:
-        day = int(header.facts["acquisition date"])
-        clock = header.facts.get("acquisition time", "").partition(".")[0].zfill(6)  # HHMMSS
+        day = int(header.attributes["acquisition date"])
+        clock = header.attributes.get("acquisition time", "").partition(".")[0].zfill(6)  # HHMMSS
         return day + (int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + int(clock[4:6])) / 86400
     except (KeyError, ValueError):
         return None
@@ -389,9 +389,9 @@ def _of_own(path: str) -> Found:
 
 def _without_dates(header: Header) -> Header:
     """Dates become day numbers with a secret shift per patient, so that their order is kept (PS3.15 annex E)."""
-    date = header.facts.get("acquisition date")
+    date = header.attributes.get("acquisition date")
     if date is not None:
-        header.facts["acquisition date"] = _shifted_day(date, header.patient_hash)
+        header.attributes["acquisition date"] = _shifted_day(date, header.patient_hash)
     return header
 
 

@@ -1,28 +1,23 @@
-"""The frames of an enhanced multi-frame CT, MR or PET object, from its functional groups (PS3.3 C.7.6.16).
+"""The frames of an enhanced multi-frame CT, MR or PET object, and objects that were cut into several files.
 
-Every frame becomes a header of its own, so that the same rules sort, split and judge classic and enhanced series.
-
-Multi-frame objects that were cut into several files: all parts are there, or the volume is refused.
-
-Source: DICOM PS3.3 C.7.6.16.2.2.4 (concatenations).
+Every frame says of itself where it lies (functional groups, PS3.3 C.7.6.16), so that the same rules sort, split and
+judge classic and enhanced series. Of a concatenation (C.7.6.16.2.2.4) all parts are there, or the volume is refused.
 """
 
 from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
 
-from pydicom.filereader import read_dataset
-from pydicom.multival import MultiValue
-
-from medseg.errors import Refusal
+from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import dicom_tags as tags
-from medseg.ingest.dicom_elements import Elements
-from medseg.ingest.dicom_header import Concatenation, Frame, Header
+from medseg.ingest.dicom_elements import FIRST_PIXEL_TAG, Elements
 
-_FACTS = (
+Vector = tuple[float, ...]
+
+_ATTRIBUTES: Final = (
     ("FrameContentSequence", "StackID", "stack"),
     ("FrameContentSequence", "TemporalPositionIndex", "temporal position index"),
     ("FrameContentSequence", "FrameAcquisitionNumber", "acquisition number"),
@@ -44,41 +39,64 @@ _FACTS = (
     ("PixelValueTransformationSequence", "RescaleType", "rescale type"),
     ("ContrastBolusUsageSequence", "ContrastBolusAgentNumber", "contrast agent"),
 )
+_DATE_DIGITS: Final = 8
 
-_DATE_DIGITS = 8
+
+class Frame(NamedTuple):
+    """What one frame says of itself, by the names of the fields of a header that it replaces."""
+
+    position: Vector | None
+    position_decimals: tuple[int, ...]
+    orientation: Vector | None
+    pixel_spacing: Vector | None
+    slice_thickness_mm: float | None
+    rescale: tuple[float, float] | None
+    attributes: dict[str, str]
+
+
+class Concatenation(NamedTuple):
+    """Which part of an object that was cut into several files one file is; ``offset`` counts the frames before."""
+
+    uid_hash: str
+    number: int | None
+    total: int | None
+    offset: int | None
 
 
 class _NoNumberError(Exception):
     """A decimal string of the functional groups is no number."""
 
 
-def read_frames(header: Header, found: Elements) -> Header:
-    """The header with its ``frames`` filled in; with ``defect`` set where the functional groups cannot be used."""
+def read_frames(
+    elements: Elements, count: int, rescale: tuple[float, float] | None
+) -> tuple[tuple[Frame, ...], ReasonCode | None, str]:
+    """The frames of a file whose header declares ``count``; with reason code and text where they cannot be used.
+
+    ``rescale`` is that of the whole file, for frames that have none of their own.
+    """
+    from pydicom.filereader import read_dataset  # not needed for classic files
+
     try:
         dataset = read_dataset(
-            io.BytesIO(found.header),
-            is_implicit_VR=not found.explicit,
-            is_little_endian=found.byte_order == "<",
-            stop_when=lambda tag, _vr, _length: tag >= 0x7FE00008,
+            io.BytesIO(elements.header),
+            is_implicit_VR=not elements.explicit,
+            is_little_endian=elements.byte_order == "<",
+            stop_when=lambda tag, _vr, _length: tag >= FIRST_PIXEL_TAG,
         )
         shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
         groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-        frames = tuple(_frame(group, shared[0], header) for group in groups)
+        frames = tuple(_frame(group, shared[0], rescale) for group in groups)
     except _NoNumberError as error:
-        return header._replace(defect="unreadable", defect_message=str(error))
+        return (), "unreadable", str(error)
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds for damaged bytes; each is named in the refusal
-        return header._replace(
-            defect="unreadable", defect_message=f"functional groups not parsed ({type(error).__name__})"
-        )
-    if len(frames) != header.number_of_frames:
-        message = (
-            f"{len(frames)} per-frame functional groups for {header.number_of_frames} declared frames; export it again"
-        )
-        return header._replace(defect="missing-slices" if frames else "no-geometry", defect_message=message)
-    return header._replace(frames=frames)
+        return (), "unreadable", f"functional groups not parsed ({type(error).__name__})"
+    if len(frames) != count:
+        message = f"{len(frames)} per-frame functional groups for {count} declared frames; export it again"
+        return (), "missing-slices" if frames else "no-geometry", message
+    return frames, None, ""
 
 
-def _frame(group: Any, shared: Any, header: Header) -> Frame:
+def _frame(group: Any, shared: Any, rescale: tuple[float, float] | None) -> Frame:
     def first(sequence: str) -> Any:
         for holder in (group, shared):
             items = holder.get(sequence) if holder is not None else None
@@ -90,21 +108,21 @@ def _frame(group: Any, shared: Any, header: Header) -> Frame:
     thickness = _numbers(measures, tags.SLICE_THICKNESS, 1)
     return Frame(
         position=_numbers(place, tags.IMAGE_POSITION, 3),
+        position_decimals=tags.decimals_of(_raw_text(place, tags.IMAGE_POSITION)),
         orientation=_numbers(first("PlaneOrientationSequence"), tags.IMAGE_ORIENTATION, 6),
         pixel_spacing=_numbers(measures, tags.PIXEL_SPACING, 2),
         slice_thickness_mm=None if thickness is None else thickness[0],
-        rescale=_rescale(first("PixelValueTransformationSequence"), header),
-        facts=_facts(first),
-        position_decimals=tags.decimals_of(_raw_text(place, tags.IMAGE_POSITION)),
+        rescale=_rescale(first("PixelValueTransformationSequence")) or rescale,
+        attributes=_attributes(first),
     )
 
 
-def _rescale(transform: Any, header: Header) -> tuple[float, float] | None:
-    """The frame's own rescale, else that of the whole file; half of one is none."""
+def _rescale(transform: Any) -> tuple[float, float] | None:
+    """The frame's own rescale; half of one is none."""
     slope = _numbers(transform, tags.RESCALE_SLOPE, 1, may_be_empty=False)
     intercept = _numbers(transform, tags.RESCALE_INTERCEPT, 1, may_be_empty=False)
     if slope is None and intercept is None:
-        return header.rescale
+        return None
     if slope is None or intercept is None or slope[0] == 0:
         raise _NoNumberError(
             "a frame's Rescale Slope (0028,1053) is absent or 0, or its Rescale Intercept (0028,1052) is absent; "
@@ -128,6 +146,8 @@ def _numbers(item: Any, tag: int, count: int, *, may_be_empty: bool = True) -> t
 
 def _raw_text(item: Any, tag: int) -> str:
     """The text of an element as written: pydicom's own numbers refuse some, and hide how many digits there were."""
+    from pydicom.multival import MultiValue
+
     element = item.get_item(tag) if item and tag in item else None
     value = None if element is None else element.value
     if isinstance(value, bytes):
@@ -136,44 +156,41 @@ def _raw_text(item: Any, tag: int) -> str:
     return "\\".join(str(part) for part in parts)
 
 
-def _facts(first: Callable[[str], Any]) -> dict[str, str]:
-    facts: dict[str, str] = {}
-    for sequence, keyword, name in _FACTS:
+def _attributes(first: Callable[[str], Any]) -> dict[str, str]:
+    attributes: dict[str, str] = {}
+    for sequence, keyword, name in _ATTRIBUTES:
         value = first(sequence).get(keyword)
         if value is not None and value != "":
             parts = [value] if isinstance(value, str | float | int) else list(value)
-            facts[name] = "\\".join(_text(part) for part in parts)
-    if "acquisition time" in facts:
-        facts["acquisition time"] = facts["acquisition time"][_DATE_DIGITS:]  # a DT value: the date is not kept
+            attributes[name] = "\\".join(_text(part) for part in parts)
+    if "acquisition time" in attributes:
+        attributes["acquisition time"] = attributes["acquisition time"][_DATE_DIGITS:]  # of a DT value; no date is kept
     directions = first("MRDiffusionSequence").get("DiffusionGradientDirectionSequence")
     if directions:
-        facts["gradient direction"] = "\\".join(_text(v) for v in directions[0].get("DiffusionGradientOrientation", ()))
-    return facts
+        vector = directions[0].get("DiffusionGradientOrientation", ())
+        attributes["gradient direction"] = "\\".join(_text(value) for value in vector)
+    return attributes
 
 
 def _text(value: Any) -> str:
     return f"{float(value):.10g}" if isinstance(value, float | int) else str(value)
 
 
-Part = tuple[Concatenation, Header]
-
-
-def check_concatenations(headers: Iterable[Header]) -> tuple[str, ...]:
-    """Notes on the concatenations among the files of one series, second copies left out.
+def check_concatenations(parts: Iterable[tuple[Concatenation, int]]) -> tuple[str, ...]:
+    """Notes on the concatenations among the files of one series, each with its number of frames.
 
     Raises
     ------
     Refusal
         ``missing-slices`` if a part is not there, as far as the others tell.
     """
-    found: dict[str, list[Part]] = defaultdict(list)
-    for header in headers:
-        if header.concatenation is not None:
-            found[header.concatenation.uid_hash].append((header.concatenation, header))
-    return tuple(note for parts in found.values() for note in _judged(parts))
+    objects: dict[str, list[tuple[Concatenation, int]]] = defaultdict(list)
+    for part, frames in parts:
+        objects[part.uid_hash].append((part, frames))
+    return tuple(note for found in objects.values() for note in _check_parts(found))
 
 
-def _judged(parts: list[Part]) -> tuple[str, ...]:
+def _check_parts(parts: list[tuple[Concatenation, int]]) -> tuple[str, ...]:
     totals = {part.total for part, _ in parts if part.total}
     numbers = sorted(part.number or 0 for part, _ in parts)
     total = max(totals, default=numbers[-1])
@@ -191,11 +208,11 @@ def _judged(parts: list[Part]) -> tuple[str, ...]:
     )
 
 
-def _join(parts: Sequence[Part]) -> bool:
+def _join(parts: list[tuple[Concatenation, int]]) -> bool:
     """Whether each part begins where the one before ends, as far as the offsets (0020,9228) are given."""
     begin = 0
-    for part, header in sorted(parts, key=lambda item: item[0].number or 0):
+    for part, frames in sorted(parts, key=lambda item: item[0].number or 0):
         if part.offset is not None and part.offset != begin:
             return False
-        begin += header.number_of_frames
+        begin += frames
     return True

@@ -1,13 +1,8 @@
-"""From pixel data to values in modality units, slice by slice: native bytes directly, compressed ones by pydicom.
+"""Pixel data of DICOM files: whether their description is believed, and the values in modality units.
 
-Decoders: pylibjpeg-openjpeg (JPEG 2000, HTJ2K), pylibjpeg-rle, pyjpegls (JPEG-LS), GDCM (the other JPEGs).
-Unused bits above Bits Stored are cleared (PS3.5 section 8.1.1) and signs extended; then the slice's own rescale is
-applied.
-
-Pixels outside the field of view whose padding value does not fit into the stored bits.
-
-Some scanners store 12 bits and pad with -2000 in all 16: cut to 12 bits it would become a value in the middle of the
-range. PS3.3 C.7.5.1.1.2 (Pixel Padding Value) lets the value lie outside the range of the image.
+Native bytes are read directly, compressed ones by pydicom with pylibjpeg-openjpeg (JPEG 2000, HTJ2K), pylibjpeg-rle,
+pyjpegls (JPEG-LS) and GDCM (the other JPEGs). Unused bits above Bits Stored are cleared and signs extended; then the
+slice's own rescale is applied. Source: PS3.3 C.7.6.3 (Image Pixel module), PS3.5 section 8 and annex A.
 """
 
 from __future__ import annotations
@@ -16,18 +11,34 @@ import io
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal
-from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, inflate, open_file
+from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, inflate, open_file
 from medseg.ingest.dicom_header import Header
-from medseg.ingest.pixel_module import CODECS
 from medseg.resources import check_volume_size, max_volume_bytes, usable_cores
 
+_CODECS: Final = {
+    "1.2.840.10008.1.2.5": "pylibjpeg",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg",
+    "1.2.840.10008.1.2.4.50": "gdcm",
+    "1.2.840.10008.1.2.4.51": "gdcm",
+    "1.2.840.10008.1.2.4.57": "gdcm",
+    "1.2.840.10008.1.2.4.70": "gdcm",
+}
+"""Compressed transfer syntaxes that are decoded, and pydicom's plugin that decodes each."""
+
+_NATIVE: Final = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
+_INTEGER_PIXELS: Final = 0x7FE00010
 LOSSY_SYNTAXES: Final = {
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
     "1.2.840.10008.1.2.4.51": "JPEG extended",
@@ -47,6 +58,65 @@ _STREAM_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 """How a JPEG or JPEG-LS image begins, and a JPEG 2000 one."""
 
 
+def check_pixels(header: Header) -> None:
+    """Refuse what no reader may turn into a slice.
+
+    Raises
+    ------
+    Refusal
+        ``no-pixel-data``, ``undecodable``, ``colour``, ``mosaic``, ``no-geometry``, ``truncated`` or ``too-large``.
+    """
+    if header.pixel_tag != _INTEGER_PIXELS or not header.has_sound_bits:
+        found = f"{header.bits_stored} bits stored in {header.bits_allocated}"
+        raise Refusal("undecodable", f"pixels have {found}, expected integers of 8, 16 or 32 bits")
+    if header.samples_per_pixel != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise Refusal("colour", f"the images are in colour ({header.photometric}); give the original grey-scale series")
+    if "MOSAIC" in header.image_type:
+        raise Refusal(
+            "mosaic", "Siemens mosaic: many slices tiled in one image; convert it first, for example by dcm2niix"
+        )
+    if min(header.grid) < 1:
+        raise Refusal(
+            "no-pixel-data", f"Rows and Columns are {header.rows} and {header.columns}; export the images again"
+        )
+    if header.number_of_frames > 1 and header.frame is None:
+        raise Refusal("no-geometry", "several frames without per-frame positions; export an enhanced or classic series")
+    _check_syntax(header)
+    _check_length(header)
+
+
+def _check_syntax(header: Header) -> None:
+    """A syntax that is not known may have any order of bytes, as that of GE (1.2.840.113619.5.2) does."""
+    syntax = header.transfer_syntax
+    if syntax in _CODECS:
+        return
+    if syntax not in _NATIVE:
+        raise Refusal(
+            "undecodable",
+            f"the transfer syntax {syntax} is not one of those read here; convert the files to Explicit VR Little "
+            "Endian, for example by dcmconv or gdcmconv",
+        )
+    if header.pixel_length is None:
+        raise Refusal(
+            "undecodable",
+            f"the pixel data are in compressed fragments, but the transfer syntax {syntax} is uncompressed; export the "
+            "files again",
+        )
+
+
+def _check_length(header: Header) -> None:
+    check_volume_size((header.rows, header.columns, header.number_of_frames), header.bits_allocated // 8)
+    if header.pixel_length is None:
+        return
+    there, needed = header.available_bytes, header.needed_bytes
+    if there < needed:
+        raise Refusal(
+            "truncated",
+            f"{there} bytes of pixel data where {header.rows}×{header.columns}×{header.number_of_frames} pixels "
+            f"need {needed}; copy the file again from its source",
+        )
+
+
 def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
     """The smallest type that holds the values of all slices exactly: an integer type, or float32 after a rescale.
 
@@ -57,8 +127,7 @@ def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
         slope, intercept = header.rescale or _NO_RESCALE
         if slope != 1 or intercept != int(intercept):
             return np.dtype(np.float32)
-        half = 1 << (header.bits_stored - 1)
-        low, high = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+        low, high = header.stored_range
         lows.append(low + int(intercept))
         highs.append(high + int(intercept))
     low, high = min(lows), max(highs)
@@ -121,7 +190,7 @@ def _read_file(headers: Sequence[Header], indices: list[int], values: NDArray[An
 
 
 def _stored_type(header: Header) -> np.dtype[Any]:
-    order = ">" if header.transfer_syntax == "1.2.840.10008.1.2.2" else "<"
+    order = ">" if header.transfer_syntax == BIG_ENDIAN else "<"
     return np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
 
 
@@ -168,14 +237,15 @@ def _bytes_in_words(handle: io.FileIO, header: Header, offset: int, length: int)
 
 def _without_unused_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:
     unused = header.bits_allocated - header.bits_stored
-    clear = not unused or (not header.signed and int(stored.max()) >> header.bits_stored == 0)
-    if not clear:
-        outside = padding_outside(header)
-        padded = None if outside is None else outside.found_in(stored)
-        np.left_shift(stored, unused, out=stored)
-        np.right_shift(stored, unused, out=stored)
-        if outside is not None and padded is not None:
-            stored[padded] = outside.smallest
+    if not unused or (not header.signed and int(stored.max()) >> header.bits_stored == 0):
+        return stored
+    padding, (smallest, largest) = padding_outside(header), header.stored_range
+    if padding is not None:
+        padded = ((stored < smallest) | (stored > largest)) & (stored >= padding[0]) & (stored <= padding[1])
+    np.left_shift(stored, unused, out=stored)
+    np.right_shift(stored, unused, out=stored)
+    if padding is not None:
+        stored[padded] = smallest  # air in CT, nothing elsewhere
     return stored
 
 
@@ -200,7 +270,7 @@ def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
     }
     try:
         decoder = get_decoder(UID(header.transfer_syntax))
-        plugin = CODECS[header.transfer_syntax]
+        plugin = _CODECS[header.transfer_syntax]
         decoded = [
             decoder.as_array(fragments, index=i, raw=True, decoding_plugin=plugin, **described)[0] for i in frames
         ]
@@ -271,36 +341,14 @@ def _rescale(stored: NDArray[Any], rescale: tuple[float, float], out: NDArray[An
     out[...] = values
 
 
-@dataclass(frozen=True)
-class PaddingOutside:
-    """Padding values beyond the stored bits, and what stands for them.
+def padding_outside(header: Header) -> tuple[int, int] | None:
+    """First and last padding value of a slice, where they do not fit into its stored bits; ``None`` where they do.
 
-    Attributes
-    ----------
-    low, high
-        First and last padding value, as the allocated bits hold them.
-    smallest, largest
-        What the stored bits hold. The smallest stands for the padding: air in CT, nothing elsewhere.
+    Some scanners store 12 bits and pad with -2000 in all 16: cut to 12 bits it would become a value in the middle of
+    the range. PS3.3 C.7.5.1.1.2 (Pixel Padding Value) lets the value lie outside the range of the image.
     """
-
-    low: int
-    high: int
-    smallest: int
-    largest: int
-
-    def found_in(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which pixels, with all their allocated bits, are padding outside the stored range."""
-        outside = (stored < self.smallest) | (stored > self.largest)
-        return outside & (stored >= self.low) & (stored <= self.high)
-
-
-def padding_outside(header: Header) -> PaddingOutside | None:
-    """The padding of a slice that does not fit into its stored bits; ``None`` if there is none."""
     if not header.padding or header.bits_stored >= header.bits_allocated:
         return None
-    half = 1 << (header.bits_stored - 1)
-    smallest, largest = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+    smallest, largest = header.stored_range
     low, high = min(header.padding), max(header.padding)
-    if smallest <= low and high <= largest:
-        return None
-    return PaddingOutside(low, high, smallest, largest)
+    return None if smallest <= low and high <= largest else (low, high)

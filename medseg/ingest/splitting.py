@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.ingest.dicom_header import Header
-from medseg.ingest.dicom_tags import SPLITTING_FACTS
+from medseg.ingest.dicom_tags import SPLITTING_ATTRIBUTES
 
 _TIMES = ("acquisition time", "content time")
 _MOST_FACTS_TOGETHER = 3
@@ -49,7 +49,7 @@ def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> li
         parts; ``None`` if no facts tell the slices apart.
     """
     numbers = places.tolist()
-    varying = [name for name in SPLITTING_FACTS if len({header.facts.get(name) for header in headers}) > 1]
+    varying = [name for name in SPLITTING_ATTRIBUTES if len({header.attributes.get(name) for header in headers}) > 1]
     for count in range(1, _MOST_FACTS_TOGETHER + 1):
         splits = (_split_by(headers, numbers, names) for names in combinations(varying, count))
         found = [split for split in splits if split is not None]
@@ -61,7 +61,7 @@ def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> li
 def _split_by(headers: Sequence[Header], places: list[int], names: tuple[str, ...]) -> list[Part] | None:
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, header in enumerate(headers):
-        groups[tuple(header.facts.get(name, "") for name in names)].append(index)
+        groups[tuple(header.attributes.get(name, "") for name in names)].append(index)
     if not _is_sound(groups.values(), places):
         return None
     return [
@@ -99,7 +99,9 @@ def _describe(names: tuple[str, ...], key: tuple[str, ...]) -> str:
 def _split_by_time(headers: Sequence[Header], places: list[int]) -> list[Part] | None:
     """The k-th image in time at each place makes volume k, if the volumes were acquired one after the other."""
     for name in _TIMES:
-        times = [(_number(h.facts.get("acquisition date", "0")), _number(h.facts.get(name, ""))) for h in headers]
+        times = [
+            (_number(h.attributes.get("acquisition date", "0")), _number(h.attributes.get(name, ""))) for h in headers
+        ]
         if any(time == float("inf") for _, time in times):
             continue
         order = sorted(range(len(headers)), key=times.__getitem__)
@@ -191,7 +193,7 @@ def _modalities(headers: Sequence[Header]) -> str:
 
 def _texts(headers: Sequence[Header]) -> str:
     for name in (*_TEXTS, *_TEXTS_OR_NONE):
-        values = [header.facts.get(name, "") for header in headers]
+        values = [header.attributes.get(name, "") for header in headers]
         compared = set(values) if name in _TEXTS_OR_NONE else set(values) - {""}
         if len(compared) > 1:
             return _described(name, values)
@@ -200,7 +202,7 @@ def _texts(headers: Sequence[Header]) -> str:
 
 def _numbers(headers: Sequence[Header]) -> str:
     for name, tolerance in _NUMBERS.items():
-        values = [_contrasts_number(header.facts.get(name, "")) for header in headers]
+        values = [_contrasts_number(header.attributes.get(name, "")) for header in headers]
         known = [value for value in values if value is not None]
         if len(_clusters(known, tolerance)) > 1:
             return _described(name, values)
@@ -210,7 +212,7 @@ def _numbers(headers: Sequence[Header]) -> str:
 def _b_values(headers: Sequence[Header]) -> str:
     """A slice without a b-value has none: 0."""
     for name in _B_VALUES:
-        values = [(_contrasts_number(header.facts.get(name, "")) or 0.0) % _GE_OFFSET for header in headers]
+        values = [(_contrasts_number(header.attributes.get(name, "")) or 0.0) % _GE_OFFSET for header in headers]
         if len(_clusters(values, _B_TOLERANCE)) > 1:
             return _described(name, values)
     return ""
@@ -218,7 +220,7 @@ def _b_values(headers: Sequence[Header]) -> str:
 
 def _directions(headers: Sequence[Header]) -> str:
     for name in _DIRECTIONS:
-        known = [value for header in headers if (value := header.facts.get(name, ""))]
+        known = [value for header in headers if (value := header.attributes.get(name, ""))]
         vectors = [[_contrasts_number(part) or 0.0 for part in value.split("\\")] for value in known]
         if len({len(vector) for vector in vectors}) > 1 or (
             vectors and np.ptp(vectors, axis=0).max() > _COSINE_TOLERANCE
@@ -229,7 +231,7 @@ def _directions(headers: Sequence[Header]) -> str:
 
 def _timings(headers: Sequence[Header]) -> str:
     for name, tolerance in _TIMINGS.items():
-        values = [_contrasts_number(header.facts.get(name, "")) for header in headers]
+        values = [_contrasts_number(header.attributes.get(name, "")) for header in headers]
         if 1 < _repeated(values, tolerance) <= max(2, len(headers) // 2):
             return _described(name, values)
     return ""
@@ -240,9 +242,11 @@ def _triggers(headers: Sequence[Header]) -> str:
 
     Where a temporal position is given, it tells phases apart, and trigger times are those of the slices.
     """
-    if any("temporal position" in header.facts or "temporal position index" in header.facts for header in headers):
+    if any(
+        "temporal position" in header.attributes or "temporal position index" in header.attributes for header in headers
+    ):
         return ""
-    values = [_contrasts_number(header.facts.get("trigger time", "")) for header in headers]
+    values = [_contrasts_number(header.attributes.get("trigger time", "")) for header in headers]
     if 1 < _repeated(values, _TRIGGER_TOLERANCE) <= min(_MOST_PHASES, len(headers) // 2):
         return _described("trigger time", values)
     return ""

@@ -21,7 +21,7 @@ from medseg.ingest.copies import without_copies, without_equal_images
 from medseg.ingest.dicom_header import BROKEN, Header
 from medseg.ingest.dicom_tags import is_projection_class
 from medseg.ingest.multiframe import check_concatenations
-from medseg.ingest.pixel_module import check_pixels
+from medseg.ingest.pixels import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
 from medseg.ingest.splitting import Part, mixture_in, separate_stacked
 from medseg.resources import check_volume_size
@@ -122,7 +122,8 @@ def _split_series(headers: list[Header]) -> list[Stack]:
         return _numbered([_refused(images, *_defect(broken[0], len(images))), *stacks])
     try:
         unique, copies = without_copies(images)
-        notes = (*spellings, *copies, *check_concatenations(unique))
+        parts = [(h.concatenation, h.number_of_frames) for h in unique if h.concatenation is not None]
+        notes = (*spellings, *copies, *check_concatenations(parts))
     except Refusal as refusal:
         return _numbered([_refused(images, refusal.code, refusal.message), *stacks])
     slices = [slice_header for header in unique for slice_header in header.per_frame()]
@@ -336,7 +337,7 @@ def _remarks(headers: Sequence[Header]) -> tuple[str, ...]:
     """What is worth knowing of single headers, each once."""
     notes = list(dict.fromkeys(remark for header in headers for remark in header.remarks))
     first = headers[0]
-    unit = first.facts.get("rescale type", "")
+    unit = first.attributes.get("rescale type", "")
     if first.modality == "CT" and first.rescale is None:
         notes.append("no rescale in the header: values are as stored, their unit is unknown and may not be HU")
     elif first.modality == "CT" and unit not in ("", "HU"):

@@ -57,9 +57,9 @@ def test_what_is_read_is_what_pydicom_reads(tmp_path: Path, syntax: Any) -> None
     assert header.rescale == (1.0, -1024.0)
     assert header.transfer_syntax == expected.file_meta.TransferSyntaxUID
     assert header.pixel_length == len(expected.PixelData)
-    assert header.facts["echo time"] == "2.46"
-    assert header.facts["b-value"] == "1000"
-    assert header.facts["b-value (Siemens)"] == "1000"
+    assert header.attributes["echo time"] == "2.46"
+    assert header.attributes["b-value"] == "1000"
+    assert header.attributes["b-value (Siemens)"] == "1000"
     assert header.series_uid_hash == uid_hash(expected.SeriesInstanceUID)
 
 
