@@ -9,6 +9,9 @@ Kernels built for one network by ``torch.compile``, if a run asks for them.
 
 from __future__ import annotations
 
+import platform
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -86,3 +89,45 @@ def compiled(network: nn.Module, wanted: bool = True) -> nn.Module:
     if wanted:
         network.compile()
     return network
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+FORMAT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""How the number formats are called in options and files."""
+
+
+def fast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
+    """Format for convolutions on ``device``.
+
+    ``"auto"`` takes bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
+    fp16 on older CUDA devices, and fp32 otherwise, since emulated bf16 is slower than fp32.
+
+    Raises
+    ------
+    UsageError
+        If there is no such format.
+    """
+    formats = {name: dtype for dtype, name in FORMAT_NAMES.items()}
+    if precision in formats:
+        return formats[precision]
+    if precision != "auto":
+        raise UsageError(f"found the precision {precision!r}, expected one of auto, {', '.join(formats)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    # torch has no public question for this yet; an older one without these functions falls back to fp32
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(probe()) for name in probes if (probe := getattr(torch.cpu, name, None)) is not None)
+
+
+def processor(device: torch.device) -> str:
+    """What computes, as far as results depend on it: the processor and torch."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}, torch {torch.__version__}"
