@@ -16,6 +16,7 @@ from monai.utils import set_determinism
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from medseg.devices import Precision
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.training import (
     AdversarialSchedule,
@@ -29,7 +30,6 @@ from medseg.training import (
     higher_is_better,
     training_loader,
 )
-from medseg.training.precision import Precision
 from medseg.transforms import RandSpatiald
 
 SIZE = 16

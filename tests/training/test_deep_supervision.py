@@ -12,6 +12,7 @@ from monai.networks.nets import BasicUNet
 from monai.transforms import Compose, RandScaleIntensityd
 from torch import Tensor
 
+from medseg.devices import Precision
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.training import (
     AdversarialLoss,
@@ -24,7 +25,6 @@ from medseg.training import (
     parameters_of,
     unlabelled_cases,
 )
-from medseg.training.precision import Precision
 from tests.training.conftest import SIZE, balls
 
 FEATURES = (4, 4, 6, 8, 8, 4)
