@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Literal
 
 import torch
@@ -12,7 +13,9 @@ from medseg.errors import UsageError
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Number formats by the name that people use."""
+"""Number formats by their names in options and files."""
+
+FORMAT_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
 def resolve_device(asked: str) -> str:
@@ -117,3 +120,12 @@ def compiled(network: nn.Module, wanted: bool = True) -> nn.Module:
     if wanted:
         network.compile()
     return network
+
+
+def processor(device: torch.device) -> str:
+    """What computes, as far as results depend on it: the processor and torch."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}, torch {torch.__version__}"

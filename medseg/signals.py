@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a batch runs."""
+"""SIGINT and SIGTERM while a long job runs: end it here, stop it in order, or not now."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from medseg.errors import Interrupted
+
+
+@dataclass
+class StopRequest:
+    """Whether a signal has asked the job to stop."""
+
+    requested: bool = False
 
 
 @contextmanager
@@ -21,6 +29,18 @@ def signals_interrupt() -> Iterator[None]:
 
     with _handlers(stop):
         yield
+
+
+@contextmanager
+def signals_noted() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM in the main thread, for a job that looks where it can stop in order."""
+    request = StopRequest()
+
+    def note(_: int, __: FrameType | None) -> None:
+        request.requested = True
+
+    with _handlers(note):
+        yield request
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A progress bar with an ETA on a terminal, a plain line now and then in a log."""
+"""What a person sees while a command works: a bar with the time left on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from medseg.cli._command import is_quiet
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medseg.training.trainer import AdversarialSegmentationTrainer
 
 _LOG_SECONDS = 15.0
 
@@ -21,21 +28,70 @@ def counted_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     if is_quiet():
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
-        with _bar(what) as update:
-            yield update
+        from rich.console import Console
+
+        with _bar(Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total or None)
     else:
         yield _Lines(what)
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
+class TrainingProgress:
+    """Watcher of a training: a bar with its losses on a terminal, and one line per epoch everywhere.
+
+    It is a context: the bar goes when the context is left, however the training ended.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self._bar = console, _bar(console, fields=("losses",))
+        self._begun, self._first = 0.0, 0
+
+    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
+        """Register with the trainer."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, self._start, engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance, engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._line, engine)
+        engine.add_event_handler(Events.COMPLETED, self._bar.stop)
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _start(self, engine: AdversarialSegmentationTrainer) -> None:
+        self._begun, self._first = time.monotonic(), engine.state.iteration
+        self._bar.add_task("", total=engine.iterations, completed=self._first, losses="")
+        self._bar.start()
+
+    def _advance(self, engine: AdversarialSegmentationTrainer) -> None:
+        from medseg.training.metrics_log import scalars
+
+        figures = scalars(engine.state.output).items()
+        losses = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures)
+        done, epoch = engine.state.iteration, f"epoch {engine.state.epoch}"
+        self._bar.update(self._bar.task_ids[0], completed=done, description=epoch, losses=losses)
+
+    def _line(self, engine: AdversarialSegmentationTrainer) -> None:
+        from medseg.training.metrics_log import MetricsLogger, describe
+
+        metrics, state = engine.stateful.get("journal"), engine.state
+        if isinstance(metrics, MetricsLogger) and metrics.rows:
+            left = engine.iterations - state.iteration
+            seconds = (time.monotonic() - self._begun) / max(1, state.iteration - self._first) * left
+            self.console.print(f"{describe(metrics.rows[-1], state.max_epochs)}, {seconds / 60:.1f} min left")
+
+
+def _bar(console: Console, *, transient: bool = False, fields: tuple[str, ...] = ()) -> Progress:
+    """The one bar of all commands; ``fields`` are shown behind the time left. Nothing where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    more = [TextColumn(f"{{task.fields[{name}]}}") for name in fields]
+    return Progress(*columns, *more, console=console, transient=transient, disable=not console.is_terminal)
 
 
 class _Lines:

@@ -9,6 +9,7 @@ import typer
 
 from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli.main import app
+from medseg.cli.train import Datalist, DatasetDir, Device, Settings
 from medseg.errors import UsageError
 
 
@@ -20,14 +21,14 @@ def crossval(
     folds: Annotated[
         str | None, typer.Option(help="Comma-separated folds to hold out in turn; all if not given.")
     ] = None,
-    datalist: Annotated[Path | None, typer.Option(help="Datalist with folds, instead of the bundle's own.")] = None,
-    dataset_dir: Annotated[Path | None, typer.Option(help="Folder that the datalist's paths are relative to.")] = None,
+    datalist: Datalist = None,
+    dataset_dir: DatasetDir = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder for the folds; by default runs/crossval in the bundle."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="ID=VALUE of train.json; repeatable.")] = None,
+    device: Device = None,
+    settings: Settings = None,
 ) -> Outcome:
     """Train every fold and score each case by the network that has not seen it; the table goes into the bundle.
 
@@ -37,8 +38,8 @@ def crossval(
     """
     chosen = None if folds is None else _numbers(folds)
     from medseg.cli._evaluation_tables import show_evaluation
+    from medseg.cli._progress import TrainingProgress
     from medseg.training.configuration import parse_overrides
-    from medseg.training.progress import ProgressDisplay
     from medseg.workflows import cross_validate
 
     console = terminal()
@@ -50,7 +51,7 @@ def crossval(
         dataset_dir=dataset_dir,
         device=device,
         overrides=parse_overrides(settings or []),
-        watchers=lambda: [ProgressDisplay(console)],
+        watchers=lambda: [TrainingProgress(console)],
         say=lambda line: console.print(line, style="bold"),
     )
     show_evaluation(console, result.evaluation)

@@ -37,12 +37,12 @@ def demo(
 
     Example: medseg demo --output medseg-demo
     """
-    from medseg.training.progress import ProgressDisplay
+    from medseg.cli._progress import TrainingProgress
     from medseg.workflows.demo import run_demo
 
     prepare_folder(output)
     console = terminal()
-    with ProgressDisplay(console) as progress:
+    with TrainingProgress(console) as progress:
         result = run_demo(output, watchers=[progress], say=lambda line: console.print(line, style="bold"))
     _say(result)
     return Outcome(

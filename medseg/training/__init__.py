@@ -26,6 +26,10 @@ from medseg.training.synthesis import (
 )
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
+# The names of the first version, for bundles that say them; they go with the next one.
+Journal, Turn, Unlabelled = MetricsLogger, StepPlan, MeanTeacher
+better, closer = higher_is_better, lower_is_better
+
 __all__ = [
     "AdversarialLoss",
     "AdversarialSchedule",
@@ -76,7 +80,3 @@ __all__ = [
     "training_loader",
     "unlabelled_cases",
 ]
-
-# The names of the first version, for bundles that say them; they go with the next one.
-Journal, Turn, Unlabelled = MetricsLogger, StepPlan, MeanTeacher
-better, closer = higher_is_better, lower_is_better

@@ -1,8 +1,6 @@
-"""The opponent of the generator: the discriminator, its losses, its optimiser and its schedule.
+"""The opponent of the generator: the discriminator with its optimiser and its schedule, and the losses between both.
 
-Losses between generator and discriminator, all on logits (no sigmoid is ever applied before them).
-
-The opponent of the generator: the discriminator with its optimiser, its losses and its schedule.
+All losses are on logits: no sigmoid is ever applied before them.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from medseg.networks.discriminator import Judgement
-from medseg.training.distributed import together, world
-from medseg.training.mean_teacher import Views
+from medseg.training.distributed import mean_over_processes
+from medseg.training.mean_teacher import UnlabelledBatch
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.step import Buffers, NetworkStep
 
@@ -160,10 +158,9 @@ class Adversary:
         self.feature_weight, self.penalty = feature_weight, penalty
         self.smoothing, self.scaled, self.noise, self.too_good = smoothing, scaled, noise, too_good
         self.accuracy = 0.5
-        self.seed = seed
-        self._generator: torch.Generator | None = None
+        self.noise_source = torch.Generator(next(discriminator.parameters()).device).manual_seed(seed)
 
-    def condition(self, image: Tensor | None) -> Tensor | None:
+    def condition(self, image: Tensor) -> Tensor | None:
         """What the discriminator sees beside a segmentation: the image."""
         return image
 
@@ -183,8 +180,8 @@ class Adversary:
         others = fake * (1.0 - right) / (1.0 - found).clamp_min(1e-6)
         return torch.where(hard > 0, right, others)
 
-    def learn(self, image: Tensor | None, real: Tensor, fake: Tensor, share: float, update: bool) -> dict[str, float]:
-        """One step of the discriminator on real and (detached) fake segmentations.
+    def learn(self, image: Tensor, label: Tensor, prediction: Tensor, share: float, update: bool) -> dict[str, float]:
+        """One step of the discriminator on references and the generator's output, which gets no gradient.
 
         Returns
         -------
@@ -192,98 +189,82 @@ class Adversary:
             ``discriminator_loss``, the fractions of patches judged rightly, ``real_accuracy``, ``fake_accuracy``, their
             mean ``discriminator_accuracy``, and ``discriminator_rested``: 1 if it won too often to be updated.
         """
-        self.discriminator.train().requires_grad_(True)
         before = Buffers(self.discriminator)
-        loss, real_accuracy, fake_accuracy = self.judge(image, real, fake)
-        self.accuracy = 0.9 * self.accuracy + 0.05 * (real_accuracy + fake_accuracy)
-        bad, self.accuracy = together(float(not torch.isfinite(loss)), self.accuracy / world()[1])
-        rests = self.accuracy > self.too_good
-        if rests:
+        loss, real_accuracy, fake_accuracy = self.judge(image, label, prediction)
+        self.accuracy = mean_over_processes(0.9 * self.accuracy + 0.05 * (real_accuracy + fake_accuracy))
+        skips = self.accuracy > self.too_good
+        if skips:
             self.step.clear()  # the generator cannot learn from an opponent that always wins
-        elif not self.step.backward(loss, share, bad=bad > 0.0) or (update and not self.step.update()):
+        elif not self.step.backward(loss, share) or (update and not self.step.update()):
             before.restore()  # what was skipped leaves no trace
         return {
             "discriminator_loss": loss.item(),
             "real_accuracy": real_accuracy,
             "fake_accuracy": fake_accuracy,
             "discriminator_accuracy": (real_accuracy + fake_accuracy) / 2.0,
-            "discriminator_rested": float(rests),
+            "discriminator_rested": float(skips),
         }
 
-    def judge(self, image: Tensor | None, real: Tensor, fake: Tensor) -> tuple[Tensor, float, float]:
-        """Loss of the discriminator on real and fake segmentations, and the fractions of both it judges rightly."""
-        condition = self.condition(image)
-        real = self._disturb(real).requires_grad_(self.penalty > 0)
+    def judge(self, image: Tensor, label: Tensor, prediction: Tensor) -> tuple[Tensor, float, float]:
+        """Loss of the discriminator on references and predictions, and the fractions of both it judges rightly."""
+        self.discriminator.train().requires_grad_(True)
+        condition, fake = self.condition(image), self.judged(prediction.detach())
+        real = self._disturb(self.reference(label, fake)).requires_grad_(self.penalty > 0)
         judged_real: Judgement = self.discriminator(condition, real)
-        judged_fake: Judgement = self.discriminator(condition, self._disturb(fake.detach()))
+        judged_fake: Judgement = self.discriminator(condition, self._disturb(fake))
         loss = self.loss.discriminator(judged_real.logits, judged_fake.logits)
         if self.penalty:
             loss = loss + 0.5 * self.penalty * gradient_penalty(judged_real.logits, real)
-        right = self._threshold()
-        real_accuracy = _fraction([scale > right for scale in judged_real.logits])
-        return loss, real_accuracy, _fraction([scale < right for scale in judged_fake.logits])
+        threshold = 0.5 if self.loss.kind == "least-squares" else 0.0
+        real_accuracy = _fraction([scale > threshold for scale in judged_real.logits])
+        return loss, real_accuracy, _fraction([scale < threshold for scale in judged_fake.logits])
 
-    def look(self, image: Tensor | None, label: Tensor, prediction: Tensor) -> None:
+    def look(self, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         """Let the discriminator run on a pair of each kind, without a loss."""
         fake = self.judged(prediction)
         for segmentation in (self.reference(label, fake), fake):
             self.discriminator(self.condition(image), segmentation)
 
-    def teach(self, image: Tensor | None, fake: Tensor, real: Tensor | None) -> Tensor:
-        """Loss of the generator for ``fake``; gradient reaches the generator, not the discriminator's weights."""
+    def teach(self, image: Tensor, label: Tensor, prediction: Tensor, unlabelled: UnlabelledBatch | None) -> Tensor:
+        """Mean loss of the generator over labelled and, if there are any, unlabelled images, from its logits.
+
+        Gradient reaches the generator, not the discriminator's weights.
+        """
+        fake = self.judged(prediction)
+        loss = self._teach(image, fake, self.reference(label, fake) if self.feature_weight else None)
+        if unlabelled is None or unlabelled.prediction is None:
+            return loss
+        other = self._teach(unlabelled.weak, self.judged(unlabelled.prediction), None)
+        count, others = len(image), len(unlabelled.weak)
+        return (count * loss + others * other) / (count + others)
+
+    def _teach(self, image: Tensor, fake: Tensor, real: Tensor | None) -> Tensor:
         self.discriminator.train().requires_grad_(False)
         condition = self.condition(image)
         judged: Judgement = self.discriminator(condition, self._disturb(fake))
         loss = self.loss.generator(judged.logits)
-        if self.feature_weight and real is not None:
+        if real is not None:
             with torch.no_grad():
-                wanted: Judgement = self.discriminator(condition, self._disturb(real))
-            loss = loss + self.feature_weight * feature_matching(wanted.features, judged.features)
+                target: Judgement = self.discriminator(condition, self._disturb(real))
+            loss = loss + self.feature_weight * feature_matching(target.features, judged.features)
         return loss
-
-    def teach_all(self, image: Tensor, label: Tensor, prediction: Tensor, views: Views | None) -> Tensor:
-        """Mean loss of the generator over labelled and, if there are any, unlabelled images, from its logits."""
-        fake = self.judged(prediction)
-        loss = self.teach(image, fake, self.reference(label, fake) if self.feature_weight else None)
-        if views is None or views.prediction is None:
-            return loss
-        other = self.teach(views.weak, self.judged(views.prediction), None)
-        return (len(image) * loss + len(views.weak) * other) / (len(image) + len(views.weak))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the discriminator, its optimiser and the noise."""
-        return {"step": self.step.state_dict(), "accuracy": self.accuracy, "noise": self.noise_state()}
+        return {"step": self.step.state_dict(), "accuracy": self.accuracy, "noise": self.noise_source.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
         self.step.load_state_dict(state["step"])
         self.accuracy = state["accuracy"]
-        self.set_noise_state(state["noise"])
-
-    def noise_state(self) -> Tensor | None:
-        """State of the noise's random generator; None before its first use."""
-        return None if self._generator is None else self._generator.get_state()
-
-    def set_noise_state(self, state: Tensor | None) -> None:
-        """Go back to a state of the noise."""
-        if state is None:
-            self._generator = None
-        else:
-            self._noise_source(next(self.discriminator.parameters()).device).set_state(state.cpu())
+        if state["noise"] is not None:  # earlier versions saved no state before the first use
+            self.noise_source.set_state(state["noise"].cpu())
 
     def _disturb(self, segmentation: Tensor) -> Tensor:
         if not self.noise:
             return segmentation
-        source = self._noise_source(segmentation.device)
-        return segmentation + self.noise * torch.randn(segmentation.shape, generator=source, device=segmentation.device)
-
-    def _noise_source(self, device: torch.device) -> torch.Generator:
-        if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
-        return self._generator
-
-    def _threshold(self) -> float:
-        return 0.5 if self.loss.kind == "least-squares" else 0.0
+        source, device = self.noise_source, segmentation.device
+        return segmentation + self.noise * torch.randn(segmentation.shape, generator=source, device=device)
 
 
 def _fraction(flags: list[Tensor]) -> float:

@@ -1,29 +1,37 @@
-"""Checkpoints of a run: atomic, the last few and the best, loadable without executing anything."""
+"""Checkpoints of a run: the last few and the best, whole or not at all, and the conditions on which one is resumed."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.engines import Evaluator
 from torch import nn
 
 from medseg.errors import UsageError
 from medseg.files import atomic_path, remove_leftovers
-from medseg.training.configuration import enclosing_parser
+from medseg.labels import MAPPING_KEY
+from medseg.manifests.create import path_checksum
+from medseg.training.configuration import Change, differences, enclosing_parser, shortened, values_used
 from medseg.training.data import random_state, set_random_state
 from medseg.training.distributed import is_first
-from medseg.training.resume import Change, Conditions, allowed_changes, conditions_of, with_same_start
-from medseg.training.schedule import shift_cycles
+from medseg.training.trainer import AdversarialSegmentationTrainer
 
-if TYPE_CHECKING:
-    from medseg.training.trainer import AdversarialSegmentationTrainer
+CaseSums = dict[str, str | list[str]]
+"""SHA-256 of each file of one case, by what it is (``image``, ``label``, a channel); and the mapping of its labels."""
+
+_READERS = 4
 
 
 def higher_is_better(current: float, best: float) -> bool:
@@ -34,8 +42,114 @@ def higher_is_better(current: float, best: float) -> bool:
 def save_weights(network: nn.Module, path: str | PathLike[str]) -> None:
     """Write a bare state dict in the standard memory layout, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _save(weights, path)
+
+
+def _save(content: dict[str, Any], path: str | PathLike[str]) -> None:
     with atomic_path(path) as partial, partial.open("wb") as handle:  # by name, torch hides what the disk answers
-        torch.save(weights, handle)
+        torch.save(content, handle)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What decides what a network learns.
+
+    Attributes
+    ----------
+    configuration
+        As :func:`~medseg.training.configuration.values_used` gives it; empty for a trainer that was built by hand.
+    cases
+        Those to train on, to validate on, and without labels, in their order; empty where cases are not files.
+    start
+        SHA-256 of the weights that the network started from; None for fresh ones.
+    """
+
+    configuration: dict[str, Any] = field(default_factory=dict)
+    cases: dict[str, list[CaseSums]] = field(default_factory=dict)
+    start: str | None = None
+
+    @classmethod
+    def of(cls, parser: ConfigParser | None, data: Mapping[str, Iterable[Any] | None]) -> Conditions:
+        """The conditions of a run that is about to start.
+
+        Parameters
+        ----------
+        parser
+            The configuration it was built from, if there is one.
+        data
+            The cases of each part, as their datasets hold them: mappings in which paths of files stand. Every file is
+            read once.
+        """
+        configuration = {} if parser is None else values_used(parser)
+        start = configuration.get("init")
+        checksum = cache(path_checksum)  # an image may stand among the labelled and the unlabelled cases
+        with ThreadPoolExecutor(_READERS) as readers:
+            sums = {
+                part: list(readers.map(lambda item: _sums(checksum, item), list(items or ())))
+                for part, items in data.items()
+            }
+        cases = {part: found for part, found in sums.items() if any(found)}
+        return cls(configuration, cases, None if start is None else path_checksum(_weights_of(Path(start))))
+
+    def with_start_of(self, old: Conditions) -> Conditions:
+        """Starting weights that are not given again are those of before: a checkpoint holds what became of them."""
+        if self.configuration.get("init") is not None:
+            return self
+        kept: dict[str, Any] = {key: old.configuration[key] for key in ("init", "rescale") if key in old.configuration}
+        return replace(self, configuration={**self.configuration, **kept}, start=old.start)
+
+    def changes_since(self, old: Conditions) -> list[Change]:
+        """The differences between two starts of one run, all of which it may have.
+
+        Raises
+        ------
+        UsageError
+            Naming each difference that it may not have, with both values.
+        """
+        changes = list(differences(old.configuration, self.configuration))
+        refused = [str(change) for change in changes if not change.allowed]
+        refused += _other_cases(old.cases, self.cases)
+        if (old.start, old._rescaled) != (self.start, self._rescaled):
+            refused.append(f"starting weights: {old._described_start()} → {self._described_start()}")
+        if refused:
+            raise UsageError(
+                f"the run cannot go on with what was changed since its checkpoint: {'; '.join(refused)}. Expected the "
+                "same cases, networks, preprocessing, patches and seed; epochs, learning rates, weights of losses, "
+                "clipping and what is watched may change. Give the old values, or train anew in another folder with "
+                "--output"
+            )
+        return changes
+
+    @property
+    def _rescaled(self) -> bool:
+        return self.start is not None and bool(self.configuration.get("rescale"))
+
+    def _described_start(self) -> str:
+        if self.start is None:
+            return "fresh"
+        text = f"{shortened(self.configuration['init'])} (SHA-256 {self.start[:12]}…)"
+        return f"{text}, rescaled" if self._rescaled else text
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """A part of a run between two starts: its 1-based iterations, and what was changed at its beginning."""
+
+    from_iteration: int
+    to_iteration: int | None = None
+    changed: tuple[Change, ...] = ()
+
+    def until(self, iteration: int) -> RunPart:
+        """The part as far as it has come after an iteration."""
+        return replace(self, to_iteration=iteration if iteration >= self.from_iteration else None)
+
+    @classmethod
+    def read(cls, text: str) -> list[RunPart]:
+        """Parts from a checkpoint."""
+        return [
+            cls(part["from_iteration"], part["to_iteration"], tuple(Change(**change) for change in part["changed"]))
+            for part in json.loads(text)
+        ]
 
 
 class Checkpoints:
@@ -63,7 +177,7 @@ class Checkpoints:
         self, folder: str | PathLike[str], evaluator: Evaluator | None = None, interval: int = 1, keep: int = 2
     ) -> None:
         self.folder, self.evaluator, self.interval, self.keep = Path(folder), evaluator, interval, keep
-        self.parts: list[dict[str, Any]] = []
+        self.parts: list[RunPart] = []
         self._parser = enclosing_parser()
         self._conditions: Conditions | None = None
         self._shift = 0
@@ -74,59 +188,58 @@ class Checkpoints:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed, engine)
 
     def _start(self, engine: AdversarialSegmentationTrainer) -> None:
-        if engine.state.iteration == 0 and self.latest() is not None:
-            raise UsageError(
-                f"the folder {self.folder} holds the checkpoints of another run; continue it with 'medseg train' and "
-                "--resume, or choose another output folder (output_dir in the configuration)"
-            )
+        if engine.state.iteration == 0:
+            self.require_none()
         if is_first():
             remove_leftovers(self.folder)
             self.conditions(engine)
-        self.parts = self.parts or [_part(engine.state.iteration + 1, [])]
+        self.parts = self.parts or [RunPart(engine.state.iteration + 1)]
+
+    def require_none(self) -> None:
+        """Refuse a folder in which another run has left checkpoints."""
+        if self.latest() is not None:
+            raise UsageError(
+                f"the folder {self.folder} holds the checkpoints of another run; continue it with 'medseg train' and "
+                "--resume, or choose another one with --output (output_dir in the configuration)"
+            )
 
     def conditions(self, engine: AdversarialSegmentationTrainer) -> Conditions:
         """What the run is trained with; every file of a case is read once for it."""
         if self._conditions is None:
-            unlabelled = None if engine.unlabelled is None else engine.unlabelled.loader
             loaders = {
                 "training": engine.data_loader,
                 "validation": None if self.evaluator is None else self.evaluator.data_loader,
-                "unlabelled": unlabelled,
+                "unlabelled": None if engine.unlabelled is None else engine.unlabelled.loader,
             }
             data = {part: getattr(getattr(loader, "dataset", None), "data", None) for part, loader in loaders.items()}
-            self._conditions = conditions_of(self._parser, data)
+            self._conditions = Conditions.of(self._parser, data)
         return self._conditions
 
-    def parts_until(self, iteration: int) -> list[dict[str, Any]]:
-        """The parts of the run so far, each with the ids that were changed at its beginning, for ``run.json``."""
-        last = [
-            {**part, "to_iteration": iteration if iteration >= part["from_iteration"] else None} for part in self.parts
-        ]
-        return [*self.parts[:-1], *last[-1:]]
+    def parts_until(self, iteration: int) -> list[RunPart]:
+        """The parts of the run so far."""
+        return [*self.parts[:-1], *(part.until(iteration) for part in self.parts[-1:])]
 
     def save(self, engine: AdversarialSegmentationTrainer) -> Path:
         """Write the state of the run as it is between two iterations."""
         state = engine.capture()
+        path = self.folder / f"checkpoint-{engine.state.iteration:06d}.pt"
+        if not is_first():
+            return path
         state["randomness"] = random_state()
-        state["conditions"] = self.conditions(engine).text() if is_first() else ""
-        state["parts"] = json.dumps(self.parts)
+        state["conditions"] = json.dumps(asdict(self.conditions(engine)))
+        state["parts"] = json.dumps([asdict(part) for part in self.parts])
         state["shift"] = self._shift
         if self.evaluator is not None:
             validation = self.evaluator.state
             state["validation"] = [float(validation.best_metric), int(validation.best_metric_epoch)]
-        path = self.folder / f"checkpoint-{engine.state.iteration:06d}.pt"
-        if not is_first():
-            return path
-        with atomic_path(path) as partial, partial.open("wb") as handle:
-            torch.save(state, handle)
+        _save(state, path)
         for old in self._all()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
-        found = self._all()
-        return found[-1] if found else None
+        return next(reversed(self._all()), None)
 
     def resume(self, engine: AdversarialSegmentationTrainer) -> int:
         """Go back to the newest checkpoint; returns its iteration, 0 if there is none.
@@ -135,23 +248,23 @@ class Checkpoints:
         ------
         UsageError
             If it cannot be read, was written by another configuration or with other cases, or is beyond the end of
-            the run (:func:`~medseg.training.resume.allowed_changes` says what may differ).
+            the run (:meth:`Conditions.changes_since` says what may differ).
         """
         path = self.latest()
         if path is None:
             return 0
-        state = self._load(path, engine.state.device)
+        state = _load(path, engine.state.device)
         changes = self._changes(path, state, engine)
         engine.restore(state)
         set_random_state(state["randomness"])
         if self.evaluator is not None and "validation" in state:
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
         iteration = int(state["iteration"])
-        self.parts, self._shift = json.loads(state["parts"]), int(state["shift"])
+        self.parts, self._shift = RunPart.read(state["parts"]), int(state["shift"])
         if changes:
             self._shift = engine.updates_beyond_plan()
-            self.parts = [*self.parts_until(iteration), _part(iteration + 1, changes)]
-        shift_cycles(engine.generator_step.scheduler, self._shift)
+            self.parts = [*self.parts_until(iteration), RunPart(iteration + 1, changed=tuple(changes))]
+        engine.shift_plan(self._shift)
         return iteration
 
     def _changes(self, path: Path, state: dict[str, Any], engine: AdversarialSegmentationTrainer) -> list[Change]:
@@ -160,9 +273,9 @@ class Checkpoints:
                 f"the checkpoint {path} does not say which cases and which configuration it has seen (an earlier "
                 "medseg wrote it); train anew in another folder with --output, from its best.pt with --init"
             )
-        before = Conditions.read(state["conditions"])
-        self._conditions = with_same_start(before, self.conditions(engine))
-        changes = allowed_changes(before, self._conditions)
+        before = Conditions(**json.loads(state["conditions"]))
+        self._conditions = self.conditions(engine).with_start_of(before)
+        changes = self._conditions.changes_since(before)
         done, length = int(state["iteration"]), int(state["epoch_length"])
         if done > engine.state.max_epochs * length:
             raise UsageError(
@@ -171,22 +284,13 @@ class Checkpoints:
             )
         return changes
 
-    def _load(self, path: Path, device: torch.device) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-            raise UsageError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to go on from the one before"
-            ) from error
-        return state
-
     def _epoch_completed(self, engine: AdversarialSegmentationTrainer) -> None:
-        improved = self.evaluator is not None and self.evaluator.state.best_metric_epoch == engine.state.epoch
-        if improved:
+        last = engine.state.epoch == engine.state.max_epochs
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == engine.state.epoch:
             self._ship(engine, "best")
-        if engine.state.epoch == engine.state.max_epochs:
+        if last:
             self._ship(engine, "final")
-        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+        if last or engine.state.epoch % self.interval == 0:
             self.save(engine)
 
     def _ship(self, engine: AdversarialSegmentationTrainer, name: str) -> None:
@@ -201,5 +305,48 @@ class Checkpoints:
         return sorted(self.folder.glob("checkpoint-*.pt"))
 
 
-def _part(first: int, changes: list[Change]) -> dict[str, Any]:
-    return {"from_iteration": first, "to_iteration": None, "changed": [change.plain() for change in changes]}
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+        raise UsageError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to go on from the one before"
+        ) from error
+    return state
+
+
+def _sums(checksum: Callable[[Path], str], item: Any) -> CaseSums:
+    found: CaseSums = {}
+    for key, value in item.items() if isinstance(item, Mapping) else ():
+        if isinstance(value, list | tuple) and value and all(_is_file(part) for part in value):
+            found[str(key)] = [checksum(Path(part)) for part in value]
+        elif _is_file(value):
+            found[str(key)] = checksum(Path(value))
+        elif key == MAPPING_KEY:  # what the values in the label file mean decides as much as the file
+            found[MAPPING_KEY] = json.dumps(value, sort_keys=True)
+    return found
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str | Path) and Path(value).exists()
+
+
+def _weights_of(path: Path) -> Path:
+    """A file with weights, or those of a bundle, whatever else has changed in it."""
+    return path / "models" if (path / "models").is_dir() else path
+
+
+def _other_cases(old: Mapping[str, list[CaseSums]], new: Mapping[str, list[CaseSums]]) -> list[str]:
+    found = []
+    for part in dict.fromkeys([*old, *new]):
+        before, now = old.get(part, []), new.get(part, [])
+        if before == now:
+            continue
+        others = [case for case in now if case not in before]
+        gone = [case for case in before if case not in now]
+        what = f"{len(gone)} left out, {len(others)} that were not there" if gone or others else "in another order"
+        found.append(f"cases for {part}: {len(before)} → {len(now)}, {what} (by the content of their files)")
+    trained = old.get("training", [])
+    if found and (seen := [case for case in new.get("validation", []) if case in trained]):
+        found.append(f"{len(seen)} of the cases to validate on have been trained on")
+    return found

@@ -1,7 +1,4 @@
-"""The configuration that a part of a run is built from: its ids, checked, and its values as they were used.
-
-Overrides of a bundle's configuration: parsed from text, and refused when the configuration has no such id.
-"""
+"""The configuration of a run: ids that are checked, values as they were used, and what may change on a resume."""
 
 from __future__ import annotations
 
@@ -9,17 +6,22 @@ import inspect
 import json
 import pydoc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from medseg.bundle.config import ABSENT, item_at, laid_out
 from medseg.errors import BundleError, UsageError
 
 _OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_MLFLOW_SETTINGS["handlers_id"])
 """Ids that MONAI's own ``--tracking`` adds, all of them together."""
+
+_LOCATOR = ComponentLocator()
 
 
 def enclosing_parser() -> ConfigParser | None:
@@ -59,53 +61,24 @@ def check_ids(known: Sequence[str]) -> None:
     parser = enclosing_parser()
     if parser is None:
         raise BundleError("check_ids was called from outside; expected it in the list 'initialize' of a configuration")
-    listed = [name.replace("::", "#") for name in known]  # MONAI writes its separator into what it resolves
-    unknown = list(_unknown(parser.config, frozenset(listed), parser.meta_key))
+    listed = [_plain_id(name) for name in known]  # MONAI writes its separator into what it resolves
+    config = parser.config
+    allowed = {*listed, parser.meta_key, *(_OF_TRACKING if set(config) >= _OF_TRACKING else ())}
+    unknown = [name for name in _members(config, listed) if name not in allowed]
     if unknown:
-        found = "; ".join(f"{name!r} ({suggestion(name, listed)})" for name in unknown)
+        found = "; ".join(f"{name!r} ({_suggestion(name, listed)})" for name in unknown)
         raise UsageError(
             f"this bundle has no use for the id(s) {found}. Correct or leave out what it does not know; ids of a "
             "configuration file of your own are listed there under '+known_ids'"
         )
 
 
-def _unknown(config: Mapping[str, Any], known: frozenset[str], meta: str) -> Iterator[str]:
-    groups = {"", *(name.rpartition("#")[0] for name in known)}
-    allowed = known | {meta} | (_OF_TRACKING if set(config) >= _OF_TRACKING else set())
-    for group in sorted(groups):
-        children = config if not group else _at(config, group.split("#"))
+def _members(config: Mapping[str, Any], listed: Sequence[str]) -> Iterator[str]:
+    """Every id on the first level, and inside of the groups that are listed."""
+    for group in sorted({"", *(name.rpartition("#")[0] for name in listed)}):
+        children = item_at(config, group.replace("#", "::"))
         if isinstance(children, Mapping):
-            prefix = f"{group}#" if group else ""
-            yield from (f"{prefix}{name}" for name in children if f"{prefix}{name}" not in allowed)
-
-
-def _at(config: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return config
-
-
-def values_used(parser: ConfigParser) -> dict[str, Any]:
-    """The configuration as JSON: ids on the first level by the value they had, the rest as written.
-
-    Only what has been built already is evaluated; metadata are left out.
-    """
-    resolved = parser.ref_resolver.resolved_content
-    config = {name: value for name, value in parser.config.items() if name != parser.meta_key}
-    used = {name: resolved[name] for name in config if name in resolved and _is_data(resolved[name])}
-    plain: dict[str, Any] = json.loads(json.dumps({**config, **used}, default=str))
-    return plain
-
-
-def _is_data(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_data(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_data(item) for item in value)
-    return value is None or isinstance(value, str | int | float)
-
-
-_LOCATOR = ComponentLocator()
+            yield from (f"{group}#{name}" if group else name for name in children)
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -141,47 +114,149 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     UsageError
         Naming the unknown id and the closest known ones.
     """
-    known = list(_ids(config))
+    config = laid_out(config)
     for name in overrides:
-        wanted = name.replace("::", "#")
-        if wanted in known or _is_argument(config, wanted):
-            continue
-        raise UsageError(f"the bundle's training configuration has no id {name!r}; {suggestion(wanted, known)}")
+        place = name.replace("#", "::")
+        if item_at(config, place) is ABSENT and not _is_argument(config, place):
+            known = list(_ids(config))
+            raise UsageError(f"the bundle's training configuration has no id {name!r}; {_suggestion(name, known)}")
 
 
-def _is_argument(config: Any, name: str) -> bool:
-    """Whether ``name`` is an argument, by its name, of the component that it would be written into."""
-    *parents, argument = name.split("#")
-    for key in parents:
-        config = (
-            config.get(key) if isinstance(config, Mapping) else config[int(key)] if _is_index(config, key) else None
-        )
-    if not ConfigComponent.is_instantiable(config):
+def _is_argument(config: Mapping[str, Any], place: str) -> bool:
+    """Whether the id names an argument of the component that it would be written into."""
+    component, _, argument = place.rpartition("::")
+    found = item_at(config, component)
+    if not ConfigComponent.is_instantiable(found):
         return False
-    target = ConfigComponent(config, locator=_LOCATOR).resolve_module_name()
-    found = pydoc.locate(target) if isinstance(target, str) else target
-    parameter = inspect.signature(found).parameters.get(argument) if callable(found) else None
+    target = ConfigComponent(found, locator=_LOCATOR).resolve_module_name()
+    called = pydoc.locate(target) if isinstance(target, str) else target
+    parameter = inspect.signature(called).parameters.get(argument) if callable(called) else None
     return parameter is not None and parameter.kind is not parameter.VAR_KEYWORD
 
 
-def _is_index(config: Any, key: str) -> bool:
-    return isinstance(config, list) and key.isdecimal() and int(key) < len(config)
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     """What the writer of an unknown id may have meant."""
-    close = get_close_matches(name.replace("::", "#"), known, n=3, cutoff=0.5)
+    close = get_close_matches(_plain_id(name), known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known ids are: {', '.join(k for k in known if '#' not in k)}"
 
 
+def _plain_id(name: str) -> str:
+    return name.replace("::", "#")
+
+
 def _ids(value: Any, prefix: str = "") -> Iterator[str]:
-    items: Iterator[tuple[Any, Any]] = iter(())
-    if isinstance(value, Mapping):
-        items = iter(value.items())
-    elif isinstance(value, list):
-        items = iter(enumerate(value))
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
         yield f"{prefix}{key}"
         yield from _ids(child, f"{prefix}{key}#")
+
+
+def values_used(parser: ConfigParser) -> dict[str, Any]:
+    """The configuration as JSON: ids on the first level by the value they had, the rest as written.
+
+    Only what has been built already is evaluated; metadata are left out.
+    """
+    resolved = parser.ref_resolver.resolved_content
+    config = {name: value for name, value in parser.config.items() if name != parser.meta_key}
+    used = {name: resolved[name] for name in config if name in resolved and _is_data(resolved[name])}
+    return as_json({**config, **used})
+
+
+def as_json(value: Any) -> Any:
+    """A copy that JSON can hold: paths and other objects become text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_data(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_data(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+_FREE = (
+    # where things lie and how they are computed; the cases are compared by their content
+    "bundle_root", "dataset_dir", "datalist", "output_dir", "weights", "device", "num_workers", "precision", "compile",
+    "train#trainer#device", "train#trainer#precision", "train#trainer#channels_last", "train#trainer#non_blocking",
+    "validate#evaluator#device", "validate#evaluator#amp", "validate#dataloader#num_workers",
+    "validate#inferer#sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device", "unlabelled#num_workers",
+    # what is watched and written
+    "val_interval", "mlflow", "train#handlers", "validate#handlers", "validate#additional_metrics",
+    # what MONAI runs, not what it trains with; the starting weights are compared by their content
+    "imports", "initialize", "run", "training", "finalize", "known_ids", "init", "rescale",
+    "tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0",
+)  # fmt: skip
+_APPLIED = (
+    # length and rates: the schedule is planned anew over the whole run
+    "epochs", "train#trainer#max_epochs", "learning_rate", "discriminator_learning_rate", "weight_decay",
+    "discriminator_weight_decay", "scheduler#lr_lambda", "*optimizer#lr", "*optimizer#weight_decay",
+    "*optimizer#betas", "*optimizer#eps", "*optimizer#momentum", "*optimizer#nesterov",
+    # weights of losses, and when they count
+    "adversarial_weight", "warm_up", "ramp", "alternate", "adversary#schedule", "consistency_weight",
+    "consistency_start", "consistency_ramp", "unlabelled#consistency", "unlabelled#start", "unlabelled#ramp",
+    "unlabelled#adversarial", "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
+    # what keeps the networks in balance
+    "train#trainer#max_norm", "adversary#max_norm", "adversary#smoothing", "adversary#scaled", "adversary#noise",
+    "adversary#too_good", "discriminator_noise", "ema_decay",
+)  # fmt: skip
+_WEIGHTS = ("loss", "adversary#loss")
+"""Components of which numbers may change, and nothing else."""
+
+_ANOTHER_KIND = ("#_target_", "#_disabled_", "#_mode_", "#_requires_")
+_ABSENT = "(absent)"
+_LONGEST = 80
+
+
+@dataclass(frozen=True)
+class Change:
+    """One id whose value is not what it was when the checkpoint was written."""
+
+    id: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.id}: {shortened(self.old)} → {shortened(self.new)}"
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a run may go on with it."""
+        if _matches(self.id, _FREE):
+            return True
+        if _matches(self.id, _APPLIED):
+            return not self.id.endswith(_ANOTHER_KIND)
+        return _matches(self.id, _WEIGHTS) and all(_is_number(value) for value in (self.old, self.new))
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[Change]:
+    """What two configurations differ in, id by id."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            child = f"{path}#{key}" if path else str(key)
+            yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), child)
+    elif _are_steps(old) and _are_steps(new) and len(old) == len(new):
+        for index, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, now, f"{path}#{index}")
+    elif old != new or isinstance(old, bool) != isinstance(new, bool):
+        yield Change(path, old, new)
+
+
+def shortened(value: Any) -> str:
+    """A value as it stands in a message."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}#*") for pattern in patterns)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_steps(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)

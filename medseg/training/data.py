@@ -1,12 +1,4 @@
-"""The cases of one fold, and which comes when: every draw is a function of the seed.
-
-Cases of one fold from a datalist in MONAI's format.
-
-Volumes without labels, for networks that learn from images alone.
-
-The state of the global random generators as tensors, so that it loads with ``weights_only=True``.
-
-Which case comes when, and with which random augmentation: a pure function of the seed and a counter.
+"""The cases of one fold, and which comes when with which augmentation: pure functions of the seed and a counter.
 
 Every drawn sample has a number k, counted from the start of the run over all epochs. Its case and the random
 numbers of its augmentation depend on (seed, k) alone, so a run that starts again at sample k goes on exactly as
@@ -38,7 +30,7 @@ from medseg.manifests.manifest import read_json_object
 from medseg.training.distributed import world
 from medseg.transforms import LoadLabeld
 
-_OWN_CONFIG = "configs/train.json"
+Part = Literal["training", "validation", "unlabelled"]
 
 
 def data_root(
@@ -61,9 +53,9 @@ def data_root(
     """
     if dataset_dir is None:
         return None
-    root = Path(bundle_root)
-    written = read_json_object(root / _OWN_CONFIG) if (root / _OWN_CONFIG).is_file() else {}
-    own_datalist = (root / "configs").resolve() == Path(datalist).resolve().parent
+    configs = Path(bundle_root) / "configs"
+    written = read_json_object(configs / "train.json") if (configs / "train.json").is_file() else {}
+    own_datalist = configs.resolve() == Path(datalist).resolve().parent
     if str(dataset_dir) == written.get("dataset_dir") and not own_datalist:
         return None
     return str(dataset_dir)
@@ -105,7 +97,7 @@ def fold_items(
     datalist: str | PathLike[str],
     dataset_dir: str | PathLike[str] | None,
     fold: int,
-    part: Literal["training", "validation", "unlabelled"],
+    part: Part,
     limit: int | None = None,
     keys: Sequence[str] = ("image",),
 ) -> list[dict[str, Any]]:
@@ -142,30 +134,66 @@ def fold_items(
     """
     manifest = read_datalist(datalist, dataset_dir)
     mapping = manifest.scheme.mapping
-    items = manifest.training
-    folds = sorted({item.get("fold", 0) for item in items})
+    folds = sorted({item.get("fold", 0) for item in manifest.training})
     if fold >= 0 and fold not in folds:
         raise UsageError(f"the datalist {datalist} has the folds {folds}, not {fold}; choose one of them with --fold")
-    if part == "unlabelled":
-        chosen = [item for item in items if not item.get("label")] + unlabelled_list(manifest, datalist)
-        chosen = [item for item in chosen if fold < 0 or item.get("fold", -1) != fold]
-    elif part == "validation":
-        chosen = [item for item in items if item.get("label") and item.get("fold", 0) == max(fold, 0)]
-    else:
-        chosen = [item for item in items if item.get("label") and (fold < 0 or item.get("fold", 0) != fold)]
-    if not chosen and part != "unlabelled":
+    labelled = part != "unlabelled"
+    items = [item for item in manifest.training if bool(item.get("label")) == labelled]
+    items += [] if labelled else _unlabelled_list(manifest, datalist)
+    chosen = [item for item in items if _belongs(item, fold, part, 0 if labelled else -1)]
+    if not chosen and labelled:
         raise UsageError(
             f"the datalist {datalist} leaves no case for {part} with fold {fold}; split it into folds first"
         )
-    require_first_image(manifest, chosen)
-    made = [_spread(manifest, item, keys, datalist) for item in chosen[:limit]]
-    if part == "unlabelled":
-        return made
+    _require_first_image(manifest, chosen)
+    cases = [_images(manifest, item, keys, datalist) for item in chosen[:limit]]
+    if not labelled:
+        return cases
     mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
-    return [{**case, "label": _label(manifest, item), **mapped} for case, item in zip(made, chosen, strict=False)]
+    return [{**case, "label": _label(manifest, item), **mapped} for case, item in zip(cases, chosen, strict=False)]
 
 
-def _spread(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str | PathLike[str]) -> dict[str, Any]:
+def image_items(
+    datalist: str | PathLike[str],
+    dataset_dir: str | PathLike[str] | None,
+    fold: int,
+    part: Part,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Every case of a datalist, labelled or not, as ``{"image": absolute path}``.
+
+    Parameters
+    ----------
+    datalist
+        JSON with a list ``training`` and perhaps a list ``unlabelled``; their items are paths, or objects with
+        ``image`` and perhaps ``fold``. Labels are ignored.
+    dataset_dir, fold, limit
+        As for :func:`fold_items`.
+    part
+        ``"training"`` or ``"validation"``.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, no case is left, or the first image does not exist.
+    """
+    manifest = read_datalist(datalist, dataset_dir)
+    items = [*manifest.training, *_unlabelled_list(manifest, datalist)]
+    chosen = [item for item in items if _belongs(item, fold, part, -1)]
+    if not chosen:
+        raise UsageError(f"the datalist {datalist} leaves no volume for {part} with fold {fold}; choose another fold")
+    _require_first_image(manifest, chosen)
+    files = [[str(path) for path in manifest.files(item, "image")] for item in chosen[:limit]]
+    return [{"image": paths[0] if len(paths) == 1 else paths} for paths in files]
+
+
+def _belongs(item: Item, fold: int, part: Part, usual: int) -> bool:
+    """Whether an item is in a part of the run; one that names no fold is in fold ``usual``."""
+    held_out: bool = item.get("fold", usual) == max(fold, 0)
+    return held_out if part == "validation" else fold < 0 or not held_out
+
+
+def _images(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str | PathLike[str]) -> dict[str, Any]:
     """The images of an item under their keys."""
     files = [str(path) for path in manifest.files(item, "image")]
     if len(keys) == 1:
@@ -188,7 +216,7 @@ def _label(manifest: Manifest, item: Item) -> str:
     return str(files[0])
 
 
-def unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
+def _unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
     """Items of the list ``unlabelled``, which may name paths alone."""
     listed = manifest.content.get("unlabelled", [])
     if not isinstance(listed, list):
@@ -199,7 +227,7 @@ def unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[I
     return entries
 
 
-def require_first_image(manifest: Manifest, chosen: Sequence[Item]) -> None:
+def _require_first_image(manifest: Manifest, chosen: Sequence[Item]) -> None:
     """Notice a wrong folder before anything is loaded."""
     missing = [path for item in chosen[:1] for path in manifest.files(item, "image") if not path.exists()]
     if missing:
@@ -208,47 +236,6 @@ def require_first_image(manifest: Manifest, chosen: Sequence[Item]) -> None:
             "give the folder that holds the data with --dataset-dir (dataset_dir in the configuration), or name it in "
             "the datalist"
         )
-
-
-def image_items(
-    datalist: str | PathLike[str],
-    dataset_dir: str | PathLike[str] | None,
-    fold: int,
-    part: Literal["training", "validation"],
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """Every case of a datalist, labelled or not, as ``{"image": absolute path}``.
-
-    Parameters
-    ----------
-    datalist
-        JSON with a list ``training`` and perhaps a list ``unlabelled``; their items are paths, or objects with
-        ``image`` and perhaps ``fold``. Labels are ignored.
-    dataset_dir
-        Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
-    fold
-        Held-out fold: its cases validate, all others train. A negative number trains on every case and validates
-        on fold 0 (figures are then not held out).
-    limit
-        Use only the first cases.
-
-    Raises
-    ------
-    UsageError
-        If the file is missing, no case is left, or the first image does not exist.
-    """
-    manifest = read_datalist(datalist, dataset_dir)
-    items = [*manifest.training, *unlabelled_list(manifest, datalist)]
-    held_out = [item.get("fold", -1) == max(fold, 0) for item in items]
-    wanted = [part == "validation" if held else part == "training" for held in held_out]
-    if part == "training" and fold < 0:
-        wanted = [True] * len(items)
-    chosen = [item for item, take in zip(items, wanted, strict=True) if take]
-    if not chosen:
-        raise UsageError(f"the datalist {datalist} leaves no volume for {part} with fold {fold}; choose another fold")
-    require_first_image(manifest, chosen)
-    files = [[str(path) for path in manifest.files(item, "image")] for item in chosen[:limit]]
-    return [{"image": paths[0] if len(paths) == 1 else paths} for paths in files]
 
 
 def random_state() -> dict[str, Any]:
@@ -387,6 +374,13 @@ def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, 
         worker_init_fn=_begin_worker,
         generator=torch.Generator().manual_seed(dataset.seed),  # else every start would draw from the global state
     )
+
+
+def place_sampler(loader: Any, iteration: int) -> None:
+    """Let the next stream of a loader of :func:`training_loader` begin after ``iteration`` batches."""
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DrawSampler):
+        sampler.go_to(iteration)
 
 
 def _begin_worker(number: int) -> None:

@@ -4,7 +4,8 @@ Gradients are averaged by hand instead of through ``DistributedDataParallel``: t
 per step, and once without gradients of its own, which that wrapper does not allow.
 
 A collective operation must be reached by all processes or by none, so whatever may end or skip a step is decided
-together first (:func:`together`), and a process that fails says so before it leaves (:func:`leaving`).
+together first (:func:`in_any_process`, :func:`mean_over_processes`), and a process that fails says so before it leaves
+(:func:`leaving`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from medseg.errors import TrainingFailed, UsageError
-
-_WIDTH = 8
-"""Numbers in every small exchange, the first of which counts the processes that have failed: one fits every other."""
 
 _PATIENCE = timedelta(seconds=60)
 """How long a process that failed waits for the others to listen."""
@@ -71,53 +69,20 @@ def same_start(network: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-def together(*values: float) -> list[float]:
-    """Sum of each value over the processes, in one small exchange, before anyone acts on them.
+def in_any_process(flag: bool) -> bool:
+    """Whether it is so in some process, said to all before anyone acts on it.
 
     Raises
     ------
     TrainingFailed
-        If another process has failed: it takes part no longer.
+        Here and in every other exchange, if another process has failed: it takes part no longer.
     """
-    if world()[1] == 1:
-        return list(values)
-    failed, *sums = _exchange([0.0, *values])
-    if failed:
-        raise TrainingFailed(
-            f"{failed:.0f} of the {world()[1]} processes of this training failed, so the others stop, too; their own "
-            "messages say why",
-            "other-process",
-        )
-    return sums[: len(values)]
+    return _together(float(flag)) > 0.0
 
 
-@contextmanager
-def leaving() -> Iterator[None]:
-    """While open, an error in this process reaches the others where they next ask for each other."""
-    try:
-        yield
-    except Exception as error:
-        alone = world()[1] == 1
-        if not alone and not (isinstance(error, TrainingFailed) and error.reason == "other-process"):
-            try:
-                _exchange([1.0], _PATIENCE)
-            except RuntimeError as unheard:
-                _logger.warning("the other processes could not be told: %s", unheard)
-        raise
-
-
-def _exchange(values: Sequence[float], patience: timedelta | None = None) -> list[float]:
-    numbers = torch.zeros(_WIDTH, dtype=torch.float64)
-    numbers[: len(values)] = torch.tensor(values, dtype=torch.float64)
-    numbers = numbers.to(_device())
-    work = dist.all_reduce(numbers, async_op=True)
-    assert work is not None
-    if patience is None:
-        work.wait()
-    else:
-        work.wait(patience)
-    found: list[float] = numbers.tolist()
-    return found
+def mean_over_processes(value: float) -> float:
+    """Mean of a value over the processes, the same number in each."""
+    return _together(value / world()[1])
 
 
 def summed(values: Sequence[float]) -> list[float]:
@@ -155,7 +120,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     _, processes = world()
     if processes == 1:
         return
-    together()
+    _together()
     learning = [p for p in parameters if p.requires_grad]
     present = torch.tensor([float(p.grad is not None) for p in learning], device=learning[0].device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
@@ -167,11 +132,54 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = gradient.copy_((mean / processes).view_as(gradient))
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """While open, an error in this process reaches the others where they next ask for each other."""
+    try:
+        yield
+    except Exception as error:
+        alone = world()[1] == 1
+        if not alone and not (isinstance(error, TrainingFailed) and error.reason == "other-process"):
+            try:
+                _exchange(0.0, failed=True, patience=_PATIENCE)
+            except RuntimeError as unheard:
+                _logger.warning("the other processes could not be told: %s", unheard)
+        raise
+
+
+def _together(value: float = 0.0) -> float:
+    """Sum of a value over the processes, in one small exchange that also tells who has failed."""
+    processes = world()[1]
+    if processes == 1:
+        return value
+    failed, total = _exchange(value)
+    if failed:
+        raise TrainingFailed(
+            f"{failed:.0f} of the {processes} processes of this training failed, so the others stop, too; their own "
+            "messages say why",
+            "other-process",
+        )
+    return total
+
+
+def _exchange(value: float, *, failed: bool = False, patience: timedelta | None = None) -> tuple[float, float]:
+    """How many processes have failed, and the sum of a value: every small exchange fits every other."""
+    numbers = torch.tensor([float(failed), value], dtype=torch.float64, device=_device())
+    work = dist.all_reduce(numbers, async_op=True)
+    assert work is not None
+    if patience is None:
+        work.wait()
+    else:
+        work.wait(patience)
+    count, total = numbers.tolist()
+    return count, total
+
+
 def _reduced(values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
     if world()[1] == 1:
         return list(values)
-    together()
-    numbers = torch.tensor(values, dtype=torch.float64).to(_device())
+    _together()
+    numbers = torch.tensor(values, dtype=torch.float64, device=_device())
     dist.all_reduce(numbers, operation)
     found: list[float] = numbers.tolist()
     return found

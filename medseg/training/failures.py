@@ -6,8 +6,8 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -51,18 +51,6 @@ def _raise(engine: Engine, error: BaseException) -> None:  # noqa: ARG001  the s
     raise error
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An exception as it is told: the name of its class, and its first line."""
-
-    error: str
-    message: str
-
-    @property
-    def line(self) -> str:
-        return f"{self.error}: {self.message}" if self.message else self.error
-
-
 def named_failure(error: Exception, where: str, output: Path, *, resumable: bool) -> MedsegError:
     """The error to end a training with: medseg's own as it is, any other under its name and with what to do.
 
@@ -80,12 +68,13 @@ def named_failure(error: Exception, where: str, output: Path, *, resumable: bool
     root = _root(error)
     if isinstance(root, MedsegError) and not _IN_WORKER.search(str(root)):
         return root
-    found = _describe(root)
-    reason = _reason(error, root, found, output)
+    named = _described(root)
+    reason = _reason(error, root, named.message, output)
+    line = f"{named.error}: {named.message}" if named.message else named.error
     remedy = _REMEDIES.get(reason, "--debug shows where it comes from")
     go_on = "go on from the last checkpoint with --resume" if resumable else "start again; nothing has been saved yet"
-    message = f"the training ended {where} with {found.line}. What to do: {remedy}; then {go_on}"
-    return TrainingFailed(message, reason, found.error)
+    message = f"the training ended {where} with {line}. What to do: {remedy}; then {go_on}"
+    return TrainingFailed(message, reason, named.error)
 
 
 def record_of(error: MedsegError) -> dict[str, str]:
@@ -102,51 +91,48 @@ def ended_by_signal(error: Exception) -> bool:
     return bool(_WORKER_TOLD.search(str(error)))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and what it was raised from, outermost first."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__
-
-
 def _root(error: BaseException) -> BaseException:
     """MONAI wraps what fails inside a transform or a configuration in a ``RuntimeError`` of its own, once or twice."""
-    for current in _chain(error):
-        if isinstance(current, MedsegError) or type(current) is not RuntimeError:
-            return current
-        last = current
-    return last
+    while error.__cause__ is not None and type(error) is RuntimeError:
+        error = error.__cause__
+    return error
 
 
-def _describe(error: BaseException) -> _Found:
-    """Name and first line; what a loader's worker raised arrives as the text of its traceback, with its root in it."""
+class _Named(NamedTuple):
+    """An exception: the name of its class, and its first line."""
+
+    error: str
+    message: str
+
+
+def _described(error: BaseException) -> _Named:
+    """What a loader's worker raised arrives as the text of its traceback, with its root in it."""
     text = str(error)
     if not _IN_WORKER.search(text):
-        return _Found(type(error).__name__, _first_line(text))
+        return _Named(type(error).__name__, _first_line(text))
     line = text.split(_CAUSED, 1)[0].strip().splitlines()[-1]
     match = _LAST_LINE.match(line)
-    return _Found(match[1], _first_line(match[2] or "")) if match else _Found(type(error).__name__, _first_line(line))
+    return _Named(match[1], _first_line(match[2] or "")) if match else _Named(type(error).__name__, _first_line(line))
 
 
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:500]
 
 
-def _reason(error: BaseException, root: BaseException, found: _Found, output: Path) -> str:
-    if isinstance(root, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(found.message):
+def _reason(error: BaseException, root: BaseException, message: str, output: Path) -> str:
+    if isinstance(root, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(message):
         return "out-of-memory"
-    if _WORKER_DIED.search(found.message):
+    if _WORKER_DIED.search(message):
         return "worker-died"
-    if refused := _REFUSAL.match(found.message):
+    if refused := _REFUSAL.match(message):
         return refused[1]
-    failed = [each for each in _all(error) if isinstance(each, OSError)]
+    failed = [each for each in _causes(error) if isinstance(each, OSError)]
     if any(each.errno in _DISK_FULL for each in failed):
         return "disk-full"
     return "output-unusable" if any(_lies_in(each.filename, output) for each in failed) else "unexpected"
 
 
-def _all(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The exception, what it was raised from, and what was being handled then."""
     while error is not None:
         yield error

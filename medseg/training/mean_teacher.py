@@ -11,13 +11,12 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 from torch import Tensor
 
-from medseg.training.data import DrawSampler, TrainingDataset, training_loader
-
-Teacher = Callable[[Tensor], Tensor]
+from medseg.training.data import TrainingDataset, place_sampler, training_loader
+from medseg.training.schedule import StepPlan, ramped
 
 
 @dataclass
-class Views:
+class UnlabelledBatch:
     """One batch of unlabelled images.
 
     Attributes
@@ -26,8 +25,6 @@ class Views:
         ``(B, C, …)``, what the teacher and the discriminator see.
     strong
         The same patches disturbed further, what the generator sees.
-    consistency
-        Weight of the agreement with the teacher.
     target
         The teacher's label map ``(B, 1, …)``, where it is needed.
     prediction
@@ -36,7 +33,6 @@ class Views:
 
     weak: Tensor
     strong: Tensor
-    consistency: float
     target: Tensor | None = None
     prediction: Tensor | None = None
 
@@ -74,38 +70,32 @@ class MeanTeacher:
 
     def weight_at(self, iteration: int) -> float:
         """Weight of the agreement with the teacher at a 1-based ``iteration``."""
-        passed = iteration - self.start
-        if passed <= 0:
-            return 0.0
-        return self.consistency * min(1.0, passed / self.ramp) if self.ramp else self.consistency
+        return ramped(self.consistency, iteration - self.start, self.ramp)
 
-    def views(
-        self, iteration: int, adversarial_weight: float, place: Callable[[Tensor], Tensor], teacher: Teacher
-    ) -> Views | None:
+    def batch(
+        self, iteration: int, plan: StepPlan, place: Callable[[Tensor], Tensor], teacher: Callable[[Tensor], Tensor]
+    ) -> UnlabelledBatch | None:
         """The batch of a 1-based ``iteration``, or None while nothing would be learnt from it.
 
         Parameters
         ----------
-        adversarial_weight
-            That of the adversarial loss in this iteration.
+        plan
+            The weights of this iteration.
         place
             Brings a tensor to the device of the run.
         teacher
             Gives the label map of images, where one is needed.
         """
-        weight = self.weight_at(iteration)
-        if weight == 0.0 and not (self.adversarial and adversarial_weight > 0.0):
+        if plan.consistency == 0.0 and not (self.adversarial and plan.weight > 0.0):
             return None
         batch = self._draw(iteration)
         weak = place(torch.as_tensor(batch["image"]))
         strong = place(torch.as_tensor(batch["strong"])) if "strong" in batch else weak
-        return Views(weak, strong, weight, teacher(weak) if weight else None)
+        return UnlabelledBatch(weak, strong, teacher(weak) if plan.consistency else None)
 
     def _draw(self, iteration: int) -> dict[str, Any]:
         if self._stream is None or self._next != iteration:
-            sampler = self.loader.sampler
-            if isinstance(sampler, DrawSampler):
-                sampler.go_to(iteration - 1)
+            place_sampler(self.loader, iteration - 1)
             self._stream = iter(self.loader)
         self._next = iteration + 1
         return next(self._stream)

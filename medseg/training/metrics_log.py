@@ -1,16 +1,7 @@
-"""What happened in each epoch, as a table, in TensorBoard and in MLflow.
-
-TensorBoard: curves, both networks against each other, and the pictures of the samples.
-
-MLflow, on request: the figures of every epoch, on a server of one's own or in a local database.
-
-What happened in each epoch: means of the losses, validation, time; as a table, in TensorBoard and in MLflow.
-"""
+"""What happened in each epoch: means of the losses, validation, time; as a table, in TensorBoard and in MLflow."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -19,9 +10,10 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +21,25 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 
 from medseg.errors import MissingDependency, UsageError
-from medseg.files import write_json, write_text
+from medseg.files import table_text, write_json, write_text
 from medseg.training.distributed import is_first, summed
+from medseg.training.record import settings_of
+from medseg.training.trainer import AdversarialSegmentationTrainer
 
-if TYPE_CHECKING:
-    from medseg.training.trainer import AdversarialSegmentationTrainer
+SCALARS = (
+    "loss",
+    "consistency_loss",
+    "adversarial_loss",
+    "discriminator_loss",
+    "real_accuracy",
+    "fake_accuracy",
+    "discriminator_accuracy",
+    "discriminator_rested",
+)
+"""Figures of an iteration that are averaged over an epoch."""
+
+EXPERIMENT = "medseg"
+"""Where MLflow keeps the runs."""
 
 _BALANCE = {
     "generator and discriminator": {
@@ -43,13 +49,166 @@ _BALANCE = {
 }
 """Charts of how the networks stand against each other, in TensorBoard's tab of custom scalars."""
 
+_NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
+_logger = logging.getLogger("medseg.training")
 
-def write_scalars(folder: str | PathLike[str], row: Mapping[str, float]) -> None:
+
+def scalars(output: Any) -> dict[str, float]:
+    """Figures of one iteration from ``engine.state.output``, decollated or not."""
+    first = output[0] if isinstance(output, list) else output
+    return {name: float(torch.as_tensor(first[name]).detach().mean()) for name in SCALARS if name in first}
+
+
+class MetricsLogger:
+    """Handler that writes ``metrics.csv``, TensorBoard events and, on request, MLflow metrics after each epoch.
+
+    Losses and accuracies are means over all processes; validation is that of the first one, whose model is kept.
+    Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
+    List it after ``ValidationHandler`` and before ``Checkpoints``.
+
+    Parameters
+    ----------
+    folder
+        Output folder of the run.
+    evaluator
+        The validation whose metrics are added to the rows.
+    label_names
+        Names of the structures, in the order of the channels without the background; the key metric is also
+        given for each of them.
+    tensorboard
+        Whether to write TensorBoard events.
+    mlflow
+        Where MLflow keeps the figures, see :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        evaluator: Evaluator | None = None,
+        label_names: Sequence[str] = (),
+        tensorboard: bool = True,
+        mlflow: str | None = None,
+    ) -> None:
+        self.folder, self.evaluator, self.label_names = Path(folder), evaluator, tuple(label_names)
+        self.rows: list[dict[str, float]] = []
+        self.tensorboard, self.mlflow = tensorboard, mlflow
+        self._tracking: Tracking | None = None
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._before = 0.0, 0.0
+        self._started: tuple[float, float] | None = None
+
+    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
+        """Register with the trainer."""
+        engine.stateful["journal"] = self
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
+        engine.add_event_handler(Events.COMPLETED, self._finish, engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
+        state = {"rows": self.rows, "sums": self._sums, "counts": self._counts, "spent": self._spent()}
+        return {"json": json.dumps(state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        saved = json.loads(state["json"])
+        self.rows = saved["rows"]
+        self._sums = defaultdict(float, saved["sums"])
+        self._counts = defaultdict(int, saved["counts"])
+        seconds, cpu_seconds = saved["spent"]
+        self._before = seconds, cpu_seconds
+
+    def _start(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+        if self.mlflow and is_first():
+            self._tracking = Tracking(self.mlflow, self.folder)
+
+    def _spent(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of the whole run."""
+        if self._started is None:
+            return self._before
+        (seconds, cpu_seconds), (begun, cpu_begun) = self._before, self._started
+        return seconds + time.perf_counter() - begun, cpu_seconds + time.process_time() - cpu_begun
+
+    def _add(self, engine: AdversarialSegmentationTrainer) -> None:
+        for name, value in scalars(engine.state.output).items():
+            self._sums[name] += value
+            self._counts[name] += 1
+
+    def _finish_epoch(self, engine: AdversarialSegmentationTrainer) -> None:
+        seconds, cpu_seconds = self._spent()
+        row: dict[str, float] = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_seconds, 2),
+            "learning_rate": engine.optimizer.param_groups[0]["lr"],
+        }
+        sums = summed([self._sums[name] for name in SCALARS])
+        counts = summed([float(self._counts[name]) for name in SCALARS])
+        row |= {name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]}
+        if engine.adversary is not None:
+            row["adversarial_weight"] = engine.plan.weight
+        row |= self._validation(engine.state.epoch)
+        self.rows.append(row)
+        self._sums.clear()
+        self._counts.clear()
+        if not is_first():
+            return
+        rows = [_present(row) for row in self.rows]
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        cells = ([row.get(name, "") for name in columns] for row in rows)
+        write_text(self.folder / "metrics.csv", table_text(chain([columns], cells)))
+        if self.tensorboard:
+            write_scalars(self.folder, rows[-1])
+        if self._tracking is not None:
+            self._tracking.write(rows)
+        _logger.info("%s", describe(row, engine.state.max_epochs))
+
+    def _finish(self, engine: AdversarialSegmentationTrainer) -> None:
+        if self._tracking is not None:  # ignite completes a run that was asked to stop, too
+            state = engine.state
+            self._tracking.close("FINISHED" if state.iteration >= engine.iterations else "KILLED")
+
+    def _fail(self, engine: AdversarialSegmentationTrainer, error: BaseException) -> None:  # noqa: ARG002  ignite's
+        if self._tracking is not None:
+            self._tracking.close("FAILED")
+        raise error  # a handler that does not raise it again would swallow it
+
+    def _validation(self, epoch: int) -> dict[str, float]:
+        if self.evaluator is None or self.evaluator.state.epoch != epoch:
+            return {}
+        state = self.evaluator.state
+        found = {name: v if isinstance(v, int) else float(v) for name, v in state.metrics.items()}  # counts, figures
+        details = state.metric_details.get(state.key_metric_name)
+        if details is not None and self.label_names:
+            means = torch.as_tensor(details).float().nanmean(0)
+            pairs = zip(self.label_names, means.tolist(), strict=False)
+            found.update({f"{state.key_metric_name}_{name.replace(' ', '_')}": value for name, value in pairs})
+        return found
+
+
+def describe(row: Mapping[str, float], epochs: int) -> str:
+    """One row as a line for people."""
+    shown = {name: value for name, value in _present(row).items() if name.startswith("val_") or name in SCALARS}
+    figures = [f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in shown.items()]
+    return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(figures)} ({row['seconds']:.0f} s)"
+
+
+def _present(row: Mapping[str, float]) -> dict[str, float]:
+    """A row without the figures that have no value, such as the distance to a structure that was missed everywhere."""
+    return {name: value for name, value in row.items() if not math.isnan(value)}
+
+
+def write_scalars(folder: Path, row: Mapping[str, float]) -> None:
     """Add the figures of an epoch to ``folder/tensorboard``; with a discriminator also the charts of the balance."""
     from torch.utils.tensorboard import SummaryWriter
 
     # opened for each epoch: nothing is lost when the process is killed, and no thread stays behind
-    with SummaryWriter(str(Path(folder) / "tensorboard")) as writer:
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
         for name, value in row.items():
             if name not in ("epoch", "iteration"):
                 writer.add_scalar(name, value, int(row["epoch"]))
@@ -57,26 +216,20 @@ def write_scalars(folder: str | PathLike[str], row: Mapping[str, float]) -> None
             writer.add_custom_scalars(_BALANCE)
 
 
-def write_picture(folder: str | PathLike[str], name: str, picture: str | PathLike[str], epoch: int) -> None:
+def write_picture(folder: Path, name: str, picture: Path, epoch: int) -> None:
     """Add a picture that has been written already to ``folder/tensorboard``."""
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    with Image.open(picture) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
-    with SummaryWriter(str(Path(folder) / "tensorboard")) as writer:
-        writer.add_image(name, pixels, epoch, dataformats="HWC")
-
-
-EXPERIMENT = "medseg"
-_NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
-_logger = logging.getLogger("medseg.training")
+    with Image.open(picture) as opened, SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_image(name, np.asarray(opened.convert("RGB")), epoch, dataformats="HWC")
 
 
 class Tracking:
     """One run of MLflow for one output folder; a resumed training goes on in the same one.
 
-    A server that stops answering does not stop the training: what it missed follows with the next epoch.
+    MONAI's ``MLFlowHandler`` would begin another run then, and stop the training with a server that stops answering:
+    here what the server missed follows with the next epoch.
 
     Parameters
     ----------
@@ -153,184 +306,8 @@ class Tracking:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         number = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
         run = str(self._client.create_run(number, run_name=self._file.parent.name).info.run_id)
-        for name, value in _settings(self._file.with_name("run.json")).items():
-            self._client.log_param(run, _NOT_ALLOWED.sub("_", name), value)
+        for name, value in settings_of(self._file.parent).items():
+            if name != "mlflow":  # the address may hold a password
+                self._client.log_param(run, _NOT_ALLOWED.sub("_", name), value)
         write_json(self._file, {"run_id": run})
         return run
-
-
-def _settings(record: Path) -> dict[str, Any]:
-    """What was set for this run, from its ``run.json``; nothing if MONAI runs the bundle by itself."""
-    if not record.is_file():
-        return {}
-    content = json.loads(record.read_text(encoding="utf-8"))
-    given = {name: value for name, value in content["overrides"].items() if name != "mlflow"}
-    return {"bundle": content["bundle"]["name"], "bundle version": content["bundle"]["version"], **given}
-
-
-SCALARS = (
-    "loss",
-    "consistency_loss",
-    "adversarial_loss",
-    "discriminator_loss",
-    "real_accuracy",
-    "fake_accuracy",
-    "discriminator_accuracy",
-    "discriminator_rested",
-)
-"""Figures of an iteration that are averaged over an epoch."""
-
-
-def scalars(output: Any) -> dict[str, float]:
-    """Figures of one iteration from ``engine.state.output``, decollated or not."""
-    first = output[0] if isinstance(output, list) else output
-    return {name: float(torch.as_tensor(first[name]).detach().mean()) for name in SCALARS if name in first}
-
-
-class MetricsLogger:
-    """Handler that writes ``metrics.csv``, TensorBoard events and, on request, MLflow metrics after each epoch.
-
-    Losses and accuracies are means over all processes; validation is that of the first one, whose model is kept.
-    Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
-    List it after ``ValidationHandler`` and before ``Checkpoints``.
-
-    Parameters
-    ----------
-    folder
-        Output folder of the run.
-    evaluator
-        The validation whose metrics are added to the rows.
-    label_names
-        Names of the structures, in the order of the channels without the background; the key metric is also
-        given for each of them.
-    tensorboard
-        Whether to write TensorBoard events.
-    mlflow
-        Where MLflow keeps the figures, see :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
-    """
-
-    def __init__(
-        self,
-        folder: str | PathLike[str],
-        evaluator: Evaluator | None = None,
-        label_names: Sequence[str] = (),
-        tensorboard: bool = True,
-        mlflow: str | None = None,
-    ) -> None:
-        self.folder, self.evaluator, self.label_names = Path(folder), evaluator, tuple(label_names)
-        self.rows: list[dict[str, float]] = []
-        self.tensorboard, self.mlflow = tensorboard, mlflow
-        self._tracking: Tracking | None = None
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
-        self._before = 0.0, 0.0
-        self._started = 0.0, 0.0
-
-    def attach(self, engine: AdversarialSegmentationTrainer) -> None:
-        """Register with the trainer."""
-        engine.stateful["journal"] = self
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add, engine)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch, engine)
-        engine.add_event_handler(Events.COMPLETED, self._finish, engine)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Rows, unfinished sums and the time spent, as JSON (which any loader can read safely)."""
-        state = {"rows": self.rows, "sums": self._sums, "counts": self._counts, "spent": self._spent()}
-        return {"json": json.dumps(state)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
-        saved = json.loads(state["json"])
-        self.rows = saved["rows"]
-        self._sums = defaultdict(float, saved["sums"])
-        self._counts = defaultdict(int, saved["counts"])
-        seconds, cpu_seconds = saved["spent"]
-        self._before = seconds, cpu_seconds
-
-    def _start(self) -> None:
-        self._started = time.perf_counter(), time.process_time()
-        if self.mlflow and is_first():
-            self._tracking = Tracking(self.mlflow, self.folder)
-
-    def _spent(self) -> tuple[float, float]:
-        if self._started == (0.0, 0.0):
-            return self._before
-        now = time.perf_counter(), time.process_time()
-        return self._before[0] + now[0] - self._started[0], self._before[1] + now[1] - self._started[1]
-
-    def _add(self, engine: AdversarialSegmentationTrainer) -> None:
-        for name, value in scalars(engine.state.output).items():
-            self._sums[name] += value
-            self._counts[name] += 1
-
-    def _finish_epoch(self, engine: AdversarialSegmentationTrainer) -> None:
-        seconds, cpu_seconds = self._spent()
-        row: dict[str, float] = {
-            "epoch": engine.state.epoch,
-            "iteration": engine.state.iteration,
-            "seconds": round(seconds, 2),
-            "cpu_seconds": round(cpu_seconds, 2),
-            "learning_rate": engine.optimizer.param_groups[0]["lr"],
-        }
-        sums = summed([self._sums[name] for name in SCALARS])  # over all processes
-        counts = summed([float(self._counts[name]) for name in SCALARS])
-        row.update({name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]})
-        if engine.adversary is not None:
-            row["adversarial_weight"] = engine.adversary.schedule.weight_at(engine.state.iteration)
-        row.update(self._validation(engine.state.epoch))
-        self.rows.append(row)
-        self._sums.clear()
-        self._counts.clear()
-        if not is_first():
-            return
-        write_text(self.folder / "metrics.csv", _table(self.rows))
-        if self.tensorboard:
-            write_scalars(self.folder, _present(row))
-        if self._tracking is not None:
-            self._tracking.write([_present(row) for row in self.rows])
-        _logger.info("%s", describe(row, engine.state.max_epochs))
-
-    def _finish(self, engine: AdversarialSegmentationTrainer) -> None:
-        if self._tracking is not None:  # ignite completes a run that was asked to stop, too
-            state = engine.state
-            self._tracking.close("FINISHED" if state.iteration >= engine.iterations else "KILLED")
-
-    def _fail(self, engine: AdversarialSegmentationTrainer, error: BaseException) -> None:  # noqa: ARG002  ignite's
-        if self._tracking is not None:
-            self._tracking.close("FAILED")
-        raise error  # a handler that does not raise it again would swallow it
-
-    def _validation(self, epoch: int) -> dict[str, float]:
-        if self.evaluator is None or self.evaluator.state.epoch != epoch:
-            return {}
-        state = self.evaluator.state
-        found = {name: v if isinstance(v, int) else float(v) for name, v in state.metrics.items()}  # counts, figures
-        details = state.metric_details.get(state.key_metric_name)
-        if details is not None and self.label_names:
-            means = torch.as_tensor(details).float().nanmean(0)
-            pairs = zip(self.label_names, means.tolist(), strict=False)
-            found.update({f"{state.key_metric_name}_{name.replace(' ', '_')}": value for name, value in pairs})
-        return found
-
-
-def _present(row: Mapping[str, float]) -> dict[str, float]:
-    """A row without the figures that have no value, such as the distance to a structure that was missed everywhere."""
-    return {name: value for name, value in row.items() if not math.isnan(value)}
-
-
-def describe(row: Mapping[str, float], epochs: int) -> str:
-    """One row as a line for people."""
-    shown = {name: value for name, value in _present(row).items() if name.startswith("val_") or name in SCALARS}
-    figures = [f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in shown.items()]
-    return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(figures)} ({row['seconds']:.0f} s)"
-
-
-def _table(rows: Sequence[Mapping[str, float]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_present(row) for row in rows)
-    return text.getvalue()

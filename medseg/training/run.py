@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from medseg._version import medseg_version
 from medseg.bundle import Bundle, Permission
-from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
-from medseg.files import sha256_file, write_json
+from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
+from medseg.files import locked_folder
+from medseg.signals import StopRequest, signals_noted
 from medseg.training.checkpoints import Checkpoints
 from medseg.training.configuration import check_overrides
 from medseg.training.data import with_folder
+from medseg.training.distributed import in_any_process
 from medseg.training.failures import ended_by_signal, named_failure, record_of
 from medseg.training.metrics_log import MetricsLogger
-from medseg.training.publish import describe_run, publish, require_same_network
-from medseg.training.stopping import StopRequest, locked
+from medseg.training.record import RUN_JSON, TrainingRecord, Which, describe_run, publish, require_same_network
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
 _logger = logging.getLogger("medseg.training")
@@ -81,7 +81,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     overrides: Mapping[str, Any] | None = None,
     init: str | PathLike[str] | None = None,
     rescale: bool = False,
-    publish: bool | Literal["best", "final"] = False,
+    publish: bool | Which = False,
     watchers: Sequence[Watcher] = (),
     permission: Permission = "audited",
 ) -> TrainingResult:
@@ -140,166 +140,23 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         "init": init,
         "rescale": rescale or None,
     }
-    given = {
-        name: value if isinstance(value, int) else str(value) for name, value in named.items() if value is not None
-    }
+    given = {key: value if isinstance(value, int) else str(value) for key, value in named.items() if value is not None}
     given.update(overrides or {})
     workflow = _workflow(opened, with_folder(given, opened.config("train")))
     if publish:
         require_same_network(opened, workflow.parser.config["network_def"])
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
-    with locked(folder):
+    refusal = f"another process is training into {folder}; wait for it, or choose another folder with --output"
+    with locked_folder(folder, refusal):
         run = _Run(opened, workflow, folder, given)
         try:
             run.build()
             run.prepare(resume=resume)
-            return run.execute(publish, watchers)
+            return run.execute("best" if publish is True else publish or None, watchers)
         except KeyboardInterrupt as error:
             raise run.ended(Interrupted("stopped by Ctrl-C; run the same command with --resume to go on")) from error
         except Exception as error:
             raise run.ended(run.named(error)) from error
-
-
-class _Run:
-    trainer: AdversarialSegmentationTrainer
-    checkpoints: Checkpoints
-    journal: MetricsLogger | None = None
-
-    def __init__(self, bundle: Bundle, workflow: ConfigWorkflow, folder: Path, given: Mapping[str, Any]) -> None:
-        self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
-        self.begun = not (folder / "run.json").exists()  # else the record is that of another run until this one begins
-
-    def build(self) -> None:
-        self.workflow.initialize()
-        parsed = self.workflow.parser.get_parsed_content
-        trainer, handlers = parsed("train#trainer"), parsed("train#handlers")
-        checkpoints = next((handler for handler in handlers if isinstance(handler, Checkpoints)), None)
-        if not isinstance(trainer, AdversarialSegmentationTrainer) or checkpoints is None:
-            raise BundleError(
-                f"the bundle {self.bundle.name} trains with {type(trainer).__name__}; 'medseg train' needs "
-                "medseg.training.AdversarialSegmentationTrainer with medseg.training.Checkpoints among train#handlers. "
-                "Run it with: python -m monai.bundle run training"
-            )
-        self.trainer, self.checkpoints = trainer, checkpoints
-        self.journal = next((handler for handler in handlers if isinstance(handler, MetricsLogger)), None)
-
-    def named(self, error: Exception) -> MedsegError:
-        if not hasattr(self, "trainer"):
-            return named_failure(error, "before its first iteration", self.folder, resumable=False)
-        state = self.trainer.state
-        where = f"in iteration {state.iteration} of {self.trainer.iterations} (epoch {state.epoch})"
-        return named_failure(error, where, self.folder, resumable=self.checkpoints.latest() is not None)
-
-    def ended(self, error: MedsegError) -> MedsegError:
-        """Note in ``run.json`` why the run ended; the error itself is handed back, also where that is not possible."""
-        if self.begun:
-            try:
-                self._write_record("interrupted" if isinstance(error, Interrupted) else "failed", **record_of(error))
-            except (OSError, MedsegError) as unwritten:
-                _logger.error("run.json could not be written either: %s", unwritten)  # noqa: TRY400  told at its end
-        return error
-
-    def prepare(self, *, resume: bool) -> None:
-        if self.checkpoints.latest() is not None and not resume:
-            raise UsageError(
-                f"the folder {self.folder} holds the checkpoints of another run; continue it with --resume, "
-                "or choose another one with --output"
-            )
-        iteration = self.checkpoints.resume(self.trainer) if resume else 0
-        if iteration:
-            _logger.info("going on after iteration %d", iteration)
-            for change in self.checkpoints.parts[-1]["changed"]:
-                _logger.info("from here on %s is %s (it was %s)", change["id"], change["new"], change["old"])
-
-    def execute(self, chosen: bool | Literal["best", "final"], watchers: Sequence[Watcher]) -> TrainingResult:
-        begun = time.perf_counter()
-        self._write_record("running")
-        self.begun = True
-        for watcher in watchers:
-            watcher.attach(self.trainer)
-        state = self.trainer.state
-        if state.iteration < self.trainer.iterations:
-            self._train()
-        self._require_end()
-        published = self._publish("best" if chosen is True else chosen) if chosen else None
-        best, epoch = self._best()
-        result = TrainingResult(
-            self.folder, state.epoch, state.iteration, best, epoch, time.perf_counter() - begun, published
-        )
-        self.workflow.finalize()
-        self._write_record("done", result=_plain(asdict(result)))
-        return result
-
-    def _train(self) -> None:
-        with StopRequest(self.trainer) as request:
-            try:
-                self.workflow.run()
-            except Exception as error:
-                if not (request.requested and ended_by_signal(error)):
-                    raise
-                request.stopped = True
-        if request.stopped:
-            where = f"{'after' if request.complete else 'in'} iteration {self.trainer.state.iteration}"
-            path = self.checkpoints.save(self.trainer) if request.complete else self.checkpoints.latest()
-            raise Interrupted(
-                f"stopped {where}; everything is saved in {path}. Run the same command with --resume to go on"
-                if path
-                else f"stopped {where}, before anything was saved; run the same command to start again"
-            )
-
-    def _require_end(self) -> None:
-        """A run is done when its last iteration is, and its checkpoint lies there: nothing else is believed."""
-        done, planned, latest = self.trainer.state.iteration, self.trainer.iterations, self.checkpoints.latest()
-        if done < planned:
-            raise TrainingFailed(
-                f"the bundle's 'run' or a handler ended the training after iteration {done} of {planned}; expected all "
-                f"of them. What was saved is in {self.checkpoints.folder}; go on with --resume, or lower epochs",
-                "stopped-early",
-            )
-        if not planned or latest is None:
-            raise TrainingFailed(
-                f"the training made {done} of {planned} iterations and left no checkpoint in "
-                f"{self.checkpoints.folder}; expected at least one. Look at epochs, iterations and train#handlers",
-                "nothing-saved",
-            )
-
-    def _best(self) -> tuple[float | None, int]:
-        evaluator = self.checkpoints.evaluator
-        if evaluator is None or evaluator.state.best_metric_epoch < 0:
-            return None, 0
-        return float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
-
-    def _publish(self, which: Literal["best", "final"]) -> Path:
-        parser, rows = self.workflow.parser, [] if self.journal is None else self.journal.rows
-        described = describe_run(which, parser, self.trainer, self.checkpoints, rows)
-        return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
-
-    def _write_record(self, status: str, **outcome: Any) -> None:
-        datalist = Path(self.workflow.parser.get_parsed_content("datalist"))
-        trainer = getattr(self, "trainer", None)  # None where the configuration could not be built
-        conditions = None if trainer is None else self.checkpoints.conditions(trainer)
-        record = {
-            "medseg": medseg_version(),
-            "torch": torch.__version__,
-            "status": status,
-            "bundle": {"name": self.bundle.name, "version": self.bundle.version},
-            "device": None if trainer is None else str(trainer.state.device),
-            "precision": None if trainer is None else trainer.format.record(),
-            "seed": self.workflow.parser.get_parsed_content("seed"),
-            "inputs": {
-                "datalist": str(datalist),
-                "datalist_sha256": sha256_file(datalist) if datalist.is_file() else None,
-                "cases_sha256": None if conditions is None else conditions.cases,
-                "init_sha256": None if conditions is None else conditions.start,
-            },
-            "overrides": self.given,
-            "configuration": _plain(self.workflow.parser.config) if conditions is None else conditions.configuration,
-            "parts": [] if trainer is None else self.checkpoints.parts_until(trainer.state.iteration),
-            "result": None,
-            "last_epoch": self.journal.rows[-1] if self.journal is not None and self.journal.rows else None,
-            **outcome,
-        }
-        write_json(self.folder / "run.json", json.loads(json.dumps(record), parse_constant=lambda _: None))
 
 
 def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
@@ -316,6 +173,184 @@ def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
     )
 
 
-def _plain(value: Any) -> Any:
-    """JSON-ready copy: paths and other objects become text."""
-    return json.loads(json.dumps(value, default=str))
+class _Run:
+    trainer: AdversarialSegmentationTrainer | None = None
+    checkpoints: Checkpoints
+    metrics: MetricsLogger | None = None
+
+    def __init__(self, bundle: Bundle, workflow: ConfigWorkflow, folder: Path, given: Mapping[str, Any]) -> None:
+        self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
+        self.begun = not (folder / RUN_JSON).exists()  # else the record is that of another run until this one begins
+
+    @property
+    def built(self) -> AdversarialSegmentationTrainer:
+        """The trainer, once there is one."""
+        assert self.trainer is not None
+        return self.trainer
+
+    def build(self) -> None:
+        self.workflow.initialize()
+        parsed = self.workflow.parser.get_parsed_content
+        trainer, handlers = parsed("train#trainer"), parsed("train#handlers")
+        checkpoints = next((handler for handler in handlers if isinstance(handler, Checkpoints)), None)
+        if not isinstance(trainer, AdversarialSegmentationTrainer) or checkpoints is None:
+            raise BundleError(
+                f"the bundle {self.bundle.name} trains with {type(trainer).__name__}; 'medseg train' needs "
+                "medseg.training.AdversarialSegmentationTrainer with medseg.training.Checkpoints among train#handlers. "
+                "Run it with: python -m monai.bundle run training"
+            )
+        self.trainer, self.checkpoints = trainer, checkpoints
+        self.metrics = next((handler for handler in handlers if isinstance(handler, MetricsLogger)), None)
+
+    def named(self, error: Exception) -> MedsegError:
+        if self.trainer is None:
+            return named_failure(error, "before its first iteration", self.folder, resumable=False)
+        state = self.trainer.state
+        where = f"in iteration {state.iteration} of {self.trainer.iterations} (epoch {state.epoch})"
+        return named_failure(error, where, self.folder, resumable=self.checkpoints.latest() is not None)
+
+    def ended(self, error: MedsegError) -> MedsegError:
+        """Note in ``run.json`` why the run ended; the error itself is handed back, also where that is not possible."""
+        if self.begun:
+            try:
+                self._write("interrupted" if isinstance(error, Interrupted) else "failed", failure=record_of(error))
+            except (OSError, MedsegError) as unwritten:
+                _logger.error("run.json could not be written either: %s", unwritten)  # noqa: TRY400  told at its end
+        return error
+
+    def prepare(self, *, resume: bool) -> None:
+        if not resume:
+            self.checkpoints.require_none()
+        elif iteration := self.checkpoints.resume(self.built):
+            _logger.info("going on after iteration %d", iteration)
+            for change in self.checkpoints.parts[-1].changed:
+                _logger.info("from here on %s", change)
+
+    def execute(self, chosen: Which | None, watchers: Sequence[Watcher]) -> TrainingResult:
+        begun, trainer = time.perf_counter(), self.built
+        self._write("running")
+        self.begun = True
+        for watcher in watchers:
+            watcher.attach(trainer)
+        state = trainer.state
+        if state.iteration < trainer.iterations:
+            self._train(trainer)
+        self._require_end(trainer)
+        published = self._publish(chosen) if chosen else None
+        best, epoch = self._best()
+        seconds = time.perf_counter() - begun
+        result = TrainingResult(self.folder, state.epoch, state.iteration, best, epoch, seconds, published)
+        self.workflow.finalize()
+        self._write("done", result=asdict(result))
+        return result
+
+    def _train(self, trainer: AdversarialSegmentationTrainer) -> None:
+        with orderly_stop(trainer) as stop:
+            try:
+                self.workflow.run()
+            except Exception as error:
+                if not (stop.requested and ended_by_signal(error)):
+                    raise
+                stop.stopped = True
+        if stop.stopped:
+            where = f"{'after' if stop.complete else 'in'} iteration {trainer.state.iteration}"
+            path = self.checkpoints.save(trainer) if stop.complete else self.checkpoints.latest()
+            raise Interrupted(
+                f"stopped {where}; everything is saved in {path}. Run the same command with --resume to go on"
+                if path
+                else f"stopped {where}, before anything was saved; run the same command to start again"
+            )
+
+    def _require_end(self, trainer: AdversarialSegmentationTrainer) -> None:
+        """A run is done when its last iteration is, and its checkpoint lies there: nothing else is believed."""
+        done, planned, folder = trainer.state.iteration, trainer.iterations, self.checkpoints.folder
+        if done < planned:
+            raise TrainingFailed(
+                f"the bundle's 'run' or a handler ended the training after iteration {done} of {planned}; expected all "
+                f"of them. What was saved is in {folder}; go on with --resume, or lower epochs",
+                "stopped-early",
+            )
+        if not planned or self.checkpoints.latest() is None:
+            raise TrainingFailed(
+                f"the training made {done} of {planned} iterations and left no checkpoint in {folder}; expected at "
+                "least one. Look at epochs, iterations and train#handlers",
+                "nothing-saved",
+            )
+
+    def _best(self) -> tuple[float | None, int]:
+        evaluator = self.checkpoints.evaluator
+        if evaluator is None or evaluator.state.best_metric_epoch < 0:
+            return None, 0
+        return float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
+
+    def _publish(self, which: Which) -> Path:
+        parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
+        described = describe_run(which, parser, self.built, self.checkpoints, rows)
+        return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
+
+    def _write(self, status: Literal["running", "done", "interrupted", "failed"], **outcome: Any) -> None:
+        parser, trainer = self.workflow.parser, self.trainer
+        record = TrainingRecord(
+            status=status,
+            bundle=self.bundle.name,
+            bundle_version=self.bundle.version,
+            seed=parser.get_parsed_content("seed", default=None),
+            configuration=parser.config,
+            overrides=self.given,
+            datalist=Path(parser.get_parsed_content("datalist")),
+            last_epoch=self.metrics.rows[-1] if self.metrics is not None and self.metrics.rows else None,
+            **outcome,
+        )
+        if trainer is not None:
+            conditions = self.checkpoints.conditions(trainer)
+            record = replace(
+                record,
+                configuration=conditions.configuration,
+                device=str(trainer.state.device),
+                precision=trainer.format.record(),
+                cases=conditions.cases,
+                start=conditions.start,
+                parts=self.checkpoints.parts_until(trainer.state.iteration),
+            )
+        record.write(self.folder)
+
+
+class OrderlyStop:
+    """Ends a training between two iterations, where the state of the run is complete, once a signal has asked for it.
+
+    At the last iteration of an epoch the stop waits for validation, so that nothing of the epoch is lost. With several
+    processes a signal to one of them stops all after the same iteration.
+    """
+
+    def __init__(self, trainer: AdversarialSegmentationTrainer, request: StopRequest) -> None:
+        self.trainer, self.request, self.stopped = trainer, request, False
+        self._done = trainer.state.iteration
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come to this process."""
+        return self.request.requested
+
+    @property
+    def complete(self) -> bool:
+        """Whether the state of the run is complete: no iteration has begun and not ended."""
+        return bool(self.trainer.state.iteration == self._done)
+
+    def _after_iteration(self) -> None:
+        self._done = self.trainer.state.iteration
+        if self._done % self.trainer.state.epoch_length:
+            self._stop()
+
+    def _stop(self) -> None:
+        if in_any_process(self.request.requested) and self._done < self.trainer.iterations:
+            self.stopped = True
+            self.trainer.terminate()
+
+
+@contextmanager
+def orderly_stop(trainer: AdversarialSegmentationTrainer) -> Iterator[OrderlyStop]:
+    """While open, SIGTERM and Ctrl-C stop a training in order."""
+    with signals_noted() as request:
+        yield OrderlyStop(trainer, request)

@@ -1,12 +1,12 @@
-"""When which network learns, and how much the discriminator counts.
+"""Who learns when, with what weight, and at which rate: pure functions of time, planned for the length of a run.
 
-Rates of a resumed run: the state of the optimiser comes back, its options are those that are asked for now.
+A resumed run is planned anew: the state of the optimiser comes back, its options are those that are asked for now.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from medseg.errors import UsageError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What happens with one batch.
+    """Who learns from one batch, and with what weight.
 
     Attributes
     ----------
@@ -26,11 +26,21 @@ class StepPlan:
         Updates of each network.
     weight
         Weight of the adversarial loss in the generator's loss; 0 leaves the discriminator out of it.
+    consistency
+        Weight of the agreement with the moving average on cases without labels.
     """
 
     discriminator_steps: int
     generator_steps: int
     weight: float
+    consistency: float = 0.0
+
+
+def ramped(weight: float, passed: int, ramp: int) -> float:
+    """A weight that rises from 0 over ``ramp`` iterations, of which ``passed`` (negative: not yet begun) are over."""
+    if passed <= 0:
+        return 0.0
+    return weight * min(1.0, passed / ramp) if ramp else weight
 
 
 @dataclass(frozen=True)
@@ -70,24 +80,40 @@ class AdversarialSchedule:
         if self.alternate not in ("iteration", "epoch"):
             raise ValueError(f"alternate is {self.alternate!r}, expected 'iteration' or 'epoch'")
 
-    def turn(self, iteration: int, epoch: int) -> StepPlan:
+    def plan(self, iteration: int, epoch: int) -> StepPlan:
         """What to do at a 1-based ``iteration`` of a 1-based ``epoch``."""
-        passed = iteration - self.warm_up
-        if self.weight == 0.0 or passed <= 0:
+        if self.weight == 0.0 or iteration <= self.warm_up:
             return StepPlan(0, self.generator_steps, 0.0)
-        weight = self.weight_at(iteration)
-        if self.alternate == "iteration":
-            return StepPlan(self.discriminator_steps, self.generator_steps, weight)
-        if epoch % 2 == 1:
-            return StepPlan(self.discriminator_steps, 0, 0.0)
-        return StepPlan(0, self.generator_steps, weight)
+        weight = ramped(self.weight, iteration - self.warm_up - self.settle, self.ramp)
+        both = self.alternate == "iteration"
+        discriminates = both or epoch % 2 == 1
+        generates = both or not discriminates
+        return StepPlan(self.discriminator_steps * discriminates, self.generator_steps * generates, weight)
 
-    def weight_at(self, iteration: int) -> float:
-        """Weight of the adversarial loss at a 1-based ``iteration``."""
-        passed = iteration - self.warm_up - self.settle
-        if passed <= 0:
-            return 0.0
-        return self.weight * min(1.0, passed / self.ramp) if self.ramp else self.weight
+
+def completes_update(iteration: int, epoch_length: int | None, accumulation: int = 1) -> bool:
+    """Whether the batch of a 1-based ``iteration`` completes an accumulated gradient; the last one of an epoch does."""
+    done = (iteration - 1) % epoch_length + 1 if epoch_length else iteration
+    return done % accumulation == 0 or done == epoch_length
+
+
+def planned_updates(schedule: AdversarialSchedule, iterations: int, epoch_length: int, accumulation: int = 1) -> int:
+    """Updates that the generator makes in the first ``iterations`` of a run, if none is skipped.
+
+    Parameters
+    ----------
+    schedule
+        Who learns when.
+    iterations, epoch_length
+        Of the run, and of one of its epochs.
+    accumulation
+        Batches whose gradients make one update.
+    """
+    return sum(
+        schedule.plan(iteration, (iteration - 1) // epoch_length + 1).generator_steps
+        for iteration in range(1, iterations + 1)
+        if completes_update(iteration, epoch_length, accumulation)
+    )
 
 
 @dataclass
@@ -124,52 +150,33 @@ class OneCycle:
         return self.end + (1.0 - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def completes_update(iteration: int, epoch_length: int | None, accumulation: int = 1) -> bool:
-    """Whether the batch of a 1-based ``iteration`` completes an accumulated gradient; the last one of an epoch does."""
-    done = (iteration - 1) % epoch_length + 1 if epoch_length else iteration
-    return done % accumulation == 0 or done == epoch_length
-
-
-def generator_steps(
-    schedule: AdversarialSchedule | None, iterations: int, epoch_length: int, accumulation: int = 1
-) -> int:
-    """Updates that the generator makes in the first ``iterations`` of a run, as it is planned.
-
-    Parameters
-    ----------
-    schedule
-        Who learns when; None without a discriminator.
-    iterations, epoch_length
-        Of the run, and of one of its epochs.
-    accumulation
-        Batches whose gradients make one update.
-
-    Notes
-    -----
-    Updates that are skipped because a loss or a gradient is not finite are counted: they are not planned.
-    """
-    turns = AdversarialSchedule(weight=0.0) if schedule is None else schedule
-    return sum(
-        turns.turn(iteration, (iteration - 1) // epoch_length + 1).generator_steps
-        for iteration in range(1, iterations + 1)
-        if completes_update(iteration, epoch_length, accumulation)
-    )
-
-
 def plan_cycles(
-    scheduler: LRScheduler | None, schedule: AdversarialSchedule | None, epoch_length: int, accumulation: int = 1
+    scheduler: LRScheduler | None, schedule: AdversarialSchedule, epoch_length: int, accumulation: int = 1
 ) -> None:
-    """Stretch every :class:`OneCycle` of a ``LambdaLR`` over the updates that the generator really makes.
+    """Stretch every :class:`OneCycle` over the updates that the generator really makes.
 
-    A cycle counts updates, and with :class:`AdversarialSchedule` their number is not that of the iterations: the
-    generator makes none in the discriminator's epochs, and several per batch where it is told to.
+    A cycle counts updates, and their number is not that of the iterations: the generator makes none in the
+    discriminator's epochs, and several per batch where it is told to.
     """
-    for cycle in scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else ():
-        if isinstance(cycle, OneCycle):
-            cycle.updates = generator_steps(schedule, cycle.total, epoch_length, accumulation)
+    for cycle in _cycles(scheduler):
+        cycle.updates = planned_updates(schedule, cycle.total, epoch_length, accumulation)
 
 
-_SCHEDULED = frozenset({"lr", "initial_lr"})
+def shift_cycles(scheduler: LRScheduler | None, updates: int) -> None:
+    """Let every :class:`OneCycle` end that many updates later than it is planned to.
+
+    A plan takes every update of a run to be made as the schedule says now. Where it said something else before, more or
+    fewer have been made.
+    """
+    if isinstance(scheduler, LambdaLR) and updates:
+        for cycle in _cycles(scheduler):
+            cycle.updates = (cycle.total if cycle.updates is None else cycle.updates) + updates
+        _set_rates(scheduler)
+
+
+def _cycles(scheduler: LRScheduler | None) -> Iterator[OneCycle]:
+    if isinstance(scheduler, LambdaLR):
+        yield from (cycle for cycle in scheduler.lr_lambdas if isinstance(cycle, OneCycle))
 
 
 def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -201,34 +208,16 @@ def restore_rates(
     if (scheduler is None) != (saved is None):
         raise UsageError("the checkpoint has a learning-rate schedule and this run none, or the other way round")
     optimizer.load_state_dict(state["optimizer"])
-    kept = frozenset() if scheduler is None else _SCHEDULED
+    scheduled = set() if scheduler is None else {"lr", "initial_lr"}
     for group, before, now in zip(optimizer.param_groups, state["options"], options, strict=True):
-        group.update({name: now[name] for name in now.keys() - kept if now[name] != before.get(name)})
+        group.update({name: now[name] for name in now.keys() - scheduled if now[name] != before.get(name)})
     if isinstance(scheduler, LambdaLR):
-        _go_on(scheduler, saved)
+        own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.lr_lambdas)}  # None keeps its own
+        scheduler.load_state_dict({**saved, **own})
+        _set_rates(scheduler)
     elif scheduler is not None:
         _require_same_schedule(scheduler, saved)
         scheduler.load_state_dict(saved)
-
-
-def _go_on(scheduler: LambdaLR, saved: Mapping[str, Any]) -> None:
-    own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.lr_lambdas)}  # None keeps the function
-    scheduler.load_state_dict({**saved, **own})
-    _set_rates(scheduler)
-
-
-def shift_cycles(scheduler: LRScheduler | None, updates: int) -> None:
-    """Let every :class:`~medseg.training.schedule.OneCycle` end that many updates later than it is planned to.
-
-    A plan takes every update of a run to be made as the schedule says now. Where it said something else before, more or
-    fewer have been made.
-    """
-    if not isinstance(scheduler, LambdaLR) or not updates:
-        return
-    for cycle in scheduler.lr_lambdas:
-        if isinstance(cycle, OneCycle) and cycle.updates is not None:
-            cycle.updates += updates
-    _set_rates(scheduler)
 
 
 def _set_rates(scheduler: LambdaLR) -> None:
@@ -238,6 +227,10 @@ def _set_rates(scheduler: LambdaLR) -> None:
     for group, base, rate in zip(scheduler.optimizer.param_groups, bases, rates, strict=True):
         group["initial_lr"], group["lr"] = base, rate
     scheduler._last_lr = rates
+
+
+_RUNNING = frozenset({"last_epoch", "T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter", "milestones"})
+"""Attributes of torch's schedules that change while they run."""
 
 
 def _require_same_schedule(scheduler: LRScheduler, saved: Mapping[str, Any]) -> None:
@@ -251,7 +244,3 @@ def _require_same_schedule(scheduler: LRScheduler, saved: Mapping[str, Any]) -> 
             f"the learning-rate schedule {type(scheduler).__name__} cannot be planned anew: {found}. Resume "
             "without changing the length or the rates, or train with LambdaLR and medseg.training.OneCycle"
         )
-
-
-_RUNNING = frozenset({"last_epoch", "T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter", "milestones"})
-"""Attributes of torch's schedules that change while they run."""

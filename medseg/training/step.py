@@ -1,9 +1,4 @@
-"""One network's update: scaling, accumulation, clipping, the optimiser, the learning rate; with its state.
-
-Exponential moving average of the generator's weights: validated and shipped instead of the last ones.
-
-Running statistics of a network, which a forward pass in training mode moves although nobody learns from it.
-"""
+"""One network's update: scaling, accumulation, clipping, the optimiser, the learning rate; its moving average."""
 
 from __future__ import annotations
 
@@ -18,8 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from medseg.errors import TrainingDiverged
-from medseg.training.distributed import average_gradients, same_start, together
+from medseg.training.distributed import average_gradients, in_any_process, same_start
 from medseg.training.schedule import group_options, restore_rates
+
+_PATIENCE = 10
+"""Consecutive batches with a loss or a gradient that is not finite after which a run stops."""
 
 
 class NetworkStep:
@@ -35,8 +33,6 @@ class NetworkStep:
         Gradients are clipped to this total norm.
     scaled
         Whether losses are scaled against underflow (fp16).
-    patience
-        Consecutive batches with a loss or a gradient that is not finite after which the run stops.
     """
 
     def __init__(
@@ -48,24 +44,17 @@ class NetworkStep:
         scheduler: LRScheduler | None = None,
         max_norm: float = math.inf,
         scaled: bool = False,
-        patience: int = 10,
     ) -> None:
         self.name, self.network, self.optimizer, self.scheduler = name, network, optimizer, scheduler
-        self.max_norm, self.patience = max_norm, patience
+        self.max_norm = max_norm
         self.options = group_options(optimizer)
         same_start(network)
         self.scaler = torch.amp.GradScaler(enabled=scaled)
         self.skipped_in_a_row = self.skipped = 0
 
-    def backward(self, loss: Tensor, share: float = 1.0, *, bad: bool | None = None) -> bool:
-        """Add the gradient of ``share`` × loss; False, and no gradient, if the loss is not finite in some process.
-
-        ``bad`` says so if the processes have told each other already.
-        """
-        if bad is None:
-            [count] = together(float(not torch.isfinite(loss)))
-            bad = count > 0.0
-        if bad:
+    def backward(self, loss: Tensor, share: float = 1.0) -> bool:
+        """Add the gradient of ``share`` × loss; False, and no gradient, if the loss is not finite in some process."""
+        if in_any_process(not torch.isfinite(loss)):
             self._skip("loss")
             return False
         torch.autograd.backward(self.scaler.scale(loss * share))
@@ -118,7 +107,7 @@ class NetworkStep:
         self.clear()
         self.skipped += 1
         self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.patience:
+        if self.skipped_in_a_row >= _PATIENCE:
             raise TrainingDiverged(
                 f"the {self.name}'s {what} was not finite in {self.skipped_in_a_row} batches in a row; expected a "
                 "number. Lower the learning rate or the adversarial weight, look for NaN in the images with "
@@ -159,11 +148,10 @@ class Buffers:
     opponent, a batch that is skipped, a trial), they must be as if it had not been.
     """
 
-    def __init__(self, *networks: nn.Module | None) -> None:
+    def __init__(self, *networks: nn.Module) -> None:
         self._kept = [
             (module, name, buffer, buffer.detach().clone())
             for network in networks
-            if network is not None
             for module in network.modules()
             for name, buffer in module.named_buffers(recurse=False)
         ]

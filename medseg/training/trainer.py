@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,15 +20,21 @@ from torch.optim.swa_utils import AveragedModel
 from medseg.devices import Precision, channels_last, use_channels_last
 from medseg.errors import TrainingFailed, UsageError
 from medseg.training.adversary import Adversary
-from medseg.training.data import DrawSampler
+from medseg.training.data import place_sampler
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
-from medseg.training.mean_teacher import MeanTeacher, Views
-from medseg.training.precision import NumberFormat
-from medseg.training.schedule import StepPlan, completes_update, generator_steps, plan_cycles
+from medseg.training.mean_teacher import MeanTeacher, UnlabelledBatch
+from medseg.training.precision import NumberFormat, Objective, Trial
+from medseg.training.schedule import (
+    AdversarialSchedule,
+    StepPlan,
+    completes_update,
+    plan_cycles,
+    planned_updates,
+    shift_cycles,
+)
 from medseg.training.step import Buffers, NetworkStep
-from medseg.training.trial import try_format
 
 
 class Stateful(Protocol):
@@ -99,32 +106,28 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         if unlabelled is not None and unlabelled.consistency and averaged is None:
             raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
         self.adversary, self.averaged, self.unlabelled = adversary, averaged, unlabelled
-        self.deep_supervision = deep_supervision
-        networks = {"generator": self.network}
-        if adversary is not None:
-            networks["discriminator"] = adversary.discriminator
+        self.deep_supervision, self.channels_last = deep_supervision, channels_last
+        self.schedule = AdversarialSchedule(weight=0.0) if adversary is None else adversary.schedule
+        self.plan = StepPlan(0, 0, 0.0)
+        judge = {} if adversary is None else {"discriminator": adversary.discriminator}
         copies = {} if averaged is None else {"generator": averaged.module}
-        self.format = NumberFormat(self.state.device, precision, networks, copies)
-        self.channels_last = channels_last
+        self.format = NumberFormat(self.state.device, precision, {"generator": self.network, **judge}, copies)
         if self.state.epoch_length:
-            accumulation = getattr(self, "accumulation_steps", 1)
-            plan_cycles(
-                scheduler, None if adversary is None else adversary.schedule, self.state.epoch_length, accumulation
-            )
+            plan_cycles(scheduler, self.schedule, self.state.epoch_length, self._accumulation)
+        scaled = self.format.scaled
         self.generator_step = NetworkStep(
-            "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=self.format.scaled
+            "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=scaled
         )
         if adversary is not None:
-            adversary.step.scaler = torch.amp.GradScaler(enabled=self.format.scaled)
+            adversary.step.scaler = torch.amp.GradScaler(enabled=scaled)
         if deep_supervision is not None:
             same_start(deep_supervision.to(self.state.device))
         parts = {"averaged": averaged, "adversary": adversary, "deep_supervision": deep_supervision}
-        self.stateful["precision"] = self.format
-        self.stateful["generator"] = self.generator_step
+        self.stateful |= {"precision": self.format, "generator": self.generator_step}
         self.stateful.update({name: part for name, part in parts.items() if part is not None})
-        self.add_event_handler(Events.STARTED, self._place_sampler)
+        self.add_event_handler(Events.STARTED, lambda: place_sampler(self.data_loader, self.state.iteration))
         if channels_last:
-            use_channels_last(self.network, averaged, None if adversary is None else adversary.discriminator)
+            use_channels_last(self.network, averaged, *judge.values())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,14 +135,14 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         return self.format.dtype
 
     @property
-    def opponent(self) -> Adversary | None:
-        """The adversary, if it ever counts."""
-        return self.adversary if self.adversary is not None and self.adversary.schedule.weight > 0.0 else None
-
-    @property
     def iterations(self) -> int:
         """Iterations of the whole run, as it is planned."""
         return int(self.state.max_epochs * (self.state.epoch_length or 0))
+
+    @property
+    def _accumulation(self) -> int:
+        """Batches whose gradients make one update; MONAI 1.5, which MONAI Label needs, does not accumulate."""
+        return int(getattr(self, "accumulation_steps", 1))
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As ignite's; remembers whose handler it is, to know the validations that run inside this training."""
@@ -162,16 +165,13 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
                 raise UsageError("the training data gives no batch; expected at least one. Look at the datalist")
             require_same(iterations=self.iterations, epoch_length=length or 0, iteration=done)
             super().run()
-            self._require_end()
-
-    def _require_end(self) -> None:
-        if self.state.iteration < self.iterations and not self.should_terminate:
-            raise TrainingFailed(
-                f"the data ended after iteration {self.state.iteration} of {self.iterations}; expected a loader that "
-                f"gives {self.state.epoch_length} batches in every epoch. Look at the length of the training list and "
-                "at the batch size",
-                "data-ended",
-            )
+            if self.state.iteration < self.iterations and not self.should_terminate:
+                raise TrainingFailed(
+                    f"the data ended after iteration {self.state.iteration} of {self.iterations}; expected a loader "
+                    f"that gives {self.state.epoch_length} batches in every epoch. Look at the length of the training "
+                    "list and at the batch size",
+                    "data-ended",
+                )
 
     def _validations(self) -> set[Engine]:
         """Engines that handlers of this one hold, such as the validator of a ``ValidationHandler``."""
@@ -191,7 +191,13 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         UsageError
             If the state belongs to a run with other parts or with another number of iterations per epoch.
         """
-        _require_same_run(state, set(self.stateful), self.state.epoch_length)
+        missing, length = sorted(set(self.stateful) - set(state)), self.state.epoch_length
+        if missing or state["epoch_length"] != length:
+            raise UsageError(
+                f"the checkpoint was written by another configuration ({state['epoch_length']} iterations per epoch, "
+                f"without: {', '.join(missing) or 'nothing'}); this one has {length} iterations per epoch. Continue "
+                "with the configuration it was started with, or start anew in another output folder"
+            )
         self.state.iteration = int(state["iteration"])
         self.state.epoch = self.state.iteration // self.state.epoch_length
         for name, part in self.stateful.items():
@@ -202,53 +208,56 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         scheduler = self.generator_step.scheduler
         if scheduler is None or not self.state.epoch_length:
             return 0
-        schedule = None if self.adversary is None else self.adversary.schedule
-        accumulation = getattr(self, "accumulation_steps", 1)
-        planned = generator_steps(schedule, self.state.iteration, self.state.epoch_length, accumulation)
+        planned = planned_updates(self.schedule, self.state.iteration, self.state.epoch_length, self._accumulation)
         return int(scheduler.last_epoch) - planned
 
-    def _place_sampler(self) -> None:
-        sampler = getattr(self.data_loader, "sampler", None)
-        if isinstance(sampler, DrawSampler):
-            sampler.go_to(self.state.iteration)
+    def shift_plan(self, updates: int) -> None:
+        """Let the cycles of the generator's learning rate end that many updates later than planned."""
+        shift_cycles(self.generator_step.scheduler, updates)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict[str, Any]:
-        image, label = self._inputs(batchdata)
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        image, label = self._laid_out(batch[0]), batch[1]
         engine.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
         if not self.format.tried:
-            try_format(self, image, label)
-        turn = self._turn()
+            self._trial().run(image, label)
+        plan = self.plan = self._planned()
         self.network.train()
         before = Buffers(self.network)
-        views = self._views(turn)
-        prediction = self._forward(image, views, learns=turn.generator_steps > 0)
+        unlabelled = self._unlabelled(plan)
+        prediction = self._forward(image, unlabelled, learns=plan.generator_steps > 0)
         if self.adversary is not None:
-            for _ in range(turn.discriminator_steps):
+            for _ in range(plan.discriminator_steps):
                 self._teach_discriminator(self.adversary, image, label, prediction)
-        for step in range(turn.generator_steps):
+        for step in range(plan.generator_steps):
             before = Buffers(self.network) if step else before
-            prediction = self._forward(image, views) if step else prediction
-            if not self._teach_generator(image, label, prediction, turn.weight, views):
+            prediction = self._forward(image, unlabelled) if step else prediction
+            if not self._teach_generator(image, label, prediction, unlabelled):
                 before.restore()  # what was skipped leaves no trace
-        if not turn.generator_steps:
+        if not plan.generator_steps:
             before.restore()  # the statistics of a network rest while it does not learn
             with torch.no_grad():
                 self._supervised_loss(prediction, label)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    def _inputs(self, batchdata: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        return channels_last(batch[0]) if self.channels_last else batch[0], batch[1]
+    def _laid_out(self, image: Tensor) -> Tensor:
+        return channels_last(image) if self.channels_last else image
 
-    def _placed(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(self.state.device, non_blocking=self.non_blocking)
-        return channels_last(tensor) if self.channels_last else tensor
+    def _planned(self) -> StepPlan:
+        plan = self.schedule.plan(self.state.iteration, self.state.epoch)
+        if self.unlabelled is None:
+            return plan
+        return replace(plan, consistency=self.unlabelled.weight_at(self.state.iteration))
 
-    def _views(self, turn: StepPlan) -> Views | None:
-        if self.unlabelled is None or not turn.generator_steps:
+    def _unlabelled(self, plan: StepPlan) -> UnlabelledBatch | None:
+        if self.unlabelled is None or not plan.generator_steps:
             return None
-        return self.unlabelled.views(self.state.iteration, turn.weight, self._placed, self._labels_of_the_average)
+
+        def place(image: Tensor) -> Tensor:
+            return self._laid_out(image.to(self.state.device, non_blocking=self.non_blocking))
+
+        return self.unlabelled.batch(self.state.iteration, plan, place, self._labels_of_the_average)
 
     def _labels_of_the_average(self, image: Tensor) -> Tensor:
         assert self.averaged is not None
@@ -256,85 +265,98 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             logits: Tensor = self.inferer(image, self.averaged.module.eval())
         return logits.max(1, keepdim=True).indices
 
-    def _turn(self) -> StepPlan:
-        if self.adversary is None:
-            return StepPlan(0, 1, 0.0)
-        return self.adversary.schedule.turn(self.state.iteration, self.state.epoch)
-
-    def _forward(self, image: Tensor, views: Views | None, learns: bool = True) -> Tensor:
-        seen = image if views is None else torch.cat([image, views.strong])  # one pass, shared batch statistics
+    def _predict(self, image: Tensor) -> Tensor:
         deep = self.deep_supervision
-        reading = nullcontext() if deep is None else deep.reading(self.network)
-        with torch.set_grad_enabled(learns), self.format.computing(), reading:
-            prediction: Tensor = self.inferer(seen, self.network)
-        prediction = prediction.float()
-        if views is not None:
-            prediction, views.prediction = prediction[: len(image)], prediction[len(image) :]
+        with self.format.computing(), nullcontext() if deep is None else deep.reading(self.network):
+            prediction: Tensor = self.inferer(image, self.network)
+        return prediction.float()
+
+    def _forward(self, image: Tensor, unlabelled: UnlabelledBatch | None, learns: bool = True) -> Tensor:
+        seen = image if unlabelled is None else torch.cat([image, unlabelled.strong])  # shared batch statistics
+        with torch.set_grad_enabled(learns):
+            prediction = self._predict(seen)
+        if unlabelled is not None:
+            prediction, unlabelled.prediction = prediction[: len(image)], prediction[len(image) :]
         self.state.output[CommonKeys.PRED] = prediction
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         return prediction
 
-    def supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+    def _supervised(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Loss of the generator's logits, and of the heads if there are any, against the labels."""
-        loss: Tensor
-        if self.deep_supervision is None:
-            loss = self.loss_function(prediction, label).mean()
-        else:
-            loss = self.deep_supervision.loss(self.loss_function, prediction, label)
+        if self.deep_supervision is not None:
+            return self.deep_supervision.loss(self.loss_function, prediction, label)
+        loss: Tensor = self.loss_function(prediction, label).mean()
         return loss
 
     def _supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        loss = self.supervised_loss(prediction, label)
+        loss = self._supervised(prediction, label)
         self.state.output[CommonKeys.LOSS] = loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return loss
 
     def _teach_discriminator(self, adversary: Adversary, image: Tensor, label: Tensor, prediction: Tensor) -> None:
-        share, update = self._accumulation()
-        fake = adversary.judged(prediction.detach())
         with self.format.computing():
-            report = adversary.learn(image, adversary.reference(label, fake), fake, share, update)
+            report = adversary.learn(image, label, prediction, 1.0 / self._accumulation, self._updates())
         self.state.output.update(report)
         self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
 
     def _teach_generator(
-        self, image: Tensor, label: Tensor, prediction: Tensor, weight: float, views: Views | None = None
+        self, image: Tensor, label: Tensor, prediction: Tensor, unlabelled: UnlabelledBatch | None
     ) -> bool:
         """One step of the generator; False if its loss or its gradient was not finite, so that nothing was learnt."""
-        share, update = self._accumulation()
         loss = self._supervised_loss(prediction, label)
-        if views is not None and views.target is not None and views.prediction is not None:
-            consistency = self.loss_function(views.prediction, views.target).mean()
+        if unlabelled is not None and unlabelled.target is not None and unlabelled.prediction is not None:
+            consistency = self.loss_function(unlabelled.prediction, unlabelled.target).mean()
             self.state.output["consistency_loss"] = consistency.detach()
-            loss = loss + views.consistency * consistency
-        if self.adversary is not None and weight > 0.0:
-            judged = views if self.unlabelled is not None and self.unlabelled.adversarial else None
+            loss = loss + self.plan.consistency * consistency
+        if self.adversary is not None and self.plan.weight > 0.0:
+            judged = unlabelled if self.unlabelled is not None and self.unlabelled.adversarial else None
             with self.format.computing():
-                adversarial = self.adversary.teach_all(image, label, prediction, judged)
+                adversarial = self.adversary.teach(image, label, prediction, judged)
             self.state.output["adversarial_loss"] = adversarial.detach()
-            loss = loss + weight * adversarial
+            loss = loss + self.plan.weight * adversarial
             self.fire_event(AdversarialIterationEvents.GENERATOR_LOSS_COMPLETED)
-        if not self.generator_step.backward(loss, share):
+        if not self.generator_step.backward(loss, 1.0 / self._accumulation):
             return False
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if not update:
+        if not self._updates():
             return True
         learnt = self.generator_step.update()
         if learnt and self.averaged is not None:
             self.averaged.update_parameters(self.network)
         return learnt
 
-    def _accumulation(self) -> tuple[float, bool]:
-        """Share of this batch in the accumulated gradient, and whether this batch completes it."""
-        steps = getattr(self, "accumulation_steps", 1)  # MONAI 1.5, which MONAI Label needs, does not accumulate
-        return 1.0 / steps, completes_update(self.state.iteration, self.state.epoch_length, steps)
+    def _updates(self) -> bool:
+        """Whether this batch completes an accumulated gradient."""
+        return completes_update(self.state.iteration, self.state.epoch_length, self._accumulation)
 
+    def _trial(self) -> Trial:
+        """The trial of the format, on losses without a step, an event or a trace in the output."""
+        heads = {} if self.deep_supervision is None else {"heads": self.deep_supervision}
+        opponent = self.adversary if self.schedule.weight > 0.0 else None  # one that never counts is not tried
 
-def _require_same_run(state: dict[str, Any], parts: set[str], length: int | None) -> None:
-    missing = sorted(parts - set(state))
-    if missing or state["epoch_length"] != length:
-        raise UsageError(
-            f"the checkpoint was written by another configuration ({state['epoch_length']} iterations per epoch, "
-            f"without: {', '.join(missing) or 'nothing'}); this one has {length} iterations per "
-            "epoch. Continue with the configuration it was started with, or start anew in another output folder"
-        )
+        def look(image: Tensor, label: Tensor) -> None:
+            prediction = self._predict(image)
+            if opponent is not None:
+                opponent.look(image, label, prediction)
+
+        def generator(image: Tensor, label: Tensor) -> Tensor:
+            prediction = self._predict(image)
+            loss = self._supervised(prediction, label)
+            if opponent is None:
+                return loss
+            with self.format.computing():
+                return loss + opponent.teach(image, label, prediction, None)
+
+        def discriminator(image: Tensor, label: Tensor) -> Tensor:
+            assert opponent is not None
+            with torch.no_grad(), self.format.as_fp32():  # what the generator makes of it is its own error
+                prediction = self._predict(image)
+            with self.format.computing():
+                return opponent.judge(image, label, prediction)[0]
+
+        objectives = [Objective({"generator": self.network, **heads}, generator)]
+        if opponent is None:
+            return Trial(self.format, look, objectives, [])
+        objectives.append(Objective({"discriminator": opponent.discriminator}, discriminator))
+        return Trial(self.format, look, objectives, [opponent.noise_source])

@@ -242,7 +242,7 @@ def test_the_record_of_another_run_is_not_touched_by_a_refusal(bundle: Path) -> 
 
 def test_an_unwritable_record_hides_nothing(bundle: Path, monkeypatch: Patch) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    failing = _Watcher(Events.STARTED, lambda: monkeypatch.setattr("medseg.training.run.write_json", _raising(full)))
+    failing = _Watcher(Events.STARTED, lambda: monkeypatch.setattr("medseg.training.record.write_json", _raising(full)))
     with pytest.raises(TrainingFailed, match="ValueError: the first reason"):
         _train(bundle, failing, _Watcher(Events.STARTED, _raising(ValueError("the first reason"))))
 

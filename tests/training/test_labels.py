@@ -16,8 +16,8 @@ from monai.transforms.utility.dictionary import Identityd
 
 from medseg.errors import Refusal, UsageError
 from medseg.training import TrainingDataset, data_root, fold_items, image_items, train_bundle
+from medseg.training.checkpoints import Conditions
 from medseg.training.data import with_folder
-from medseg.training.resume import conditions_of
 from medseg.transforms import LoadLabeld, LoadVolumed
 from tests.ingest.trees import write_series
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
@@ -96,7 +96,7 @@ def test_a_mapping_of_the_datalist_counts_in_training(tmp_path: Path) -> None:
     case = steps(items[0])
     np.testing.assert_array_equal(case["label"], right)
     assert set(case) == {"image", "label"}
-    mapped = conditions_of(None, {"validate": items}).cases["validate"][0]
+    mapped = Conditions.of(None, {"validate": items}).cases["validate"][0]
     assert mapped["label_mapping"] == '{"7": 1, "200": 2}'
     with pytest.raises(UsageError, match="has a label_mapping, which the bundle does not apply"):
         TrainingDataset(items, Compose([Identityd("image")]))

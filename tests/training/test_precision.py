@@ -12,7 +12,6 @@ from torch.nn.functional import conv3d
 
 from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer, Checkpoints
 from medseg.training.layer_check import FILLS, LayerCheck, difference, filled_memory, keep_in_fp32
-from medseg.training.trial import try_format
 
 Make = Callable[..., AdversarialSegmentationTrainer]
 SCHEDULE = AdversarialSchedule(weight=0.1, warm_up=1)
@@ -164,18 +163,17 @@ def test_memory_that_does_not_suffice_is_said(make_trainer: Make, monkeypatch: p
         sizes.append(len(image))
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("medseg.training.trial._look", fail)
+    monkeypatch.setattr("medseg.training.precision.Trial._check_layers", fail)
     trainer.run()
     assert sizes == [2, 1]
     assert "memory" in trainer.format.record()["unchecked"]
 
 
 def test_fp32_needs_no_trial(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.training.trainer.try_format", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("medseg.training.precision.Trial.run", lambda *_: pytest.fail("tried"))
     trainer = make_trainer(epochs=1, precision="fp32")
     trainer.run()
     assert trainer.format.record()["used"] == "fp32"
-    assert try_format is not None
 
 
 @pytest.mark.parametrize("size", [(2, 3, 2), (2, 2, 2), (2, 4, 4), (1, 2, 2), (3, 3, 3)])

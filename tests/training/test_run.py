@@ -14,10 +14,9 @@ from ignite.engine import Events
 from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import BundleError, Interrupted, OutputLocked, UsageError
-from medseg.files import sha256_file
+from medseg.files import locked_folder, sha256_file
 from medseg.training import TrainingResult, train_bundle
 from medseg.training.configuration import check_overrides, parse_overrides
-from medseg.training.stopping import locked
 from medseg.training.trainer import AdversarialSegmentationTrainer
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
@@ -158,7 +157,7 @@ def test_a_folder_with_a_run_is_not_overwritten(bundle: Path, tmp_path: Path) ->
     _train(bundle, tmp_path / "out", overrides={"epochs": 1})
     with pytest.raises(UsageError, match="--resume"):
         _train(bundle, tmp_path / "out")
-    with locked(tmp_path / "out"), pytest.raises(OutputLocked, match="another process"):
+    with locked_folder(tmp_path / "out", "taken"), pytest.raises(OutputLocked, match="another process"):
         _train(bundle, tmp_path / "out", resume=True)
 
 

@@ -6,35 +6,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.training import AdversarialSchedule, OneCycle, StepPlan
-from medseg.training.schedule import generator_steps, plan_cycles
+from medseg.training.schedule import plan_cycles, planned_updates
 
 
 def test_warm_up_settle_and_ramp() -> None:
     schedule = AdversarialSchedule(weight=0.4, warm_up=10, settle=5, ramp=4)
-    assert schedule.turn(10, 1) == StepPlan(0, 1, 0.0)  # the generator alone
-    assert schedule.turn(11, 1) == StepPlan(1, 1, 0.0)  # the discriminator learns, but does not count yet
-    assert schedule.turn(15, 1) == StepPlan(1, 1, 0.0)
-    assert schedule.turn(17, 1).weight == pytest.approx(0.2)
-    assert schedule.turn(1000, 1).weight == pytest.approx(0.4)
+    assert schedule.plan(10, 1) == StepPlan(0, 1, 0.0)  # the generator alone
+    assert schedule.plan(11, 1) == StepPlan(1, 1, 0.0)  # the discriminator learns, but does not count yet
+    assert schedule.plan(15, 1) == StepPlan(1, 1, 0.0)
+    assert schedule.plan(17, 1).weight == pytest.approx(0.2)
+    assert schedule.plan(1000, 1).weight == pytest.approx(0.4)
 
 
 def test_alternation_by_epoch() -> None:
     schedule = AdversarialSchedule(weight=0.1, alternate="epoch", discriminator_steps=2)
-    assert [schedule.turn(1, epoch) for epoch in (1, 2, 3)] == [
-        StepPlan(2, 0, 0.0),
+    assert [schedule.plan(1, epoch) for epoch in (1, 2, 3)] == [
+        StepPlan(2, 0, 0.1),
         StepPlan(0, 1, 0.1),
-        StepPlan(2, 0, 0.0),
+        StepPlan(2, 0, 0.1),
     ]
 
 
 def test_without_weight_the_discriminator_rests() -> None:
-    assert AdversarialSchedule(weight=0.0).turn(100, 3) == StepPlan(0, 1, 0.0)
+    assert AdversarialSchedule(weight=0.0).plan(100, 3) == StepPlan(0, 1, 0.0)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
 def test_the_weight_never_falls(warm_up: int, settle: int, ramp: int) -> None:
     schedule = AdversarialSchedule(weight=0.3, warm_up=warm_up, settle=settle, ramp=ramp)
-    weights = [schedule.weight_at(i) for i in range(1, 160)]
+    weights = [schedule.plan(i, 1).weight for i in range(1, 160)]
     assert weights == sorted(weights)
     assert weights[-1] == pytest.approx(0.3)
 
@@ -55,8 +55,8 @@ def test_one_cycle_rises_falls_and_stays() -> None:
 @pytest.mark.parametrize(
     ("schedule", "accumulation", "expected"),
     [
-        (None, 1, 12),
-        (None, 3, 6),  # the third batch of an epoch of four, and its last one
+        (AdversarialSchedule(weight=0.0), 1, 12),
+        (AdversarialSchedule(weight=0.0), 3, 6),  # the third batch of an epoch of four, and its last one
         (AdversarialSchedule(weight=0.1), 1, 12),
         (AdversarialSchedule(weight=0.1, generator_steps=2), 1, 24),
         (AdversarialSchedule(weight=0.1, alternate="epoch"), 1, 4),  # the second of three epochs
@@ -65,9 +65,9 @@ def test_one_cycle_rises_falls_and_stays() -> None:
     ],
 )
 def test_the_steps_of_the_generator_are_counted_as_planned(
-    schedule: AdversarialSchedule | None, accumulation: int, expected: int
+    schedule: AdversarialSchedule, accumulation: int, expected: int
 ) -> None:
-    assert generator_steps(schedule, iterations=12, epoch_length=4, accumulation=accumulation) == expected
+    assert planned_updates(schedule, iterations=12, epoch_length=4, accumulation=accumulation) == expected
 
 
 def test_a_cycle_of_fewer_updates_reaches_its_end_with_the_last_of_them() -> None:

@@ -39,8 +39,8 @@ def test_gradient_reaches_the_generator_through_the_discriminator(make_trainer: 
     adversary = make_trainer(schedule=AdversarialSchedule(weight=1.0)).adversary
     assert adversary is not None
     generator, case = small_generator(), balls(1)[0]
-    fake = generator(case["image"][None]).softmax(1)
-    adversary.teach(case["image"][None], fake, None).backward()
+    logits = generator(case["image"][None])
+    adversary.teach(case["image"][None], case["label"][None], logits, None).backward()
     gradients = [p.grad for p in generator.parameters() if p.grad is not None]
     assert sum(float(g.abs().sum()) for g in gradients) > 0.0
     assert all(p.grad is None for p in adversary.discriminator.parameters())

@@ -17,6 +17,7 @@ from medseg.training import (
     Adversary,
     Checkpoints,
     MeanTeacher,
+    StepPlan,
     fold_items,
     unlabelled_cases,
 )
@@ -38,9 +39,9 @@ def _teacher(image: Tensor) -> Tensor:
 
 
 def _weak(cases: MeanTeacher, iteration: int) -> Tensor:
-    views = cases.views(iteration, 0.0, lambda tensor: tensor, _teacher)
-    assert views is not None
-    return views.strong
+    batch = cases.batch(iteration, StepPlan(1, 1, 0.0, consistency=1.0), lambda tensor: tensor, _teacher)
+    assert batch is not None
+    return batch.strong
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -62,8 +63,10 @@ def test_which_batch_comes_depends_on_the_iteration_alone() -> None:
 def test_the_teacher_counts_after_the_start_and_over_the_ramp() -> None:
     cases = _cases(consistency=0.8, start=10, ramp=4)
     assert [cases.weight_at(i) for i in (10, 11, 12, 14, 99)] == pytest.approx([0.0, 0.2, 0.4, 0.8, 0.8])
-    assert cases.views(10, 0.0, lambda tensor: tensor, _teacher) is None  # nothing to learn, nothing to load
-    judged = cases.views(10, 0.3, lambda tensor: tensor, _teacher)
+    assert (
+        cases.batch(10, StepPlan(1, 1, 0.0), lambda tensor: tensor, _teacher) is None
+    )  # nothing to learn, nothing to load
+    judged = cases.batch(10, StepPlan(1, 1, 0.3), lambda tensor: tensor, _teacher)
     assert judged is not None
     assert judged.target is None
 

@@ -30,7 +30,7 @@ from medseg.training import (
     training_loader,
 )
 from medseg.training.distributed import world
-from medseg.training.stopping import StopRequest
+from medseg.training.run import orderly_stop
 from tests.training.bundles import SMALL, copy_bundle, write_data
 from tests.training.conftest import balls
 
@@ -161,7 +161,7 @@ def _scenarios(rank: int, folder: str) -> None:
         if rank == 1:
             spoil(trainer)
         error = None
-        with StopRequest(trainer) as request:
+        with orderly_stop(trainer) as request:
             try:
                 trainer.run()
             except Exception as found:  # noqa: BLE001  it is told

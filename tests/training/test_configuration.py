@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.training.resume import Conditions, allowed_changes, with_same_start
+from medseg.training.checkpoints import Conditions
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 WRITTEN = {path.parts[-3]: json.loads(path.read_text()) for path in sorted(BUNDLES.glob("*/configs/train.json"))}
@@ -47,9 +47,9 @@ def test_ids_on_the_first_level(bundle: str) -> None:
             continue  # its content decides, not its name
         if name in REFUSED:
             with pytest.raises(UsageError, match=name):
-                allowed_changes(old, new)
+                new.changes_since(old)
         else:
-            (change,) = allowed_changes(old, new)
+            (change,) = new.changes_since(old)
             assert (change.id, change.old, change.new) == (name, value, "another")
 
 
@@ -89,12 +89,10 @@ def test_ids_inside(name: str, value: Any, allowed: bool) -> None:
         place = place[int(key)] if isinstance(place, list) else place[key]
     place[last] = value
     if allowed:
-        assert {change.id.rpartition("#val_")[0] or change.id for change in allowed_changes(_of(old), _of(new))} == {
-            name
-        }
+        assert {change.id.rpartition("#val_")[0] or change.id for change in _of(new).changes_since(_of(old))} == {name}
     else:
         with pytest.raises(UsageError, match=name):
-            allowed_changes(_of(old), _of(new))
+            _of(new).changes_since(_of(old))
 
 
 def _of(configuration: dict[str, Any], **more: Any) -> Conditions:
@@ -104,7 +102,7 @@ def _of(configuration: dict[str, Any], **more: Any) -> Conditions:
 def test_a_refusal_has_both_values_of_everything_that_is_refused() -> None:
     old, new = _of({"fold": 0, "batch_size": 4, "epochs": 2}), _of({"fold": 1, "batch_size": 2, "epochs": 3})
     with pytest.raises(UsageError, match=r"fold: 0 → 1; batch_size: 4 → 2\. Expected .* --output"):
-        allowed_changes(old, new)
+        new.changes_since(old)
 
 
 CASES: list[dict[str, Any]] = [{"image": "a", "label": "la"}, {"image": ["b", "c"], "label": "lb"}, {"image": "d"}]
@@ -123,25 +121,18 @@ CASES: list[dict[str, Any]] = [{"image": "a", "label": "la"}, {"image": ["b", "c
 def test_other_cases_are_refused(now: dict[str, Any], message: str) -> None:
     old = {"training": CASES[:2], "validation": CASES[2:]}
     with pytest.raises(UsageError, match=message):
-        allowed_changes(_of({}, cases=old), _of({}, cases={**old, **now}))
-    assert allowed_changes(_of({}, cases=old), _of({}, cases=copy.deepcopy(old))) == []
+        _of({}, cases={**old, **now}).changes_since(_of({}, cases=old))
+    assert _of({}, cases=copy.deepcopy(old)).changes_since(_of({}, cases=old)) == []
 
 
 def test_starting_weights_are_those_of_the_start() -> None:
     old = _of({"init": "a.pt", "rescale": True}, start="12ab")
     silent = _of({"init": None, "rescale": False})
-    assert with_same_start(old, silent) == old
-    assert [
-        c.id for c in allowed_changes(old, with_same_start(old, _of({"init": "b.pt", "rescale": True}, start="12ab")))
-    ]
+    assert silent.with_start_of(old) == old
+    assert [c.id for c in _of({"init": "b.pt", "rescale": True}, start="12ab").with_start_of(old).changes_since(old)]
     for other in (
         _of({"init": "b.pt", "rescale": True}, start="34"),
         _of({"init": "a.pt", "rescale": False}, start="12ab"),
     ):
         with pytest.raises(UsageError, match=r"starting weights: a\.pt"):
-            allowed_changes(old, with_same_start(old, other))
-
-
-def test_conditions_come_back_from_text() -> None:
-    conditions = _of({"epochs": 2, "max_norm": float("inf")}, cases={"training": CASES}, start="12ab")
-    assert Conditions.read(conditions.text()) == conditions
+            other.with_start_of(old).changes_since(old)
