@@ -9,8 +9,6 @@ What happened in each epoch: means of the losses, validation, time; as a table, 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -30,6 +28,7 @@ from monai.engines import Evaluator
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import write_json, write_text
+from medseg.tables import table_text
 from medseg.training.distributed import is_first, summed
 
 if TYPE_CHECKING:
@@ -329,8 +328,5 @@ def describe(row: Mapping[str, float], epochs: int) -> str:
 
 def _table(rows: Sequence[Mapping[str, float]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_present(row) for row in rows)
-    return text.getvalue()
+    present = [_present(row) for row in rows]
+    return table_text([columns, *([row.get(column) for column in columns] for row in present)])
