@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from medseg.evaluation.case import StructureResult, evaluate_case
     from medseg.evaluation.definitions import METRICS, Definitions
     from medseg.evaluation.folders import EvaluationResult, Options, evaluate_folders
-    from medseg.evaluation.statistics import Bootstrap, compare, rank_models, subgroups
+    from medseg.evaluation.statistics import Bootstrap, compare, subgroups
     from medseg.evaluation.tables import read_csv
 
 _HOMES = {
@@ -25,7 +25,6 @@ _HOMES = {
     "compare": "statistics",
     "evaluate_case": "case",
     "evaluate_folders": "folders",
-    "rank_models": "statistics",
     "read_csv": "tables",
     "subgroups": "statistics",
 }
@@ -40,7 +39,6 @@ __all__ = [
     "compare",
     "evaluate_case",
     "evaluate_folders",
-    "rank_models",
     "read_csv",
     "subgroups",
 ]
