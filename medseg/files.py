@@ -7,16 +7,14 @@ One process per folder: a lock that the operating system lets go when its holder
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from medseg.errors import OutputLocked, OutputUnusable
 
 _PREFIX = ".medseg-partial-"
 _PROBE_BYTES = 4096
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def shown(text: object) -> str:
@@ -150,26 +147,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     A path that is not UTF-8 keeps its odd bytes as escapes (``\\udcff``), by which Python finds the file again.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def table_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value) else value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medseg.evaluation.case import StructureResult, evaluate_case
     from medseg.evaluation.definitions import METRICS, Definitions
     from medseg.evaluation.folders import EvaluationResult, Options, evaluate_folders
-    from medseg.evaluation.statistics import Bootstrap, compare, rank_models, subgroups
+    from medseg.evaluation.statistics import Bootstrap, compare, subgroups
     from medseg.evaluation.tables import read_csv
 
 
@@ -27,7 +27,6 @@ __all__ = [
     "compare",
     "evaluate_case",
     "evaluate_folders",
-    "rank_models",
     "read_csv",
     "subgroups",
 ]
@@ -39,7 +38,7 @@ __getattr__ = lazily(
         "case": "StructureResult evaluate_case",
         "definitions": "Definitions METRICS",
         "folders": "EvaluationResult Options evaluate_folders",
-        "statistics": "Bootstrap compare rank_models subgroups",
+        "statistics": "Bootstrap compare subgroups",
         "tables": "read_csv",
     },
 )

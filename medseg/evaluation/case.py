@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.overlap import Box, VoxelCounts, average_precision, detect_lesions, find_boxes
-from medseg.evaluation.surfaces import measure_surface_elements, measure_voxel_surfaces
+from medseg.evaluation.overlap import Box, VoxelCounts, detect_lesions, find_boxes
+from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
+from medseg.labels.label_map import check_labels
+from medseg.labels.scheme import LARGEST_LABEL
 
 _DEFAULT = Definitions()
 _MOST_UNDECLARED_LABELS = 512
-_LARGEST_LABEL = 65535
-_ROUNDING = 1e-3
-"""A float is the whole number next to it if it is this near: what scaling and compression leave of a label."""
 _EMPTY_SCORES = {metric.name: metric.empty_score for metric in METRICS if metric.empty_score is not None}
 
 
@@ -70,7 +69,6 @@ def evaluate_case(
     *,
     definitions: Definitions = _DEFAULT,
     axes_mm: NDArray[np.float64] | None = None,
-    probabilities: Mapping[int, NDArray[np.floating]] | None = None,
 ) -> list[StructureResult]:
     """Compare two label maps, structure by structure.
 
@@ -89,8 +87,6 @@ def evaluate_case(
     axes_mm
         3×3, for grids whose axes are not at right angles: column a is the step in mm along array axis a (the
         upper left part of an affine). Replaces ``spacing_mm``; distances are then between true positions.
-    probabilities
-        Label → probability map in [0, 1], for the average precision.
 
     Returns
     -------
@@ -120,13 +116,10 @@ def evaluate_case(
             f"the prediction has shape {prediction.shape} and the reference {reference.shape}; "
             "resample the prediction to the reference's grid",
         )
-    axes = _axes(spacing_mm, axes_mm)
-    pair = _Pair.of(prediction, reference, axes)
-    declared = _declared(labels, pair)
-    scorer = _Scorer(definitions, float(abs(np.linalg.det(axes))))
+    pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm))
     return [
-        scorer.score(pair, label, name, _tolerance(tolerance_mm, label), (probabilities or {}).get(label))
-        for label, name in declared.items()
+        _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
+        for label, name in _declared(labels, pair).items()
     ]
 
 
@@ -179,7 +172,7 @@ class _Pair:
     prediction: NDArray[np.integer]
     reference: NDArray[np.integer]
     axes_mm: NDArray[np.float64]
-    transposed: bool
+    voxel_mm3: float
     prediction_boxes: dict[int, Box]
     reference_boxes: dict[int, Box]
 
@@ -189,10 +182,10 @@ class _Pair:
         # NIfTI readers give Fortran order; walking it along memory is four times faster.
         transposed = not maps[0].flags.c_contiguous and maps[0].flags.f_contiguous
         first, second = (np.ascontiguousarray(m.T if transposed else m) for m in maps)
-        axes = axes_mm[:, ::-1] if transposed else axes_mm
-        return cls(first, second, _diagonal_if_possible(axes), transposed, find_boxes(first), find_boxes(second))
+        axes, voxel_mm3 = axes_mm[:, ::-1] if transposed else axes_mm, float(abs(np.linalg.det(axes_mm)))
+        return cls(first, second, _diagonal_if_possible(axes), voxel_mm3, find_boxes(first), find_boxes(second))
 
-    def crop(self, label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def crop(self, label: int) -> tuple[Mask, Mask]:
         """Both masks of a label, in the box that holds it in both volumes."""
         boxes = [found[label] for found in (self.prediction_boxes, self.reference_boxes) if label in found]
         box = tuple(
@@ -207,32 +200,19 @@ def _label_map(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
         raise Refusal("not-3d", f"the {who} has shape {volume.shape}; give one 3D label map")
     if volume.dtype.kind == "b":
         return volume.view(np.uint8)
-    if volume.dtype.kind not in "iu":
-        volume = _as_integers(volume, who)
-    if volume.size and (volume.max() > _LARGEST_LABEL or (volume.dtype.kind == "i" and volume.min() < 0)):
+    if volume.dtype.kind not in "iuf":
+        raise Refusal("unexpected-labels", f"the {who} has values of type {volume.dtype}; give an integer label map")
+    if volume.dtype.kind == "f":
+        if not np.isfinite(volume).all():
+            raise Refusal("non-finite", f"the {who} holds NaN or infinite values; give an integer label map")
+        return check_labels(volume, f"the {who}")[0]
+    if volume.size and (volume.max() > LARGEST_LABEL or (volume.dtype.kind == "i" and volume.min() < 0)):
         raise Refusal(
             "unexpected-labels",
             f"the {who} holds values from {volume.min()} to {volume.max()}; "
-            f"labels are integers from 0 to {_LARGEST_LABEL}",
+            f"labels are integers from 0 to {LARGEST_LABEL}",
         )
     return volume
-
-
-def _as_integers(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
-    if volume.dtype.kind != "f":
-        raise Refusal("unexpected-labels", f"the {who} has values of type {volume.dtype}; give an integer label map")
-    if not np.isfinite(volume).all():
-        raise Refusal("non-finite", f"the {who} holds NaN or infinite values; give an integer label map")
-    limits = np.clip(volume, -1, _LARGEST_LABEL + 1)
-    whole = np.rint(limits)
-    between = np.abs(limits - whole) > _ROUNDING
-    if between.any():
-        raise Refusal(
-            "unexpected-labels",
-            f"the {who} holds values between the integers, such as {float(limits[between][0]):g}; "
-            "give a label map, not an image or a probability map",
-        )
-    return np.asarray(whole, dtype=np.int32)
 
 
 def _diagonal_if_possible(axes_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -255,62 +235,42 @@ def absent_structure(label: int, name: str, definitions: Definitions, case_id: s
     return StructureResult(label, name, _no_values(definitions), case_id=case_id)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    definitions: Definitions
-    voxel_mm3: float
-
-    def score(
-        self, pair: _Pair, label: int, name: str, tolerance_mm: float, probability: NDArray[np.floating] | None
-    ) -> StructureResult:
-        in_prediction, in_reference = label in pair.prediction_boxes, label in pair.reference_boxes
-        values = _no_values(self.definitions)
-        if in_prediction or in_reference:
-            self._overlap(values, pair, label, tolerance_mm)
-        if probability is not None:
-            reference = (pair.reference == label).T if pair.transposed else pair.reference == label
-            values["average_precision"] = average_precision(probability, reference)
-        missed, invented = in_reference and not in_prediction, in_prediction and not in_reference
-        return StructureResult(label, name, values, missed=missed, invented=invented)
-
-    def _overlap(self, values: dict[str, float | None], pair: _Pair, label: int, tolerance_mm: float) -> None:
+def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Definitions) -> StructureResult:
+    """One structure, in the box that holds it on both sides."""
+    in_prediction, in_reference = label in pair.prediction_boxes, label in pair.reference_boxes
+    values = _no_values(chosen)
+    if in_prediction or in_reference:
         prediction, reference = pair.crop(label)
-        counts = VoxelCounts(
-            int(np.count_nonzero(prediction & reference)),
-            int(np.count_nonzero(prediction)),
-            int(np.count_nonzero(reference)),
-            pair.reference.size,
-        )
-        to_ml = self.voxel_mm3 / 1000.0
+        both, ours, theirs = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
+        counts = VoxelCounts(both, ours, theirs, pair.reference.size)
+        to_ml = pair.voxel_mm3 / 1000.0
         values.update(
-            volume_ml=counts.prediction * to_ml,
-            reference_volume_ml=counts.reference * to_ml,
-            volume_difference_ml=(counts.prediction - counts.reference) * to_ml,
+            volume_ml=ours * to_ml,
+            reference_volume_ml=theirs * to_ml,
+            volume_difference_ml=(ours - theirs) * to_ml,
             specificity=counts.specificity,
         )
-        if not counts.prediction or not counts.reference:
+        if in_prediction and in_reference:
+            lesions = detect_lesions(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap)
+            values.update(dice=counts.dice, iou=counts.iou, precision=counts.precision, recall=counts.recall)
+            values.update(lesion_precision=lesions.precision, lesion_recall=lesions.recall, lesion_f1=lesions.f1)
+            values.update(_distances(prediction, reference, pair.axes_mm, tolerance_mm, chosen))
+        else:
             values.update(_EMPTY_SCORES)
-            return
-        values.update(dice=counts.dice, iou=counts.iou, precision=counts.precision, recall=counts.recall)
-        chosen = self.definitions
-        lesions = detect_lesions(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap)
-        values.update(lesion_precision=lesions.precision, lesion_recall=lesions.recall, lesion_f1=lesions.f1)
-        values.update(self._distances(prediction, reference, pair.axes_mm, tolerance_mm))
+    return StructureResult(
+        label, name, values, missed=in_reference and not in_prediction, invented=in_prediction and not in_reference
+    )
 
-    def _distances(
-        self,
-        prediction: NDArray[np.bool_],
-        reference: NDArray[np.bool_],
-        axes_mm: NDArray[np.float64],
-        tolerance_mm: float,
-    ) -> dict[str, float | None]:
-        measure = measure_voxel_surfaces if self.definitions.surface == "voxels" else measure_surface_elements
-        found = measure(prediction, reference, axes_mm)
-        rule = self.definitions.percentile_rule
-        return {
-            "hd_mm": found.hausdorff_mm(),
-            **{percentile_name(p): found.percentile_mm(p, rule) for p in (95.0, *self.definitions.percentiles)},
-            "assd_mm": found.average_mm(),
-            "masd_mm": found.mean_of_directions_mm(),
-            "nsd": found.share_within(tolerance_mm),
-        }
+
+def _distances(
+    prediction: Mask, reference: Mask, axes_mm: NDArray[np.float64], tolerance_mm: float, chosen: Definitions
+) -> dict[str, float | None]:
+    measure = measure_voxel_surfaces if chosen.surface == "voxels" else measure_surface_elements
+    found = measure(prediction, reference, axes_mm)
+    return {
+        "hd_mm": found.hausdorff_mm(),
+        **{percentile_name(p): found.percentile_mm(p, chosen.percentile_rule) for p in (95.0, *chosen.percentiles)},
+        "assd_mm": found.average_mm(),
+        "masd_mm": found.mean_of_directions_mm(),
+        "nsd": found.share_within(tolerance_mm),
+    }

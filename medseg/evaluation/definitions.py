@@ -9,6 +9,7 @@ distance; Taha and Hanbury, BMC Medical Imaging 15:29 (2015) for the rest.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 from medseg.errors import UsageError
@@ -27,10 +28,10 @@ class Metric:
         Column name; carries the unit.
     title
         Short heading for people.
-    better
-        Whether a larger or a smaller value is better; ``"none"`` for a description such as a volume.
     definition
         What is computed, in one or two sentences.
+    lower_is_better
+        Whether a smaller value is better, as of a distance.
     csv
         Whether ``metrics.csv`` has a column for it.
     empty_score
@@ -39,88 +40,48 @@ class Metric:
 
     name: str
     title: str
-    better: Literal["higher", "lower", "zero", "none"]
     definition: str
+    lower_is_better: bool = False
     csv: bool = True
     empty_score: float | None = None
 
 
+_score = partial(Metric, empty_score=0.0)
+_lesion_score = partial(Metric, csv=False, empty_score=0.0)
+_distance = partial(Metric, lower_is_better=True)
+
 METRICS: tuple[Metric, ...] = (
-    Metric("dice", "Dice", "higher", "2·|P∩R| / (|P|+|R|), voxels of prediction P and reference R", empty_score=0.0),
-    Metric("iou", "IoU", "higher", "|P∩R| / |P∪R|", empty_score=0.0),
-    Metric(
-        "precision", "Precision", "higher", "|P∩R| / |P|; 0 if only the reference has the structure", empty_score=0.0
-    ),
-    Metric("recall", "Recall", "higher", "|P∩R| / |R|; 0 if only the prediction has the structure", empty_score=0.0),
-    Metric(
+    _score("dice", "Dice", "2·|P∩R| / (|P|+|R|), voxels of prediction P and reference R"),
+    _score("iou", "IoU", "|P∩R| / |P∪R|"),
+    _score("precision", "Precision", "|P∩R| / |P|; 0 if only the reference has the structure"),
+    _score("recall", "Recall", "|P∩R| / |R|; 0 if only the prediction has the structure"),
+    _distance(
         "hd_mm",
         "HD [mm]",
-        "lower",
         "Hausdorff distance: the largest distance from a point of either surface to the other surface",
     ),
-    Metric(
-        "hd95_mm", "HD95 [mm]", "lower", "95th percentile of the surface distances, as stated under percentile_rule"
+    _distance("hd95_mm", "HD95 [mm]", "95th percentile of the surface distances, as stated under percentile_rule"),
+    _distance(
+        "assd_mm", "ASSD [mm]", "average symmetric surface distance: mean over the points of both surfaces together"
     ),
-    Metric(
-        "assd_mm",
-        "ASSD [mm]",
-        "lower",
-        "average symmetric surface distance: mean over the points of both surfaces together",
-    ),
-    Metric(
+    _score(
         "nsd",
         "NSD",
-        "higher",
         "normalised surface distance (surface Dice): share of both surfaces that lies within tolerance_mm of the other",
-        empty_score=0.0,
     ),
-    Metric("volume_ml", "Volume [ml]", "none", "volume of the prediction: voxels times the volume of a voxel"),
-    Metric("reference_volume_ml", "Reference volume [ml]", "none", "volume of the reference"),
-    Metric(
-        "volume_difference_ml",
-        "Volume difference [ml]",
-        "zero",
-        "volume of the prediction minus volume of the reference",
-    ),
+    Metric("volume_ml", "Volume [ml]", "volume of the prediction: voxels times the volume of a voxel"),
+    Metric("reference_volume_ml", "Reference volume [ml]", "volume of the reference"),
+    Metric("volume_difference_ml", "Volume difference [ml]", "volume of the prediction minus volume of the reference"),
     Metric(
         "specificity",
         "Specificity",
-        "higher",
         "share of the voxels outside R that are outside P; depends on the field of view",
         csv=False,
     ),
-    Metric("masd_mm", "MASD [mm]", "lower", "mean of the two directed average surface distances", csv=False),
-    Metric(
-        "lesion_precision",
-        "Lesion precision",
-        "higher",
-        "share of the connected components of P that touch R",
-        csv=False,
-        empty_score=0.0,
-    ),
-    Metric(
-        "lesion_recall",
-        "Lesion recall",
-        "higher",
-        "share of the connected components of R that P touches",
-        csv=False,
-        empty_score=0.0,
-    ),
-    Metric(
-        "lesion_f1",
-        "Lesion F1",
-        "higher",
-        "harmonic mean of lesion precision and lesion recall",
-        csv=False,
-        empty_score=0.0,
-    ),
-    Metric(
-        "average_precision",
-        "Average precision",
-        "higher",
-        "area under the voxel-wise precision–recall steps, where probabilities are given",
-        csv=False,
-    ),
+    _distance("masd_mm", "MASD [mm]", "mean of the two directed average surface distances", csv=False),
+    _lesion_score("lesion_precision", "Lesion precision", "share of the connected components of P that touch R"),
+    _lesion_score("lesion_recall", "Lesion recall", "share of the connected components of R that P touches"),
+    _lesion_score("lesion_f1", "Lesion F1", "harmonic mean of lesion precision and lesion recall"),
 )
 """Every metric, those of ``metrics.csv`` first and in the order of its columns."""
 
@@ -182,18 +143,14 @@ class Definitions:
     lesion_overlap: float = 0.0
 
     def __post_init__(self) -> None:
-        _require("percentile_rule", self.percentile_rule, get_args(PercentileRule))
-        _require("surface", self.surface, get_args(SurfaceRule))
-        _require("lesion_connectivity", self.lesion_connectivity, (6, 18, 26))
+        allowed = {"percentile_rule": get_args(PercentileRule), "surface": get_args(SurfaceRule)}
+        for name, values in {**allowed, "lesion_connectivity": (6, 18, 26)}.items():
+            if getattr(self, name) not in values:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(str, values))}")
         if not 0.0 <= self.lesion_overlap < 1.0:
             raise UsageError(f"lesion_overlap is {self.lesion_overlap}; give a share of at least 0 and below 1")
         if any(not 0.0 < p <= 100.0 for p in self.percentiles):
             raise UsageError(f"percentiles are {self.percentiles}; give numbers above 0 and up to 100")
-
-
-def _require(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; give one of {', '.join(map(str, allowed))}")
 
 
 def metric_named(name: str) -> Metric:
@@ -202,9 +159,7 @@ def metric_named(name: str) -> Metric:
         if metric.name == name:
             return metric
     if name.startswith("hd") and name.endswith("_mm"):
-        return Metric(
-            name, f"HD{name[2:-3]} [mm]", "lower", f"percentile {name[2:-3]} of the surface distances", csv=False
-        )
+        return _distance(name, f"HD{name[2:-3]} [mm]", f"percentile {name[2:-3]} of the surface distances", csv=False)
     raise UsageError(f"no metric is called {name!r}; give one of {', '.join(m.name for m in METRICS)}")
 
 

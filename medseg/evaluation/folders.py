@@ -1,30 +1,33 @@
-"""Evaluate a folder of predictions against a folder of references, case by case, in bounded memory.
-
-What a person must know before believing an evaluation, although nothing went wrong in carrying it out.
-"""
+"""Evaluate a folder of predictions against a folder of references, case by case, in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from medseg._version import medseg_version
 from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult, absent_structure
-from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.pairing import Collection, collect, pair_up
-from medseg.evaluation.scoring import Scored, Task, score_all
+from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
+from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
+from medseg.evaluation.scoring import ScoredCase, score_all
 from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summarise_structures
-from medseg.evaluation.structure_names import Structures, structures_of
-from medseg.evaluation.tables import Evaluated, header, lists_of_cases, write_csv
+from medseg.evaluation.structures import Structures, structures_of
+from medseg.evaluation.tables import METRICS_CSV, METRICS_JSON, write_csv
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
-from medseg.geometry import POSITION_TOLERANCE_MM
 from medseg.manifests import Part
 
 Progress = Callable[[int, int, str], None]
 """Called after each case with: cases done, cases in all, the case id."""
+
+_LIBRARIES = ("numpy", "scipy", "edt", "connected-components-3d", "nibabel")
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,6 @@ class Options:
         Append the metrics that ``metrics.csv`` does not have by default, after its documented columns.
     workers
         Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``.
-    position_tolerance_mm
-        How far the grids of prediction and reference may lie apart.
     part
         Which items of the references' datalist count; all by default.
     """
@@ -54,7 +55,6 @@ class Options:
     group_by: str | None = None
     all_metrics: bool = False
     workers: int = 1
-    position_tolerance_mm: float = POSITION_TOLERANCE_MM
     part: Part | None = None
 
 
@@ -106,7 +106,7 @@ def evaluate_folders(
     labels
         The declared structures: names by value, a JSON file, or a bundle's folder. Without it, what the
         references' datalist declares, else every value that occurs, named by what lies beside the label maps
-        (:func:`~medseg.evaluation.structure_names.structures_of`).
+        (:func:`~medseg.evaluation.structures.structures_of`).
     tolerance_mm
         Tolerance of the normalised surface distance.
     compare_with
@@ -126,196 +126,218 @@ def evaluate_folders(
         If a worker process dies.
     """
     options = options or Options()
-    sources = [Path(predictions), *([Path(compare_with)] if compare_with is not None else [])]
-    truth = _Truth(Path(references), collect(Path(references), "references", options.part), labels, tolerance_mm)
-    plans = [_plan(source, truth, options) for source in sources]
-    if options.group_by is not None:
-        _groups(truth.found, options.group_by, truth.source)  # an unknown key is told before the work
+    truth = collect(Path(references), "references", options.part)
+    sides = [_match(Path(source), truth, labels) for source in (predictions, compare_with) if source is not None]
+    groups = None if options.group_by is None else _groups(truth, options.group_by)  # told before the work
     prepare_folder(output)  # an unusable place is told before the work, and not made for unusable input
-    steps = _Steps(sum(len(plan.tasks) for plan in plans), progress)
-    evaluated = [_evaluate(plan, options.workers, steps) for plan in plans]
-    names = _names(plans[0].structures, [row for one in evaluated for row in one.results])
-    evaluated = [_completed(one, names, options.definitions) for one in evaluated]
-    return _write(evaluated, plans, truth, Path(output), options)
+    done, total = count(1), sum(len(side.pairs) for side in sides)
+    scores: list[list[ScoredCase]] = []
+    for side in sides:
+        scores.append([])
+        for case in score_all(side.pairs, side.structures.declared, tolerance_mm, options.definitions, options.workers):
+            scores[-1].append(case)
+            if progress is not None:
+                progress(next(done), total, case.case_id)
+    names = _names(sides[0].structures, [case for cases in scores for case in cases])
+    evaluated = [
+        _Evaluated.of(side, cases, names, options.definitions) for side, cases in zip(sides, scores, strict=True)
+    ]
+    return _write(evaluated, truth, groups, (labels, tolerance_mm), Path(output), options)
 
 
 @dataclass(frozen=True)
-class _Truth:
-    """The side that is believed, and what was asked to be measured against it."""
+class _Side:
+    """One set of predictions, paired with the references."""
 
-    source: Path
-    found: Collection
-    labels: str | Path | Mapping[int, str] | None
-    tolerance_mm: float
-
-    @property
-    def patients(self) -> dict[str, str]:
-        return {case: file.patient for case, file in self.found.files.items()}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    source: Path
     found: Collection
     structures: Structures
-    tasks: list[Task]
+    pairs: list[Pair]
     unpaired: dict[str, list[str]]
 
 
-def _plan(source: Path, truth: _Truth, options: Options) -> _Plan:
+@dataclass(frozen=True)
+class _Evaluated:
+    """One set of predictions, scored: cases in order of their ids, and a row for every scored case and structure."""
+
+    side: _Side
+    cases: list[ScoredCase]
+    rows: list[StructureResult]
+
+    @classmethod
+    def of(cls, side: _Side, cases: list[ScoredCase], names: Mapping[int, str], definitions: Definitions) -> _Evaluated:
+        """With a row for absent structures, too, so that they are counted, and under the structures' names."""
+        cases = sorted(cases, key=lambda case: case.case_id)
+        rows = {(row.case_id, row.label): row for case in cases for row in case.rows}
+        completed = [
+            replace(rows[case.case_id, label], name=name)
+            if (case.case_id, label) in rows
+            else absent_structure(label, name, definitions, case_id=case.case_id)
+            for case in cases
+            if case.refusal is None
+            for label, name in names.items()
+        ]
+        return cls(side, cases, completed)
+
+    @property
+    def scored(self) -> list[Pair]:
+        return [case.pair for case in self.cases if case.refusal is None]
+
+    @property
+    def refused(self) -> list[dict[str, str]]:
+        found = [(case.case_id, case.refusal) for case in self.cases if case.refusal is not None]
+        return [{"case_id": case_id, "code": why.code, "message": why.message} for case_id, why in found]
+
+    @property
+    def notes(self) -> list[dict[str, str]]:
+        return [{"case_id": case.case_id, "note": case.note} for case in self.cases if case.note]
+
+    def trained_on(self, labels: object) -> tuple[dict[str, bool | None], dict[str, Any] | None]:
+        """What is known of each case, and what ``metrics.json`` says of it."""
+        known = trained_on(self.side.pairs, self.side.found, labels)
+        return known, summarised(known, [pair.case_id for pair in self.scored])
+
+
+def _match(source: Path, truth: Collection, labels: str | Path | Mapping[int, str] | None) -> _Side:
     found = collect(source, "predictions")
-    pairs, unpaired = pair_up(found, truth.found)
+    pairs, unpaired = pair_up(found, truth)
     if not pairs:
         raise UsageError(
             f"no prediction in {source} has a reference in {truth.source}: predictions are called like "
-            f"{sorted(found.files)[:2]}, references like {sorted(truth.found.files)[:2]}; file names must agree "
+            f"{sorted(found.files)[:2]}, references like {sorted(truth.files)[:2]}; file names must agree "
             "(what they are for, such as a trailing _seg, is ignored)"
         )
-    structures = structures_of(truth.labels, (source, found), (truth.source, truth.found))
-    settings = (structures.declared, truth.tolerance_mm, options.definitions, options.position_tolerance_mm)
-    return _Plan(source, found, structures, [Task(pair, *settings) for pair in pairs], unpaired)
+    return _Side(found, structures_of(labels, found, truth), pairs, unpaired)
 
 
-@dataclass
-class _Steps:
-    total: int
-    progress: Progress | None
-    done: int = 0
-
-    def step(self, case_id: str) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total, case_id)
+def _groups(truth: Collection, key: str) -> dict[str, str]:
+    groups = {case: str(file.attributes[key]) for case, file in truth.files.items() if key in file.attributes}
+    if not groups:
+        raise UsageError(f"no item of {truth.source} has {key!r}; subgroups need a reference datalist with that key")
+    return groups
 
 
-def _evaluate(plan: _Plan, workers: int, steps: _Steps) -> Evaluated:
-    scored: list[Scored] = []
-    for case in score_all(plan.tasks, workers):
-        scored.append(case)
-        steps.step(case.case_id)
-    scored.sort(key=lambda case: case.case_id)
-    return Evaluated(
-        plan.source,
-        [row for case in scored for row in case.results],
-        plan.unpaired,
-        [case.refusal for case in scored if case.refusal is not None],
-        [task.pair for task in plan.tasks],
-        [{"case_id": case.case_id, "note": case.note} for case in scored if case.note],
-    )
-
-
-def _names(structures: Structures, results: Iterable[StructureResult]) -> dict[int, str]:
+def _names(structures: Structures, cases: list[ScoredCase]) -> dict[int, str]:
     """Every structure of the tables: the declared ones, else those that have a name or occur."""
     if structures.declared is not None:
         return dict(structures.declared)
-    occur = {row.label: row.name for row in results}
+    occur = {row.label: row.name for case in cases for row in case.rows}
     return dict(sorted({**occur, **structures.names}.items()))
 
 
-def _completed(evaluated: Evaluated, names: Mapping[int, str], definitions: Definitions) -> Evaluated:
-    """Give every case a row for every structure, so that absent ones are counted, under the structure's name."""
-    rows = {(row.case_id, row.label): row for row in evaluated.results}
-    full = [
-        replace(rows[pair.case_id, label], name=name)
-        if (pair.case_id, label) in rows
-        else absent_structure(label, name, definitions, case_id=pair.case_id)
-        for pair in evaluated.scored
-        for label, name in names.items()
-    ]
-    return replace(evaluated, results=full)
-
-
 def _write(
-    evaluated: Sequence[Evaluated], plans: Sequence[_Plan], truth: _Truth, output: Path, options: Options
+    evaluated: list[_Evaluated],
+    truth: Collection,
+    groups: Mapping[str, str] | None,
+    asked: tuple[str | Path | Mapping[int, str] | None, float],
+    output: Path,
+    options: Options,
 ) -> EvaluationResult:
-    first, plan, patients = evaluated[0], plans[0], truth.patients
-    summary = header(first, truth.source, truth.tolerance_mm, options.definitions, options.bootstrap)
+    first, *others = evaluated
+    labels, tolerance_mm = asked
+    patients = {case: file.patient for case, file in truth.files.items()}
+    known, learnt = first.trained_on(labels)
+    summary = _header(first, truth, tolerance_mm, options)
     summary["n_patients"] = len({patients[pair.case_id] for pair in first.scored})
-    learnt = trained_on(first.pairs, plan.found, truth.found, truth.labels)
-    summary["trained_on"] = summarised(learnt, [pair.case_id for pair in first.scored])
-    summary["warnings"] = [*plan.found.warnings, *warnings_of(first, plan.structures)]
-    summary["structures"] = summarise_structures(first.results, patients, options.bootstrap)
-    if options.group_by is not None:
-        groups = _groups(truth.found, options.group_by, truth.source)
-        tables = subgroups(first.results, groups, patients, options.bootstrap)
+    summary["trained_on"] = learnt
+    summary["warnings"] = [*first.side.found.warnings, *_warnings(first)]
+    summary["structures"] = summarise_structures(first.rows, patients, options.bootstrap)
+    if groups is not None:
+        tables = subgroups(first.rows, groups, patients, options.bootstrap)
         summary["subgroups"] = {"column": options.group_by, "groups": tables}
-    more = [metric.name for metric in METRICS if not metric.csv] if options.all_metrics else []
-    more = [*(percentile_name(p) for p in options.definitions.percentiles), *more]
-    for second, other in zip(evaluated[1:], plans[1:], strict=True):
+    more = [percentile_name(p) for p in options.definitions.percentiles]
+    more += [metric.name for metric in METRICS if not metric.csv and options.all_metrics]
+    for second in others:
         summary["comparison"] = _comparison(first, second, patients, options.bootstrap)
-        known = trained_on(second.pairs, other.found, truth.found, None)  # --labels speaks of the first model
-        summary["comparison"]["trained_on"] = summarised(known, [pair.case_id for pair in second.scored])
-        write_csv(output / "compared_metrics.csv", second.results, more)
-    summary.update(lists_of_cases(first, plan.found.left_out))
-    write_csv(output / "metrics.csv", first.results, more, trained_on=learnt)
-    write_json(output / "metrics.json", summary)
-    return EvaluationResult(output, first.results, summary)
+        write_csv(output / "compared_metrics.csv", second.rows, more)
+    summary |= {
+        "unpaired": first.side.unpaired,
+        "refused": first.refused,
+        "notes": first.notes,
+        "left_out": dict(first.side.found.left_out),
+        "cases": [_files(pair) for pair in first.side.pairs],
+    }
+    write_csv(output / METRICS_CSV, first.rows, more, trained_on=known)
+    write_json(output / METRICS_JSON, summary)
+    return EvaluationResult(output, first.rows, summary)
+
+
+def _header(evaluated: _Evaluated, truth: Collection, tolerance_mm: float, options: Options) -> dict[str, Any]:
+    """What stands in ``metrics.json`` before the tables: what was compared, how, by which versions."""
+    rows = evaluated.rows
+    return {
+        "medseg": medseg_version(),
+        "predictions": str(evaluated.side.found.source),
+        "references": str(truth.source),
+        "n_cases": len(evaluated.scored),
+        "n_scored": sum(not row.absent for row in rows),
+        "n_missed": sum(row.missed for row in rows),
+        "n_invented": sum(row.invented for row in rows),
+        "n_unpaired": sum(len(cases) for cases in evaluated.side.unpaired.values()),
+        "n_refused": len(evaluated.refused),
+        "empty_masks": EMPTY_POLICY,
+        "definitions": describe(options.definitions, tolerance_mm),
+        "statistics": {
+            "std": "of a sample (n - 1)",
+            "ci95": "percentile bootstrap of the mean, whole patients drawn with replacement",
+            **asdict(options.bootstrap),
+        },
+        "versions": {
+            "medseg": medseg_version(),
+            "python": platform.python_version(),
+            **{library: version(library) for library in _LIBRARIES},
+        },
+    }
+
+
+def _files(pair: Pair) -> dict[str, str]:
+    """The files of a case; where its prediction's side calls it otherwise, that name, by which its run knows it."""
+    files = {"case_id": pair.case_id, "prediction": str(pair.prediction.path), "reference": str(pair.reference.path)}
+    other = pair.prediction.case_id
+    return files if other == pair.case_id else {**files, "prediction_case_id": other}
 
 
 def _comparison(
-    first: Evaluated, second: Evaluated, patients: Mapping[str, str], bootstrap: Bootstrap
+    first: _Evaluated, second: _Evaluated, patients: Mapping[str, str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     one_sided = {pair.case_id for pair in first.scored} ^ {pair.case_id for pair in second.scored}
     return {
-        "predictions": str(second.source),
+        "predictions": str(second.side.found.source),
         "n_uncompared": len(one_sided),
         "uncompared": sorted(one_sided),
         "refused": second.refused,
         "notes": second.notes,
-        "structures": summarise_structures(second.results, patients, bootstrap),
-        "tests": compare(first.results, second.results, patients, bootstrap=bootstrap),
+        "structures": summarise_structures(second.rows, patients, bootstrap),
+        "tests": compare(first.rows, second.rows, patients, bootstrap=bootstrap),
+        "trained_on": second.trained_on(None)[1],  # --labels speaks of the first model
     }
 
 
-def _groups(truth: Collection, column: str, references: Path) -> dict[str, str]:
-    groups = {case: str(file.attributes[column]) for case, file in truth.files.items() if column in file.attributes}
-    if not groups:
-        raise UsageError(f"no item of {references} has {column!r}; subgroups need a reference datalist with that key")
-    return groups
-
-
-_SHOWN = 8
-
-
-def warnings_of(evaluated: Evaluated, structures: Structures) -> list[str]:
-    """Sentences for ``metrics.json`` and the terminal; empty if there is nothing to say."""
-    return [*_nothing_scored(evaluated), *_same_files(evaluated), *structures.warnings, *_values(evaluated, structures)]
-
-
-def _nothing_scored(evaluated: Evaluated) -> Iterator[str]:
-    if any(not row.absent for row in evaluated.results):
-        return
-    if not evaluated.scored:
-        yield f"no structure was scored: all {len(evaluated.pairs)} cases were refused"
-    else:
+def _warnings(evaluated: _Evaluated) -> Iterator[str]:
+    """What a person must know before believing the figures, although nothing went wrong."""
+    structures, scored = evaluated.side.structures, evaluated.scored
+    occur = {row.label: row.name for row in evaluated.rows if not row.absent}
+    if not occur and not scored:
+        yield f"no structure was scored: all {len(evaluated.side.pairs)} cases were refused"
+    elif not occur:
         yield (
             "no structure was scored: all masks are empty on both sides; look whether these are the label maps you "
             "meant, and whether their values survived"
         )
-
-
-def _same_files(evaluated: Evaluated) -> Iterator[str]:
-    same = [pair for pair in evaluated.scored if pair.prediction.samefile(pair.reference)]
+    same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
         yield (
-            f"{len(same)} of {len(evaluated.scored)} predictions are the very files that they are compared with: their "
-            "figures say nothing about a model"
+            f"{same} of {len(scored)} predictions are the very files that they are compared with: their figures say "
+            "nothing about a model"
         )
-
-
-def _values(evaluated: Evaluated, structures: Structures) -> Iterator[str]:
-    """Structures that occur nowhere, and values that occur but have no name."""
-    occur = {row.label: row.name for row in evaluated.results if not row.absent}
-    if not occur:
-        return
+    yield from structures.warnings
     never = [name for label, name in structures.names.items() if label not in occur]
-    if never:
-        yield f"never on either side, so not scored: {', '.join(never[:_SHOWN])}{_more(never)}"
+    if occur and never:
+        yield f"never on either side, so not scored: {_listed(never)}"
     unnamed = [label for label in occur if label not in structures.names] if structures.names else []
     if unnamed:
-        shown = ", ".join(str(label) for label in unnamed[:_SHOWN])
-        yield f"values that no structure is named for are scored under their number: {shown}{_more(unnamed)}"
+        yield f"values that no structure is named for are scored under their number: {_listed(unnamed)}"
 
 
-def _more(things: list[str] | list[int]) -> str:
-    return f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
+def _listed(things: Sequence[object]) -> str:
+    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
+    return ", ".join(map(str, things[:_SHOWN])) + more

@@ -22,7 +22,7 @@ from medseg.evaluation.definitions import METRICS, Definitions
 
 __all__ = ["StructureMetric", "StructureMetricHandler"]
 
-_NAMES = tuple(metric.name for metric in METRICS if metric.name != "average_precision")
+_NAMES = tuple(metric.name for metric in METRICS)
 
 
 class StructureMetric(CumulativeIterationMetric):

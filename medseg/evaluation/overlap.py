@@ -1,9 +1,4 @@
-"""Metrics of voxels and of lesions: where each label lies, counts first, ratios from the counts.
-
-Where each label lies, found without looking at every voxel one by one.
-
-Metrics of voxels and of lesions: counts first, ratios from the counts.
-"""
+"""Metrics of voxels and of lesions: where each label lies, counts first, ratios from the counts."""
 
 from __future__ import annotations
 
@@ -158,20 +153,3 @@ def _matched(mask: NDArray[np.bool_], other: NDArray[np.bool_], connectivity: in
     sizes = np.bincount(components[mask], minlength=count + 1)[1:]
     covered = np.bincount(components[mask & other], minlength=count + 1)[1:]
     return int(count), int(np.count_nonzero(covered > overlap * sizes))
-
-
-def average_precision(probability: NDArray[np.floating], reference: NDArray[np.bool_]) -> float | None:
-    """Σ (recallₙ − recallₙ₋₁)·precisionₙ over all thresholds; ``None`` if the reference is empty.
-
-    Voxels of probability 0 are one tie and are counted, not sorted: most of a volume is such voxels.
-    """
-    n_positive = int(np.count_nonzero(reference))
-    if n_positive == 0:
-        return None
-    likely = probability > 0
-    values, index = np.unique(probability[likely], return_inverse=True)
-    hits = np.bincount(index, weights=reference[likely], minlength=len(values))[::-1]
-    sizes = np.bincount(index, minlength=len(values))[::-1]
-    found = np.append(np.cumsum(hits), n_positive)
-    selected = np.append(np.cumsum(sizes), probability.size)
-    return float(np.sum(np.diff(found, prepend=0.0) * (found / selected)) / n_positive)

@@ -1,13 +1,7 @@
-"""Which prediction belongs to which reference: names of files, files, folders or datalists, paired by case id.
-
-What the names of files tell: whether one may be a label map, to which case it belongs, which names mean one case.
-
-Which prediction belongs to which reference: files, folders or datalists, paired by case id.
-"""
+"""Which prediction belongs to which reference: label maps of a file, a folder or a datalist, paired by case id."""
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -17,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.ingest.record import IMAGE_SUFFIXES
-from medseg.labels import read_label_table
+from medseg.ingest.record import IMAGE_SUFFIXES, image_kind, is_second_of_pair
 from medseg.manifests import Item, Manifest, Part, patient_of
-from medseg.manifests.manifest import SECTIONS, unique_keys
 from medseg.results import RunFolder
 
-EXTENSIONS = tuple(sorted({*IMAGE_SUFFIXES, ".mhd", ".nhdr"}, key=lambda suffix: (-len(suffix), suffix)))
+EXTENSIONS = tuple(sorted(IMAGE_SUFFIXES, key=lambda suffix: (-len(suffix), suffix)))
 """Ends of names of volumes, longest first; compared without regard to capitals."""
 
-_HEADERS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 _MAPS = re.compile(
     r"[._-](?P<what>doubt|uncertainty|entropy|variance|logits|softmax|prob(?:s|ability|abilities)?)(?:[._-]?\d+)?$",
     re.IGNORECASE,
@@ -36,41 +27,23 @@ _ROLES = re.compile(
     re.IGNORECASE,
 )
 _CHANNEL = re.compile(r"_0000$")
+_PREDICTION_KEYS = ("pred", "prediction", "label")
+_LEFT_OUT_SHOWN = 3
+_NO_DICOM = "evaluate reads no DICOM SEG or RTSTRUCT: give label maps, such as `medseg infer --write nifti` leaves"
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends like a volume's, and more than an extension is left of it; hidden files are none."""
-    return not name.startswith(".") and _extension(name) is not None
-
-
-def _extension(name: str) -> str | None:
-    lower = name.lower()
-    return next((suffix for suffix in EXTENSIONS if lower.endswith(suffix) and len(lower) > len(suffix)), None)
+    """Whether a file is a volume by its name; hidden files are none."""
+    return not name.startswith(".") and image_kind(name) is not None
 
 
 def _stem(name: str) -> str:
-    return name[: -len(_extension(name) or "") or None]
-
-
-def is_second_half(path: Path) -> bool:
-    """Whether this is the ``.img`` of a pair whose ``.hdr`` lies beside it: one volume, not two."""
-    header = _HEADERS.get(_extension(path.name) or "")
-    if header is None:
-        return False
-    wanted = f"{_stem(path.name)}{header}".lower()
-    return any(other.name.lower() == wanted for other in path.parent.iterdir())
+    return name[: len(name) - next((len(end) for end in EXTENSIONS if name.lower().endswith(end)), 0)]
 
 
 def case_id_of_name(name: str) -> str:
     """File name without its extension and without a trailing ``_seg``."""
-    stem = _stem(name)
-    return stem[: -len("_seg")] if stem.lower().endswith("_seg") and len(stem) > len("_seg") else stem
-
-
-def map_of(name: str) -> str:
-    """Which map a file is by its name (``"doubt"``, ``"probabilities"`` …); empty if it may be a label map."""
-    found = _MAPS.search(_stem(name))
-    return found["what"].lower() if found else ""
+    return re.sub(r"(?i)(?<=.)_seg$", "", _stem(name))
 
 
 def match_key(case_id: str) -> str:
@@ -85,13 +58,9 @@ def match_key(case_id: str) -> str:
     return key.casefold()
 
 
-_PREDICTION_KEYS = ("pred", "prediction", "label")
-_LEFT_OUT = 3
-
-
 @dataclass(frozen=True)
 class CaseFile:
-    """One label map on disk and what its datalist says about the case, and about the values in the file."""
+    """A label map on disk, what its datalist says about the case, and which values of the file mean another label."""
 
     case_id: str
     path: Path
@@ -111,6 +80,8 @@ class Collection:
 
     Parameters
     ----------
+    source
+        Where they were looked for.
     files
         By case id.
     labels
@@ -125,8 +96,9 @@ class Collection:
         What could not be learnt of the folder.
     """
 
+    source: Path
     files: Mapping[str, CaseFile]
-    labels: Mapping[int, str]
+    labels: Mapping[int, str] = field(default_factory=dict)
     run: RunFolder | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     single: bool = False
@@ -135,22 +107,15 @@ class Collection:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and its reference; ``prediction_id`` is what the prediction's side calls the case.
+    """A prediction and its reference; the case has the reference's name."""
 
-    The mappings say what the values in either file mean.
-    """
-
-    case_id: str
-    prediction: Path
-    reference: Path
-    prediction_id: str = ""
-    prediction_mapping: Mapping[int, int] = field(default_factory=dict)
-    reference_mapping: Mapping[int, int] = field(default_factory=dict)
+    prediction: CaseFile
+    reference: CaseFile
 
     @property
-    def renamed(self) -> bool:
-        """Whether the two sides call the case differently."""
-        return self.prediction_id not in ("", self.case_id)
+    def case_id(self) -> str:
+        """What the references' side calls the case."""
+        return self.reference.case_id
 
 
 def collect(source: Path, role: str, part: Part | None = None) -> Collection:
@@ -180,7 +145,10 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
             f"{source} does not exist; {role} are a label map, a folder of label maps or a datalist (JSON)"
         )
     if is_image_name(source.name):
-        return _one_file(source)
+        run, warnings = _run(source.parent)
+        known = run.label_maps.get(source.name) if run else None
+        case = CaseFile(case_id_of_name(source.name) if known is None else known, source)
+        return Collection(source, {case.case_id: case}, run=run, single=True, warnings=warnings)
     if source.suffix.lower() == ".dcm":
         raise UsageError(f"{source} is a DICOM object; {_NO_DICOM}")
     manifest = Manifest.read(source)
@@ -188,17 +156,7 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
-    return Collection(files, manifest.labels)
-
-
-_NO_DICOM = "evaluate reads no DICOM SEG or RTSTRUCT: give label maps, such as `medseg infer --write nifti` leaves"
-
-
-def _one_file(path: Path) -> Collection:
-    run, warnings = _run(path.parent)
-    known = run.label_maps.get(path.name) if run else None
-    case = CaseFile(known if known is not None else case_id_of_name(path.name), path)
-    return Collection({case.case_id: case}, {}, run, single=True, warnings=warnings)
+    return Collection(source, files, manifest.labels)
 
 
 def _run(folder: Path) -> tuple[RunFolder | None, tuple[str, ...]]:
@@ -213,31 +171,30 @@ def _in_folder(folder: Path) -> Collection:
     run, warnings = _run(folder)
     found: list[CaseFile] = []
     left_out: dict[str, str] = {}
-    names = sorted(path.name for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
-    for path in (folder / name for name in names):
+    for path in sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file()):
         case_id = run.label_maps.get(path.name) if run else None
         what = "" if case_id is not None else _no_label_map(path, run)
         if what:
             left_out[path.name] = what
-        elif not is_second_half(path):
-            found.append(CaseFile(case_id if case_id is not None else case_id_of_name(path.name), path))
-    files = _unique(iter(found), folder)
+        elif not is_second_of_pair(path):
+            found.append(CaseFile(case_id_of_name(path.name) if case_id is None else case_id, path))
+    files = _unique(found, folder)
     if not files:
         raise UsageError(_nothing_in(folder, left_out))
-    return Collection(files, {}, run, left_out, warnings=warnings)
+    return Collection(folder, files, run=run, left_out=left_out, warnings=warnings)
 
 
 def _no_label_map(path: Path, run: RunFolder | None) -> str:
     """What a volume is that is no label map; empty for what may be one."""
     if run is not None and path.name in run.others:
         return run.others[path.name]
-    kind = map_of(path.name)
-    return f"called like a map ({kind})" if kind else ""
+    named = _MAPS.search(_stem(path.name))
+    return f"called like a map ({named['what'].lower()})" if named else ""
 
 
 def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     if left_out:
-        named = "; ".join(f"{name} is {what}" for name, what in list(left_out.items())[:_LEFT_OUT])
+        named = "; ".join(f"{name} is {what}" for name, what in list(left_out.items())[:_LEFT_OUT_SHOWN])
         return (
             f"{folder} holds no label maps: {named}. Give the folder of the label maps, or a datalist that names them"
         )
@@ -257,8 +214,7 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
         key = next((key for key in keys if item.get(key)), None)
         if key is None:
             continue
-        images = manifest.files(item, "image")
-        paths = manifest.files(item, key)
+        images, paths = manifest.files(item, "image"), manifest.files(item, key)
         if len(paths) != 1:
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
@@ -266,7 +222,7 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
         yield CaseFile(str(case_id), paths[0], item, tuple(images), mapping)
 
 
-def _unique(found: Iterator[CaseFile], source: Path) -> dict[str, CaseFile]:
+def _unique(found: Iterable[CaseFile], source: Path) -> dict[str, CaseFile]:
     files: dict[str, CaseFile] = {}
     for case in found:
         if case.case_id in files:
@@ -282,23 +238,16 @@ def pair_up(predictions: Collection, references: Collection) -> tuple[list[Pair]
     """Pairs in order of case id, and the case ids of either side that have no partner.
 
     Equal case ids pair, then names that mean one case (:func:`~medseg.evaluation.pairing.match_key`), these only if no
-    other file of either side could be meant. The pair has the reference's case id. A single file on one side is
-    compared with its partner alone, two single files with each other.
+    other file of either side could be meant. A single file on one side is compared with its partner alone, two single
+    files with each other.
     """
     partner = _partners(predictions, references)
-    pairs = [_pair(predictions.files[other], references.files[case]) for case, other in sorted(partner.items())]
-    left = {"predictions": set(predictions.files) - set(partner.values()), "references": set(references.files)}
-    left["references"] -= set(partner)
-    if predictions.single:
-        left["references"].clear()
-    if references.single:
-        left["predictions"].clear()
-    return pairs, {side: sorted(cases) for side, cases in left.items()}
-
-
-def _pair(prediction: CaseFile, reference: CaseFile) -> Pair:
-    mappings = (prediction.mapping, reference.mapping)
-    return Pair(reference.case_id, prediction.path, reference.path, prediction.case_id, *mappings)
+    pairs = [Pair(predictions.files[other], references.files[case]) for case, other in sorted(partner.items())]
+    unpaired = {
+        "predictions": [] if references.single else sorted(set(predictions.files) - set(partner.values())),
+        "references": [] if predictions.single else sorted(set(references.files) - set(partner)),
+    }
+    return pairs, unpaired
 
 
 def _partners(predictions: Collection, references: Collection) -> dict[str, str]:
@@ -308,9 +257,9 @@ def _partners(predictions: Collection, references: Collection) -> dict[str, str]
     same = {case: case for case in references.files if case in predictions.files}
     ours, theirs = _by_key(predictions), _by_key(references)
     alike = {
-        theirs[key][0]: ours[key][0]
-        for key in theirs
-        if len(theirs[key]) == 1 and len(ours.get(key, ())) == 1 and theirs[key][0] not in same
+        cases[0]: ours[key][0]
+        for key, cases in theirs.items()
+        if len(cases) == 1 and len(ours.get(key, ())) == 1 and cases[0] not in same
     }
     return {**same, **alike}
 
@@ -320,53 +269,3 @@ def _by_key(collection: Collection) -> dict[str, list[str]]:
     for case_id in collection.files:
         groups[match_key(case_id)].append(case_id)
     return groups
-
-
-def read_labels(source: Path) -> dict[int, str]:
-    """Structures by label value, background left out; nothing is executed.
-
-    Parameters
-    ----------
-    source
-        A JSON file ``{"1": "liver"}``, a datalist or dataset.json with ``labels``, or a bundle's folder, whose
-        ``configs/metadata.json`` names the channels of its output.
-
-    Raises
-    ------
-    UsageError
-        If no labels are found.
-    """
-    path = source / "configs" / "metadata.json" if source.is_dir() else source
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; give a JSON file of labels or a bundle folder"
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}; give a JSON file of labels or a bundle folder") from error
-    names = _label_names(content, path)
-    if not names:
-        raise UsageError(f'{path} declares no labels; expected {{"1": "name", ...}} or a bundle with channel_def')
-    return names
-
-
-def _label_names(content: Any, path: Path) -> dict[int, str]:
-    """The structures of the first table there is: a bundle's channels, a datalist's labels, or the file itself."""
-    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",)):
-        declared = content
-        for key in keys:
-            declared = declared.get(key) if isinstance(declared, dict) else None
-        if declared:
-            return _unique_names(read_label_table(declared, f"`{keys[-1]}` of {path}"))
-    if not isinstance(content, dict) or any(isinstance(content.get(key), list) for key in SECTIONS):
-        return {}  # a datalist that declares none
-    return _unique_names(read_label_table(content, str(path)))
-
-
-def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
-    """The structures; equal names get their value appended."""
-    given = list(names.values())
-    return {
-        label: name if given.count(name) == 1 else f"{name} ({label})" for label, name in names.items() if label != 0
-    }

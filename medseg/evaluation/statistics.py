@@ -1,15 +1,15 @@
-"""From rows to statements: averages with intervals, paired comparison, subgroups, ranking.
+"""From rows to statements: averages with intervals, paired comparison, subgroups.
 
 The unit of resampling and of testing is the patient: two scans of one patient are not two independent
 observations (Bland and Altman, BMJ 1994;308:896). A structure that was missed never leaves a table quietly: its
-overlap scores are 0, its missing distances are counted beside the average, and in tests and ranks a missing
+overlap scores are 0, its missing distances are counted beside the average, and in tests a missing
 distance is worse than every distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -63,42 +63,32 @@ class Bootstrap:
         numpy.ndarray
             Columns × 2 (low, high); NaN for a column with values of fewer than two patients.
         """
-        _, index = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-        n_patients = int(index.max()) + 1 if len(index) else 0
+        names, index = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
         present = np.isfinite(values)
         sums, counts = (
-            np.stack([_sums(index, column, n_patients) for column in part.T], axis=1)
+            np.stack([np.bincount(index, column, len(names)).astype(np.float64) for column in part.T], axis=1)
             for part in (np.where(present, values, 0.0), present.astype(np.float64))
         )
         low_high = np.full((values.shape[1], 2), np.nan)
         enough = (counts > 0).sum(axis=0) >= 2
         if enough.any():
-            means = self.resampled_means(sums[:, enough], counts[:, enough])
+            means = self._resampled_means(sums[:, enough], counts[:, enough])
             tail = 50.0 * (1.0 - self.confidence)
             low_high[enough] = np.nanpercentile(means, [tail, 100.0 - tail], axis=0).T
         return low_high
 
-    def resampled_means(self, sums: Floats, counts: Floats) -> Floats:
-        """Column means of each resample, from sums and counts per patient.
-
-        Drawn in chunks, so that memory does not grow with patients × resamples.
-        """
+    def _resampled_means(self, sums: Floats, counts: Floats) -> Floats:
+        """Column means of each resample, in chunks, so that memory does not grow with patients × resamples."""
         generator = np.random.default_rng(self.seed)
-        n_patients = len(sums)
+        share = np.full(len(sums), 1.0 / len(sums))
         chunks = []
         for start in range(0, self.resamples, _CHUNK):
             size = min(_CHUNK, self.resamples - start)
-            times = generator.multinomial(n_patients, np.full(n_patients, 1.0 / n_patients), size=size).astype(
-                np.float64
-            )
+            times = generator.multinomial(len(sums), share, size=size).astype(np.float64)
             drawn = times @ counts
             # A resample without any value of a column has no mean.
             chunks.append(np.divide(times @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0))
         return np.concatenate(chunks)
-
-
-def _sums(groups: NDArray[np.intp], values: Floats, n_groups: int) -> Floats:
-    return np.asarray(np.bincount(groups, weights=values, minlength=n_groups), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -106,29 +96,15 @@ class Summary:
     """One metric over the cases that have a value for it; ``None`` where a number does not exist."""
 
     n: int
-    mean: float | None
-    std: float | None
-    median: float | None
-    q1: float | None
-    q3: float | None
-    minimum: float | None
-    maximum: float | None
-    ci95: tuple[float, float] | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values; the interquartile range is spelled out."""
-        return {
-            "n": self.n,
-            "mean": self.mean,
-            "std": self.std,
-            "median": self.median,
-            "q1": self.q1,
-            "q3": self.q3,
-            "iqr": None if self.q1 is None or self.q3 is None else self.q3 - self.q1,
-            "min": self.minimum,
-            "max": self.maximum,
-            "ci95": None if self.ci95 is None else list(self.ci95),
-        }
+    mean: float | None = None
+    std: float | None = None
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    iqr: float | None = None
+    min: float | None = None
+    max: float | None = None
+    ci95: list[float] | None = None
 
 
 def summarise(values: Floats, patients: Sequence[str], bootstrap: Bootstrap) -> list[Summary]:
@@ -141,7 +117,7 @@ def summarise(values: Floats, patients: Sequence[str], bootstrap: Bootstrap) -> 
 
 def _summary(values: Floats, interval: Floats) -> Summary:
     if not len(values):
-        return Summary(0, None, None, None, None, None, None, None, None)
+        return Summary(0)
     q1, median, q3 = (float(q) for q in np.percentile(values, [25, 50, 75]))
     return Summary(
         n=len(values),
@@ -150,9 +126,10 @@ def _summary(values: Floats, interval: Floats) -> Summary:
         median=median,
         q1=q1,
         q3=q3,
-        minimum=float(values.min()),
-        maximum=float(values.max()),
-        ci95=None if np.isnan(interval).any() else (float(interval[0]), float(interval[1])),
+        iqr=q3 - q1,
+        min=float(values.min()),
+        max=float(values.max()),
+        ci95=None if np.isnan(interval).any() else interval.tolist(),
     )
 
 
@@ -182,7 +159,7 @@ def summarise_structures(
             "n_missed": sum(row.missed for row in rows),
             "n_invented": sum(row.invented for row in rows),
             "n_absent": sum(row.absent for row in rows),
-            "metrics": {metric: summary.as_json() for metric, summary in zip(metrics, summaries, strict=True)},
+            "metrics": {metric: asdict(summary) for metric, summary in zip(metrics, summaries, strict=True)},
         }
     return tables
 
@@ -252,7 +229,7 @@ def _paired_test(
     both = np.isfinite(values).all(axis=1)
     plain = np.where(both, values[:, 0] - values[:, 1], np.nan)
     [summary] = summarise(plain[:, None], who, bootstrap)
-    sign = -1.0 if metric_named(metric).better == "lower" else 1.0
+    sign = -1.0 if metric_named(metric).lower_is_better else 1.0
     gains = _per_patient(_gains(values, sign), who)
     p, effect = _signed_rank(gains)
     return {
@@ -261,7 +238,7 @@ def _paired_test(
         "n_one_sided": int((np.isfinite(values).sum(axis=1) == 1).sum()),
         "n_missed_first": sum(a.missed for a, _ in scored),
         "n_missed_second": sum(b.missed for _, b in scored),
-        "difference": summary.as_json(),
+        "difference": asdict(summary),
         "effect_size": effect,
         "p": p,
         "p_holm": None,
@@ -300,62 +277,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in corrected]
-
-
-def rank_models(
-    models: Mapping[str, Sequence[StructureResult]],
-    metrics: Sequence[str] = ("dice", "nsd"),
-    bootstrap: Bootstrap | None = None,
-) -> list[dict[str, Any]]:
-    """Rank several models: rank within each case, structure and metric, then average ("rank then aggregate").
-
-    Ties share their mean rank; a model without a row or without a value has the worst rank there (Wiesenfarth
-    et al., Scientific Reports 11:2369, 2021). ``first_share`` is the share of case-wise bootstrap resamples in
-    which the model comes out on top (ties count for all).
-
-    Returns
-    -------
-    list of dict
-        ``model``, ``mean_rank``, ``ci95``, ``first_share``, ``n_missing``; best first.
-    """
-    bootstrap = bootstrap or Bootstrap()
-    names = list(models)
-    tables = [{(row.case_id, row.label): row for row in rows} for rows in models.values()]
-    keys = sorted({key for table in tables for key, row in table.items() if not row.absent})
-    ranks, cases, missing = [], [], np.zeros(len(names), dtype=int)
-    for key in keys:
-        for metric in metrics:
-            goodness = np.array([_goodness(table.get(key), metric) for table in tables])
-            missing += ~np.isfinite(goodness)
-            ranks.append(stats.rankdata(-goodness))
-            cases.append(key[0])
-    if not ranks:
-        return []
-    matrix = np.array(ranks)
-    intervals, first_share = bootstrap.intervals(matrix, cases), _first_share(matrix, cases, bootstrap)
-    rows = [
-        {
-            "model": name,
-            "mean_rank": float(matrix[:, i].mean()),
-            "ci95": None if np.isnan(intervals[i]).any() else [float(v) for v in intervals[i]],
-            "first_share": float(first_share[i]),
-            "n_missing": int(missing[i]),
-        }
-        for i, name in enumerate(names)
-    ]
-    return sorted(rows, key=lambda row: row["mean_rank"])
-
-
-def _goodness(row: StructureResult | None, metric: str) -> float:
-    value = None if row is None else row.values.get(metric)
-    if value is None:
-        return -np.inf
-    return -value if metric_named(metric).better == "lower" else value
-
-
-def _first_share(ranks: Floats, cases: Sequence[str], bootstrap: Bootstrap) -> Floats:
-    _, index = np.unique(np.asarray(cases), return_inverse=True)
-    sums = np.stack([_sums(index, column, int(index.max()) + 1) for column in ranks.T], axis=1)
-    counts = np.repeat(np.bincount(index)[:, None].astype(np.float64), ranks.shape[1], axis=1)
-    means = bootstrap.resampled_means(sums, counts)
-    return np.asarray((means <= means.min(axis=1, keepdims=True) + 1e-12).mean(axis=0), dtype=np.float64)

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medseg._version import medseg_version
 from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult
-from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS, EMPTY_POLICY, Definitions, describe
-from medseg.evaluation.pairing import Pair
-from medseg.evaluation.statistics import Bootstrap
+from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS
 from medseg.files import write_text
 from medseg.results import NUMBER, TEXT, Spec, misfit
+from medseg.tables import read_table, table_text
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
 _TRAINED_ON = "trained_on"
-_LIBRARIES = ("numpy", "scipy", "edt", "connected-components-3d", "nibabel")
-
-
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
 _SUMMARY: Spec = {
     "predictions": TEXT,
@@ -43,84 +33,6 @@ _SUMMARY: Spec = {
 """``metrics.json``, as far as it is read again."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """One set of predictions, scored.
-
-    Rows, case ids without a partner by side, refused cases, all pairs, what was done to a case before it was scored.
-    """
-
-    source: Path
-    results: list[StructureResult]
-    unpaired: dict[str, list[str]]
-    refused: list[dict[str, str]]
-    pairs: list[Pair]
-    notes: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def n_unpaired(self) -> int:
-        """Cases of either side without a partner."""
-        return sum(len(cases) for cases in self.unpaired.values())
-
-    @property
-    def scored(self) -> list[Pair]:
-        """The pairs that could be scored."""
-        refused = {case["case_id"] for case in self.refused}
-        return [pair for pair in self.pairs if pair.case_id not in refused]
-
-
-def header(
-    evaluated: Evaluated, references: Path, tolerance_mm: float, definitions: Definitions, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """What stands in ``metrics.json`` before the tables: what was compared, how, by which versions."""
-    rows = evaluated.results
-    return {
-        "medseg": medseg_version(),
-        "predictions": str(evaluated.source),
-        "references": str(references),
-        "n_cases": len(evaluated.scored),
-        "n_scored": sum(not row.absent for row in rows),
-        "n_missed": sum(row.missed for row in rows),
-        "n_invented": sum(row.invented for row in rows),
-        "n_unpaired": evaluated.n_unpaired,
-        "n_refused": len(evaluated.refused),
-        "empty_masks": EMPTY_POLICY,
-        "definitions": describe(definitions, tolerance_mm),
-        "statistics": {
-            "std": "of a sample (n - 1)",
-            "ci95": "percentile bootstrap of the mean, whole patients drawn with replacement",
-            "resamples": bootstrap.resamples,
-            "confidence": bootstrap.confidence,
-            "seed": bootstrap.seed,
-        },
-        "versions": {
-            "medseg": medseg_version(),
-            "python": platform.python_version(),
-            **{library: version(library) for library in _LIBRARIES},
-        },
-    }
-
-
-def lists_of_cases(evaluated: Evaluated, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """The long part of ``metrics.json``: cases without a partner, refused cases, notes, where every case's files lie.
-
-    ``left_out`` are files of the predictions' folder that are no label maps, and what they are.
-    """
-    return {
-        "unpaired": evaluated.unpaired,
-        "refused": evaluated.refused,
-        "notes": evaluated.notes,
-        "left_out": dict(left_out),
-        "cases": [_files(pair) for pair in evaluated.pairs],
-    }
-
-
-def _files(pair: Pair) -> dict[str, str]:
-    """The files of a case; where its prediction's side calls it otherwise, that name, by which its run knows it."""
-    files = {"case_id": pair.case_id, "prediction": str(pair.prediction), "reference": str(pair.reference)}
-    return {**files, "prediction_case_id": pair.prediction_id} if pair.renamed else files
-
-
 def write_csv(
     path: Path,
     results: Iterable[StructureResult],
@@ -132,28 +44,22 @@ def write_csv(
     Numbers have full precision; a value that does not exist, or is not known, is an empty field; ``missed``,
     ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case.
     """
-    known = {case: str(int(learnt)) for case, learnt in (trained_on or {}).items() if learnt is not None}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else [])])
-    for row in results:
-        writer.writerow(
-            [
-                row.case_id,
-                row.label,
-                row.name,
-                *(_cell(row.values.get(metric)) for metric in CSV_METRICS),
-                int(row.missed),
-                int(row.invented),
-                *(_cell(row.values.get(metric)) for metric in more_metrics),
-                *([known.get(row.case_id, "")] if known else []),
-            ]
-        )
-    write_text(path, text.getvalue())
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
+    known = {case: int(learnt) for case, learnt in (trained_on or {}).items() if learnt is not None}
+    head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else [])]
+    rows = [
+        [
+            row.case_id,
+            row.label,
+            row.name,
+            *(row.values.get(metric) for metric in CSV_METRICS),
+            int(row.missed),
+            int(row.invented),
+            *(row.values.get(metric) for metric in more_metrics),
+            *([known.get(row.case_id)] if known else []),
+        ]
+        for row in results
+    ]
+    write_text(path, table_text([head, *rows]))
 
 
 def read_csv(path: Path) -> list[StructureResult]:
@@ -164,23 +70,13 @@ def read_csv(path: Path) -> list[StructureResult]:
     UsageError
         If a documented column is missing, or a number is none.
     """
+    table = read_table(path)
+    missing = [column for column in CSV_COLUMNS if column not in table.columns]
+    if missing:
+        raise UsageError(f"{path} lacks the columns {', '.join(missing)}; give a metrics.csv that medseg wrote")
+    others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON)
+    metrics = [column for column in table.columns if column not in others]
     try:
-        return _read_rows(path)
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UsageError(
-            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
-        ) from error
-
-
-def _read_rows(path: Path) -> list[StructureResult]:
-    with path.open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        columns = reader.fieldnames or []
-        missing = [column for column in CSV_COLUMNS if column not in columns]
-        if missing:
-            raise UsageError(f"{path} lacks the columns {', '.join(missing)}; give a metrics.csv that medseg wrote")
-        others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON)
-        metrics = [column for column in columns if column not in others]
         return [
             StructureResult(
                 int(row["label"]),
@@ -190,8 +86,12 @@ def _read_rows(path: Path) -> list[StructureResult]:
                 invented=row["invented"] == "1",
                 case_id=row["case_id"],
             )
-            for row in reader
+            for row in table.rows
         ]
+    except ValueError as error:
+        raise UsageError(
+            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
+        ) from error
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -209,13 +109,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path.name} cannot be read as JSON ({error}); run `medseg evaluate` again") from error
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"{path.name} holds a {type(value).__name__}, expected a JSON object; run `medseg evaluate` again"
-        )
     if wrong := misfit(value, _SUMMARY):
         raise UsageError(f"{path.name} is not as `medseg evaluate` writes it: {wrong}; run it again")
-    return value
+    return dict(value)
 
 
 def run_names(summary: Mapping[str, Any]) -> dict[str, str]:

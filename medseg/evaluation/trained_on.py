@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.evaluation.pairing import Collection, Pair
+from medseg.evaluation.pairing import CaseFile, Collection, Pair
 from medseg.manifests.create import path_checksum
 
 
-def trained_on(
-    pairs: Sequence[Pair], predictions: Collection, references: Collection, labels: object
-) -> dict[str, bool | None]:
+def trained_on(pairs: Sequence[Pair], predictions: Collection, labels: object) -> dict[str, bool | None]:
     """Whether the model has learnt from each case's image, by case id; None where that is not known.
 
     The run that made the predictions says so; where it does not and ``labels`` is a bundle's folder, the SHA-256 of
@@ -20,7 +18,18 @@ def trained_on(
     bundle states (:func:`medseg.bundle.trained_on`).
     """
     sums = _bundle_sums(labels)
-    return {pair.case_id: _known(pair, predictions, references, sums) for pair in pairs}
+    runs = predictions.run.cases if predictions.run else {}
+    found: dict[str, bool | None] = {}
+    for pair in pairs:
+        case = runs.get(pair.prediction.case_id)
+        if case is not None and case.trained_on is not None:
+            found[pair.case_id] = case.trained_on
+            continue
+        own = _sums_of(pair.reference) if sums else []
+        if sums and not own and case is not None and case.source and Path(case.source).exists():
+            own = [path_checksum(Path(case.source))]
+        found[pair.case_id] = not sums.isdisjoint(own) if own else None
+    return found
 
 
 def _bundle_sums(labels: object) -> frozenset[str]:
@@ -33,36 +42,22 @@ def _bundle_sums(labels: object) -> frozenset[str]:
     return known.images if known else frozenset()
 
 
-def _known(pair: Pair, predictions: Collection, references: Collection, sums: frozenset[str]) -> bool | None:
-    case = predictions.run.cases.get(pair.prediction_id) if predictions.run else None
-    if case is not None and case.trained_on is not None:
-        return case.trained_on
-    if not sums:
-        return None
-    item = references.files[pair.case_id]
-    found = list(_sums_of(item.images, item.attributes))
-    if not found and case is not None and case.source and Path(case.source).exists():
-        found = [path_checksum(Path(case.source))]
-    return not sums.isdisjoint(found) if found else None
-
-
-def _sums_of(images: Iterable[Path], item: Mapping[str, Any]) -> Iterable[str]:
+def _sums_of(case: CaseFile) -> list[str]:
     """The sums of a case's images: of the files, or as the datalist states them where the files are not here."""
-    paths = list(images)
-    if paths and all(path.exists() for path in paths):
-        return [path_checksum(path) for path in paths]
-    stated = item.get("sha256")
+    if case.images and all(path.exists() for path in case.images):
+        return [path_checksum(path) for path in case.images]
+    stated = case.attributes.get("sha256")
     sums = stated.get("image") if isinstance(stated, Mapping) else stated
     return [value for value in (sums if isinstance(sums, list) else [sums]) if isinstance(value, str)]
 
 
 def summarised(known: Mapping[str, bool | None], scored: Iterable[str]) -> dict[str, Any] | None:
     """What ``metrics.json`` says: how many of how many scored cases, and which; None if it is known of none."""
-    told = {case: known[case] for case in scored if known.get(case) is not None}
-    if not told:
+    learnt = {case: known[case] for case in scored if known.get(case) is not None}
+    if not learnt:
         return None
-    learnt = sorted(case for case, learnt in told.items() if learnt)
-    return {"n": len(learnt), "of": len(told), "case_ids": learnt}
+    cases = sorted(case for case, yes in learnt.items() if yes)
+    return {"n": len(cases), "of": len(learnt), "case_ids": cases}
 
 
 def sentence(summary: Mapping[str, Any] | None) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.evaluation.tables import measured_dice
-from medseg.files import table_text, write_text
+from medseg.files import write_text
 from medseg.results import MISS_BELOW, read_run, worst_first
+from medseg.tables import table_text
 from medseg.trust.fault_classifier import USUAL
 
 _log = logging.getLogger(__name__)

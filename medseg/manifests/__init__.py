@@ -3,7 +3,7 @@
 from medseg.manifests.audit import audit
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.create import create
-from medseg.manifests.manifest import Item, Manifest
-from medseg.manifests.split import Part, patient_of, split
+from medseg.manifests.items import Item, patient_of
+from medseg.manifests.manifest import Manifest, Part
 
-__all__ = ["AuditFinding", "AuditReport", "Item", "Manifest", "Part", "audit", "create", "patient_of", "split"]
+__all__ = ["AuditFinding", "AuditReport", "Item", "Manifest", "Part", "audit", "create", "patient_of"]

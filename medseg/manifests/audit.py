@@ -19,8 +19,9 @@ from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
 from medseg.labels import fault_of, gap_message
 from medseg.manifests.audit_facts import CaseFacts, gather
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
+from medseg.manifests.items import patient_of
 from medseg.manifests.manifest import Manifest
-from medseg.manifests.split import explain_fold_gaps, patient_of
+from medseg.manifests.split import describe_missing
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -168,7 +169,7 @@ def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator
             "label-never-present", "no case has " + ", ".join(f"{value} ({labels[value]})" for value in never)
         )
     trained = [(case.item.get("fold"), case) for case in facts if case.section == "training" and case.labels]
-    without = explain_fold_gaps([(fold, _values(case)) for fold, case in trained], labels)
+    without = describe_missing([(fold, _values(case)) for fold, case in trained], labels)
     if without:
         yield AuditFinding("fold-without-class", without)
 

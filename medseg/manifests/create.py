@@ -1,13 +1,10 @@
-"""Make a manifest from whatever way a dataset lies on disk.
-
-SHA-256 sums of what an item names, whether one file, one file per channel, or a folder of DICOM files.
-"""
+"""Make a manifest from whatever way a dataset lies on disk, with the SHA-256 sums of its files."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,8 +13,9 @@ from medseg.files import sha256_file
 from medseg.ingest.record import is_apple_double
 from medseg.labels.scheme import MAPPING_KEY, read_label_table, read_mapping
 from medseg.manifests import layout_bids
+from medseg.manifests.items import Item
 from medseg.manifests.layout_folders import read_folders, read_patterns
-from medseg.manifests.manifest import Item, Manifest
+from medseg.manifests.manifest import Manifest
 
 
 def create(
@@ -70,9 +68,9 @@ def create(
     else:
         manifest = read_folders(images, labels)
     if patient_pattern is not None:
-        manifest = _with_patients(manifest, patient_pattern)
+        manifest = manifest.with_keys(_patients(patient_pattern))
     manifest = _with_labels(manifest, names or {}, mapping or {})
-    return with_checksums(manifest) if checksums else manifest
+    return manifest.with_keys(lambda item: {"sha256": _checksums(manifest, item)}) if checksums else manifest
 
 
 def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[int, int]) -> Manifest:
@@ -91,26 +89,21 @@ def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[
     return manifest.with_content(**{MAPPING_KEY: moved}) if moved else manifest
 
 
-def _with_patients(manifest: Manifest, pattern: str) -> Manifest:
+def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:
+    """The key ``patient_id`` of an item, from its image's path."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
-    sections = {section: list(manifest.content[section]) for section, _, _ in manifest.items()}
-    for section, index, item in manifest.items():
-        sections[section][index] = {**item, "patient_id": _patient(item, expression)}
-    return manifest.with_content(**sections)
 
+    def patient(item: Item) -> dict[str, str]:
+        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        match = expression.search(image)
+        if match is None:
+            raise UsageError(f"the patient pattern {pattern!r} matches nothing in {image}; widen it")
+        return {"patient_id": match[1] if expression.groups else match[0]}
 
-def _patient(item: Item, expression: re.Pattern[str]) -> str:
-    image = item["image"] if isinstance(item["image"], str) else item["image"][0]
-    match = expression.search(image)
-    if match is None:
-        raise UsageError(f"the patient pattern {expression.pattern!r} matches nothing in {image}; widen it")
-    return match[1] if expression.groups else match[0]
-
-
-_HASHED_KEYS = ("image", "label")
+    return patient
 
 
 def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
@@ -128,16 +121,10 @@ def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) 
     return total.hexdigest()
 
 
-def item_checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
-    """The sums of an item's image and label; a list where the item lists one file per channel.
-
-    Raises
-    ------
-    UsageError
-        If a file is missing.
-    """
+def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
+    """The sums of an item's image and label; a list where the item lists one file per channel."""
     sums: dict[str, str | list[str]] = {}
-    for key in _HASHED_KEYS:
+    for key in ("image", "label"):
         paths = manifest.files(item, key)
         missing = [path for path in paths if not path.exists()]
         if missing:
@@ -146,11 +133,3 @@ def item_checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]
             values = [path_checksum(path) for path in paths]
             sums[key] = values if isinstance(item[key], list) else values[0]
     return sums
-
-
-def with_checksums(manifest: Manifest) -> Manifest:
-    """The same manifest with a fresh ``sha256`` in every item."""
-    sections = {section: list(manifest.content[section]) for section, _, _ in manifest.items()}
-    for section, index, item in manifest.items():
-        sections[section][index] = {**item, "sha256": item_checksums(manifest, item)}
-    return manifest.with_content(**sections)

@@ -1,15 +1,11 @@
-"""What an entry of a datalist may hold, and how cases are named.
-
-What an item of a datalist may hold, checked where the datalist is read, so that nobody meets it later.
-
-File names of images: which they are, channel numbers, names relative to a folder.
-"""
+"""What an entry of a datalist may hold, read and checked where the datalist is read; which files are images."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,69 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.ingest.dicom_header import is_dicom
 from medseg.ingest.record import image_kind, is_second_of_pair
+
+SECTIONS = ("training", "validation", "test", "testing")
+"""Names under which datalists keep their items."""
+
+Item = dict[str, Any]
+"""One case: ``image`` (one path, or one per channel), ``label``, ``patient_id``, ``fold``, ``sha256`` and more."""
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a JSON {type(content).__name__}; expected an object with a list of items")
+    return content
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ, for ``object_pairs_hook``: JSON readers drop the first of two without a word.
+
+    Raises
+    ------
+    ValueError
+        If a key stands twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object; keep one")
+    return content
+
+
+def read_items(entries: Any, section: str, datalist: Path) -> list[Item]:
+    """The items of a section, checked; MSD lists its test images as bare strings and writes paths with a ``./``.
+
+    Raises
+    ------
+    UsageError
+        If it is no list, or an item is odd; see :func:`check_item`.
+    """
+    if not isinstance(entries, list):
+        raise UsageError(f"{datalist}: {section!r} is a {type(entries).__name__}; expected a list of items")
+    items = []
+    for entry in entries:
+        item = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(item, dict) or "image" not in item:
+            raise UsageError(f"{datalist}: found an item without an image: {json.dumps(item)[:120]}")
+        items.append({key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()})
+        check_item(items[-1], datalist)
+    return items
+
+
+def _without_dot(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_dot(part) for part in value]
+    return value.removeprefix("./") if isinstance(value, str) else value
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
@@ -27,7 +86,7 @@ def check_item(item: Mapping[str, Any], datalist: Path) -> None:
     UsageError
         With the key, what was found and what was expected.
     """
-    for key, (holds, expected) in _KINDS.items():
+    for key, (holds, expected) in _HELD.items():
         value = item.get(key)
         if value is not None and not holds(value):
             shown = json.dumps(value)[:120]
@@ -54,7 +113,7 @@ def _sums(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) and _paths(sums) for name, sums in value.items())
 
 
-_KINDS = {
+_HELD = {
     "image": (_paths, "one path or several"),
     "label": (_paths, "one path or several"),
     "case_id": (_name, "a name"),
@@ -64,7 +123,10 @@ _KINDS = {
 }
 
 
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+def patient_of(item: Mapping[str, Any]) -> str:
+    """The patient an item belongs to; an item that names none is a patient of its own, known by its image."""
+    patient = item.get("patient_id")
+    return str(patient) if patient not in (None, "") else f"image:{item['image']}"
 
 
 def split_channel(name: str) -> tuple[str, int | None]:
@@ -78,14 +140,15 @@ def image_files(folder: Path) -> list[Path]:
 
     So are DICOM files that some scanners name ``.img``: their series are found by the index.
     """
-    found = [
+    return sorted(
         path
         for path in folder.rglob("*")
         if image_kind(path) is not None
         and not is_second_of_pair(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(path for path in found if path.is_file() and not is_dicom(path))
+        and path.is_file()
+        and not is_dicom(path)
+    )
 
 
 def relative_name(path: Path, start: Path) -> str:

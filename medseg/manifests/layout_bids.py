@@ -15,8 +15,8 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
 from medseg.ingest.left_out import without_own
-from medseg.manifests.items import common_start, image_files, relative_name
-from medseg.manifests.manifest import Item, Manifest, read_json_object
+from medseg.manifests.items import Item, common_start, image_files, read_json_object, relative_name
+from medseg.manifests.manifest import Manifest
 
 _LABEL_SUFFIXES = ("dseg", "mask")
 _IDENTITY = ("sub", "ses", "acq", "ce", "rec", "run", "echo", "part")

@@ -19,13 +19,14 @@ from medseg.ingest import SeriesRecord, case_id_of, scan
 from medseg.ingest.left_out import without_own
 from medseg.labels.label_map import describe_unread, unread_objects
 from medseg.manifests.items import (
+    Item,
     common_start,
     image_files,
     one_or_list,
     relative_name,
     split_channel,
 )
-from medseg.manifests.manifest import Item, Manifest
+from medseg.manifests.manifest import Manifest
 
 _LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
 _IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)

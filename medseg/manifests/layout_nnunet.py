@@ -14,8 +14,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.ingest.record import is_apple_double
-from medseg.manifests.items import check_item, one_or_list, split_channel
-from medseg.manifests.manifest import Item, Manifest, read_json_object
+from medseg.manifests.items import Item, check_item, one_or_list, split_channel
 
 _SPLITS = "splits_final.json"
 
@@ -25,39 +24,37 @@ def is_nnunet(content: Mapping[str, Any]) -> bool:
     return "file_ending" in content and "training" not in content
 
 
-def read(path: Path, *, splits: Path | None = None) -> Manifest:
-    """Read an nnU-Net dataset (version 2).
+def read_nnunet(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The datalist of an nnU-Net dataset (version 2).
 
     Parameters
     ----------
     path
-        Its ``dataset.json``.
-    splits
-        The ``splits_final.json`` that assigns folds; by default the one beside ``path``, if there is one.
+        Its ``dataset.json``; a ``splits_final.json`` beside it assigns the folds.
+    content
+        The object in it.
 
     Raises
     ------
     UsageError
         If an image has no label or lacks a channel, or the splits name a case twice or one that does not exist.
     """
-    content = read_json_object(path)
     _check(content, path)
     training = _training(path.parent, content)
-    splits = splits if splits is not None else path.with_name(_SPLITS)
-    if splits.exists():
-        _assign_folds(training, splits)
+    if path.with_name(_SPLITS).exists():
+        _assign_folds(training, path.with_name(_SPLITS))
     names = _channel_names(content)
-    known = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
-    rest = {key: value for key, value in content.items() if key not in known}
     test = _cases(path.parent, "Ts", str(content["file_ending"]), len(names) or 1)
-    head = {"name": path.parent.name, **rest, "modality": dict(names)}
-    sections = {
+    replaced = {"channel_names", "modality", "numTraining", "file_ending", "dataset"}
+    return {
+        "name": path.parent.name,
+        **{key: value for key, value in content.items() if key not in replaced},
+        "modality": dict(names),
         "numTraining": len(training),
         "numTest": len(test),
         "training": [training[case] for case in sorted(training)],
         "test": [test[case] for case in sorted(test)],
     }
-    return Manifest({**head, **sections}, path.parent)
 
 
 def _check(content: Mapping[str, Any], path: Path) -> None:

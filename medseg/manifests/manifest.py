@@ -6,27 +6,27 @@ and ``sha256`` added to each item. medseg keeps the whole JSON object, so keys i
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_json
+from medseg.labels.label_map import read_label_map
 from medseg.labels.scheme import LabelScheme
-from medseg.manifests.items import check_item
-
-SECTIONS = ("training", "validation", "test", "testing")
-"""Names under which datalists keep their items."""
+from medseg.manifests.items import SECTIONS, Item, read_items, read_json_object
+from medseg.manifests.layout_nnunet import is_nnunet, read_nnunet
+from medseg.manifests.split import assign_folds, describe_missing
 
 DATASET_DIR_KEY = "dataset_dir"
 """Where relative paths start, itself relative to the datalist's folder; absent: that folder."""
 
-Item = dict[str, Any]
-"""One case: ``image`` (one path, or one per channel), ``label``, ``patient_id``, ``fold``, ``sha256`` and more."""
+_SAME_SECTION = ("test", "testing")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,18 @@ class Manifest:
         UsageError
             If the file is missing, is not JSON, or has no list of items.
         """
-        from medseg.manifests import layout_nnunet as nnunet
-
         path = Path(path)
         path = path / "dataset.json" if path.is_dir() else path
         content = read_json_object(path)
-        if nnunet.is_nnunet(content):
-            read = nnunet.read(path)
-            return read if dataset_dir is None else replace(read, dataset_dir=Path(dataset_dir))
-        for section in SECTIONS:
-            if section in content:
-                content[section] = [_normal_item(item, path) for item in _as_list(content[section], path, section)]
-                for item in content[section]:
-                    check_item(item, path)
+        if is_nnunet(content):
+            return cls(read_nnunet(path, content), path.parent if dataset_dir is None else Path(dataset_dir))
+        content |= {key: read_items(content[key], key, path) for key in SECTIONS if key in content}
         if not any(section in content for section in SECTIONS):
             raise UsageError(f"{path} has none of the lists {', '.join(SECTIONS)}; give a datalist or a dataset.json")
-        return cls(content, _start(path, content, dataset_dir))
+        named = content.get(DATASET_DIR_KEY)
+        if dataset_dir is None and named is not None and not isinstance(named, str):
+            raise UsageError(f"{path}: {DATASET_DIR_KEY!r} is {named!r}, expected the name of a folder")
+        return cls(content, path.parent / (named or "") if dataset_dir is None else Path(dataset_dir))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, whole or not at all; items stay relative and ``dataset_dir`` tells from where.
@@ -86,8 +82,10 @@ class Manifest:
         start = os.path.relpath(self.dataset_dir.absolute(), target.absolute().parent)
         content = {key: value for key, value in self.content.items() if key != DATASET_DIR_KEY}
         if start != ".":
-            first_section = next((key for key in content if key in SECTIONS), None)
-            content = _insert_before(content, first_section, DATASET_DIR_KEY, Path(start).as_posix())
+            keys = list(content)
+            first_section = next((number for number, key in enumerate(keys) if key in SECTIONS), len(keys))
+            keys.insert(first_section, DATASET_DIR_KEY)
+            content = {**dict.fromkeys(keys), **content, DATASET_DIR_KEY: Path(start).as_posix()}
         write_json(target, content)
 
     @property
@@ -150,80 +148,108 @@ class Manifest:
         return [item for item in self.training if item.get("fold") != number], held_out
 
     def split(self, folds: int, seed: int, test_fraction: float = 0.0, *, stratify: bool = True) -> Manifest:
-        """Put every patient into one of ``folds`` folds or into the test set; see :func:`~medseg.manifests.split`."""
-        from medseg.manifests.split import split
+        """Put every patient into one of ``folds`` folds or into the test set.
 
-        return split(self, folds, seed, test_fraction, stratify=stratify)
+        Parameters
+        ----------
+        folds, seed, test_fraction
+            See :func:`~medseg.manifests.split.assign_folds`. An existing test set stays as it is unless
+            ``test_fraction`` is given, in which case test items with a label take part in the split again.
+        stratify
+            Read every label and give each part its share of every label's presence and volume.
+
+        Returns
+        -------
+        Manifest
+            A new manifest with ``fold`` in each training item and a ``split`` record of how it was made.
+
+        Raises
+        ------
+        UsageError
+            If there are fewer patients than parts, or a label file is missing.
+        """
+        pool = self.training + [item for item in self.test if test_fraction and "label" in item]
+        test = [item for item in self.test if not (test_fraction and "label" in item)]
+        volumes_ml = [self._volumes_ml(item) for item in pool] if stratify else []
+        assigned = assign_folds(pool, folds, seed, test_fraction, volumes_ml)
+        training: list[Item] = []
+        for item, fold in zip(pool, assigned, strict=True):
+            bare = {key: value for key, value in item.items() if key != "fold"}
+            (test if fold is None else training).append(bare if fold is None else {**bare, "fold": fold})
+        missing = describe_missing(
+            [(fold, set(volumes)) for fold, volumes in zip(assigned, volumes_ml, strict=stratify) if fold is not None],
+            self.labels,
+        )
+        if missing:
+            _log.warning("%s; use fewer folds, or add cases that have it", missing)
+        record = {
+            "folds": folds,
+            "seed": seed,
+            "test_fraction": test_fraction,
+            "by": "patient_id",
+            "stratified_by": "presence and thirds of the volume of each label" if stratify else "number of cases",
+        }
+        section = "testing" if "testing" in self.content else "test"
+        counts = {"numTraining": len(training), "numTest": len(test)} if "numTraining" in self.content else {}
+        rest = {key: value for key, value in self.content.items() if key not in ("training", section)}
+        sections = {"training": training} | ({section: test} if test or section in self.content else {})
+        return Manifest({**rest, **counts, "split": record, **sections}, self.dataset_dir)
+
+    def _volumes_ml(self, item: Item) -> dict[int, float]:
+        volumes: dict[int, float] = {}
+        for path in self.files(item, "label"):
+            if not path.exists():
+                raise UsageError(
+                    f"cannot find the label {path}; check the manifest's dataset_dir or give --dataset-dir"
+                )
+            volumes |= read_label_map(path, mapping=self.scheme.mapping).volumes_ml
+        return volumes
 
     def with_content(self, **changes: Any) -> Manifest:
         """The same manifest with some top-level keys replaced."""
         return replace(self, content={**self.content, **changes})
 
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(errors="surrogateescape")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds a JSON {type(content).__name__}; expected an object with a list of items")
-    return content
+    def with_keys(self, keys: Callable[[Item], Mapping[str, Any]]) -> Manifest:
+        """The same manifest with some keys of every item replaced by what ``keys`` gives for it."""
+        sections = [section for section in SECTIONS if section in self.content]
+        return self.with_content(
+            **{section: [{**item, **keys(item)} for item in self.content[section]] for section in sections}
+        )
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ, for ``object_pairs_hook``: JSON readers drop the first of two without a word.
+@dataclass(frozen=True)
+class Part:
+    """Which items of a datalist are meant.
 
-    Raises
-    ------
-    ValueError
-        If a key stands twice.
+    Parameters
+    ----------
+    section
+        ``"training"``, ``"validation"`` or ``"test"`` (also called ``"testing"``); None for all.
+    fold
+        The training items that this fold holds out; None for all.
     """
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object; keep one")
-    return content
 
+    section: str | None = None
+    fold: int | None = None
 
-def _start(path: Path, content: Mapping[str, Any], dataset_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder that paths of the datalist ``path`` start in: as asked, else as it says, else its own."""
-    if dataset_dir is not None:
-        return Path(dataset_dir)
-    named = content.get(DATASET_DIR_KEY)
-    if named is not None and not isinstance(named, str):
-        raise UsageError(f"{path}: {DATASET_DIR_KEY!r} is {named!r}, expected the name of a folder")
-    return path.parent / (named or "")
+    def of(self, manifest: Manifest, path: Path) -> list[Item]:
+        """The items of a datalist that are meant; ``path`` is where it lies, for messages.
 
-
-def _as_list(value: Any, path: Path, section: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise UsageError(f"{path}: {section!r} is a {type(value).__name__}; expected a list of items")
-    return value
-
-
-def _normal_item(item: Any, path: Path) -> Item:
-    """MSD lists its test images as bare strings and writes paths with a leading ``./``."""
-    item = {"image": item} if isinstance(item, str) else item
-    if not isinstance(item, dict) or "image" not in item:
-        raise UsageError(f"{path}: found an item without an image: {json.dumps(item)[:120]}")
-    return {key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()}
-
-
-def _without_dot(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_dot(part) for part in value]
-    return value.removeprefix("./") if isinstance(value, str) else value
-
-
-def _insert_before(content: dict[str, Any], before: str | None, key: str, value: Any) -> dict[str, Any]:
-    ordered: dict[str, Any] = {}
-    for name, existing in content.items():
-        if name == before:
-            ordered[key] = value
-        ordered[name] = existing
-    ordered.setdefault(key, value)
-    return ordered
+        Raises
+        ------
+        UsageError
+            If there are none, or a fold is asked for outside of training.
+        """
+        if self.fold is not None:
+            if self.section not in {None, "training"}:
+                raise UsageError(f"--fold {self.fold} chooses training items, found --section {self.section}; drop one")
+            return manifest.fold(self.fold)[1]
+        names = _SAME_SECTION if self.section in _SAME_SECTION else (self.section,)
+        chosen = [item for section, _, item in manifest.items() if self.section is None or section in names]
+        if self.section is not None and not chosen:
+            sizes = Counter(section for section, _, _ in manifest.items())
+            held = ", ".join(f"{count} under {name}" for name, count in sizes.items()) or "none"
+            raise UsageError(
+                f"--section {self.section}: {path} has no such items (found {held}); choose another section"
+            )
+        return chosen

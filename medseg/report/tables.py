@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -219,7 +219,7 @@ def _summaries(study: Study) -> dict[str, dict[str, Any]]:
         volume = (
             summarise(volumes, [row.case_id for row in rows][: len(volumes)], Bootstrap())[0] if len(volumes) else None
         )
-        found[name] = {"label": label, "n": len(rows), "metrics": {"volume_ml": volume.as_json()} if volume else {}}
+        found[name] = {"label": label, "n": len(rows), "metrics": {"volume_ml": asdict(volume)} if volume else {}}
     return found
 
 

@@ -25,8 +25,7 @@ from torch.utils.data import Sampler
 from medseg.errors import UsageError
 from medseg.labels import MAPPING_KEY
 from medseg.manifests import Item, Manifest
-from medseg.manifests.items import check_item
-from medseg.manifests.manifest import read_json_object
+from medseg.manifests.items import check_item, read_json_object
 from medseg.training.distributed import world
 from medseg.transforms import LoadLabeld
 

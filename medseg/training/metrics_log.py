@@ -21,7 +21,8 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 
 from medseg.errors import MissingDependency, UsageError
-from medseg.files import table_text, write_json, write_text
+from medseg.files import write_json, write_text
+from medseg.tables import table_text
 from medseg.training.distributed import is_first, summed
 from medseg.training.record import settings_of
 from medseg.training.trainer import AdversarialSegmentationTrainer

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from medseg.errors import CaseFailed, MedsegError, Refusal, UsageError
 from medseg.evaluation.pairing import Collection
 from medseg.evaluation.pairing import collect as collect_references
-from medseg.evaluation.scoring import read_label_map
 from medseg.inference.cases import InputCase, LoadedCase, collect, load
 from medseg.inference.config import channels_of
 from medseg.inference.foreground import Crop, ProbabilityCrop
@@ -28,8 +27,7 @@ from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.preprocess import Case, geometry_of
 from medseg.inference.roi import parse_region
 from medseg.inference.worsened import worse_images, worse_masks
-from medseg.labels import check_labels
-from medseg.labels import read_label_map as read_checked
+from medseg.labels import check_labels, read_label_map
 from medseg.results import read_run
 from medseg.trust.fit import TrainingCase, TrustCase
 
@@ -128,7 +126,8 @@ class CorrectedCases:
             raise CaseFailed("its image was not found; name it with --images")
         loaded = load(self._sources[case_id])
         given = self._found.files[case_id]
-        reference, grid = read_label_map(given.path, given.mapping)
+        truth = read_label_map(given.path, mapping=given.mapping)
+        reference, grid = truth.array, truth.geometry
         if not grid.matches(loaded.geometry):
             raise Refusal("geometry-mismatch", "the corrected mask is on another grid than the image")
         case, labels = self._in_region(loaded, self._known_labels(reference))
@@ -168,7 +167,7 @@ class CorrectedCases:
         path = self.folder / f"{case_id}_seg.nii.gz"
         if not path.is_file():
             return
-        old, _ = read_label_map(path)
+        old = read_label_map(path).array
         asked = (self._run.get("options") or {}).get("roi")
         old = old[parse_region(str(asked)).box(loaded.geometry).slices] if asked else old
         either = int(np.count_nonzero((old > 0) | (found > 0)))
@@ -211,7 +210,7 @@ class TrainingCases(Sequence[TrainingCase]):
             return [self[i] for i in range(*index.indices(len(self)))]
         loaded = load(self._cases[index])
         given = self._labels[loaded.case.case_id]
-        labels = read_checked(given.path, declared=self._predictor.bundle.labels, mapping=given.mapping)
+        labels = read_label_map(given.path, declared=self._predictor.bundle.labels, mapping=given.mapping)
         prepared = self._predictor.prepare(loaded.images)
         reference = _nearest(labels.array.astype(np.uint8), loaded.images["image"], prepared)
         return TrainingCase(prepared.as_tensor().float(), reference, geometry_of(prepared).spacing_mm)

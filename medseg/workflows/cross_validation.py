@@ -22,7 +22,7 @@ from medseg.manifests import Manifest
 
 if TYPE_CHECKING:
     from medseg.evaluation import EvaluationResult
-    from medseg.manifests.manifest import Item
+    from medseg.manifests.items import Item
     from medseg.training.run import Watcher
 
 _LEFT_OUT = ("models", "trust", "runs", "eval", "training_run.json")

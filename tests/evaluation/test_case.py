@@ -247,15 +247,6 @@ def test_each_label_can_have_its_own_tolerance() -> None:
     assert strict.nsd < 1.0  # type: ignore[operator]
 
 
-def test_probabilities_give_the_average_precision() -> None:
-    reference = box((2, 2, 2), (6, 6, 6))
-    probability = reference.astype(np.float32) * 0.9
-    [perfect] = evaluate_case(reference, reference, (1, 1, 1), [1], probabilities={1: probability})
-    [nothing] = evaluate_case(reference, reference, (1, 1, 1), [1], probabilities={1: probability * 0})
-    assert perfect.average_precision == 1.0
-    assert nothing.average_precision == pytest.approx(64 / 8000)
-
-
 def test_metrics_are_attributes_and_results_travel_between_processes() -> None:
     [result] = evaluate_case(box((1, 1, 1), (3, 3, 3)), box((1, 1, 1), (3, 3, 3)), (1, 1, 1), {1: "box"})
     assert pickle.loads(pickle.dumps(result)) == result

@@ -4,12 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from sklearn.metrics import average_precision_score
 
-from medseg.evaluation.overlap import VoxelCounts, average_precision, detect_lesions
+from medseg.evaluation.overlap import VoxelCounts, detect_lesions
 
 
 def test_counts_give_the_ratios() -> None:
@@ -47,19 +43,6 @@ def test_connectivity_decides_what_is_one_lesion() -> None:
     diagonal[0, 0, 0] = diagonal[1, 1, 1] = True
     assert detect_lesions(diagonal, diagonal, connectivity=26).reference == 1
     assert detect_lesions(diagonal, diagonal, connectivity=6).reference == 2
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    probability=hnp.arrays(np.float32, 60, elements=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])),
-    reference=hnp.arrays(np.bool_, 60),
-)
-def test_average_precision_is_sklearns(probability: Any, reference: Any) -> None:
-    found = average_precision(probability.reshape(3, 4, 5), reference.reshape(3, 4, 5))
-    if not reference.any():
-        assert found is None
-    else:
-        assert found == pytest.approx(average_precision_score(reference, probability))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 3, 3), (5, 5, 5), (101, 1, 1)])

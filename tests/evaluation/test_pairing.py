@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.evaluation.pairing import case_id_of_name, collect, pair_up, read_labels
+from medseg.evaluation.pairing import case_id_of_name, collect, pair_up
+from medseg.evaluation.structures import read_labels
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -41,7 +42,7 @@ def test_folders_pair_by_case_id(tmp_path: Path) -> None:
     predictions = touch(tmp_path / "p", "a_seg.nii.gz", "b_seg.nii.gz", "a_seg.dcm", "run.json", "._a_seg.nii.gz")
     references = touch(tmp_path / "r", "a.nii", "c.mha", "notes.txt")
     pairs, unpaired = pair_up(collect(predictions, "predictions"), collect(references, "references"))
-    assert [(pair.case_id, pair.prediction.name, pair.reference.name) for pair in pairs] == [
+    assert [(pair.case_id, pair.prediction.path.name, pair.reference.path.name) for pair in pairs] == [
         ("a", "a_seg.nii.gz", "a.nii")
     ]
     assert unpaired == {"predictions": ["b"], "references": ["c"]}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import UsageError
-from medseg.manifests import Manifest, patient_of, split
-from medseg.manifests.split import assign_folds, strata
+from medseg.manifests import Manifest, patient_of
+from medseg.manifests.split import assign_folds, stratify
 
 
 def listed(patients: list[int]) -> Manifest:
@@ -30,7 +30,7 @@ def listed(patients: list[int]) -> Manifest:
 def test_no_patient_is_on_two_sides_and_no_case_is_lost(
     patients: list[int], folds: int, seed: int, test: float
 ) -> None:
-    made = split(listed(patients), folds, seed, test, stratify=False)
+    made = listed(patients).split(folds, seed, test, stratify=False)
     parts: dict[str, set[object]] = {}
     for section, _, item in made.items():
         parts.setdefault(patient_of(item), set()).add(item.get("fold", section))
@@ -45,32 +45,32 @@ def test_no_patient_is_on_two_sides_and_no_case_is_lost(
 def test_the_split_depends_on_seed_and_items_alone(seed: int) -> None:
     manifest = listed(list(range(20)))
     turned = manifest.with_content(training=manifest.training[::-1])
-    first = {item["image"]: item["fold"] for item in split(manifest, 4, seed, stratify=False).training}
-    second = {item["image"]: item["fold"] for item in split(turned, 4, seed, stratify=False).training}
+    first = {item["image"]: item["fold"] for item in manifest.split(4, seed, stratify=False).training}
+    second = {item["image"]: item["fold"] for item in turned.split(4, seed, stratify=False).training}
     assert first == second
     assert Counter(first.values()) == {0: 5, 1: 5, 2: 5, 3: 5}
 
 
 def test_another_seed_gives_another_split() -> None:
     manifest = listed(list(range(20)))
-    folds = {tuple(item["fold"] for item in split(manifest, 4, seed, stratify=False).training) for seed in range(5)}
+    folds = {tuple(item["fold"] for item in manifest.split(4, seed, stratify=False).training) for seed in range(5)}
     assert len(folds) == 5
 
 
 def test_rare_labels_are_shared_out_evenly() -> None:
     """Ten of 50 cases have a lesion: each of five folds must get two of them, and every volume its share."""
-    features = strata([{1: float(case)} | ({2: 1.0 + case} if case % 5 == 0 else {}) for case in range(50)])
-    part_of = assign_folds({f"{case:02d}": features[case] for case in range(50)}, [0.2] * 5, seed=3)
-    lesions = Counter(part_of[f"{case:02d}"] for case in range(0, 50, 5))
-    assert lesions == dict.fromkeys(range(5), 2)
-    assert set(Counter(part_of.values()).values()) == {10}
+    volumes_ml = [{1: float(case)} | ({2: 1.0 + case} if case % 5 == 0 else {}) for case in range(50)]
+    folds = assign_folds([{"image": f"{case:02d}"} for case in range(50)], 5, seed=3, volumes_ml=volumes_ml)
+    assert Counter(folds[::5]) == dict.fromkeys(range(5), 2)
+    assert set(Counter(folds).values()) == {10}
+    features = stratify(volumes_ml)
     for third in range(3):
-        cases = [part_of[f"{case:02d}"] for case in range(50) if features[case][1 + third]]
+        cases = [folds[case] for case in range(50) if features[case][1 + third]]
         assert max(Counter(cases).values()) - min(Counter(cases).values()) <= 1
 
 
-def test_strata_by_hand() -> None:
-    table = strata([{1: 1.0}, {1: 2.0}, {1: 3.0, 4: 9.0}, {}])
+def test_thirds_by_hand() -> None:
+    table = stratify([{1: 1.0}, {1: 2.0}, {1: 3.0, 4: 9.0}, {}])
     np.testing.assert_array_equal(table[:, 0], [1, 1, 1, 1])
     np.testing.assert_array_equal(table[:, 1:4], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
     np.testing.assert_array_equal(table[:, 4:].sum(axis=1), [0, 0, 1, 0])
@@ -95,9 +95,9 @@ def test_the_test_set_is_held_out_and_can_be_drawn_again(manifest: Manifest) -> 
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(UsageError, match="2 patients for 3 folds"):
-        split(listed([1, 1, 2, 2]), 3, 0, stratify=False)
+        listed([1, 1, 2, 2]).split(3, 0, stratify=False)
     with pytest.raises(UsageError, match="share in"):
-        split(listed([1, 2]), 2, 0, 1.0, stratify=False)
+        listed([1, 2]).split(2, 0, 1.0, stratify=False)
 
 
 def test_a_missing_label_is_named(manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from medseg.inference.engines import EngineChoice
 from medseg.inference.ensemble import member_digest
 from medseg.inference.roi import Region
 from medseg.inference.run.export import KINDS
-from medseg.manifests.manifest import SECTIONS
+from medseg.manifests.items import SECTIONS
 
 Precision = Literal["auto", "fp32", "bf16"]
 Windows = Literal["auto", "bundle"]

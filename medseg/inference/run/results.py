@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from medseg._version import medseg_version
 from medseg.errors import CaseFailed, OutputUnusable, Refusal
-from medseg.files import shown, table_text, write_json, write_text
+from medseg.files import shown, write_json, write_text
 from medseg.geometry import Geometry
+from medseg.tables import table_text
 
 REPORT_NAMES = ("run.json", "results.csv")
 """What every run leaves beside the outputs of its cases."""
