@@ -52,9 +52,8 @@ def train(
     _keep_installed(bundle, writes=output is None or publish or publish_final)
     from medseg.bundle import Bundle
     from medseg.bundle.bundle import find_bundle
-    from medseg.bundle.training_data import check_trainable
 
-    check_trainable(Bundle.open(bundle))
+    Bundle.open(bundle).check_trainable()
     if output is not None:
         prepare_folder(output)
     from medseg.training import train_bundle

@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import ABSENT, follow, item_at, reached
+from medseg.bundle.config import steps, target_of
 from medseg.errors import BundleError, Refusal
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.inference.postprocessing import Activation, Postprocessing, read_postprocessing
@@ -48,13 +48,12 @@ class Channels:
 
 def channels_of(bundle: Bundle) -> Channels:
     """Read from ``inference.json``, as data, how a bundle takes its channels."""
-    config = bundle.inference
-    listed = [step for _, step in reached(config, bundle.pipeline.preprocessing) if _enabled(step, config)]
-    concat = next((step for step in listed if _is(step, "ConcatItemsd") and step.get("name") == "image"), None)
+    listed = steps(bundle.inference, bundle.pipeline.preprocessing)
+    concat = next((step for step in listed if target_of(step) == "ConcatItemsd" and step.get("name") == "image"), None)
     keys = () if concat is None else _names(concat.get("keys"))
     if len(keys) < 2 or keys[0] != "image":
         return Channels()
-    matching = [step for step in listed if _is(step, "ResampleToMatchd") and step.get("key_dst") == "image"]
+    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == "image"]
     matched = {key for step in matching for key in _names(step.get("keys"))}
     return Channels(keys, matched.issuperset(keys[1:]))
 
@@ -117,20 +116,6 @@ def with_others(image: MetaTensor, others: Mapping[str, MetaTensor]) -> MetaTens
 def others_of(image: MetaTensor) -> dict[str, MetaTensor]:
     """The channels that an image carries along, by key; empty if all are in the image itself."""
     return dict(image.meta.get(_OTHERS, {}))
-
-
-def _enabled(step: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a transform is switched on, as far as its text tells: words, references, ``$True`` and ``$not …``."""
-    value: Any = step.get("_disabled_", False)
-    if isinstance(value, str) and value.startswith("@"):
-        value = item_at(config, follow(config, value[1:].replace("#", "::")))
-    if isinstance(value, str):
-        return value.lower().replace(" ", "") not in {"true", "$true", "$notfalse", "$1"}
-    return not value or value is ABSENT
-
-
-def _is(step: Mapping[str, Any], name: str) -> bool:
-    return str(step.get("_target_", "")).rpartition(".")[2] == name
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
-from medseg.bundle.config import item_at
+from medseg.bundle.config import item_at, spelled_out
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -162,7 +162,6 @@ _MEANS: dict[str, Callable[[Callable[[int], torch.Tensor], int], torch.Tensor]] 
 
 
 _SHARED = ("preprocessing", "inferer", "postprocessing")
-_REFERENCE = re.compile(r"@([\w:#]+)$")
 
 
 def load_models(
@@ -246,27 +245,8 @@ def _check_alike(other: Bundle, bundle: Bundle) -> None:
 def _section(bundle: Bundle, name: str) -> Any:
     """A part of what a bundle's evaluator is given."""
     place = getattr(bundle.pipeline, name)
-    return _spelled_out(None if place is None else item_at(bundle.inference, place), bundle.inference)
-
-
-def _spelled_out(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:
-    """A part of a config with what its references name put in their place; where files are written does not count."""
-    if isinstance(value, Mapping):
-        return {key: _spelled_out(v, config, depth) for key, v in value.items() if key not in {"output_dir", "device"}}
-    if isinstance(value, list):
-        return [_spelled_out(item, config, depth) for item in value]
-    named = _REFERENCE.match(value) if isinstance(value, str) else None
-    if named is None or depth > 20:
-        return value
-    target: Any = config
-    for key in re.split("::|#", named[1]):
-        if isinstance(target, list) and key.isdigit() and int(key) < len(target):
-            target = target[int(key)]
-        elif isinstance(target, Mapping) and key in target:
-            target = target[key]
-        else:
-            return value
-    return _spelled_out(target, config, depth + 1)
+    value = None if place is None else item_at(bundle.inference, place)
+    return spelled_out(bundle.inference, value, without={"output_dir", "device"})
 
 
 _WHOLE = WindowSettings((0, 0, 0))

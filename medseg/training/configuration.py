@@ -16,6 +16,7 @@ from typing import Any
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from medseg.bundle.config import ids, item_at
 from medseg.errors import BundleError, UsageError
 
 _OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_MLFLOW_SETTINGS["handlers_id"])
@@ -73,16 +74,10 @@ def _unknown(config: Mapping[str, Any], known: frozenset[str], meta: str) -> Ite
     groups = {"", *(name.rpartition("#")[0] for name in known)}
     allowed = known | {meta} | (_OF_TRACKING if set(config) >= _OF_TRACKING else set())
     for group in sorted(groups):
-        children = config if not group else _at(config, group.split("#"))
+        children = item_at(config, group)
         if isinstance(children, Mapping):
             prefix = f"{group}#" if group else ""
             yield from (f"{prefix}{name}" for name in children if f"{prefix}{name}" not in allowed)
-
-
-def _at(config: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return config
 
 
 def values_used(parser: ConfigParser) -> dict[str, Any]:
@@ -141,7 +136,7 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     UsageError
         Naming the unknown id and the closest known ones.
     """
-    known = list(_ids(config))
+    known = list(ids(config, "#"))
     for name in overrides:
         wanted = name.replace("::", "#")
         if wanted in known or _is_argument(config, wanted):
@@ -151,21 +146,14 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 def _is_argument(config: Any, name: str) -> bool:
     """Whether ``name`` is an argument, by its name, of the component that it would be written into."""
-    *parents, argument = name.split("#")
-    for key in parents:
-        config = (
-            config.get(key) if isinstance(config, Mapping) else config[int(key)] if _is_index(config, key) else None
-        )
-    if not ConfigComponent.is_instantiable(config):
+    parents, _, argument = name.rpartition("#")
+    component = item_at(config, parents)
+    if not ConfigComponent.is_instantiable(component):
         return False
-    target = ConfigComponent(config, locator=_LOCATOR).resolve_module_name()
+    target = ConfigComponent(component, locator=_LOCATOR).resolve_module_name()
     found = pydoc.locate(target) if isinstance(target, str) else target
     parameter = inspect.signature(found).parameters.get(argument) if callable(found) else None
     return parameter is not None and parameter.kind is not parameter.VAR_KEYWORD
-
-
-def _is_index(config: Any, key: str) -> bool:
-    return isinstance(config, list) and key.isdecimal() and int(key) < len(config)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -174,14 +162,3 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known ids are: {', '.join(k for k in known if '#' not in k)}"
-
-
-def _ids(value: Any, prefix: str = "") -> Iterator[str]:
-    items: Iterator[tuple[Any, Any]] = iter(())
-    if isinstance(value, Mapping):
-        items = iter(value.items())
-    elif isinstance(value, list):
-        items = iter(enumerate(value))
-    for key, child in items:
-        yield f"{prefix}{key}"
-        yield from _ids(child, f"{prefix}{key}#")

@@ -30,15 +30,13 @@ from monai.data.utils import worker_init_fn
 from monai.transforms import Compose
 from torch.utils.data import Sampler
 
+from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
 from medseg.labels import MAPPING_KEY
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
-from medseg.manifests.manifest import read_json_object
 from medseg.training.distributed import world
 from medseg.transforms import LoadLabeld
-
-_OWN_CONFIG = "configs/train.json"
 
 
 def data_root(
@@ -62,7 +60,8 @@ def data_root(
     if dataset_dir is None:
         return None
     root = Path(bundle_root)
-    written = read_json_object(root / _OWN_CONFIG) if (root / _OWN_CONFIG).is_file() else {}
+    own_config = config_file(root, "train")
+    written = {} if own_config is None else read_config(own_config)
     own_datalist = (root / "configs").resolve() == Path(datalist).resolve().parent
     if str(dataset_dir) == written.get("dataset_dir") and not own_datalist:
         return None
