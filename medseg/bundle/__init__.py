@@ -3,7 +3,7 @@
 from medseg.bundle.audit import audit, require_trusted
 from medseg.bundle.bundle import Bundle, Permission
 from medseg.bundle.findings import Finding
-from medseg.bundle.training_data import TrainingData, trained_on
+from medseg.bundle.training_run import TrainingData, trained_on
 
 __all__ = [
     "Bundle",

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from medseg.bundle.audit_configs import DuplicateKey, judge_config, parse_json, read_imports
+from medseg.bundle.audit_configs import META_ID, METADATA, ModulePlaces, judge_config, read_imports
+from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
     judge_large_files,
@@ -22,24 +23,30 @@ from medseg.bundle.audit_files import (
     list_files,
 )
 from medseg.bundle.checkpoints import weight_files
-from medseg.bundle.config import ModulePlaces
-from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, seen_by, sort_findings
+from medseg.bundle.config import SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
+from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, sort_findings
 from medseg.bundle.privacy import privacy_findings
-from medseg.errors import UntrustedBundle, UsageError
+from medseg.errors import BundleError, UntrustedBundle, UsageError
+
+Role = Literal["infer", "train", "all"]
+"""What a bundle is opened for: labelling (and all that runs its network), training, or anything with MONAI's tools."""
 
 _SHOWN = 5
 
 
-def audit(path: str | Path, command: Command | None = None) -> list[Finding]:
+def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None) -> list[Finding]:
     """Findings on the bundle in the folder ``path``, most serious first; empty if there is nothing to say.
 
     Parameters
     ----------
     path
         The bundle's folder.
-    command
-        What is going to read it: only what that command reads can forbid its use, the rest warns. None judges for
-        all of them; each finding says which it concerns.
+    role
+        Only what that role reads can forbid the use of the bundle, the rest warns. ``"all"`` judges for every command;
+        each finding says which it concerns.
+    read
+        Configs by path inside the bundle, as they are going to be evaluated, overrides included: they are judged
+        instead of what lies on disk by now.
 
     Raises
     ------
@@ -53,35 +60,38 @@ def audit(path: str | Path, command: Command | None = None) -> list[Finding]:
     weights = weight_files(folder)
     names, found = list_files(folder)
     found.extend(judge_names(names))
-    parsed, unreadable = _parsed(folder, names)
-    found.extend(unreadable)
-    found.extend(_configs(parsed))
-    found.extend(privacy_findings(parsed))
+    configs, unreadable = _read(folder, names)
+    configs.update(read or {})
+    found += [*unreadable, *privacy_findings(configs)]
     for name in names:
-        found.extend(_file(folder / name, name))
-    marked = [replace(finding, commands=_concerned(finding, weights)) for finding in found]
-    if command is None:
-        return sort_findings(marked)
+        found.extend(_judge_file(folder / name, name, configs.get(name)))
     # imports of one config count in others only where both are read together
-    own = {name: config for name, config in parsed.items() if command in read_by(name, weights)}
-    others = [finding for finding in seen_by(marked, command) if finding.file not in own]
-    return sort_findings([*_configs(own), *others])
+    together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
+    found += _judge_together(together)
+    found += [finding for finding in _judge_together(configs) if finding.file in configs.keys() - together.keys()]
+    marked = [replace(finding, commands=_concerned(finding, weights, names)) for finding in found]
+    return sort_findings(finding if role in ("all", *finding.commands) else _told(finding) for finding in marked)
 
 
-def _concerned(finding: Finding, weights: Sequence[str]) -> tuple[Command, ...]:
+def _told(finding: Finding) -> Finding:
+    """What concerns only files that nobody here reads forbids nothing."""
+    return replace(finding, severity="warn") if finding.severity == "block" else finding
+
+
+def _concerned(finding: Finding, weights: Sequence[str], names: Sequence[str]) -> tuple[Command, ...]:
     """Names that can pass for others concern all commands; what a file holds concerns those that read it."""
-    return COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights)
+    return COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
 
 
-def require_trusted(path: str | Path, command: Command | None = None) -> None:
-    """Pass if the audit of the bundle blocks nothing that ``command`` reads; None means every command.
+def require_trusted(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None) -> None:
+    """Pass if the audit of the bundle blocks nothing that ``role`` reads; parameters as :func:`audit`.
 
     Raises
     ------
     UntrustedBundle
         Names what would run, and where.
     """
-    blocking = blocks(audit(path, command))
+    blocking = blocks(audit(path, role, read=read))
     if not blocking:
         return
     listed = "\n".join(f"  {finding}" for finding in blocking[:_SHOWN])
@@ -92,38 +102,87 @@ def require_trusted(path: str | Path, command: Command | None = None) -> None:
     )
 
 
-def _parsed(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
-    """Every JSON config that can be read, and findings on the others."""
-    parsed: dict[str, Any] = {}
+def trusted_parts(folder: Path, file: str, config: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """Named parts of a stranger's config and what they refer to, once the audit of these alone is clean.
+
+    Many bundles ship Python code, yet their network is a class of MONAI. Scripts, other imports and other configs are
+    neither judged nor evaluated.
+
+    Parameters
+    ----------
+    folder
+        The bundle's folder, whose weights are judged, too.
+    file, config
+        Name and content of its config for inference, laid out.
+    places
+        Ids of the parts; those that the config lacks are left out.
+
+    Raises
+    ------
+    UntrustedBundle
+        If one of the parts needs an import, a class or an expression that is not allowed.
+    BundleError
+        If none of them is there.
+    """
+    reduced = parts_of(config, places)
+    if not reduced:
+        raise BundleError(f"{file} of {folder.name} states no {' and '.join(places)}; it cannot be used for this")
+    texts = [text for _, text in strings_in(config.get("imports", [])) if text.startswith("$")]
+    reduced["imports"] = [text for text in texts if is_import(text[1:]) and not judge_import(text[1:])]
+    found = [*_judge_together({f"configs/{file}": reduced})]
+    for name in weight_files(folder):
+        found += _judge_file(folder / name, name, None)
+    if blocking := blocks(found):
+        raise UntrustedBundle(f"this part of {folder.resolve().name} cannot be taken over alone: {blocking[0]}")
+    return reduced
+
+
+def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
+    """Every JSON and YAML file that can be read, and findings on the others."""
+    configs: dict[str, Any] = {}
     findings: list[Finding] = []
     for name in names:
-        if not name.lower().endswith(".json"):
+        if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            parsed[name] = parse_json((folder / name).read_bytes())
+            configs[name] = parse_config((folder / name).read_bytes(), name)
         except DuplicateKey as error:
             why = "readers disagree on which of the two counts"
             findings.append(Finding("block", name, "", str(error), why))
         except (ValueError, OSError) as error:
-            findings.append(Finding("block", name, "", f"not readable as JSON: {error}", "repair or remove it"))
-    return parsed, findings
+            kind = "JSON" if name.lower().endswith(".json") else "YAML"
+            findings.append(Finding("block", name, "", f"not readable as {kind}: {error}", "repair or remove it"))
+    return configs, findings
 
 
-def _configs(parsed: Mapping[str, Any]) -> Iterator[Finding]:
+def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
     """Findings on configs that are laid over each other: their imports count together."""
+    configs = {name: _as_evaluated(name, config) for name, config in configs.items()}
     imports: dict[str, str] = {}
-    for config in parsed.values():
+    for config in configs.values():
         for bound, module in read_imports(config).items():
             if imports.setdefault(bound, module) != module:
-                yield Finding(
-                    "block", "configs", bound, f"imported as {imports[bound]} and as {module}", "use two names"
-                )
-    modules = ModulePlaces(parsed.values())
-    for name, config in parsed.items():
+                what = f"imported as {imports[bound]} and as {module}"
+                yield Finding("block", "configs", bound, what, "use two names")
+    modules = ModulePlaces(configs.values())
+    for name, config in configs.items():
         yield from judge_config(name, config, imports, modules)
 
 
-def _file(path: Path, name: str) -> Iterator[Finding]:
+def _as_evaluated(name: str, config: Any) -> Any:
+    """A config with its overlaying keys in their places, and metadata where MONAI mounts them.
+
+    What lies over another config stays as it is: its keys are judged as the ids that they name.
+    """
+    if name == METADATA:
+        return {META_ID: config}
+    try:
+        return laid_out(config) if isinstance(config, Mapping) else config
+    except BundleError:
+        return config
+
+
+def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     """Findings on one file that is not a config."""
     suffix = path.suffix.lower()
     if suffix == ".pt":
@@ -132,9 +191,5 @@ def _file(path: Path, name: str) -> Iterator[Finding]:
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
         yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
-    elif suffix in {".yml", ".yaml"}:
-        if path.name != "large_files.yml":
-            why = "medseg neither reads nor judges it; it reads JSON configs"
-            yield Finding("block", name, "", "a YAML file", why)
-        else:
-            yield from judge_large_files(path.read_text(encoding="utf-8", errors="replace"), name)
+    elif path.name == "large_files.yml" and content is not None:
+        yield from judge_large_files(content, name)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,13 @@ from medseg.bundle.audit_expressions import (
     judge_expression,
     judge_import,
 )
-from medseg.bundle.config import (
-    SEPARATOR,
-    ModulePlaces,
-    absolute_text,
-    place_of,
-    strings_in,
-)
+from medseg.bundle.config import SEPARATOR, absolute_text, place_of, referred, strings_in
 from medseg.bundle.findings import Finding, Severity
 
-_LARGEST_BYTES = 64 * 1024 * 1024
+METADATA = "configs/metadata.json"
+META_ID = "_meta_"
+"""Where MONAI mounts the metadata in a config."""
+
 _PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
@@ -34,38 +30,6 @@ _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_"})
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
-
-
-class DuplicateKey(ValueError):
-    """A JSON object states one key twice; readers disagree on which counts."""
-
-
-def parse_json(data: bytes) -> Any:
-    """Parse strict JSON.
-
-    Raises
-    ------
-    DuplicateKey
-        If an object holds the same key twice, also when written with the two separators of config ids.
-    ValueError
-        If it is no JSON, nested too deeply or not UTF-8.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: set[str] = set()
-        for key, _ in pairs:
-            plain = key.replace("#", SEPARATOR).lstrip("+")
-            if plain in seen:
-                raise DuplicateKey(f"the key {key!r} stands twice in one object")
-            seen.add(plain)
-        return dict(pairs)
-
-    if len(data) > _LARGEST_BYTES:
-        raise ValueError(f"{len(data)} bytes are too many for a config")
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def read_imports(config: Any) -> dict[str, str]:
@@ -77,9 +41,31 @@ def read_imports(config: Any) -> dict[str, str]:
     return bound
 
 
-def judge_config(
-    file: str, config: Any, imports: Mapping[str, str], modules: ModulePlaces | None = None
-) -> list[Finding]:
+class ModulePlaces:
+    """Where import statements stand in a bundle's configs, which are laid over each other.
+
+    MONAI replaces an import statement by the module it imports. An expression that refers to such an item would hold
+    the module itself, and ``.replace`` of a text is harmless, that of ``os`` is not: such references are refused.
+    """
+
+    def __init__(self, configs: Iterable[Any]) -> None:
+        self._lists = {
+            tuple(place_of(path)[:-1])
+            for config in configs
+            for path, text in strings_in(config)
+            if text.startswith("$") and is_import(text[1:])
+        }
+
+    def reached_by(self, text: str) -> str | None:
+        """First reference in an absolute config string that reaches a module, or a container of one."""
+        for name in referred(text):
+            parts = tuple(name.split(SEPARATOR)) if name else ()
+            if any(holder[: len(parts)] == parts or parts[:-1] == holder for holder in self._lists):
+                return name or "the whole config"
+        return None
+
+
+def judge_config(file: str, config: Any, imports: Mapping[str, str], modules: ModulePlaces) -> list[Finding]:
     """Findings on one parsed config.
 
     Parameters
@@ -87,13 +73,13 @@ def judge_config(
     file
         Name of the config inside the bundle, for the findings.
     config
-        What :func:`parse_json` gave.
+        Its tree, as it is evaluated.
     imports
         Names bound by the imports of this config and of those it is laid over.
     modules
-        Where imports stand in those configs; by default only this one.
+        Where imports stand in those configs.
     """
-    return list(_ConfigJudge(file, imports, modules or ModulePlaces([config])).judge(config))
+    return list(_ConfigJudge(file, imports, modules).judge(config))
 
 
 def _hidden(text: str) -> bool:
@@ -106,10 +92,10 @@ class _ConfigJudge:
         self.file = file
         self.modules = modules
         self.imports = imports
-        self.is_metadata = Path(file).name == "metadata.json"
+        self.is_metadata = file == METADATA
 
     def _found(self, path: tuple[str, ...], what: str, why: str, severity: Severity = "block") -> Finding:
-        return Finding(severity, self.file, SEPARATOR.join(path), what, why)
+        return Finding(severity, self.file, SEPARATOR.join(path[self.is_metadata :]), what, why)
 
     def judge(self, value: Any, path: tuple[str, ...] = ()) -> Iterator[Finding]:
         if isinstance(value, Mapping):
@@ -130,11 +116,10 @@ class _ConfigJudge:
         elif _hidden(key):
             yield self._found(here, "an id holds invisible characters", "it can pass for another id")
         last = place_of([key])[-1]
-        rule: Callable[[tuple[str, ...], str, Any], Iterator[Finding]] | None = {
-            "_target_": self._target, "_mode_": self._mode,
-        }.get(last)  # fmt: skip
-        if rule is not None:
-            yield from rule(here, last, value)
+        if last == "_target_":
+            yield from self._target(here, value)
+        elif last == "_mode_" and value not in ("default", "callable"):
+            yield self._found(here, f"_mode_ is {value!r}", "only 'default' and 'callable' do not start a debugger")
         elif last in _SINKS:
             yield from self._sink(here, last, value)
         elif last in _CONSTANTS:
@@ -145,17 +130,19 @@ class _ConfigJudge:
             yield self._found(
                 here, f"the file name {value!r}", "it can lead out of the output folder; write a plain name"
             )
+        elif last == "compile_kwargs" and not _plain_compilation(value):
+            yield self._found(here, f"{last} is {value!r}", "its options name programs; give mode, dynamic, fullgraph")
         elif last in {"pretrained", "use_pretrained"} and value not in (None, False):
             yield self._found(here, "weights are fetched from the internet", "ship them in models/ instead", "warn")
 
-    def _target(self, here: tuple[str, ...], _: str, value: Any) -> Iterator[Finding]:
+    def _target(self, here: tuple[str, ...], value: Any) -> Iterator[Finding]:
         if not isinstance(value, str) or value[:1] in "$@%":
             yield self._found(here, f"a target that is computed: {value!r}", "write the name of the class")
         elif not (is_target(value) or (value.startswith(("torch.", "monai.")) and is_function(value))):
             yield self._found(
                 here, f"the target {value!r} is not on the list of allowed classes", "it would be imported and called"
             )
-        elif value.startswith("medseg.") and Path(self.file).name == "inference.json":
+        elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")
 
     def _callable(self, component: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Finding]:
@@ -163,10 +150,6 @@ class _ConfigJudge:
         target = component.get("_target_")
         if isinstance(target, str) and is_loader(target) and component.get("_mode_", "default") != "default":
             yield self._found(path, f"{target} as a callable", "it imports whatever it is called with")
-
-    def _mode(self, here: tuple[str, ...], _: str, value: Any) -> Iterator[Finding]:
-        if value not in ("default", "callable"):
-            yield self._found(here, f"_mode_ is {value!r}", "only 'default' and 'callable' do not start a debugger")
 
     def _sink(self, here: tuple[str, ...], name: str, value: Any) -> Iterator[Finding]:
         """An argument from which MONAI imports whatever it names."""
@@ -189,6 +172,8 @@ class _ConfigJudge:
     def _text(self, value: str, path: tuple[str, ...]) -> Iterator[Finding]:
         if _hidden(value):
             yield self._found(path, "a text holds invisible characters", "what is shown is not what is read")
+        if "__local_refs" in value:
+            yield self._found(path, "it names MONAI's own table of items", "write @id: references are judged, not this")
         if value.startswith("%") and not _PLAIN_MACRO.fullmatch(value[1:]):
             yield self._found(
                 path, f"the macro {value!r} is no plain id", "it reads a file of the current directory, unjudged"
@@ -205,6 +190,11 @@ class _ConfigJudge:
         problems = judge_import(text) if is_import(text) else judge_expression(text, self.imports)
         for problem in problems:
             yield self._found(path, problem, f"{_shorten(value)} would be executed")
+
+
+def _plain_compilation(value: Any) -> bool:
+    given = value.items() if isinstance(value, Mapping) else [("", value)] if value else []
+    return all(key in {"mode", "dynamic", "fullgraph"} and str(part)[:1] not in "$@%" for key, part in given)
 
 
 def _shorten(text: str, length: int = 80) -> str:

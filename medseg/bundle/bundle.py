@@ -1,15 +1,9 @@
-"""A bundle as data: found by name or folder, what it says of itself, its weights; nothing is executed.
-
-Bundles by name: in ``./bundles``, and among those that come with medseg (in a source tree or installed).
-
-A bundle as data: open it, read what it says of itself, load its weights without executing anything of it.
-"""
+"""A bundle as data: found by name or folder, what it says of itself, its weights; nothing is executed."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,9 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
-from medseg.bundle.config import Parsed, Pipeline, laid_out, read_pipeline
-from medseg.bundle.findings import Command
+from medseg.bundle.config import Parsed, config_file, laid_out, read_config
+from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -77,13 +72,13 @@ def is_installed_with_medseg(folder: str | PathLike[str]) -> bool:
 
 
 def _is_bundle(folder: Path) -> bool:
-    return (folder / "configs" / "metadata.json").is_file()
+    return (folder / _METADATA).is_file()
 
 
 Permission = Literal["audited", "network-only", "everything"]
 
 _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
-_INFERENCE_FILES = ("configs/metadata.json", "configs/inference.json")
+_METADATA = "configs/metadata.json"
 
 
 class Bundle:
@@ -121,9 +116,9 @@ class Bundle:
             If the metadata cannot be parsed.
         """
         folder = find_bundle(path)
-        if not (folder / "configs" / "metadata.json").is_file():
+        if not _is_bundle(folder):
             raise UsageError(_no_bundle(folder))
-        return cls(folder, _read_json(folder / "configs" / "metadata.json"), permission)
+        return cls(folder, read_config(folder / _METADATA), permission)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -138,22 +133,22 @@ class Bundle:
         """The version that the metadata states."""
         return str(self.metadata.get("version", "unknown"))
 
-    def config(self, name: str) -> dict[str, Any]:
-        """Read ``configs/NAME.json`` as plain data, unparsed: expressions stay strings."""
-        path = self.path / "configs" / f"{name}.json"
-        if not path.is_file():
-            raise BundleError(f"bundle {self.name} has no configs/{name}.json; {self._instead(name)}")
-        return _read_json(path)
+    def config_file(self, name: str) -> Path:
+        """The file of the config ``name``: ``configs/NAME.json``, else ``.yaml`` or ``.yml``.
 
-    def _instead(self, name: str) -> str:
-        """What to do about a config that is not there."""
-        others = [file.name for file in sorted((self.path / "configs").glob(f"{name}.y*ml"))]
-        if not others:
-            return "it cannot be used for this"
-        return (
-            f'configs/{others[0]} is there, but medseg reads JSON; write it anew: python -c "import json, yaml;'
-            f" json.dump(yaml.safe_load(open('{others[0]}')), open('{name}.json', 'w'), indent=2)\" in that folder"
-        )
+        Raises
+        ------
+        BundleError
+            If there is none.
+        """
+        found = config_file(self.path, name)
+        if found is None:
+            raise BundleError(f"bundle {self.name} has no configs/{name}.json or .yaml; it cannot be used for this")
+        return found
+
+    def config(self, name: str) -> dict[str, Any]:
+        """Read the config ``name`` as plain data, unparsed: expressions stay strings."""
+        return read_config(self.config_file(name))
 
     @cached_property
     def inference(self) -> dict[str, Any]:
@@ -161,29 +156,35 @@ class Bundle:
         return laid_out(self.config("inference"))
 
     @cached_property
+    def training(self) -> dict[str, Any]:
+        """``train.json`` as plain data, with its overlaying keys in their places."""
+        return laid_out(self.config("train"))
+
+    @cached_property
     def pipeline(self) -> Pipeline:
         """Where the parts of a run stand in ``inference.json``."""
-        return read_pipeline(self.inference, self.name)
+        return read_pipeline(self.inference, self._where("inference"))
+
+    def _where(self, name: str) -> str:
+        return f"{self.config_file(name).name} of {self.name}"
 
     def runnable_config(self, *places: str) -> dict[str, Any]:
         """``inference.json`` as far as it may be evaluated: all of it, or the named parts if only they are trusted.
 
-        The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root`` named it.
+        What is returned is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
+        named it.
 
         Raises
         ------
         UntrustedBundle
             If the audit finds anything outside its allow-list.
         """
-        if self.permission == "network-only":
-            from medseg.bundle.network_only import parts_only
-
-            config = parts_only(self.path, self.inference, places)
-        else:
-            self.permit("infer")
-            config = copy.deepcopy(self.inference)
+        config = copy.deepcopy(self.inference)
         if "bundle_root" in config:
             config["bundle_root"] = str(self.path.resolve())
+        if self.permission == "network-only":
+            return trusted_parts(self.path, self.config_file("inference").name, config, places)
+        self.permit("infer", inference=config)
         return config
 
     @property
@@ -191,31 +192,49 @@ class Bundle:
         """The files of weights that its network is filled from, as its ``inference.json`` spells them out."""
         return loaded_files(self.path, self.inference, self.pipeline)
 
-    def permit(self, command: Command) -> None:
-        """Pass if a command may evaluate the configs that it reads.
+    def permit(self, role: Role, **configs: Mapping[str, Any]) -> None:
+        """Pass if what ``role`` reads may be evaluated.
+
+        Parameters
+        ----------
+        role
+            What the bundle is opened for.
+        configs
+            By name, configs as they are going to be evaluated: they are judged, not what lies on disk by now.
 
         Raises
         ------
         UntrustedBundle
-            If the audit finds anything outside its allow-list in what that command reads.
+            If the audit finds anything outside its allow-list in what that role reads.
         """
-        from medseg.bundle.audit import require_trusted
-
         if self.permission != "everything":
-            require_trusted(self.path, command)
+            read = {f"configs/{self.config_file(name).name}": config for name, config in configs.items()}
+            require_trusted(self.path, role, read={_METADATA: self.metadata, **read})
         elif str(self.path.resolve()) not in sys.path:
             sys.path.append(str(self.path.resolve()))  # where its scripts are found, after everything else
 
+    def check_trainable(self) -> None:
+        """Refuse a bundle whose ``train.json`` is not one for ``medseg train``.
+
+        Raises
+        ------
+        BundleError
+            If there is no ``train.json``, no trainer in it, or one that is not medseg's.
+        """
+        check_trainer(self.training, self.name, self.config_file("train"))
+
     def parsed(self, *places: str) -> Parsed:
         """Parts of ``inference.json``, to be evaluated; raises as :meth:`runnable_config`."""
-        return Parsed(self.runnable_config(*places), self.name)
+        return Parsed(self.runnable_config(*places), self._where("inference"))
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of everything that a prediction depends on: metadata, inference config, weights and trust."""
         trust = sorted((self.path / "trust").glob("*")) if (self.path / "trust").is_dir() else []
         weights = dict.fromkeys([*WEIGHT_FILES, *weight_files(self.path)])
-        names = [*_INFERENCE_FILES, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
+        config = config_file(self.path, "inference")
+        inference = "" if config is None else f"configs/{config.name}"
+        names = [_METADATA, inference, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
         digest = hashlib.sha256()
         for name in names:
             if (self.path / name).is_file():
@@ -330,13 +349,13 @@ class Bundle:
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
         network = parsed.get(pipeline.network)
         if network is None:
-            raise BundleError(f"inference.json of {self.name} has no {pipeline.network} that is not disabled")
+            raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
         return fill_network(network, self.path, self.inference, pipeline, parsed).eval().to(device)
 
     def _channels(self) -> dict[int, str]:
         """What ``channel_def`` says of the channels of the network's output."""
         definition = self._tensor("outputs", "pred").get("channel_def") or {}
-        return {int(value): str(name) for value, name in sorted(definition.items(), key=_by_value)}
+        return {int(value): str(name) for value, name in sorted(definition.items(), key=lambda item: int(item[0]))}
 
     def _tensor(self, side: str, name: str) -> dict[str, Any]:
         """Description of one input or output; the first one if none has the usual name."""
@@ -356,32 +375,18 @@ def _no_bundle(folder: Path) -> str:
     return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def _by_value(item: tuple[Any, Any]) -> int:
-    return int(item[0])
-
-
-def _ras_order(geometry: Geometry) -> list[int]:
+def ras_axes(geometry: Geometry) -> list[int]:
     """Array axis that lies closest to each of the patient's x, y and z axes."""
     letters = ["LR", "PA", "IS"]
     return [next(i for i, letter in enumerate(geometry.orientation) if letter in pair) for pair in letters]
 
 
 def _ras_spacing(geometry: Geometry) -> tuple[float, ...]:
-    return tuple(geometry.spacing_mm[axis] for axis in _ras_order(geometry))
+    return tuple(geometry.spacing_mm[axis] for axis in ras_axes(geometry))
 
 
 def _ras_extent(geometry: Geometry) -> tuple[float, ...]:
-    return tuple(geometry.spacing_mm[axis] * geometry.shape[axis] for axis in _ras_order(geometry))
+    return tuple(geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry))
 
 
 def _millimetres(values: Any) -> str:

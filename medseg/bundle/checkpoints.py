@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.bundle.config import (
-    ABSENT,
-    SEPARATOR,
-    Parsed,
-    Pipeline,
-    absolute_text,
-    follow,
-    item_at,
-    reached,
-    referred,
-    strings_in,
-)
-from medseg.errors import BundleError, MissingDependency
+from medseg.bundle.config import SEPARATOR, Parsed, config_file, follow, item_at, visited
+from medseg.bundle.pipeline import Pipeline
+from medseg.errors import BundleError
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +26,8 @@ def weight_files(folder: Path) -> list[str]:
 
     Told by the text alone, so that the audit and the bundle's digest know them, too.
     """
-    config = folder / "configs" / "inference.json"
-    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    config = config_file(folder, "inference")
+    text = "" if config is None else config.read_text(encoding="utf-8", errors="replace")
     found = {
         path.relative_to(folder).as_posix()
         for suffix in _SUFFIXES
@@ -51,21 +41,10 @@ def weight_files(folder: Path) -> list[str]:
 def loaded_files(folder: Path, config: Mapping[str, Any], pipeline: Pipeline) -> list[str]:
     """Which of its weights a bundle's loaders spell out, told by the text alone; the usual ones if none are."""
     known = weight_files(folder)
-    texts = " ".join(text for place in pipeline.loaders for text in _spelled(config, f"{place}{SEPARATOR}load_path"))
+    starts = [f"{place}{SEPARATOR}load_path" for place in pipeline.loaders]
+    texts = " ".join(text for start in starts for _, text in visited(config, start) if isinstance(text, str))
     named = [name for name in known if re.search(rf"(?<![\w.-]){re.escape(Path(name).name)}(?![\w.-])", texts)]
     return [name for name in known if name in WEIGHT_FILES] if not named or set(named) & set(WEIGHT_FILES) else named
-
-
-def _spelled(config: Mapping[str, Any], start: str) -> Iterator[str]:
-    """All texts at an id and at those that it refers to."""
-    waiting, seen = [start], set[str]()
-    while waiting:
-        place = waiting.pop()
-        value = ABSENT if place in seen else item_at(config, place)
-        seen.add(place)
-        for where, text in strings_in(None if value is ABSENT else value, tuple(place.split(SEPARATOR))):
-            yield text
-            waiting += referred(absolute_text(text, where))
 
 
 def weight_places(pipeline: Pipeline) -> list[str]:
@@ -170,12 +149,9 @@ def _read(path: Path) -> Any:
     import pickle
 
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingDependency("safetensors", "dev", "reading safe weights") from error
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -211,7 +187,7 @@ def _default(folder: Path) -> tuple[Path, Any]:
 
 def _named(folder: Path, path: Any, place: str) -> Path:
     """The file that a loader names, which must be one of the bundle's own."""
-    where = f"{place}::load_path in inference.json of {folder.resolve().name}"
+    where = f"{place}::load_path in the config for inference of {folder.resolve().name}"
     if not isinstance(path, str | Path):
         raise BundleError(f"{where} is {path!r}, expected the path of a file of weights")
     root = folder.resolve()
@@ -234,7 +210,7 @@ def _key_of(config: Mapping[str, Any], place: str, pipeline: Pipeline) -> str | 
     given = item_at(config, follow(config, load_dict))
     for key in given if isinstance(given, Mapping) else ():
         value = f"{follow(config, load_dict)}{SEPARATOR}{key}"
-        if pipeline.network in {follow(config, value), *(where for where, _ in reached(config, value))}:
+        if pipeline.network in {follow(config, value), *(where for where, _ in visited(config, value))}:
             return str(key)
     return None
 

@@ -1,49 +1,178 @@
-"""Configs of a bundle as MONAI reads them: references, what runs, and evaluating what was judged.
+"""The one reader of a bundle's configs: text to a tree of ids, references between them, and evaluating what was judged.
 
-References between config items (``@id``, ``%id``), resolved as MONAI does, and which of them reach a module.
-
-MONAI replaces an import statement by the module it imports. An expression that refers to such an item would hold the
-module itself, and ``.replace`` of a string is harmless while that of ``os`` is not: such references are refused.
-
-What ``python -m monai.bundle run`` runs of an ``inference.json``, found in its text without evaluating anything.
-
-The run starts at ``run`` and comes to an evaluator. What that evaluator is given counts: its post-processing, its
-inferer, its network, the data set behind its loader, and the ``CheckpointLoader``s that act before it begins. Usually
-these are the ids of the same names; a config may name others.
-
-Evaluate parts of an audited config as MONAI does, with errors that say what is wrong with the bundle.
+JSON and YAML are read by the rules of MONAI's ``ConfigParser``: ``@id`` and ``%id`` refer to other items, ``a#b`` and
+``a::b`` name the same place, ``+a`` extends what is there, the keys of a later config lie over those of an earlier one.
+Nothing is evaluated but by :class:`Parsed`, which is given the very tree that the audit has judged.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.bundle.audit_expressions import is_import
+import yaml
+
 from medseg.errors import BundleError, MedsegError, MissingDependency
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 SEPARATOR = "::"
+SUFFIXES = (".json", ".yaml", ".yml")
+"""What configs may end in; of several files of one name the first counts."""
+ABSENT: Any = object()
+"""What :func:`item_at` gives where nothing is."""
+
+_LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
 _REFERENCE = re.compile(rf"@(\w*(?:{SEPARATOR}\w*)*)")
+_WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
+
+
+class DuplicateKey(ValueError):
+    """An object states one key twice; readers disagree on which counts."""
+
+
+class _PlainYaml(yaml.SafeLoader):
+    """YAML as far as JSON goes. MONAI reads the same of it, as it uses the same loader."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it holds an alias, by which a few lines grow without end; write the part out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+def config_file(folder: Path, name: str) -> Path | None:
+    """The file of a bundle's config ``name`` (``"inference"``), JSON before YAML; None if there is none."""
+    files = (folder / "configs" / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def parse_config(data: bytes, name: str) -> Any:
+    """Parse strict JSON or plain YAML, by the suffix of ``name``.
+
+    Raises
+    ------
+    DuplicateKey
+        If an object holds the same key twice, also when written with the two separators of config ids.
+    ValueError
+        If it is neither, too large, nested too deeply, not UTF-8, or holds what JSON has no word for.
+    """
+    suffix = Path(name).suffix.lower()
+    if len(data) > _LARGEST_BYTES[suffix]:
+        raise ValueError(f"{len(data)} bytes are too many for a config")
+    try:
+        if suffix == ".json":
+            return json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        return _plain(yaml.load(data.decode("utf-8"), _PlainYaml))  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read one config as plain data; expressions stay strings.
+
+    Raises
+    ------
+    BundleError
+        If it cannot be read, or is no object.
+    """
+    try:
+        value = parse_config(path.read_bytes(), path.name)
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if not isinstance(key, str):
+            raise ValueError(f"the key {key!r} is no text; quote it")  # noqa: TRY004  whatever is wrong with a config
+        plain = key.replace("#", SEPARATOR).lstrip("+")
+        if plain in seen:
+            raise DuplicateKey(f"the key {key!r} stands twice in one object")
+        seen.add(plain)
+    return dict(pairs)
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what YAML reads as something that JSON cannot hold, such as a date."""
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _plain(part)
+    if not isinstance(value, dict | list | str | int | float | None):
+        raise ValueError(f"{value!r} is read as a {type(value).__name__}; quote it")  # noqa: TRY004  as above
+    return value
+
+
+def laid_out(*configs: Mapping[str, Any]) -> dict[str, Any]:
+    """Configs laid over each other, as ``python -m monai.bundle run --config_file "[first,second]"`` does.
+
+    Keys such as ``part#key`` change a part; ``+part`` extends an object or a list.
+
+    Raises
+    ------
+    BundleError
+        If a key changes a part that is not there, or extends one by another kind.
+    """
+    result: dict[str, Any] = {}
+    for config in configs:
+        for key, value in config.items():
+            _lay(result, key, copy.deepcopy(value))
+    return result
+
+
+def _lay(result: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = key.removeprefix("+").replace("#", SEPARATOR).split(SEPARATOR)
+    parent = item_at(result, SEPARATOR.join(above))
+    here = item_at(parent, last)
+    if key.startswith("+") and here is not ABSENT:
+        if isinstance(here, dict) and isinstance(value, dict):
+            here.update(value)
+        elif isinstance(here, list) and isinstance(value, list):
+            here.extend(value)
+        else:
+            raise BundleError(f"the key {key!r} extends a {type(here).__name__} by a {type(value).__name__}")
+    elif isinstance(parent, list) and here is not ABSENT:
+        parent[int(last)] = value
+    elif isinstance(parent, dict):
+        parent[last] = value
+    else:
+        raise BundleError(f"the key {key!r} lays something over a part that the config lacks; correct the key")
 
 
 def strings_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every string value of a parsed config with its path."""
     if isinstance(config, str):
         yield path, config
-    elif isinstance(config, Mapping):
-        for key, value in config.items():
-            yield from strings_in(value, (*path, str(key)))
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from strings_in(value, (*path, str(index)))
+    for key, value in _children(config):
+        yield from strings_in(value, (*path, key))
+
+
+def ids(config: Any, separator: str = SEPARATOR, above: str = "") -> Iterator[str]:
+    """Ids of everything in a config, at all depths."""
+    for key, value in _children(config):
+        yield f"{above}{key}"
+        yield from ids(value, separator, f"{above}{key}{separator}")
+
+
+def _children(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return ((str(index), part) for index, part in enumerate(value)) if isinstance(value, list) else ()
 
 
 def place_of(path: Iterable[str]) -> list[str]:
@@ -51,41 +180,26 @@ def place_of(path: Iterable[str]) -> list[str]:
     return [part for key in path for part in key.lstrip("+").replace("#", SEPARATOR).split(SEPARATOR)]
 
 
-def absolute_text(text: str, path: tuple[str, ...]) -> str:
+def item_at(config: Any, place: str) -> Any:
+    """What stands at an id (either separator), or :data:`ABSENT`; the empty id is the whole config."""
+    for part in place.replace("#", SEPARATOR).split(SEPARATOR) if place else ():
+        if isinstance(config, Mapping) and part in config:
+            config = config[part]
+        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            return ABSENT
+    return config
+
+
+def absolute_text(text: str, path: Sequence[str]) -> str:
     """A config string with ``#`` as ``::`` and relative ids made absolute, as MONAI does before anything else."""
     text = text.replace("#", SEPARATOR)
     here = place_of(path)
     for prefix in sorted(set(_RELATIVE.findall(text)), reverse=True):
-        levels = prefix.count(SEPARATOR)
-        kept = here[: max(0, len(here) - levels)]
+        kept = here[: max(0, len(here) - prefix.count(SEPARATOR))]
         text = text.replace(prefix, prefix[0] + "".join(part + SEPARATOR for part in kept))
     return text
-
-
-class ModulePlaces:
-    """Where import statements stand in a bundle's configs.
-
-    Parameters
-    ----------
-    configs
-        All parsed configs; they are laid over each other, so that their imports count together.
-    """
-
-    def __init__(self, configs: Iterable[Any]) -> None:
-        self._lists = {
-            tuple(place_of(path)[:-1])
-            for config in configs
-            for path, text in strings_in(config)
-            if text.startswith("$") and is_import(text[1:])
-        }
-
-    def reached_by(self, text: str) -> str | None:
-        """First reference in an absolute config string that reaches a module, or a container of one."""
-        for name in referred(text):
-            parts = tuple(name.split(SEPARATOR)) if name else ()
-            if any(holder[: len(parts)] == parts or parts[:-1] == holder for holder in self._lists):
-                return name or "the whole config"
-        return None
 
 
 def referred(text: str) -> list[str]:
@@ -97,148 +211,56 @@ def referred(text: str) -> list[str]:
     return [text[1:]] if text.startswith("%") else []
 
 
-ABSENT: Any = object()
-"""What :func:`item_at` gives where nothing is."""
-
-_ENTRIES = ("run", "inference", "evaluating", "evaluate")
-_WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
-_ID = rf"\w+(?:{SEPARATOR}\w+)*"
-_SAME_NETWORK = re.compile(rf"\$\s*@({_ID})(?:\.(?:to|eval|float|cpu|cuda)\((?:@{_ID}|'[\w:]*'|\"[\w:]*\"|)\))*\s*")
-"""A network that is moved or set to evaluation, and otherwise as it is defined."""
-
-
-_NETWORK_CALL = re.compile(r"@network(?:_def)?\.(\w+)")
-_HARMLESS_CALLS = frozenset({"to", "eval", "cpu", "cuda", "float", "parameters", "modules", "state_dict"})
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``.
-
-    Parameters
-    ----------
-    preprocessing, inferer, postprocessing, network
-        Their ids; None for an inferer or a post-processing that the evaluator does without.
-    loaders
-        The ``CheckpointLoader``s, in the order in which they act.
-    evaluator
-        Id of the evaluator; None if the config has none.
-    notes
-        What medseg does although the config does not say so.
-    """
-
-    preprocessing: str
-    inferer: str | None
-    postprocessing: str | None
-    network: str
-    loaders: tuple[str, ...] = ()
-    evaluator: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-def laid_out(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config whose overlaying keys (``part#key``, ``+part``) are laid over the others, as MONAI does on reading."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        place = place_of([key])
-        above = item_at(result, SEPARATOR.join(place[:-1])) if len(place) > 1 else result
-        here = item_at(result, SEPARATOR.join(place))
-        if key.startswith("+") and isinstance(here, dict) and isinstance(value, Mapping):
-            here.update(copy.deepcopy(value))
-        elif key.startswith("+") and isinstance(here, list) and isinstance(value, list):
-            here.extend(copy.deepcopy(value))
-        elif isinstance(above, list) and place[-1].isdigit() and int(place[-1]) < len(above):
-            above[int(place[-1])] = copy.deepcopy(value)
-        elif isinstance(above, dict):
-            above[place[-1]] = copy.deepcopy(value)
-        else:
-            raise BundleError(f"the key {key!r} lays something over a part that the config lacks; correct the key")
-    return result
-
-
-def item_at(config: Any, place: str) -> Any:
-    """What stands at an id, or :data:`ABSENT`; the empty id is the whole config."""
-    for part in place.split(SEPARATOR) if place else ():
-        if isinstance(config, Mapping) and part in config:
-            config = config[part]
-        elif isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-        else:
-            return ABSENT
-    return config
-
-
 def follow(config: Mapping[str, Any], place: str) -> str:
     """The id at which a chain of plain references such as ``"@postprocessing"`` ends."""
     seen: set[str] = set()
     while place not in seen:
         seen.add(place)
         value = item_at(config, place)
-        found = _WHOLE_REFERENCE.fullmatch(_absolute(value, place)) if isinstance(value, str) else None
+        found = (
+            _WHOLE_REFERENCE.fullmatch(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else None
+        )
         if found is None:
             break
         place = found[1]
     return place
 
 
-def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Ids and contents of all components at or below ``start``, or referred to from there, in the order of the text."""
+def visited(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
+    """Ids and contents of all at or below ``start``, or referred to from there, in the order of the text."""
     waiting, seen = [start], set[str]()
     while waiting:
         place = waiting.pop(0)
         value = ABSENT if place in seen else item_at(config, place)
         seen.add(place)
-        below: list[str] = []
-        if isinstance(value, Mapping):
-            if "_target_" in value:
-                yield place, value
-            below = [f"{place}{SEPARATOR}{key}" for key in value]
-        elif isinstance(value, list):
-            below = [f"{place}{SEPARATOR}{index}" for index in range(len(value))]
-        elif isinstance(value, str):
-            below = referred(_absolute(value, place))
-        waiting = below + waiting
+        if value is ABSENT:
+            continue
+        yield place, value
+        below = [f"{place}{SEPARATOR}{key}" for key, _ in _children(value)]
+        waiting[:0] = referred(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else below
 
 
-def read_pipeline(config: Mapping[str, Any], bundle: str) -> Pipeline:
-    """Find the parts of a run in a config that :func:`laid_out` gave.
+def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Ids and contents of all components at or below ``start``, or referred to from there, in the order of the text."""
+    yield from ((place, value) for place, value in visited(config, start) if _is_component(value))
 
-    Parameters
-    ----------
-    config
-        The whole ``inference.json``.
-    bundle
-        The bundle's name, for messages.
 
-    Raises
-    ------
-    BundleError
-        If the evaluator does something that medseg does not do.
-    """
-    _refuse_changes_of_the_network(config, bundle)
-    evaluator = _evaluator(config)
-    if evaluator is None:
-        post = "postprocessing" if "postprocessing" in config else None
-        inferer = "inferer" if "inferer" in config else None
-        return Pipeline("preprocessing", inferer, post, "network_def", _loaders(config, None))
-    notes = _check_evaluator(config, evaluator, bundle)
-    given = item_at(config, evaluator)
-    post = follow(config, f"{evaluator}::postprocessing") if given.get("postprocessing") is not None else None
-    if post is None and "postprocessing" in config:
-        post = "postprocessing"
-        notes.append("the evaluator names no postprocessing; the one at the id postprocessing is used")
-    loaders = _loaders(config, evaluator)
-    if not loaders:
-        notes.append("no CheckpointLoader acts on the evaluator; the weights in models/ are used")
-    return Pipeline(
-        preprocessing=_preprocessing(config, evaluator),
-        inferer=follow(config, f"{evaluator}::inferer") if given.get("inferer") is not None else None,
-        postprocessing=post,
-        network=_network(config, evaluator, bundle),
-        loaders=loaders,
-        evaluator=evaluator,
-        notes=tuple(notes),
-    )
+def steps(config: Mapping[str, Any], start: str) -> list[Mapping[str, Any]]:
+    """The components that :func:`reached` finds and that are switched on, as far as the text tells."""
+    return [part for _, part in reached(config, start) if not _is_off(config, part.get("_disabled_", False))]
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _is_off(config: Mapping[str, Any], value: Any) -> bool:
+    """What ``_disabled_`` says by words, references, ``$True`` and ``$not …``."""
+    if isinstance(value, str) and value.startswith("@"):
+        value = item_at(config, follow(config, value[1:].replace("#", SEPARATOR)))
+    if isinstance(value, str):
+        return value.lower().replace(" ", "") in {"true", "$true", "$notfalse", "$1"}
+    return bool(value) and value is not ABSENT
 
 
 def target_of(component: Mapping[str, Any]) -> str:
@@ -246,100 +268,44 @@ def target_of(component: Mapping[str, Any]) -> str:
     return str(component.get("_target_", "")).rpartition(".")[2]
 
 
-def _absolute(text: str, place: str) -> str:
-    return absolute_text(text, tuple(place.split(SEPARATOR)))
+def spelled_out(config: Mapping[str, Any], value: Any, without: Collection[str] = (), depth: int = 0) -> Any:
+    """A part of a config with what its references name put in their place, less the keys ``without``."""
+    if isinstance(value, Mapping):
+        return {key: spelled_out(config, part, without, depth) for key, part in value.items() if key not in without}
+    if isinstance(value, list):
+        return [spelled_out(config, part, without, depth) for part in value]
+    named = _WHOLE_REFERENCE.fullmatch(value.replace("#", SEPARATOR)) if isinstance(value, str) else None
+    found = ABSENT if named is None or depth > 20 else item_at(config, named[1])
+    return value if found is ABSENT else spelled_out(config, found, without, depth + 1)
 
 
-def _refuse_changes_of_the_network(config: Mapping[str, Any], bundle: str) -> None:
-    """Weights come from loaders alone; an expression that fills or changes the network is none."""
-    for entry in ("initialize", *_ENTRIES):
-        for path, text in strings_in(config.get(entry), (entry,)):
-            calls = set(_NETWORK_CALL.findall(text)) - _HARMLESS_CALLS
-            if calls or "load_state_dict" in text or "copy_model_state" in text:
-                raise BundleError(
-                    f"{SEPARATOR.join(path)} in inference.json of {bundle} changes the network by {text!r}; medseg"
-                    " reads weights from a CheckpointLoader and changes nothing else"
-                )
-
-
-def _evaluator(config: Mapping[str, Any]) -> str | None:
-    entry = next((name for name in _ENTRIES if name in config), None)
-    places = [place for place, part in reached(config, entry or "") if target_of(part).endswith("Evaluator")]
-    if places:
-        return places[0]
-    return "evaluator" if isinstance(config.get("evaluator"), Mapping) else None
-
-
-def _check_evaluator(config: Mapping[str, Any], evaluator: str, bundle: str) -> list[str]:
-    """Refuse what would give another result; notes on the rest."""
-    given = item_at(config, evaluator)
-    where = f"the evaluator in inference.json of {bundle}"
-    if target_of(given) != "SupervisedEvaluator":
-        raise BundleError(f"{where} is {target_of(given)}, expected SupervisedEvaluator; medseg runs no other")
-    for name, plain in (("prepare_batch", "PrepareBatchDefault"), ("iteration_update", "")):
-        value = item_at(config, follow(config, f"{evaluator}::{name}"))
-        if value is ABSENT or value is None or (isinstance(value, Mapping) and target_of(value) == plain):
-            continue
-        raise BundleError(f"{where} has its own {name}, which medseg does not run; label with MONAI itself")
-    if given.get("mode", "eval") not in ("eval", "$monai.utils.ForwardMode.EVAL"):
-        raise BundleError(f"{where} runs in mode {given['mode']!r}, expected eval; medseg labels in no other mode")
-    if given.get("decollate", True) is not True:
-        raise BundleError(f"{where} has decollate {given['decollate']!r}, expected true; leave it out")
-    for place, part in reached(config, f"{evaluator}::val_handlers"):
-        if target_of(part) == "PostProcessing":
-            raise BundleError(
-                f"{place} in inference.json of {bundle} is a PostProcessing handler, which medseg does not run; move"
-                " its transforms into the evaluator's postprocessing"
-            )
-    amp = given.get("amp", False)
-    return [] if amp is False else ["the evaluator's amp counts on CUDA only; --precision says how medseg computes"]
-
-
-def _preprocessing(config: Mapping[str, Any], evaluator: str) -> str:
-    """The transforms of the data set that the evaluator's loader reads."""
-    place = f"{evaluator}::val_data_loader"
-    for name in ("dataset", "transform"):
-        place = f"{follow(config, place)}::{name}"
-    if item_at(config, place) in (ABSENT, None):
-        return "preprocessing"
-    return follow(config, place)
-
-
-def _network(config: Mapping[str, Any], evaluator: str, bundle: str) -> str:
-    """The definition behind the evaluator's network."""
-    place, seen = f"{evaluator}::network", set[str]()
-    if item_at(config, place) is ABSENT:
-        return "network_def"
-    while place not in seen:
-        seen.add(place)
-        place = follow(config, place)
+def parts_of(config: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
+    """What stands at the given ids and, in turn, at every id that it names; nothing beside these, and no imports."""
+    reduced: dict[str, Any] = {}
+    waiting, done = list(places), set[str]()
+    while waiting:
+        place = waiting.pop()
         value = item_at(config, place)
-        if isinstance(value, Mapping):
-            return place
-        text = _absolute(value, place) if isinstance(value, str) else repr(value)
-        found = _SAME_NETWORK.fullmatch(text)
-        if found is None:
-            raise BundleError(
-                f"{place} in inference.json of {bundle} is {text!r}; medseg reads a network as it is defined, moved by"
-                " .to() or set by .eval(), and nothing else: define it under network_def"
-            )
-        place = found[1]
-    raise BundleError(f"the evaluator's network in inference.json of {bundle} refers to itself")
+        if place in done or value is ABSENT or place.partition(SEPARATOR)[0] == "imports":
+            continue
+        done.add(place)
+        _graft(reduced, config, place.split(SEPARATOR))
+        for where, text in strings_in(value, tuple(place.split(SEPARATOR))):
+            waiting += referred(absolute_text(text, where))
+    return reduced
 
 
-def _loaders(config: Mapping[str, Any], evaluator: str | None) -> tuple[str, ...]:
-    """Loaders in ``initialize`` act first, then those that wait for the evaluator's start."""
-    starts = ["initialize", f"{evaluator}::val_handlers", *_ENTRIES] if evaluator else ["initialize", "handlers"]
-    found = [
-        place for start in starts for place, part in reached(config, start) if target_of(part) == "CheckpointLoader"
-    ]
-    return tuple(dict.fromkeys(found))
-
-
-_PACKAGES = {"skimage": "scikit-image", "cucim": "cucim-cu12", "cv2": "opencv-python", "PIL": "pillow"}
-_NOT_THERE = tuple(map(re.compile, (r"[Nn]o module named '(\w+)", r"`(\w+)`", r"(?:from|import) (\w+)")))
-_REQUIRED = re.compile(r"^(\w+)(\.\w+)* required\.$", re.IGNORECASE)
-"""How MONAI's transforms say that an optional package is not there."""
+def _graft(reduced: Any, config: Any, parts: Sequence[str]) -> None:
+    """Copy one branch; other items of a list on its way become None."""
+    key: Any = int(parts[0]) if isinstance(config, list) else parts[0]
+    if isinstance(reduced, list):
+        reduced.extend([None] * (len(config) - len(reduced)))
+    if len(parts) == 1:
+        reduced[key] = copy.deepcopy(config[key])
+        return
+    if (reduced[key] if isinstance(reduced, list) else reduced.get(key)) is None:
+        reduced[key] = [] if isinstance(config[key], list) else {}
+    _graft(reduced[key], config[key], parts[1:])
 
 
 class Parsed:
@@ -348,13 +314,13 @@ class Parsed:
     Parameters
     ----------
     config
-        What :meth:`medseg.bundle.Bundle.runnable_config` gave: it may be evaluated.
-    bundle
-        The bundle's name, for messages.
+        What :meth:`medseg.bundle.Bundle.runnable_config` gave: it has been judged and may be evaluated.
+    where
+        Which file of which bundle, for messages.
     """
 
-    def __init__(self, config: Mapping[str, Any], bundle: str) -> None:
-        self._config, self._bundle = config, bundle
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self._config, self._where = config, where
         self._parser: ConfigParser | None = None
 
     def get(self, place: str, default: Any = None) -> Any:
@@ -372,14 +338,18 @@ class Parsed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI warns about parsing and about defaults: the author's concern
             try:
-                return self._prepared().get_parsed_content(place)
+                if self._parser is None:
+                    from monai.bundle import ConfigParser
+
+                    self._parser = ConfigParser(copy.deepcopy(dict(self._config)))
+                return self._parser.get_parsed_content(place)
             except MedsegError:
                 raise
             except Exception as error:
-                missing = missing_package(error, f"{place} of {self._bundle}")
+                where = f"{place} in {self._where}"
+                missing = missing_package(error, where)
                 if missing is not None:
                     raise missing from error
-                where = f"{place} in inference.json of {self._bundle}"
                 raise BundleError(f"{where} cannot be evaluated: {first_cause(error)}; correct the config") from error
 
     def enabled(self, place: str) -> bool:
@@ -387,12 +357,11 @@ class Parsed:
         value = self.get(f"{place}::_disabled_", default=False)
         return value.lower().strip() != "true" if isinstance(value, str) else not value
 
-    def _prepared(self) -> ConfigParser:
-        if self._parser is None:
-            from monai.bundle import ConfigParser
 
-            self._parser = ConfigParser(dict(self._config))
-        return self._parser
+_PACKAGES = {"skimage": "scikit-image", "cucim": "cucim-cu12", "cv2": "opencv-python", "PIL": "pillow"}
+_NOT_THERE = tuple(map(re.compile, (r"[Nn]o module named '(\w+)", r"`(\w+)`", r"(?:from|import) (\w+)")))
+_REQUIRED = re.compile(r"^(\w+)(\.\w+)* required\.$", re.IGNORECASE)
+"""How MONAI's transforms say that an optional package is not there."""
 
 
 def missing_package(error: BaseException, purpose: str) -> MissingDependency | None:
@@ -407,23 +376,20 @@ def missing_package(error: BaseException, purpose: str) -> MissingDependency | N
 def _package_of(error: BaseException) -> str:
     """The package that an error says is missing; empty if it says nothing of the kind."""
     if isinstance(error, ImportError):
-        said = (pattern.search(str(error)) for pattern in _NOT_THERE)
-        return error.name or next((found[1] for found in said if found), "")
-    if isinstance(error, RuntimeError) and _REQUIRED.match(str(error)):
-        return str(error).partition(" ")[0].lower()
-    return ""
+        matches = (pattern.search(str(error)) for pattern in _NOT_THERE)
+        return error.name or next((found[1] for found in matches if found), "")
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return said.partition(" ")[0].lower() if _REQUIRED.match(said) else ""
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def first_cause(error: BaseException) -> str:
     """The first line of what went wrong first, with its kind."""
-    last = list(_causes(error))[-1]
-    return f"{type(last).__name__}: {str(last).splitlines()[0] if str(last) else ''}"
+    first = _causes(error)[-1]
+    return f"{type(first).__name__}: {str(first).splitlines()[0] if str(first) else ''}"

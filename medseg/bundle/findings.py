@@ -1,10 +1,10 @@
-"""What an audit or a verification found: how serious, where, and why it matters."""
+"""What an audit or a verification found: how serious, where, which commands it concerns, and why it matters."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Severity = Literal["block", "warn", "info"]
@@ -18,10 +18,10 @@ SPOKEN: dict[Command, str] = {"infer": "medseg infer", "train": "medseg train", 
 """How the commands are called."""
 
 _READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
-    (re.compile(r"configs/inference\.json|trust/.*"), ("infer", "monai")),
+    (re.compile(r"configs/inference\.(json|ya?ml)|trust/.*"), ("infer", "monai")),
     (re.compile(r"configs/metadata\.json"), COMMANDS),
-    (re.compile(r"configs/(multi_gpu_[^/]*|evaluate|inference_[^/]*)\.json"), ("monai",)),
-    (re.compile(r"configs/[^/]*\.json"), ("train", "monai")),
+    (re.compile(r"configs/(multi_gpu_[^/]*|evaluate|inference_[^/]*)\.(json|ya?ml)"), ("monai",)),
+    (re.compile(r"configs/[^/]*\.(json|ya?ml)"), ("train", "monai")),
     # the bundle's folder is on the path of Python's imports while MONAI trains or runs it
     (re.compile(r".*\.(py|pyc|pyd|so|pth)"), ("train", "monai")),
 )
@@ -61,26 +61,16 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"{self.file} at {self.place}" if self.place else self.file
-        scope = "" if self.severity != "block" or self.commands == COMMANDS else f" [{_spoken(self.commands)}]"
+        limited = self.severity == "block" and self.commands != COMMANDS
+        scope = f" [{', '.join(SPOKEN[command] for command in self.commands)}]" if limited else ""
         return f"{self.severity}{scope}: {where}: {self.what}; {self.why}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
-        return {
-            "severity": self.severity,
-            "file": self.file,
-            "place": self.place,
-            "what": self.what,
-            "why": self.why,
-            "commands": list(self.commands),
-        }
+        return {**asdict(self), "commands": list(self.commands)}
 
 
-def _spoken(commands: Iterable[Command]) -> str:
-    return ", ".join(SPOKEN[command] for command in commands)
-
-
-def read_by(file: str, weights: Iterable[str] = ()) -> tuple[Command, ...]:
+def read_by(file: str, weights: Collection[str] = (), others: Collection[str] = ()) -> tuple[Command, ...]:
     """The commands that read a file of a bundle.
 
     Parameters
@@ -89,18 +79,16 @@ def read_by(file: str, weights: Iterable[str] = ()) -> tuple[Command, ...]:
         Path inside the bundle.
     weights
         Files of weights that its ``inference.json`` may load.
+    others
+        All its files: medseg reads no YAML config that lies beside one of the same name in JSON.
     """
-    if not file or file == "configs" or file in set(weights):
+    if not file or file == "configs" or file in weights:
         return COMMANDS
+    if file.endswith((".yaml", ".yml")) and {f"{file.rpartition('.')[0]}{s}" for s in (".json", ".yaml")} & (
+        set(others) - {file}
+    ):
+        return ("monai",)
     return next((commands for pattern, commands in _READ if pattern.fullmatch(file)), ("monai",))
-
-
-def seen_by(findings: Iterable[Finding], command: Command) -> list[Finding]:
-    """The same findings for one command: what concerns only files that it does not read no longer forbids its use."""
-    return [
-        finding if command in finding.commands or finding.severity != "block" else replace(finding, severity="warn")
-        for finding in findings
-    ]
 
 
 def blocks(findings: Iterable[Finding]) -> list[Finding]:

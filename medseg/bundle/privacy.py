@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+import yaml
+
+from medseg.bundle.config import SEPARATOR, SUFFIXES, parse_config, strings_in
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.labels import MAPPING_KEY
@@ -29,7 +32,7 @@ _OF_THE_WHOLE = frozenset(
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(\.\w+)*|patient-\d+")
 _COMMON_FOLDERS = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom"})
-_TEXTS = (".json", ".md", ".txt", ".rst", ".csv", ".tsv", ".yml", ".conf", ".cff", ".bib", ".svg")
+_TEXTS = (*SUFFIXES, ".md", ".txt", ".rst", ".csv", ".tsv", ".conf", ".cff", ".bib", ".svg")
 _SHORTEST = 5
 """Shorter words are found everywhere."""
 
@@ -56,23 +59,24 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
     BundleError
         If another text names a file or a patient of the datalist, or a config a path from the root of a machine.
     """
-    datalist = _parsed(texts.get(DATALIST, b"{}"))
+    datalist = _parsed(DATALIST, texts.get(DATALIST, b"{}"))
     names = _telling_names(datalist, " ".join((*public, str(datalist.get("name")), str(datalist.get("task")))))
     changed: dict[str, bytes] = {}
     for name, content in texts.items():
-        if not (name.startswith("configs/") and name.endswith(".json")):
+        if not _is_config(name):
             continue
-        config = _parsed(content)
+        config = _parsed(name, content)
         neutral = neutral_datalist(config) if name == DATALIST else _neutral_config(config)
         if neutral != config:
-            changed[name] = (json.dumps(neutral, indent=2, allow_nan=False) + "\n").encode()
+            json_text = f"{json.dumps(neutral, indent=2, allow_nan=False)}\n"
+            changed[name] = (json_text if name.endswith(".json") else yaml.safe_dump(neutral, sort_keys=False)).encode()
     for name, content in texts.items():
-        told = list(_told(name, changed.get(name, content), names))
-        if told:
-            more = " and more" if len(told) > 3 else ""
+        found = list(_telling(name, changed.get(name, content), names))
+        if found:
+            more = " and more" if len(found) > 3 else ""
             raise BundleError(
-                f"{name} names {', '.join(told[:3])}{more}, which may tell who the patients are or where the data lies;"
-                " take it out of the file, or pack public data --with-names"
+                f"{name} names {', '.join(found[:3])}{more}, which may tell who the patients are or where the data lies"
+                "; take it out of the file, or pack public data --with-names"
             )
     return changed
 
@@ -101,9 +105,10 @@ def privacy_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         if name == DATALIST and isinstance(content, dict):
             yield from _named_cases(content)
-        for place, value in _absolute_paths(content):
-            why = "it tells of a machine and leads nowhere on another; give a relative path"
-            yield Finding("warn", name, place, f"the path {value}", why)
+        for path, value in strings_in(content):
+            if _is_absolute(value):
+                why = "it tells of a machine and leads nowhere on another; give a relative path"
+                yield Finding("warn", name, SEPARATOR.join(path), f"the path {value}", why)
 
 
 def _named_cases(datalist: Mapping[str, Any]) -> Iterator[Finding]:
@@ -115,8 +120,12 @@ def _named_cases(datalist: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("warn", DATALIST, "", what, why)
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
-    value = json.loads(content)
+def _is_config(name: str) -> bool:
+    return name.startswith("configs/") and name.endswith(SUFFIXES)
+
+
+def _parsed(name: str, content: bytes) -> dict[str, Any]:
+    value = parse_config(content, name)
     return value if isinstance(value, dict) else {}
 
 
@@ -173,23 +182,12 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
     return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
 
 
-def _told(name: str, content: bytes, names: set[str]) -> Iterator[str]:
+def _telling(name: str, content: bytes, names: set[str]) -> Iterator[str]:
     """Names that stand in a text as words of their own, and in a config paths from the root of a machine."""
     text = content.decode("utf-8", "replace")
     yield from sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
-    if name.startswith("configs/") and name.endswith(".json"):
-        yield from (value for _, value in _absolute_paths(json.loads(content)))
-
-
-def _absolute_paths(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, str) and _is_absolute(value):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _absolute_paths(part, f"{place}::{key}" if place else str(key))
-    elif isinstance(value, list):
-        for number, part in enumerate(value):
-            yield from _absolute_paths(part, f"{place}::{number}" if place else str(number))
+    if _is_config(name):
+        yield from (value for _, value in strings_in(_parsed(name, content)) if _is_absolute(value))
 
 
 def _is_absolute(text: str) -> bool:

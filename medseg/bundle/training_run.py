@@ -1,14 +1,20 @@
-"""What a bundle says of the training that its weights come from: ``docs/training_run.json``, metadata and README."""
+"""What a bundle says of the training that its weights come from: the run, its figures, the images it has learnt from.
+
+It stands in ``docs/training_run.json``, the metadata, the README and the SHA-256 sums of ``configs/datalist.json``.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
 
 from medseg.bundle.bundle import Bundle
+from medseg.bundle.config import read_config
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.files import sha256_file, write_json, write_text
@@ -20,6 +26,8 @@ UNTRAINED = "not trained yet"
 
 _METADATA, _README = "configs/metadata.json", "docs/README.md"
 _SECTION = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,12 @@ class TrainingRun:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_bytes())
             known = {entry.name for entry in fields(cls)}
-            values = {key: value for key, value in content.items() if key in known}
+            values = {key: value for key, value in read_config(path).items() if key in known}
             for key in ("images", "labels"):
                 values[key] = tuple(str(value) for value in values.get(key, ()))
             return cls(**values)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except TypeError as error:
             raise BundleError(f"{path} cannot be read as the record of a training run: {error}") from error
 
     def write(self, bundle: Bundle) -> None:
@@ -143,10 +150,10 @@ def _outdated(bundle: Bundle) -> bool:
     if not path.is_file():
         return True
     try:
-        stated = json.loads(path.read_bytes())["train_config_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        stated = read_config(path)["train_config_sha256"]
+    except (BundleError, KeyError) as error:
         raise BundleError(f"{path} cannot be read ({error}); run medseg crossval again, or remove it") from error
-    return bool(stated != sha256_file(bundle.path / "configs" / "train.json"))
+    return bool(stated != sha256_file(bundle.config_file("train")))
 
 
 def _next(version: str) -> str:
@@ -185,3 +192,66 @@ def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
     if run is None:
         why = "which images the network has learnt from is known from the datalist alone"
         yield Finding("info", TRAINING_RUN, "", "missing", why)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """SHA-256 sums (64 hex digits) of the files that a bundle's weights were trained on.
+
+    A folder of DICOM files has one sum, see :func:`medseg.manifests.create.path_checksum`.
+
+    Parameters
+    ----------
+    images
+        Of the images, those without a label included: a network learns from them, too.
+    labels
+        Of their label maps.
+    """
+
+    images: frozenset[str]
+    labels: frozenset[str]
+
+
+def trained_on(bundle: Bundle | str | Path) -> TrainingData | None:
+    """The files that a bundle was trained on, as far as it says; ``None`` if it states no sums.
+
+    The run in ``docs/training_run.json`` (or ``training_run`` of the metadata) may list the sums itself, under
+    ``images`` and ``labels``. Else every case under ``training`` of ``configs/datalist.json`` counts, but those of the
+    fold that the run held out; cases for validation and test do not.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    stated = _stated(opened.path / TRAINING_RUN) or opened.metadata.get("training_run")
+    run = stated if isinstance(stated, Mapping) else {}
+    images, labels = set(_sums(run.get("images"))), set(_sums(run.get("labels")))
+    if not images:
+        held_out = _held_out(run)
+        items = _stated(opened.path / "configs" / "datalist.json").get("training")
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, Mapping) and (held_out is None or item.get("fold") != held_out):
+                sums = item.get("sha256")
+                images.update(_sums(sums.get("image") if isinstance(sums, Mapping) else sums))
+                labels.update(_sums(sums.get("label") if isinstance(sums, Mapping) else None))
+    return TrainingData(frozenset(images), frozenset(labels)) if images else None
+
+
+def _held_out(run: Mapping[str, Any]) -> int | None:
+    """The fold that a run validated on; ``None`` if it trained on every case, or does not say."""
+    configured = run.get("configuration")
+    fold = run.get("fold", configured.get("fold") if isinstance(configured, Mapping) else None)
+    return fold if isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0 else None
+
+
+def _sums(stated: Any) -> Iterator[str]:
+    """The sums of an item: one, or one per channel."""
+    for value in stated if isinstance(stated, list) else [stated]:
+        if isinstance(value, str) and _SHA256.fullmatch(value.lower()):
+            yield value.lower()
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """A JSON file of the bundle; one that is damaged tells nothing, and the log says so."""
+    try:
+        return read_config(path) if path.is_file() else {}
+    except BundleError as error:
+        _log.warning("%s: whether a case was trained on is not known from it", error)
+        return {}

@@ -90,14 +90,13 @@ def _check(bundle: Path, output: Path | None, *, publishes: bool) -> None:
     """What can be known before anything heavy is imported."""
     from medseg.bundle import Bundle
     from medseg.bundle.bundle import is_installed_with_medseg
-    from medseg.bundle.training_data import check_trainable
 
     if (output is None or publishes) and is_installed_with_medseg(bundle):
         raise UsageError(
             f"{bundle.name} is part of the installed medseg, where the next update overwrites what training writes; "
             f"copy it first (cp -r {bundle} bundles/), or give --output and do not publish"
         )
-    check_trainable(Bundle.open(bundle))
+    Bundle.open(bundle).check_trainable()
     if output is not None:
         prepare_folder(output)
 

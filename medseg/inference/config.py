@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import ABSENT, follow, item_at, reached, target_of
+from medseg.bundle.config import steps, target_of
 from medseg.errors import BundleError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
 from medseg.inference.sliding_window import WindowSettings
@@ -104,25 +104,14 @@ def channels_of(bundle: Bundle) -> Channels:
     They may lie on different grids if it loads each under a key of its own, resamples the others onto the first
     (``ResampleToMatchd`` onto ``image``) and concatenates all (``ConcatItemsd`` into ``image``).
     """
-    config = bundle.inference
-    steps = [step for _, step in reached(config, bundle.pipeline.preprocessing) if _enabled(step, config)]
-    concat = next((s for s in steps if target_of(s) == "ConcatItemsd" and s.get("name") == "image"), None)
+    listed = steps(bundle.inference, bundle.pipeline.preprocessing)
+    concat = next((step for step in listed if target_of(step) == "ConcatItemsd" and step.get("name") == "image"), None)
     keys = () if concat is None else _names(concat.get("keys"))
     if len(keys) < 2 or keys[0] != "image":
         return Channels()
-    matching = [s for s in steps if target_of(s) == "ResampleToMatchd" and s.get("key_dst") == "image"]
+    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == "image"]
     matched = {key for step in matching for key in _names(step.get("keys"))}
     return Channels(keys, matched.issuperset(keys[1:]))
-
-
-def _enabled(step: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a transform is switched on, as far as its text tells: words, references, ``$True`` and ``$not …``."""
-    value: Any = step.get("_disabled_", False)
-    if isinstance(value, str) and value.startswith("@"):
-        value = item_at(config, follow(config, value[1:].replace("#", "::")))
-    if isinstance(value, str):
-        return value.lower().replace(" ", "") not in {"true", "$true", "$notfalse", "$1"}
-    return not value or value is ABSENT
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
-from medseg.bundle.config import item_at
+from medseg.bundle.config import item_at, spelled_out
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -203,24 +203,5 @@ def _check_alike(other: Bundle, bundle: Bundle) -> None:
 def _section(bundle: Bundle, name: str) -> Any:
     """A part of what a bundle's evaluator is given."""
     place = getattr(bundle.pipeline, name)
-    return _spelled_out(None if place is None else item_at(bundle.inference, place), bundle.inference)
-
-
-def _spelled_out(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:
-    """A part of a config with what its references name put in their place; where files are written does not count."""
-    if isinstance(value, Mapping):
-        return {key: _spelled_out(v, config, depth) for key, v in value.items() if key not in {"output_dir", "device"}}
-    if isinstance(value, list):
-        return [_spelled_out(item, config, depth) for item in value]
-    named = _REFERENCE.match(value) if isinstance(value, str) else None
-    if named is None or depth > 20:
-        return value
-    target: Any = config
-    for key in re.split("::|#", named[1]):
-        if isinstance(target, list) and key.isdigit() and int(key) < len(target):
-            target = target[int(key)]
-        elif isinstance(target, Mapping) and key in target:
-            target = target[key]
-        else:
-            return value
-    return _spelled_out(target, config, depth + 1)
+    value = None if place is None else item_at(bundle.inference, place)
+    return spelled_out(bundle.inference, value, without={"output_dir", "device"})

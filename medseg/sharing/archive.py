@@ -23,8 +23,8 @@ from typing import IO, Any
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
-from medseg.bundle.audit_configs import parse_json
 from medseg.bundle.audit_files import list_files
+from medseg.bundle.config import parse_config
 from medseg.bundle.privacy import DATALIST, is_text, without_names
 from medseg.bundle.training_run import TRAINING_RUN
 from medseg.errors import BundleError, UntrustedBundle, UsageError
@@ -155,7 +155,7 @@ def unpack(
             manifest = {} if as_is and MANIFEST not in members else _read_manifest(source, members, name)
             signed_by = _check_signature(source, members, key)
             _extract(source, members, manifest, partial / name)
-        require_trusted(partial / name, "infer" if as_is else None)
+        require_trusted(partial / name, "infer" if as_is else "all")
         version = Bundle.open(partial / name).version
         _install(partial / name, target / name, replace=replace, allow_older=allow_older)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
@@ -202,7 +202,9 @@ def _provenance(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> dict[str
         "medseg": medseg_version(),
         "bundle": {"name": bundle.name, "version": bundle.version},
         "datalist_sha256": hashlib.sha256(_bytes_of(sources[DATALIST])).hexdigest() if DATALIST in sources else None,
-        "training_run": parse_json(run.read_bytes()) if run.is_file() else bundle.metadata.get("training_run"),
+        "training_run": parse_config(run.read_bytes(), TRAINING_RUN)
+        if run.is_file()
+        else bundle.metadata.get("training_run"),
         "monai": bundle.metadata.get("monai_version"),
         "torch": bundle.metadata.get("pytorch_version"),
     }
@@ -289,7 +291,7 @@ def _read_manifest(
             " from, give --as-is: nothing then shows that it is complete"
         )
     try:
-        manifest = parse_json(source.read(members[MANIFEST]))
+        manifest = parse_config(source.read(members[MANIFEST]), MANIFEST)
         files = {
             str(file): {"sha256": str(e["sha256"]), "bytes": int(e["bytes"])} for file, e in manifest["files"].items()
         }

@@ -6,14 +6,15 @@ The audit comes first; the network is built and run only if the audit blocks not
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
 
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
+from medseg.bundle.config import ABSENT, config_file, item_at, laid_out, read_config
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
@@ -25,16 +26,13 @@ SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725
 _METADATA = "configs/metadata.json"
 _FILES: dict[str, Severity] = {
     "LICENSE": "block",
-    "configs/inference.json": "block",
     "docs/README.md": "warn",
     "docs/data_license.txt": "warn",
-    "configs/train.json": "warn",
     "configs/logging.conf": "warn",
 }
 _REQUIRED_IDS = {
-    "inference": ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"),
+    "inference": ("device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"),
     "train": (
-        "bundle_root",
         "device",
         "dataset_dir",
         "train::trainer",
@@ -43,7 +41,6 @@ _REQUIRED_IDS = {
         "train::inferer",
     ),
 }
-_PROVIDED_ELSEWHERE = {"bundle_root"}
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
 _LARGEST_BYTES = 25_000_000
 _LARGEST_VOXELS = 128**3
@@ -77,9 +74,13 @@ def verify(path: str | Path) -> list[Finding]:
 
 
 def _files(bundle: Bundle) -> Iterator[Finding]:
-    for name, severity in _FILES.items():
-        if not (bundle.path / name).is_file():
-            yield Finding(severity, name, "", "missing", "a shared bundle has it; add the file")
+    configs: dict[str, Severity] = {"inference": "block", "train": "warn"}
+    missing = {
+        f"configs/{name}.json": severity for name, severity in configs.items() if not config_file(bundle.path, name)
+    }
+    missing |= {name: severity for name, severity in _FILES.items() if not (bundle.path / name).is_file()}
+    for name, severity in missing.items():
+        yield Finding(severity, name, "", "missing", "a shared bundle has it; add the file")
     if not _NAME.fullmatch(bundle.name):
         yield Finding("info", "", "", f"the name is {bundle.name}", "the usual form is <anatomy>_<modality>_<task>")
     listed = bundle.path / "large_files.yml"
@@ -119,22 +120,15 @@ def _major_minor(version: str) -> tuple[int, ...]:
 
 def _ids(bundle: Bundle) -> Iterator[Finding]:
     for name, required in _REQUIRED_IDS.items():
-        if not (bundle.path / "configs" / f"{name}.json").is_file():
+        path = config_file(bundle.path, name)
+        if path is None:
             continue
-        config = bundle.config(name)
-        for wanted in required:
-            if not _has(config, wanted) and wanted not in _PROVIDED_ELSEWHERE:
-                yield Finding("block", f"configs/{name}.json", wanted, "missing", "MONAI's workflows ask for this id")
+        file, config = f"configs/{path.name}", laid_out(read_config(path))
+        for place in required:
+            if item_at(config, place) is ABSENT:
+                yield Finding("block", file, place, "missing", "MONAI's workflows ask for this id")
         if not {"run", "training", "evaluating"} & config.keys():
-            yield Finding("warn", f"configs/{name}.json", "run", "missing", "`python -m monai.bundle run` starts there")
-
-
-def _has(config: Any, wanted: str) -> bool:
-    for part in wanted.split("::"):
-        if not isinstance(config, Mapping) or part not in config:
-            return False
-        config = config[part]
-    return True
+            yield Finding("warn", file, "run", "missing", "`python -m monai.bundle run` starts there")
 
 
 def _labels(bundle: Bundle) -> Iterator[Finding]:
@@ -161,8 +155,8 @@ def _calibration(bundle: Bundle) -> Iterator[Finding]:
         yield Finding("info", "trust/calibration.json", "", "missing", "results come without a verdict")
         return
     try:
-        stated = json.loads(file.read_bytes())["weights_sha256"]
-    except (ValueError, KeyError, TypeError):
+        stated = read_config(file).get("weights_sha256")
+    except BundleError:
         stated = None
     found = {sha256_file(weights) for weights in (bundle.path / "models").glob("model.*")}
     if found and stated not in found:
@@ -220,10 +214,7 @@ def fake_shape(declared: list[int | str]) -> tuple[int, ...]:
     shape = tuple(_extent(item) for item in declared)
     if not shape or any(extent < 1 for extent in shape):
         raise BundleError(f"the declared shape {declared} has no size")
-    voxels = 1
-    for extent in shape:
-        voxels *= extent
-    if voxels > _LARGEST_VOXELS:
+    if math.prod(shape) > _LARGEST_VOXELS:
         raise BundleError(f"the declared shape {declared} is too large to try ({shape})")
     return shape
 

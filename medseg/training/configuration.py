@@ -15,7 +15,7 @@ from typing import Any
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from medseg.bundle.config import ABSENT, item_at, laid_out
+from medseg.bundle.config import ABSENT, ids, item_at, laid_out
 from medseg.errors import BundleError, UsageError
 
 _OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_MLFLOW_SETTINGS["handlers_id"])
@@ -118,7 +118,7 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     for name in overrides:
         place = name.replace("#", "::")
         if item_at(config, place) is ABSENT and not _is_argument(config, place):
-            known = list(_ids(config))
+            known = list(ids(config, "#"))
             raise UsageError(f"the bundle's training configuration has no id {name!r}; {_suggestion(name, known)}")
 
 
@@ -144,13 +144,6 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
 
 def _plain_id(name: str) -> str:
     return name.replace("::", "#")
-
-
-def _ids(value: Any, prefix: str = "") -> Iterator[str]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in items:
-        yield f"{prefix}{key}"
-        yield from _ids(child, f"{prefix}{key}#")
 
 
 def values_used(parser: ConfigParser) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from monai.data.utils import worker_init_fn
 from monai.transforms import Compose
 from torch.utils.data import Sampler
 
+from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
 from medseg.labels import MAPPING_KEY
 from medseg.manifests import Item, Manifest
-from medseg.manifests.items import check_item, read_json_object
+from medseg.manifests.items import check_item
 from medseg.training.distributed import world
 from medseg.transforms import LoadLabeld
 
@@ -52,9 +53,10 @@ def data_root(
     """
     if dataset_dir is None:
         return None
-    configs = Path(bundle_root) / "configs"
-    written = read_json_object(configs / "train.json") if (configs / "train.json").is_file() else {}
-    own_datalist = configs.resolve() == Path(datalist).resolve().parent
+    root = Path(bundle_root)
+    own_config = config_file(root, "train")
+    written = {} if own_config is None else read_config(own_config)
+    own_datalist = (root / "configs").resolve() == Path(datalist).resolve().parent
     if str(dataset_dir) == written.get("dataset_dir") and not own_datalist:
         return None
     return str(dataset_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +131,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         If anything else ends the run before its last iteration; ``run.json`` says what.
     """
     opened = Bundle.open(Path(bundle), permission)
-    opened.permit("train")
+    opened.permit("train", train=opened.training)
     named = {
         "datalist": datalist,
         "dataset_dir": dataset_dir,
@@ -142,7 +143,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     }
     given = {key: value if isinstance(value, int) else str(value) for key, value in named.items() if value is not None}
     given.update(overrides or {})
-    workflow = _workflow(opened, with_folder(given, opened.config("train")))
+    workflow = _workflow(opened, with_folder(given, opened.training))
     if publish:
         require_same_network(opened, workflow.parser.config["network_def"])
     folder = Path(workflow.parser.get_parsed_content("output_dir"))
@@ -160,17 +161,19 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 
 
 def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
-    configs = bundle.path / "configs"
-    check_overrides(bundle.config("train"), given)
-    return ConfigWorkflow(
-        config_file=str(configs / "train.json"),
-        meta_file=str(configs / "metadata.json"),
+    check_overrides(bundle.training, given)
+    workflow = ConfigWorkflow(
+        config_file=str(bundle.config_file("train")),
+        meta_file=str(bundle.path / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",
         run_id="training",
-        bundle_root=str(bundle.path),
-        **given,
     )
+    # what was judged is evaluated, not what the files hold by now
+    workflow.parser.set(copy.deepcopy(bundle.training))
+    workflow.parser.set(copy.deepcopy(bundle.metadata), workflow.parser.meta_key)
+    workflow.parser.update({"bundle_root": str(bundle.path), **given})
+    return workflow
 
 
 class _Run:

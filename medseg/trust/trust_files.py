@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from medseg.bundle import Bundle
+from medseg.bundle.config import config_file
 from medseg.errors import BundleError
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration
@@ -40,7 +41,7 @@ class TrustState:
 
 def weights_of(bundle: Bundle) -> set[str]:
     """SHA-256 of every file of weights that a bundle's network is filled from."""
-    if (bundle.path / "configs" / "inference.json").is_file():
+    if config_file(bundle.path, "inference") is not None:
         return {sha256_file(bundle.path / name) for name in bundle.weight_files}
     return {sha256_file(path) for path in (bundle.path / "models").glob("model.*") if path.is_file()}
 

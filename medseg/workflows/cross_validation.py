@@ -194,7 +194,7 @@ def _record(bundle: Bundle, result: CrossValidation) -> None:
     """The table into the bundle: JSON for programs, Markdown for people, means into the metadata."""
     summary = result.evaluation.summary
     kept = {key: summary[key] for key in ("medseg", "n_cases", "n_unpaired", "n_refused", "structures", "subgroups")}
-    config = sha256_file(bundle.path / "configs" / "train.json")
+    config = sha256_file(bundle.config_file("train"))
     write_json(bundle.path / CROSS_VALIDATION, {"train_config_sha256": config, "folds": list(result.folds), **kept})
     write_text((bundle.path / CROSS_VALIDATION).with_suffix(".md"), _table(result))
     means = {

@@ -221,6 +221,12 @@ def _module_relative(config: dict[str, Any], canary: str) -> str:
     return "holds an import"
 
 
+def _own_compiler(config: dict[str, Any], canary: str) -> str:
+    options = {"cpp.cxx": "$(None, @bundle_root + '/docs/build.txt')"}
+    config["train"]["trainer"].update(compile=True, compile_kwargs={"options": options})
+    return "compile_kwargs"
+
+
 def _loader_as_callable(config: dict[str, Any], canary: str) -> str:
     config["loader"] = {"_target_": "LoadImage", "_mode_": "callable"}
     config["note"] = f"$@loader('subprocess.Popen', args=['touch', '{canary}'])"
@@ -251,7 +257,7 @@ def _overlapping_safetensors(bundle: Path, canary: Path) -> str:
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     header = json.dumps({"a": entry, "b": entry}).encode()
     (bundle / "models" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    return "overlaps"
+    return "does not describe"
 
 
 _OPEN = "open('CANARY', 'w')"
@@ -358,6 +364,7 @@ ATTACKS: dict[str, Attack] = {
     "module by another name": _set("inference", _module_alias),
     "module by macro": _set("inference", _module_macro),
     "module by relative reference": _set("inference", _module_relative),
+    "compiler of its own": _set("train", _own_compiler),
     "reader by position": _set("inference", _loader_as_callable),
     "reader handed on": _expression("list(map(monai.transforms.LoadImage, ['os.system']))", "handed on"),
     "file name that leads out": _component(
@@ -367,8 +374,8 @@ ATTACKS: dict[str, Attack] = {
     "nested too deeply": _file("configs/deep.json", "[" * 100_000 + "]" * 100_000, "JSON"),
     "YAML config": _file("configs/train.yml", "a: !!python/object/apply:os.system ['touch CANARY']", "YAML"),
     "large file over http": _file("large_files.yml", "large_files:\n- path: a.pt\n  url: http://x/a.pt\n", "http://"),
-    "large file outside": _file("large_files.yml", "- path: ../../.bashrc\n  url: https://x/a\n", "download to"),
-    "large file with a tag": _file("large_files.yml", "- path: !!python/name:os.system\n", "not a plain"),
+    "large file outside": _file("large_files.yml", "- path: ../../.bashrc\n  url: https://x/a\n", "path is"),
+    "large file with a tag": _file("large_files.yml", "- path: !!python/name:os.system\n", "not readable as YAML"),
     "script that hides a module": _file("glob.py", "open('CANARY', 'w')", "Python code"),
     "package": _file("scripts/__init__.py", "open('CANARY', 'w')", "Python code"),
     "native code": _file("models/ops.so", "", "native code"),

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from medseg.bundle import Bundle, require_trusted
-from medseg.bundle.network_only import load_network_only
 from medseg.errors import BundleError, UntrustedBundle
 from tests.bundle.sample import read_config, write_config
+
+
+def load_network_only(path: Path) -> torch.nn.Module:
+    return Bundle.open(path, "network-only").load_network()
 
 
 def test_network_of_a_bundle_that_ships_code(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,202 @@
+"""What runs of a bundle, found in the text of its configs without evaluating anything.
+
+The run of an ``inference.json`` starts at ``run`` and comes to an evaluator. What that evaluator is given counts: its
+post-processing, its inferer, its network, the data set behind its loader, and the ``CheckpointLoader``s that act before
+it begins. Usually these are the ids of the same names; a config may name others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.bundle.config import (
+    ABSENT,
+    SEPARATOR,
+    absolute_text,
+    follow,
+    item_at,
+    reached,
+    strings_in,
+    target_of,
+)
+from medseg.errors import BundleError
+
+_ENTRIES = ("run", "inference", "evaluating", "evaluate")
+_ID = rf"\w+(?:{SEPARATOR}\w+)*"
+_SAME_NETWORK = re.compile(rf"\$\s*@({_ID})(?:\.(?:to|eval|float|cpu|cuda)\((?:@{_ID}|'[\w:]*'|\"[\w:]*\"|)\))*\s*")
+"""A network that is moved or set to evaluation, and otherwise as it is defined."""
+_NETWORK_CALL = re.compile(r"@network(?:_def)?\.(\w+)")
+_HARMLESS_CALLS = frozenset({"to", "eval", "cpu", "cuda", "float", "parameters", "modules", "state_dict"})
+_TRAINER = "train::trainer"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``.
+
+    Parameters
+    ----------
+    preprocessing, inferer, postprocessing, network
+        Their ids; None for an inferer or a post-processing that the evaluator does without.
+    loaders
+        The ``CheckpointLoader``s, in the order in which they act.
+    notes
+        What medseg does although the config does not say so.
+    """
+
+    preprocessing: str
+    inferer: str | None
+    postprocessing: str | None
+    network: str
+    loaders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_pipeline(config: Mapping[str, Any], where: str) -> Pipeline:
+    """Find the parts of a run in a config that :func:`~medseg.bundle.config.laid_out` gave.
+
+    Parameters
+    ----------
+    config
+        The whole ``inference.json``.
+    where
+        Which file of which bundle, for messages.
+
+    Raises
+    ------
+    BundleError
+        If the evaluator does something that medseg does not do.
+    """
+    _refuse_changes_of_the_network(config, where)
+    evaluator = _evaluator(config)
+    if evaluator is None:
+        post = "postprocessing" if "postprocessing" in config else None
+        inferer = "inferer" if "inferer" in config else None
+        return Pipeline("preprocessing", inferer, post, "network_def", _loaders(config, None))
+    notes = _check_evaluator(config, evaluator, where)
+    given = item_at(config, evaluator)
+    post = follow(config, f"{evaluator}::postprocessing") if given.get("postprocessing") is not None else None
+    if post is None and "postprocessing" in config:
+        post = "postprocessing"
+        notes.append("the evaluator names no postprocessing; the one at the id postprocessing is used")
+    loaders = _loaders(config, evaluator)
+    if not loaders:
+        notes.append("no CheckpointLoader acts on the evaluator; the weights in models/ are used")
+    return Pipeline(
+        preprocessing=_preprocessing(config, evaluator),
+        inferer=follow(config, f"{evaluator}::inferer") if given.get("inferer") is not None else None,
+        postprocessing=post,
+        network=_network(config, evaluator, where),
+        loaders=loaders,
+        notes=tuple(notes),
+    )
+
+
+def _refuse_changes_of_the_network(config: Mapping[str, Any], where: str) -> None:
+    """Weights come from loaders alone; an expression that fills or changes the network is none."""
+    for entry in ("initialize", *_ENTRIES):
+        for path, text in strings_in(config.get(entry), (entry,)):
+            calls = set(_NETWORK_CALL.findall(text)) - _HARMLESS_CALLS
+            if calls or "load_state_dict" in text or "copy_model_state" in text:
+                raise BundleError(
+                    f"{SEPARATOR.join(path)} in {where} changes the network by {text!r}; medseg reads weights from a"
+                    " CheckpointLoader and changes nothing else"
+                )
+
+
+def _evaluator(config: Mapping[str, Any]) -> str | None:
+    entry = next((name for name in _ENTRIES if name in config), None)
+    places = [place for place, part in reached(config, entry or "") if target_of(part).endswith("Evaluator")]
+    if places:
+        return places[0]
+    return "evaluator" if isinstance(config.get("evaluator"), Mapping) else None
+
+
+def _check_evaluator(config: Mapping[str, Any], evaluator: str, where: str) -> list[str]:
+    """Refuse what would give another result; notes on the rest."""
+    given = item_at(config, evaluator)
+    here = f"the evaluator in {where}"
+    if target_of(given) != "SupervisedEvaluator":
+        raise BundleError(f"{here} is {target_of(given)}, expected SupervisedEvaluator; medseg runs no other")
+    for name, plain in (("prepare_batch", "PrepareBatchDefault"), ("iteration_update", "")):
+        value = item_at(config, follow(config, f"{evaluator}::{name}"))
+        if value is ABSENT or value is None or (isinstance(value, Mapping) and target_of(value) == plain):
+            continue
+        raise BundleError(f"{here} has its own {name}, which medseg does not run; label with MONAI itself")
+    if given.get("mode", "eval") not in ("eval", "$monai.utils.ForwardMode.EVAL"):
+        raise BundleError(f"{here} runs in mode {given['mode']!r}, expected eval; medseg labels in no other mode")
+    if given.get("decollate", True) is not True:
+        raise BundleError(f"{here} has decollate {given['decollate']!r}, expected true; leave it out")
+    for place, part in reached(config, f"{evaluator}::val_handlers"):
+        if target_of(part) == "PostProcessing":
+            raise BundleError(
+                f"{place} in {where} is a PostProcessing handler, which medseg does not run; move its transforms into"
+                " the evaluator's postprocessing"
+            )
+    amp = given.get("amp", False)
+    return [] if amp is False else ["the evaluator's amp counts on CUDA only; --precision says how medseg computes"]
+
+
+def _preprocessing(config: Mapping[str, Any], evaluator: str) -> str:
+    """The transforms of the data set that the evaluator's loader reads."""
+    place = f"{evaluator}::val_data_loader"
+    for name in ("dataset", "transform"):
+        place = f"{follow(config, place)}::{name}"
+    if item_at(config, place) in (ABSENT, None):
+        return "preprocessing"
+    return follow(config, place)
+
+
+def _network(config: Mapping[str, Any], evaluator: str, where: str) -> str:
+    """The definition behind the evaluator's network."""
+    place, seen = f"{evaluator}::network", set[str]()
+    if item_at(config, place) is ABSENT:
+        return "network_def"
+    while place not in seen:
+        seen.add(place)
+        place = follow(config, place)
+        value = item_at(config, place)
+        if isinstance(value, Mapping):
+            return place
+        text = absolute_text(value, place.split(SEPARATOR)) if isinstance(value, str) else repr(value)
+        found = _SAME_NETWORK.fullmatch(text)
+        if found is None:
+            raise BundleError(
+                f"{place} in {where} is {text!r}; medseg reads a network as it is defined, moved by .to() or set by"
+                " .eval(), and nothing else: define it under network_def"
+            )
+        place = found[1]
+    raise BundleError(f"the evaluator's network in {where} refers to itself")
+
+
+def _loaders(config: Mapping[str, Any], evaluator: str | None) -> tuple[str, ...]:
+    """Loaders in ``initialize`` act first, then those that wait for the evaluator's start."""
+    starts = ["initialize", f"{evaluator}::val_handlers", *_ENTRIES] if evaluator else ["initialize", "handlers"]
+    found = [
+        place for start in starts for place, part in reached(config, start) if target_of(part) == "CheckpointLoader"
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
+    """Refuse a ``train.json`` that names a trainer of MONAI's: it has none of the ids that ``medseg train`` sets.
+
+    Raises
+    ------
+    BundleError
+        If there is no trainer in it, or one that is not medseg's.
+    """
+    trainer = item_at(config, follow(config, _TRAINER))
+    target = str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""
+    if "." in target and not target.startswith(("monai.", "ignite.")):
+        return  # medseg's own, or one of the bundle's scripts, which is asked when it is built
+    found = f"trains with {target.rpartition('.')[2]}" if target else f"has no trainer at {_TRAINER}"
+    raise BundleError(
+        f"the bundle {bundle} {found}; 'medseg train' needs medseg.training.AdversarialSegmentationTrainer with"
+        " medseg.training.Checkpoints among train#handlers. Train it with: python -m monai.bundle run training"
+        f" --config_file {file}, or plan a bundle for your data: medseg bundle new"
+    )
