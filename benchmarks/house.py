@@ -230,8 +230,11 @@ class House:
         return found
 
 
+_OF_NAMED_TUPLES = ("_make", "_replace", "_asdict", "_fields")
+
+
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    return name.startswith("_") and not name.startswith("__") and name not in _OF_NAMED_TUPLES
 
 
 def figures(house: House) -> dict[str, str]:

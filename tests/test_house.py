@@ -19,24 +19,18 @@ from benchmarks.house import House
 ROOT = Path(__file__).parents[1]
 
 KNOWN_CIRCLES: set[str] = {
-    "medseg.bundle.bundle medseg.bundle.network_only",
     "medseg.cli.bundle medseg.cli.commands medseg.cli.crossval medseg.cli.demo medseg.cli.doctor medseg.cli.evaluate "
     "medseg.cli.index medseg.cli.infer medseg.cli.main medseg.cli.manifest medseg.cli.pacs medseg.cli.report "
     "medseg.cli.train medseg.cli.trust",
-    "medseg.ingest.dicom_header medseg.ingest.multiframe medseg.ingest.pixel_module",
-    "medseg.manifests.layout_nnunet medseg.manifests.manifest medseg.manifests.split",
-    "medseg.training.trainer medseg.training.trial",
     "medseg.trust.trust_files medseg.trust.trust_model",
 }
 """Groups of modules that import each other."""
 
 LONG: set[str] = {
-    "medseg.bundle.config",
     "medseg.ingest.index",
     "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
     "medseg.cli.infer.infer",
-    "medseg.cli.train.train",
 }
 """Files over 400 lines and functions over 60; the three are lists of options."""
 
@@ -51,7 +45,6 @@ SMALL: dict[str, str] = {
     "medseg.inference.seen": "goes into inference.run.pipeline",
     "medseg.inference.spool": "goes into trust.fit_cases",
     "medseg.inference.worsened": "goes into trust.synthetic_faults",
-    "medseg.ingest.header_defects": "goes into ingest.dicom_header",
 }
 """Modules under 80 lines with one importer, and why they are files of their own."""
 
