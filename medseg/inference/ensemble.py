@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
-from medseg.bundle.config import ABSENT, item_at
+from medseg.bundle.config import item_at
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -34,8 +34,6 @@ MIRRORS = {"lr": "LR", "ap": "AP", "is": "IS"}
 _SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
 _SHARED = ("preprocessing", "inferer", "postprocessing")
 _REFERENCE = re.compile(r"@([\w:#]+)$")
-_DEEPEST = 20
-"""References that are followed one after the other; those that refer to themselves end there."""
 
 
 def ensemble_of(engines: Sequence[Engine], axes: Sequence[int], activation: str) -> Engine:
@@ -204,11 +202,20 @@ def _section(bundle: Bundle, name: str) -> Any:
 
 
 def _spelled_out(value: Any, config: Mapping[str, Any], depth: int = 0) -> Any:
-    """A part of a config with what its references name in their place; where files are written does not count."""
+    """A part of a config with what its references name put in their place; where files are written does not count."""
     if isinstance(value, Mapping):
         return {key: _spelled_out(v, config, depth) for key, v in value.items() if key not in {"output_dir", "device"}}
     if isinstance(value, list):
         return [_spelled_out(item, config, depth) for item in value]
-    named = _REFERENCE.match(value) if isinstance(value, str) and depth <= _DEEPEST else None
-    target = ABSENT if named is None else item_at(config, named[1].replace("#", "::"))
-    return value if target is ABSENT else _spelled_out(target, config, depth + 1)
+    named = _REFERENCE.match(value) if isinstance(value, str) else None
+    if named is None or depth > 20:
+        return value
+    target: Any = config
+    for key in re.split("::|#", named[1]):
+        if isinstance(target, list) and key.isdigit() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, Mapping) and key in target:
+            target = target[key]
+        else:
+            return value
+    return _spelled_out(target, config, depth + 1)
