@@ -125,7 +125,7 @@ def _sided(bundle: Bundle) -> list[str]:
 def load_models(
     bundle: Bundle, network: torch.nn.Module, ensemble: Sequence[str], device: str = "cpu"
 ) -> list[torch.nn.Module]:
-    """Load the networks that are averaged with a bundle's own.
+    """Load the networks that are averaged with a bundle's own, in evaluation mode.
 
     Parameters
     ----------
@@ -135,11 +135,6 @@ def load_models(
         Folders of bundles, whose networks may differ, and weights files for ``network`` (folds).
     device
         Torch device.
-
-    Returns
-    -------
-    list of Module
-        In evaluation mode, in the order of ``ensemble``.
 
     Raises
     ------

@@ -15,12 +15,13 @@ from medseg.bundle import Bundle
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.errors import CaseFailed, UsageError
-from medseg.inference import Options, run_batch
+from medseg.geometry import Geometry
+from medseg.inference import Options, Predictor, run_batch
 from medseg.inference.worklist import write_worklist
 from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
-from tests.inference.volumes import blobs, grid, load, save
+from tests.inference.volumes import blobs, grid, load, meta_tensor, save
 
 assert infer_command
 
@@ -239,3 +240,22 @@ def test_a_verdict_is_printed_and_does_not_change_the_exit_code(
     assert "unlike-training" in shown.stdout
     assert "Trust: 0 accept, 2 review, 1 reject, 1 flagged." in shown.stdout
     assert any(line.split()[:1] == ["trust"] for line in shown.stdout.splitlines())
+
+
+def test_the_predictor_alone_gives_labels_verdict_and_error_map(judged: Path, judge: FakeJudge) -> None:
+    intensity, affine = blobs((18, 14, 10), 1) * 0.95, grid("oblique")
+    image = meta_tensor(intensity, affine)
+    found = Predictor(judged).predict(image, error_map=True)
+    np.testing.assert_array_equal(found.label_map, (intensity > 10).astype(int) + (intensity > 30))
+    assert found.geometry.matches(Geometry((18, 14, 10), affine))
+    assert found.verdict is not None
+    assert found.verdict["verdict"] == "review"
+    assert found.error_map is not None
+    assert (found.error_map.shape, found.error_map.dtype) == ((18, 14, 10), np.uint8)
+    assert found.error_map.any()
+    assert set(found.seconds) == {"prepare", "network", "restore", "trust"}
+    assert Predictor(judged).predict(image).error_map is None
+    for without in (Predictor(judged, trust=False), Predictor(judged, mirror=("ap",))):
+        plain = without.predict(image, error_map=True)
+        assert (plain.verdict, plain.error_map) == (None, None)
+        assert "trust" not in plain.seconds

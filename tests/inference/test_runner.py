@@ -151,10 +151,10 @@ def test_a_failed_case_is_tried_again(
 ) -> None:
     whole = Predictor.predict
 
-    def short_of_memory(self: Predictor, image: Any, modality: str | None = None) -> Any:
-        if image.shape[-1] == 11:
+    def short_of_memory(self: Predictor, case: Any, *given: Any, **options: Any) -> Any:
+        if case["image"].shape[-1] == 11:
             raise MemoryError
-        return whole(self, image, modality)
+        return whole(self, case, *given, **options)
 
     monkeypatch.setattr(Predictor, "predict", short_of_memory)
     first = run_batch(thresholds, [images], tmp_path / "out")
