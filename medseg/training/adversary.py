@@ -101,10 +101,6 @@ class Adversary:
     smoothing
         Reference probabilities are drawn towards the uniform distribution by this fraction, so that hard
         one-hot values alone do not give a reference away.
-    scaled
-        If given, a reference is as soft as the prediction beside it instead: the right class gets what the prediction
-        gives it, at least this value, and the others share the rest as in the prediction. Softness then tells
-        nothing, and shape must (the "scaling" of Luc et al. 2016, arXiv 1611.08408).
     noise
         Standard deviation of the noise on both segmentations before they are judged (instance noise).
     too_good
@@ -125,7 +121,6 @@ class Adversary:
         feature_weight: float = 0.0,
         penalty: float = 0.0,
         smoothing: float = 0.1,
-        scaled: float | None = None,
         noise: float = 0.05,
         too_good: float = 1.0,
         seed: int = 0,
@@ -134,7 +129,7 @@ class Adversary:
         self.loss = AdversarialLoss() if loss is None else loss
         self.step = NetworkStep("discriminator", discriminator, optimizer, scheduler=scheduler, max_norm=max_norm)
         self.feature_weight, self.penalty = feature_weight, penalty
-        self.smoothing, self.scaled, self.noise, self.too_good = smoothing, scaled, noise, too_good
+        self.smoothing, self.noise, self.too_good = smoothing, noise, too_good
         self.accuracy = 0.5
         self.noise_source = torch.Generator(next(discriminator.parameters()).device).manual_seed(seed)
 
@@ -150,13 +145,7 @@ class Adversary:
         """Label map ``(B, 1, …)`` and probabilities of the fake pair ``(B, classes, …)`` → those of the real pair."""
         classes = fake.shape[1]
         hard = one_hot(label.long(), num_classes=classes, dtype=torch.float32)
-        if self.scaled is None:
-            return hard * (1.0 - self.smoothing) + self.smoothing / classes
-        fake = fake.detach()
-        found = (hard * fake).sum(1, keepdim=True)
-        right = found.clamp_min(self.scaled)
-        others = fake * (1.0 - right) / (1.0 - found).clamp_min(1e-6)
-        return torch.where(hard > 0, right, others)
+        return hard * (1.0 - self.smoothing) + self.smoothing / classes
 
     def learn(self, image: Tensor, label: Tensor, prediction: Tensor, share: float, update: bool) -> dict[str, float]:
         """One step of the discriminator on references and the generator's output, which gets no gradient.

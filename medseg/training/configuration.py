@@ -182,6 +182,7 @@ _APPLIED = (
     "consistency_start", "consistency_ramp", "unlabelled#consistency", "unlabelled#start", "unlabelled#ramp",
     "unlabelled#adversarial", "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
     # what keeps the networks in balance
+    # "scaled" is gone: runs that began with it go on without
     "train#trainer#max_norm", "adversary#max_norm", "adversary#smoothing", "adversary#scaled", "adversary#noise",
     "adversary#too_good", "discriminator_noise", "ema_decay",
 )  # fmt: skip
