@@ -24,12 +24,24 @@ from torch.nn.functional import avg_pool3d
 from medseg.bundle import Bundle
 from medseg.files import atomic_path, write_json
 from medseg.pictures import sheet
-from medseg.training import frechet_distance, image_items, nearest
+from medseg.training import frechet_distance, image_items
 from medseg.training.pictures import pictures as planes
 from medseg.training.pictures import save_picture
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "volume_gan_synthesis"
 SIDE = 32
+
+
+def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each query to its nearest reference, and which that is: root mean square difference of the vectors.
+
+    Parameters
+    ----------
+    queries, references
+        ``(N, F)`` and ``(M, F)``.
+    """
+    found = torch.cdist(queries, references).min(dim=1)
+    return found.values / queries.shape[1] ** 0.5, found.indices
 
 
 def volumes(config: dict[str, Any], items: list[dict[str, Any]]) -> list[Tensor]:

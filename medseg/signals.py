@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from medseg.errors import Interrupted
-
-
-@dataclass
-class StopRequest:
-    """Whether a signal has asked the job to stop."""
-
-    requested: bool = False
 
 
 @contextmanager
@@ -32,15 +24,10 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def signals_noted() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM in the main thread, for a job that looks where it can stop in order."""
-    request = StopRequest()
-
-    def note(_: int, __: FrameType | None) -> None:
-        request.requested = True
-
-    with _handlers(note):
-        yield request
+def signals_noted(note: Callable[[], None]) -> Iterator[None]:
+    """Call ``note`` at SIGINT and SIGTERM in the main thread, for a job that looks where it can stop in order."""
+    with _handlers(lambda _, __: note()):
+        yield
 
 
 @contextmanager

@@ -32,7 +32,7 @@ LONG: set[str] = {
     "medseg.cli.evaluate.evaluate",
     "medseg.cli.infer.infer",
 }
-"""Files over 400 lines and functions over 60; the three are lists of options."""
+"""Files over 400 lines and functions over 60; the two are lists of options."""
 
 _COMMAND = "a command of its own"
 SMALL: dict[str, str] = {

@@ -25,24 +25,18 @@ from medseg.training.step import Buffers, NetworkStep
 AdversarialKind = Literal["classical", "least-squares", "hinge"]
 
 
-class AdversarialLoss(nn.Module):
-    """What discriminator and generator minimise; several scales are averaged.
+class AdversarialLoss:
+    """What discriminator and generator minimise, from logits with one tensor per scale; several scales are averaged.
 
     Parameters
     ----------
     kind
         ``"classical"``: the discriminator minimises −[log D(x) + log(1 − D(G))] and the generator −log D(G)
         (Goodfellow et al. 2014, the non-saturating pair); ``"least-squares"`` (Mao et al. 2017);
-        ``"hinge"`` (Lim and Ye 2017).
-
-    Raises
-    ------
-    ValueError
-        If ``kind`` is none of these.
+        ``"hinge"`` (Lim and Ye 2017). Any other is a ``ValueError``.
     """
 
     def __init__(self, kind: AdversarialKind = "classical") -> None:
-        super().__init__()
         if kind not in get_args(AdversarialKind):
             raise ValueError(
                 f"found the adversarial loss {kind!r}, expected one of {', '.join(get_args(AdversarialKind))}"
@@ -50,36 +44,22 @@ class AdversarialLoss(nn.Module):
         self.kind = kind
 
     def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Loss of the discriminator from the logits of real and fake pairs, one tensor per scale."""
-        losses = [self._real(r) + self._fake(f) for r, f in zip(real, fake, strict=True)]
+        """Loss of the discriminator from the logits of real and fake pairs."""
+        losses = [self._judged(r, 1.0) + self._judged(f, 0.0) for r, f in zip(real, fake, strict=True)]
         return torch.stack(losses).mean()
 
     def generator(self, fake: Sequence[Tensor]) -> Tensor:
         """Loss of the generator from the logits that its pairs received."""
-        return torch.stack([self._deceive(f) for f in fake]).mean()
+        losses = [-logits.mean() if self.kind == "hinge" else self._judged(logits, 1.0) for logits in fake]
+        return torch.stack(losses).mean()
 
-    def forward(self, fake: Sequence[Tensor]) -> Tensor:
-        """Same as :meth:`generator`."""
-        return self.generator(fake)
-
-    def _real(self, logits: Tensor) -> Tensor:
+    def _judged(self, logits: Tensor, target: float) -> Tensor:
+        """Loss of logits that should say real (1) or fake (0)."""
         if self.kind == "classical":
-            return binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+            return binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
         if self.kind == "hinge":
-            return relu(1.0 - logits).mean()
-        return ((logits - 1.0) ** 2).mean()
-
-    def _fake(self, logits: Tensor) -> Tensor:
-        if self.kind == "classical":
-            return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
-        if self.kind == "hinge":
-            return relu(1.0 + logits).mean()
-        return (logits**2).mean()
-
-    def _deceive(self, logits: Tensor) -> Tensor:
-        if self.kind == "hinge":
-            return -logits.mean()
-        return self._real(logits)
+            return relu(1.0 - logits if target else 1.0 + logits).mean()
+        return ((logits - target) ** 2).mean()
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -108,14 +88,12 @@ class Adversary:
     ----------
     discriminator
         Called with (image, segmentation); returns a :class:`medseg.networks.Judgement`.
-    optimizer, scheduler
-        Those of the discriminator.
+    optimizer, scheduler, max_norm
+        Those of the discriminator; its gradients are clipped to the norm.
     schedule
         When it learns and how much it counts.
     loss
         The pair of adversarial losses; classical by default.
-    max_norm
-        Gradient clipping of the discriminator.
     feature_weight
         Weight of feature matching in the generator's loss, relative to the adversarial loss.
     penalty
@@ -123,10 +101,6 @@ class Adversary:
     smoothing
         Reference probabilities are drawn towards the uniform distribution by this fraction, so that hard
         one-hot values alone do not give a reference away.
-    scaled
-        If given, a reference is as soft as the prediction beside it instead: the right class gets what the prediction
-        gives it, at least this value, and the others share the rest as in the prediction. Softness then tells
-        nothing, and shape must (the "scaling" of Luc et al. 2016, arXiv 1611.08408).
     noise
         Standard deviation of the noise on both segmentations before they are judged (instance noise).
     too_good
@@ -147,7 +121,6 @@ class Adversary:
         feature_weight: float = 0.0,
         penalty: float = 0.0,
         smoothing: float = 0.1,
-        scaled: float | None = None,
         noise: float = 0.05,
         too_good: float = 1.0,
         seed: int = 0,
@@ -156,7 +129,7 @@ class Adversary:
         self.loss = AdversarialLoss() if loss is None else loss
         self.step = NetworkStep("discriminator", discriminator, optimizer, scheduler=scheduler, max_norm=max_norm)
         self.feature_weight, self.penalty = feature_weight, penalty
-        self.smoothing, self.scaled, self.noise, self.too_good = smoothing, scaled, noise, too_good
+        self.smoothing, self.noise, self.too_good = smoothing, noise, too_good
         self.accuracy = 0.5
         self.noise_source = torch.Generator(next(discriminator.parameters()).device).manual_seed(seed)
 
@@ -172,22 +145,12 @@ class Adversary:
         """Label map ``(B, 1, …)`` and probabilities of the fake pair ``(B, classes, …)`` → those of the real pair."""
         classes = fake.shape[1]
         hard = one_hot(label.long(), num_classes=classes, dtype=torch.float32)
-        if self.scaled is None:
-            return hard * (1.0 - self.smoothing) + self.smoothing / classes
-        fake = fake.detach()
-        found = (hard * fake).sum(1, keepdim=True)
-        right = found.clamp_min(self.scaled)
-        others = fake * (1.0 - right) / (1.0 - found).clamp_min(1e-6)
-        return torch.where(hard > 0, right, others)
+        return hard * (1.0 - self.smoothing) + self.smoothing / classes
 
     def learn(self, image: Tensor, label: Tensor, prediction: Tensor, share: float, update: bool) -> dict[str, float]:
         """One step of the discriminator on references and the generator's output, which gets no gradient.
 
-        Returns
-        -------
-        dict
-            ``discriminator_loss``, the fractions of patches judged rightly, ``real_accuracy``, ``fake_accuracy``, their
-            mean ``discriminator_accuracy``, and ``discriminator_rested``: 1 if it won too often to be updated.
+        Returns its loss, the fractions of patches judged rightly, their mean, and whether it won too often to learn.
         """
         before = Buffers(self.discriminator)
         loss, real_accuracy, fake_accuracy = self.judge(image, label, prediction)

@@ -70,16 +70,7 @@ class Conditions:
 
     @classmethod
     def of(cls, parser: ConfigParser | None, data: Mapping[str, Iterable[Any] | None]) -> Conditions:
-        """The conditions of a run that is about to start.
-
-        Parameters
-        ----------
-        parser
-            The configuration it was built from, if there is one.
-        data
-            The cases of each part, as their datasets hold them: mappings in which paths of files stand. Every file is
-            read once.
-        """
+        """The conditions of a run that is about to start; every file that a case of a data set names is read once."""
         configuration = {} if parser is None else values_used(parser)
         start = configuration.get("init")
         checksum = cache(path_checksum)  # an image may stand among the labelled and the unlabelled cases
@@ -99,13 +90,7 @@ class Conditions:
         return replace(self, configuration={**self.configuration, **kept}, start=old.start)
 
     def changes_since(self, old: Conditions) -> list[Change]:
-        """The differences between two starts of one run, all of which it may have.
-
-        Raises
-        ------
-        UsageError
-            Naming each difference that it may not have, with both values.
-        """
+        """The differences between two starts of one run; those that it may not have are refused with both values."""
         changes = list(differences(old.configuration, self.configuration))
         refused = [str(change) for change in changes if not change.allowed]
         refused += _other_cases(old.cases, self.cases)
@@ -244,11 +229,8 @@ class Checkpoints:
     def resume(self, engine: AdversarialSegmentationTrainer) -> int:
         """Go back to the newest checkpoint; returns its iteration, 0 if there is none.
 
-        Raises
-        ------
-        UsageError
-            If it cannot be read, was written by another configuration or with other cases, or is beyond the end of
-            the run (:meth:`Conditions.changes_since` says what may differ).
+        One that cannot be read, has other conditions (:meth:`Conditions.changes_since` says what may differ), or is
+        beyond the end of the run is a ``UsageError``.
         """
         path = self.latest()
         if path is None:

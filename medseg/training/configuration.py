@@ -43,20 +43,13 @@ def check_ids(known: Sequence[str]) -> None:
     """Refuse ids that the bundle does not know; for the list ``initialize`` of a configuration.
 
     MONAI adds an id that is given on the command line to the configuration, whether anything uses it or not, and a
-    typo then trains with the default.
-
-    Parameters
-    ----------
-    known
-        Ids on the first level, and those inside of each group that is listed like ``train#dataset``. What is inside
-        of a component is left to its class, which refuses arguments that it does not have.
+    typo then trains with the default. ``known`` are the ids on the first level, and those inside of each group that is
+    listed like ``train#dataset``; what is inside of a component is left to its class.
 
     Raises
     ------
     UsageError
         Naming every unknown id and the closest known ones.
-    BundleError
-        If no configuration is being evaluated.
     """
     parser = enclosing_parser()
     if parser is None:
@@ -86,11 +79,6 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
     >>> parse_overrides(["epochs=3", "patch_size=[32, 32, 32]", "device=cpu"])
     {'epochs': 3, 'patch_size': [32, 32, 32], 'device': 'cpu'}
-
-    Raises
-    ------
-    UsageError
-        If one of them has no ``=``.
     """
     parsed: dict[str, Any] = {}
     for assignment in assignments:
@@ -108,11 +96,6 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     """Refuse ids that the configuration does not have: MONAI would add them silently and train with the default.
 
     What the class of a component takes, such as ``adversary#schedule#alternate``, is an id although it is not written.
-
-    Raises
-    ------
-    UsageError
-        Naming the unknown id and the closest known ones.
     """
     config = laid_out(config)
     for name in overrides:
@@ -192,6 +175,7 @@ _APPLIED = (
     "consistency_start", "consistency_ramp", "unlabelled#consistency", "unlabelled#start", "unlabelled#ramp",
     "unlabelled#adversarial", "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
     # what keeps the networks in balance
+    # "scaled" is gone: runs that began with it go on without
     "train#trainer#max_norm", "adversary#max_norm", "adversary#smoothing", "adversary#scaled", "adversary#noise",
     "adversary#too_good", "discriminator_noise", "ema_decay",
 )  # fmt: skip

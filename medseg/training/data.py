@@ -39,17 +39,8 @@ def data_root(
     """Where the paths of a datalist start, if not where the datalist says.
 
     The ``dataset_dir`` that a bundle's ``train.json`` is written with belongs to the bundle's own datalist: another
-    datalist, whose relative names may well exist there too, must not be read from it.
-
-    Parameters
-    ----------
-    datalist, dataset_dir, bundle_root
-        The ids of the configuration, as they stand after overrides.
-
-    Returns
-    -------
-    str or None
-        ``dataset_dir`` where it was given with the datalist, or the datalist is the bundle's own; else ``None``.
+    datalist, whose relative names may well exist there too, must not be read from it. The parameters are the ids of the
+    configuration after overrides; ``dataset_dir`` comes back if it was given, or the datalist is the bundle's own.
     """
     if dataset_dir is None:
         return None
@@ -68,11 +59,6 @@ def with_folder(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     Without ``dataset_dir`` it is what the datalist says, whatever the bundle's configuration makes of the id. One that
     was given ends in a separator, and so is never taken for that of the configuration (:func:`data_root`). A
     configuration without the id is left alone.
-
-    Raises
-    ------
-    UsageError
-        If there is no such datalist.
     """
     datalist, folder = given.get("datalist"), given.get("dataset_dir")
     if not isinstance(datalist, str) or "dataset_dir" not in config:
@@ -82,13 +68,7 @@ def with_folder(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
 
 
 def read_datalist(datalist: str | PathLike[str], dataset_dir: str | PathLike[str] | None) -> Manifest:
-    """The datalist of a training run.
-
-    Raises
-    ------
-    UsageError
-        If there is none, or it is no datalist.
-    """
+    """The datalist of a training run."""
     if not Path(datalist).exists():
         raise UsageError(f"there is no datalist at {datalist}; give a JSON file with the list 'training'")
     return Manifest.read(datalist, dataset_dir=dataset_dir)
@@ -161,22 +141,9 @@ def image_items(
     part: Part,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Every case of a datalist, labelled or not, as ``{"image": absolute path}``.
+    """Every case of a datalist, labelled or not, as ``{"image": absolute path}``; labels are ignored.
 
-    Parameters
-    ----------
-    datalist
-        JSON with a list ``training`` and perhaps a list ``unlabelled``; their items are paths, or objects with
-        ``image`` and perhaps ``fold``. Labels are ignored.
-    dataset_dir, fold, limit
-        As for :func:`fold_items`.
-    part
-        ``"training"`` or ``"validation"``.
-
-    Raises
-    ------
-    UsageError
-        If the file is missing, no case is left, or the first image does not exist.
+    The parameters and errors are those of :func:`fold_items`; an item without ``fold`` is never held out.
     """
     manifest = read_datalist(datalist, dataset_dir)
     items = [*manifest.training, *_unlabelled_list(manifest, datalist)]
@@ -272,18 +239,8 @@ class Draw(NamedTuple):
 class DrawSampler(Sampler[Draw]):
     """Endless stream of draws: shuffled passes over the cases, one after another.
 
-    Parameters
-    ----------
-    cases
-        Number of cases.
-    length
-        Draws per epoch (what ``len`` answers); the stream itself does not end.
-    seed
-        Of the shuffling.
-    group
-        Draws per batch of one process; with several processes each takes its own groups.
-    rank, processes
-        This process and their number.
+    ``length`` is what ``len`` answers, the draws of an epoch; the stream itself does not end. ``group`` draws make a
+    batch of one process; of ``processes`` each takes its own groups.
     """
 
     def __init__(
@@ -318,18 +275,9 @@ class DrawSampler(Sampler[Draw]):
 class TrainingDataset(CacheDataset):
     """Cases in memory, preprocessed once; each draw is augmented with random numbers of its own.
 
-    The cached tensors are handed to the random transforms without a copy, so these must not write in place.
-
-    Parameters
-    ----------
-    data
-        Cases with the paths of ``image`` and ``label``.
-    transform
-        The transforms: deterministic ones first (cached), then the random ones.
-    seed
-        Of the augmentation.
-    cache
-        Keyword arguments of :class:`monai.data.CacheDataset`.
+    The cached tensors are handed to the random transforms without a copy, so these must not write in place. The first
+    transforms, deterministic ones, are cached; ``seed`` is that of the random ones behind them; ``cache`` holds keyword
+    arguments of :class:`monai.data.CacheDataset`.
     """
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
@@ -356,13 +304,7 @@ def _require_mapping_is_read(data: Sequence[Any], transform: Compose) -> None:
 
 
 def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:
-    """Loader of ``iterations`` batches per epoch; ``batch_size`` is per process, each process draws its own.
-
-    Returns
-    -------
-    DataLoader
-        Its sampler is a :class:`DrawSampler`.
-    """
+    """Loader of ``iterations`` batches per epoch; ``batch_size`` is per process, each process draws its own."""
     rank, processes = world()
     sampler = DrawSampler(len(dataset), iterations * batch_size, dataset.seed, batch_size, rank, processes)
     return DataLoader(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,32 +52,24 @@ class DeepSupervision(nn.Module):
 
     @contextmanager
     def reading(self, network: nn.Module) -> Iterator[None]:
-        """While open, a forward pass of ``network`` leaves its features here.
-
-        Raises
-        ------
-        AttributeError
-            If the network has no submodule of one of the names.
-        ValueError
-            If the network is compiled: it does not show its features then.
-        """
+        """While open, a forward pass of ``network`` leaves its features here; a compiled one does not show them."""
         if network._compiled_call_impl is not None:
             raise ValueError("deep supervision cannot read the features of a compiled network; set compile to false")
         self._features.clear()
-        hooks = [network.get_submodule(name).register_forward_hook(self._keep(name)) for name in self.layers]
+        hooks = [network.get_submodule(name).register_forward_hook(partial(self._keep, name)) for name in self.layers]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def forward(self, count: int) -> list[Tensor]:
-        """Logits of the heads for the first ``count`` items of the batch that was read last, finest first.
+    def _keep(self, name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        self._features[name] = output
 
-        The heads compute in fp32, whatever format the features were computed in: they cost next to nothing.
-        """
+    def forward(self, count: int) -> list[Tensor]:
+        """Logits of the heads for the first ``count`` items of the batch that was read last, finest first, in fp32."""
         features = [self._features[name][:count].float() for name in self.layers]
-        with torch.autocast(features[0].device.type, enabled=False):
+        with torch.autocast(features[0].device.type, enabled=False):  # they cost next to nothing
             return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
 
     def loss(self, loss_function: Callable[..., Any], prediction: Tensor, label: Tensor) -> Tensor:
@@ -84,12 +77,6 @@ class DeepSupervision(nn.Module):
         weighted = DeepSupervisionLoss(cast(_Loss, loss_function), weight_mode="exp")
         total: Tensor = weighted([prediction, *self(len(prediction))], label.float())
         return total
-
-    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            self._features[name] = output
-
-        return hook
 
 
 def parameters_of(*networks: nn.Module | None) -> list[nn.Parameter]:

@@ -72,10 +72,7 @@ def same_start(network: nn.Module) -> None:
 def in_any_process(flag: bool) -> bool:
     """Whether it is so in some process, said to all before anyone acts on it.
 
-    Raises
-    ------
-    TrainingFailed
-        Here and in every other exchange, if another process has failed: it takes part no longer.
+    Every exchange raises ``TrainingFailed`` if another process has failed: it takes part no longer.
     """
     return _together(float(flag)) > 0.0
 
@@ -87,22 +84,16 @@ def mean_over_processes(value: float) -> float:
 
 def summed(values: Sequence[float]) -> list[float]:
     """Sum of each of any number of values over the processes."""
-    return _reduced(values, dist.ReduceOp.SUM)
+    return _reduced(values, "SUM")
 
 
 def largest(values: Sequence[float]) -> list[float]:
     """Largest of each of any number of values over the processes."""
-    return _reduced(values, dist.ReduceOp.MAX)
+    return _reduced(values, "MAX")
 
 
 def require_same(**plan: float) -> None:
-    """Refuse processes whose plans differ.
-
-    Raises
-    ------
-    UsageError
-        In every process, with the names of what differs.
-    """
+    """Refuse processes whose plans differ, in each of them, with the names of what differs."""
     highest, lowest = largest(list(plan.values())), [-v for v in largest([-v for v in plan.values()])]
     other = [name for name, high, low in zip(plan, highest, lowest, strict=True) if high != low]
     if other:
@@ -175,12 +166,12 @@ def _exchange(value: float, *, failed: bool = False, patience: timedelta | None 
     return count, total
 
 
-def _reduced(values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+def _reduced(values: Sequence[float], operation: str) -> list[float]:
     if world()[1] == 1:
         return list(values)
     _together()
     numbers = torch.tensor(values, dtype=torch.float64, device=_device())
-    dist.all_reduce(numbers, operation)
+    dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
     found: list[float] = numbers.tolist()
     return found
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -54,27 +53,20 @@ def _raise(engine: Engine, error: BaseException) -> None:  # noqa: ARG001  the s
 def named_failure(error: Exception, where: str, output: Path, *, resumable: bool) -> MedsegError:
     """The error to end a training with: medseg's own as it is, any other under its name and with what to do.
 
-    Parameters
-    ----------
-    error
-        As it was caught; what wraps its cause (a transform, a bundle's configuration, a worker) is taken off.
-    where
-        Where the run was: ``"in iteration 3 of 100 (epoch 1)"``.
-    output
-        Folder of the run: what cannot be written there is told apart from what cannot be read elsewhere.
-    resumable
-        Whether there is a checkpoint to go on from.
+    What wraps its cause (a transform, a bundle's configuration, a worker) is taken off. ``where`` is where the run was,
+    such as ``"in iteration 3 of 100 (epoch 1)"``; what cannot be written to its folder ``output`` is told apart from
+    what cannot be read elsewhere; ``resumable`` is whether there is a checkpoint to go on from.
     """
     root = _root(error)
     if isinstance(root, MedsegError) and not _IN_WORKER.search(str(root)):
         return root
-    named = _described(root)
-    reason = _reason(error, root, named.message, output)
-    line = f"{named.error}: {named.message}" if named.message else named.error
+    name, first = _described(root)
+    reason = _reason(error, root, first, output)
+    line = f"{name}: {first}" if first else name
     remedy = _REMEDIES.get(reason, "--debug shows where it comes from")
     go_on = "go on from the last checkpoint with --resume" if resumable else "start again; nothing has been saved yet"
     message = f"the training ended {where} with {line}. What to do: {remedy}; then {go_on}"
-    return TrainingFailed(message, reason, named.error)
+    return TrainingFailed(message, reason, name)
 
 
 def record_of(error: MedsegError) -> dict[str, str]:
@@ -98,21 +90,14 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-class _Named(NamedTuple):
-    """An exception: the name of its class, and its first line."""
-
-    error: str
-    message: str
-
-
-def _described(error: BaseException) -> _Named:
-    """What a loader's worker raised arrives as the text of its traceback, with its root in it."""
-    text = str(error)
-    if not _IN_WORKER.search(text):
-        return _Named(type(error).__name__, _first_line(text))
-    line = text.split(_CAUSED, 1)[0].strip().splitlines()[-1]
-    match = _LAST_LINE.match(line)
-    return _Named(match[1], _first_line(match[2] or "")) if match else _Named(type(error).__name__, _first_line(line))
+def _described(error: BaseException) -> tuple[str, str]:
+    """Name of the class and first line; what a worker raised arrives as the text of its traceback."""
+    name, text = type(error).__name__, str(error)
+    if _IN_WORKER.search(text):
+        text = text.split(_CAUSED, 1)[0].strip().splitlines()[-1]
+        if match := _LAST_LINE.match(text):
+            name, text = match[1], match[2] or ""
+    return name, _first_line(text)
 
 
 def _first_line(text: str) -> str:

@@ -17,14 +17,8 @@ from medseg.errors import UsageError
 _logger = logging.getLogger("medseg.training")
 
 _SCALE_FREE = (
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.GroupNorm,
-    nn.LayerNorm,
-)
+    nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm
+)  # fmt: skip
 """Normalisations whose answer does not depend on the size of what they are given."""
 
 
@@ -32,16 +26,7 @@ _SCALE_FREE = (
 class Transfer:
     """What became of the weights of another network.
 
-    Attributes
-    ----------
-    copied
-        Names present on both sides with one shape.
-    kept
-        Names of this network that found no partner and keep their own start.
-    unused
-        Names of the other network without a partner here.
-    rescaled
-        Convolutions whose weights were given the size of fresh ones.
+    ``copied`` names have a partner of their shape; those without one are ``kept`` here, and ``unused`` there.
     """
 
     copied: tuple[str, ...]
@@ -52,92 +37,6 @@ class Transfer:
     def __str__(self) -> str:
         text = f"{len(self.copied)} tensors copied, {len(self.kept)} start anew, {len(self.unused)} not used"
         return f"{text}, {self.rescaled} convolutions rescaled" if self.rescaled else text
-
-
-def copy_matching(network: nn.Module, weights: dict[str, Tensor]) -> Transfer:
-    """Copy every tensor whose name and shape match.
-
-    Raises
-    ------
-    UsageError
-        If nothing matches.
-    """
-    own = network.state_dict()
-    copied = tuple(name for name, value in weights.items() if name in own and own[name].shape == value.shape)
-    if not copied:
-        raise UsageError(
-            f"none of the {len(weights)} tensors of the other network fits this one by name and shape; "
-            "choose a bundle whose encoder has the same architecture"
-        )
-    with torch.no_grad():
-        for name in copied:
-            own[name].copy_(weights[name])
-    kept = tuple(name for name in own if name not in copied)
-    return Transfer(copied, kept, tuple(name for name in weights if name not in copied))
-
-
-def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
-    """Give convolutions in front of a normalisation the size of ``start`` again; returns how many.
-
-    The size of such weights does not matter to what the network computes, but training enlarges them, and the same
-    step of the optimiser then turns them less: a network that goes on to another task learns it more slowly than a
-    fresh one (van Laarhoven, arXiv:1706.05350).
-
-    Parameters
-    ----------
-    network
-        With the weights of another task; MONAI's ``Convolution`` blocks in it are looked at, changed in place.
-    start
-        State dict of the same network with its own, fresh weights.
-
-    Raises
-    ------
-    UsageError
-        If there is no such convolution.
-    """
-    count = 0
-    for name, block in network.named_modules():
-        if not isinstance(block, Convolution) or not _normalises(block):
-            continue
-        with torch.no_grad():
-            factor = start[f"{name}.conv.weight"].norm() / block.conv.weight.norm().clamp_min(1e-12)
-            block.conv.weight.mul_(factor)
-            if block.conv.bias is not None:
-                block.conv.bias.mul_(factor)
-            if getattr(block.adn.N, "running_mean", None) is not None:
-                block.adn.N.running_mean.mul_(factor)
-                block.adn.N.running_var.mul_(factor**2)
-        count += 1
-    if not count:
-        raise UsageError(
-            f"{type(network).__name__} has no convolution of MONAI's that a normalisation follows; leave --rescale out"
-        )
-    return count
-
-
-def _normalises(block: Convolution) -> bool:
-    """Whether what comes right behind the convolution takes its size away."""
-    return isinstance(next(getattr(block, "adn", nn.Module()).children(), None), _SCALE_FREE)
-
-
-def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled: bool = False) -> Transfer:
-    """Start ``network`` from a bundle's folder or from a ``.pt`` file with a bare state dict.
-
-    Raises
-    ------
-    UsageError
-        If there is nothing, nothing fits, or nothing can be rescaled (:func:`rescale`).
-    """
-    path = Path(source)
-    if path.is_dir():
-        weights = Bundle.open(path).load_network().state_dict()
-    elif path.is_file():
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        raise UsageError(f"there is nothing at {path}; --init takes a bundle's folder or a .pt file")
-    start = {name: value.clone() for name, value in network.state_dict().items()}
-    transfer = copy_matching(network, weights)
-    return replace(transfer, rescaled=rescale(network, start)) if rescaled else transfer
 
 
 def started(network: nn.Module, init: str | PathLike[str] | None = None, rescaled: bool = False) -> nn.Module:
@@ -170,3 +69,71 @@ def started(network: nn.Module, init: str | PathLike[str] | None = None, rescale
         transfer = initialise_from(network, init, rescaled=rescaled)
     _logger.info("starting weights: %s", transfer)
     return network
+
+
+def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled: bool = False) -> Transfer:
+    """Start ``network`` from a bundle's folder or from a ``.pt`` file with a bare state dict: copy what fits.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing, no name and shape fits, or nothing can be rescaled (:func:`rescale`).
+    """
+    path = Path(source)
+    if path.is_dir():
+        weights = Bundle.open(path).load_network().state_dict()
+    elif path.is_file():
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        raise UsageError(f"there is nothing at {path}; --init takes a bundle's folder or a .pt file")
+    own = network.state_dict()
+    start = {name: value.clone() for name, value in own.items()}
+    copied = tuple(name for name, value in weights.items() if name in own and own[name].shape == value.shape)
+    if not copied:
+        raise UsageError(
+            f"none of the {len(weights)} tensors of the other network fits this one by name and shape; "
+            "choose a bundle whose encoder has the same architecture"
+        )
+    with torch.no_grad():
+        for name in copied:
+            own[name].copy_(weights[name])
+    kept, unused = (tuple(name for name in names if name not in copied) for names in (own, weights))
+    transfer = Transfer(copied, kept, unused)
+    return replace(transfer, rescaled=rescale(network, start)) if rescaled else transfer
+
+
+def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
+    """Give MONAI's ``Convolution`` blocks with a normalisation the size of ``start``, fresh weights; returns how many.
+
+    The size of such weights does not matter to what the network computes, but training enlarges them, and the same
+    step of the optimiser then turns them less: a network that goes on to another task learns it more slowly than a
+    fresh one (van Laarhoven, arXiv:1706.05350).
+
+    Raises
+    ------
+    UsageError
+        If there is no such convolution.
+    """
+    count = 0
+    for name, block in network.named_modules():
+        if not isinstance(block, Convolution) or not _normalises(block):
+            continue
+        with torch.no_grad():
+            factor = start[f"{name}.conv.weight"].norm() / block.conv.weight.norm().clamp_min(1e-12)
+            block.conv.weight.mul_(factor)
+            if block.conv.bias is not None:
+                block.conv.bias.mul_(factor)
+            if getattr(block.adn.N, "running_mean", None) is not None:
+                block.adn.N.running_mean.mul_(factor)
+                block.adn.N.running_var.mul_(factor**2)
+        count += 1
+    if not count:
+        raise UsageError(
+            f"{type(network).__name__} has no convolution of MONAI's that a normalisation follows; leave --rescale out"
+        )
+    return count
+
+
+def _normalises(block: Convolution) -> bool:
+    """Whether what comes right behind the convolution takes its size away."""
+    return isinstance(next(getattr(block, "adn", nn.Module()).children(), None), _SCALE_FREE)

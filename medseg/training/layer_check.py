@@ -7,6 +7,7 @@ that memory holds something: so every layer is compared by itself, with its real
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,24 +24,13 @@ TOLERANCE = 0.1
 FILLS = (0x7F, 0x4B, 0xC2)
 """Bytes that free memory is filled with: in fp32 and bf16 they are 3e38, 1e7 and −50, in fp16 NaN, 15 and −3."""
 
-_LARGEST_BLOCK = 64 * 2**20
-_BLOCKS = 4
+_BLOCKS, _LARGEST_BLOCK = 4, 64 * 2**20
 
 
 class LayerCheck:
-    """Compares each layer that has weights with itself in fp32, while networks run.
+    """Compares each layer that has weights of its own with itself in fp32, while networks run.
 
-    Parameters
-    ----------
-    networks
-        By name; each of their modules with weights of its own is a layer.
-    dtype
-        The reduced format.
-
-    Attributes
-    ----------
-    errors
-        Largest relative error of each layer that disagrees, by ``"network.module"``.
+    ``errors`` holds the largest relative error of each layer that disagrees, by ``"network.module"``.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
@@ -69,19 +59,20 @@ class LayerCheck:
         self._comparing = True
         before = Buffers(layer)
         try:
-            wanted = self._run(layer, args, named, None)
+            expected = self._run(layer, args, named, None)
             worst = 0.0
             for fill in FILLS:
                 before.restore()
-                worst = max(worst, _error(wanted, self._run(layer, args, named, fill)))
+                pairs = zip(self._run(layer, args, named, fill), expected, strict=True)
+                worst = max([worst, *(difference(found, right) for found, right in pairs)])
         finally:
             self._comparing = False
         if worst <= TOLERANCE:
             return None
         self.errors[name] = max(worst, self.errors.get(name, 0.0))
-        return wanted[0][0].to(output.dtype) if isinstance(output, Tensor) else None
+        return expected[0].to(output.dtype) if isinstance(output, Tensor) else None
 
-    def _run(self, layer: nn.Module, args: Any, named: Any, fill: int | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _run(self, layer: nn.Module, args: Any, named: Any, fill: int | None) -> list[Tensor]:
         """Outputs and gradients: in fp32 without ``fill``, else in the reduced format and filled memory."""
         device = next(layer.parameters()).device
         weights = _weights(layer)
@@ -103,28 +94,23 @@ class LayerCheck:
             torch.manual_seed(0)  # of dropout inside a layer
             if fill is not None:
                 filled_memory([*copies, *weights], fill)
-            outputs = list(_tensors(layer(*inputs, **keywords)))
+            outputs = _tensors(layer(*inputs, **keywords))
             teachable = [output for output in outputs if output.requires_grad]
             answers = [_answer(output, self.dtype) for output in teachable]
             if fill is not None:
                 filled_memory([*copies, *weights, *outputs], fill)
             taught = [*weights, *copies] if teachable else []
             found = torch.autograd.grad(teachable, taught, answers, allow_unused=True) if taught else ()
-        return [output.detach() for output in outputs], [g for g in found if g is not None]
+        return [*(output.detach() for output in outputs), *(gradient for gradient in found if gradient is not None)]
 
 
-def _error(wanted: tuple[list[Tensor], list[Tensor]], found: tuple[list[Tensor], list[Tensor]]) -> float:
-    pairs = [pair for lists in zip(found, wanted, strict=True) for pair in zip(*lists, strict=True)]
-    return max((difference(other, right) for other, right in pairs), default=0.0)
-
-
-def difference(found: Tensor, wanted: Tensor) -> float:
+def difference(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference of two tensors, relative to the norm of the second; 0 if that is not finite itself."""
-    norm = float(wanted.float().norm())
-    if norm in (0.0, float("inf")) or norm != norm:  # noqa: PLR0124  NaN
+    norm = float(expected.float().norm())
+    if norm == 0.0 or not math.isfinite(norm):
         return 0.0
-    error = float((found.float() - wanted.float()).norm()) / norm
-    return error if error == error else float("inf")  # noqa: PLR0124  NaN
+    error = float((found.float() - expected.float()).norm()) / norm
+    return math.inf if math.isnan(error) else error
 
 
 def filled_memory(like: Iterable[Tensor], fill: int) -> None:
@@ -176,17 +162,18 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {key: _mapped(each, change) for key, each in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_mapped(each, change) for each in value)
+    if isinstance(value, list | tuple):
+        parts = [_mapped(each, change) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, note)
+    return found

@@ -77,28 +77,18 @@ class MeanTeacher:
     ) -> UnlabelledBatch | None:
         """The batch of a 1-based ``iteration``, or None while nothing would be learnt from it.
 
-        Parameters
-        ----------
-        plan
-            The weights of this iteration.
-        place
-            Brings a tensor to the device of the run.
-        teacher
-            Gives the label map of images, where one is needed.
+        ``place`` brings a tensor to the device of the run; ``teacher`` gives the label map of images, if it is needed.
         """
         if plan.consistency == 0.0 and not (self.adversarial and plan.weight > 0.0):
             return None
-        batch = self._draw(iteration)
-        weak = place(torch.as_tensor(batch["image"]))
-        strong = place(torch.as_tensor(batch["strong"])) if "strong" in batch else weak
-        return UnlabelledBatch(weak, strong, teacher(weak) if plan.consistency else None)
-
-    def _draw(self, iteration: int) -> dict[str, Any]:
         if self._stream is None or self._next != iteration:
             place_sampler(self.loader, iteration - 1)
             self._stream = iter(self.loader)
         self._next = iteration + 1
-        return next(self._stream)
+        drawn = next(self._stream)
+        weak = place(torch.as_tensor(drawn["image"]))
+        strong = place(torch.as_tensor(drawn["strong"])) if "strong" in drawn else weak
+        return UnlabelledBatch(weak, strong, teacher(weak) if plan.consistency else None)
 
 
 def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
@@ -116,14 +106,7 @@ def unlabelled_cases(  # noqa: PLR0913  knobs of one object, all with a default
 ) -> MeanTeacher | None:
     """:class:`MeanTeacher` from a list of cases; None if the list is empty or both of its weights are 0.
 
-    Parameters
-    ----------
-    data, transform, seed
-        As for :class:`medseg.training.TrainingDataset`.
-    batch_size, iterations, num_workers
-        As for :func:`medseg.training.training_loader`.
-    consistency, start, ramp, adversarial
-        As for :class:`MeanTeacher`.
+    The parameters are those of :class:`TrainingDataset`, :func:`training_loader` and :class:`MeanTeacher`.
     """
     if not data or not (consistency or adversarial):
         return None

@@ -74,12 +74,11 @@ class MetricsLogger:
     evaluator
         The validation whose metrics are added to the rows.
     label_names
-        Names of the structures, in the order of the channels without the background; the key metric is also
-        given for each of them.
+        Names of the structures, in the order of the channels without the background, for which the key metric is given.
     tensorboard
         Whether to write TensorBoard events.
     mlflow
-        Where MLflow keeps the figures, see :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
+        Address for :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
     """
 
     def __init__(
@@ -232,19 +231,8 @@ class Tracking:
     MONAI's ``MLFlowHandler`` would begin another run then, and stop the training with a server that stops answering:
     here what the server missed follows with the next epoch.
 
-    Parameters
-    ----------
-    uri
-        ``http://host:port`` of a server, or ``sqlite:///path/mlflow.db``.
-    folder
-        Output folder of the training; keeps the run's id in ``mlflow.json``, and gives the run its name.
-
-    Raises
-    ------
-    MissingDependency
-        Without the extra ``tracking``.
-    UsageError
-        If there is no answer at ``uri``.
+    ``uri`` is ``http://host:port`` of a server or ``sqlite:///path/mlflow.db``; without an answer there it is a
+    ``UsageError``. The output ``folder`` keeps the run's id in ``mlflow.json``, and gives the run its name.
     """
 
     def __init__(self, uri: str, folder: str | PathLike[str]) -> None:

@@ -56,6 +56,8 @@ def save_picture(picture: Picture, path: Path) -> None:
 class _Pictures:
     """Handler that leaves ``epoch-NNNN.png`` in a folder every few epochs."""
 
+    tensorboard = False
+
     def __init__(self, folder: str | PathLike[str], network: nn.Module, interval: int) -> None:
         self.folder, self.network, self.interval = Path(folder), network, interval
 
@@ -71,10 +73,8 @@ class _Pictures:
         if is_first():
             path = self.folder / f"epoch-{engine.state.epoch:04d}.png"
             save_picture(self.page(engine.state.device), path)
-            self.written(path, engine.state.epoch)
-
-    def written(self, path: Path, epoch: int) -> None:
-        """What else is done with a picture."""
+            if self.tensorboard:
+                write_picture(self.folder.parent, self.folder.name, path, engine.state.epoch)
 
     def ask(self, infer: Callable[[nn.Module], Tensor]) -> Tensor:
         """What the network says in evaluation mode; the mode is put back afterwards."""
@@ -87,22 +87,9 @@ class _Pictures:
 
 
 class NoiseGrids(_Pictures):
-    """Handler that shows what a generator makes of the same noise after each epoch.
+    """Handler that shows ``count`` images that a generator makes of the same noise of ``size``, channel first.
 
-    Parameters
-    ----------
-    folder
-        Where ``epoch-NNNN.png`` goes.
-    network
-        The generator.
-    size
-        Shape of the noise for one image, channel first.
-    count
-        Number of images.
-    interval
-        Epochs between pictures.
-    seed
-        Of the noise.
+    It leaves ``epoch-NNNN.png`` in ``folder`` every ``interval`` epochs; ``seed`` is that of the noise.
     """
 
     def __init__(
@@ -128,18 +115,8 @@ class NoiseGrids(_Pictures):
 class RestorationGrids(_Pictures):
     """Handler that shows cases before corruption, corrupted and restored, in three planes, in one grey range.
 
-    Parameters
-    ----------
-    folder
-        Where ``epoch-NNNN.png`` goes.
-    dataset
-        Cases with the corrupted ``image`` and the original ``label``; each is always corrupted in the same way.
-    network, inferer
-        What restores, and how.
-    interval
-        Epochs between pictures.
-    cases
-        Indices of the cases.
+    It leaves ``epoch-NNNN.png`` in ``folder`` every ``interval`` epochs. The ``cases`` are indices of the data set,
+    which has the corrupted ``image``, always in the same way, and the original ``label``.
     """
 
     def __init__(
@@ -207,22 +184,17 @@ class Samples(_Pictures):
     """Handler that draws fixed validation cases as the report does: prediction solid, reference dashed, three planes.
 
     The patient's right is on the left; edges have letters where the orientation of the cases is known, from their
-    affine or from the transforms that made them.
+    affine or from the transforms that made them. The pictures, ``epoch-NNNN.png`` every ``interval`` epochs, go to
+    ``folder`` and to ``tensorboard/`` beside it.
 
     Parameters
     ----------
-    folder
-        Where ``epoch-NNNN.png`` goes.
     dataset
         Validation cases with ``image`` and ``label``, each ``(1, H, W, D)``; of several channels the first is drawn.
     network, inferer
         What is validated, and how.
-    interval
-        Epochs between pictures.
     cases
         Indices of the cases.
-    tensorboard
-        Whether the pictures also go to TensorBoard, to ``tensorboard/`` beside the folder.
     label_names
         Names of the structures from value 1 on; their values if not given.
     """
@@ -251,11 +223,6 @@ class Samples(_Pictures):
             rows.append((f"{case_name(self.dataset, index)}   {self._dice(case)}", case.pictures()))
         legend = [Entry(rgb(colour(label - 1)), f"{self.names.get(label, label)}") for label in sorted(labels)]
         return sheet(rows, [*legend, Entry(None, "reference")])
-
-    def written(self, path: Path, epoch: int) -> None:
-        """To TensorBoard, too."""
-        if self.tensorboard:
-            write_picture(self.folder.parent, self.folder.name, path, epoch)
 
     def _case(self, index: int, device: torch.device) -> _Case:
         case = self.dataset[index]

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -36,31 +36,38 @@ _LARGEST = 1e30
 _logger = logging.getLogger("medseg.training")
 
 
-class NumberFormat:
-    """The format that the networks of a run compute in.
-
-    It is part of the checkpoints, so a run that goes on computes in the same formats without another trial, unless it
-    goes on with another processor.
-
-    Parameters
-    ----------
-    device
-        Of the run.
-    asked
-        What was asked for.
-    networks
-        The networks by name, whose layers may be kept in fp32; those that share names with them follow as ``copies``.
+@dataclass
+class Decision:
+    """What a trial has left of a format.
 
     Attributes
     ----------
-    dtype
-        What convolutions compute in.
+    first
+        The format that was tried.
     kept
         Layers that compute in fp32 all the same, by ``"network.module"``, with their relative error.
     disagreement
         Parameters whose gradient differed as a whole, for which everything computes in fp32.
     unchecked
         Why there could be no trial; None if there was one, or needed to be none.
+    tried_on
+        The processor; None before the trial.
+    """
+
+    first: str
+    kept: dict[str, float] = field(default_factory=dict)
+    disagreement: dict[str, float] = field(default_factory=dict)
+    unchecked: str | None = None
+    tried_on: str | None = None
+
+
+class NumberFormat:
+    """The format that the networks of a run compute in.
+
+    It is part of the checkpoints, so a run that goes on computes in the same formats without another trial, unless it
+    goes on with another processor. Layers of the ``networks`` may be kept in fp32; ``copies`` follow them by name.
+
+    ``dtype`` is what convolutions compute in; losses are ``scaled`` where gradients may underflow.
     """
 
     def __init__(
@@ -71,21 +78,14 @@ class NumberFormat:
         copies: Mapping[str, nn.Module],
     ) -> None:
         self.device, self.asked, self.networks, self._copies = device, asked, networks, copies
-        self.first = self.dtype = fast_dtype(device, asked)
-        self.kept: dict[str, float] = {}
-        self.disagreement: dict[str, float] = {}
-        self.unchecked: str | None = None
-        self._tried_on: str | None = None
+        self.dtype = fast_dtype(device, asked)
+        self.scaled = self.dtype == torch.float16
+        self.decided = Decision(FORMAT_NAMES[self.dtype])
 
     @property
     def tried(self) -> bool:
         """Whether nothing is left to try: the format is fp32, or this processor has been tried."""
-        return self.dtype == torch.float32 or self._tried_on == processor(self.device)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether gradients may underflow, so that losses have to be scaled."""
-        return self.first == torch.float16
+        return self.dtype == torch.float32 or self.decided.tried_on == processor(self.device)
 
     def computing(self) -> AbstractContextManager[object]:
         """Context in which networks compute in the format; nothing for fp32."""
@@ -102,53 +102,46 @@ class NumberFormat:
 
     def keep(self, errors: Mapping[str, float]) -> None:
         """Let layers compute in fp32."""
-        for layer in errors:
+        for layer in errors.keys() - self.decided.kept.keys():
             name, _, path = layer.partition(".")
             for network in (self.networks[name], self._copies.get(name)):
-                if network is not None and layer not in self.kept:
+                if network is not None:
                     keep_in_fp32(network.get_submodule(path))
-        self.kept.update(errors)
+        self.decided.kept.update(errors)
 
     def give_up(self, disagreement: Mapping[str, float]) -> None:
         """Compute everything in fp32."""
-        self.disagreement.update(disagreement)
+        self.decided.disagreement.update(disagreement)
         self.dtype = torch.float32
 
     def settle(self, unchecked: str | None = None) -> None:
         """Note that this processor has been tried, or why it could not be."""
-        self.unchecked, self._tried_on = unchecked, processor(self.device)
+        self.decided.unchecked, self.decided.tried_on = unchecked, processor(self.device)
 
     def record(self) -> dict[str, Any]:
         """For ``run.json``: what was asked for and used, what computes in fp32 all the same, and why."""
+        decided = self.decided
         return {
             "asked": self.asked,
             "used": FORMAT_NAMES[self.dtype],
-            "kept_in_fp32": sorted(self.kept),
-            "disagreement": {name: f"{error:.3g}" for name, error in {**self.kept, **self.disagreement}.items()},
-            "checked_on": self._tried_on,
-            "unchecked": self.unchecked,
+            "kept_in_fp32": sorted(decided.kept),
+            "disagreement": {name: f"{error:.3g}" for name, error in {**decided.kept, **decided.disagreement}.items()},
+            "checked_on": decided.tried_on,
+            "unchecked": decided.unchecked,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What has been decided, as JSON."""
-        decided = {
-            "first": FORMAT_NAMES[self.first],
-            "kept": self.kept,
-            "disagreement": self.disagreement,
-            "unchecked": self.unchecked,
-            "tried_on": self._tried_on,
-        }
-        return {"json": json.dumps(decided)}
+        return {"json": json.dumps(asdict(self.decided))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what was decided; in another format than that run's, a new trial decides."""
-        decided = json.loads(state["json"])
-        if decided["first"] != FORMAT_NAMES[self.first]:
-            return
-        self.keep(decided["kept"])
-        if decided["disagreement"]:
-            self.give_up(decided["disagreement"])
-        self.unchecked, self._tried_on = decided["unchecked"], decided["tried_on"]
+        decided = Decision(**json.loads(state["json"]))
+        if decided.first == self.decided.first:
+            self.keep(decided.kept)
+            if decided.disagreement:
+                self.give_up(decided.disagreement)
+            self.decided = decided
 
 
 @dataclass(frozen=True)
@@ -211,8 +204,8 @@ class Trial:
                 _warn("%s gives other gradients for %d parameters, all is in fp32: %s", chosen, errors)
                 chosen.give_up(errors)
         chosen.settle(unchecked or again)
-        if chosen.unchecked:
-            _logger.warning("%s could not be compared with fp32: %s", chosen.asked, chosen.unchecked)
+        if unchecked or again:
+            _logger.warning("%s could not be compared with fp32: %s", chosen.asked, unchecked or again)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:

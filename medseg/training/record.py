@@ -28,78 +28,45 @@ RUN_JSON = "run.json"
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
-    """``run.json`` of a training.
+class TrainingInputs:
+    """What a run learns from: SHA-256 sums of the datalist, of every file of its cases, of its starting weights."""
 
-    Attributes
-    ----------
-    status
-        ``running``, ``done``, ``interrupted`` or ``failed``.
-    bundle, bundle_version
-        Name and version.
-    seed, configuration, overrides
-        What was trained with: the configuration as used, and the ids that the call gave.
-    datalist
-        File; its sum is taken when the record is made.
-    device, precision
-        Where and in which formats is computed; None where the configuration could not be built.
-    cases, start
-        SHA-256 sums of the cases of each part, and of the starting weights; None where they are not known.
-    parts
-        The run between its starts.
-    last_epoch
-        Row of ``metrics.csv``.
-    result
-        Of a run that is done: the fields of :class:`~medseg.training.run.TrainingResult`.
-    failure
-        Of a run that ended before: ``reason``, ``error``, ``message`` (:func:`~medseg.training.failures.record_of`).
+    datalist: str
+    datalist_sha256: str | None
+    cases_sha256: Mapping[str, Sequence[CaseSums]] | None = None
+    init_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """``run.json`` of a training; its fields are the keys.
+
+    ``overrides`` are the ids that the call gave, ``configuration`` is what was used, ``parts`` are the run between its
+    starts, ``last_epoch`` is a row of ``metrics.csv``. ``device`` and ``precision`` are None where the configuration
+    could not be built. ``result`` are the fields of :class:`~medseg.training.run.TrainingResult`; of a run that ended
+    before, ``failure`` says why (:func:`~medseg.training.failures.record_of`), on the first level.
     """
 
     status: Literal["running", "done", "interrupted", "failed"]
-    bundle: str
-    bundle_version: str
+    bundle: Mapping[str, str]
     seed: Any
-    configuration: Mapping[str, Any]
+    inputs: TrainingInputs
     overrides: Mapping[str, Any]
-    datalist: Path
+    configuration: Mapping[str, Any]
     device: str | None = None
     precision: Mapping[str, Any] | None = None
-    cases: Mapping[str, Sequence[CaseSums]] | None = None
-    start: str | None = None
     parts: Sequence[RunPart] = ()
     last_epoch: Mapping[str, float] | None = None
     result: Mapping[str, Any] | None = None
     failure: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object in ``run.json``; a figure that is no number is null."""
-        record = {
-            "medseg": medseg_version(),
-            "torch": torch.__version__,
-            "status": self.status,
-            "bundle": {"name": self.bundle, "version": self.bundle_version},
-            "device": self.device,
-            "precision": self.precision,
-            "seed": self.seed,
-            "inputs": {
-                "datalist": str(self.datalist),
-                "datalist_sha256": sha256_file(self.datalist) if self.datalist.is_file() else None,
-                "cases_sha256": self.cases,
-                "init_sha256": self.start,
-            },
-            "overrides": self.overrides,
-            "configuration": self.configuration,
-            "parts": [asdict(part) for part in self.parts],
-            "result": self.result,
-            "last_epoch": self.last_epoch,
-            **self.failure,
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(as_json(record)), parse_constant=lambda _: None)
-        return plain
+    medseg: str = field(default_factory=medseg_version)
+    torch: str = torch.__version__
 
     def write(self, folder: Path) -> None:
-        """Write ``run.json``, whole or not at all."""
-        write_json(folder / RUN_JSON, self.to_json())
+        """Write ``run.json``, whole or not at all; a figure that is no number is null."""
+        record = as_json(asdict(self))
+        record |= record.pop("failure")
+        write_json(folder / RUN_JSON, json.loads(json.dumps(record), parse_constant=lambda _: None))
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -112,13 +79,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def require_same_network(bundle: Bundle, network: Mapping[str, Any]) -> None:
-    """Pass if the network that is trained is the one that the bundle's inference builds.
-
-    Raises
-    ------
-    UsageError
-        Before the first epoch, since published weights would fit nothing.
-    """
+    """Refuse, before the first epoch, a network that the bundle's inference does not build: no weights would fit."""
     stated = bundle.config("inference").get("network_def")
     if stated is not None and stated != network:
         differing = sorted(key for key in {*stated, *network} if stated.get(key) != network.get(key))
@@ -129,23 +90,9 @@ def require_same_network(bundle: Bundle, network: Mapping[str, Any]) -> None:
 
 
 def publish(bundle: Bundle, folder: Path, run: TrainingRun, discriminator: Mapping[str, Any] | None) -> Path:
-    """Copy a model of a run, and the discriminator beside it, into the bundle, and state the run there.
+    """Copy a model of the run in ``folder``, and the discriminator beside it, into the bundle, and state the run there.
 
-    Parameters
-    ----------
-    bundle
-        Where to.
-    folder
-        The run's output folder.
-    run
-        What was done (:func:`describe_run`); its ``model`` says which weights are taken.
-    discriminator
-        Definition of the discriminator, for whoever loads its weights; None if there is none.
-
-    Raises
-    ------
-    UsageError
-        If the run left no such model.
+    ``run.model`` says which weights are taken; ``discriminator`` is its definition, for whoever loads its weights.
     """
     chosen = folder / "checkpoints" / f"{run.model}.pt"
     if not chosen.exists():
@@ -177,19 +124,7 @@ def describe_run(
     checkpoints: Checkpoints,
     rows: Sequence[Mapping[str, float]],
 ) -> TrainingRun:
-    """What a finished run was: length, cases by their SHA-256 sums, figures of the chosen epoch.
-
-    Parameters
-    ----------
-    model
-        Which of its models is meant.
-    parser
-        The configuration, with the ids ``fold`` and ``seed`` if it has them.
-    trainer, checkpoints
-        The training, and its handler that knows the validation and the cases.
-    rows
-        The table of the run, one row per epoch.
-    """
+    """What a finished run was: length, cases by their SHA-256 sums, figures (of ``rows``) of the chosen epoch."""
     epochs, evaluator = int(trainer.state.epoch), checkpoints.evaluator
     epoch = epochs if model == "final" or evaluator is None else int(evaluator.state.best_metric_epoch)
     row = next((row for row in rows if row["epoch"] == epoch), {})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,15 +16,23 @@ from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
-from medseg.files import locked_folder
-from medseg.signals import StopRequest, signals_noted
+from medseg.files import locked_folder, sha256_file
+from medseg.signals import signals_noted
 from medseg.training.checkpoints import Checkpoints
-from medseg.training.configuration import check_overrides
+from medseg.training.configuration import as_json, check_overrides
 from medseg.training.data import with_folder
 from medseg.training.distributed import in_any_process
 from medseg.training.failures import ended_by_signal, named_failure, record_of
 from medseg.training.metrics_log import MetricsLogger
-from medseg.training.record import RUN_JSON, TrainingRecord, Which, describe_run, publish, require_same_network
+from medseg.training.record import (
+    RUN_JSON,
+    TrainingInputs,
+    TrainingRecord,
+    Which,
+    describe_run,
+    publish,
+    require_same_network,
+)
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
 _logger = logging.getLogger("medseg.training")
@@ -40,20 +47,18 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left.
+    """What a run left: its folder, its length, its best model.
 
     Attributes
     ----------
     output
         Folder with ``run.json``, ``metrics.csv``, ``checkpoints/``, ``tensorboard/``, ``samples/``.
-    epochs, iterations
-        Done in total, earlier parts of a resumed run included.
+    epochs, iterations, seconds
+        Done in total, earlier parts of a resumed run included; wall-clock time of this part.
     best_metric, best_epoch
         Key metric of the best validation; None and 0 if there was none.
-    seconds
-        Wall-clock time of this part of the run.
     published
-        The bundle's ``models/model.pt`` if the best model was copied there.
+        The bundle's ``models/model.pt`` if a model was copied there.
     """
 
     output: Path
@@ -92,21 +97,15 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     ----------
     bundle
         The bundle's folder.
-    datalist, dataset_dir, fold, output, device
-        Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration.
+    datalist, dataset_dir, fold, output, device, init, rescale
+        Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration, and
+        those of the starting weights (:func:`~medseg.training.initialise.started`).
     resume
         Go on from the newest checkpoint in the output folder, exactly as if the run had never stopped; a finished
         run is left as it is. Epochs, rates, weights of losses and what is watched may be others than before and count
-        from here on; anything else that differs is refused (:mod:`medseg.training.resume`). Without it, a folder that
-        holds checkpoints is refused.
+        from here on; anything else that differs is refused. Without it, a folder that holds checkpoints is refused.
     overrides
         Further ids and their values; an id that the configuration does not have is refused.
-    init
-        Another bundle, or a state dict, whose fitting weights are copied before the first step: the id ``init``.
-    rescale
-        The id ``rescale``, for weights of another task: give those in front of a normalisation the size of fresh ones,
-        which leaves what the network computes as it is and lets it learn at their pace
-        (:func:`~medseg.training.initialise.rescale`).
     publish
         Copy the model of the best validation (True or ``"best"``), or that of the last epoch (``"final"``, which
         keeps the figures of the held-out fold free of selection), and its discriminator, into the bundle.
@@ -248,7 +247,8 @@ class _Run:
         return result
 
     def _train(self, trainer: AdversarialSegmentationTrainer) -> None:
-        with orderly_stop(trainer) as stop:
+        stop = OrderlyStop(trainer)
+        with signals_noted(stop.request):
             try:
                 self.workflow.run()
             except Exception as error:
@@ -293,14 +293,14 @@ class _Run:
 
     def _write(self, status: Literal["running", "done", "interrupted", "failed"], **outcome: Any) -> None:
         parser, trainer = self.workflow.parser, self.trainer
+        datalist = Path(parser.get_parsed_content("datalist"))
         record = TrainingRecord(
             status=status,
-            bundle=self.bundle.name,
-            bundle_version=self.bundle.version,
+            bundle={"name": self.bundle.name, "version": self.bundle.version},
             seed=parser.get_parsed_content("seed", default=None),
-            configuration=parser.config,
+            inputs=TrainingInputs(str(datalist), sha256_file(datalist) if datalist.is_file() else None),
             overrides=self.given,
-            datalist=Path(parser.get_parsed_content("datalist")),
+            configuration=as_json(parser.config),
             last_epoch=self.metrics.rows[-1] if self.metrics is not None and self.metrics.rows else None,
             **outcome,
         )
@@ -308,11 +308,10 @@ class _Run:
             conditions = self.checkpoints.conditions(trainer)
             record = replace(
                 record,
+                inputs=replace(record.inputs, cases_sha256=conditions.cases, init_sha256=conditions.start),
                 configuration=conditions.configuration,
                 device=str(trainer.state.device),
                 precision=trainer.format.record(),
-                cases=conditions.cases,
-                start=conditions.start,
                 parts=self.checkpoints.parts_until(trainer.state.iteration),
             )
         record.write(self.folder)
@@ -325,16 +324,15 @@ class OrderlyStop:
     processes a signal to one of them stops all after the same iteration.
     """
 
-    def __init__(self, trainer: AdversarialSegmentationTrainer, request: StopRequest) -> None:
-        self.trainer, self.request, self.stopped = trainer, request, False
+    def __init__(self, trainer: AdversarialSegmentationTrainer) -> None:
+        self.trainer, self.requested, self.stopped = trainer, False, False
         self._done = trainer.state.iteration
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
 
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has come to this process."""
-        return self.request.requested
+    def request(self) -> None:
+        """Stop when it can be done in order."""
+        self.requested = True
 
     @property
     def complete(self) -> bool:
@@ -347,13 +345,6 @@ class OrderlyStop:
             self._stop()
 
     def _stop(self) -> None:
-        if in_any_process(self.request.requested) and self._done < self.trainer.iterations:
+        if in_any_process(self.requested) and self._done < self.trainer.iterations:
             self.stopped = True
             self.trainer.terminate()
-
-
-@contextmanager
-def orderly_stop(trainer: AdversarialSegmentationTrainer) -> Iterator[OrderlyStop]:
-    """While open, SIGTERM and Ctrl-C stop a training in order."""
-    with signals_noted() as request:
-        yield OrderlyStop(trainer, request)

@@ -98,17 +98,7 @@ def completes_update(iteration: int, epoch_length: int | None, accumulation: int
 
 
 def planned_updates(schedule: AdversarialSchedule, iterations: int, epoch_length: int, accumulation: int = 1) -> int:
-    """Updates that the generator makes in the first ``iterations`` of a run, if none is skipped.
-
-    Parameters
-    ----------
-    schedule
-        Who learns when.
-    iterations, epoch_length
-        Of the run, and of one of its epochs.
-    accumulation
-        Batches whose gradients make one update.
-    """
+    """Updates that the generator makes in the first ``iterations`` of a run, if none is skipped."""
     return sum(
         schedule.plan(iteration, (iteration - 1) // epoch_length + 1).generator_steps
         for iteration in range(1, iterations + 1)
@@ -123,15 +113,14 @@ class OneCycle:
     Parameters
     ----------
     total
-        Iterations of the whole run. In a run whose generator makes more or fewer updates than one in each, the trainer
-        says how many they are (:func:`plan_cycles`).
+        Iterations of the whole run.
     rise
         Fraction of them spent rising.
     start, end
         Factor at the beginning and at the end.
     updates
-        Updates of the network in ``total`` iterations, over which the cycle goes; None if there is one in each.
-        Later updates keep the last factor.
+        Updates of the network in ``total`` iterations, over which the cycle goes; None if there is one in each. The
+        trainer says how many there are. Later updates keep the last factor.
     """
 
     total: int
@@ -153,11 +142,7 @@ class OneCycle:
 def plan_cycles(
     scheduler: LRScheduler | None, schedule: AdversarialSchedule, epoch_length: int, accumulation: int = 1
 ) -> None:
-    """Stretch every :class:`OneCycle` over the updates that the generator really makes.
-
-    A cycle counts updates, and their number is not that of the iterations: the generator makes none in the
-    discriminator's epochs, and several per batch where it is told to.
-    """
+    """Stretch every :class:`OneCycle` over the updates that the generator makes, which are not its iterations."""
     for cycle in _cycles(scheduler):
         cycle.updates = planned_updates(schedule, cycle.total, epoch_length, accumulation)
 
@@ -192,17 +177,8 @@ def restore_rates(
     A schedule that is a function of the step (``LambdaLR``) goes on at the same step with the function that it has
     now, planned for the length that the run has now. Nothing changed, nothing changes: every rate is the same number.
 
-    Parameters
-    ----------
-    state
-        Of a :class:`~medseg.training.step.NetworkStep`.
-    options
-        Those that the groups have been given now (:func:`group_options` before the first step).
-
-    Raises
-    ------
-    UsageError
-        If the schedule is another one, or cannot be planned anew.
+    ``state`` is that of a :class:`~medseg.training.step.NetworkStep`, ``options`` what the groups have been given now
+    (:func:`group_options` before the first step). A schedule that cannot be planned anew is a ``UsageError``.
     """
     saved = state["scheduler"]
     if (scheduler is None) != (saved is None):

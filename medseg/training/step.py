@@ -23,16 +23,8 @@ _PATIENCE = 10
 class NetworkStep:
     """Turns losses of one network into updates, and refuses losses that are not finite.
 
-    Parameters
-    ----------
-    name
-        ``"generator"`` or ``"discriminator"``, for messages.
-    network, optimizer, scheduler
-        What is updated; the scheduler advances with every update.
-    max_norm
-        Gradients are clipped to this total norm.
-    scaled
-        Whether losses are scaled against underflow (fp16).
+    The ``name`` is for messages; the scheduler advances with every update; gradients are clipped to the total norm
+    ``max_norm``; losses are ``scaled`` against underflow (fp16).
     """
 
     def __init__(

@@ -1,8 +1,5 @@
-"""Networks that create or restore images: what stands in for a segmentation's losses, and how real their images are.
-
-What a generator of images needs in the place of a segmentation's losses: restoring, and creating from noise.
-
-How close created images come to real ones: distances of feature distributions and of nearest neighbours.
+"""Networks that restore images or create them from noise: what stands in for a segmentation's losses, and a distance
+between created and real images.
 """
 
 from __future__ import annotations
@@ -27,16 +24,7 @@ from medseg.training.adversary import Adversary
 class RestorationLoss(nn.Module):
     """Mean absolute error, and structural dissimilarity: ``L1 + ssim_weight × (1 − SSIM)``.
 
-    Parameters
-    ----------
-    ssim_weight
-        0 for the absolute error alone.
-    data_range
-        Range of intensities that SSIM refers to.
-    window
-        Side of SSIM's window in voxels.
-    spatial_dims
-        2 or 3.
+    SSIM refers to intensities of ``data_range``, in windows of ``window`` voxels a side, in 2 or 3 ``spatial_dims``.
     """
 
     def __init__(
@@ -63,13 +51,9 @@ class NoSupervision(nn.Module):
 class ImageAdversary(Adversary):
     """Opponent of a generator of images, which are judged as they are: no classes, no softmax.
 
-    Parameters
-    ----------
-    conditional
-        Whether the discriminator also sees the generator's input (the corrupted volume). A GAN's noise is not shown:
-        its discriminator has ``image_channels=0``.
-    options
-        As for :class:`Adversary`; smoothing of labels has no meaning here.
+    The parameters are those of :class:`Adversary`, of which smoothing has no meaning here. If ``conditional``, the
+    discriminator also sees the generator's input (the corrupted volume). A GAN's noise is not shown: its discriminator
+    has ``image_channels=0``.
     """
 
     def __init__(self, *args: Any, conditional: bool = False, **options: Any) -> None:
@@ -84,7 +68,7 @@ class ImageAdversary(Adversary):
         """The original image itself."""
         return label
 
-    def condition(self, image: Tensor | None) -> Tensor | None:
+    def condition(self, image: Tensor) -> Tensor | None:
         """The generator's input, if the discriminator shall see it."""
         return image if self.conditional else None
 
@@ -92,14 +76,8 @@ class ImageAdversary(Adversary):
 class FeatureEncoder(nn.Module):
     """Features of a volume: the bottleneck of a pretrained :class:`~medseg.networks.Autoencoder`, averaged over space.
 
-    Every volume is normalised to mean 0 and standard deviation 1 first, so that only its content counts.
-
-    Parameters
-    ----------
-    weights
-        safetensors file with the encoder's weights (:func:`medseg.networks.encoder_state`).
-    features, norm, bias
-        As of the autoencoder.
+    Every volume is normalised to mean 0 and standard deviation 1 first, so that only its content counts. ``weights`` is
+    a safetensors file with the encoder's (:func:`medseg.networks.encoder_state`); the rest is that of the autoencoder.
     """
 
     def __init__(
@@ -136,18 +114,6 @@ def frechet_distance(created: Tensor, real: Tensor) -> float:
     return float(shift + covariances[0].trace() + covariances[1].trace() - 2.0 * overlap)
 
 
-def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of each query to its nearest reference, and which that is: root mean square difference of the vectors.
-
-    Parameters
-    ----------
-    queries, references
-        ``(N, F)`` and ``(M, F)``.
-    """
-    found = torch.cdist(queries, references).min(dim=1)
-    return found.values / queries.shape[1] ** 0.5, found.indices
-
-
 def lower_is_better(current: float, best: float) -> bool:
     """Whether ``current`` is the better one of two distances; NaN never is, and never stays (MONAI starts at −1)."""
     return current == current and (best != best or best < 0.0 or current < best)  # noqa: PLR0124  NaN
@@ -172,12 +138,7 @@ class _Distance(CumulativeIterationMetric):
 class FrechetDistance(IgniteMetricHandler):
     """Validation metric: :func:`frechet_distance` of created and real images (see :func:`lower_is_better`).
 
-    Parameters
-    ----------
-    encoder
-        Turns ``(B, 1, H, W, D)`` into ``(B, F)``.
-    output_transform
-        Turns ``engine.state.output`` into (created, real).
+    ``encoder`` turns ``(B, 1, H, W, D)`` into ``(B, F)``, ``output_transform`` an engine's output into (created, real).
     """
 
     def __init__(

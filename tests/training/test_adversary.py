@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from medseg.training import AdversarialLoss, feature_matching, gradient_penalty
+from medseg.networks import ConditionalPatchDiscriminator
+from medseg.training import AdversarialLoss, AdversarialSchedule, Adversary, feature_matching, gradient_penalty
 
 REAL, FAKE = [torch.tensor([2.0])], [torch.tensor([-1.0])]
 
@@ -51,3 +52,12 @@ def test_gradient_penalty_of_a_linear_discriminator() -> None:
     inputs = torch.zeros(2, 3, requires_grad=True)
     weight = torch.tensor([1.0, 2.0, 2.0])
     assert gradient_penalty([inputs @ weight], inputs).item() == pytest.approx(9.0)
+
+
+def test_references_are_drawn_towards_the_uniform_distribution() -> None:
+    discriminator = ConditionalPatchDiscriminator(label_channels=3)
+    optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.1)
+    adversary = Adversary(discriminator, optimizer, AdversarialSchedule(), smoothing=0.3)
+    label = torch.tensor([1, 1, 0]).reshape(1, 1, 3, 1, 1)
+    real = adversary.reference(label, torch.full((1, 3, 3, 1, 1), 1 / 3))
+    assert real[0, :, 0, 0, 0].tolist() == pytest.approx([0.1, 0.8, 0.1])

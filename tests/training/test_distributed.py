@@ -22,6 +22,7 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from medseg.networks import ConditionalPatchDiscriminator
+from medseg.signals import signals_noted
 from medseg.training import (
     AdversarialSchedule,
     AdversarialSegmentationTrainer,
@@ -30,7 +31,7 @@ from medseg.training import (
     training_loader,
 )
 from medseg.training.distributed import world
-from medseg.training.run import orderly_stop
+from medseg.training.run import OrderlyStop
 from tests.training.bundles import SMALL, copy_bundle, write_data
 from tests.training.conftest import balls
 
@@ -161,7 +162,8 @@ def _scenarios(rank: int, folder: str) -> None:
         if rank == 1:
             spoil(trainer)
         error = None
-        with orderly_stop(trainer) as request:
+        stop = OrderlyStop(trainer)
+        with signals_noted(stop.request):
             try:
                 trainer.run()
             except Exception as found:  # noqa: BLE001  it is told
@@ -174,7 +176,7 @@ def _scenarios(rank: int, folder: str) -> None:
             "weights": weights,
             "iteration": trainer.state.iteration,
             "skipped": trainer.generator_step.skipped,
-            "stopped": request.stopped,
+            "stopped": stop.stopped,
         }
         dist.destroy_process_group()
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(told))

@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_keeps_what_was_decided(make_trainer: Make, tmp_path:
     second, _ = _faulty(make_trainer, _unwritten, "generator", tmp_path / "parts")
     checkpoints.resume(second)
     assert second.format.tried
-    assert list(second.format.kept) == [layer]
+    assert second.format.record()["kept_in_fp32"] == [layer]
     second.run()
     one, other = (_everything(trainer) for trainer in (whole, second))
     assert all(torch.equal(value, other[name]) for name, value in one.items())

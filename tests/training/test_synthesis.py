@@ -11,8 +11,9 @@ from monai.networks.nets import BasicUNet
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.synthesis import nearest
 from medseg.networks import encoder_state
-from medseg.training import FeatureEncoder, FrechetDistance, frechet_distance, lower_is_better, nearest
+from medseg.training import FeatureEncoder, FrechetDistance, frechet_distance, lower_is_better
 
 FEATURES = (2, 2, 4, 4, 6, 2)
 
