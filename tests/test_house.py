@@ -23,7 +23,6 @@ KNOWN_CIRCLES: set[str] = {
     "medseg.cli.bundle medseg.cli.commands medseg.cli.crossval medseg.cli.demo medseg.cli.doctor medseg.cli.evaluate "
     "medseg.cli.index medseg.cli.infer medseg.cli.main medseg.cli.manifest medseg.cli.pacs medseg.cli.report "
     "medseg.cli.train medseg.cli.trust",
-    "medseg.ingest.dicom_header medseg.ingest.multiframe medseg.ingest.pixel_module",
     "medseg.manifests.layout_nnunet medseg.manifests.manifest medseg.manifests.split",
     "medseg.pacs.network medseg.pacs.remote medseg.pacs.web",
     "medseg.training.trainer medseg.training.trial",
@@ -33,7 +32,6 @@ KNOWN_CIRCLES: set[str] = {
 
 LONG: set[str] = {
     "medseg.bundle.config",
-    "medseg.ingest.index",
     "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
     "medseg.cli.infer.infer",
@@ -52,7 +50,6 @@ SMALL: dict[str, str] = {
     "medseg.inference.seen": "goes into inference.run.pipeline",
     "medseg.inference.spool": "goes into trust.fit_cases",
     "medseg.inference.worsened": "goes into trust.synthetic_faults",
-    "medseg.ingest.header_defects": "goes into ingest.dicom_header",
     "medseg.pacs.health": "goes to the listener or to the queue",
 }
 """Modules under 80 lines with one importer, and why they are files of their own."""
