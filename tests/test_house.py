@@ -27,7 +27,6 @@ KNOWN_CIRCLES: set[str] = {
 """Groups of modules that import each other."""
 
 LONG: set[str] = {
-    "medseg.ingest.index",
     "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
     "medseg.cli.infer.infer",

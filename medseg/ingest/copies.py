@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -43,15 +43,12 @@ _MEANING: Final = ("bits_allocated", "bits_stored", "signed", "transfer_syntax",
 def without_copies(headers: Sequence[Header]) -> tuple[list[Header], tuple[str, ...]]:
     """Keep one file of each SOPInstanceUID, with a note of how many copies were left out.
 
-    Raises
-    ------
-    Refusal
-        ``duplicate-slices`` if files of one UID differ in what decides values and place.
+    Files of one UID that differ in what decides values and place are refused as ``duplicate-slices``.
     """
     kept: dict[str, Header] = {}
     for header in headers:
         known = kept.setdefault(header.sop_instance_hash or header.path, header)
-        if known is not header and not (_alike(known, header, _CLOCKS) and _same_values(known, header)):
+        if known is not header and not _is_copy(known, header):
             raise Refusal(
                 "duplicate-slices",
                 "different images carry one SOPInstanceUID (0008,0018); export the series again from its source",
@@ -65,13 +62,6 @@ def without_equal_images(headers: Sequence[Header], places: NDArray[np.int64]) -
 
     Slices that differ in times alone are copies only if all that share a place are: slices without signal are equal at
     all time points.
-
-    Parameters
-    ----------
-    headers
-        Slices of one grid and orientation, sorted along the normal.
-    places
-        For each slice the number of its place.
     """
     dropped = _equal(headers, places, frozenset[str](), all_or_none=False)
     if len(headers) - len(dropped) > int(places[-1]) + 1:
@@ -84,7 +74,7 @@ def _equal(headers: Sequence[Header], places: NDArray[np.int64], but: frozenset[
     """Which slices equal an earlier one at their place; none at all, with ``all_or_none``, if any there does not."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for index, (header, place) in enumerate(zip(headers, places.tolist(), strict=True)):
-        alike[place, *_deciding(header), frozenset(_facts(header, but).items())].append(index)
+        alike[place, *_deciding(header, but)].append(index)
     if all_or_none and len(alike) > int(places[-1]) + 1:
         return set()
     dropped: set[int] = set()
@@ -107,19 +97,14 @@ def _digest(header: Header) -> bytes:
     return hashlib.blake2b(values.astype(np.float64).tobytes()).digest()
 
 
-def _deciding(header: Header) -> tuple[Any, ...]:
-    return tuple(getattr(header, name) for name in _DECIDING)
+def _deciding(header: Header, but: frozenset[str]) -> tuple[Any, ...]:
+    attributes = frozenset(item for item in header.attributes.items() if item[0] not in but)
+    return (*(getattr(header, name) for name in _DECIDING), attributes)
 
 
-def _alike(one: Header, other: Header, but: frozenset[str]) -> bool:
-    return _deciding(one) == _deciding(other) and _facts(one, but) == _facts(other, but)
-
-
-def _facts(header: Header, but: Iterable[str]) -> dict[str, str]:
-    return {name: value for name, value in header.attributes.items() if name not in but}
-
-
-def _same_values(one: Header, other: Header) -> bool:
+def _is_copy(one: Header, other: Header) -> bool:
+    if _deciding(one, _CLOCKS) != _deciding(other, _CLOCKS):
+        return False
     if not one.pixel_tag or not other.pixel_tag or one.defect is not None:
         return one.pixel_tag == other.pixel_tag  # refused anyway, and for a better reason
     if one.path == other.path and one.frame == other.frame:
@@ -143,8 +128,7 @@ def _pixel_bytes(header: Header) -> bytes:
 
 
 def _same_slices(one: Header, other: Header) -> bool:
-    slices = (*one.per_frame(), *other.per_frame())
-    for header in slices:
+    frames = one.per_frame(), other.per_frame()
+    for header in (*frames[0], *frames[1]):
         check_pixels(header)
-    count = len(slices) // 2
-    return np.array_equal(read_slices(slices[:count]), read_slices(slices[count:]))
+    return np.array_equal(read_slices(frames[0]), read_slices(frames[1]))

@@ -1,10 +1,8 @@
 """Scan any tree of studies into one record per volume, reading headers only, and only of files that have changed.
 
-The walk, the headers and the verdicts are three steps: files whose size and time are known are not opened again, and
-a series whose files are unchanged is not judged again. A series is judged by all its files within the scanned paths,
-wherever they lie.
-
-One file → what the index stores of it. This runs in the worker processes and holds one batch of files.
+The walk, the headers (read in worker processes, a batch of files at a time) and the verdicts are three steps: files
+whose size and time are known are not opened again, and a series whose files are unchanged is not judged again. A
+series is judged by all its files within the scanned paths, wherever they lie.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import logging
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import walk as archives
@@ -28,25 +25,16 @@ from medseg.ingest.dicom_header import Header, read_header
 from medseg.ingest.index_database import Found, FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.left_out import (
     Leftover,
-    describe,
     is_own_output,
     is_written_class,
     leftover_from,
     leftover_of,
     note_on,
-    orphans,
+    record_of_leftovers,
     warn_of_own,
 )
 from medseg.ingest.pseudonyms import pseudonym
-from medseg.ingest.record import (
-    SeriesRecord,
-    case_id_of,
-    first_of_pair,
-    image_kind,
-    is_apple_double,
-    record_of_stack,
-    unforeseen,
-)
+from medseg.ingest.record import SeriesRecord, case_id_of, first_of_pair, image_kind, is_apple_double, record_of_stack
 from medseg.ingest.stacks import Stack, split
 from medseg.ingest.walk import Entry, walk
 from medseg.resources import bounded_map, usable_cores
@@ -56,9 +44,14 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
 
+_LEFTOVERS = "x"
+"""Key of all files that no reader knows but that may have been slices."""
+
 _BATCH_FILES = 256
 _FEW_BATCHES = 8
 _MOST_WORKERS = 8
+_KEY_DIGITS = 32
+_SHIFT_DAYS = 36500
 
 
 def scan(
@@ -95,14 +88,17 @@ def scan(
     UsageError
         If a path does not exist, or ``database`` cannot be used.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    whole = [first_of_pair(path) for path in given]
+    whole = [first_of_pair(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
     with IndexDatabase(database) as index:
         _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
-        records = _judged(index)
-    found = _without_own([_as_given(record, roots) for record in records], own)
-    return _with_unique_ids(sorted(found, key=lambda record: (record.files[0], record.case_id)))
+        records = [_as_written(record, roots) for record in _judged(index)]
+    ours = [record for record in records if record.reason == "own-output"]
+    warn_of_own([record.source for record in ours])
+    if own is not None:
+        own += ours
+    inputs = [record for record in records if record.reason != "own-output"]
+    return _with_unique_ids(sorted(inputs, key=lambda record: (record.files[0], record.case_id)))
 
 
 class _Update:
@@ -121,7 +117,7 @@ class _Update:
         if len(first) < _FEW_BATCHES:  # starting processes would take longer
             workers = 1
         under_way: deque[list[FoundFile]] = deque()
-        for found in bounded_map(parse, _paths(chain(first, batches), under_way), workers):
+        for found in bounded_map(_parse, _paths(chain(first, batches), under_way), workers):
             self._index.add(under_way.popleft(), found)
             self._advance(len(found))
         for folder, names in self._named:
@@ -138,10 +134,12 @@ class _Update:
 
     def _changed(self, roots: Sequence[str], unreadable: list[str]) -> Iterator[FoundFile]:
         for folder in walk(roots, unreadable):
-            opened = [entry for entry in folder.entries if archives.is_archive_name(entry.name)]
-            for entry in opened:
-                yield from self._changed_in_archive(os.path.join(folder.path, entry.name), entry)  # noqa: PTH118
-            plain = [entry for entry in folder.entries if not archives.is_archive_name(entry.name)]
+            plain = []
+            for entry in folder.entries:
+                if archives.is_archive_name(entry.name):
+                    yield from self._changed_in_archive(os.path.join(folder.path, entry.name), entry)  # noqa: PTH118
+                else:
+                    plain.append(entry)
             yield from self._compare(folder.path, f"{folder.path.rstrip('/')}/", plain, whole=folder.whole)
 
     def _changed_in_archive(self, path: str, entry: Entry) -> Iterator[FoundFile]:
@@ -198,55 +196,43 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
     records: list[SeriesRecord] = []
     leftovers: list[Leftover] = []
     for group in index.groups():
-        if group.key == LEFTOVERS:
+        if group.key == _LEFTOVERS:
             leftovers = [Leftover(*json.loads(payload)) for payload in index.headers(group.series)]
             continue
         payloads = stored.get((group.series, group.fingerprint))
         if payloads is None:
-            payloads = [record_to_json(record) for record in _judge(index, group)]
+            payloads = _judge(index, group)
             index.store_records(group, payloads)
-        records.extend(record_from_json(json.loads(payload)) for payload in payloads)
-    return _with_leftovers(records, leftovers)
+        records.extend(map(SeriesRecord.from_json, payloads))
+    return _with_leftovers(records, leftovers) if leftovers else records
 
 
 def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
     """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
-    if not leftovers:
-        return records
     by_folder: dict[str, list[Leftover]] = defaultdict(list)
     for left in leftovers:
         by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
-    folders: set[str] = set()
     noted: list[SeriesRecord] = []
     for record in records:
-        if record.kind == "dicom":
-            own = {os.path.dirname(file) for file in record.files}  # noqa: PTH120
-            folders |= own
-            notes = note_on((left for folder in own for left in by_folder.get(folder, ())), record.files)
-            record = replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record
-        noted.append(record)
-    return [*noted, *(record_of_leftovers(folder, found) for folder, found in orphans(leftovers, folders).items())]
+        folders = {os.path.dirname(file) for file in record.files} if record.kind == "dicom" else set()  # noqa: PTH120
+        notes = note_on([left for folder in folders for left in by_folder.get(folder, ())], record.files)
+        noted.append(replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record)
+    known = {os.path.dirname(file) for record in records if record.kind == "dicom" for file in record.files}  # noqa: PTH120
+    alone = (record_of_leftovers(folder, beside) for folder, beside in by_folder.items() if folder not in known)
+    return [*noted, *(record for record in alone if record is not None)]
 
 
-def _judge(index: IndexDatabase, group: SeriesGroup) -> list[SeriesRecord]:
-    payloads = index.headers(group.series)
-    if group.key.startswith("f"):
-        return [record_from_json(json.loads(payload)) for payload in payloads]
+def _judge(index: IndexDatabase, group: SeriesGroup) -> list[str]:
+    """The records of one series, as JSON."""
+    payloads = list(index.headers(group.series))
+    if group.key.startswith("f"):  # an image file, whose record was made when its header was read
+        return payloads
     headers = [Header.from_json(payload) for payload in payloads]
     try:
         stacks = split(headers)
     except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive
-        stacks = [Stack(tuple(headers), None, False, "unreadable", unforeseen(error))]
-    return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])) for stack in stacks]
-
-
-def _without_own(records: Sequence[SeriesRecord], own: list[SeriesRecord] | None) -> list[SeriesRecord]:
-    """Records but those of what medseg wrote, of which the log tells."""
-    found = [record for record in records if record.reason == "own-output"]
-    warn_of_own([record.source for record in found])
-    if own is not None:
-        own += found
-    return [record for record in records if record.reason != "own-output"]
+        stacks = [Stack(tuple(headers), None, "unreadable", _unforeseen(error))]
+    return [replace(record_of_stack(stack), acquired=_acquired(stack.headers[0])).to_json() for stack in stacks]
 
 
 def _acquired(header: Header) -> float | None:
@@ -259,15 +245,15 @@ def _acquired(header: Header) -> float | None:
         return None
 
 
-def _as_given(record: SeriesRecord, roots: dict[str, str]) -> SeriesRecord:
+def _as_written(record: SeriesRecord, roots: dict[str, str]) -> SeriesRecord:
     """Paths as the caller wrote them, not as the index keeps them."""
     root = next((root for root in roots if _is_below(record.files[0], root)), None)
     if root is None or roots[root] == root:
         return record
-    given = roots[root]
-    files = tuple(given + file[len(root) :] if _is_below(file, root) else file for file in record.files)
-    source = given + record.source[len(root) :] if _is_below(record.source, root) else record.source
-    return replace(record, files=files, source=source)
+    source, *files = (
+        roots[root] + path[len(root) :] if _is_below(path, root) else path for path in (record.source, *record.files)
+    )
+    return replace(record, files=tuple(files), source=source)
 
 
 def _is_below(path: str, root: str) -> bool:
@@ -288,14 +274,7 @@ def _path_hash(record: SeriesRecord) -> str:
     return hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-LEFTOVERS = "x"
-"""Key of all files that no reader knows but that may have been slices."""
-
-_KEY_DIGITS = 32
-_SHIFT_DAYS = 36500
-
-
-def parse(paths: Sequence[str]) -> list[Found]:
+def _parse(paths: Sequence[str]) -> list[Found]:
     """Read the headers of some files. What goes in and out are plain strings, which pass to a process fast."""
     return [_found_or_refused(path) for path in paths]
 
@@ -304,7 +283,7 @@ def _found_or_refused(path: str) -> Found:
     try:
         return _found(path)
     except Exception as error:  # noqa: BLE001 - one file that no reader foresaw must not end the index of an archive
-        return _of_refused(path, "unreadable", unforeseen(error))
+        return _of_refused(path, "unreadable", _unforeseen(error))
 
 
 def _found(path: str) -> Found:
@@ -352,7 +331,7 @@ def _of_path(path: str, shown: str) -> Found:
 
 
 def _of_leftover(left: Leftover | None) -> Found:
-    return ("", "") if left is None else (LEFTOVERS, json.dumps(left))
+    return ("", "") if left is None else (_LEFTOVERS, json.dumps(left))
 
 
 def _key(kind: str, path: str) -> str:
@@ -368,19 +347,24 @@ def _of_image(path: str, shown: str) -> Found:
         record = replace(record, case_id=case_id_of(shown), source=shown, files=(shown,))
     elif record.files[0] != path:
         return "", ""  # the header of the pair is there, and stands for both
-    return _key("f", shown), record_to_json(record)
+    return _key("f", shown), record.to_json()
 
 
 def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
     record = SeriesRecord(case_id_of(path), path, image_kind(path) or "dicom", (path,), reason=code, message=message)
-    return _key("f", path), record_to_json(record)
+    return _key("f", path), record.to_json()
 
 
-def record_of_leftovers(folder: str, found: Sequence[Leftover]) -> SeriesRecord:
-    """The refused record of a folder whose files seem to be slices and cannot be read."""
-    files = tuple(sorted(left.path for left in found))
-    message = f"{describe(found)}: none of them can be read; copy them again, unpack them, or check their permissions"
-    return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
+def _unforeseen(error: Exception) -> str:
+    """The message of a record that was refused for an error no reader foresaw.
+
+    It names the class alone: the text of such an error may quote the header, and so the patient.
+    """
+    _log.debug("a reader failed", exc_info=error)
+    return (
+        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
+        "from its source, and report the fault of the reader"
+    )
 
 
 def _of_own(path: str) -> Found:
@@ -402,16 +386,3 @@ def _shifted_day(date: str, patient_hash: str) -> str:
     except ValueError:
         day = 0
     return str(day + int(pseudonym(f"date shift {patient_hash}"), 16) % _SHIFT_DAYS)
-
-
-def record_to_json(record: SeriesRecord) -> str:
-    """A record as one line of JSON."""
-    return json.dumps(asdict(record), separators=(",", ":"))
-
-
-def record_from_json(values: dict[str, Any]) -> SeriesRecord:
-    """The record that :func:`record_to_json` wrote, from its parsed JSON."""
-    affine = values["affine"]
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    plain["affine"] = None if affine is None else tuple(tuple(row) for row in affine)
-    return SeriesRecord(**plain)

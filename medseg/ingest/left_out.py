@@ -1,14 +1,11 @@
-"""Files that are no source: what medseg wrote itself, and what other programs left behind.
-
-What medseg itself wrote: recognised by a mark in the file, or by the ``run.json`` beside it, whatever its name.
+"""Files that are no source: what medseg wrote itself, and what lies beside slices and cannot be read.
 
 A label map that is taken for an image is labelled again, without a word. So every result carries a mark: the field
 ``descrip`` of a NIfTI header; Manufacturer (0008,0070) together with the class of the object in DICOM. Results that
 older versions left without a mark are known by the ``run.json`` in their folder, which lists them.
 
-Files beside the slices that could not be read: whoever reads the volume must know that slices may be missing.
-
-What is no slice by its name (notes, tables, pictures, hidden files) needs no word, unless slices here are named so.
+Whoever reads a volume must know of files beside its slices that could not be read, since slices may be missing. What
+is no slice by its name (notes, tables, pictures, hidden files) needs no word, unless slices here are named so.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +22,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from medseg.errors import Refusal
 from medseg.files import shown
 from medseg.ingest.dicom_elements import open_file, read_elements
-from medseg.ingest.record import image_kind
+from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
 
 OwnKind = Literal["label-map", "doubt-map", "dicom-object", "listed"]
@@ -58,13 +55,7 @@ def is_own_output(path: str | os.PathLike[str]) -> bool:
 
 
 def own_output(path: str | os.PathLike[str]) -> OwnKind | None:
-    """What medseg wrote into this file; ``None`` for anything else, and for what cannot be read.
-
-    Parameters
-    ----------
-    path
-        A file of any format and name; only its header is read.
-    """
+    """What medseg wrote into this file, whose header alone is read; ``None`` for anything else, or if unreadable."""
     kind = image_kind(path)
     try:
         found = _of_nifti(path) if kind == "nifti" else None
@@ -130,12 +121,7 @@ def _listed(run: str, _mtime_ns: int) -> frozenset[str]:
         return frozenset()
 
 
-_EMPTY: Final = "empty"
-_NOWHERE: Final = "links to nothing"
-_LOCKED: Final = "not readable"
-_PACKED: Final = "compressed by gzip"
-_OTHER: Final = "no DICOM files"
-
+LOCKED: Final = "not readable"
 _HEAD_BYTES: Final = 4
 _GZIP: Final = b"\x1f\x8b"
 _SLICES: Final = (".dcm", ".dicom", ".dic", ".ima", ".dcm30")
@@ -162,27 +148,20 @@ class Leftover(NamedTuple):
 
 
 def leftover_of(path: str, shown: str | None = None) -> Leftover | None:
-    """What to say of a file that no reader knows; ``None`` if it is no slice by its name.
-
-    Parameters
-    ----------
-    path
-        The file.
-    shown
-        The path by which it is known, where ``path`` is a copy.
-    """
+    """What to say of a file that no reader knows, or of ``shown`` of which it is a copy; ``None`` if it is no slice."""
     known_as = shown or path
     try:
-        return leftover_from(known_as, _head(path))
+        with open_file(path) as handle:
+            return leftover_from(known_as, handle.read(_HEAD_BYTES) or b"")
     except FileNotFoundError:
-        return _named(known_as, _NOWHERE)
+        return _named(known_as, "links to nothing")
     except OSError:
-        return _named(known_as, _LOCKED)
+        return _named(known_as, LOCKED)
 
 
 def leftover_from(path: str, start: bytes) -> Leftover | None:
     """What to say of a file that begins with these bytes; ``None`` if it is no slice by its name."""
-    return _named(path, _EMPTY if not start else _PACKED if start.startswith(_GZIP) else _OTHER)
+    return _named(path, "empty" if not start else "compressed by gzip" if start.startswith(_GZIP) else "no DICOM files")
 
 
 def _named(path: str, why: str) -> Leftover | None:
@@ -190,18 +169,9 @@ def _named(path: str, why: str) -> Leftover | None:
     return None if name.startswith(".") or name in _NAMES else Leftover(path, why)
 
 
-def note_on(leftovers: Iterable[Leftover], files: Iterable[str]) -> tuple[str, ...]:
-    """One note if files lie beside the slices that may be slices, too; empty if there are none.
-
-    Parameters
-    ----------
-    leftovers
-        Files that could not be read.
-    files
-        The files of the volume: only what lies in their folders counts.
-    """
-    names = list(files)
-    folders, suffixes = {os.path.dirname(file) for file in names}, {_suffix(file) for file in names}  # noqa: PTH120
+def note_on(leftovers: Iterable[Leftover], files: Sequence[str]) -> tuple[str, ...]:
+    """One note if files that could not be read lie beside those of a volume, and may be slices; else empty."""
+    folders, suffixes = {os.path.dirname(file) for file in files}, {_suffix(file) for file in files}  # noqa: PTH120
     beside = [
         left
         for left in leftovers
@@ -211,15 +181,14 @@ def note_on(leftovers: Iterable[Leftover], files: Iterable[str]) -> tuple[str, .
     return (f"{describe(beside)} beside the slices, which may lack some: look at them",) if beside else ()
 
 
-def orphans(leftovers: Iterable[Leftover], folders: Iterable[str]) -> dict[str, list[Leftover]]:
-    """By folder, what is DICOM by its name or cannot be opened, and lies beside no slice that could be read."""
-    known = set(folders)
-    found: dict[str, list[Leftover]] = defaultdict(list)
-    for left in leftovers:
-        folder = os.path.dirname(left.path)  # noqa: PTH120
-        if folder not in known and (named_as_dicom(left.path) or left.why == _LOCKED):
-            found[folder].append(left)
-    return dict(found)
+def record_of_leftovers(folder: str, leftovers: Iterable[Leftover]) -> SeriesRecord | None:
+    """The refused record of a folder whose files cannot be read and seem to be slices; ``None`` if they do not."""
+    seeming = [left for left in leftovers if named_as_dicom(left.path) or left.why == LOCKED]
+    if not seeming:
+        return None
+    files = tuple(sorted(left.path for left in seeming))
+    message = f"{describe(seeming)}: none of them can be read; copy them again, unpack them, or check their permissions"
+    return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:
@@ -232,11 +201,6 @@ def describe(leftovers: Sequence[Leftover]) -> str:
 def named_as_dicom(path: str) -> bool:
     """Whether a name ends as those of DICOM files do, compressed ones included."""
     return _name(path).lower().removesuffix(".gz").endswith(_SLICES)
-
-
-def _head(path: str) -> bytes:
-    with open_file(path) as handle:
-        return handle.read(_HEAD_BYTES) or b""
 
 
 def _name(path: str) -> str:

@@ -1,12 +1,7 @@
-"""MetaImage and NRRD: their headers believed where they agree with themselves, and their values.
+"""The headers of MetaImage (.mha, .mhd) and NRRD files: size, type, place and unit, before any value is read.
 
-The header of a MetaImage (.mha, .mhd): size, type, place and unit, before any value is read.
-
-Source: the tag list of MetaIO (ITK's wiki) and, where it is silent, what MetaIO's reader does.
-
-The header of an NRRD file (.nrrd, .nhdr): size, type, place and unit, before any value is read.
-
-Source: definition of the NRRD file format (teem.sourceforge.net/nrrd/format.html).
+Sources: the tag list of MetaIO (ITK's wiki) and, where it is silent, what MetaIO's reader does; the definition of the
+NRRD file format (teem.sourceforge.net/nrrd/format.html). Both must hold their values themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -21,13 +17,11 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry, lps_to_ras
-from medseg.ingest import stored_values as gzip_bytes
 from medseg.ingest.dicom_elements import open_file
-from medseg.ingest.stored_values import Encoding, StoredValues
+from medseg.ingest.stored_values import Encoding, ImageHeader, StoredValues, is_gzip
 from medseg.ingest.text_headers import (
     UNDECLARED,
     Fields,
-    TextHeader,
     finite_or_refused,
     header_lines,
     header_shape,
@@ -57,16 +51,8 @@ _FROM_LETTERS: Final = str.maketrans("RLAPISrlapis", "LRPASILRPASI")
 """MetaIO's letters say where an axis comes from, those of a grid where it goes."""
 
 
-def read_metaimage_header(path: str | os.PathLike[str]) -> TextHeader:
-    """The checked header of a MetaImage that holds its values itself.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable``, ``undecodable``, ``not-3d``, ``colour``, ``too-large``, ``no-geometry`` or ``singular-affine``.
-    OSError
-        The file cannot be read.
-    """
+def read_metaimage_header(path: str | os.PathLike[str]) -> ImageHeader:
+    """The checked header of a MetaImage; a Refusal says what is wrong."""
     begin, last = read_header_bytes(path, _LAST_LINE)
     if last is None:
         raise Refusal("unreadable", "not a MetaImage: no line ElementDataFile; check what the file is")
@@ -87,7 +73,7 @@ def read_metaimage_header(path: str | os.PathLike[str]) -> TextHeader:
     geometry = Geometry(shape, lps_to_ras(_affine_lps(fields, notes)))
     check_field_of_view(geometry)
     _compare_letters(fields, geometry, notes)
-    return TextHeader(geometry, _stored(path, fields, geometry, dtype, last.end(), notes), tuple(notes))
+    return ImageHeader(geometry, _stored(path, fields, shape, dtype, last.end(), notes), tuple(notes))
 
 
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
@@ -124,7 +110,7 @@ def _compare_letters(fields: Fields, geometry: Geometry, notes: list[str]) -> No
 def _stored(
     path: str | os.PathLike[str],
     fields: Fields,
-    geometry: Geometry,
+    shape: tuple[int, int, int],
     dtype: np.dtype[np.generic],
     header_end: int,
     notes: list[str],
@@ -133,26 +119,24 @@ def _stored(
     if is_text and packed:
         raise Refusal("unreadable", "BinaryData is False and CompressedData True; correct the header at its source")
     encoding: Encoding = "text" if is_text else "raw"
-    plain = StoredValues(geometry.shape, dtype, header_end, encoding, scaling=_scaling(fields, notes))
-    offset = _offset(path, fields, plain, packed=packed)
+    stored = StoredValues(os.fspath(path), shape, dtype, header_end, encoding, scaling=_scaling(fields, notes))
+    offset = _offset(fields, stored, packed=packed)
     if packed:
-        with open_file(path) as handle:
-            handle.seek(offset)
-            encoding = "gzip" if gzip_bytes.is_gzip(handle.read(2)) else "zlib"  # MetaIO's reader takes both
-    return StoredValues(plain.shape, dtype, offset, encoding, scaling=plain.scaling)
+        encoding = "gzip" if is_gzip(path, offset) else "zlib"  # MetaIO's reader takes both
+    return replace(stored, offset=offset, encoding=encoding)
 
 
-def _offset(path: str | os.PathLike[str], fields: Fields, plain: StoredValues, *, packed: bool) -> int:
+def _offset(fields: Fields, stored: StoredValues, *, packed: bool) -> int:
     """HeaderSize counts from the begin of the file; -1 puts the values at its end."""
-    size, there = fields.number("HeaderSize", 0), os.stat(path).st_size  # noqa: PTH116
+    size, there = fields.number("HeaderSize", 0), os.stat(stored.path).st_size  # noqa: PTH116
     if size == 0:
-        return plain.offset
-    if size == -1 and not packed and plain.encoding == "raw":
-        return max(plain.offset, there - plain.data_bytes)
-    if not plain.offset <= size <= there:
+        return stored.offset
+    if size == -1 and not packed and stored.encoding == "raw":
+        return max(stored.offset, there - stored.data_bytes)
+    if not stored.offset <= size <= there:
         raise Refusal(
             "unreadable",
-            f"HeaderSize is {size}, the header ends after {plain.offset} of {there} bytes; write the file again",
+            f"HeaderSize is {size}, the header ends after {stored.offset} of {there} bytes; write the file again",
         )
     return size
 
@@ -211,16 +195,8 @@ _VECTOR: Final = re.compile(r"\(([^()]*)\)|\bnone\b", re.IGNORECASE)
 _UNIT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 
 
-def read_nrrd_header(path: str | os.PathLike[str]) -> TextHeader:
-    """The checked header of an NRRD file that holds its values itself.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable``, ``undecodable``, ``not-3d``, ``too-large``, ``no-geometry`` or ``singular-affine``.
-    OSError
-        The file cannot be read.
-    """
+def read_nrrd_header(path: str | os.PathLike[str]) -> ImageHeader:
+    """The checked header of an NRRD file; a Refusal says what is wrong."""
     begin, end = read_header_bytes(path, _END)
     if not begin.startswith(b"NRRD000"):
         raise Refusal("unreadable", "not NRRD: no magic at its begin; check what the file is")
@@ -240,7 +216,7 @@ def read_nrrd_header(path: str | os.PathLike[str]) -> TextHeader:
     check_field_of_view(geometry)
     _check_other_lengths(fields, geometry)
     _check_not_quantised(fields)
-    return TextHeader(geometry, _nrrd_stored(path, fields, shape, dtype, end.end()), tuple(notes))
+    return ImageHeader(geometry, _nrrd_stored(path, fields, shape, dtype, end.end()), tuple(notes))
 
 
 def _fields(header: bytes) -> Fields:
@@ -351,15 +327,12 @@ def _nrrd_stored(
 ) -> StoredValues:
     encoding, skip = _encoding(fields), fields.number("byte skip", 0)
     offset = _after_lines(path, header_end, fields.number("line skip", 0))
-    stored = StoredValues(shape, dtype, offset, encoding)
+    stored = StoredValues(os.fspath(path), shape, dtype, offset, encoding)
     if skip == -1 and encoding == "raw":  # the values end where the file does
-        offset = max(offset, os.stat(path).st_size - stored.data_bytes)  # noqa: PTH116
-        return StoredValues(shape, dtype, offset, encoding)
+        return replace(stored, offset=max(offset, os.stat(path).st_size - stored.data_bytes))  # noqa: PTH116
     if skip < 0 or (skip and encoding in ("text", "hex")):
         raise Refusal("unreadable", f"byte skip is {skip} for {encoding} values, which cannot be; write the file again")
-    if encoding == "raw":
-        return StoredValues(shape, dtype, offset + skip, encoding)
-    return StoredValues(shape, dtype, offset, encoding, skip=skip)
+    return replace(stored, offset=offset + skip) if encoding == "raw" else replace(stored, skip=skip)
 
 
 def _after_lines(path: str | os.PathLike[str], start: int, lines: int) -> int:

@@ -1,21 +1,19 @@
-"""What is known of one volume before it is read: one record per stack of DICOM slices or per image file.
+"""What is known of one volume before it is read (a record), and what an image file's name tells.
 
-What an image file's name tells: its format, its case id, its other half. Nothing heavy is imported here.
+The name tells its format, its case id and its other half. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from medseg.errors import ReasonCode
 from medseg.geometry import Geometry
 from medseg.ingest.stacks import Stack
-
-_log = logging.getLogger(__name__)
 
 Kind = Literal["dicom", "nifti", "metaimage", "nrrd"]
 Rows = tuple[tuple[float, ...], ...]
@@ -80,22 +78,20 @@ class SeriesRecord:
     contrast: bool | None = None
     acquired: float | None = None
 
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> SeriesRecord:
+        """The record that :meth:`to_json` wrote."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        return cls(**values | {"affine": values["affine"] and tuple(map(tuple, values["affine"]))})
+
 
 def affine_rows(geometry: Geometry) -> Rows:
     """The affine of a grid as nested tuples."""
     return tuple(tuple(float(value) for value in row) for row in geometry.affine)
-
-
-def unforeseen(error: Exception) -> str:
-    """The message of a record that was refused for an error no reader foresaw.
-
-    It names the class alone: the text of such an error may quote the header, and so the patient.
-    """
-    _log.debug("a reader failed", exc_info=error)
-    return (
-        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
-        "from its source, and report the fault of the reader"
-    )
 
 
 def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
@@ -139,19 +135,7 @@ _APPLE_DOUBLE: Final = (b"\0\x05\x16\x07", b"\0\x05\x16\0")
 def is_apple_double(path: str | os.PathLike[str], content: str | os.PathLike[str] | None = None) -> bool:
     """Whether a file is what macOS leaves beside another one on disks that are not its own, by name and content.
 
-    ``._t1.nii.gz`` holds attributes of ``t1.nii.gz`` and no image (RFC 1740).
-
-    Parameters
-    ----------
-    path
-        The path by which the file is known.
-    content
-        Where its bytes are, if elsewhere (a member of an archive).
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
+    ``._t1.nii.gz`` holds attributes of ``t1.nii.gz`` and no image (RFC 1740). Its bytes may be elsewhere (``content``).
     """
     where = Path(path if content is None else content)
     if not Path(path).name.startswith("._") or not where.is_file():

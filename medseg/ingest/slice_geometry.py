@@ -30,13 +30,7 @@ _LARGEST_GAP_RATIO: Final = 1.6
 
 
 def axes_of(header: Header) -> tuple[Vectors, Vectors]:
-    """Directions along a row and along a column of a slice, as written in its header (LPS).
-
-    Raises
-    ------
-    Refusal
-        ``no-geometry`` if the orientation is absent.
-    """
+    """Directions along a row and along a column of a slice, as written in its header (LPS)."""
     if header.orientation is None:
         raise Refusal("no-geometry", "ImageOrientationPatient (0020,0037) is absent; export the original images")
     axes = np.array(header.orientation, dtype=np.float64)
@@ -44,13 +38,7 @@ def axes_of(header: Header) -> tuple[Vectors, Vectors]:
 
 
 def normal_of(header: Header) -> Vectors:
-    """Unit normal of a slice in DICOM's LPS frame.
-
-    Raises
-    ------
-    Refusal
-        ``no-geometry`` if the orientation is absent or is not two perpendicular unit vectors.
-    """
+    """Unit normal of a slice in DICOM's LPS frame; ``no-geometry`` if its axes are not perpendicular unit vectors."""
     row, column = axes_of(header)
     lengths = np.linalg.norm([row, column], axis=1)
     if np.abs(lengths - 1).max() > COSINE_TOLERANCE or abs(row @ column) > COSINE_TOLERANCE:
@@ -79,24 +67,26 @@ def same_grid(one: Header, other: Header) -> bool:
     return all(abs(a - b) <= _PIXEL_SPACING_TOLERANCE * max(abs(a), abs(b)) for a, b in pairs)
 
 
-def sort_along_normal(headers: Sequence[Header], normal: Vectors) -> tuple[list[Header], Vectors]:
-    """Headers in the order of their position along the normal, and these positions in mm.
+def sort_along_normal(headers: Sequence[Header], normal: Vectors) -> list[Header]:
+    """Headers in the order of their position along the normal.
 
     Equal positions keep the order of instance numbers, so that the result does not depend on the order given.
     """
-    distances = np.array([np.dot(header.position or (np.nan,) * 3, normal) for header in headers])
-    keys = [(float(d), h.instance_number or 0, h.path, h.frame or 0) for d, h in zip(distances, headers, strict=True)]
-    order = sorted(range(len(headers)), key=keys.__getitem__)
-    return [headers[i] for i in order], distances[order]
+    keys = [(_distance(h, normal), h.instance_number or 0, h.path, h.frame or 0) for h in headers]
+    return [headers[i] for i in sorted(range(len(headers)), key=keys.__getitem__)]
 
 
-def places(distances: Vectors, header: Header) -> NDArray[np.int64]:
-    """Number the distinct places among sorted positions: slices at one place get one number.
+def _distance(header: Header, normal: Vectors) -> float:
+    return float(np.dot(header.position or (np.nan,) * 3, normal))
+
+
+def places(ordered: Sequence[Header], normal: Vectors) -> NDArray[np.int64]:
+    """Number the distinct places of sorted slices: those at one place get one number.
 
     Positions closer than 0.05 mm, or than a tenth of a pixel where pixels are small, are one place.
     """
-    pixel_mm = min(header.pixel_spacing or (1.0,))
-    tolerance = min(POSITION_TOLERANCE_MM, 0.1 * pixel_mm)
+    tolerance = min(POSITION_TOLERANCE_MM, 0.1 * min(ordered[0].pixel_spacing or (1.0,)))
+    distances = [_distance(header, normal) for header in ordered]
     return np.concatenate([[0], np.cumsum(np.diff(distances) > tolerance)]).astype(np.int64)
 
 
@@ -116,19 +106,12 @@ def half_units(headers: Sequence[Header]) -> Vectors:
 
 
 def fit_geometry(headers: Sequence[Header], normal: Vectors) -> tuple[Geometry, tuple[str, ...]]:
-    """The grid of sorted slices, with notes.
+    """The grid of two or more sorted slices of one grid and orientation, no two at one place, with notes.
 
     The affine puts the first and the last slice exactly where their headers say; every slice between must lie
     within max(0.05 mm, 2 % of the spacing) of its regular place. Where positions were written with few digits, the
     grid that fits all best is taken, if it explains each within 0.05 mm and half a unit of the last digit.
     Source: DICOM PS3.3 C.7.6.2.1.1.
-
-    Parameters
-    ----------
-    headers
-        At least two slices of one grid and orientation, sorted along the normal, no two at one place.
-    normal
-        Unit normal in LPS.
 
     Raises
     ------

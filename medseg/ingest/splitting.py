@@ -1,6 +1,4 @@
-"""Tell apart what one SeriesInstanceUID wrongly joins: echoes, b-values, time points, acquisitions, image types.
-
-Whether the slices of one stack show one contrast: two echoes or kernels that fill one another's gaps are no volume.
+"""What differs between the slices of one SeriesInstanceUID: several volumes to tell apart, or two contrasts in one.
 
 Only what a scanner keeps constant over a volume is compared. Times of day, acquisition numbers, frame times and tube
 current differ between the slices of sound volumes and prove nothing.
@@ -10,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Final
 
@@ -24,29 +21,15 @@ _TIMES = ("acquisition time", "content time")
 _MOST_FACTS_TOGETHER = 3
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some slices of a series, and by what they were told apart from the others."""
-
-    headers: tuple[Header, ...]
-    because: str
+SubStack = tuple[list[Header], str]
+"""Some slices of a series, and by what they were told apart from the others."""
 
 
-def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> list[Part] | None:
-    """Split slices of which several lie at one place into parts that have one slice at each place.
+def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> list[SubStack] | None:
+    """Split sorted slices, of which several share a place (a number each), into parts that have one at each place.
 
-    Parameters
-    ----------
-    headers
-        Slices of one grid and orientation, sorted along the normal.
-    places
-        For each slice the number of its place.
-
-    Returns
-    -------
-    list of Part or None
-        The split that some acquisition facts give, into parts of one contrast where there is one, and into the fewest
-        parts; ``None`` if no facts tell the slices apart.
+    Of the splits that some attributes give, into parts of one contrast where there is one, and into the fewest parts;
+    ``None`` if none tells the slices apart.
     """
     numbers = places.tolist()
     varying = [name for name in SPLITTING_ATTRIBUTES if len({header.attributes.get(name) for header in headers}) > 1]
@@ -54,20 +37,17 @@ def separate_stacked(headers: Sequence[Header], places: NDArray[np.int64]) -> li
         splits = (_split_by(headers, numbers, names) for names in combinations(varying, count))
         found = [split for split in splits if split is not None]
         if found:
-            return min(found, key=lambda split: (any(mixture_in(part.headers) for part in split), len(split)))
+            return min(found, key=lambda split: (any(mixture_in(part) for part, _ in split), len(split)))
     return _split_by_time(headers, numbers)
 
 
-def _split_by(headers: Sequence[Header], places: list[int], names: tuple[str, ...]) -> list[Part] | None:
+def _split_by(headers: Sequence[Header], places: list[int], names: tuple[str, ...]) -> list[SubStack] | None:
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, header in enumerate(headers):
         groups[tuple(header.attributes.get(name, "") for name in names)].append(index)
     if not _is_sound(groups.values(), places):
         return None
-    return [
-        Part(tuple(headers[i] for i in groups[key]), _describe(names, key))
-        for key in sorted(groups, key=_natural_order)
-    ]
+    return [([headers[i] for i in groups[key]], _describe(names, key)) for key in sorted(groups, key=_natural_order)]
 
 
 def _is_sound(groups: Iterable[list[int]], places: list[int]) -> bool:
@@ -96,7 +76,7 @@ def _describe(names: tuple[str, ...], key: tuple[str, ...]) -> str:
     return ", ".join(shown)
 
 
-def _split_by_time(headers: Sequence[Header], places: list[int]) -> list[Part] | None:
+def _split_by_time(headers: Sequence[Header], places: list[int]) -> list[SubStack] | None:
     """The k-th image in time at each place makes volume k, if the volumes were acquired one after the other."""
     for name in _TIMES:
         times = [
@@ -113,7 +93,7 @@ def _split_by_time(headers: Sequence[Header], places: list[int]) -> list[Part] |
         ordered = [volumes[k] for k in sorted(volumes)]
         apart = all(times[a[-1]] < times[b[0]] for a, b in pairwise(ordered))
         if apart and _is_sound(ordered, places):
-            return [Part(tuple(headers[i] for i in sorted(volume)), name) for volume in ordered]
+            return [([headers[i] for i in sorted(volume)], name) for volume in ordered]
     return None
 
 

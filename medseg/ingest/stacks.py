@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.geometry import SPACING_TOLERANCE_FRACTION, Geometry
@@ -23,7 +22,7 @@ from medseg.ingest.dicom_tags import is_projection_class
 from medseg.ingest.multiframe import check_concatenations
 from medseg.ingest.pixels import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
-from medseg.ingest.splitting import Part, mixture_in, separate_stacked
+from medseg.ingest.splitting import mixture_in, separate_stacked
 from medseg.resources import check_volume_size
 
 _CASE_DIGITS: Final = 12
@@ -31,8 +30,6 @@ _BESIDE_IMAGES: Final = ("not-an-image", "single-slice")
 """Refused for what they are, not for damage: they may lie beside the one volume that is wanted."""
 _SAME_PLANE_DEGREES: Final = 30.0
 _FILLS_A_GAP: Final = 0.3
-
-Conflict = tuple[ReasonCode, str]
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,9 @@ class Stack:
         One per slice, sorted along the normal where the stack is sound; the frames of a multi-frame file each
         have a header of their own with ``frame`` set.
     geometry
-        The grid in RAS+; ``None`` where there is no sound one.
-    usable, reason, message
-        The verdict.
+        The grid in RAS+; ``None`` for what is refused.
+    reason, message
+        Why it is refused.
     notes
         What is worth knowing about the volume, such as a gantry tilt or what it was split from.
     suffix
@@ -56,17 +53,22 @@ class Stack:
 
     headers: tuple[Header, ...]
     geometry: Geometry | None
-    usable: bool
-    reason: ReasonCode | None
-    message: str
+    reason: ReasonCode | None = None
+    message: str = ""
     notes: tuple[str, ...] = ()
     suffix: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is one sound volume."""
+        return self.geometry is not None
 
     @property
     def case_id(self) -> str:
         """``series-`` and the first 12 hex digits of the SHA-256 of the SeriesInstanceUID, and the suffix."""
         first = self.headers[0]
-        return case_id_of_series(first.series_uid_hash or first.sop_instance_hash or uid_hash(first.path)) + self.suffix
+        uid = first.series_uid_hash or first.sop_instance_hash or uid_hash(first.path)
+        return f"series-{uid[:_CASE_DIGITS]}{self.suffix}"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -85,23 +87,10 @@ class Stack:
         return len(self.headers) == 1 or all(is_projection_class(header.sop_class_uid) for header in self.headers)
 
 
-def case_id_of_series(series_uid_hash: str) -> str:
-    """The case id of the first stack of a series."""
-    return f"series-{series_uid_hash[:_CASE_DIGITS]}"
-
-
 def split(headers: Sequence[Header]) -> list[Stack]:
-    """Split headers into stacks, in an order that does not depend on the order given.
+    """Split headers of any series and studies into stacks, in an order that does not depend on the order given.
 
-    Parameters
-    ----------
-    headers
-        Headers of any number of series and studies.
-
-    Returns
-    -------
-    list of Stack
-        Grouped by series; within a series the usable ones with the most slices first.
+    Grouped by series; within a series the usable ones with the most slices first.
     """
     series: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
@@ -114,21 +103,21 @@ def _split_series(headers: list[Header]) -> list[Stack]:
     try:
         spellings = _check_patient(headers)
     except Refusal as refusal:
-        return [_refused(headers, refusal.code, refusal.message)]
+        return [_refused(headers, refusal)]
     images = [header for header in headers if header.is_image]
-    stacks = [_judge_other(group) for group in _grouped_by_class(h for h in headers if not h.is_image)]
-    broken = [header for header in images if header.defect in BROKEN]
-    if broken:  # which stack its slice belongs to, nobody knows
-        return _numbered([_refused(images, *_defect(broken[0], len(images))), *stacks])
+    stacks = _other_objects(header for header in headers if not header.is_image)
     try:
+        for header in images:
+            if header.defect in BROKEN:  # which stack its slice belongs to, nobody knows
+                raise _defect(header, len(images))
         unique, copies = without_copies(images)
         parts = [(h.concatenation, h.number_of_frames) for h in unique if h.concatenation is not None]
         notes = (*spellings, *copies, *check_concatenations(parts))
     except Refusal as refusal:
-        return _numbered([_refused(images, refusal.code, refusal.message), *stacks])
+        return _numbered([_refused(images, refusal), *stacks])
     slices = [slice_header for header in unique for slice_header in header.per_frame()]
     for group, conflict in _conflicts(_same_plane_groups(slices)):
-        stacks += [_refused(group, *conflict)] if conflict else _judge_group(group, notes)
+        stacks += [_refused(group, conflict)] if conflict else _judge_group(group, notes)
     return _numbered(stacks)
 
 
@@ -147,27 +136,24 @@ def _check_patient(headers: Sequence[Header]) -> tuple[str, ...]:
 
 
 def _numbered(stacks: list[Stack]) -> list[Stack]:
-    order = sorted(
-        stacks, key=lambda s: (not s.usable, not s.headers[0].is_image, -len(s.headers))
-    )  # stable: facts' order
+    # Stable: those of equal rank stay in the order of what tells them apart.
+    order = sorted(stacks, key=lambda s: (not s.usable, not s.headers[0].is_image, -len(s.headers)))
     return [replace(stack, suffix=f"-{i + 1}" if i else "") for i, stack in enumerate(order)]
 
 
-def _refused(headers: Iterable[Header], code: ReasonCode, message: str, notes: tuple[str, ...] = ()) -> Stack:
-    return Stack(tuple(headers), None, False, code, message, notes)
+def _refused(headers: Iterable[Header], refusal: Refusal, notes: tuple[str, ...] = ()) -> Stack:
+    return Stack(tuple(headers), None, refusal.code, refusal.message, notes)
 
 
-def _grouped_by_class(headers: Iterable[Header]) -> list[list[Header]]:
+def _other_objects(headers: Iterable[Header]) -> list[Stack]:
     groups: dict[str, list[Header]] = defaultdict(list)
     for header in headers:
         groups[header.sop_class_uid].append(header)
-    return list(groups.values())
-
-
-def _judge_other(headers: list[Header]) -> Stack:
-    modality = headers[0].modality or "no modality"
-    message = f"a DICOM object that is not an image ({modality}); give the folder of the images it belongs to"
-    return _refused(headers, "not-an-image", message)
+    what, remedy = "a DICOM object that is not an image", "give the folder of the images it belongs to"
+    return [
+        _refused(group, Refusal("not-an-image", f"{what} ({group[0].modality or 'no modality'}); {remedy}"))
+        for group in groups.values()
+    ]
 
 
 def _same_plane_groups(slices: list[Header]) -> list[list[Header]]:
@@ -183,7 +169,7 @@ def _same_plane_groups(slices: list[Header]) -> list[list[Header]]:
     return sorted(groups, key=len, reverse=True)
 
 
-def _conflicts(groups: list[list[Header]]) -> list[tuple[list[Header], Conflict | None]]:
+def _conflicts(groups: list[list[Header]]) -> list[tuple[list[Header], Refusal | None]]:
     """Join to the largest group the slices of another grid or orientation that fill its gaps or continue it.
 
     Such slices belong to the same volume and contradict it; a localizer or a second stack does not fit in.
@@ -200,38 +186,26 @@ def _conflicts(groups: list[list[Header]]) -> list[tuple[list[Header], Conflict 
     return [(main, conflict), *((group, None) for group in rest)]
 
 
-def _conflict(main: list[Header], other: list[Header]) -> Conflict | None:
+def _conflict(main: list[Header], other: list[Header]) -> Refusal | None:
     if len(main) < 2 or main[0].position is None or main[0].orientation is None:
         return None
+    share = f"slices of one volume: {len(other)} of {len(main) + len(other)}; export the series again"
     if any(header.position is None for header in other):
-        return _without_place(main, other)
-    orientation, spacing = (
-        other[0].orientation or main[0].orientation,
-        other[0].pixel_spacing or main[0].pixel_spacing,
-    )
+        # Images of the volume's own kind whose place nobody knows; a screen shot or a report is of another kind.
+        kinds = {(h.sop_class_uid, h.modality, h.grid, h.image_type, h.photometric) for h in (main[0], other[0])}
+        message = f"ImagePositionPatient (0020,0032) is absent in {share}"
+        return Refusal("no-geometry", message) if len(kinds) == 1 else None
+    orientation = other[0].orientation or main[0].orientation
+    spacing = other[0].pixel_spacing or main[0].pixel_spacing
     placed = [header._replace(orientation=orientation, pixel_spacing=spacing) for header in other]
     if not _continues(main, placed):
         return None
-    code: ReasonCode
     if placed != other:
-        what, code = "ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in", "no-geometry"
-    elif grids.same_orientation(main[0], other[0]):
-        what, code = "rows, columns or PixelSpacing (0028,0030) differ between", "mixed-grid"
-    else:
-        what, code = "ImageOrientationPatient (0020,0037) differs between", "mixed-orientation"
-    return code, f"{what} slices of one volume: {_share(main, other)}"
-
-
-def _without_place(main: list[Header], other: list[Header]) -> Conflict | None:
-    """Images of the volume's own kind whose place nobody knows; a screen shot or a report is of another kind."""
-    kinds = [(h.sop_class_uid, h.modality, h.grid, h.image_type, h.photometric) for h in (main[0], other[0])]
-    if kinds[0] != kinds[1]:
-        return None
-    return "no-geometry", f"ImagePositionPatient (0020,0032) is absent in slices of one volume: {_share(main, other)}"
-
-
-def _share(main: list[Header], other: list[Header]) -> str:
-    return f"{len(other)} of {len(main) + len(other)}; export the series again"
+        message = f"ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in {share}"
+        return Refusal("no-geometry", message)
+    if grids.same_orientation(main[0], other[0]):
+        return Refusal("mixed-grid", f"rows, columns or PixelSpacing (0028,0030) differ between {share}")
+    return Refusal("mixed-orientation", f"ImageOrientationPatient (0020,0037) differs between {share}")
 
 
 def _continues(main: list[Header], other: list[Header]) -> bool:
@@ -262,44 +236,35 @@ def _judge_group(headers: list[Header], notes: tuple[str, ...]) -> list[Stack]:
     try:
         _check_headers(headers)
         normal = grids.normal_of(headers[0])
-        ordered, _ = grids.sort_along_normal(headers, normal)
-        ordered, copies = without_equal_images(ordered, _places(ordered, normal))
+        ordered = grids.sort_along_normal(headers, normal)
+        ordered, copies = without_equal_images(ordered, grids.places(ordered, normal))
     except Refusal as refusal:
-        return [_refused(headers, refusal.code, refusal.message, notes)]
-    notes, places = (*notes, *copies), _places(ordered, normal)
-    if int(places[-1]) == len(ordered) - 1:
-        return [_judge_stack(Part(tuple(ordered), ""), normal, notes)]
-    parts = separate_stacked(ordered, places)
-    if parts is None and len(_frames_of_reference(ordered)) > 1:
-        return [_judge_stack(Part(tuple(ordered), ""), normal, notes)]
-    if parts is None:
-        count = len(ordered) - int(places[-1]) - 1
-        message = (
-            f"{count} of {len(ordered)} slices lie where another one lies, and no echo, b-value, time or acquisition "
-            "number tells them apart; sort them into one series per volume"
-        )
-        return [_refused(ordered, "duplicate-slices", message, notes)]
-    return [_judge_stack(part, normal, notes) for part in parts]
+        return [_refused(headers, refusal, notes)]
+    notes, places = (*notes, *copies), grids.places(ordered, normal)
+    doubles = len(ordered) - int(places[-1]) - 1
+    parts = separate_stacked(ordered, places) if doubles else None
+    if parts is not None:
+        told_apart = "one of several volumes in its series, told apart by"
+        return [_judge_stack(part, normal, (*notes, f"{told_apart} {because}")) for part, because in parts]
+    if not doubles or len(_frames_of_reference(ordered)) > 1:
+        return [_judge_stack(ordered, normal, notes)]
+    message = (
+        f"{doubles} of {len(ordered)} slices lie where another one lies, and no echo, b-value, time or acquisition "
+        "number tells them apart; sort them into one series per volume"
+    )
+    return [_refused(ordered, Refusal("duplicate-slices", message), notes)]
 
 
-def _places(ordered: Sequence[Header], normal: grids.Vectors) -> NDArray[np.int64]:
-    return grids.places(np.array([np.dot(header.position or (), normal) for header in ordered]), ordered[0])
-
-
-def _judge_stack(part: Part, normal: grids.Vectors, notes: tuple[str, ...]) -> Stack:
-    headers = part.headers
-    if part.because:
-        notes = (*notes, f"one of several volumes in its series, told apart by {part.because}")
+def _judge_stack(headers: Sequence[Header], normal: grids.Vectors, notes: tuple[str, ...]) -> Stack:
     try:
         _check_alike(headers)
         _check_count(headers)
         geometry, found = grids.fit_geometry(headers, normal)
-        check_volume_size(
-            geometry.shape, 4 if any(_needs_float(h) for h in headers) else headers[0].bits_allocated // 8
-        )
+        needs_float = any(header.rescale not in (None, (1.0, 0.0)) for header in headers)
+        check_volume_size(geometry.shape, 4 if needs_float else headers[0].bits_allocated // 8)
     except Refusal as refusal:
-        return _refused(headers, refusal.code, refusal.message, notes)
-    return Stack(headers, geometry, True, None, "", (*notes, *_remarks(headers), *found))
+        return _refused(headers, refusal, notes)
+    return Stack(tuple(headers), geometry, notes=(*notes, *_remarks(headers), *found))
 
 
 def _check_alike(headers: Sequence[Header]) -> None:
@@ -348,10 +313,6 @@ def _remarks(headers: Sequence[Header]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _needs_float(header: Header) -> bool:
-    return header.rescale not in (None, (1.0, 0.0))
-
-
 def _check_count(headers: Sequence[Header]) -> None:
     """Three slices prove their spacing; two need a header that agrees; one has none."""
     if len(headers) == 1:
@@ -377,11 +338,12 @@ def _check_headers(headers: Sequence[Header]) -> None:
                 "no-pixel-data", "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
             )
         if header.defect is not None:
-            raise Refusal(*_defect(header, len(headers)))
+            raise _defect(header, len(headers))
         check_pixels(header)
         if header.position is None:
             raise Refusal("no-geometry", "ImagePositionPatient (0020,0032) is absent; export the original images")
 
 
-def _defect(header: Header, count: int) -> Conflict:
-    return header.defect or "unreadable", f"at least one of {count} slices is unusable: {header.defect_message}"
+def _defect(header: Header, count: int) -> Refusal:
+    message = f"at least one of {count} slices is unusable: {header.defect_message}"
+    return Refusal(header.defect or "unreadable", message)

@@ -10,16 +10,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
-from medseg.geometry import Geometry
 from medseg.ingest.dicom_elements import MAX_HEADER_BYTES, open_file
-from medseg.ingest.stored_values import StoredValues
 
 _FIRST_READ: Final = 64 * 1024
 _LENGTHS: Final = {
@@ -38,33 +35,8 @@ _MM_PER_UNIT: Final = {
 UNDECLARED: Final = ("", "?", "???", "unknown", "none")
 
 
-@dataclass(frozen=True)
-class TextHeader:
-    """What a text header says, checked.
-
-    Attributes
-    ----------
-    geometry
-        Grid in mm, RAS+.
-    stored
-        Where the values are and how they are written.
-    notes
-        What is worth knowing.
-    """
-
-    geometry: Geometry
-    stored: StoredValues
-    notes: tuple[str, ...]
-
-
 class Fields:
-    """Fields of a header by name, upper and lower case and blanks apart; two that contradict each other are refused.
-
-    Parameters
-    ----------
-    pairs
-        Names and values as they stand in the file.
-    """
+    """Fields of a header by name, upper and lower case and blanks apart; two that contradict each other are refused."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._values: dict[str, list[str]] = {}
@@ -72,13 +44,7 @@ class Fields:
             self._values.setdefault(_plain(name), []).append(value.strip())
 
     def get(self, *names: str) -> str:
-        """The value under any of some names that mean the same; empty if there is none.
-
-        Raises
-        ------
-        Refusal
-            ``unreadable`` if two values differ.
-        """
+        """The value under any of some names of one meaning; empty if there is none, ``unreadable`` if two differ."""
         found = [value for name in names for value in self._values.get(_plain(name), ())]
         for other in found[1:]:
             if not _same(found[0], other):
@@ -89,13 +55,7 @@ class Fields:
         return found[0] if found else ""
 
     def number(self, name: str, absent: int) -> int:
-        """A whole number.
-
-        Raises
-        ------
-        Refusal
-            ``unreadable`` if something else stands there.
-        """
+        """A whole number; ``unreadable`` if something else stands there."""
         text = self.get(name)
         try:
             return int(text) if text else absent
@@ -107,24 +67,18 @@ def read_header_bytes(path: str | os.PathLike[str], end: re.Pattern[bytes]) -> t
     """The begin of a file up to and with the first match of ``end``, or all that was searched, and the match.
 
     The search ends at a zero byte, which no text holds, at the end of the file, or at the limit of headers.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
     """
-    begin, wanted = b"", _FIRST_READ
+    begin, aim = b"", _FIRST_READ
     with open_file(path) as handle:
         while True:
-            part = handle.read(wanted - len(begin))
+            part = handle.read(aim - len(begin))
             begin += part
             match = end.search(begin)
-            if match is not None and (match.end() < len(begin) or not part):
+            complete = match is not None and match.end() < len(begin)
+            if complete or not part or b"\0" in part or len(begin) >= MAX_HEADER_BYTES:
                 return begin, match
-            if not part or b"\0" in part or len(begin) >= MAX_HEADER_BYTES:
-                return begin, match
-            if len(begin) == wanted:
-                wanted = min(2 * wanted, MAX_HEADER_BYTES)
+            if len(begin) == aim:
+                aim = min(2 * aim, MAX_HEADER_BYTES)
 
 
 def header_lines(header: bytes) -> list[str]:
@@ -137,13 +91,7 @@ def header_lines(header: bytes) -> list[str]:
 
 
 def header_shape(text: str, declared_axes: str) -> tuple[int, int, int]:
-    """The sizes, which must be three.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable`` or ``not-3d``.
-    """
+    """The sizes, which must be three (``not-3d``) and possible (``unreadable``)."""
     try:
         sizes = [int(part) for part in text.split()]
     except ValueError:
@@ -158,13 +106,7 @@ def header_shape(text: str, declared_axes: str) -> tuple[int, int, int]:
 
 
 def vector(text: str, count: int, name: str) -> NDArray[np.float64]:
-    """So many finite numbers.
-
-    Raises
-    ------
-    Refusal
-        ``no-geometry``
-    """
+    """So many finite numbers, or ``no-geometry``."""
     try:
         found = np.array([float(part) for part in text.split()])
     except ValueError:
@@ -177,10 +119,7 @@ def vector(text: str, count: int, name: str) -> NDArray[np.float64]:
 def to_mm(units: Sequence[str], name: str, notes: list[str]) -> NDArray[np.float64]:
     """Millimetres per unit along each axis of space; nothing declared is mm, and noted where the field is there.
 
-    Raises
-    ------
-    Refusal
-        ``no-geometry`` if a unit is no length, or only some are declared.
+    If a unit is no length, or only some are declared, the file has ``no-geometry``.
     """
     plain = [unit.strip().lower().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}") for unit in units]
     shown = ", ".join(dict.fromkeys(unit.strip() or "nothing" for unit in units))
@@ -197,13 +136,7 @@ def to_mm(units: Sequence[str], name: str, notes: list[str]) -> NDArray[np.float
 
 
 def finite_or_refused(text: str, name: str, absent: float) -> float:
-    """A number that changes values.
-
-    Raises
-    ------
-    Refusal
-        ``undecodable`` if it is none, or not finite.
-    """
+    """A number that changes values; ``undecodable`` if it is none, or not finite."""
     try:
         value = float(text) if text else absent
     except ValueError:
