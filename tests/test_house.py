@@ -19,7 +19,6 @@ from benchmarks.house import House
 ROOT = Path(__file__).parents[1]
 
 KNOWN_CIRCLES: set[str] = {
-    "medseg.bundle.bundle medseg.bundle.network_only",
     "medseg.cli.bundle medseg.cli.commands medseg.cli.crossval medseg.cli.demo medseg.cli.doctor medseg.cli.evaluate "
     "medseg.cli.index medseg.cli.infer medseg.cli.main medseg.cli.manifest medseg.cli.pacs medseg.cli.report "
     "medseg.cli.train medseg.cli.trust",
@@ -32,7 +31,6 @@ KNOWN_CIRCLES: set[str] = {
 """Groups of modules that import each other."""
 
 LONG: set[str] = {
-    "medseg.bundle.config",
     "medseg.ingest.index",
     "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
