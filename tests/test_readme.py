@@ -17,7 +17,7 @@ from medseg.bundle import Bundle
 from medseg.cli import commands
 from medseg.cli.demo import NEXT
 from medseg.cli.main import app
-from tests.sharing.test_new import write_dataset
+from tests.planning.test_create import write_dataset
 
 assert commands
 

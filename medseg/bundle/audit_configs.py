@@ -27,7 +27,7 @@ _PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
-_CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_"})
+_CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"})
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
 
@@ -130,8 +130,6 @@ class _ConfigJudge:
             yield self._found(
                 here, f"the file name {value!r}", "it can lead out of the output folder; write a plain name"
             )
-        elif last == "compile_kwargs" and not _plain_compilation(value):
-            yield self._found(here, f"{last} is {value!r}", "its options name programs; give mode, dynamic, fullgraph")
         elif last in {"pretrained", "use_pretrained"} and value not in (None, False):
             yield self._found(here, "weights are fetched from the internet", "ship them in models/ instead", "warn")
 
@@ -190,11 +188,6 @@ class _ConfigJudge:
         problems = judge_import(text) if is_import(text) else judge_expression(text, self.imports)
         for problem in problems:
             yield self._found(path, problem, f"{_shorten(value)} would be executed")
-
-
-def _plain_compilation(value: Any) -> bool:
-    given = value.items() if isinstance(value, Mapping) else [("", value)] if value else []
-    return all(key in {"mode", "dynamic", "fullgraph"} and str(part)[:1] not in "$@%" for key, part in given)
 
 
 def _shorten(text: str, length: int = 80) -> str:

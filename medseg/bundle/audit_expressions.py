@@ -30,6 +30,11 @@ _LOCAL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _CUDNN = frozenset({"torch.backends.cudnn", "torch.backends.cuda.matmul"})
 _CUDNN_SWITCHES = frozenset({"benchmark", "deterministic", "enabled", "allow_tf32"})
 
+_JUDGED_ARGUMENTS = frozenset(
+    {"reader", "writer", "merger_cls", "allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"}
+)
+_COMPILATION = frozenset({"mode", "dynamic", "fullgraph"})
+
 _PLAIN = (
     ast.Expression, ast.Load, ast.Starred, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Slice, ast.IfExp, ast.Compare,
     ast.BoolOp, ast.UnaryOp, ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, ast.Invert, ast.Add, ast.Sub, ast.Mult,
@@ -109,6 +114,10 @@ def judge_argument(name: str, value: object) -> str | None:
         return "weights_only must be true, or a weights file can run code"
     if name in {"pickle_module", "_debug_"}:
         return f"{name} must not be given"
+    if name == "compile_kwargs" and value is not None:
+        options = value.items() if isinstance(value, Mapping) else [("", value)]
+        if not all(key in _COMPILATION and isinstance(part, str | bool | None) for key, part in options):
+            return "compile_kwargs may only hold mode, dynamic and fullgraph: other options name programs"
     return None
 
 
@@ -231,15 +240,7 @@ class _Judge:
             problem = judge_argument(keyword.arg, keyword.value.value)
             if problem:
                 self.refuse(problem)
-        elif keyword.arg in {
-            "reader",
-            "writer",
-            "merger_cls",
-            "allow_pickle",
-            "weights_only",
-            "pickle_module",
-            "_debug_",
-        }:
+        elif keyword.arg in _JUDGED_ARGUMENTS:
             self.refuse(f"{keyword.arg} must be a plain constant")
         self.visit(keyword.value, local)
 

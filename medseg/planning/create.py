@@ -1,11 +1,14 @@
-"""Write a complete bundle, ready to train, from a datalist and a plan. It holds data only, no code."""
+"""Write a complete bundle, ready to train, from a datalist and a plan. It holds data only, no code.
+
+The configs are templates: a text such as ``"<patch_size>"`` in them is the place of a value.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,15 @@ from medseg.errors import UsageError
 from medseg.files import write_json, write_text
 from medseg.manifests import Manifest
 from medseg.planning.fingerprint import Fingerprint, fingerprint_of_data
-from medseg.planning.plan import Budget, Plan, make_plan, resampling, stacking
+from medseg.planning.plan import Budget, Plan, make_plan
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
-_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_PLACE = re.compile(r"<(\w+)>")
 _MARGIN = 0.25
 _FOLDS = 5
+_LEFT_OUT: Any = object()
+"""The value of a place whose key, or item of a list, goes with it."""
 _ITEMS = {
     "_target_": "monai.data.load_decathlon_datalist",
     "data_list_file_path": "@datalist_file",
@@ -73,7 +78,9 @@ def create_bundle(
     folder = Path(output) / name
     if folder.exists():
         raise UsageError(f"{folder} exists; choose another name, or remove it")
-    manifest = _with_folds(Manifest.read(datalist, dataset_dir=dataset_dir))
+    manifest = Manifest.read(datalist, dataset_dir=dataset_dir)
+    if not any("fold" in item for item in manifest.training):
+        manifest = manifest.split(min(_FOLDS, len(manifest.training)), 0)
     data = fingerprint_of_data(manifest)
     plan = make_plan(data, budget)
     try:
@@ -85,170 +92,120 @@ def create_bundle(
     return folder, plan
 
 
-def _with_folds(manifest: Manifest) -> Manifest:
-    if any("fold" in item for item in manifest.training):
-        return manifest
-    return manifest.split(min(_FOLDS, len(manifest.training)), 0)
-
-
 def _write(folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> None:
     configs = folder / "configs"
-    write_json(configs / "metadata.json", _metadata(folder.name, manifest, data, plan, authors))
-    write_json(configs / "train.json", _train(manifest, data, plan))
-    write_json(configs / "inference.json", _inference(manifest, data, plan))
-    write_json(configs / "datalist.json", _datalist(manifest))
+    shared = _shared_values(manifest, data, plan)
+    values = {
+        "metadata": {**shared, **_metadata_values(folder.name, manifest, data, authors)},
+        "train": {**shared, **_training_values(data, plan)},
+        "inference": {**shared, **_inference_values(data, plan)},
+    }
+    for name, given in values.items():
+        write_json(configs / f"{name}.json", _filled(json.loads((_TEMPLATES / f"{name}.json").read_text()), given))
+    datalist = {key: value for key, value in manifest.content.items() if key != "dataset_dir"}
+    write_json(configs / "datalist.json", datalist)
     for name in ("evaluate.json", "multi_gpu_train.json", "logging.conf"):
         write_text(configs / name, (_TEMPLATES / name).read_text())
     write_text(folder / "LICENSE", _UNLICENSED)
     write_text(folder / "docs" / "data_license.txt", (manifest.licence or "The datalist names no licence.") + "\n")
     write_text(folder / "docs" / "plan.md", _plan_text(data, plan))
-    write_text(folder / "docs" / "README.md", _readme(folder.name, data))
+    words = {"name": folder.name, "structures": ", ".join(data.labels.values()), "cases": data.cases}
+    words["untrained"] = UNTRAINED.capitalize()
+    readme = _PLACE.sub(lambda place: str(words[place[1]]), (_TEMPLATES / "README.md").read_text())
+    write_text(folder / "docs" / "README.md", readme)
     (folder / "models").mkdir()
 
 
-def _template(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((_TEMPLATES / f"{name}.json").read_text())
-    return config
+def _filled(part: Any, values: Mapping[str, Any]) -> Any:
+    """A template with values in their places; a tuple stands for several items of a list."""
+    if isinstance(part, str):
+        place = _PLACE.fullmatch(part)
+        return part if place is None else values[place[1]]
+    if isinstance(part, dict):
+        filled = {key: _filled(value, values) for key, value in part.items()}
+        return {key: value for key, value in filled.items() if value is not _LEFT_OUT}
+    if isinstance(part, list):
+        items = [_filled(item, values) for item in part]
+        return [one for item in items for one in (item if isinstance(item, tuple) else (item,))]
+    return part
 
 
-def _datalist(manifest: Manifest) -> dict[str, Any]:
-    return {key: value for key, value in manifest.content.items() if key != "dataset_dir"}
-
-
-def _train(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
-    config = _template("train")
-    classes = len(data.labels) + 1
-    config.update(
-        dataset_dir=str(manifest.dataset_dir.absolute()),
-        seed=0,
-        epochs=plan.epochs,
-        iterations=plan.iterations,
-        batch_size=plan.batch_size,
-        patch_size=list(plan.patch_size),
-        warm_up=plan.warm_up,
-        ramp=plan.ramp,
-        spacing_mm=list(plan.spacing_mm),
-        label_names=list(data.labels.values()),
-        network_def=plan.network,
-    )
-    config["discriminator_def"].update(
-        label_channels=classes, image_channels=data.channels, channels=plan.width, layers=plan.discriminator_layers
-    )
-    train = config["train"]
-    steps = train["preprocessing_transforms"]
-    steps[0]["keys"] = list(plan.keys)
-    train["preprocessing_transforms"] = _with_channels(steps, plan)
-    train["augmentation_transforms"] = _augmentation(train["augmentation_transforms"], data, plan)
-    config["unlabelled_transforms"] = _augmentation(config["unlabelled_transforms"], data, plan)
-    _name_channels(config, plan.keys)
-    for step in config["validate"]["postprocessing"]["transforms"]:
-        step["to_onehot"] = classes
-    config["validate"]["inferer"]["roi_size"] = list(plan.patch_size)
-    return config
-
-
-def _name_channels(config: dict[str, Any], keys: Sequence[str]) -> None:
-    """Let the lists of cases give each channel its own key."""
-    if len(keys) == 1:
-        return
-    config["channel_keys"] = list(keys)
-    config["known_ids"].append("channel_keys")
-    for lists in (config["train"]["dataset"], config["validate"]["dataset"], config["unlabelled"]):
-        given = lists["data"].removesuffix(")")
-        limit = "" if given.endswith("@training_cases") else ", None"
-        lists["data"] = f"{given}{limit}, @channel_keys)"
-
-
-def _inference(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
-    config = _template("inference")
-    config.update(
-        dataset_dir=str(manifest.dataset_dir.absolute()),
-        images="*.nii.gz",
-        spacing_mm=list(plan.spacing_mm),
-        network_def=plan.network,
-    )
-    steps = config["preprocessing"]["transforms"]
-    steps[0]["keys"] = steps[1]["keys"] = list(plan.keys) if len(plan.keys) > 1 else "image"  # load, channel first
-    config["preprocessing"]["transforms"] = _with_channels(steps, plan)
-    config["inferer"]["roi_size"] = list(plan.patch_size)
-    if data.channels == 1:
-        return config
-    listed = "$[dict(zip(@channel_keys, item['image'])) for item in @items]"
-    config["postprocessing"]["transforms"][-1]["data_root_dir"] = "@dataset_dir"  # files of two cases may share names
-    replaced: dict[str, Any] = {
-        "images": {"datalist_file": "$@bundle_root + '/configs/datalist.json'", "section": "training"},
-        "datalist": {
-            **({"channel_keys": list(plan.keys)} if len(plan.keys) > 1 else {}),
-            "items": _ITEMS,
-            "datalist": listed if len(plan.keys) > 1 else "$[{'image': item['image']} for item in @items]",
-        },
-    }
-    return {new: value for key, old in config.items() for new, value in replaced.get(key, {key: old}).items()}
-
-
-def _with_channels(steps: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
-    """The template's preprocessing with the plan's normalisation and its way to one image of several channels."""
-    made: list[dict[str, Any]] = []
-    for step in steps:
-        if step["_target_"] != "NormalizeIntensityd":
-            made.append(step)
-            continue
-        made += [*resampling(plan.keys), *(dict(scaling) for scaling in plan.normalisation), *stacking(plan.keys)]
-    return made
-
-
-def _augmentation(steps: list[dict[str, Any]], data: Fingerprint, plan: Plan) -> list[dict[str, Any]]:
-    spatial = steps[0]
-    spatial["rotate_range"] = list(plan.rotate_range)
-    if plan.flip_axes:
-        spatial["flip_axes"] = list(plan.flip_axes)
-    if plan.prob_foreground and "label" in spatial["keys"]:
-        spatial.update(foreground_key="label", prob_foreground=plan.prob_foreground)
-    if data.channels == 1:
-        return steps
-    for step in steps:
-        if step["_target_"] in {"RandScaleIntensityd", "RandShiftIntensityd"}:
-            step["channel_wise"] = True
-    return [step for step in steps if step["_target_"] != "RandAdjustContrastd"]  # it takes all channels for one scale
-
-
-def _metadata(name: str, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> dict[str, Any]:
-    structures = ", ".join(data.labels.values())
-    channels = {"0": "background", **{str(value): label for value, label in data.labels.items()}}
-    tensor = {"spatial_shape": list(plan.patch_size), "dtype": "float32", "value_range": [], "is_patch_data": True}
-    image = {
-        "type": "image",
-        "format": "hounsfield" if set(data.modality) == {"CT"} else "magnitude",
-        "modality": data.modality[0],
-        "num_channels": data.channels,
-        **tensor,
-        "channel_def": {str(number): modality for number, modality in enumerate(data.modality)},
-    }
-    pred = {"type": "image", "format": "segmentation", "num_channels": len(channels), **tensor, "channel_def": channels,
-            "segment_codes": {}}  # fmt: skip
+def _shared_values(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[str, Any]:
     return {
-        "schema": _SCHEMA,
-        "version": "0.1.0",
-        "name": name.replace("_", " ").capitalize(),
-        "changelog": {"0.1.0": f"planned from the data, {UNTRAINED}"},
-        "monai_version": packages.version("monai"),
-        "pytorch_version": packages.version("torch").partition("+")[0],
-        "numpy_version": packages.version("numpy"),
-        "required_packages_version": {
-            "nibabel": packages.version("nibabel"),
-            "pytorch-ignite": packages.version("pytorch-ignite"),
-        },
-        "supported_apps": {},
-        "task": f"Segmentation of {structures}",
+        "dataset_dir": str(manifest.dataset_dir.absolute()),
+        "spacing_mm": list(plan.spacing_mm),
+        "patch_size": list(plan.patch_size),
+        "network": plan.network,
+        "normalisation": plan.to_image,
+        "image_channels": data.channels,
+        "classes": len(data.labels) + 1,
+    }
+
+
+def _training_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
+    several = True if data.channels > 1 else _LEFT_OUT
+    return {
+        "epochs": plan.epochs,
+        "iterations": plan.iterations,
+        "batch_size": plan.batch_size,
+        "warm_up": plan.warm_up,
+        "ramp": plan.ramp,
+        "channel_keys": list(plan.keys),
+        "label_names": list(data.labels.values()),
+        "width": plan.width,
+        "discriminator_layers": plan.discriminator_layers,
+        "rotate_range": list(plan.rotate_range),
+        "flip_axes": list(plan.flip_axes) or _LEFT_OUT,
+        "foreground_key": "label" if plan.prob_foreground else _LEFT_OUT,
+        "prob_foreground": plan.prob_foreground or _LEFT_OUT,
+        "channel_wise": several,
+        "several_channels": several,  # switches off what takes all channels for one scale
+    }
+
+
+def _inference_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
+    """Without a datalist a file is a case; several channels are listed case by case."""
+    if data.channels == 1:
+        listed = dict.fromkeys(("datalist_file", "section", "items", "channel_keys", "data_root_dir"), _LEFT_OUT)
+        datalist = "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/' + @images))]"
+        return {**listed, "image_keys": "image", "images": "*.nii.gz", "datalist": datalist}
+    one_key = len(plan.keys) == 1
+    together, apart = (
+        "$[{'image': item['image']} for item in @items]",
+        "$[dict(zip(@channel_keys, item['image'])) for item in @items]",
+    )
+    return {
+        "images": _LEFT_OUT,
+        "datalist_file": "$@bundle_root + '/configs/datalist.json'",
+        "section": "training",
+        "channel_keys": _LEFT_OUT if one_key else list(plan.keys),
+        "items": _ITEMS,
+        "datalist": together if one_key else apart,
+        "image_keys": "image" if one_key else list(plan.keys),
+        "data_root_dir": "@dataset_dir",  # files of two cases may share names
+    }
+
+
+def _metadata_values(name: str, manifest: Manifest, data: Fingerprint, authors: str) -> dict[str, Any]:
+    structures = {0: "background", **data.labels}
+    return {
+        "title": name.replace("_", " ").capitalize(),
+        "state": f"planned from the data, {UNTRAINED}",
+        "monai": packages.version("monai"),
+        "torch": packages.version("torch").partition("+")[0],
+        "numpy": packages.version("numpy"),
+        "nibabel": packages.version("nibabel"),
+        "ignite": packages.version("pytorch-ignite"),
+        "task": f"Segmentation of {', '.join(data.labels.values())}",
         "description": f"A network planned from {data.cases} cases; docs/plan.md explains every choice.",
         "authors": authors,
         "copyright": f"Copyright (c) {authors}",
         "data_source": str(manifest.content.get("name") or manifest.content.get("description") or "not stated"),
-        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
-        "references": [],
-        "eval_metrics": {},
         "training_range": _training_range(data),
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+        "image_format": "hounsfield" if set(data.modality) == {"CT"} else "magnitude",
+        "modality": data.modality[0],
+        "image_channel_def": {str(number): modality for number, modality in enumerate(data.modality)},
+        "label_channel_def": {str(value): structure for value, structure in structures.items()},
     }
 
 
@@ -283,33 +240,3 @@ def _plan_text(data: Fingerprint, plan: Plan) -> str:
         "Change any of it in `configs/train.json`; spacing, network and normalisation in `configs/inference.json` too.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _readme(name: str, data: Fingerprint) -> str:
-    structures = ", ".join(data.labels.values())
-    return f"""# {name}
-
-Segments {structures}. Planned from {data.cases} cases (`plan.md`).
-
-<!-- training -->
-{UNTRAINED.capitalize()}.
-<!-- /training -->
-
-In the folder that holds `bundles/`, or this one's own:
-
-```bash
-medseg train {name} --fold 0 --publish
-medseg infer {name} INPUT -o OUTPUT
-medseg bundle verify {name}
-```
-
-Here: `python -m monai.bundle run training --bundle_root . --config_file configs/train.json`.
-
-The knobs at the top of `configs/train.json`: `epochs` and `iterations` (length), `batch_size` and `patch_size`
-(memory), `learning_rate`, `adversarial_weight` (0 trains without the discriminator), `warm_up` and `ramp` (iterations
-before and while the discriminator comes in), `fold`, `seed`, `dataset_dir`, `datalist`, `output_dir`, `device`.
-
-Before you share it: choose a licence (`LICENSE`), state the coded term of each structure under `segment_codes` in
-`configs/metadata.json` (DICOM outputs need them; a wrong term is worse than none, so none is guessed), and say here
-what it was measured on.
-"""

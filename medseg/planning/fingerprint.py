@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.bundle.bundle import ras_axes
 from medseg.errors import UsageError
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.ingest import read_volume
@@ -151,7 +152,7 @@ def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Cas
     label, grid = found.array, found.geometry
     volumes = [(image, *read_volume(image)[:2]) for image in images]
     _check_reference([(image, geometry) for image, _, geometry in volumes], grid)
-    order = _ras_order(grid)
+    order = ras_axes(grid)
     return _Case(
         tuple(float(grid.spacing_mm[axis]) for axis in order),
         tuple(int(grid.shape[axis]) for axis in order),
@@ -187,11 +188,6 @@ def _channel(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid
     on_grid = geometry.matches(grid)
     samples = _sample(values, label) if on_grid else _sample_across(values, geometry, label, grid)
     return _Channel(samples, float(np.mean(values == 0)), on_grid, coverage)
-
-
-def _ras_order(grid: Geometry) -> list[int]:
-    """Array axis that lies closest to each of the patient's axes."""
-    return [next(i for i, letter in enumerate(grid.orientation) if letter in pair) for pair in ("LR", "PA", "IS")]
 
 
 def _sample(values: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:

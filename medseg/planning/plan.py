@@ -1,9 +1,5 @@
 """Plan a bundle from a fingerprint of the data: every choice with its reason.
 
-How the channels of a case become one image: where each lies, how it is resampled and how it is scaled.
-
-Plan a bundle from a fingerprint of the data: every choice with its reason.
-
 Target spacing and the treatment of slices thicker than the pixels follow nnU-Net (Isensee et al. 2021,
 doi:10.1038/s41592-020-01008-z); patch, batch and width are chosen for a budget of memory and of time on a CPU.
 """
@@ -13,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,67 +19,6 @@ from medseg.planning.fingerprint import Fingerprint
 
 _CT_RANGE = (-1024.0, 3071.0)
 _MASKED = 0.25
-_Reasons = list[tuple[str, str, str]]
-
-
-def channel_keys(data: Fingerprint, reasons: _Reasons) -> tuple[str, ...]:
-    """Names of the channels in the transforms: one for all on one grid, else one for each."""
-    if data.one_grid:
-        return ("image",)
-    why = (
-        "the channels lie on different grids: each is loaded by itself and resampled once, onto the resampled grid of "
-        f"the first, which carries the labels; the others cover {data.coverage:.0%} of it at least, and are 0 outside"
-    )
-    reasons.append(("channels", " and ".join(data.modality), why))
-    # a name that begins with "image_" would be taken for meta data of "image" by MONAI's Spacingd
-    return ("image", *(f"channel_{number}" for number in range(1, data.channels)))
-
-
-def resampling(keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Transforms that bring the other channels onto the grid of the first, ``image``."""
-    others = list(keys[1:])
-    if not others:
-        return []
-    return [{"_target_": "ResampleToMatchd", "keys": others, "key_dst": "image", "mode": "bilinear", "padding_mode": "zeros"}]  # fmt: skip  # noqa: E501
-
-
-def stacking(keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Transforms that make one image of the channels; the first one's place in the patient is kept."""
-    if len(keys) == 1:
-        return []
-    return [
-        {"_target_": "ConcatItemsd", "keys": list(keys), "name": "image"},
-        {"_target_": "DeleteItemsd", "keys": list(keys[1:])},
-    ]
-
-
-def normalisation(data: Fingerprint, reasons: _Reasons) -> tuple[dict[str, Any], ...]:
-    """Transforms that bring the intensities to one scale: one for each channel that has a name of its own."""
-    if not data.one_grid:
-        keys = channel_keys(data, [])
-        return tuple(_scaling(data, [number], key, reasons) for number, key in enumerate(keys))
-    return (_scaling(data, range(data.channels), "image", reasons),)
-
-
-def _scaling(data: Fingerprint, channels: Sequence[int], key: str, reasons: _Reasons) -> dict[str, Any]:
-    what = "normalisation" if len(channels) == data.channels else f"normalisation of {data.modality[channels[0]]}"
-    if {data.modality[number] for number in channels} == {"CT"}:
-        low = max(_CT_RANGE[0], min(data.intensity[number].low for number in channels))
-        high = min(_CT_RANGE[1], max(data.intensity[number].high for number in channels))
-        why = "CT numbers have a fixed meaning: percentiles 0.5 to 99.5 inside the structures become -1 to 1"
-        reasons.append((what, f"{low:.0f} to {high:.0f} HU", why))
-        return {"_target_": "ScaleIntensityRanged", "keys": key, "a_min": round(low, 1), "a_max": round(high, 1),
-                "b_min": -1.0, "b_max": 1.0, "clip": True}  # fmt: skip
-    zeros = data.zero_fraction[channels[0]]
-    why = "the scale of the intensities differs from case to case, so each channel of each case is normalised alone"
-    if data.modality[channels[0]] == "PT":
-        why += "; uptake relative to its surroundings needs no units, and tells faint tumours as well as bright ones"
-    if zeros > _MASKED:
-        why += f"; {zeros:.0%} of the voxels are exactly 0 (a mask) and are left out"
-    reasons.append((what, "mean 0, standard deviation 1", why))
-    return {"_target_": "NormalizeIntensityd", "keys": key, "channel_wise": True, "nonzero": zeros > _MASKED}
-
-
 _ANISOTROPIC = 2.5  # ratio of spacings from which an axis is pooled less often
 _POOLINGS = 4
 _EPOCH_ITERATIONS = 50
@@ -91,6 +26,7 @@ _VOXELS_PER_SECOND = 200_000  # forward and backward of a U-Net 16 wide with its
 _OVERHEAD_GB = 1.0
 _LARGE_STRUCTURE_VOXELS = 5000
 _WIDTHS = (16, 8)
+_Reason = tuple[str, str, str]  # what, choice, why
 _EITHER_SIDE = re.compile(r"tumou?r|lesion|sarcoma|metasta|nodule|cysts?\b|gtv|mass\b", re.IGNORECASE)
 
 
@@ -107,8 +43,8 @@ class Plan:
     """A planned bundle. Axes are left-right, posterior-anterior, inferior-superior.
 
     ``keys`` names the data's channels in the transforms: ``image`` for all of them on one grid, else one name each,
-    the first of which is ``image``. ``normalisation`` are transforms. ``flip_axes`` may be mirrored. ``reasons`` holds
-    (what, choice, why) for ``docs/plan.md``.
+    the first of which is ``image``. ``normalisation`` are transforms, one a key. ``flip_axes`` may be mirrored.
+    ``reasons`` holds (what, choice, why) for ``docs/plan.md``.
     """
 
     spacing_mm: tuple[float, ...]
@@ -126,7 +62,21 @@ class Plan:
     iterations: int
     warm_up: int
     ramp: int
-    reasons: tuple[tuple[str, str, str], ...] = field(default=())
+    reasons: tuple[_Reason, ...]
+
+    @property
+    def to_image(self) -> tuple[dict[str, Any], ...]:
+        """Transforms that bring all channels onto the first one's grid, scale them, and make one image of them."""
+        others = list(self.keys[1:])
+        if not others:
+            return self.normalisation
+        match = {"_target_": "ResampleToMatchd", "keys": others, "key_dst": "image", "mode": "bilinear"}
+        return (
+            {**match, "padding_mode": "zeros"},
+            *self.normalisation,
+            {"_target_": "ConcatItemsd", "keys": list(self.keys), "name": "image"},
+            {"_target_": "DeleteItemsd", "keys": others},
+        )
 
 
 def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
@@ -138,29 +88,25 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
         If the budget is too small for any training.
     """
     budget = budget or Budget()
-    reasons: list[tuple[str, str, str]] = []
+    reasons: list[_Reason] = []
     grid = _coarsened(data, _grid(data, _spacing(data, reasons), budget), budget, reasons)
     covered = _explain_patch(data, grid, budget, reasons)
     network = _network(data, grid, reasons)
     total = _iterations(grid, budget)
     prob_foreground = _foreground(data, covered, reasons)
     rotate = _rotation(grid.spacing_mm, reasons)
-    reasons.append(
-        (
-            "schedule",
-            f"{total} iterations in epochs of {_EPOCH_ITERATIONS}",
-            "what the budget of time allows; the generator trains alone for the first 30 %, then the adversarial "
-            "weight is ramped up over 20 %",
-        )
-    )
+    why = "what the budget of time allows; the generator trains alone for the first 30 %, then the adversarial weight"
+    what = f"{total} iterations in epochs of {_EPOCH_ITERATIONS}"
+    reasons.append(("schedule", what, f"{why} is ramped up over 20 %"))
+    keys = _channel_keys(data, reasons)
     return Plan(
         spacing_mm=grid.spacing_mm,
         patch_size=grid.patch,
         batch_size=grid.batch,
         width=grid.width,
         network=network,
-        keys=channel_keys(data, reasons),
-        normalisation=normalisation(data, reasons),
+        keys=keys,
+        normalisation=_normalisation(data, keys, reasons),
         rotate_range=rotate,
         flip_axes=_flips(data, reasons),
         prob_foreground=prob_foreground,
@@ -171,6 +117,45 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
         ramp=int(0.2 * total),
         reasons=tuple(reasons),
     )
+
+
+def _channel_keys(data: Fingerprint, reasons: list[_Reason]) -> tuple[str, ...]:
+    """Names of the channels in the transforms: one for all on one grid, else one for each."""
+    if data.one_grid:
+        return ("image",)
+    why = (
+        "the channels lie on different grids: each is loaded by itself and resampled once, onto the resampled grid of "
+        f"the first, which carries the labels; the others cover {data.coverage:.0%} of it at least, and are 0 outside"
+    )
+    reasons.append(("channels", " and ".join(data.modality), why))
+    # a name that begins with "image_" would be taken for meta data of "image" by MONAI's Spacingd
+    return ("image", *(f"channel_{number}" for number in range(1, data.channels)))
+
+
+def _normalisation(data: Fingerprint, keys: tuple[str, ...], reasons: list[_Reason]) -> tuple[dict[str, Any], ...]:
+    """Transforms that bring the intensities to one scale: one for each channel that has a name of its own."""
+    if len(keys) == 1:
+        return (_scaling(data, range(data.channels), keys[0], reasons),)
+    return tuple(_scaling(data, [number], key, reasons) for number, key in enumerate(keys))
+
+
+def _scaling(data: Fingerprint, channels: Sequence[int], key: str, reasons: list[_Reason]) -> dict[str, Any]:
+    what = "normalisation" if len(channels) == data.channels else f"normalisation of {data.modality[channels[0]]}"
+    if {data.modality[number] for number in channels} == {"CT"}:
+        low = max(_CT_RANGE[0], min(data.intensity[number].low for number in channels))
+        high = min(_CT_RANGE[1], max(data.intensity[number].high for number in channels))
+        why = "CT numbers have a fixed meaning: percentiles 0.5 to 99.5 inside the structures become -1 to 1"
+        reasons.append((what, f"{low:.0f} to {high:.0f} HU", why))
+        limits = {"a_min": round(low, 1), "a_max": round(high, 1), "b_min": -1.0, "b_max": 1.0, "clip": True}
+        return {"_target_": "ScaleIntensityRanged", "keys": key, **limits}
+    zeros = data.zero_fraction[channels[0]]
+    why = "the scale of the intensities differs from case to case, so each channel of each case is normalised alone"
+    if data.modality[channels[0]] == "PT":
+        why += "; uptake relative to its surroundings needs no units, and tells faint tumours as well as bright ones"
+    if zeros > _MASKED:
+        why += f"; {zeros:.0%} of the voxels are exactly 0 (a mask) and are left out"
+    reasons.append((what, "mean 0, standard deviation 1", why))
+    return {"_target_": "NormalizeIntensityd", "keys": key, "channel_wise": True, "nonzero": zeros > _MASKED}
 
 
 @dataclass(frozen=True)
@@ -195,18 +180,15 @@ def _seen(data: Fingerprint, grid: _Grid) -> float:
     return math.prod(grid.patch) / math.prod(_median_shape(data, grid.spacing_mm))
 
 
-def _explain_patch(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[tuple[str, str, str]]) -> float:
+def _explain_patch(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[_Reason]) -> float:
     """Say why patch and batch were chosen; gives the fraction of the median case that a patch covers."""
     shape = _median_shape(data, grid.spacing_mm)
     covered = math.prod(min(p / s, 1.0) for p, s in zip(grid.patch, shape, strict=True))
-    reasons.append(
-        (
-            "patch and batch",
-            f"{_times(grid.patch)} voxels, {grid.batch} at a time",
-            f"covers {covered:.0%} of the median case ({_times(shape)} voxels) within {budget.memory_gb:g} GB and "
-            f"{budget.minutes:g} minutes a fold on two cores; each side is divisible by its poolings",
-        )
+    why = (
+        f"covers {covered:.0%} of the median case ({_times(shape)} voxels) within {budget.memory_gb:g} GB and "
+        f"{budget.minutes:g} minutes a fold on two cores; each side is divisible by its poolings"
     )
+    reasons.append(("patch and batch", f"{_times(grid.patch)} voxels, {grid.batch} at a time", why))
     return covered
 
 
@@ -214,7 +196,7 @@ def _times(values: Sequence[float]) -> str:
     return " × ".join(f"{value:g}" for value in values)
 
 
-def _spacing(data: Fingerprint, reasons: list[tuple[str, str, str]]) -> tuple[float, ...]:
+def _spacing(data: Fingerprint, reasons: list[_Reason]) -> tuple[float, ...]:
     spacing = np.median(data.spacing_mm, axis=0)
     why = "the median of the cases read, so that most are resampled little"
     coarse = int(spacing.argmax())
@@ -290,7 +272,7 @@ def _fit(shape: Sequence[int], pools: Sequence[int], most: float) -> tuple[int, 
     return tuple(patch)
 
 
-def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[tuple[str, str, str]]) -> _Grid:
+def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[_Reason]) -> _Grid:
     """Larger voxels where a patch sees too little of a case, as long as the smallest structure keeps enough of them.
 
     Less than a 27th is too little for any structure with 200 voxels; less than a third for large ones, whose borders
@@ -315,15 +297,13 @@ def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[tup
     return grid
 
 
-def _network(data: Fingerprint, grid: _Grid, reasons: list[tuple[str, str, str]]) -> dict[str, Any]:
+def _network(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
     width, pools, kernels = grid.width, grid.pools, grid.kernels
     common = {"spatial_dims": 3, "in_channels": data.channels, "out_channels": len(data.labels) + 1}
     act = ["LeakyReLU", {"negative_slope": 0.1, "inplace": True}]
     if set(pools) == {_POOLINGS}:
         features = [width, width, 2 * width, 4 * width, 8 * width, width]
-        why = (
-            f"all axes are alike enough to be halved {_POOLINGS} times; {width} maps at full resolution fit the budget"
-        )
+        why = f"all axes are alike and halved {_POOLINGS} times; {width} maps at full resolution fit the budget"
         reasons.append(("network", "BasicUNet", why))
         return {"_target_": "BasicUNet", **common, "features": features, "act": act, "norm": "batch", "bias": False}
     halved = [0, 0, 0]
@@ -353,7 +333,7 @@ def _iterations(grid: _Grid, budget: Budget) -> int:
     return int(min(5000, max(500, wanted)) // _EPOCH_ITERATIONS * _EPOCH_ITERATIONS)
 
 
-def _foreground(data: Fingerprint, covered: float, reasons: list[tuple[str, str, str]]) -> float:
+def _foreground(data: Fingerprint, covered: float, reasons: list[_Reason]) -> float:
     if covered > 0.9:
         return 0.0
     probability = 0.67 if data.structure_fraction < 0.05 else 0.33
@@ -362,7 +342,7 @@ def _foreground(data: Fingerprint, covered: float, reasons: list[tuple[str, str,
     return probability
 
 
-def _rotation(spacing: Sequence[float], reasons: list[tuple[str, str, str]]) -> tuple[float, ...]:
+def _rotation(spacing: Sequence[float], reasons: list[_Reason]) -> tuple[float, ...]:
     """Largest rotation about each axis in radians."""
     coarse = int(np.argmax(spacing))
     if spacing[coarse] < _ANISOTROPIC * min(spacing):
@@ -373,7 +353,7 @@ def _rotation(spacing: Sequence[float], reasons: list[tuple[str, str, str]]) -> 
     return tuple(0.35 if axis == coarse else 0.09 for axis in range(3))
 
 
-def _flips(data: Fingerprint, reasons: list[tuple[str, str, str]]) -> tuple[int, ...]:
+def _flips(data: Fingerprint, reasons: list[_Reason]) -> tuple[int, ...]:
     if data.labels and all(_EITHER_SIDE.search(name) for name in data.labels.values()):
         reasons.append(("mirroring", "left and right", "by their names the structures grow on either side alike"))
         return (0,)

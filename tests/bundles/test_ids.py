@@ -13,20 +13,32 @@ import torch
 from monai.bundle import ConfigWorkflow, run
 
 from medseg.errors import BundleError, UsageError
+from medseg.planning import create_bundle
 from medseg.training import check_ids, started, train_bundle
 from tests.bundles.images import BUNDLES
+from tests.planning.test_create import write_dataset
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
 
-TEMPLATE = Path(__file__).parents[2] / "medseg" / "planning" / "templates"
-CONFIGS = {path.name: path / "configs" for path in sorted(BUNDLES.iterdir())} | {"template": TEMPLATE}
+PLANNED = "planned"
+NAMES = [*sorted(path.name for path in BUNDLES.iterdir()), PLANNED]
 OVERLAYS = [
-    (name, path.name)
-    for name, folder in CONFIGS.items()
-    for path in sorted(folder.glob("*.json"))
-    if path.name in {"evaluate.json", "multi_gpu_train.json", "adversarial_train.json", "slices_2d.json"}
+    *((PLANNED, name) for name in ("evaluate.json", "multi_gpu_train.json")),
+    *(
+        (path.parents[1].name, path.name)
+        for path in sorted(BUNDLES.glob("*/configs/*.json"))
+        if path.name in {"evaluate.json", "multi_gpu_train.json", "adversarial_train.json", "slices_2d.json"}
+    ),
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of the configs of every shipped bundle, and of one that was planned."""
+    folder = tmp_path_factory.mktemp(PLANNED)
+    planned, _ = create_bundle("ball_mri_segmentation", write_dataset(folder / "data"), folder)
+    return {name: (planned if name == PLANNED else BUNDLES / name) / "configs" for name in NAMES}
 
 
 def _workflow(folder: Path, *files: str, **overrides: Any) -> ConfigWorkflow:
@@ -48,14 +60,14 @@ def _refusal(workflow: ConfigWorkflow) -> str:
     return str(wrapped.value.__cause__)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_the_list_is_what_stands_in_the_file(name: str) -> None:
-    config = json.loads((CONFIGS[name] / "train.json").read_text())
+@pytest.mark.parametrize("name", NAMES)
+def test_the_list_is_what_stands_in_the_file(name: str, configs: dict[str, Path]) -> None:
+    config = json.loads((configs[name] / "train.json").read_text())
     groups = [f"{group}#{child}" for group in ("train", "validate") for child in config[group]]
     assert sorted(config["known_ids"]) == sorted([*config, *groups])
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -64,16 +76,18 @@ def test_the_list_is_what_stands_in_the_file(name: str) -> None:
         ({"resume": True, "epoch": 3}, r"'resume' .*; 'epoch' \(did you mean epochs"),
     ],
 )
-def test_a_typo_is_refused_with_a_suggestion(name: str, given: dict[str, Any], message: str) -> None:
-    assert re.search(message, _refusal(_workflow(CONFIGS[name], "train.json", **given)))
+def test_a_typo_is_refused_with_a_suggestion(
+    name: str, given: dict[str, Any], message: str, configs: dict[str, Path]
+) -> None:
+    assert re.search(message, _refusal(_workflow(configs[name], "train.json", **given)))
 
 
 @pytest.mark.parametrize(("name", "overlay"), OVERLAYS)
-def test_overlays_list_what_they_add(name: str, overlay: str) -> None:
-    workflow = _workflow(CONFIGS[name], "train.json", overlay)
+def test_overlays_list_what_they_add(name: str, overlay: str, configs: dict[str, Path]) -> None:
+    workflow = _workflow(configs[name], "train.json", overlay)
     workflow.initialize()
     workflow.finalize()
-    assert "'weihgts' " in _refusal(_workflow(CONFIGS[name], "train.json", overlay, weihgts="x.pt"))
+    assert "'weihgts' " in _refusal(_workflow(configs[name], "train.json", overlay, weihgts="x.pt"))
 
 
 def test_ids_of_ones_own_file_are_listed_there(tmp_path: Path) -> None:
@@ -98,12 +112,10 @@ def test_the_check_belongs_into_a_configuration() -> None:
         check_ids(["epochs"])
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"volume_autoencoder_pretraining"}))
-def test_who_learns_when_and_both_decays_are_ids(name: str) -> None:
-    given = {"alternate": "epoch", "weight_decay": 5.0, "discriminator_weight_decay": 3.0}
-    if name == "template":  # its network is filled in by the plan; the ids do not depend on it
-        given["network_def#features"] = [2, 2, 2, 2, 2, 2]
-    workflow = _workflow(CONFIGS[name], "train.json", **given)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "volume_autoencoder_pretraining"])
+def test_who_learns_when_and_both_decays_are_ids(name: str, configs: dict[str, Path]) -> None:
+    given: dict[str, Any] = {"alternate": "epoch", "weight_decay": 5.0, "discriminator_weight_decay": 3.0}
+    workflow = _workflow(configs[name], "train.json", **given)
     workflow.initialize()
     parsed = workflow.parser.get_parsed_content
     assert parsed("adversary").schedule.alternate == "epoch"

@@ -13,7 +13,7 @@ from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume, save_nifti
 from medseg.manifests import Manifest
 from medseg.planning.fingerprint import fingerprint_of_data
-from tests.sharing.test_new import write_dataset
+from tests.planning.test_create import write_dataset
 
 
 def changed(folder: Path, change: Any, **content: Any) -> Manifest:
