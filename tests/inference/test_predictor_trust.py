@@ -251,7 +251,8 @@ def test_the_predictor_alone_gives_labels_verdict_and_error_map(judged: Path, ju
     assert found.verdict is not None
     assert found.verdict["verdict"] == "review"
     assert found.error_map is not None
-    assert (found.error_map.shape, found.error_map.dtype) == ((18, 14, 10), np.uint8)
+    assert found.error_map.shape == (18, 14, 10)
+    assert found.error_map.dtype == np.uint8
     assert found.error_map.any()
     assert set(found.seconds) == {"prepare", "network", "restore", "trust"}
     assert Predictor(judged).predict(image).error_map is None
