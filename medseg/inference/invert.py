@@ -28,7 +28,7 @@ from medseg.errors import CaseFailed
 from medseg.inference.config import InferenceConfig
 from medseg.inference.interpolation import Lerp, TiledLabels
 from medseg.inference.sliding_window import Chunk
-from medseg.labels.decoding import LabelDecoding
+from medseg.labels.decoding import Activation, LabelDecoding
 
 LabelMap = NDArray[np.unsignedinteger[Any]]
 """Labels as uint8 or uint16."""
@@ -125,7 +125,7 @@ class Inverter:
         """
         if self._post.written is not None:
             return self._as_written(_stitched(chunks, self._prepared), self._post.written)
-        probabilities = (_activated(chunk, self._decoding) for chunk in chunks)
+        probabilities = map(_ACTIVATIONS[self._decoding.activation], chunks)
         if self._post.back == "scores" and not self._post.nearest:
             labels = self._from_scores(probabilities)
         else:
@@ -254,11 +254,11 @@ def _label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if classes <= 256 else np.uint16
 
 
-def _activated(chunk: Chunk, decoding: LabelDecoding) -> Chunk:
-    if decoding.activation == "none":
-        return chunk
-    softmax = decoding.activation == "softmax"
-    return Chunk(chunk.start, torch.softmax(chunk.scores, dim=0) if softmax else torch.sigmoid(chunk.scores))
+_ACTIVATIONS: dict[Activation, Callable[[Chunk], Chunk]] = {
+    "none": lambda chunk: chunk,
+    "softmax": lambda chunk: Chunk(chunk.start, torch.softmax(chunk.scores, dim=0)),
+    "sigmoid": lambda chunk: Chunk(chunk.start, torch.sigmoid(chunk.scores)),
+}
 
 
 def _discrete(scores: torch.Tensor, decoding: LabelDecoding) -> LabelMap:

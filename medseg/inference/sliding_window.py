@@ -63,10 +63,10 @@ class WindowPlan:
         First voxel of every window, in the order in which they are computed (first axis slowest).
     """
 
-    roi_size: tuple[int, int, int]
-    padded_shape: tuple[int, int, int]
-    pad_before: tuple[int, int, int]
-    starts: tuple[tuple[int, int, int], ...]
+    roi_size: tuple[int, ...]
+    padded_shape: tuple[int, ...]
+    pad_before: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
     # MONAI's interval: at least one voxel, and the whole axis if one window covers it
     step = [r if r == p else max(int(r * (1 - o)), 1) for r, p, o in zip(roi, padded, settings.overlap, strict=True)]
     windows = dense_patch_slices(padded, roi, step, return_slice=False)
-    starts = tuple((int(a[0]), int(b[0]), int(c[0])) for a, b, c in windows)
-    return WindowPlan(_triple(roi), _triple(padded), _triple(before), starts)
+    return WindowPlan(roi, padded, before, tuple(tuple(int(first) for first, _ in window) for window in windows))
 
 
 def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Network) -> Iterator[Chunk]:
@@ -142,7 +141,7 @@ class _Stitcher:
         self.sums: torch.Tensor | None = None
         self.counts = torch.zeros(plan.roi_size[0], *plan.padded_shape[1:])
 
-    def add(self, scores: torch.Tensor, starts: Sequence[tuple[int, int, int]]) -> None:
+    def add(self, scores: torch.Tensor, starts: Sequence[tuple[int, ...]]) -> None:
         """Add a batch of window scores ``(N, K, *roi)``, all of which begin at the buffer's first plane."""
         if self.sums is None:
             self.sums = torch.zeros(scores.shape[1], *self.counts.shape)
@@ -189,7 +188,7 @@ def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> to
     return functional.pad(volume[None], margins, mode=settings.padding_mode, **value)[0]
 
 
-def _window(volume: torch.Tensor, start: tuple[int, int, int], size: tuple[int, int, int]) -> torch.Tensor:
+def _window(volume: torch.Tensor, start: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:
     (i, j, k), (height, width, depth) = start, size
     return volume[:, i : i + height, j : j + width, k : k + depth]
 
@@ -201,8 +200,3 @@ def _checked(scores: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     if not torch.isfinite(scores.sum(dtype=torch.float64)):
         raise CaseFailed("the network returned values that are not finite; check the input's intensities")
     return scores.float()
-
-
-def _triple(values: Sequence[int]) -> tuple[int, int, int]:
-    a, b, c = values
-    return int(a), int(b), int(c)
