@@ -34,7 +34,7 @@ def _bundle_sums(labels: object) -> frozenset[str]:
 
 
 def _known(pair: Pair, predictions: Collection, references: Collection, sums: frozenset[str]) -> bool | None:
-    case = predictions.run.cases.get(pair.prediction_id) if predictions.run else None
+    case = predictions.run.case(pair.prediction_id) if predictions.run else None
     if case is not None and case.trained_on is not None:
         return case.trained_on
     if not sums:

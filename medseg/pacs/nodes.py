@@ -127,7 +127,7 @@ class Route:
     send_to: tuple[str, ...]
     select: Path | None = None
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase
+from medseg.inference.invert import LabelMap
 from medseg.inference.judging import Assessment
+from medseg.inference.run.options import KINDS, RunContext
 from medseg.ingest import save_nifti
 from medseg.ingest.left_out import mark
+from medseg.results.case_result import CaseResult, FileStamp, Reason, Status
 from medseg.trust.trust_files import TrustState
 
-KINDS = {
-    "nifti": "seg.nii.gz",
-    "doubt": "doubt.nii.gz",
-    "seg": "seg.dcm",
-    "sr": "sr.dcm",
-    "rtstruct": "rtstruct.dcm",
-    "sc": "sc.dcm",
-}
-"""Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
+if TYPE_CHECKING:
+    from medseg.outputs.common import WriteOptions
 
 _ANY_SOURCE = ("nifti", "doubt")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What is known of a case when its outputs are written.
-
-    Parameters
-    ----------
-    label_map
-        On the source grid.
-    geometry
-        That grid.
-    assessment
-        What trust says; None without a judge.
-    """
-
-    label_map: NDArray[np.integer]
-    geometry: Geometry
-    assessment: Assessment | None = None
 
 
 @dataclass
@@ -57,17 +34,33 @@ class Written:
 
     Parameters
     ----------
-    checksums
-        Number of bytes and SHA-256 of each file, by name.
+    stamps
+        Of each file, by name.
     missing
         Why the source cannot have an output, by kind.
     failed
         Kind and error of the output at which writing stopped; None if it did not.
     """
 
-    checksums: dict[str, Mapping[str, int | str]] = field(default_factory=dict)
+    stamps: dict[str, FileStamp] = field(default_factory=dict)
     missing: dict[str, Refusal] = field(default_factory=dict)
     failed: tuple[str, Exception] | None = None
+
+    @property
+    def not_written(self) -> dict[str, Reason]:
+        """Why the source cannot have an output, as the case's result says it."""
+        return {kind: Reason(why.code, why.message) for kind, why in self.missing.items()}
+
+    def failure(self, case: InputCase) -> tuple[Status, str | None, str] | None:
+        """Status, reason and message of a case that is not done: an output could not be finished, or nothing that was
+        asked for can be written of it; None if it is done.
+        """
+        if self.failed is not None:
+            kind, error = self.failed
+            failure = CaseResult.of_error(case.case_id, case.source, error, "writing")
+            return "failed", failure.reason, f"{kind}: {failure.message}"
+        refusal = next((why for kind, why in self.missing.items() if kind != "doubt"), None)
+        return None if refusal is None or self.stamps else ("refused", refusal.code, refusal.message)
 
 
 def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: Sequence[InputCase]) -> None:
@@ -107,8 +100,8 @@ def _unavailable(case: InputCase, kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def refusal_of(case: InputCase, kinds: Sequence[str]) -> Refusal | None:
-    """Why a case is not worth computing: nothing that was asked for could be written of it."""
-    return _no_source(case) if len(_unavailable(case, kinds)) == len(kinds) else None
+    """Why a case is not worth computing: it cannot be used, or nothing that was asked for could be written of it."""
+    return case.refusal or (_no_source(case) if len(_unavailable(case, kinds)) == len(kinds) else None)
 
 
 def _no_source(case: InputCase) -> Refusal:
@@ -119,55 +112,69 @@ def _no_source(case: InputCase) -> Refusal:
     )
 
 
-def write_outputs(labelled: Labelled, case: InputCase, bundle: Bundle, kinds: Sequence[str], folder: Path) -> Written:
+def write_outputs(
+    case: InputCase, labels: LabelMap, geometry: Geometry, assessment: Assessment | None, context: RunContext
+) -> Written:
     """Write what can be written of a case, each file whole or not at all.
 
     An output that the source cannot have is noted and the others are written. At an error of another kind, such as a
     full disk, writing stops. Files of an older run that do not belong to this result are removed.
+
+    Parameters
+    ----------
+    case
+        The case.
+    labels, geometry
+        Its label map on the source grid, and that grid.
+    assessment
+        What trust says; None without a judge.
+    context
+        The run: bundle, kinds of output, folder.
     """
+    kinds = context.options.write
     found = Written(missing=dict.fromkeys(_unavailable(case, kinds), _no_source(case)))
     for kind in (kind for kind in KINDS if kind in kinds):
-        path = folder / f"{case.case_id}_{KINDS[kind]}"
-        if found.failed is not None or kind in found.missing:
-            path.unlink(missing_ok=True)
-            continue
-        try:
-            _write(kind, labelled, case, bundle, path)
-            found.checksums[path.name] = checksum(path)
-        except Refusal as refusal:
-            found.missing[kind] = refusal
-            path.unlink(missing_ok=True)
-        except Exception as error:  # noqa: BLE001  becomes the case's result, beside what was written of it
-            found.failed = kind, error
-            path.unlink(missing_ok=True)
+        path = context.folder / f"{case.case_id}_{KINDS[kind]}"
+        if found.failed is None and kind not in found.missing:
+            try:
+                _write(kind, case, labels, geometry, assessment, context.bundle, path)
+                found.stamps[path.name] = FileStamp(path.stat().st_size, sha256_file(path))
+                continue
+            except Refusal as refusal:
+                found.missing[kind] = refusal
+            except Exception as error:  # noqa: BLE001  becomes the case's result, beside what was written of it
+                found.failed = kind, error
+        path.unlink(missing_ok=True)
     return found
 
 
-def checksum(path: Path) -> Mapping[str, int | str]:
-    """Number of bytes and SHA-256 of an output, by which a later run knows it again."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _write(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _write(
+    kind: str,
+    case: InputCase,
+    labels: LabelMap,
+    geometry: Geometry,
+    assessment: Assessment | None,
+    bundle: Bundle,
+    path: Path,
+) -> None:
     if kind == "nifti":
-        save_nifti(labelled.label_map, labelled.geometry.affine, path, description=mark("label-map"))
+        save_nifti(labels, geometry.affine, path, description=mark("label-map"))
     elif kind == "doubt":
-        if labelled.assessment is None or labelled.assessment.doubt is None:
+        if assessment is None or assessment.doubt is None:
             raise Refusal(
                 "not-judged", "the case could not be judged (see the flags of its trust), so there is no doubt"
             )
-        save_nifti(labelled.assessment.doubt, labelled.geometry.affine, path, description=mark("doubt-map"))
+        save_nifti(assessment.doubt, geometry.affine, path, description=mark("doubt-map"))
     else:
-        _write_dicom(kind, labelled, case, bundle, path)
+        from medseg.outputs.write import write
+
+        write(kind, labels, geometry, case.channels[0], bundle, path, options=_dicom_options(kind, assessment))
 
 
-def _write_dicom(kind: str, labelled: Labelled, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _dicom_options(kind: str, assessment: Assessment | None) -> WriteOptions | None:
     from medseg.outputs.common import WriteOptions
-    from medseg.outputs.write import write
 
-    known = labelled.assessment
-    options = None
-    if known is not None:
-        doubt = None if known.doubt is None or kind != "sc" else known.doubt.astype(np.float32)
-        options = WriteOptions(trust=known.trust, doubt=doubt)
-    write(kind, labelled.label_map, labelled.geometry, case.channels[0], bundle, path, options=options)
+    if assessment is None:
+        return None
+    doubt = None if assessment.doubt is None or kind != "sc" else assessment.doubt.astype(np.float32)
+    return WriteOptions(trust=assessment.trust, doubt=doubt)

@@ -14,7 +14,7 @@ from tests.inference.volumes import blobs, grid, save
 pytest.importorskip("distributed")
 import psutil  # comes with it
 
-from tests.inference.cluster_site import cases_of, exit_code, outputs_of, start_driver, wait_for
+from tests.inference.run.cluster_site import cases_of, exit_code, outputs_of, start_driver, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,6 @@ def test_gives_what_this_process_gives_and_listens_on_loopback_only(
     assert len(seen) == 3  # this process with the scheduler, and two workers
     assert set().union(*seen.values()) == {"127.0.0.1"}
     wait_for(lambda: not _workers())
-
-
-def test_workers_divide_the_memory_that_large_windows_may_take(thresholds: Path, many: Path, tmp_path: Path) -> None:
-    alone = run_batch(thresholds, [many], tmp_path / "one", Options(windows="large"))
-    two = run_batch(thresholds, [many], tmp_path / "two", Options(windows="large", cluster="local:2"))
-    halved = two.content["engine"]["memory_bytes"] / alone.content["engine"]["memory_bytes"]
-    assert halved in {0.25, 0.5, 1.0}  # a half, unless the machine's free memory has just passed a power of two
-    assert outputs_of(tmp_path / "two") == outputs_of(tmp_path / "one")
 
 
 def test_workers_end_with_a_killed_driver_and_the_next_run_goes_on(
