@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import multiprocessing
@@ -128,10 +129,7 @@ def _forked_workers() -> Iterator[None]:
 
 @contextmanager
 def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
-    """Keep a number of jobs running, as a settings file says; without one, as Dask's configuration says, and one job.
-
-    Their certificates are made for this run, in a hidden folder that only this user can read.
-    """
+    """Keep a number of jobs running as a settings file says; without one, one job as Dask's configuration says."""
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -142,22 +140,21 @@ def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
         raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
     prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
     settings["job_script_prologue"] = [*_NEVER_PAUSE, *prologue]
-    for left in folder.glob(f"{_KEYS}*"):  # of a run that was killed
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=_KEYS, dir=folder.absolute()) as keys:
+    with _certificates(folder) as security:
         if "protocol" not in settings:
-            settings = {"security": True, "shared_temp_directory": keys, **settings}
+            settings = {"security": security, **settings}
         try:
             cluster = SLURMCluster(**settings)
         except (TypeError, ValueError) as error:
-            why = f"{file or 'jobqueue.slurm'}: {error}"
-            raise UsageError(f"{why}; correct the settings, see docs/cluster.md") from error
+            raise UsageError(f"{file or 'jobqueue.slurm'}: {error}; correct the settings") from error
         with cluster:
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
             yield cluster
 
 
 def _settings(file: Path) -> dict[str, Any]:
+    from dask_jobqueue.slurm import Job, SLURMCluster, SLURMJob
+
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -165,4 +162,26 @@ def _settings(file: Path) -> dict[str, Any]:
         raise UsageError(f"{what}; give the settings as one object") from error
     if not isinstance(found, dict):
         raise UsageError(f"{file}: found {type(found).__name__}, expected one JSON object with the settings")
+    kinds = [kind for part in (SLURMCluster, SLURMJob, Job) for kind in part.__mro__[:2]]
+    known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    if unknown := sorted(found.keys() - known - {"jobs"}):
+        raise UsageError(f"{file}: found {', '.join(unknown)}, which dask-jobqueue does not know; see docs/cluster.md")
     return found
+
+
+@contextmanager
+def _certificates(folder: Path) -> Iterator[distributed.Security]:
+    """Certificates for this run, in a hidden folder that only this user can read; a killed run's are removed too."""
+    for left in folder.glob(f"{_KEYS}*"):
+        shutil.rmtree(left)
+    made = distributed.Security.temporary()
+    with tempfile.TemporaryDirectory(prefix=_KEYS, dir=folder.absolute()) as hidden:
+        key, certificate = Path(hidden, "key.pem"), Path(hidden, "certificate.pem")
+        key.write_text(made.tls_worker_key)
+        certificate.write_text(made.tls_worker_cert)
+        pairs = {
+            f"tls_{role}_{part}": str(file)
+            for role in ("client", "scheduler", "worker")
+            for part, file in (("key", key), ("cert", certificate))
+        }
+        yield distributed.Security(require_encryption=True, tls_ca_file=str(certificate), **pairs)

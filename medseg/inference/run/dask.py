@@ -144,7 +144,8 @@ class DaskPipeline:
     def run(self, cases: Sequence[InputCase]) -> None:
         """Have cases computed; one that Dask blames for its workers' deaths gets one last try, alone."""
         blamed = [case for case in cases if self._state.may_kill(case.case_id)]
-        with connected(parse_place(self._context.options.cluster or ""), self._context.folder) as client:
+        place = parse_place(self._context.options.cluster or "")
+        with connected(place, self._context.folder) as client, client.as_current():
             client.subscribe_topic("all", self._count_lost)
             try:
                 self._open_bundle(client)

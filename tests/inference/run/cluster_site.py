@@ -33,7 +33,7 @@ from medseg.inference.run.options import RunContext
 from medseg.inference.run.pipeline import OpenedBundle
 
 ALLOWED_FAILURES = 1
-_PATIENCE_S = 300.0
+_PATIENCE_S = 100.0
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["medseg.inference.run.dask", "distributed", __name__])
 
@@ -194,6 +194,7 @@ def _observe(folder: Path) -> None:
 
 
 def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:
+    dask.config.set({"distributed.comm.timeouts.connect": "2s"})  # a scheduler that is gone is told soon
     try:
         report = run_batch(bundle, [images], output, options)
     except MedsegError as error:

@@ -130,7 +130,10 @@ def test_a_case_that_kills_its_worker_is_given_up_and_no_other(
     expected = [{**case, "source": ""} for case in cases_of(here)]
     assert [{**case, "source": ""} for case in cases if case["case_id"] != "poison"] == expected
     assert outputs_of(tmp_path / "out") == outputs_of(here)
-    assert site.reads() == {"poison": 2 * (ALLOWED_FAILURES + 1), **{f"case{number}": 1 for number in range(CASES)}}
+    reads = site.reads()
+    assert reads.pop("poison") == 2 * (ALLOWED_FAILURES + 1)
+    assert set(reads) == {f"case{number}" for number in range(CASES)}
+    assert sum(reads.values()) <= CASES + 3  # a result still on a worker that the poison kills is computed again
 
 
 def test_sigterm_leaves_what_can_be_continued(
