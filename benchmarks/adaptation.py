@@ -26,7 +26,6 @@ from medseg.files import write_json
 from medseg.inference import Options, RunReport, run_batch
 from medseg.ingest import read_volume, save_nifti
 from medseg.phantom import make_patient
-from medseg.results import read_run
 from medseg.training import train_bundle
 from medseg.workflows.trust_fit import FitRequest, Recalibration, recalibrate
 
@@ -70,7 +69,7 @@ def write_group(folder: Path, name: str, first_seed: int, count: int) -> Path:
 
 def figures(folder: Path, references: Path) -> dict[str, Any]:
     """Dice, and what trust foretold of it, over the cases of an infer folder."""
-    report = read_run(folder)
+    report = RunReport.read(folder).content
     dice, errors, reached, verdicts = [], [], [], {"accept": 0, "review": 0, "reject": 0}
     flagged, wrongly_accepted = 0, 0
     for case in report["cases"]:

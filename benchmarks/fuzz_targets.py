@@ -352,12 +352,12 @@ def _runs(_: Path) -> list[Seed]:
 
 
 def _read_run(case: Path) -> str:
-    from medseg.inference.worklist import keep_worklist
+    from medseg.evaluation.tables import measured_dice
     from medseg.report import write_report
-    from medseg.results import RunFolder
+    from medseg.results import RunReport, keep_worklist
 
-    _tolerated(lambda: RunFolder.find(case))
-    _tolerated(lambda: keep_worklist(case))
+    _tolerated(lambda: RunReport.find(case))
+    _tolerated(lambda: keep_worklist(RunReport.read(case), measured_dice))
     write_report(case)
     return "shown"
 

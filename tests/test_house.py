@@ -40,8 +40,6 @@ SMALL: dict[str, str] = {
     "medseg.cli.crossval": _COMMAND,
     "medseg.cli.demo": _COMMAND,
     "medseg.cli.report": _COMMAND,
-    "medseg.inference.modality": "goes into inference.cases",
-    "medseg.inference.seen": "goes into inference.run.pipeline",
     "medseg.inference.spool": "goes into trust.fit_cases",
     "medseg.inference.worsened": "goes into trust.synthetic_faults",
 }

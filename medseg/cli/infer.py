@@ -1,10 +1,13 @@
-"""``medseg infer``."""
+"""``medseg infer``: its options are the fields of :class:`~medseg.inference.run.options.RunOptions`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
@@ -12,15 +15,63 @@ from medseg.cli._command import BundleArgument, Outcome, command, terminal
 from medseg.cli._isolation import cut_network
 from medseg.cli._lean import import_monai_quickly
 from medseg.cli.main import app
+from medseg.errors import UsageError
 from medseg.files import shown
+from medseg.inference.run.options import RunOptions
 
 if TYPE_CHECKING:
     from medseg.bundle import Permission
-    from medseg.inference import CaseResult, RunReport
+    from medseg.results.case_result import CaseResult
+    from medseg.results.run_report import RunReport
+
+_HINTS = get_type_hints(RunOptions)
+_REPEATED = {"ensemble"}
+"""Options that hold paths and may be given several times; others that hold several words separate them by commas."""
+
+
+def _with_run_options(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Give a command an option for every field of :class:`RunOptions`, which it gets as ``asked``."""
+    options = {one.name: one for one in fields(RunOptions) if one.metadata["option"]}
+
+    @functools.wraps(function)
+    def run(*args: Any, **values: Any) -> Outcome:
+        asked = {name: _value(name, values.pop(name)) for name in options}
+        return function(*args, asked=asked, **values)
+
+    own = inspect.signature(function, eval_str=True)
+    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "asked"]
+    first = next(n for n, parameter in enumerate(parameters) if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
+    parameters[first:first] = [_parameter(one) for one in options.values()]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(one: Field[Any]) -> inspect.Parameter:
+    flag, default = f"--{one.name.replace('_', '-')}", one.default
+    kind: Any = _HINTS[one.name]
+    if kind is bool and default:
+        flag += f"/--no-{one.name}"
+    elif one.name in _REPEATED:
+        kind, default = list[Path] | None, None
+    elif isinstance(default, tuple):
+        kind, default = str | None, ",".join(default) or None
+    elif get_origin(kind) is Literal:
+        kind = str
+    hint = Annotated[kind, typer.Option(flag, help=one.metadata["help"])]
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _value(name: str, given: Any) -> Any:
+    if name in _REPEATED:
+        return tuple(str(path.absolute()) for path in given or ())
+    if isinstance(RunOptions.__dataclass_fields__[name].default, tuple):
+        return tuple(word.strip() for word in (given or "").split(",") if word.strip())
+    return given
 
 
 @app.command()
 @command
+@_with_run_options
 def infer(
     bundle: BundleArgument,
     inputs: Annotated[
@@ -28,53 +79,8 @@ def infer(
         typer.Argument(metavar="INPUT...", help="NIfTI files, DICOM folders with any number of studies, datalists."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    write: Annotated[str, typer.Option(help="Comma-separated: nifti, doubt, seg, sr, rtstruct, sc.")] = "nifti",
-    select: Annotated[
-        str | None, typer.Option(help="JSON file with selection rules: which series of each study to use, per channel.")
-    ] = None,
-    allow_resample: Annotated[
-        bool, typer.Option("--allow-resample", help="Resample uneven spacing or a gantry tilt onto a regular grid.")
-    ] = False,
-    roi: Annotated[
-        str | None,
-        typer.Option(
-            help="Look only here: x0,y0,z0,x1,y1,z1, two corners in mm (RAS: right, anterior, superior positive);"
-            " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image."
-        ),
-    ] = None,
-    section: Annotated[
-        str | None, typer.Option(help="Only these items of a datalist: training, validation or test.")
-    ] = None,
-    fold: Annotated[int | None, typer.Option(help="Only the items that this fold of a datalist holds out.")] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (float32; on CUDA automatic mixed precision), fp32 or bf16.")
-    ] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(help="What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."),
-    ] = "auto",
-    windows: Annotated[str, typer.Option(help="bundle or auto: the bundle's own.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Cases read ahead and written behind at once.")] = 1,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Where workers do the work: local:N processes, slurm[:FILE], or a Dask scheduler's address."),
-    ] = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            help="Also look at every window mirrored, and average: comma-separated axes of the patient, ap, is, lr"
-            " (front-back, head-foot, left-right)."
-        ),
-    ] = None,
-    ensemble: Annotated[
-        list[Path] | None,
-        typer.Option(help="Another bundle for the same task, or other weights, to average with; may be repeated."),
-    ] = None,
-    judged: Annotated[
-        bool, typer.Option("--trust/--no-trust", help="Judge every case, if the bundle has a trust calibration.")
-    ] = True,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    *,
+    asked: Mapping[str, Any],
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time went.")] = False,
     trust_bundle: Annotated[
         bool, typer.Option("--trust-bundle", help="Run the bundle's own code although the audit blocks it; no network.")
@@ -92,55 +98,23 @@ def infer(
     """
     from medseg.bundle import Bundle
 
-    _check_words(bundle, inputs, write)
-    if not trust_bundle:
-        import_monai_quickly()
-    from medseg.inference import Options, run_batch
-
+    Bundle.open(bundle)  # wrong paths and options are told before seconds go into imports
+    options = RunOptions(**asked)
+    missing = [str(path) for path in inputs if not path.exists()]
+    if missing:
+        raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")
     if trust_bundle:
         cut_network()
+    else:
+        import_monai_quickly()
+    from medseg.inference.run.batch import run_batch
+
     permission: Permission = "everything" if trust_bundle else "network-only" if network_only else "audited"
-    kinds = tuple(kind.strip() for kind in write.split(",") if kind.strip())
-    options = Options(
-        write=kinds,
-        select=select,
-        allow_resample=allow_resample,
-        roi=roi,
-        section=section,
-        fold=fold,
-        device=device,
-        engine=engine,
-        precision=precision,  # type: ignore[arg-type]
-        windows=windows,  # type: ignore[arg-type]
-        workers=workers,
-        cluster=cluster,
-        trust=judged,
-        mirror=tuple(axis.strip() for axis in (mirror or "").split(",") if axis.strip()),
-        ensemble=tuple(str(member.absolute()) for member in ensemble or ()),
-        fresh=fresh,
-    )
     with _Progress() as progress:
         opened = Bundle.open(bundle, permission)
         report = run_batch(opened, inputs, output, options, progress=progress.show, announce=progress.say)
     _say(report, profile=profile)
     return Outcome(report.content, report.complete)
-
-
-def _check_words(bundle: Path, inputs: Sequence[Path], write: str) -> None:
-    """Wrong paths and kinds are told before seconds go into imports; everything is looked at again later."""
-    from medseg.bundle import Bundle
-    from medseg.errors import UsageError
-    from medseg.outputs import KINDS
-
-    Bundle.open(bundle)
-    known = ("nifti", "doubt", *KINDS)
-    kinds = [kind.strip() for kind in write.split(",") if kind.strip()]
-    unknown = [kind for kind in kinds if kind not in known]
-    if unknown or not kinds:
-        raise UsageError(f"--write {write}: found {unknown}, expected some of {', '.join(known)}")
-    missing = [str(path) for path in inputs if not path.exists()]
-    if missing:
-        raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")
 
 
 class _Progress:
@@ -175,7 +149,7 @@ class _Progress:
         """Show one more finished case."""
         name = shown(result.case_id)
         self._bar.update(self._task, completed=finished, total=total, description=name.replace("[", r"\["))
-        notes = [note for note in (_verdict(result), *_not_written(result)) if note]
+        notes = [*_verdict(result), *(f"no {kind} ({why.reason})" for kind, why in result.not_written.items())]
         if result.status != "done":
             self.say(f"{name}: {result.status} ({result.reason}) {shown(result.message)}")
         elif not self._console.is_terminal:
@@ -184,51 +158,35 @@ class _Progress:
             self.say(f"{name}: {', '.join(notes)}")
 
 
-def _not_written(result: CaseResult) -> list[str]:
-    """Which outputs the source cannot have, and why."""
-    return [f"no {kind} ({why['reason']})" for kind, why in result.not_written.items()]
-
-
-def _verdict(result: CaseResult) -> str:
-    """Verdict, predicted Dice and flags in a few words; empty without trust."""
+def _verdict(result: CaseResult) -> list[str]:
+    """Verdict with predicted Dice, and flags; empty without trust."""
     if not result.trust:
-        return ""
-    predicted, lowest = result.trust["predicted_dice"], result.trust["lower_bound"]
-    told = "" if predicted is None else f" (Dice about {predicted:.2f}, every structure at least {lowest:.2f})"
-    return result.trust["verdict"] + told + "".join(f", {flag}" for flag in result.trust["flags"])
+        return []
+    predicted, lowest = result.estimates
+    estimate = "" if predicted is None else f" (Dice about {predicted:.2f}, every structure at least {lowest:.2f})"
+    return [result.verdict + estimate, *result.flags]
 
 
 def _say(report: RunReport, *, profile: bool) -> None:
-    summary: dict[str, Any] = report.content["summary"]
-    console = terminal()
-    console.print(
-        f"{summary['done']} done, {summary['refused']} refused, {summary['failed']} failed; {summary['computed']}"
-        f" computed now in {summary['seconds']:.1f} s. See {report.folder / 'run.json'}",
-        markup=False,
-    )
-    _say_verdicts(report)
-    _say_what_was_seen(summary)
+    def say(line: str, style: str | None = None) -> None:
+        terminal().print(line, style=style, markup=False)
+
+    counts = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
+    place = report.folder / "run.json"
+    say(f"{counts}; {report.computed} computed now in {report.seconds:.1f} s. See {place}")
+    verdicts, trust = report.verdicts, report.trust
+    if verdicts is not None:
+        flagged = verdicts.pop("flagged")
+        words = [f"{count} {verdict}" for verdict, count in verdicts.items()]
+        words += [f"{flagged} flagged"] if flagged else []
+        say(f"Trust: {', '.join(words)}. Worst first: {report.folder / 'worklist.csv'}")
+        if trust["provenance"]:
+            say(f"Trust was calibrated on {trust['provenance']}")
+    elif trust["state"] in {"stale", "damaged"}:
+        say(f"Trust: no verdicts, no doubt. {trust['message']}", "yellow")
+    if report.trained_on:
+        seen = f"{report.trained_on} of {report.statuses['done']} cases were used to train this model"
+        say(f"{seen}: these figures say nothing about new cases", "yellow")
     if profile:
-        for stage, seconds in summary["stages_seconds"].items():
-            console.print(f"  {stage:<10} {seconds:8.2f} s", markup=False)
-
-
-def _say_what_was_seen(summary: dict[str, Any]) -> None:
-    if summary["trained_on"]:
-        console = terminal()
-        told = f"{summary['trained_on']} of {summary['done']} cases were used to train this model: "
-        console.print(f"{told}these figures say nothing about new cases", style="yellow", markup=False)
-
-
-def _say_verdicts(report: RunReport) -> None:
-    console = terminal()
-    counts, state = report.content["summary"]["verdicts"], report.content["trust"]
-    if counts is not None:
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("accept", "review", "reject"))
-        flagged = f", {counts['flagged']} flagged" if counts["flagged"] else ""
-        console.print(f"Trust: {told}{flagged}. Worst first: {report.folder / 'worklist.csv'}", markup=False)
-        if state["provenance"]:
-            console.print(f"Trust was calibrated on {state['provenance']}", markup=False)
-        return
-    if state["state"] in {"stale", "damaged"}:
-        console.print(f"Trust: no verdicts, no doubt. {state['message']}", style="yellow", markup=False)
+        for stage, seconds in report.stages.items():
+            say(f"  {stage:<10} {seconds:8.2f} s")

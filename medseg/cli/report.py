@@ -46,8 +46,9 @@ def report(
         prepare_file(folder / "report.html")
     page = write_report(folder, images=images, references=references, title=title, viewer=viewer.value)
     if (folder / "run.json").is_file():
-        from medseg.inference.worklist import keep_worklist
+        from medseg.evaluation.tables import measured_dice
+        from medseg.results import RunReport, keep_worklist
 
-        keep_worklist(folder)
+        keep_worklist(RunReport.read(folder), measured_dice)
     terminal().print(f"Wrote {page}")
     return Outcome({"report": str(page)})

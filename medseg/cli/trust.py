@@ -92,11 +92,11 @@ def worklist(
 
     Example: medseg trust worklist results
     """
-    from medseg.inference.worklist import write_worklist
+    from medseg.evaluation.tables import measured_dice
+    from medseg.results import RunReport, write_worklist
 
-    if output is not None:
-        prepare_file(output)
-    path, rows = write_worklist(folder, output)
+    path = folder / "worklist.csv" if output is None else prepare_file(output)
+    rows = write_worklist(RunReport.read(folder), path, measured_dice(folder))
     for row in rows[:top]:
         where = f", look at {row['look_at_mm']} mm" if row["look_at_mm"] else ""
         terminal().print(

@@ -18,10 +18,9 @@ def trained_on(pairs: Sequence[Pair], predictions: Collection, labels: object) -
     bundle states (:func:`medseg.bundle.trained_on`).
     """
     sums = _bundle_sums(labels)
-    runs = predictions.run.cases if predictions.run else {}
     found: dict[str, bool | None] = {}
     for pair in pairs:
-        case = runs.get(pair.prediction.case_id)
+        case = predictions.run.case(pair.prediction.case_id) if predictions.run else None
         if case is not None and case.trained_on is not None:
             found[pair.case_id] = case.trained_on
             continue

@@ -1,9 +1,10 @@
-"""From what the user gives (files, folders, datalists) to cases: one volume, or one per channel, with a unique name."""
+"""From what the user gives (files, folders, datalists) to cases: volumes of the right modality, each with a name."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import numpy as np
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from medseg.bundle import Bundle
 from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file, shown
 from medseg.geometry import Geometry
@@ -27,6 +29,15 @@ from medseg.manifests import Manifest, Part
 
 _LONGEST_ID_BYTES = 200
 """Of a case id: names of outputs, also the temporary ones, must not get longer than 255 bytes."""
+_CODES = {
+    **dict.fromkeys(("MR", "MRI", "T1", "T1W", "T1C", "T1CE", "T1GD", "T2", "T2W", "FLAIR", "DWI", "ADC"), "MR"),
+    **dict.fromkeys(("CT", "CTA", "CBCT"), "CT"),
+    **dict.fromkeys(("PT", "PET", "SUV"), "PT"),
+    **dict.fromkeys(("NM", "SPECT"), "NM"),
+    "US": "US",
+}
+"""What metadata say in free text, and the code of Modality (0008,0060) that it stands for (PS3.3 C.7.3.1.1.1)."""
+_WORDS = re.compile(r"[A-Za-z0-9]+")
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +77,17 @@ class InputCase:
             if not record.usable and not (self.allow_resample and record.reason == "non-uniform-spacing"):
                 return Refusal(record.reason or "not-an-image", record.message)
         return None
+
+    @property
+    def absolute(self) -> InputCase:
+        """The case with the paths of its files as they are from any working directory."""
+        channels = (replace(record, files=tuple(map(_absolute, record.files))) for record in self.channels)
+        return replace(self, channels=tuple(channels))
+
+
+def _absolute(file: str) -> str:
+    path, mark, member = file.partition(archives.MARK)
+    return str(Path(path).absolute()) + mark + member
 
 
 @dataclass(frozen=True)
@@ -246,6 +268,43 @@ def with_path_hash(case: InputCase) -> InputCase:
 
 def _short(case: InputCase) -> InputCase:
     return case if len(case.case_id.encode()) <= _LONGEST_ID_BYTES else with_path_hash(case)
+
+
+def expected_modalities(bundle: Bundle) -> tuple[frozenset[str], ...]:
+    """DICOM modality codes that a bundle takes, per input channel; empty where its metadata do not tell.
+
+    ``channel_def`` of the input names a channel; a name that holds no modality, such as ``image``, leaves it to the
+    input's ``modality``. What ``training_range`` names for the first channel is allowed, too.
+    """
+    stated = bundle.metadata.get("network_data_format", {}).get("inputs", {})
+    image: Mapping[str, Any] = stated.get("image") or next(iter(stated.values()), {})
+    channels, overall = image.get("channel_def"), _codes(image.get("modality"))
+    names = channels if isinstance(channels, Mapping) else {}
+    found = [_codes(names.get(str(number))) or overall for number in range(bundle.input_channels)]
+    if found and found[0]:
+        found[0] |= _codes((bundle.training_range or {}).get("modality"))
+    return tuple(found)
+
+
+def check_modality(case: InputCase, expected: tuple[frozenset[str], ...], bundle: str) -> InputCase:
+    """The case, refused as ``wrong-modality`` if a channel's series states another one; NIfTI files state none."""
+    if case.refusal is not None or len(case.channels) != len(expected):
+        return case
+    channels = tuple(_checked(record, codes, bundle) for record, codes in zip(case.channels, expected, strict=True))
+    return replace(case, channels=channels)
+
+
+def _checked(record: SeriesRecord, codes: frozenset[str], bundle: str) -> SeriesRecord:
+    if not codes or not record.modality or record.modality.upper() in codes:
+        return record
+    message = f"found {record.modality}, {bundle} takes {' or '.join(sorted(codes))}; choose such a series"
+    return replace(record, usable=False, reason="wrong-modality", message=message)
+
+
+def _codes(stated: Any) -> frozenset[str]:
+    texts = stated if isinstance(stated, list) else [stated]
+    words = (word.upper() for text in texts if isinstance(text, str) for word in _WORDS.findall(text))
+    return frozenset(_CODES[word] for word in words if word in _CODES)
 
 
 def stat_key(case: InputCase) -> str:

@@ -1,18 +1,24 @@
-"""What a run says of its cases: its files read again, and the one order in which cases are looked at."""
+"""What a run says of its cases: its records, its files, and the one order in which cases are looked at."""
 
-from medseg.results.run_report import FLAG, JOURNAL_NAME, NUMBER, TEXT, RunCase, RunFolder, Spec, misfit, read_run
-from medseg.results.worklist import MISS_BELOW, worst_first
+from medseg.results.case_result import CaseResult, StructureVolume
+from medseg.results.json_shape import FLAG, NUMBER, TEXT, Spec, misfit
+from medseg.results.run_report import RunReport
+from medseg.results.worklist import MISS_BELOW, keep_worklist, worst_first, write_worklist
+
+RunFolder = RunReport  # the name that evaluation and report still use
 
 __all__ = [
     "FLAG",
-    "JOURNAL_NAME",
     "MISS_BELOW",
     "NUMBER",
     "TEXT",
-    "RunCase",
+    "CaseResult",
     "RunFolder",
+    "RunReport",
     "Spec",
+    "StructureVolume",
+    "keep_worklist",
     "misfit",
-    "read_run",
     "worst_first",
+    "write_worklist",
 ]

@@ -1,219 +1,41 @@
-"""What ``medseg infer`` left in a folder, as its ``run.json`` and its journal tell it.
+"""What a run says of its cases: ``run.json`` and ``results.csv``, written and read here alone.
 
-The form of a JSON file that another run wrote, checked where it is read, so that nothing later trips over it.
+Files that another run wrote are checked where they are read, so that nothing later trips over them.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import UsageError
+from medseg.errors import OutputUnusable, UsageError
+from medseg.files import shown, write_json, write_text
+from medseg.results.case_result import CaseResult
+from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit
+from medseg.tables import table_text
 
-JOURNAL_NAME = ".medseg-journal.sqlite"
+RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
+"""What every run leaves beside the outputs of its cases."""
+
+STATE_NAME = ".medseg-journal.sqlite"
 """What a batch run has finished so far; the run's own bookkeeping, in the folder of its outputs."""
 
-_RUN_NAME = "run.json"
-_LABEL_MAP = "_seg."
+_VERDICTS = ("accept", "review", "reject")
 
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The object in the ``run.json`` of an infer folder.
-
-    Raises
-    ------
-    UsageError
-        If it is missing or damaged.
-    """
-    path = folder / _RUN_NAME
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(run, ensure_ascii=False).encode(errors="surrogateescape")  # half of a character is no text
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
-    if not isinstance(run, dict) or not isinstance(run.get("cases"), list):
-        raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
-    if wrong := misfit(run, RUN):
-        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
-    return run
-
-
-@dataclass(frozen=True)
-class RunCase:
-    """One case of a run.
-
-    Parameters
-    ----------
-    case_id, source, status
-        As in ``run.json``.
-    outputs
-        Names of its files in the folder.
-    names
-        Structure names by label value.
-    trained_on
-        Whether the model has learnt from this image; None if the run does not say.
-    """
-
-    case_id: str
-    source: str = ""
-    status: str = "done"
-    outputs: tuple[str, ...] = ()
-    names: Mapping[int, str] = field(default_factory=dict)
-    trained_on: bool | None = None
-
-    @classmethod
-    def of(cls, item: Mapping[str, Any]) -> RunCase:
-        """The case behind an entry of ``cases``."""
-        return cls(
-            item["case_id"],
-            item.get("source") or "",
-            item.get("status") or "done",
-            tuple(item.get("outputs") or ()),
-            {structure["label"]: structure["name"] for structure in item.get("structures") or ()},
-            item.get("trained_on"),
-        )
-
-    @property
-    def label_map(self) -> str:
-        """The name of its label map among its outputs, or the name that one would have."""
-        start = f"{self.case_id}{_LABEL_MAP}"
-        found = (name for name in self.outputs if name.startswith(start) and not name.endswith(".dcm"))
-        return next(found, f"{start}nii.gz")
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A folder that ``medseg infer`` wrote.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    content
-        The object in ``run.json``; empty if the run has not got that far.
-    cases
-        What is known of each case, by case id: of ``run.json``, and of the journal what ``run.json`` leaves out.
-    """
-
-    path: Path
-    content: Mapping[str, Any]
-    cases: Mapping[str, RunCase]
-
-    @classmethod
-    def find(cls, folder: Path) -> RunFolder | None:
-        """The run that wrote ``folder``; None if no run did (another command's ``run.json`` has no cases).
-
-        Raises
-        ------
-        UsageError
-            If ``run.json`` or the journal is damaged.
-        """
-        content = read_run(folder) if _has_cases(folder / _RUN_NAME) else {}
-        found = [*_journalled(folder / JOURNAL_NAME), *content.get("cases", [])]
-        cases = {case.case_id: case for case in map(RunCase.of, found)}
-        return cls(folder, content, cases) if cases or content else None
-
-    @cached_property
-    def label_maps(self) -> dict[str, str]:
-        """Case id by file name, of the label maps that the run has finished."""
-        done = [case for case in self.cases.values() if case.status == "done"]
-        return {case.label_map: case.case_id for case in done if case.label_map in case.outputs}
-
-    @cached_property
-    def others(self) -> dict[str, str]:
-        """Files of the folder that are no label maps of this run, by name, and what they are."""
-        found: dict[str, str] = {}
-        for case in self.cases.values():
-            source = Path(case.source)
-            if case.source and _is_in(source, self.path):
-                found[source.name] = f"the image of {case.case_id}"
-            found.update(dict.fromkeys(case.outputs, f"another output of {case.case_id}"))
-            if case.status != "done":
-                found[case.label_map] = f"left by an earlier run: {case.case_id} was {case.status} by the last one"
-        return {name: what for name, what in found.items() if name not in self.label_maps}
-
-    @property
-    def names(self) -> dict[int, str]:
-        """Structure names by label value, of all cases."""
-        return {label: name for case in self.cases.values() for label, name in case.names.items()}
-
-
-def _is_in(source: Path, folder: Path) -> bool:
-    return source.parent.resolve() == folder.resolve()
-
-
-def _has_cases(path: Path) -> bool:
-    """Whether this is a run of cases and no other tool's file; what cannot be read is left to :func:`read_run`."""
-    if not path.is_file():
-        return False
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True
-    return isinstance(content, dict) and "cases" in content
-
-
-def _journalled(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The finished cases in a run's journal, which is opened for reading only."""
-    if not path.is_file():
-        return
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT result FROM cases WHERE result IS NOT NULL").fetchall()
-        results = [json.loads(text) for (text,) in rows]
-    except (sqlite3.Error, ValueError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
-    if wrong := misfit({"cases": results}, RUN):
-        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
-    yield from results
-
-
-Spec = Any
-"""A test of one value; ``[spec]`` for a list; ``{key: spec}`` for an object: keys that end in ``!`` must be there,
-``*`` stands for all others. What is ``null`` counts as absent."""
-
-_LARGEST = 1e300
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _place(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_number, value))
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-NUMBER, TEXT, FLAG, WHOLE = (
-    (_number, "a number"),
-    (_text, "a text"),
-    (_flag, "true or false"),
-    (_whole, "a whole number"),
-)
 
 _ESTIMATES = {
     "predicted_dice": NUMBER,
     "lower_bound": NUMBER,
     "verdict": TEXT,
     "flags": [TEXT],
-    "look_at_mm": (_place, "three numbers"),
+    "look_at_mm": PLACE,
     "case_class": {"name!": TEXT, "probability!": NUMBER},
     "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
 }
@@ -227,13 +49,24 @@ _CASE = {
     "outputs": [TEXT],
     "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
     "trust": _ESTIMATES,
+    "stages": {"*": NUMBER},
+    "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
     "trained_on": FLAG,
+    "checksums": {"*": {"bytes!": WHOLE, "sha256!": TEXT}},
 }
 RUN: Spec = {
+    "medseg": TEXT,
+    "versions": {"*": TEXT},
     "bundle": {"name": TEXT, "version": TEXT, "sha256": TEXT},
     "device": TEXT,
     "precision": TEXT,
+    "notes": [TEXT],
+    "options": {"roi": TEXT, "allow_resample": FLAG},
+    "skipped": [{"source": TEXT, "reason": TEXT, "message": TEXT}],
+    "engine": {"engine": TEXT},
+    "started": TEXT,
     "finished": TEXT,
+    "summary": {"seconds": NUMBER, "computed": WHOLE, "workers_lost": WHOLE, "pending": WHOLE},
     "trust": {
         "state": TEXT,
         "message": TEXT,
@@ -245,41 +78,300 @@ RUN: Spec = {
 """``run.json`` as ``medseg infer`` writes it, as far as it is read again."""
 
 
-def misfit(value: object, spec: Spec, where: str = "") -> str:
-    """The first part of a JSON value that is not as expected, in words; empty if all of it fits."""
-    return next(_misfits(value, spec, where), "")
+@dataclass(frozen=True)
+class BundleStamp:
+    """Which bundle, in which state, has computed."""
+
+    name: str = ""
+    version: str = ""
+    sha256: str = ""
 
 
-def _misfits(value: object, spec: Spec, where: str) -> Iterator[str]:
-    if isinstance(spec, list):
-        if not isinstance(value, list):
-            yield _told(where, "a list", value)
-            return
-        for number, part in enumerate(value):
-            yield from _misfits(part, spec[0], f"{where}[{number}]")
-    elif isinstance(spec, Mapping):
-        if not isinstance(value, Mapping):
-            yield _told(where, "an object", value)
-            return
-        yield from _keys(value, spec, where)
-    else:
-        fits: Callable[[object], bool]
-        fits, expected = spec
-        if not fits(value):
-            yield _told(where, expected, value)
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was left out of a run's inputs, and why."""
+
+    source: str
+    reason: str | None
+    message: str
 
 
-def _keys(value: Mapping[str, Any], spec: Mapping[str, Spec], where: str) -> Iterator[str]:
-    for key, inner in spec.items():
-        name = key.removesuffix("!")
-        if key == "*":
-            for other, part in value.items():
-                yield from _misfits(part, inner, f"{where}.{other}")
-        elif value.get(name) is not None:
-            yield from _misfits(value[name], inner, f"{where}.{name}".lstrip("."))
-        elif key.endswith("!"):
-            yield f"{where or 'it'} has no {name}"
+@dataclass(frozen=True)
+class RunReport:
+    """What :func:`~medseg.inference.run_batch` hands back, and what its folder tells later.
+
+    Parameters
+    ----------
+    folder
+        Where the outputs are.
+    cases
+        Every case of the run, in the order of the inputs.
+    medseg, versions
+        What computed: the version of medseg, and of others by name.
+    bundle, device, precision, engine
+        The bundle, and how its network was run.
+    trust
+        Whether cases come with a verdict (``state``), why not (``message``), and what the calibration says of itself.
+    notes
+        What medseg does otherwise than the bundle's configuration says.
+    options
+        What was asked for, see :class:`~medseg.inference.Options`.
+    skipped
+        Inputs that were left out with a warning.
+    started, finished
+        ISO 8601, UTC.
+    seconds, computed, workers_lost, pending
+        Wall time; cases computed by this run, workers of a cluster lost, cases without a result.
+    stored
+        Cases that the folder's state file holds besides, of other inputs, or of a run that was killed.
+    unfinished
+        Whether no run has got as far as ``run.json``.
+    """
+
+    folder: Path
+    cases: tuple[CaseResult, ...]
+    medseg: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    bundle: BundleStamp = field(default_factory=BundleStamp)
+    device: str = ""
+    precision: str = ""
+    engine: str = ""
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+    started: str = ""
+    finished: str = ""
+    seconds: float = 0.0
+    computed: int = 0
+    workers_lost: int = 0
+    pending: int = 0
+    stored: tuple[CaseResult, ...] = ()
+    unfinished: bool = False
+
+    # --- what the cases say together --------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether every case was done."""
+        return all(case.status == "done" for case in self.cases)
+
+    @cached_property
+    def statuses(self) -> dict[str, int]:
+        """How many cases are done, refused and failed."""
+        return {status: sum(case.status == status for case in self.cases) for status in ("done", "refused", "failed")}
+
+    @property
+    def verdicts(self) -> dict[str, int] | None:
+        """How many cases trust accepts, wants reviewed and rejects, and how many are flagged; None without trust."""
+        judged = [case for case in self.cases if case.trust]
+        if not judged:
+            return None
+        counts = {verdict: sum(case.verdict == verdict for case in judged) for verdict in _VERDICTS}
+        return {**counts, "flagged": sum(bool(case.flags) for case in judged)}
+
+    @property
+    def trained_on(self) -> int | None:
+        """How many of the cases that are done the bundle was trained on; None if it does not tell."""
+        known = [case.trained_on for case in self.cases if case.status == "done" and case.trained_on is not None]
+        return sum(known) if known else None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Wall time per stage over all cases, seconds."""
+        total: dict[str, float] = {}
+        for case in self.cases:
+            for stage, seconds in case.stages.items():
+                total[stage] = round(total.get(stage, 0.0) + seconds, 4)
+        return total
+
+    # --- what the folder holds --------------------------------------------------------------------------------------
+
+    def case(self, case_id: str) -> CaseResult | None:
+        """The case of this name, if the run has one."""
+        return self._by_id.get(case_id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, CaseResult]:
+        return {case.case_id: case for case in (*self.stored, *self.cases)}
+
+    @cached_property
+    def label_maps(self) -> dict[str, str]:
+        """Case id by file name, of the label maps that the run has finished."""
+        done = [case for case in self._by_id.values() if case.status == "done"]
+        return {case.label_map: case.case_id for case in done if case.label_map in case.outputs}
+
+    @cached_property
+    def others(self) -> dict[str, str]:
+        """Files of the folder that are no label maps of this run, by name, and what they are."""
+        found: dict[str, str] = {}
+        for case in self._by_id.values():
+            source = Path(case.source)
+            if case.source and source.parent.resolve() == self.folder.resolve():
+                found[source.name] = f"the image of {case.case_id}"
+            found.update(dict.fromkeys(case.outputs, f"another output of {case.case_id}"))
+            if case.status != "done":
+                found[case.label_map] = f"left by an earlier run: {case.case_id} was {case.status} by the last one"
+        return {name: what for name, what in found.items() if name not in self.label_maps}
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Structure names by label value, of all cases."""
+        return {structure.label: structure.name for case in self._by_id.values() for structure in case.structures}
+
+    # --- as files ---------------------------------------------------------------------------------------------------
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The object in ``run.json``; empty for a run that has not got that far."""
+        return {} if self.unfinished else self.to_json()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object in ``run.json``."""
+        return {
+            "medseg": self.medseg,
+            "versions": dict(self.versions),
+            "bundle": asdict(self.bundle),
+            "device": self.device,
+            "precision": self.precision,
+            "trust": dict(self.trust),
+            "notes": list(self.notes),
+            "options": dict(self.options),
+            "skipped": [asdict(one) for one in self.skipped],
+            "engine": {"engine": self.engine, "windows": "bundle"},
+            "started": self.started,
+            "finished": self.finished,
+            "summary": self._summary(),
+            "cases": [case.to_json() for case in self.cases],
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "cases": len(self.cases),
+            **self.statuses,
+            "reasons": dict(Counter(case.reason for case in self.cases if case.reason)),
+            "verdicts": self.verdicts,
+            "trained_on": self.trained_on,
+            "not_written": dict(Counter(kind for case in self.cases for kind in case.not_written)),
+            "seconds": self.seconds,
+            "computed": self.computed,
+            "workers_lost": self.workers_lost,
+            "pending": self.pending,
+            "stages_seconds": self.stages,
+        }
+
+    @classmethod
+    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> RunReport:
+        """The run behind an object that fits :data:`RUN`; of what an older run did not state, nothing is known."""
+        summary, bundle = content.get("summary") or {}, content.get("bundle") or {}
+        stated = ("medseg", "device", "precision", "started", "finished")
+        counted = ("seconds", "computed", "workers_lost", "pending")
+        return cls(
+            folder,
+            tuple(map(CaseResult.from_json, content["cases"])),
+            versions=content.get("versions") or {},
+            bundle=BundleStamp(*(bundle.get(key) or "" for key in ("name", "version", "sha256"))),
+            engine=(content.get("engine") or {}).get("engine") or "",
+            trust=content.get("trust") or {},
+            notes=tuple(content.get("notes") or ()),
+            options=content.get("options") or {},
+            skipped=tuple(
+                Skipped(one.get("source") or "", one.get("reason"), one.get("message") or "")
+                for one in content.get("skipped") or ()
+            ),
+            **{key: content.get(key) or "" for key in stated},  # type: ignore[arg-type]
+            **{key: summary.get(key) or 0 for key in counted},  # type: ignore[arg-type]
+        )
+
+    def write(self) -> None:
+        """Write ``run.json`` and ``results.csv`` into the folder.
+
+        Raises
+        ------
+        OutputUnusable
+            If they cannot be written.
+        """
+        try:
+            write_json(self.folder / RUN_JSON, self.to_json())
+            write_text(self.folder / RESULTS_CSV, _table(self.cases))
+        except OSError as error:
+            raise OutputUnusable(
+                f"run.json and results.csv cannot be written to {shown(self.folder)} ({error.strerror}); the journal"
+                f" there holds {len(self.cases)} cases: make room and run the same command again, it computes only what"
+                " is missing"
+            ) from error
+
+    @classmethod
+    def read(cls, folder: Path) -> RunReport:
+        """What ``medseg infer`` wrote into a folder.
+
+        Raises
+        ------
+        UsageError
+            If ``run.json`` is missing or damaged.
+        """
+        path = folder / RUN_JSON
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(content, ensure_ascii=False).encode(errors="surrogateescape")  # half of a character is no text
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
+        if not isinstance(content, dict) or not isinstance(content.get("cases"), list):
+            raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
+        if wrong := misfit(content, RUN):
+            raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
+        return cls.from_json(folder, content)
+
+    @classmethod
+    def find(cls, folder: Path) -> RunReport | None:
+        """The run that wrote ``folder``; None if no run did (another command's ``run.json`` has no cases).
+
+        Raises
+        ------
+        UsageError
+            If ``run.json`` or the state file is damaged.
+        """
+        report = cls.read(folder) if _has_cases(folder / RUN_JSON) else cls(folder, (), unfinished=True)
+        report = replace(report, stored=_stored(folder / STATE_NAME))
+        return None if report.unfinished and not report.stored else report
 
 
-def _told(where: str, expected: str, value: object) -> str:
-    return f"{where or 'it'} is a {type(value).__name__}, expected {expected}"
+def _table(cases: Iterable[CaseResult]) -> str:
+    names = list(dict.fromkeys(structure.name for case in cases for structure in case.structures))
+    head = ["case_id", "source", "status", "reason", "message", "seconds", "outputs"]
+    trust = ["predicted_dice", "lower_bound", "verdict", "flags", "trained_on", "not_written"]
+    rows: list[Sequence[object]] = [[*head, *(f"{name}_volume_ml" for name in names), *trust]]
+    for case in cases:
+        volumes = {structure.name: structure.volume_ml for structure in case.structures}
+        row = [case.case_id, case.source, case.status, case.reason or "", case.message, case.seconds]
+        row += [" ".join(case.outputs), *(volumes.get(name, "") for name in names)]
+        row += ["" if value is None else value for value in case.estimates]
+        row += [case.verdict, " ".join(case.flags), "" if case.trained_on is None else str(case.trained_on).lower()]
+        rows.append([*row, " ".join(f"{kind}({why.reason})" for kind, why in case.not_written.items())])
+    return table_text(rows)
+
+
+def _has_cases(path: Path) -> bool:
+    """Whether this is a run of cases and no other tool's file; what cannot be read is left to ``read``."""
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and "cases" in content
+
+
+def _stored(path: Path) -> tuple[CaseResult, ...]:
+    """The finished cases in a run's state file, which is opened for reading only."""
+    if not path.is_file():
+        return ()
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            rows = connection.execute("SELECT result FROM cases WHERE result IS NOT NULL").fetchall()
+        results = [json.loads(text) for (text,) in rows]
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
+    if wrong := misfit({"cases": results}, RUN):
+        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
+    return tuple(map(CaseResult.from_json, results))

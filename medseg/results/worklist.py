@@ -1,8 +1,51 @@
-"""The one order "worst first", in which the worklist, the report and everything else list the cases of a folder."""
+"""The one order "worst first", and ``worklist.csv``: which results to look at first, where, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import UsageError
+from medseg.files import write_text
+from medseg.results.case_result import CaseResult
+from medseg.results.run_report import RunReport
+from medseg.tables import table_text
+
+_log = logging.getLogger(__name__)
+
+WORKLIST_NAME = "worklist.csv"
+
+_COLUMNS = (
+    "rank",
+    "case_id",
+    "todo",
+    "verdict",
+    "predicted_dice",
+    "lower_bound",
+    "structure",
+    "why",
+    "look_at_mm",
+    "prediction",
+    "source",
+)
+_TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
+_FLAGS = {
+    "unlike-training": "the image is unlike those of the training",
+    "implausible-shape": "a structure has an unusual shape",
+    "structure-missing": "a structure is missing",
+    "too-large": "too large to be judged",
+    "not-judged": "could not be judged",
+}
+_KINDS = {
+    "bias-field": "uneven brightness",
+    "coarse": "thick slices or large voxels",
+    "gamma": "another contrast",
+    "contrast": "another contrast",
+    "crop": "a wrong crop",
+}
+_USUAL, _SURE = "usual", 0.5
 
 MISS_BELOW = 0.5
 """A structure whose measured Dice is below is a miss, which no verdict outranks."""
@@ -48,3 +91,112 @@ def worst_first(
     # What was looked at without a figure could not be judged; what was never looked at stands behind the measured.
     unknown = -1.0 if verdict or flags else 2.0
     return group, not flags, min((v for v in estimates if v is not None), default=unknown), case_id
+
+
+def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Write the worklist of a run: its cases that are done, worst first, as the report orders them.
+
+    Parameters
+    ----------
+    report
+        The run.
+    path
+        The CSV file.
+    measured
+        Dice of the worst structure by case id, where cases were compared with references.
+
+    Returns
+    -------
+    list
+        The rows.
+
+    Raises
+    ------
+    UsageError
+        If no case was judged.
+    """
+    if not any(case.trust for case in report.cases):
+        why = report.trust.get("message") or "the bundle has no trust calibration"
+        raise UsageError(f"no case in {report.folder} has a verdict: {why}; a worklist orders cases by trust")
+    done = [case for case in report.cases if case.status == "done"]
+    ordered = sorted(done, key=lambda case: _rank(case, measured.get(case.case_id)))
+    accept_at = (report.trust.get("thresholds") or {}).get("accept")
+    rows = [_row(rank, case, accept_at, measured.get(case.case_id)) for rank, case in enumerate(ordered, start=1)]
+    write_text(path, table_text([_COLUMNS, *([row[column] for column in _COLUMNS] for row in rows)]))
+    return rows
+
+
+def keep_worklist(report: RunReport, measured_in: Callable[[Path], Mapping[str, float]]) -> None:
+    """Write the worklist if there is something to order by, or remove one that no longer belongs to the folder.
+
+    ``measured_in`` gives what an evaluation in the folder measured. A table of somebody else's in the place of the
+    evaluation's is told and does not keep a run from its worklist.
+    """
+    path = report.folder / WORKLIST_NAME
+    if not any(case.trust for case in report.cases):
+        path.unlink(missing_ok=True)
+        return
+    try:
+        measured = measured_in(report.folder)
+    except UsageError as error:
+        _log.warning("the worklist is ordered by trust alone: %s", error)
+        measured = {}
+    write_worklist(report, path, measured)
+
+
+def _rank(case: CaseResult, measured: float | None) -> tuple[int, bool, float, str]:
+    return worst_first(
+        case.case_id, verdict=case.verdict, flags=case.flags, estimates=case.estimates, measured_dice=measured
+    )
+
+
+def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> dict[str, Any]:
+    trust = case.trust or {}
+    verdict = trust.get("verdict") or ""
+    worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
+    return {
+        "rank": rank,
+        "case_id": case.case_id,
+        "todo": _TODO.get(verdict, "look at it"),
+        "verdict": verdict,
+        "predicted_dice": _text(trust.get("predicted_dice")),
+        "lower_bound": _text(trust.get("lower_bound")),
+        "structure": "" if worst is None else worst["name"],
+        "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
+        "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
+        "prediction": case.label_map if case.label_map in case.outputs else next(iter(case.outputs), ""),
+        "source": case.source,
+    }
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _missed(measured: float | None) -> list[str]:
+    """Why a case stands on top whatever its verdict is."""
+    return [f"Dice {measured:.2f} against the reference"] if measured is not None and measured < MISS_BELOW else []
+
+
+def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: float | None) -> list[str]:
+    """Sentences for the person who opens the case."""
+    reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in trust.get("flags") or ()]
+    if trust.get("verdict") in {"review", "reject"} and worst is not None:
+        reasons.append(_expected(worst, accept_at))
+        reasons += _looks_like(trust.get("case_class") or {})
+    if not trust:
+        reasons.append("not judged")
+    return reasons
+
+
+def _looks_like(kind: Mapping[str, Any]) -> list[str]:
+    name, probability = kind.get("name") or _USUAL, float(kind.get("probability") or 0.0)
+    return [] if name == _USUAL or probability < _SURE else [f"looks like {_KINDS.get(name, name)} ({probability:.0%})"]
+
+
+def _expected(worst: Mapping[str, Any], accept_at: float | None) -> str:
+    asked = "" if accept_at is None else f", asked {accept_at:.2f}"
+    return (
+        f"{worst['name']}: Dice about {float(worst['predicted_dice']):.2f}, "
+        f"perhaps only {float(worst['lower_bound']):.2f}{asked}"
+    )

@@ -28,7 +28,7 @@ from medseg.inference.preprocess import Case, geometry_of
 from medseg.inference.roi import parse_region
 from medseg.inference.worsened import worse_images, worse_masks
 from medseg.labels import check_labels, read_label_map
-from medseg.results import read_run
+from medseg.results import CaseResult, RunReport
 from medseg.trust.fit import TrainingCase, TrustCase
 
 _SAME = 0.999
@@ -82,9 +82,9 @@ class CorrectedCases:
     skipped: list[Skipped] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._run = read_run(self.folder)
+        self._run = RunReport.read(self.folder)
         self._found: Collection = collect_references(self.references, "references")
-        done = {str(case["case_id"]): case for case in self._run["cases"] if case.get("status") == "done"}
+        done = {case.case_id: case for case in self._run.cases if case.status == "done"}
         self.case_ids = tuple(case_id for case_id in done if case_id in self._found.files)
         if not self.case_ids:
             raise UsageError(
@@ -105,20 +105,19 @@ class CorrectedCases:
             if self.progress is not None:
                 self.progress(number, len(self))
 
-    def _cases(self, done: Mapping[str, Any]) -> dict[str, InputCase]:
+    def _cases(self, done: Mapping[str, CaseResult]) -> dict[str, InputCase]:
         """The images behind the case ids, found as the run found them."""
         bundle = self.predictor.bundle
-        options = self._run.get("options") or {}
-        sources = [Path(done[case_id]["source"]) for case_id in self.case_ids]
+        sources = [Path(done[case_id].source) for case_id in self.case_ids]
         places = list(self.images) or [source for source in dict.fromkeys(sources) if source.exists()]
         if not places:
             raise UsageError(f"the images that {self.folder} was made from are gone; name them with --images")
-        taken, resample = channels_of(bundle), bool(options.get("allow_resample"))
+        taken, resample = channels_of(bundle), bool(self._run.options.get("allow_resample"))
         found = {}
         for case in collect(places, bundle.input_channels):
             known = InputCase(case.case_id, case.source, case.channels, resample, taken)
             found[case.case_id] = found[case.source] = known
-        by_id = {case_id: found.get(case_id) or found.get(str(done[case_id]["source"])) for case_id in self.case_ids}
+        by_id = {case_id: found.get(case_id) or found.get(done[case_id].source) for case_id in self.case_ids}
         return {case_id: case for case_id, case in by_id.items() if case is not None}
 
     def _case(self, case_id: str) -> Iterator[TrustCase]:
@@ -157,7 +156,7 @@ class CorrectedCases:
 
     def _in_region(self, loaded: LoadedCase, reference: NDArray[np.uint8]) -> tuple[Case, NDArray[np.uint8]]:
         """The case and its reference, cut to the region of interest of the run."""
-        asked = (self._run.get("options") or {}).get("roi")
+        asked = self._run.options.get("roi")
         if not asked:
             return loaded.images, reference
         box = parse_region(str(asked)).box(loaded.geometry)
@@ -168,7 +167,7 @@ class CorrectedCases:
         if not path.is_file():
             return
         old = read_label_map(path).array
-        asked = (self._run.get("options") or {}).get("roi")
+        asked = self._run.options.get("roi")
         old = old[parse_region(str(asked)).box(loaded.geometry).slices] if asked else old
         either = int(np.count_nonzero((old > 0) | (found > 0)))
         if either and np.count_nonzero(old != found) > max((1.0 - _SAME) * either, 3):

@@ -85,11 +85,7 @@ LEAN = {
 """Commands that must answer without torch and MONAI, and their exit codes; those above prepare the ones below."""
 
 HEAVY_YET = {
-    "report results": "looking for verdicts imports the judge's room",
-    "trust worklist results": "the room's face imports the judge",
-    "trust worklist nowhere": "the room's face imports the judge",
     f"bundle info {FLAGSHIP}": "the state of trust is read by the judge's room",
-    f"{_INFER} --precision nonsense": "engines are asked before words are checked",
     f"{_INFER} --engine nonsense": "engines are asked which there are",
     f"{_INFER} --device nonsense": "torch is asked which there are",
     f"{_INFER} --roi nonsense": "the region is read beside what applies it",

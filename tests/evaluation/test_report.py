@@ -17,19 +17,23 @@ from typer.testing import CliRunner
 from medseg.errors import REASON_CODES, UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_METRICS
-from medseg.evaluation.tables import read_csv, write_csv
-from medseg.inference.worklist import write_worklist
+from medseg.evaluation.tables import measured_dice, read_csv, write_csv
 from medseg.report import write_report
 from medseg.report.charts import limits_of_agreement, nice_ticks, sections
 from medseg.report.collect import Case, collect
 from medseg.report.pictures import SIDE_PX, CaseVolumes, planes, read_case, worst_slice
 from medseg.report.tables import REMEDIES, number
+from medseg.results import RunReport, write_worklist
 from tests.evaluation.browser import Browser, available, browser
 from tests.evaluation.report_folders import Folders, make_folders, read_nifti
 
 EVIL = "<img src=x onerror=alert(1)>&\"'case"
 LONG = "a_very_long_case_identifier_" * 4
 CASES = ("case_00", "case_01", "case_02", EVIL, LONG, "case_zz_missed")
+
+
+def _worklist(folder: Path) -> list[dict[str, Any]]:
+    return write_worklist(RunReport.read(folder), folder / "worklist.csv", measured_dice(folder))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,7 @@ def test_the_worklist_has_the_order_of_the_report(folders: Folders, measured: bo
     shutil.copy(folders.results / "run.json", tmp_path)
     if measured:
         shutil.copy(folders.results / "metrics.csv", tmp_path)
-    _, rows = write_worklist(tmp_path)
+    rows = _worklist(tmp_path)
     listed = [case.case_id for case in collect(tmp_path).cases if case.status == "done"]
     assert [row["case_id"] for row in rows] == listed
     assert ("against the reference" in rows[0]["why"]) == measured
@@ -136,7 +140,7 @@ def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders
     study = collect(tmp_path)
     assert "patient zero" not in {case.case_id for case in study.cases}
     assert next(case for case in study.cases if case.case_id == "case_00").dice
-    assert [row["case_id"] for row in write_worklist(tmp_path)[1]] == [c.case_id for c in study.cases if not c.reason]
+    assert [row["case_id"] for row in _worklist(tmp_path)] == [c.case_id for c in study.cases if not c.reason]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from medseg.cli.main import app
 from medseg.errors import CaseFailed, UsageError
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.worklist import write_worklist
+from medseg.results import RunReport, write_worklist
 from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
@@ -182,7 +182,7 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
     (case,) = report.cases
     assert case.status == "done"
     assert case.outputs == ("sound_seg.nii.gz",)
-    assert case.not_written["doubt"]["reason"] == "not-judged"
+    assert case.not_written["doubt"].reason == "not-judged"
     assert case.trust is not None
     assert (case.trust["verdict"], case.trust["flags"]) == ("review", ["not-judged"])
     assert case.trust["predicted_dice"] is None
@@ -224,8 +224,8 @@ def test_the_worklist_names_the_worst_first_and_why(
     assert "looks like" not in rows[0]["why"] + rows[2]["why"]
     assert rows[1]["prediction"] == "strange_seg.nii.gz"
     assert len(rows[1]["look_at_mm"].split()) == 3
-    path, again = write_worklist(tmp_path / "out", tmp_path / "list.csv")
-    assert path.read_text() == (tmp_path / "out" / "worklist.csv").read_text()
+    again = write_worklist(RunReport.read(tmp_path / "out"), tmp_path / "list.csv", {})
+    assert (tmp_path / "list.csv").read_text() == (tmp_path / "out" / "worklist.csv").read_text()
     assert len(again) == 3
 
 

@@ -1,41 +1,43 @@
-"""A whole folder through a bundle: reads ahead, writes behind, remembers what is finished."""
+"""A whole folder through a bundle: collect the cases, open the folder, run, report."""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import monai
+import torch
+
+from medseg._version import medseg_version
 from medseg.bundle import Bundle, trained_on
-from medseg.devices import described, resolve_device
+from medseg.devices import described
 from medseg.errors import Interrupted
+from medseg.evaluation.tables import measured_dice
 from medseg.files import prepare_file, prepare_folder, remove_leftovers
-from medseg.inference.cases import InputCase, collect
+from medseg.inference.cases import InputCase, check_modality, collect, expected_modalities
 from medseg.inference.config import channels_of, read_inference_config
-from medseg.inference.engines import AUTOCAST, EngineChoice
-from medseg.inference.ensemble import member_digest
-from medseg.inference.modality import check_modality, expected_modalities
+from medseg.inference.engines import AUTOCAST
 from medseg.inference.roi import parse_region
 from medseg.inference.run.export import check_kinds
-from medseg.inference.run.lease import claimed
-from medseg.inference.run.loop import Batch
-from medseg.inference.run.options import RunOptions, parse_place, run_key
-from medseg.inference.run.results import REPORT_NAMES, CaseResult, RunReport, versions, write_report
-from medseg.inference.run.state import Journal, Ledger, Progress, locked
-from medseg.inference.run.work import Setting
-from medseg.inference.worklist import keep_worklist
+from medseg.inference.run.options import RunContext, RunOptions, leased
+from medseg.inference.run.pipeline import Pipeline
+from medseg.inference.run.state import Progress, RunState, locked
 from medseg.ingest import SeriesRecord
 from medseg.ingest.selection import read_rules
 from medseg.manifests import Part
+from medseg.results.run_report import RESULTS_CSV, RUN_JSON, BundleStamp, RunReport, Skipped
+from medseg.results.worklist import keep_worklist
 from medseg.signals import signals_ignored, signals_interrupt
 from medseg.trust.trust_files import TrustState, trust_state
 
 if TYPE_CHECKING:
-    from medseg.inference.run.dask import ClusterBatch
+    from medseg.inference.run.dask import DaskPipeline
 
 
 def run_batch(
@@ -50,7 +52,7 @@ def run_batch(
     """Label every case behind ``inputs`` and write the results into ``output``.
 
     Run it again and it continues: a case is computed only if its bytes, the bundle or an option that changes the
-    result differ from what the journal holds, or if its outputs are not what was written.
+    result differ from what the folder's state holds, or if its outputs are not what was written.
 
     Parameters
     ----------
@@ -79,38 +81,44 @@ def run_batch(
     UsageError
         If there is nothing to do, an option makes no sense, or no case could have what is to be written.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     asked = options or RunOptions()
-    options = replace(asked, device=_device(asked))
+    options = asked.resolved
+    say = announce or (lambda _: None)
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
-    key = run_key(opened, options, region)
-    state = _trust_state(opened, options)
+    key = options.key(bundle, region)
+    trust = _trust_state(bundle, options)
     folder = prepare_folder(output)
-    for name in REPORT_NAMES:
+    for name in (RUN_JSON, RESULTS_CSV):
         prepare_file(folder / name)
-    if announce is not None:
-        announce(computing(options))
+    say(computing(options))
     skipped: list[SeriesRecord] = []
     part = None if options.section is None and options.fold is None else Part(options.section, options.fold)
-    found = collect(inputs, opened.input_channels, rules, part=part, skipped=skipped)
-    cases = _made_for(opened, options, found)
-    check_kinds(opened, options.write, state, cases)
-    with locked(folder), closing(Journal(folder)) as journal, claimed(folder) as claim:
-        setting = Setting(opened, folder, options, region, key, claim, trained_on(opened))
+    found = collect(inputs, bundle.input_channels, rules, part=part, skipped=skipped)
+    cases = _made_for(bundle, options, found)
+    check_kinds(bundle, options.write, trust, cases)
+    with locked(folder), leased(folder) as lease:
+        context = RunContext(bundle, folder, options, region, key, lease, trained_on(bundle))
         remove_leftovers(folder)
-        if options.fresh:
-            journal.clear()
-        content = {**_describe(setting, asked, state), "skipped": [_skipped(record) for record in skipped]}
-        _say(content["notes"], announce)
-        return _execute(Ledger(setting, journal, cases, progress), content)
+        head = replace(_head(context, trust, skipped), options=asked.to_json())
+        for note in head.notes:
+            say(f"note: {note}")
+        with closing(RunState(context, cases, progress)) as state:
+            return _execute(context, state, head)
 
 
-def _say(notes: Sequence[str], announce: Callable[[str], None] | None) -> None:
-    if announce is None:
-        return
-    for note in notes:
-        announce(f"note: {note}")
+def computing(options: RunOptions) -> str:
+    """On which device and in which precision a run computes, for people."""
+    choice, device = options.engine_choice, options.resolved.device
+    where = described(device) if options.cluster is None else f"{device} of the workers"
+    by_rule = "; --precision fp32 for float32 throughout" if choice.engine == AUTOCAST else ""
+    return f"computing on {where} in {choice.precision} ({choice.engine}{by_rule})"
+
+
+def _trust_state(bundle: Bundle, options: RunOptions) -> TrustState:
+    why = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
+    return trust_state(bundle) if options.judged else TrustState("off", why)
 
 
 def _made_for(bundle: Bundle, options: RunOptions, found: Sequence[InputCase]) -> list[InputCase]:
@@ -120,113 +128,63 @@ def _made_for(bundle: Bundle, options: RunOptions, found: Sequence[InputCase]) -
     return [check_modality(case, modalities, bundle.name) for case in cases]
 
 
-def _trust_state(bundle: Bundle, options: RunOptions) -> TrustState:
-    why = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
-    return trust_state(bundle) if options.judged else TrustState("off", why)
+def _head(context: RunContext, trust: TrustState, skipped: Sequence[SeriesRecord]) -> RunReport:
+    """What is known of a run before its first case."""
+    bundle, choice = context.bundle, context.options.engine_choice
+    return RunReport(
+        context.folder,
+        (),
+        medseg_version(),
+        {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
+        BundleStamp(bundle.name, bundle.version, bundle.sha256),
+        context.options.device,
+        choice.precision,
+        choice.engine,
+        trust=trust.as_json(),
+        notes=tuple(read_inference_config(bundle).notes),
+        skipped=tuple(Skipped(record.source, record.reason, record.message) for record in skipped),
+        started=_now(),
+    )
 
 
-def _device(options: RunOptions) -> str:
-    """The device that was asked for; of other machines this one knows nothing, so there ``auto`` is the CPU."""
-    if options.cluster is None or parse_place(options.cluster).kind == "local":
-        return resolve_device(options.device)
-    return "cpu" if options.device == "auto" else options.device
-
-
-def computing(options: RunOptions) -> str:
-    """On which device and in which precision a run computes, for people."""
-    options = replace(options, device=_device(options))
-    choice = _choice(options)
-    where = described(options.device) if options.cluster is None else f"{options.device} of the workers"
-    by_rule = "; --precision fp32 for float32 throughout" if choice.engine == AUTOCAST else ""
-    return f"computing on {where} in {choice.precision} ({choice.engine}{by_rule})"
-
-
-def _choice(options: RunOptions) -> EngineChoice:
-    return EngineChoice.by_rule(options.device, options.precision, options.engine)
-
-
-def _skipped(record: SeriesRecord) -> dict[str, str | None]:
-    return {"source": record.source, "reason": record.reason, "message": record.message}
-
-
-def _execute(ledger: Ledger, content: dict[str, Any]) -> RunReport:
-    started, begin = _now(), time.perf_counter()
-    batch = _loop(ledger)
+def _execute(context: RunContext, state: RunState, head: RunReport) -> RunReport:
+    begin = time.perf_counter()
+    pipeline = _pipeline(context, state)
     with signals_interrupt():
         try:
-            hands = ledger.pending()
-            if hands:
-                batch.run(hands)
+            cases = state.pending()
+            if cases:
+                pipeline.run(cases)
         except Interrupted as error:
             with signals_ignored():
-                batch.wind_down()
-                _finish(ledger, content, started, begin)
-            raise Interrupted(f"{error}; {ledger.left} cases are left: run the same command again to go on") from None
-    return _finish(ledger, content, started, begin)
+                pipeline.wind_down()
+                _report(state, head, begin)
+            raise Interrupted(f"{error}; {state.left} cases are left: run the same command again to go on") from None
+    return _report(state, head, begin)
 
 
-def _loop(ledger: Ledger) -> Batch | ClusterBatch:
+def _pipeline(context: RunContext, state: RunState) -> Pipeline | DaskPipeline:
     """What does the work: this process, or the workers of a cluster."""
-    if ledger.setting.options.cluster is None:
-        return Batch(ledger)
-    from medseg.inference.run.dask import ClusterBatch
+    if context.options.cluster is None:
+        return Pipeline(context, state)
+    from medseg.inference.run.dask import DaskPipeline
 
-    return ClusterBatch(ledger)
+    return DaskPipeline(context, state)
 
 
-def _finish(ledger: Ledger, content: dict[str, Any], started: str, begin: float) -> RunReport:
-    seconds = time.perf_counter() - begin
-    results = [ledger.results[case.case_id] for case in ledger.cases if case.case_id in ledger.results]
-    summary = {
-        "seconds": round(seconds, 3),
-        "computed": ledger.computed,
-        "workers_lost": ledger.workers_lost,
-        "pending": ledger.left,
-        "stages_seconds": _stages(results),
-    }
-    engine = _choice(ledger.setting.options).to_json()
-    whole = {**content, "engine": engine, "started": started, "finished": _now(), "summary": summary}
-    report = write_report(ledger.setting.folder, whole, results)
-    keep_worklist(report.folder)
+def _report(state: RunState, head: RunReport, begin: float) -> RunReport:
+    report = replace(
+        head,
+        cases=tuple(state.results[case.case_id] for case in state.cases if case.case_id in state.results),
+        finished=_now(),
+        seconds=round(time.perf_counter() - begin, 3),
+        computed=state.computed,
+        workers_lost=state.workers_lost,
+        pending=state.left,
+    )
+    report.write()
+    keep_worklist(report, measured_dice)
     return report
-
-
-def _describe(setting: Setting, asked: RunOptions, state: TrustState) -> dict[str, Any]:
-    bundle, options = setting.bundle, setting.options
-    found = versions()
-    return {
-        "medseg": found.pop("medseg"),
-        "versions": found,
-        "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-        "device": options.device,
-        "precision": _choice(options).precision,
-        "trust": state.as_json(),
-        "notes": list(read_inference_config(bundle).notes),
-        "options": {
-            "write": list(options.write),
-            "select": options.select,
-            "section": options.section,
-            "fold": options.fold,
-            "allow_resample": options.allow_resample,
-            "roi": options.roi,
-            "device": asked.device,
-            "precision": options.precision,
-            "engine": options.engine,
-            "windows": options.windows,
-            "cluster": options.cluster,
-            "trust": options.trust,
-            "mirror": list(options.mirror),
-            "ensemble": [{"name": Path(place).name, "sha256": member_digest(place)} for place in options.ensemble],
-        },
-    }
-
-
-def _stages(results: Sequence[CaseResult]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for result in results:
-        for stage, seconds in result.stages.items():
-            total[stage] = round(total.get(stage, 0.0) + seconds, 4)
-    return total
 
 
 def _now() -> str:

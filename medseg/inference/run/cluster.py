@@ -1,7 +1,4 @@
-"""Workers are started, found at an address, or asked of Slurm, and a client is connected to them.
-
-Needs the extra ``cluster``.
-"""
+"""Where the workers are: processes started here, an address, or jobs of Slurm. Needs the extra ``cluster``."""
 
 from __future__ import annotations
 
@@ -28,96 +25,14 @@ try:
 except ImportError as error:
     raise MissingDependency("dask.distributed", "cluster", "--cluster") from error
 
-__all__ = ["connected", "distributed"]
+__all__ = ["ALLOWED_FAILURES", "connected", "distributed"]
 
-
-try:
-    import dask_jobqueue
-    from dask_jobqueue.core import Job
-    from dask_jobqueue.slurm import SLURMJob
-except ImportError as error:
-    raise MissingDependency("dask-jobqueue", "cluster", "--cluster slurm") from error
-
-
-_OURS = {"jobs"}
-_KEYS = ".medseg-keys-"
-_NEVER_PAUSE = [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False" for what in ("TARGET", "SPILL", "PAUSE")]
-"""Arrays of torch cannot be spilled, so that a worker that waits for memory to be freed would wait for ever."""
-
-
-@contextmanager
-def slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
-    """Keep a number of jobs running, each with one or more workers.
-
-    Parameters
-    ----------
-    file
-        JSON file: ``jobs``, their number, and settings of dask-jobqueue's ``SLURMCluster``; empty: those in Dask's
-        configuration, and one job.
-    folder
-        The output folder, where the workers find their certificates.
-
-    Raises
-    ------
-    UsageError
-        If the settings make no sense.
-    """
-    settings = _settings(Path(file)) if file else {}
-    jobs = settings.pop("jobs", 1)
-    if not isinstance(jobs, int) or jobs < 1:
-        raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
-    prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
-    settings["job_script_prologue"] = [*_NEVER_PAUSE, *prologue]
-    with _certificates(folder) as security:
-        if "protocol" not in settings:
-            settings = {"security": security, **settings}
-        try:
-            cluster = dask_jobqueue.SLURMCluster(**settings)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{file or 'jobqueue.slurm'}: {error}; correct the settings") from error
-        with cluster:
-            cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-            yield cluster
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        what = f"{file} cannot be read as JSON ({type(error).__name__})"
-        raise UsageError(f"{what}; give the settings as one object") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{file}: found {type(found).__name__}, expected one JSON object with the settings")
-    known = {name for part in (dask_jobqueue.SLURMCluster, SLURMJob, Job) for name in _parameters(part)}
-    unknown = sorted(found.keys() - known - _OURS)
-    if unknown:
-        raise UsageError(f"{file}: found {', '.join(unknown)}, which dask-jobqueue does not know; see docs/cluster.md")
-    return found
-
-
-def _parameters(part: type) -> list[str]:
-    return [name for kind in part.__mro__[:2] for name in inspect.signature(kind.__init__).parameters]  # type: ignore[misc]
-
-
-@contextmanager
-def _certificates(folder: Path) -> Iterator[distributed.Security]:
-    """Certificates for this run, in a hidden folder that only this user can read; a killed run's are removed too."""
-    for left in folder.glob(f"{_KEYS}*"):
-        shutil.rmtree(left)
-    made = distributed.Security.temporary()
-    with tempfile.TemporaryDirectory(prefix=_KEYS, dir=folder.absolute()) as hidden:
-        files = {"key": Path(hidden) / "key.pem", "cert": Path(hidden) / "certificate.pem"}
-        files["key"].write_text(made.tls_worker_key)
-        files["cert"].write_text(made.tls_worker_cert)
-        pairs = {
-            f"tls_{role}_{part}": str(path)
-            for role in ("client", "scheduler", "worker")
-            for part, path in files.items()
-        }
-        yield distributed.Security(require_encryption=True, tls_ca_file=str(files["cert"]), **pairs)
-
+ALLOWED_FAILURES = 1
+"""After so many deaths of a worker with a case in hand the next one blames the case; of schedulers started here."""
 
 _CONNECT_S = 30
+_KEYS = ".medseg-keys-"
+_BLAME = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
 _QUIET: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -129,24 +44,18 @@ _QUIET: dict[str, Any] = {
 }
 """Processes of this machine show no pages and do not watch themselves, which takes some per cent of a core."""
 
+_NEVER_PAUSE = [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False" for what in ("TARGET", "SPILL", "PAUSE")]
+"""Arrays of torch cannot be spilled, so that a worker that waits for memory to be freed would wait for ever."""
+
 
 @contextmanager
 def connected(place: Place, folder: Path) -> Iterator[distributed.Client]:
     """A client of the workers' scheduler; what was started here is ended afterwards.
 
-    Parameters
-    ----------
-    place
-        Where the workers are.
-    folder
-        The output folder, where the workers of jobs find their certificates.
-
     Raises
     ------
     UsageError
         If the scheduler cannot be reached, or a settings file makes no sense.
-    MissingDependency
-        If a package of the extra ``cluster`` is not installed.
     """
     stack = ExitStack()
     try:
@@ -160,10 +69,7 @@ def connected(place: Place, folder: Path) -> Iterator[distributed.Client]:
 
 @contextmanager
 def _quiet(place: Place) -> Iterator[None]:
-    """Keep what Dask logs of itself out of the log, unless everything is asked for.
-
-    A worker that dies is reported by the batch, with the case; processes of this machine have nothing else to say.
-    """
+    """Keep what Dask logs of itself out of the log, unless everything is asked for."""
     logger = logging.getLogger("distributed")
     before = logger.level
     if not logging.getLogger("medseg").isEnabledFor(logging.DEBUG):
@@ -178,10 +84,10 @@ def _quiet(place: Place) -> Iterator[None]:
 def _scheduler(place: Place, folder: Path) -> Iterator[Any]:
     """What a client connects to."""
     if place.kind == "local":
-        with dask.config.set(_QUIET), _forked_workers(), _local(int(place.detail)) as cluster:
+        with dask.config.set({**_BLAME, **_QUIET}), _forked_workers(), _local(int(place.detail)) as cluster:
             yield cluster
     elif place.kind == "slurm":
-        with slurm_jobs(place.detail, folder) as cluster:
+        with dask.config.set(_BLAME), _slurm_jobs(place.detail, folder) as cluster:
             yield cluster
     else:
         yield place.detail
@@ -217,6 +123,65 @@ def _forked_workers() -> Iterator[None]:
         return
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         distributed.utils.get_mp_context()  # sets Dask's own list of imports, which ours replaces
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["medseg.inference.run.dask_worker", "distributed"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["medseg.inference.run.dask", "distributed"])
         yield
+
+
+@contextmanager
+def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
+    """Keep a number of jobs running as a settings file says; without one, one job as Dask's configuration says."""
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise MissingDependency("dask-jobqueue", "cluster", "--cluster slurm") from error
+    settings = _settings(Path(file)) if file else {}
+    jobs = settings.pop("jobs", 1)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
+    prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
+    settings["job_script_prologue"] = [*_NEVER_PAUSE, *prologue]
+    with _certificates(folder) as security:
+        if "protocol" not in settings:
+            settings = {"security": security, **settings}
+        try:
+            cluster = SLURMCluster(**settings)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{file or 'jobqueue.slurm'}: {error}; correct the settings") from error
+        with cluster:
+            cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+            yield cluster
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    from dask_jobqueue.slurm import Job, SLURMCluster, SLURMJob
+
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        what = f"{file} cannot be read as JSON ({type(error).__name__})"
+        raise UsageError(f"{what}; give the settings as one object") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: found {type(found).__name__}, expected one JSON object with the settings")
+    kinds = [kind for part in (SLURMCluster, SLURMJob, Job) for kind in part.__mro__[:2]]
+    known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    if unknown := sorted(found.keys() - known - {"jobs"}):
+        raise UsageError(f"{file}: found {', '.join(unknown)}, which dask-jobqueue does not know; see docs/cluster.md")
+    return found
+
+
+@contextmanager
+def _certificates(folder: Path) -> Iterator[distributed.Security]:
+    """Certificates for this run, in a hidden folder that only this user can read; a killed run's are removed too."""
+    for left in folder.glob(f"{_KEYS}*"):
+        shutil.rmtree(left)
+    made = distributed.Security.temporary()
+    with tempfile.TemporaryDirectory(prefix=_KEYS, dir=folder.absolute()) as hidden:
+        key, certificate = Path(hidden, "key.pem"), Path(hidden, "certificate.pem")
+        key.write_text(made.tls_worker_key)
+        certificate.write_text(made.tls_worker_cert)
+        pairs = {
+            f"tls_{role}_{part}": str(file)
+            for role in ("client", "scheduler", "worker")
+            for part, file in (("key", key), ("cert", certificate))
+        }
+        yield distributed.Security(require_encryption=True, tls_ca_file=str(certificate), **pairs)

@@ -1,54 +1,127 @@
-"""The loop of a batch run on a cluster: cases are handed to workers, a few at a time, and their results noted.
+"""A batch on Dask workers: one task for each case, which Dask schedules, repeats, and blames if its workers die.
 
-Every order goes to one named worker. When that worker is gone, the cases that it had in hand are known: they are tried
-again, each alone on a worker, so that the one that kills workers is told apart from those that only were there.
+A worker that has opened the bundle offers Dask a resource, of which a case needs one. The driver alone writes the
+run's state. Dask's logs show nothing of a case: tasks have numbers, and what they take and give shows only its type.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
-import queue
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from medseg.errors import Interrupted, UsageError
+import torch
+
+from medseg.errors import Interrupted, MedsegError, UsageError
 from medseg.inference.cases import InputCase
 from medseg.inference.run.cluster import connected, distributed
-from medseg.inference.run.dask_crew import POLL_S, Crew, Member
-from medseg.inference.run.dask_worker import Reply, card_of, order_of, process
-from medseg.inference.run.options import parse_place
-from medseg.inference.run.results import CaseResult, result_of_error
-from medseg.inference.run.state import Hand, Ledger
+from medseg.inference.run.options import RunContext, RunSpec, parse_place
+from medseg.inference.run.pipeline import OpenedBundle, work_on
+from medseg.inference.run.state import RunState
+from medseg.results.case_result import CaseResult
 from medseg.signals import signals_ignored
 
-MAX_WORKER_DEATHS = 3
-"""How often a worker may die with a case in hand before this run gives the case up."""
+T = TypeVar("T")
 
+_POLL_S = 1.0
 _ANSWER_S = 30.0
+_PATIENCE_S = 60.0
+_MAX_FAILED_STARTS = 5
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, repr=False)
+class Hidden(Generic[T]):
+    """Something on its way that shows only its type."""
+
+    value: T
+
+
+class OpenBundlePlugin(distributed.WorkerPlugin):
+    """Opens the bundle of a run once in every worker, also in those that join later.
+
+    Its name is that of the output folder, so that the next run there takes its place if the driver was killed.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.name = f"medseg-{hashlib.sha256(spec.folder.encode()).hexdigest()[:12]}"
+        self.refusal: str | None = None
+        self._opened: tuple[RunContext, OpenedBundle] | None = None
+
+    async def setup(self, worker: distributed.Worker) -> None:
+        """Open the bundle, then offer to work for the run: as many cases at once as are read ahead, and one."""
+        threads = worker.state.nthreads
+        self.refusal = await asyncio.to_thread(self.open, threads)
+        if not self.refusal:
+            await worker.set_resources(**{self.name: min(threads, 1 + self.spec.options.workers)})
+            # a new resource alone does not have the scheduler look whether a case waits for it
+            worker.status = distributed.Status.paused
+            worker.status = distributed.Status.running
+
+    async def teardown(self, worker: distributed.Worker) -> None:
+        """Let go of the bundle."""
+        self._opened = None
+        await worker.set_resources(**{self.name: 0})
+
+    def open(self, threads: int) -> str:
+        """Open what computing needs; why this process cannot work for the run, empty if it can."""
+        torch.set_num_threads(threads)
+        try:
+            context = self.spec.open()
+            self._opened = context, OpenedBundle.of(context)
+        except MedsegError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  no GPU, no memory: told to the driver, which goes on without it
+            return f"opening the bundle raised {type(error).__name__} there: {str(error)[:200]}"
+        return ""
+
+    def process(self, case: Hidden[InputCase]) -> Hidden[tuple[CaseResult, str]]:
+        """Take one case through all stages: its result and the digest of its bytes.
+
+        Raises
+        ------
+        Interrupted
+            If the run has ended or another one has taken its place.
+        """
+        if self._opened is None:
+            raise Interrupted("the run that this case belongs to has ended")
+        context, opened = self._opened
+        context.require_lease()
+        return Hidden(work_on(case.value, context, opened))
+
+
+def _process(name: str, case: Hidden[InputCase]) -> Hidden[tuple[CaseResult, str]]:
+    plugin: OpenBundlePlugin = distributed.get_worker().plugins[name]
+    return plugin.process(case)
+
+
+def _refusal(name: str, dask_worker: distributed.Worker) -> str | None:
+    """Why a worker cannot be used; empty if it can, None while it opens the bundle."""
+    return getattr(dask_worker.plugins.get(name), "refusal", None)
+
+
 @dataclass
-class _Flight:
-    """A case in the hand of a worker."""
-
-    hand: Hand
-    member: Member
-    future: Any
-    begin: float = field(default_factory=time.monotonic)
-    named: bool = False
+class _Task:
+    case: InputCase
+    begin: float
+    slow: bool = False
 
 
-class ClusterBatch:
-    """Has the cases computed that the journal does not hold yet.
+class DaskPipeline:
+    """Has the cases of a run computed by the workers of a cluster.
 
     Parameters
     ----------
-    ledger
+    context
+        What every case shares.
+    state
         The cases and what became of them.
 
     Raises
@@ -57,163 +130,149 @@ class ClusterBatch:
         If the bundle's own code is to run, which needs a process without network.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.setting = ledger, ledger.setting
-        if self.setting.bundle.permission == "everything":
+    def __init__(self, context: RunContext, state: RunState) -> None:
+        if context.bundle.permission == "everything":
             raise UsageError(
                 "the bundle's own code runs only without network, which a cluster needs; leave --cluster out"
             )
-        self._waiting: deque[Hand] = deque()
-        self._suspects: deque[Hand] = deque()
-        self._flights: dict[str, _Flight] = {}
-        self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._deaths: Counter[str] = Counter()
-        self._card = card_of(self.setting)
-        self._orders = 0
+        self._context, self._state = context, state
+        self._plugin = OpenBundlePlugin(RunSpec.of(context))
+        self._tasks: dict[distributed.Future, _Task] = {}
+        self._number = 0
+        self._ready_at, self._lost_before = time.monotonic(), 0
 
-    def run(self, hands: Iterable[Hand]) -> None:
-        """Have the cases in hand computed; suspects come last."""
-        for hand in hands:
-            (self._suspects if hand.suspect else self._waiting).append(hand)
-        place = parse_place(self.setting.options.cluster or "")
-        with connected(place, self.setting.folder) as client:
-            crew = Crew(client, self._card, self._events)
+    def run(self, cases: Sequence[InputCase]) -> None:
+        """Have cases computed; one that Dask blames for its workers' deaths gets one last try, alone."""
+        blamed = [case for case in cases if self._state.may_kill(case.case_id)]
+        place = parse_place(self._context.options.cluster or "")
+        with connected(place, self._context.folder) as client, client.as_current():
+            client.subscribe_topic("all", self._count_lost)
             try:
-                while self._waiting or self._suspects or self._flights:
-                    self._turn(crew)
+                self._open_bundle(client)
+                blamed += self._compute(client, [case for case in cases if case not in blamed])
+                for case in blamed:
+                    if self._compute(client, [case]):
+                        self._state.settle(_given_up(case))
             finally:
-                with signals_ignored():
-                    self._let_go()
+                with signals_ignored(), suppress(Exception):  # a scheduler that is gone needs no telling
+                    self._let_go(client)
 
     def wind_down(self) -> None:
-        """After an interruption: what is in the hands of workers was not finished."""
-        self.ledger.progress = None
-        self.ledger.forget_open()
+        """After an interruption: what was given to Dask and is not finished stays to be done."""
+        self._state.progress = None
 
-    def _turn(self, crew: Crew) -> None:
-        for member in crew.update():
-            self.ledger.workers_lost += 1
-            self._lost([flight for flight in self._flights.values() if flight.member is member])
-        self._hand_out(crew)
-        self._name_slow_ones()
-        self._collect(POLL_S)
+    def _compute(self, client: distributed.Client, cases: list[InputCase]) -> list[InputCase]:
+        """Keep every worker busy until all cases are settled, but those that Dask blames, which are returned."""
+        waiting, blamed = deque(cases), []
+        while waiting or self._tasks:
+            for _ in range(min(len(waiting), self._room(client) - len(self._tasks))):
+                self._submit(client, waiting.popleft())
+            for future in self._ready():
+                case = self._tasks[future].case
+                try:
+                    result, content_key = future.result(timeout=_ANSWER_S).value
+                except TimeoutError:  # its worker died before it could answer: Dask has it computed again
+                    continue
+                except distributed.CancelledError:  # by somebody else, or with the connection: nobody died
+                    waiting.append(case)
+                except distributed.KilledWorker:
+                    _log.warning("workers died with %s in hand", case.case_id)
+                    self._state.died(case.case_id)
+                    blamed.append(case)
+                except Interrupted:
+                    raise
+                except Exception as error:  # noqa: BLE001  recorded as this case's result
+                    self._state.settle(CaseResult.of_error(case.case_id, case.source, error, "computing"))
+                else:
+                    self._state.settle(result, content_key)
+                del self._tasks[future]
+        return blamed
 
-    # --- handing out -----------------------------------------------------------------------------------------------
+    def _submit(self, client: distributed.Client, case: InputCase) -> None:
+        self._number += 1
+        name = self._plugin.name
+        key = f"medseg-{self._context.lease}-{self._number}"
+        sent = Hidden(case.absolute)
+        future = client.submit(_process, name, sent, key=key, resources={name: 1}, retries=1, pure=False)
+        self._tasks[future] = _Task(case, time.monotonic())
 
-    def _hand_out(self, crew: Crew) -> None:
-        """Give every worker one case, then as many as it reads ahead."""
-        usable = crew.usable
-        in_hand: defaultdict[str, list[Hand]] = defaultdict(list)
-        for flight in self._flights.values():
-            in_hand[flight.member.address].append(flight.hand)
-        for level in range(1 + self.setting.options.workers):
-            for member in usable:
-                theirs = in_hand[member.address]
-                hand = self._next(theirs) if len(theirs) == level < member.threads else None
-                if hand is not None:
-                    theirs.append(hand)
-                    self._order(crew.client, member, hand)
+    def _ready(self) -> list[distributed.Future]:
+        """Wait until some task has ended, for a moment; name the cases that take long."""
+        if not self._tasks:
+            time.sleep(_POLL_S)
+            return []
+        with suppress(TimeoutError, distributed.CancelledError):
+            distributed.wait(list(self._tasks), timeout=_POLL_S, return_when="FIRST_COMPLETED")
+        limit_s = 2 * self._context.options.stall_s
+        for task in self._tasks.values():
+            if not task.slow and time.monotonic() - task.begin > limit_s:
+                task.slow = True
+                _log.warning("%s: a worker has had it for more than %.0f s", task.case.case_id, limit_s)
+        return [future for future in self._tasks if future.done()]
 
-    def _next(self, in_hand: list[Hand]) -> Hand | None:
-        if any(hand.suspect for hand in in_hand):
-            return None
-        if self._waiting:
-            return self._waiting.popleft()
-        return self._suspects.popleft() if self._suspects and not in_hand else None
+    def _let_go(self, client: distributed.Client) -> None:
+        """Keep what is finished; take the rest out of the workers' hands."""
+        self._state.progress = None if self._tasks else self._state.progress
+        for future in self._tasks:
+            if future.status == "finished":
+                self._state.settle(*future.result(timeout=_ANSWER_S).value)
+        client.cancel(list(self._tasks))
+        client.unsubscribe_topic("all")
+        client.unregister_worker_plugin(self._plugin.name)
 
-    def _order(self, client: distributed.Client, member: Member, hand: Hand) -> None:
-        self._orders += 1
-        key = f"medseg-{self._card.claim}-{self._orders}"  # shown in logs and dashboards of Dask: nothing of the case
-        order = order_of(self._card, hand.case)
-        self.ledger.begin(hand, here=False)
-        future = client.submit(
-            process, order, key=key, workers=[member.address], allow_other_workers=False, pure=False, retries=0
-        )
-        self._flights[key] = _Flight(hand, member, future)
-        future.add_done_callback(lambda done: self._events.put(done.key))
+    # --- the workers ------------------------------------------------------------------------------------------------
 
-    # --- what comes back -------------------------------------------------------------------------------------------
-
-    def _collect(self, wait_s: float) -> None:
-        with suppress(queue.Empty):
-            self._conclude(self._events.get(timeout=wait_s))
-            while True:
-                self._conclude(self._events.get_nowait())
-
-    def _conclude(self, key: str | None) -> None:
-        flight = self._flights.get(key or "")
-        if flight is None:
-            return
+    def _open_bundle(self, client: distributed.Client) -> None:
         try:
-            reply = flight.future.result(timeout=_ANSWER_S)
-        except TimeoutError:  # its worker died before it could answer, or is slow to: the next look at the crew tells
-            if flight.future.done():
-                self._events.put(key)
-        except distributed.KilledWorker:
-            self._lost([flight])
-        except distributed.CancelledError:  # by somebody else, or with the connection: nobody died
-            self._drop(flight)
-            (self._suspects if flight.hand.suspect else self._waiting).append(flight.hand)
+            client.register_plugin(self._plugin, name=self._plugin.name)
         except Interrupted:
             raise
-        except Exception as error:  # noqa: BLE001  recorded as this case's result
-            self._settle(flight, result_of_error(flight.hand.case.case_id, flight.hand.case.source, error, "computing"))
+        except Exception as error:  # noqa: BLE001  whatever a worker without medseg raises, or one that dies meanwhile
+            _log.warning("a worker could not open the bundle: %s", type(error).__name__)
+        for why in filter(None, self._refusals(client)):
+            _log.warning("a worker cannot be used: %s", why)
+
+    def _count_lost(self, event: tuple[float, Any]) -> None:
+        if event[1].get("action") == "remove-worker" and not event[1].get("expected"):
+            self._state.workers_lost += 1
+
+    def _refusals(self, client: distributed.Client) -> list[str | None]:
+        found = client.run(_refusal, self._plugin.name, on_error="return").values()
+        strange = "it raised {}; is the same medseg installed there?"
+        return [strange.format(type(why).__name__) if isinstance(why, Exception) else why for why in found]
+
+    def _room(self, client: distributed.Client) -> int:
+        """How many cases the workers that have opened the bundle can have in hand.
+
+        Asked of the scheduler itself: ``Client.scheduler_info`` may give an update that names no workers.
+        """
+        try:
+            workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"].values()
+        except (AttributeError, OSError, TimeoutError) as error:
+            raise Interrupted("the Dask scheduler does not answer any more") from error
+        room = sum(int(worker["resources"].get(self._plugin.name, 0)) for worker in workers)
+        if room:
+            self._ready_at, self._lost_before = time.monotonic(), self._state.workers_lost
         else:
-            self._note(flight, reply)
+            self._check_hope(client)
+        return room
 
-    def _note(self, flight: _Flight, reply: Reply) -> None:
-        flight.hand.content_key = reply.content_key
-        self._settle(flight, reply.result)
-
-    def _settle(self, flight: _Flight, result: CaseResult) -> None:
-        self._drop(flight)
-        self.ledger.settle(flight.hand, result)
-
-    def _lost(self, flights: list[_Flight]) -> None:
-        """Cases whose worker is gone: another try, alone, or the end of trying."""
-        for flight in flights:
-            hand, case = flight.hand, flight.hand.case
-            self._drop(flight)
-            self.ledger.died(hand)
-            self._deaths[case.case_id] += 1
-            tries = self._deaths[case.case_id]
-            if tries >= MAX_WORKER_DEATHS:
-                self.ledger.settle(hand, _given_up(case, tries))
-                continue
-            _log.warning(
-                "a worker died with %s in hand (%d of %d); trying it alone", case.case_id, tries, MAX_WORKER_DEATHS
-            )
-            self._suspects.append(hand)
-
-    def _drop(self, flight: _Flight) -> None:
-        self._flights.pop(flight.future.key, None)
-        if not flight.future.done():
-            flight.future.cancel()
-
-    def _name_slow_ones(self) -> None:
-        limit_s = self.setting.options.stall_s
-        for flight in self._flights.values():
-            if not flight.named and time.monotonic() - flight.begin > limit_s * min(flight.member.threads, 2):
-                flight.named = True
-                _log.warning(
-                    "%s: worker %s has had it for more than %.0f s and is still running",
-                    flight.hand.case.case_id,
-                    flight.member.address,
-                    limit_s,
-                )
-
-    def _let_go(self) -> None:
-        """Keep what is finished; take the rest out of the workers' hands."""
-        self.ledger.progress = None if self._flights else self.ledger.progress
-        with suppress(Interrupted, OSError):
-            self._collect(0)
-            for flight in list(self._flights.values()):
-                flight.future.cancel()
+    def _check_hope(self, client: distributed.Client) -> None:
+        """While no worker can be used: whether one may be later."""
+        failed = self._state.workers_lost - self._lost_before
+        if failed >= _MAX_FAILED_STARTS:
+            raise UsageError(f"{failed} workers died one after another while they opened the bundle; see their logs")
+        refusals = self._refusals(client)
+        if refusals and all(refusals):
+            raise UsageError(f"no worker of the cluster can be used: {'; '.join(sorted({*map(str, refusals)}))}")
+        if time.monotonic() - self._ready_at > _PATIENCE_S:
+            self._ready_at = time.monotonic() + 10 * _PATIENCE_S
+            _log.warning("no worker can be given a case yet: %d have joined; still waiting", len(refusals))
 
 
-def _given_up(case: InputCase, tries: int) -> CaseResult:
+def _given_up(case: InputCase) -> CaseResult:
     message = (
-        f"{tries} workers died while this case was in hand (out of memory, a crash in a decoder, or the machine);"
-        " it was given up so that the others finish; try it alone without --cluster, or crop with --roi"
+        "one worker after another died while this case was in hand (out of memory, a crash in a decoder, or the"
+        " machine); it was given up so that the others finish; try it alone without --cluster, or crop with --roi"
     )
     return CaseResult(case.case_id, case.source, "failed", "worker-died", message)

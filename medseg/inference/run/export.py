@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,19 +14,14 @@ from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.inference.cases import InputCase
 from medseg.inference.predictor import Prediction
+from medseg.inference.run.options import KINDS, RunContext
 from medseg.ingest import save_nifti
 from medseg.ingest.left_out import mark
+from medseg.results.case_result import CaseResult, FileStamp, Reason, Status
 from medseg.trust.trust_files import TrustState
 
-KINDS = {
-    "nifti": "seg.nii.gz",
-    "doubt": "doubt.nii.gz",
-    "seg": "seg.dcm",
-    "sr": "sr.dcm",
-    "rtstruct": "rtstruct.dcm",
-    "sc": "sc.dcm",
-}
-"""Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
+if TYPE_CHECKING:
+    from medseg.outputs.common import WriteOptions
 
 _ANY_SOURCE = ("nifti", "doubt")
 
@@ -36,17 +32,33 @@ class Written:
 
     Parameters
     ----------
-    checksums
-        Number of bytes and SHA-256 of each file, by name.
+    stamps
+        Of each file, by name.
     missing
         Why the source cannot have an output, by kind.
     failed
         Kind and error of the output at which writing stopped; None if it did not.
     """
 
-    checksums: dict[str, Mapping[str, int | str]] = field(default_factory=dict)
+    stamps: dict[str, FileStamp] = field(default_factory=dict)
     missing: dict[str, Refusal] = field(default_factory=dict)
     failed: tuple[str, Exception] | None = None
+
+    @property
+    def not_written(self) -> dict[str, Reason]:
+        """Why the source cannot have an output, as the case's result says it."""
+        return {kind: Reason(why.code, why.message) for kind, why in self.missing.items()}
+
+    def failure(self, case: InputCase) -> tuple[Status, str | None, str] | None:
+        """Status, reason and message of a case that is not done: an output could not be finished, or nothing that was
+        asked for can be written of it; None if it is done.
+        """
+        if self.failed is not None:
+            kind, error = self.failed
+            failure = CaseResult.of_error(case.case_id, case.source, error, "writing")
+            return "failed", failure.reason, f"{kind}: {failure.message}"
+        refusal = next((why for kind, why in self.missing.items() if kind != "doubt"), None)
+        return None if refusal is None or self.stamps else ("refused", refusal.code, refusal.message)
 
 
 def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: Sequence[InputCase]) -> None:
@@ -86,8 +98,8 @@ def _unavailable(case: InputCase, kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def refusal_of(case: InputCase, kinds: Sequence[str]) -> Refusal | None:
-    """Why a case is not worth computing: nothing that was asked for could be written of it."""
-    return _no_source(case) if len(_unavailable(case, kinds)) == len(kinds) else None
+    """Why a case is not worth computing: it cannot be used, or nothing that was asked for could be written of it."""
+    return case.refusal or (_no_source(case) if len(_unavailable(case, kinds)) == len(kinds) else None)
 
 
 def _no_source(case: InputCase) -> Refusal:
@@ -98,56 +110,59 @@ def _no_source(case: InputCase) -> Refusal:
     )
 
 
-def write_outputs(
-    prediction: Prediction, case: InputCase, bundle: Bundle, kinds: Sequence[str], folder: Path
-) -> Written:
+def write_outputs(case: InputCase, prediction: Prediction, context: RunContext) -> Written:
     """Write what can be written of a case, each file whole or not at all.
 
     An output that the source cannot have is noted and the others are written. At an error of another kind, such as a
     full disk, writing stops. Files of an older run that do not belong to this result are removed.
+
+    Parameters
+    ----------
+    case
+        The case.
+    prediction
+        On the grid of its source.
+    context
+        The run: bundle, kinds of output, folder.
     """
+    kinds = context.options.write
     found = Written(missing=dict.fromkeys(_unavailable(case, kinds), _no_source(case)))
     for kind in (kind for kind in KINDS if kind in kinds):
-        path = folder / f"{case.case_id}_{KINDS[kind]}"
-        if found.failed is not None or kind in found.missing:
-            path.unlink(missing_ok=True)
-            continue
-        try:
-            _write(kind, prediction, case, bundle, path)
-            found.checksums[path.name] = checksum(path)
-        except Refusal as refusal:
-            found.missing[kind] = refusal
-            path.unlink(missing_ok=True)
-        except Exception as error:  # noqa: BLE001  becomes the case's result, beside what was written of it
-            found.failed = kind, error
-            path.unlink(missing_ok=True)
+        path = context.folder / f"{case.case_id}_{KINDS[kind]}"
+        if found.failed is None and kind not in found.missing:
+            try:
+                _write(kind, case, prediction, context.bundle, path)
+                found.stamps[path.name] = FileStamp(path.stat().st_size, sha256_file(path))
+                continue
+            except Refusal as refusal:
+                found.missing[kind] = refusal
+            except Exception as error:  # noqa: BLE001  becomes the case's result, beside what was written of it
+                found.failed = kind, error
+        path.unlink(missing_ok=True)
     return found
 
 
-def checksum(path: Path) -> Mapping[str, int | str]:
-    """Number of bytes and SHA-256 of an output, by which a later run knows it again."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _write(kind: str, prediction: Prediction, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _write(kind: str, case: InputCase, prediction: Prediction, bundle: Bundle, path: Path) -> None:
+    affine = prediction.geometry.affine
     if kind == "nifti":
-        save_nifti(prediction.label_map, prediction.geometry.affine, path, description=mark("label-map"))
+        save_nifti(prediction.label_map, affine, path, description=mark("label-map"))
     elif kind == "doubt":
         if prediction.error_map is None:
             raise Refusal(
                 "not-judged", "the case could not be judged (see the flags of its trust), so there is no doubt"
             )
-        save_nifti(prediction.error_map, prediction.geometry.affine, path, description=mark("doubt-map"))
+        save_nifti(prediction.error_map, affine, path, description=mark("doubt-map"))
     else:
-        _write_dicom(kind, prediction, case, bundle, path)
+        from medseg.outputs.write import write
+
+        options = _dicom_options(kind, prediction)
+        write(kind, prediction.label_map, prediction.geometry, case.channels[0], bundle, path, options=options)
 
 
-def _write_dicom(kind: str, prediction: Prediction, case: InputCase, bundle: Bundle, path: Path) -> None:
+def _dicom_options(kind: str, prediction: Prediction) -> WriteOptions | None:
+    if prediction.verdict is None:
+        return None
     from medseg.outputs.common import WriteOptions
-    from medseg.outputs.write import write
 
-    options = None
-    if prediction.verdict is not None:
-        errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
-        options = WriteOptions(trust=prediction.verdict, doubt=errors)
-    write(kind, prediction.label_map, prediction.geometry, case.channels[0], bundle, path, options=options)
+    errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
+    return WriteOptions(trust=prediction.verdict, doubt=errors)

@@ -1,22 +1,29 @@
-"""How a batch is run."""
+"""How a batch is run: what was asked for, what all its cases share, and whose the output folder is.
+
+Imports nothing heavy, since the command line takes its options from :class:`RunOptions`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from medseg._version import medseg_version
-from medseg.bundle import Bundle
-from medseg.devices import resolve_device
-from medseg.errors import UsageError
-from medseg.inference.engines import EngineChoice
-from medseg.inference.ensemble import member_digest
-from medseg.inference.roi import Region
-from medseg.inference.run.export import KINDS
-from medseg.manifests.items import SECTIONS
+from medseg.errors import Interrupted, MedsegError, UsageError
+from medseg.files import write_text
+
+if TYPE_CHECKING:
+    from medseg.bundle import Bundle, Permission, TrainingData
+    from medseg.inference.engines import EngineChoice
+    from medseg.inference.roi import Region
 
 Precision = Literal["auto", "fp32", "bf16"]
 Windows = Literal["auto", "bundle"]
@@ -27,12 +34,24 @@ _GONE = {
 }
 """Values that older versions took, and what to do instead."""
 
-_FORMS = "local:N (N processes on this machine), slurm, slurm:FILE or the address of a Dask scheduler (tcp://HOST:PORT)"
+KINDS = {
+    "nifti": "seg.nii.gz",
+    "doubt": "doubt.nii.gz",
+    "seg": "seg.dcm",
+    "sr": "sr.dcm",
+    "rtstruct": "rtstruct.dcm",
+    "sc": "sc.dcm",
+}
+"""Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
+
+_PLACES = (
+    "local:N (N processes on this machine), slurm, slurm:FILE or the address of a Dask scheduler (tcp://HOST:PORT)"
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the workers are.
+    """Where the workers of a cluster are.
 
     Parameters
     ----------
@@ -61,44 +80,19 @@ def parse_place(text: str) -> Place:
         return Place("slurm", detail)
     if re.fullmatch(r"(\w+://)?[^/\s]+:\d+", text) and kind != "local":
         return Place("scheduler", text)
-    raise UsageError(f"--cluster {text}: expected {_FORMS}")
+    raise UsageError(f"--cluster {text}: expected {_PLACES}")
+
+
+def _about(words: str, *, reported: bool = True, option: bool = True) -> dict[str, Any]:
+    """Of a field: its help, whether ``run.json`` holds it, and whether it is an option of the command."""
+    return {"help": words, "reported": reported, "option": option}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a batch is run.
+    """How a batch is run; every field is an option of ``medseg infer``, whose help says what it means.
 
-    Parameters
-    ----------
-    write
-        Kinds of output.
-    select
-        JSON file with selection rules, one per channel.
-    allow_resample
-        Resample uneven spacing or a gantry tilt onto a regular grid, whose label map is then written, and say so in the
-        case's message. Without it uneven spacing is refused and a tilt kept as it is.
-    roi
-        Region of interest as for :func:`medseg.inference.roi.parse_region`.
-    section, fold
-        Which items of a datalist, see :class:`medseg.manifests.Part`.
-    device, precision, engine
-        As for :class:`~medseg.inference.Predictor`.
-    windows
-        ``"bundle"`` and ``"auto"``: the bundle's own.
-    workers
-        Cases that are read ahead, and cases that are written behind, at once.
-    trust
-        Whether a bundle's trust calibration judges every case.
-    cluster
-        Where workers do the work: see :func:`medseg.inference.run.cluster.parse_place`; None: this process does it.
-    mirror
-        Axes of the patient (``"lr"``, ``"ap"``, ``"is"``) along which every window is also seen mirrored.
-    ensemble
-        Bundles or weights files whose networks are averaged with the bundle's own.
-    fresh
-        Forget what an earlier run finished.
-    stall_s
-        After this time in one stage a case is named in the log; reading and writing are then given up.
+    ``device``, ``precision``, ``engine``, ``mirror`` and ``ensemble`` are as for :class:`~medseg.inference.Predictor`.
 
     Raises
     ------
@@ -106,23 +100,60 @@ class RunOptions:
         If a value makes no sense.
     """
 
-    write: tuple[str, ...] = ("nifti",)
-    select: str | None = None
-    allow_resample: bool = False
-    roi: str | None = None
-    section: str | None = None
-    fold: int | None = None
-    device: str = "auto"
-    precision: Precision = "auto"
-    engine: str = "auto"
-    windows: Windows = "auto"
-    workers: int = 1
-    trust: bool = True
-    cluster: str | None = None
-    mirror: tuple[str, ...] = ()
-    ensemble: tuple[str, ...] = ()
-    fresh: bool = False
-    stall_s: float = 900.0
+    write: tuple[str, ...] = field(default=("nifti",), metadata=_about(f"Comma-separated: {', '.join(KINDS)}."))
+    select: str | None = field(
+        default=None,
+        metadata=_about("JSON file with selection rules: which series of each study to use, per channel."),
+    )
+    allow_resample: bool = field(
+        default=False, metadata=_about("Resample uneven spacing or a gantry tilt onto a regular grid.")
+    )
+    roi: str | None = field(
+        default=None,
+        metadata=_about(
+            "Look only here: x0,y0,z0,x1,y1,z1, two corners in mm (RAS: right, anterior, superior positive);"
+            " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image."
+        ),
+    )
+    section: str | None = field(
+        default=None, metadata=_about("Only these items of a datalist: training, validation or test.")
+    )
+    fold: int | None = field(default=None, metadata=_about("Only the items that this fold of a datalist holds out."))
+    device: str = field(default="auto", metadata=_about("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps."))
+    precision: Precision = field(
+        default="auto", metadata=_about("auto (float32; on CUDA automatic mixed precision), fp32 or bf16.")
+    )
+    engine: str = field(
+        default="auto",
+        metadata=_about("What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."),
+    )
+    windows: Windows = field(default="auto", metadata=_about("bundle (and auto): the bundle's own."))
+    workers: int = field(default=1, metadata=_about("Cases read ahead and written behind at once.", reported=False))
+    cluster: str | None = field(
+        default=None,
+        metadata=_about("Where workers do the work: local:N processes, slurm[:FILE], or a Dask scheduler's address."),
+    )
+    mirror: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Also look at every window mirrored, and average: comma-separated axes of the patient, ap, is, lr"
+            " (front-back, head-foot, left-right)."
+        ),
+    )
+    ensemble: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("Another bundle for the same task, or other weights, to average with; may be repeated."),
+    )
+    trust: bool = field(default=True, metadata=_about("Judge every case, if the bundle has a trust calibration."))
+    fresh: bool = field(default=False, metadata=_about("Start over instead of continuing.", reported=False))
+    stall_s: float = field(
+        default=900.0,
+        metadata=_about(
+            "After this time in one stage a case is named in the log; reading and writing are then given up.",
+            reported=False,
+            option=False,
+        ),
+    )
 
     @property
     def judged(self) -> bool:
@@ -135,35 +166,204 @@ class RunOptions:
             raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
         if "doubt" in self.write and not self.judged:
             raise UsageError("--write doubt needs trust in the plain network; drop --no-trust, --mirror, --ensemble")
-        for option, value in (("precision", self.precision), ("windows", self.windows)):
-            if value in _GONE:
-                raise UsageError(f"--{option} {value} is gone: {_GONE[value]}")
-        if self.precision not in get_args(Precision):
-            raise UsageError(f"--precision {self.precision}: expected one of {', '.join(get_args(Precision))}")
-        if self.windows not in get_args(Windows):
-            raise UsageError(f"--windows {self.windows}: expected one of {', '.join(get_args(Windows))}")
-        if self.section not in {None, *SECTIONS}:
-            raise UsageError(f"--section {self.section}: expected one of {', '.join(SECTIONS)}")
+        for name, known in (("precision", get_args(Precision)), ("windows", get_args(Windows))):
+            if (value := getattr(self, name)) in _GONE:
+                raise UsageError(f"--{name} {value} is gone: {_GONE[value]}")
+            if value not in known:
+                raise UsageError(f"--{name} {value}: expected one of {', '.join(known)}")
+        if self.section is not None:
+            _check_section(self.section)
         if self.cluster is not None:
             parse_place(self.cluster)
         if self.workers < 1 or self.stall_s <= 0:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
+    @property
+    def resolved(self) -> RunOptions:
+        """With the device that ``auto`` stands for; of other machines this one knows nothing, so there it is the CPU.
 
-def run_key(bundle: Bundle, options: RunOptions, region: Region | None) -> str:
-    """Digest of everything but the input that a result depends on."""
-    device = resolve_device(options.device) if options.device == "auto" else options.device
-    parts = {
-        "medseg": medseg_version(),
-        "bundle": bundle.sha256,
-        "write": sorted(options.write),
-        "roi": region.key if region else None,
-        "engine": EngineChoice.by_rule(device, options.precision, options.engine).engine,
-        "windows": "bundle",
-        "allow_resample": options.allow_resample,
-        "device": device,
-        "trust": options.trust,
-        "mirror": sorted(options.mirror),
-        "ensemble": [member_digest(place) for place in options.ensemble],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        Raises
+        ------
+        UsageError
+            If this machine has no such device.
+        """
+        from medseg.devices import resolve_device
+
+        if self.cluster is None or parse_place(self.cluster).kind == "local":
+            return replace(self, device=resolve_device(self.device))
+        return replace(self, device="cpu") if self.device == "auto" else self
+
+    @property
+    def engine_choice(self) -> EngineChoice:
+        """What runs the network, by the rule of :meth:`medseg.inference.engines.EngineChoice.by_rule`."""
+        from medseg.inference.engines import EngineChoice
+
+        return EngineChoice.by_rule(self.resolved.device, self.precision, self.engine)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``run.json`` says under ``options``."""
+        from medseg.inference.ensemble import member_digest
+
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["reported"]}
+        members = [{"name": Path(place).name, "sha256": member_digest(place)} for place in self.ensemble]
+        return {**values, "write": list(self.write), "mirror": list(self.mirror), "ensemble": members}
+
+    def key(self, bundle: Bundle, region: Region | None) -> str:
+        """Digest of everything but the input that a result depends on: of bundle, version and options."""
+        asked = self.to_json()
+        for name in ("select", "section", "fold", "cluster", "precision", "windows"):  # which cases, where, said below
+            del asked[name]
+        parts = {
+            **asked,
+            "medseg": medseg_version(),
+            "bundle": bundle.sha256,
+            "write": sorted(self.write),
+            "roi": region.key if region else None,
+            "engine": self.engine_choice.engine,
+            "device": self.resolved.device,
+            "mirror": sorted(self.mirror),
+            "ensemble": [member["sha256"] for member in asked["ensemble"]],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_section(section: str) -> None:
+    from medseg.manifests.items import SECTIONS
+
+    if section not in SECTIONS:
+        raise UsageError(f"--section {section}: expected one of {', '.join(SECTIONS)}")
+
+
+# --- whose the folder is --------------------------------------------------------------------------------------------
+# A worker of a cluster may outlive the run that it works for: its driver was killed, and another run has begun, perhaps
+# with another bundle. Before it writes, it looks here, so that nothing of an old run lands among a new one's files.
+
+LEASE_NAME = ".medseg-run"
+_SEEN_WITHIN_S = 60.0
+"""How long a network file system may take to show a new file on another machine."""
+
+
+@contextmanager
+def leased(folder: Path) -> Iterator[str]:
+    """Make ``folder`` this run's and give the name of its lease; use it under the folder's lock."""
+    lease = secrets.token_hex(8)
+    write_text(folder / LEASE_NAME, lease)
+    try:
+        yield lease
+    finally:
+        (folder / LEASE_NAME).unlink(missing_ok=True)
+
+
+def holds_lease(folder: Path, lease: str) -> bool:
+    """Whether the folder still belongs to the run with this lease."""
+    try:
+        return (folder / LEASE_NAME).read_text() == lease
+    except OSError:
+        return False
+
+
+# --- what the cases of a run share ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every case of a run shares.
+
+    Parameters
+    ----------
+    bundle, folder
+        The bundle, and where results go.
+    options
+        With the device that is computed on.
+    region
+        Where to look; None for everywhere.
+    run_key
+        See :meth:`RunOptions.key`.
+    lease
+        The run's hold on the folder.
+    training_data
+        What the bundle says that it has learnt from.
+    """
+
+    bundle: Bundle
+    folder: Path
+    options: RunOptions
+    region: Region | None
+    run_key: str
+    lease: str
+    training_data: TrainingData | None = None
+
+    def require_lease(self) -> None:
+        """Refuse to go on if the folder belongs to another run by now, or to none.
+
+        Raises
+        ------
+        Interrupted
+            If it does.
+        """
+        if not holds_lease(self.folder, self.lease):
+            raise Interrupted(
+                f"the run that this case belongs to has ended, or another one has taken over {self.folder}"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class RunSpec:
+    """What a worker needs to know of a run: paths are absolute, since it has another working directory."""
+
+    bundle: str
+    bundle_sha256: str
+    permission: Permission
+    folder: str
+    options: RunOptions
+    region: Region | None
+    run_key: str
+    lease: str
+    medseg: str
+
+    @classmethod
+    def of(cls, context: RunContext) -> RunSpec:
+        """The run behind a context."""
+        bundle, options = context.bundle, context.options
+        return cls(
+            str(bundle.path.absolute()),
+            bundle.sha256,
+            bundle.permission,
+            str(context.folder.absolute()),
+            replace(options, ensemble=tuple(str(Path(place).absolute()) for place in options.ensemble)),
+            context.region,
+            context.run_key,
+            context.lease,
+            medseg_version(),
+        )
+
+    def open(self) -> RunContext:
+        """The context of the run in this process.
+
+        Raises
+        ------
+        MedsegError
+            If this process cannot work for the run: it does not see the output folder, has another version of medseg,
+            another bundle, other networks.
+        """
+        from medseg.bundle import Bundle, trained_on
+
+        self._see_folder()
+        if medseg_version() != self.medseg:
+            found = f"found medseg {medseg_version()} there, the run uses {self.medseg}"
+            raise MedsegError(f"{found}; install the same one")
+        bundle = Bundle.open(self.bundle, self.permission)
+        if bundle.sha256 != self.bundle_sha256:
+            raise MedsegError(f"its {self.bundle} is another bundle than the run's; give all workers the same files")
+        if self.options.key(bundle, self.region) != self.run_key:
+            raise MedsegError("the networks of --ensemble differ from the run's there; give all workers the same files")
+        known = trained_on(bundle)
+        return RunContext(bundle, Path(self.folder), self.options, self.region, self.run_key, self.lease, known)
+
+    def _see_folder(self) -> None:
+        deadline = time.monotonic() + _SEEN_WITHIN_S
+        while not holds_lease(Path(self.folder), self.lease):
+            if not Path(self.folder).is_dir() or time.monotonic() > deadline:
+                what = f"it does not see {self.folder}"
+                raise MedsegError(f"{what}; the output folder must be on a file system that all share")
+            time.sleep(0.5)

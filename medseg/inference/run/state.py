@@ -1,11 +1,7 @@
 """What is to be done in a run, what is finished, and what became of it, in one SQLite file that survives any kill.
 
-What a batch run has finished, in one SQLite file that survives being killed at any moment.
-
 Only the driving process writes. The rollback journal (not WAL, which needs shared memory) makes the file safe on
 network file systems as far as their locks are.
-
-What is to be done, and what became of it: the cases of a run beside its journal.
 """
 
 from __future__ import annotations
@@ -14,24 +10,28 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import Interrupted, OutputLocked, OutputUnusable, UsageError
 from medseg.files import sha256_file, shown
 from medseg.inference.cases import InputCase, content_key, stat_key, with_path_hash
 from medseg.inference.run.export import refusal_of
-from medseg.inference.run.results import CaseResult, result_of_error
-from medseg.inference.run.work import Setting, Work
-from medseg.results import JOURNAL_NAME
+from medseg.inference.run.options import RunContext
+from medseg.results.case_result import CaseResult
+from medseg.results.run_report import STATE_NAME
 
 LOCK_NAME = ".medseg-lock.sqlite"
 
+MAX_DEATHS = 5
+"""How often the process may die with a case in hand before the case is given up."""
+
+_CHANGED = ".changed"
+"""Added to the name of an output that somebody changed: it may hold corrections made by hand."""
+
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cases (
     case_id TEXT PRIMARY KEY,
     source BLOB NOT NULL,
@@ -42,33 +42,10 @@ CREATE TABLE IF NOT EXISTS cases (
     result TEXT
 );
 """
+_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One case in the journal.
-
-    Parameters
-    ----------
-    case_id, source
-        As in ``run.json``.
-    run_key
-        Digest of bundle and options.
-    stat_key, content_key
-        Digests of the input files' names, sizes and times, and of their bytes.
-    deaths
-        How often the process died while this case was in hand.
-    result
-        The case as in ``run.json``; None while it is in hand.
-    """
-
-    case_id: str
-    source: str
-    run_key: str
-    stat_key: str
-    content_key: str
-    deaths: int = 0
-    result: Mapping[str, Any] | None = None
+Progress = Callable[[int, int, CaseResult], None]
+"""Called with (cases finished, cases in all, result) after every case."""
 
 
 @contextmanager
@@ -111,229 +88,204 @@ def locked(folder: Path) -> Iterator[None]:
         connection.close()
 
 
-class Journal:
-    """The journal of one output folder; use it under :func:`locked`, from one thread."""
+@dataclass(frozen=True)
+class Entry:
+    """One case as the file holds it.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / JOURNAL_NAME
+    Parameters
+    ----------
+    case_id, source
+        As in ``run.json``.
+    run_key
+        Digest of bundle and options.
+    stat_key, content_key
+        Digests of the input files' names, sizes and times, and of their bytes.
+    deaths
+        How often a process died while this case was in hand.
+    result
+        None while it is in hand.
+    """
+
+    case_id: str
+    source: str
+    run_key: str
+    stat_key: str
+    content_key: str
+    deaths: int = 0
+    result: CaseResult | None = None
+
+
+class RunState:
+    """The cases of a run and their results; use it under :func:`locked`, from one thread.
+
+    Parameters
+    ----------
+    context
+        What every case shares.
+    cases
+        Every case of the run.
+    progress
+        Called after every case.
+
+    Attributes
+    ----------
+    results
+        By case id.
+    computed, workers_lost
+        Cases that this run has computed, and workers of a cluster that died.
+    """
+
+    def __init__(self, context: RunContext, cases: Sequence[InputCase], progress: Progress | None = None) -> None:
+        self.context, self.progress = context, progress
+        self.results: dict[str, CaseResult] = {}
+        self.computed = self.workers_lost = 0
+        self._path = context.folder / STATE_NAME
+        self._connection = self._open()
+        if context.options.fresh:
+            self._execute("DELETE FROM cases")
+        self._entries = self._read()
+        self._open_cases: set[str] = set()
+        self.cases = [self._distinct(case) for case in cases]
+
+    def _open(self) -> sqlite3.Connection:
         try:
             with _writing(self._path):
-                self._connection = sqlite3.connect(self._path, isolation_level=None)
-                self._connection.execute("PRAGMA journal_mode=DELETE")
-                self._connection.execute("PRAGMA synchronous=FULL")
-                self._connection.executescript(_SCHEMA)
+                connection = sqlite3.connect(self._path, isolation_level=None)
+                connection.execute("PRAGMA journal_mode=DELETE")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             raise UsageError(
                 f"{self._path} cannot be used as a journal ({error}); delete it to compute every case anew"
             ) from error
+        return connection
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> None:
         with _writing(self._path):
-            self._connection.executescript("BEGIN; DELETE FROM facts; DELETE FROM cases; COMMIT;")
+            self._connection.execute(statement, values)
 
-    def fact(self, name: str) -> Any:
-        """A stored fact of the run, or None."""
-        row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+    def _read(self) -> dict[str, Entry]:
+        entries = {}
+        columns = "case_id, source, run_key, stat_key, content_key, deaths, result"
+        for row in self._connection.execute(f"SELECT {columns} FROM cases"):  # noqa: S608  our words
+            case_id, source, run_key, stat, content, deaths, text = row
+            result = None if text is None else CaseResult.from_json(json.loads(text))
+            entries[case_id] = Entry(case_id, os.fsdecode(source), run_key, stat, content, deaths, result)
+        return entries
 
-    def set_fact(self, name: str, value: Any) -> None:
-        """Store a fact of the run, such as the engine that was chosen."""
-        with _writing(self._path):
-            self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
-
-    def entries(self) -> dict[str, Entry]:
-        """All cases by case id."""
-        rows = self._connection.execute(
-            "SELECT case_id, source, run_key, stat_key, content_key, deaths, result FROM cases"
-        )
-        return {row[0]: _entry(row) for row in rows}
-
-    def write(self, entry: Entry) -> None:
+    def _write(self, entry: Entry) -> None:
         """Insert or replace one case, durably."""
-        result = None if entry.result is None else json.dumps(entry.result)
-        values = (
-            entry.case_id,
-            os.fsencode(entry.source),
-            entry.run_key,
-            entry.stat_key,
-            entry.content_key,
-            entry.deaths,
-            result,
-        )
-        with _writing(self._path):
-            self._connection.execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        result = None if entry.result is None else json.dumps(entry.result.to_json())
+        keys = (entry.run_key, entry.stat_key, entry.content_key, entry.deaths)
+        values = (entry.case_id, os.fsencode(entry.source), *keys, result)
+        self._execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    case_id, source, run_key, stat, content, deaths, result = row
-    return Entry(
-        case_id, os.fsdecode(source), run_key, stat, content, deaths, None if result is None else json.loads(result)
-    )
-
-
-MAX_DEATHS = 5
-"""How often the process may die with a case in hand before the case is given up."""
-
-_CHANGED = ".changed"
-"""Added to the name of an output that somebody changed: it may hold corrections made by hand."""
-_log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, CaseResult], None]
-
-
-@dataclass
-class Hand(Work):
-    """A case that is being worked on, with its entry in the journal."""
-
-    entry: Entry = field(kw_only=True)
-
-    @property
-    def suspect(self) -> bool:
-        """Whether a process died with this case in hand: it is then worked on alone, so that no other is blamed."""
-        return self.entry.deaths > 0
-
-
-class Ledger:
-    """The cases of a run and their results; only the driving process has one.
-
-    Parameters
-    ----------
-    setting
-        What every case shares.
-    journal
-        The open journal.
-    cases
-        Every case of the run.
-    progress
-        Called after every case.
-    """
-
-    def __init__(
-        self, setting: Setting, journal: Journal, cases: Sequence[InputCase], progress: Progress | None = None
-    ) -> None:
-        self.setting, self._journal = setting, journal
-        self.results: dict[str, CaseResult] = {}
-        self._entries = journal.entries()
-        self.cases = [_distinct(case, self._entries.get(case.case_id)) for case in cases]
-        self.progress = progress
-        self.computed = 0
-        self.workers_lost = 0
-        self._open: dict[str, Hand] = {}
+    # --- what is left to do -----------------------------------------------------------------------------------------
 
     @property
     def left(self) -> int:
         """Number of cases without a result."""
         return len(self.cases) - len(self.results)
 
-    def pending(self) -> list[Hand]:
-        """Settle what is refused or finished already; return what is left, suspects last."""
-        hands = [hand for hand in map(self._pending, self.cases) if hand is not None]
-        return sorted(hands, key=lambda hand: hand.suspect)
+    def pending(self) -> list[InputCase]:
+        """Note what is refused or finished already; return what is left, cases that may kill the process last."""
+        return sorted(filter(self._is_left, self.cases), key=lambda case: self.may_kill(case.case_id))
 
-    def _pending(self, case: InputCase) -> Hand | None:
+    def may_kill(self, case_id: str) -> bool:
+        """Whether a process died with this case in hand: it is worked on alone, so that no other is blamed."""
+        return self._entries[case_id].deaths > 0
+
+    def _is_left(self, case: InputCase) -> bool:
         try:
-            if case.refusal is not None:
-                raise case.refusal
-            refusal = refusal_of(case, self.setting.options.write)
+            refusal = refusal_of(case, self.context.options.write)
             if refusal is not None:
                 raise refusal
-            entry = self._entry(case)
+            entry = self._entries[case.case_id] = self._known(case)
         except (Interrupted, OutputUnusable):
             raise
         except Exception as error:  # noqa: BLE001  recorded as this case's result
-            self._conclude(result_of_error(case.case_id, case.source, error, "reading"))
-            return None
+            self._note(CaseResult.of_error(case.case_id, case.source, error, "reading"))
+            return False
         if entry.result is not None:
-            self._conclude(_restored(entry.result, case))
+            self._note(replace(entry.result, source=case.source))
         elif entry.deaths >= MAX_DEATHS:
-            self._conclude(_given_up(case, entry.deaths))
-        else:
-            return Hand(case, entry=entry)
-        return None
+            self._note(_given_up(case, entry.deaths))
+        return case.case_id not in self.results
 
-    def _entry(self, case: InputCase) -> Entry:
-        """The journal's entry of a case, with its result only if that still holds."""
-        key = stat_key(case)
-        new = Entry(case.case_id, case.source, self.setting.run_key, key, "")
+    def _known(self, case: InputCase) -> Entry:
+        """What the file holds of a case, with its result only if that still holds."""
+        new = Entry(case.case_id, case.source, self.context.run_key, stat_key(case), "")
         old = self._entries.get(case.case_id)
         if old is None or old.run_key != new.run_key:
             return new
-        unchanged = old.stat_key == key or (old.content_key != "" and old.content_key == content_key(case))
-        if not unchanged:
+        if old.stat_key != new.stat_key and (old.content_key == "" or old.content_key != content_key(case)):
             return new
-        usable = old.result is not None and old.result["status"] != "failed" and self._outputs_hold(old.result)
-        return replace(old, stat_key=key, source=case.source, result=old.result if usable else None)
+        usable = old.result is not None and old.result.status != "failed" and self._outputs_hold(old.result)
+        return replace(old, stat_key=new.stat_key, source=case.source, result=old.result if usable else None)
 
-    def _outputs_hold(self, result: Mapping[str, Any]) -> bool:
-        """Whether every output is still the file that was written: by size, then by SHA-256."""
-        known = result.get("checksums", {})
-        held = [self._holds(str(name), known.get(name)) for name in result["outputs"]]  # each is looked at
+    def _outputs_hold(self, result: CaseResult) -> bool:
+        """Whether every output is still the file that was written."""
+        held = [self._holds(name, result) for name in result.outputs]  # each is looked at
         return all(held)
 
-    def _holds(self, name: str, known: Mapping[str, Any] | None) -> bool:
-        path = self.setting.folder / name
+    def _holds(self, name: str, result: CaseResult) -> bool:
+        path, known = self.context.folder / name, result.checksums.get(name)
         if not path.is_file():
             return False
-        if known is not None and path.stat().st_size == known["bytes"] and sha256_file(path) == known["sha256"]:
+        if known is not None and path.stat().st_size == known.bytes and sha256_file(path) == known.sha256:
             return True
         kept = path.replace(path.with_name(f"{name}{_CHANGED}"))
         _log.warning("%s is not what was written; it is computed again, what was there is now %s", name, kept.name)
         return False
 
-    # --- what became of the cases ----------------------------------------------------------------------------------
+    def _distinct(self, case: InputCase) -> InputCase:
+        """The case, under another name if an earlier run has used its name for other bytes from another place."""
+        old = self._entries.get(case.case_id)
+        if old is None or old.content_key == "" or Path(old.source).absolute() == Path(case.source).absolute():
+            return case
+        if case.refusal is not None or old.content_key == content_key(case):
+            return case
+        return with_path_hash(case)
 
-    def begin(self, hand: Hand, *, here: bool) -> None:
-        """Note that a case is in hand; if it is ``here``, as a death until it is settled.
+    # --- what became of the cases -----------------------------------------------------------------------------------
+
+    def begin(self, case_id: str) -> None:
+        """Note that a case is in hand here, as a death until it is settled.
 
         A case that kills the process is thereby given up after a few tries.
         """
-        self._open[hand.case.case_id] = hand
-        if here:
-            self._journal.write(replace(hand.entry, deaths=hand.entry.deaths + 1))
+        entry = self._entries[case_id]
+        self._open_cases.add(case_id)
+        self._write(replace(entry, deaths=entry.deaths + 1))
 
-    def died(self, hand: Hand) -> None:
-        """Note that a worker died with a case in hand."""
-        self._open.pop(hand.case.case_id, None)
-        hand.entry = replace(hand.entry, deaths=hand.entry.deaths + 1)
-        self._journal.write(hand.entry)
+    def died(self, case_id: str) -> None:
+        """Note that workers died with a case in hand."""
+        entry = self._entries[case_id]
+        self._entries[case_id] = replace(entry, deaths=entry.deaths + 1)
+        self._write(self._entries[case_id])
 
-    def settle(self, hand: Hand, result: CaseResult) -> None:
-        """Note the result of a case."""
-        key = hand.content_key or hand.entry.content_key
-        self._journal.write(replace(hand.entry, content_key=key, result=asdict(result)))
-        self._open.pop(result.case_id, None)
+    def settle(self, result: CaseResult, content_key: str = "") -> None:
+        """Note the result of a case, and the digest of its bytes if they were read."""
+        entry = self._entries[result.case_id]
+        self._write(replace(entry, content_key=content_key or entry.content_key, result=result))
+        self._open_cases.discard(result.case_id)
         self.computed += 1
-        self._conclude(result)
+        self._note(result)
 
     def forget_open(self) -> None:
         """After an interruption: what is in hand was not finished, and nothing died."""
-        for hand in self._open.values():
-            self._journal.write(hand.entry)
-        self._open.clear()
+        for case_id in self._open_cases:
+            self._write(self._entries[case_id])
+        self._open_cases.clear()
 
-    def _conclude(self, result: CaseResult) -> None:
+    def _note(self, result: CaseResult) -> None:
         self.results[result.case_id] = result
         if self.progress is not None:
             self.progress(len(self.results), len(self.cases), result)
-
-
-def _distinct(case: InputCase, old: Entry | None) -> InputCase:
-    """The case, under another name if an earlier run has used its name for other bytes from another place."""
-    if old is None or old.content_key == "" or Path(old.source).absolute() == Path(case.source).absolute():
-        return case
-    if case.refusal is not None or old.content_key == content_key(case):
-        return case
-    return with_path_hash(case)
-
-
-def _restored(row: Any, case: InputCase) -> CaseResult:
-    values = {**row, "source": case.source, "outputs": tuple(row["outputs"]), "structures": tuple(row["structures"])}
-    return CaseResult(**values)
 
 
 def _given_up(case: InputCase, deaths: int) -> CaseResult:

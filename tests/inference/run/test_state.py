@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medseg.inference import CaseResult, Options, run_batch
-from medseg.inference.run.state import Hand, Journal, Ledger, locked
+from medseg.inference.run.state import RunState
+from tests.inference.run.states import unsettle
 from tests.inference.volumes import blobs, grid, save
 
 
-def test_suspects_come_last_and_alone(thresholds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_kill_comes_last_and_alone(thresholds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         save(blobs((12, 12, 10), number), grid("plain"), tmp_path / "images" / f"case{number}.nii.gz")
     options = Options(precision="fp32", workers=2)
     run_batch(thresholds, [tmp_path / "images"], tmp_path / "out", options)
-    with locked(tmp_path / "out"):
-        journal = Journal(tmp_path / "out")
-        for name, entry in journal.entries().items():
-            journal.write(replace(entry, result=None, deaths=int(name in {"case1", "case3"})))
-        journal.close()
+    unsettle(tmp_path / "out", **{f"case{number}": int(number in {1, 3}) for number in range(6)})
     seen: list[str] = []
-    begin, settle = Ledger.begin, Ledger.settle
+    begin, settle = RunState.begin, RunState.settle
 
-    def observed_begin(self: Ledger, hand: Hand, *, here: bool) -> None:
-        seen.append(f"begin {hand.case.case_id}")
-        begin(self, hand, here=here)
+    def observed_begin(self: RunState, case_id: str) -> None:
+        seen.append(f"begin {case_id}")
+        begin(self, case_id)
 
-    def observed_settle(self: Ledger, hand: Hand, result: CaseResult) -> None:
-        settle(self, hand, result)
-        seen.append(f"settle {hand.case.case_id}")
+    def observed_settle(self: RunState, result: CaseResult, content_key: str = "") -> None:
+        settle(self, result, content_key)
+        seen.append(f"settle {result.case_id}")
 
-    monkeypatch.setattr(Ledger, "begin", observed_begin)
-    monkeypatch.setattr(Ledger, "settle", observed_settle)
+    monkeypatch.setattr(RunState, "begin", observed_begin)
+    monkeypatch.setattr(RunState, "settle", observed_settle)
     report = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out", options)
     assert report.complete
     assert report.content["summary"]["computed"] == 6

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medseg.errors import UsageError
-from medseg.inference.run.state import Entry, Journal
-from medseg.results import RunFolder, read_run
+from medseg.results import RunReport
+from medseg.results.run_report import STATE_NAME
 
 STRUCTURES = [{"label": 1, "name": "liver", "volume_ml": 1.0}]
 
@@ -22,29 +24,29 @@ def test_a_run_tells_its_label_maps_from_its_other_files(tmp_path: Path) -> None
     refused = entry("b", status="refused", outputs=[])
     own_image = entry("c", source=str(tmp_path / "c.nii.gz"), trained_on=True)
     (tmp_path / "run.json").write_text(json.dumps({"cases": [entry("a_doubt"), refused, own_image]}))
-    run = RunFolder.find(tmp_path)
+    run = RunReport.find(tmp_path)
     assert run is not None
     assert run.label_maps == {"a_doubt_seg.nii.gz": "a_doubt", "c_seg.nii.gz": "c"}
     assert set(run.others) == {"a_doubt_doubt.nii.gz", "b_seg.nii.gz", "c.nii.gz", "c_doubt.nii.gz"}
     assert run.names == {1: "liver"}
-    assert [run.cases[case].trained_on for case in ("a_doubt", "b", "c")] == [None, None, True]
+    assert [case.trained_on for case in run.cases] == [None, None, True]
 
 
 def test_the_journal_of_a_run_that_was_killed_is_read(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.write(Entry("a", "x", "k", "s", "c", result=entry("a")))
-    journal.write(Entry("b", "x", "k", "s", "c"))
-    journal.close()
-    run = RunFolder.find(tmp_path)
+    with closing(sqlite3.connect(tmp_path / STATE_NAME)) as connection, connection:
+        connection.execute("CREATE TABLE cases (case_id TEXT, result TEXT)")
+        connection.executemany("INSERT INTO cases VALUES (?, ?)", [("a", json.dumps(entry("a"))), ("b", None)])
+    run = RunReport.find(tmp_path)
     assert run is not None
     assert run.label_maps == {"a_seg.nii.gz": "a"}
+    assert run.content == {}
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"epochs": 3}'])
 def test_a_folder_of_anything_else_is_no_run(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    assert RunFolder.find(tmp_path) is None
+    assert RunReport.find(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -53,10 +55,10 @@ def test_a_folder_of_anything_else_is_no_run(content: str | None, tmp_path: Path
 def test_a_damaged_run_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UsageError, match=r"run\.json"):
-        read_run(tmp_path)
+        RunReport.read(tmp_path)
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / ".medseg-journal.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UsageError, match="journal"):
-        RunFolder.find(tmp_path)
+        RunReport.find(tmp_path)

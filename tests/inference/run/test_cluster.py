@@ -16,9 +16,9 @@ from medseg.inference import Options, run_batch
 from tests.inference.volumes import blobs, grid, save
 
 pytest.importorskip("dask_jobqueue")
-from tests.inference.cluster_site import cases_of, outputs_of, wait_for
+from tests.inference.run.cluster_site import cases_of, outputs_of, wait_for
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SBATCH = """#!/bin/sh
 cp "$1" "$JOBS/script-$$"

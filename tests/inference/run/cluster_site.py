@@ -22,17 +22,20 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Scheduler, Worker
 
 from medseg.errors import ExitCode, MedsegError
 from medseg.inference import Options, run_batch
 from medseg.inference.cases import InputCase, LoadedCase, load
-from medseg.inference.run import dask_worker as cluster_worker
-from medseg.inference.run import work
+from medseg.inference.run import pipeline
+from medseg.inference.run.options import RunContext
+from medseg.inference.run.pipeline import OpenedBundle
 
-_PATIENCE_S = 300.0
+ALLOWED_FAILURES = 1
+_PATIENCE_S = 100.0
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["medseg.inference.run.dask_worker", "distributed", __name__])
+_CONTEXT.set_forkserver_preload(["medseg.inference.run.dask", "distributed", __name__])
 
 
 class Site:
@@ -144,6 +147,7 @@ def _log_dask(folder: Path) -> None:
 
 def _scheduler(answer: Connection, folder: Path) -> None:
     async def serve() -> None:
+        dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES})
         async with Scheduler(host="127.0.0.1", dashboard_address="127.0.0.1:0") as scheduler:
             answer.send(scheduler.address)
             await scheduler.finished()
@@ -165,7 +169,7 @@ def _worker(address: str, folder: Path) -> None:
 
 
 def _observe(folder: Path) -> None:
-    """Make this process write down what it opens, reads and measures."""
+    """Make this process write down what it opens and reads."""
 
     def note(what: str, name: str) -> None:
         with (folder / what).open("a") as handle:
@@ -179,15 +183,18 @@ def _observe(folder: Path) -> None:
             time.sleep(0.02)
         return load(case)
 
-    def observed_open(*arguments: Any) -> work.Tools:
-        note("opens", "bundle")
-        return work.open_tools(*arguments)
+    def observed_open(context: RunContext) -> OpenedBundle:
+        opened = whole_open(context)
+        note("opens", opened.predictor.choice.engine)
+        return opened
 
-    work.load = observed_load  # type: ignore[attr-defined]
-    cluster_worker.open_tools = observed_open  # type: ignore[attr-defined,assignment]
+    whole_open = OpenedBundle.of
+    pipeline.load = observed_load  # type: ignore[attr-defined]
+    OpenedBundle.of = observed_open  # type: ignore[method-assign]
 
 
 def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:
+    dask.config.set({"distributed.comm.timeouts.connect": "2s"})  # a scheduler that is gone is told soon
     try:
         report = run_batch(bundle, [images], output, options)
     except MedsegError as error:

@@ -16,6 +16,7 @@ from medseg.inference import CaseResult, Options, Predictor, run_batch
 from medseg.inference.run.state import locked
 from medseg.ingest import read_volume
 from tests.inference.bundles import ORIENTED, Design, write_bundle
+from tests.inference.run.states import unsettle
 from tests.inference.volumes import blobs, grid, load, save
 from tests.ingest.synthetic import make_series
 
@@ -189,15 +190,10 @@ def test_half_written_files_of_a_killed_run_are_removed(thresholds: Path, images
 
 
 def test_a_case_that_keeps_killing_the_process_is_given_up(thresholds: Path, images: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from medseg.inference.run.state import MAX_DEATHS, Journal
+    from medseg.inference.run.state import MAX_DEATHS
 
     run_batch(thresholds, [images], tmp_path / "out")
-    with locked(tmp_path / "out"):
-        journal = Journal(tmp_path / "out")
-        journal.write(replace(journal.entries()["case1"], result=None, deaths=MAX_DEATHS))
-        journal.close()
+    unsettle(tmp_path / "out", case1=MAX_DEATHS)
     report = run_batch(thresholds, [images], tmp_path / "out")
     assert [case.reason for case in report.cases] == [None, "crashed", None]
 
@@ -217,9 +213,9 @@ def test_wrong_calls_are_refused(thresholds: Path, images: Path, tmp_path: Path)
 
 def test_uneven_spacing_is_refused_and_resampled_only_on_request(thresholds: Path, tmp_path: Path) -> None:
     series = make_series((0, 3, 6, 9, 15, 21, 27)).write(tmp_path / "uneven")
-    refused = run_batch(thresholds, [series], tmp_path / "plain", Options(windows="bundle")).cases[0]
+    refused = run_batch(thresholds, [series], tmp_path / "plain", Options()).cases[0]
     assert (refused.status, refused.reason) == ("refused", "non-uniform-spacing")
-    asked = Options(windows="bundle", allow_resample=True)
+    asked = Options(allow_resample=True)
     done = run_batch(thresholds, [series], tmp_path / "asked", asked).cases[0]
     assert done.status == "done"
     assert "resampled onto a regular grid on request, because of uneven slice spacing" in done.message

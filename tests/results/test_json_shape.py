@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from medseg.errors import MedsegError
-from medseg.inference.worklist import write_worklist
+from medseg.evaluation.tables import measured_dice
 from medseg.report import write_report
-from medseg.results import misfit
+from medseg.results import RunReport, misfit, write_worklist
 from medseg.results.run_report import RUN
 from tests.evaluation.report_folders import make_folders, read_nifti
 
@@ -52,6 +52,18 @@ def mutated(value: Any, rng: random.Random) -> Any:
     return value
 
 
+def test_what_fits_is_read_and_written_again_as_it_was(tmp_path: Path) -> None:
+    results = make_folders(tmp_path / "study", ("a", "b"), refused=1).results
+    report = RunReport.read(results)
+    assert RunReport.from_json(results, report.to_json()) == report
+    rng = random.Random(1)
+    content = report.to_json()
+    for _ in range(300):  # whatever fits can be read
+        odd = mutated(content, rng)
+        if not misfit(odd, RUN):
+            json.dumps(RunReport.from_json(results, odd).to_json())
+
+
 def test_a_damaged_run_or_evaluation_is_an_error_and_no_crash(tmp_path: Path) -> None:
     results = make_folders(tmp_path / "study", ("a", "b"), refused=1).results
     run = json.loads((results / "run.json").read_text())
@@ -72,7 +84,7 @@ def test_a_damaged_run_or_evaluation_is_an_error_and_no_crash(tmp_path: Path) ->
         (tmp_path / "metrics.json").write_text(json.dumps(summary if odd else mutated(summary, rng)))
         for read in (
             lambda: write_report(tmp_path, viewer="never", reader=read_nifti),
-            lambda: write_worklist(tmp_path),
+            lambda: write_worklist(RunReport.read(tmp_path), tmp_path / "worklist.csv", measured_dice(tmp_path)),
         ):
             try:
                 read()

@@ -14,7 +14,7 @@ from tests.inference.volumes import blobs, grid, save
 pytest.importorskip("distributed")
 import psutil  # comes with it
 
-from tests.inference.cluster_site import cases_of, exit_code, outputs_of, start_driver, wait_for
+from tests.inference.run.cluster_site import cases_of, exit_code, outputs_of, start_driver, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from medseg import files
 from medseg.errors import OutputUnusable, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.inference import Options, run_batch
-from medseg.inference.modality import expected_modalities
-from medseg.inference.run.state import Journal
+from medseg.inference.cases import expected_modalities
+from medseg.inference.run.state import RunState
 from medseg.ingest import scan
 from medseg.manifests.create import path_checksum
 from tests.inference.bundles import ORIENTED, Design, write_bundle
@@ -77,8 +78,7 @@ def test_a_run_never_labels_its_own_results(nested: bool, coded: Path, tmp_path:
 def test_what_a_source_cannot_have_is_a_note_and_the_rest_is_written(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medseg import outputs
-
+    outputs = import_module("medseg.outputs.write")
     whole = outputs.write
 
     def without_contours(kind: str, *rest: Any, **options: Any) -> Path:
@@ -91,7 +91,7 @@ def test_what_a_source_cannot_have_is_a_note_and_the_rest_is_written(
     report = run_batch(coded, [series], tmp_path / "out", Options(write=("nifti", "seg", "rtstruct")))
     (case,) = report.cases
     assert report.complete
-    assert case.not_written["rtstruct"]["reason"] == "geometry-mismatch"
+    assert case.not_written["rtstruct"].reason == "geometry-mismatch"
     assert [name.partition("_")[2] for name in case.outputs] == ["seg.nii.gz", "seg.dcm"]
     assert report.content["summary"]["not_written"] == {"rtstruct": 1}
     assert "rtstruct(geometry-mismatch)" in (tmp_path / "out" / "results.csv").read_text()
@@ -233,13 +233,13 @@ def test_a_run_that_can_note_nothing_more_ends_with_a_message(
     what: str, thresholds: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "journal":
-        begin = Journal.__init__
+        begin = RunState.__init__
 
-        def small(self: Journal, folder: Path) -> None:
-            begin(self, folder)
+        def small(self: RunState, *given: Any) -> None:
+            begin(self, *given)
             self._connection.execute("PRAGMA query_only=1")  # SQLite then refuses to write, as on a full disk
 
-        monkeypatch.setattr(Journal, "__init__", small)
+        monkeypatch.setattr(RunState, "__init__", small)
     else:
         (tmp_path / "out" / "run.json").mkdir(parents=True)
     with pytest.raises(OutputUnusable, match="make room"):

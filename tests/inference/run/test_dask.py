@@ -17,7 +17,7 @@ from medseg.inference import Options, run_batch
 from tests.inference.volumes import blobs, grid, save
 
 pytest.importorskip("distributed")
-from tests.inference.cluster_site import Site, cases_of, exit_code, outputs_of, wait_for
+from tests.inference.run.cluster_site import ALLOWED_FAILURES, Site, cases_of, exit_code, outputs_of, wait_for
 
 CASES = 9
 
@@ -75,6 +75,7 @@ def test_all_workers_compute_by_the_same_rule(
 ) -> None:
     driver = site.driver(thresholds, pictures, tmp_path / "out", precision="auto")
     assert exit_code(driver) == ExitCode.INCOMPLETE
+    assert {name for name, _ in site.notes("opens")} == {"torch-fp32"}
     assert outputs_of(tmp_path / "out") == outputs_of(here)
     (tmp_path / "out" / "case1_seg.nii.gz").unlink()
     again = run_batch(thresholds, [pictures], tmp_path / "out", Options(cluster=site.address))
@@ -120,8 +121,6 @@ def test_a_killed_driver_goes_on_where_it_was(
 def test_a_case_that_kills_its_worker_is_given_up_and_no_other(
     site: Site, thresholds: Path, pictures: Path, here: Path, tmp_path: Path
 ) -> None:
-    from medseg.inference.run.dask import MAX_WORKER_DEATHS
-
     images = Path(shutil.copytree(pictures, tmp_path / "images"))
     save(blobs((18, 14, 10), 50), grid("plain"), images / "poison.nii.gz")
     assert exit_code(site.driver(thresholds, images, tmp_path / "out")) == ExitCode.INCOMPLETE
@@ -131,7 +130,10 @@ def test_a_case_that_kills_its_worker_is_given_up_and_no_other(
     expected = [{**case, "source": ""} for case in cases_of(here)]
     assert [{**case, "source": ""} for case in cases if case["case_id"] != "poison"] == expected
     assert outputs_of(tmp_path / "out") == outputs_of(here)
-    assert site.reads() == {"poison": MAX_WORKER_DEATHS, **{f"case{number}": 1 for number in range(CASES)}}
+    reads = site.reads()
+    assert reads.pop("poison") == 2 * (ALLOWED_FAILURES + 1)
+    assert set(reads) == {f"case{number}" for number in range(CASES)}
+    assert sum(reads.values()) <= CASES + 3  # a result still on a worker that the poison kills is computed again
 
 
 def test_sigterm_leaves_what_can_be_continued(
@@ -179,6 +181,6 @@ def test_reading_that_hangs_is_given_up(site: Site, thresholds: Path, pictures: 
 def test_workers_that_cannot_work_are_refused_with_a_reason(
     site: Site, thresholds: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medseg.__version__", "99.0")
+    monkeypatch.setattr("medseg.inference.run.options.medseg_version", lambda: "99.0")
     with pytest.raises(UsageError, match=r"the run uses 99\.0"):
         run_batch(thresholds, [pictures], tmp_path / "out", Options(cluster=site.address))

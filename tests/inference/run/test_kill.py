@@ -15,7 +15,7 @@ import pytest
 from medseg.inference import Options, run_batch
 from tests.inference.volumes import blobs, grid, save
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _inputs(folder: Path, cases: int, bad: int) -> Path:
@@ -31,7 +31,7 @@ def _inputs(folder: Path, cases: int, bad: int) -> Path:
 def _killed(bundle: Path, images: Path, output: Path, kills: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.inference.forked_runs", bundle, images, output, str(kills), "7"],
+        [sys.executable, "-m", "tests.inference.run.forked_runs", bundle, images, output, str(kills), "7"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -1,0 +1,175 @@
+"""What a run says of one case, and how an error becomes such a result."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import CaseFailed, Refusal
+from medseg.geometry import Geometry
+
+Status = Literal["done", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class StructureVolume:
+    """How much of one structure a label map holds; no volume is known where an older run did not state it."""
+
+    label: int
+    name: str
+    volume_ml: float | None = None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is not there: a stable code, and words."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Number of bytes and SHA-256, by which a later run knows a file again."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case of a run.
+
+    Parameters
+    ----------
+    case_id, source
+        Its name and the path as given.
+    status, reason, message
+        What became of it; a reason code and its explanation if it is not done.
+    seconds
+        Wall time from reading to writing.
+    outputs
+        File names in the output folder.
+    structures
+        Volume of every structure of the bundle.
+    trust
+        The verdict as in ``run.json``: predicted Dice (mean of the structures), lower bound (lowest), verdict,
+        structures, flags, where doubt is greatest; None without a trust calibration for these weights, and for cases
+        that are refused or failed.
+    stages
+        Wall time per stage, seconds.
+    not_written
+        Why the source cannot have an output that was asked for, by kind.
+    trained_on
+        Whether the image is one that the bundle has learnt from; None if the bundle does not tell.
+    checksums
+        Of every output, by its name.
+    """
+
+    case_id: str
+    source: str = ""
+    status: Status = "done"
+    reason: str | None = None
+    message: str = ""
+    seconds: float = 0.0
+    outputs: tuple[str, ...] = ()
+    structures: tuple[StructureVolume, ...] = ()
+    trust: Mapping[str, Any] | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+    not_written: Mapping[str, Reason] = field(default_factory=dict)
+    trained_on: bool | None = None
+    checksums: Mapping[str, FileStamp] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The case as in ``run.json``."""
+        return {**asdict(self), "outputs": list(self.outputs), "structures": [asdict(one) for one in self.structures]}
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> CaseResult:
+        """The case behind an entry of ``cases`` that fits :data:`medseg.results.run_report.RUN`, of older runs too."""
+        return cls(
+            item["case_id"],
+            item.get("source") or "",
+            item.get("status") or "done",
+            item.get("reason"),
+            item.get("message") or "",
+            float(item.get("seconds") or 0.0),
+            tuple(item.get("outputs") or ()),
+            tuple(StructureVolume(s["label"], s["name"], s.get("volume_ml")) for s in item.get("structures") or ()),
+            item.get("trust") or None,
+            item.get("stages") or {},
+            {kind: Reason(why["reason"], why["message"]) for kind, why in (item.get("not_written") or {}).items()},
+            item.get("trained_on"),
+            {name: FileStamp(stamp["bytes"], stamp["sha256"]) for name, stamp in (item.get("checksums") or {}).items()},
+        )
+
+    @classmethod
+    def of_error(cls, case_id: str, source: str, error: BaseException, stage: str) -> CaseResult:
+        """The result of a case that raised while it was in a stage (``reading``, ``computing``, ``writing``).
+
+        Messages of errors that are not medseg's own are left out: a library may have put a header's text into them.
+        """
+        if isinstance(error, Refusal):
+            return cls(case_id, source, "refused", error.code, error.message)
+        reason, message = _failure(error, stage)
+        return cls(case_id, source, "failed", reason, message)
+
+    @property
+    def verdict(self) -> str:
+        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
+        return str((self.trust or {}).get("verdict") or "")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What trust has found that no estimate says."""
+        return tuple((self.trust or {}).get("flags") or ())
+
+    @property
+    def estimates(self) -> tuple[float | None, float | None]:
+        """Predicted Dice (mean of the structures) and its lower bound (the lowest), where there are any."""
+        trust = self.trust or {}
+        return trust.get("predicted_dice"), trust.get("lower_bound")
+
+    @property
+    def label_map(self) -> str:
+        """The name of its label map among its outputs, or the name that one would have."""
+        start = f"{self.case_id}_seg."
+        found = (name for name in self.outputs if name.startswith(start) and not name.endswith(".dcm"))
+        return next(found, f"{start}nii.gz")
+
+
+def volumes_of(
+    label_map: NDArray[np.integer[Any]], geometry: Geometry, labels: Mapping[int, str]
+) -> tuple[StructureVolume, ...]:
+    """Volume of every structure in a label map on a grid, 0 where it was not found."""
+    counts = np.bincount(label_map.reshape(-1), minlength=max(labels, default=0) + 1)
+    ml = geometry.voxel_volume_mm3 / 1000.0
+    return tuple(StructureVolume(label, name, float(counts[label] * ml)) for label, name in labels.items())
+
+
+def _failure(error: BaseException, stage: str) -> tuple[str, str]:
+    if isinstance(error, CaseFailed) and not isinstance(error.__cause__, OSError):
+        return "case-failed", str(error)
+    error = error.__cause__ if isinstance(error, CaseFailed) and error.__cause__ else error
+    if isinstance(error, TimeoutError):
+        return "timeout", f"{stage} gave {error}; look at the source, then run the same command again"
+    if _is_out_of_memory(error):
+        return "out-of-memory", f"{stage} ran out of memory; crop with --roi or use a machine with more"
+    if isinstance(error, OSError):
+        what = errno.errorcode.get(error.errno or 0, "OSError")
+        if what in {"ENOSPC", "EDQUOT", "EFBIG"}:
+            return "disk-full", f"{stage} found no space left ({what}); make room and run the same command again"
+        return ("unwritable" if stage == "writing" else "unreadable"), f"{stage} failed with {what}; check the files"
+    return "unexpected", f"{stage} raised {type(error).__name__}; run with --verbose to see where, and report it"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python, on a GPU, or in torch's allocator on the CPU, which has no type for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
