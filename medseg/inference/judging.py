@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +18,19 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medseg.bundle import Bundle
 from medseg.errors import BundleError, MedsegError
-from medseg.inference.foreground import Crop, ProbabilityCrop
 from medseg.inference.invert import field_on_source
 from medseg.inference.predictor import Prediction, Predictor
-from medseg.trust.trust_files import TrustState, trust_state
+from medseg.inference.sliding_window import Chunk
+from medseg.labels.decoding import LabelDecoding
+from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, Verdict
+from medseg.trust.crop import Crop, ProbabilityCrop
+from medseg.trust.trust_files import TrustFiles, TrustState
 
 if TYPE_CHECKING:
-    from medseg.trust.trust_model import TrustModel, Verdict
+    from medseg.trust.trust_model import TrustModel
 
 _log = logging.getLogger(__name__)
-
-TOO_LARGE = "too-large"
-"""Flag of a case whose structures are too large to be judged in the memory allowed."""
-
-NOT_JUDGED = "not-judged"
-"""Flag of a case that the judge failed on."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,14 @@ class Judging:
     @classmethod
     def open(cls, predictor: Predictor, *, wanted: bool = True, keep_doubt: bool = False) -> Judging:
         """Open the judge of a predictor's bundle; without a calibration for its weights there is none."""
-        state = trust_state(predictor.bundle) if wanted else TrustState("off", "switched off")
+        files = TrustFiles(predictor.bundle)
+        state = files.state if wanted else TrustState("off", "switched off")
         if state.state != "ready":
             if state.state in {"stale", "damaged"}:
                 _log.warning("no verdicts: %s", state.message)
             return cls(None, state)
         try:
-            judge = _open_judge(predictor.bundle, predictor.network, predictor.device)
+            judge = _open_judge(files, predictor.network, predictor.device)
         except BundleError as error:
             _log.warning("no verdicts: %s", error)
             return cls(None, TrustState("damaged", str(error)))
@@ -93,7 +90,7 @@ class Judging:
         """
         if self._judge is None:
             return predictor.predict(image, modality), None, 0.0
-        keeper = _Timed(ProbabilityCrop(predictor.recipe))
+        keeper = _Timed(ProbabilityCrop(LabelDecoding(predictor.recipe.activation, predictor.recipe.threshold)))
         prediction = predictor.predict(image, modality, watch=keeper)
         begin = time.perf_counter()
         assert prediction.prepared is not None
@@ -105,18 +102,17 @@ class Judging:
     ) -> Assessment:
         assert self._judge is not None
         try:
-            crop = keeper.crop(prepared.shape[1:])
+            crop = keeper.crop(prepared.as_tensor(), prepared.affine.numpy())
             if crop is None:
-                return _unjudged(TOO_LARGE)
-            image = prepared.as_tensor()[(slice(None), *crop.slices)].float()
-            trust = self._judge.assess(image, crop.probabilities, spacing_mm_of(prepared))
+                return Assessment(Verdict.not_assessed(TOO_LARGE).to_json())
+            found = self._judge.assess(crop)
         except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
             _log.warning("the judge failed with %s", type(error).__name__)
-            return _unjudged(NOT_JUDGED)
-        content = _as_json(trust, predictor.bundle, _look_at_mm(trust.doubt, crop, prepared))
+            return Assessment(Verdict.not_assessed(NOT_JUDGED).to_json())
+        content = found.verdict.to_json()
         if not self._keep_doubt:
             return Assessment(content)
-        return Assessment(content, _doubt_on_source(trust.doubt, crop, (predictor, source, prepared)))
+        return Assessment(content, _doubt_on_source(found.error_map, crop, (predictor, source, prepared)))
 
 
 class _Timed:
@@ -125,70 +121,16 @@ class _Timed:
     def __init__(self, keeper: ProbabilityCrop) -> None:
         self.keeper, self.seconds = keeper, 0.0
 
-    def __call__(self, slab: Any) -> None:
+    def __call__(self, slab: Chunk) -> None:
         begin = time.perf_counter()
-        self.keeper(slab)
+        self.keeper.add(slab.start, slab.scores)
         self.seconds += time.perf_counter() - begin
 
 
-def _open_judge(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustModel | None:
+def _open_judge(files: TrustFiles, network: torch.nn.Module, device: str) -> TrustModel | None:
     from medseg.trust.trust_model import TrustModel
 
-    return TrustModel.open(bundle, network, device)
-
-
-def _as_json(trust: Verdict, bundle: Bundle, look_at_mm: Sequence[float] | None) -> dict[str, Any]:
-    structures = [
-        {
-            "label": label,
-            "name": bundle.labels.get(label, str(label)),
-            "predicted_dice": round(float(estimate.predicted_dice), 6),
-            "lower_bound": round(float(estimate.lower_bound), 6),
-        }
-        for label, estimate in sorted(trust.estimates.items())
-    ]
-    # what is flagged is never accepted unseen, whatever the estimates say
-    verdict = "review" if trust.flags and trust.verdict == "accept" else trust.verdict
-    return {**_of_case(structures, verdict, trust.flags), "look_at_mm": look_at_mm, "case_class": _kind(trust)}
-
-
-def _kind(trust: Verdict) -> dict[str, Any] | None:
-    """The most probable kind of case; None if the bundle does not tell kinds."""
-    if not trust.case_class:
-        return None
-    name, probability = max(trust.case_class.items(), key=lambda item: item[1])
-    return {"name": name, "probability": round(probability, 4)}
-
-
-def _of_case(structures: Sequence[Mapping[str, Any]], verdict: str, flags: Sequence[str]) -> dict[str, Any]:
-    predicted = [float(s["predicted_dice"]) for s in structures]
-    return {
-        "predicted_dice": round(sum(predicted) / len(predicted), 6) if predicted else None,
-        "lower_bound": min((float(s["lower_bound"]) for s in structures), default=None),
-        "verdict": verdict,
-        "structures": list(structures),
-        "flags": list(flags),
-    }
-
-
-def _unjudged(flag: str) -> Assessment:
-    return Assessment({**_of_case([], "review", [flag]), "look_at_mm": None, "case_class": None})
-
-
-def spacing_mm_of(image: MetaTensor) -> tuple[float, float, float]:
-    """Voxel size along the three axes of an image with its affine."""
-    x, y, z = np.linalg.norm(np.asarray(image.affine, dtype=np.float64)[:3, :3], axis=0)
-    return float(x), float(y), float(z)
-
-
-def _look_at_mm(doubt: NDArray[Any], crop: Crop, prepared: MetaTensor) -> list[float] | None:
-    """Point (RAS, mm) at which the three planes with most doubt meet; None without any doubt."""
-    if not np.any(doubt > 0):
-        return None
-    planes = [int(np.argmax(doubt.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
-    index = [*(a + b for a, b in zip(planes, crop.start, strict=True)), 1]
-    point = np.asarray(prepared.affine, dtype=np.float64) @ np.array(index, dtype=np.float64)
-    return [round(float(v), 3) for v in point[:3]]
+    return TrustModel.open(files, network, device)
 
 
 def _doubt_on_source(

@@ -11,7 +11,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.tables import measured_dice
 from medseg.files import table_text, write_text
 from medseg.results import MISS_BELOW, read_run, worst_first
-from medseg.trust.fault_classifier import USUAL
+from medseg.results.verdict import USUAL
 
 _log = logging.getLogger(__name__)
 

@@ -1,20 +1,20 @@
-"""From scores without ground truth to a predicted Dice with a lower bound that holds as often as it says.
+"""From features without ground truth to a predicted Dice with a lower bound that holds as often as it says.
 
-A regressor maps the scores of a case to the Dice of one structure. Its errors on patients it was not fitted on give the
-bound: conformal prediction, one-sided, with errors scaled by their usual size (Lei et al., JASA 113:1094, 2018) and
+A regressor maps the features of a case to the Dice of one structure. Its errors on patients it was not fitted on give
+the bound: conformal prediction, one-sided, with errors scaled by their usual size (Lei et al., JASA 113:1094, 2018) and
 every patient held out once (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9, 2015). The
 results of one patient are not independent: every patient counts once, however many results it has (hierarchical
 conformal prediction: Dunn et al., JASA 118:2491, 2023). A poor regressor makes the bound low, not wrong. The bound
 speaks of cases from the population that it was calibrated on; another hospital needs its own calibration.
 
-A calibration is plain JSON: trees as lists of numbers, read and evaluated by this file alone. It names the SHA-256 of
-the weights whose predictions it was fitted on, and is of no value for others.
+A calibration is plain JSON: trees as lists of numbers, read and evaluated by this package alone. It names the SHA-256
+of the weights whose predictions it was fitted on, and is of no value for others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,53 +23,21 @@ from numpy.typing import NDArray
 
 from medseg.errors import UsageError
 from medseg.files import write_json
-from medseg.trust.features import used_for
+from medseg.results.verdict import StructureQuality, Thresholds
 from medseg.trust.gradient_boosting import BoostedTrees, fit_boosted_trees
 from medseg.trust.stored import read_stored
 
-FORMAT = "medseg-trust-calibration-3"
-
-Floats = NDArray[np.float64]
-
+CALIBRATION_NAME = "trust/calibration.json"
+_FORMAT = "medseg-trust-calibration-3"
 _SMALLEST_ERROR = 0.005
 """Usual errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is believed about one structure of one case: its Dice, and a bound that it exceeds as often as stated."""
-
-    predicted_dice: float
-    lower_bound: float
+Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """When a result is accepted or rejected; everything between is to be reviewed.
-
-    Parameters
-    ----------
-    accept
-        Accepted if the lower bound of every structure reaches this.
-    reject
-        Rejected if the predicted Dice of any structure is below this.
-    """
-
-    accept: float = 0.8
-    reject: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, value in (("accept", self.accept), ("reject", self.reject)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"the threshold {name} is {value!r}, expected a Dice from 0 to 1")
-
-    def verdict(self, estimates: Sequence[Estimate]) -> str:
-        """``"accept"``, ``"review"`` or ``"reject"``; without any estimate ``"review"``."""
-        if any(estimate.predicted_dice < self.reject for estimate in estimates):
-            return "reject"
-        if estimates and all(estimate.lower_bound >= self.accept for estimate in estimates):
-            return "accept"
-        return "review"
+def features_for(label: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the features tell about one structure: its own, and those of the whole case."""
+    return tuple(name for name in names if not name.endswith("]") or name.endswith(f"[{label}]"))
 
 
 @dataclass(frozen=True)
@@ -80,10 +48,10 @@ class StructureCalibration:
     ----------
     label, name
         The structure.
-    scores
-        Names of the scores that the regressor takes, in its order.
+    features
+        Names of the features that the regressor takes, in its order.
     regressor
-        Scores → Dice.
+        Features → Dice.
     error_at, error
         Usual overestimate at some values of the predicted Dice (ascending); interpolated between.
     quantile
@@ -94,7 +62,7 @@ class StructureCalibration:
 
     label: int
     name: str
-    scores: tuple[str, ...]
+    features: tuple[str, ...]
     regressor: BoostedTrees
     error_at: tuple[float, ...]
     error: tuple[float, ...]
@@ -103,20 +71,28 @@ class StructureCalibration:
     n_patients: int
 
     def __post_init__(self) -> None:
-        if any(feature >= len(self.scores) for tree in self.regressor.trees for feature in tree.feature):
-            raise ValueError("a tree asks for a score that is not there")
+        if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
+            raise ValueError("a tree asks for a feature that is not there")
         if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
             raise ValueError("the usual errors do not fit together")
         if self.quantile is not None and not float(self.quantile) >= 0:
             raise ValueError(f"the quantile is {self.quantile!r}, expected a number that is not negative")
 
-    def estimate(self, scores: Floats) -> Estimate:
-        """Predicted Dice and lower bound for one row of this structure's scores."""
-        predicted = float(np.clip(self.regressor.predict(scores[None])[0], 0.0, 1.0))
-        if self.quantile is None:
-            return Estimate(predicted, 0.0)
-        size = float(np.interp(predicted, self.error_at, self.error))
-        return Estimate(predicted, float(np.clip(predicted - self.quantile * size, 0.0, 1.0)))
+    def estimate(self, features: Mapping[str, float]) -> StructureQuality:
+        """Predicted Dice and lower bound; 0 if a feature is not finite."""
+        row = np.array([features[name] for name in self.features], dtype=np.float64)
+        if not np.isfinite(row).all():
+            return StructureQuality(self.label, self.name, 0.0, 0.0)
+        predicted = float(np.clip(self.regressor.predict(row[None])[0], 0.0, 1.0))
+        lower_bound = 0.0
+        if self.quantile is not None:
+            size = float(np.interp(predicted, self.error_at, self.error))
+            lower_bound = float(np.clip(predicted - self.quantile * size, 0.0, 1.0))
+        return StructureQuality(self.label, self.name, predicted, lower_bound)
+
+    def facts(self) -> dict[str, Any]:
+        """What it is of, and what it was fitted on."""
+        return {"label": self.label, "name": self.name, "n_cases": self.n_cases, "n_patients": self.n_patients}
 
 
 @dataclass(frozen=True)
@@ -125,8 +101,8 @@ class Calibration:
 
     Parameters
     ----------
-    scores
-        Names of the scores, in the order of the regressors' inputs.
+    features
+        Names of the features that it was fitted with.
     coverage
         Share of cases whose Dice lies above the lower bound.
     weights_sha256
@@ -139,7 +115,7 @@ class Calibration:
         Whose predictions it was fitted on, if not those of the weights themselves.
     """
 
-    scores: tuple[str, ...]
+    features: tuple[str, ...]
     coverage: float
     weights_sha256: str
     thresholds: Thresholds
@@ -149,74 +125,73 @@ class Calibration:
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
             raise ValueError(f"the coverage is {self.coverage!r}, expected a share of the cases")
-        if not all(set(structure.scores) <= set(self.scores) for structure in self.structures):
-            raise ValueError("a structure rests on scores that the calibration does not name")
+        if not all(set(structure.features) <= set(self.features) for structure in self.structures):
+            raise ValueError("a structure rests on features that the calibration does not name")
 
-    def estimate(self, scores: Mapping[str, float]) -> dict[int, Estimate]:
-        """Estimates by label for the scores of one case.
+    def estimate(self, features: Mapping[str, float]) -> tuple[StructureQuality, ...]:
+        """How good each structure of one case is expected to be.
 
         Raises
         ------
         UsageError
-            If a score is missing. A score that is not finite is taken as a sign of failure: the estimate is 0.
+            If a feature is missing.
         """
-        missing = [name for name in self.scores if name not in scores]
-        if missing:
-            raise UsageError(f"the scores {', '.join(missing)} are missing; the calibration was fitted with them")
-        found = {}
-        for structure in self.structures:
-            row = np.array([scores[name] for name in structure.scores], dtype=np.float64)
-            found[structure.label] = structure.estimate(row) if np.isfinite(row).all() else Estimate(0.0, 0.0)
-        return found
+        if missing := [name for name in self.features if name not in features]:
+            raise UsageError(f"the features {', '.join(missing)} are missing; the calibration was fitted with them")
+        return tuple(structure.estimate(features) for structure in self.structures)
 
-    def verdict(self, estimates: Mapping[int, Estimate]) -> str:
-        """``"accept"``, ``"review"`` or ``"reject"`` by the stated thresholds."""
-        return self.thresholds.verdict(list(estimates.values()))
+    def to_json(self) -> dict[str, Any]:
+        """As in the file."""
+        structures = [
+            {"scores" if key == "features" else key: value for key, value in asdict(structure).items()}
+            for structure in self.structures
+        ]
+        return {
+            "format": _FORMAT,
+            "scores": list(self.features),
+            "coverage": self.coverage,
+            "weights_sha256": self.weights_sha256,
+            "thresholds": asdict(self.thresholds),
+            "structures": structures,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """From what :meth:`to_json` and JSON made of one."""
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
+        structures = [
+            StructureCalibration(
+                item["label"],
+                item["name"],
+                tuple(map(str, item["scores"])),
+                BoostedTrees.from_json(item["regressor"]),
+                tuple(map(float, item["error_at"])),
+                tuple(map(float, item["error"])),
+                item["quantile"],
+                item["n_cases"],
+                item["n_patients"],
+            )
+            for item in content["structures"]
+        ]
+        return cls(
+            tuple(map(str, content["scores"])),
+            float(content["coverage"]),
+            str(content["weights_sha256"]),
+            Thresholds(**content["thresholds"]),
+            tuple(structures),
+            str(content.get("provenance", "")),
+        )
 
     def write(self, path: Path) -> None:
         """Write plain JSON, whole or not at all."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Calibration:
-        """Read a calibration; nothing in it is executed.
-
-        Parameters
-        ----------
-        path
-            The JSON file.
-        weights_sha256
-            SHA-256 of the weights in use, one per file that holds them; ``None`` checks nothing.
-
-        Raises
-        ------
-        BundleError
-            If the file is no calibration, or belongs to other weights.
-        """
-        return read_stored(path, "trust calibration", _from_json, weights_sha256)
-
-
-def _from_json(content: Mapping[str, Any]) -> Calibration:
-    if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
-    structures = []
-    for item in content["structures"]:
-        known = {field.name: item[field.name] for field in fields(StructureCalibration)}
-        known.update(
-            scores=tuple(map(str, item["scores"])),
-            regressor=BoostedTrees.from_json(item["regressor"]),
-            error_at=tuple(float(v) for v in item["error_at"]),
-            error=tuple(float(v) for v in item["error"]),
-        )
-        structures.append(StructureCalibration(**known))
-    return Calibration(
-        tuple(map(str, content["scores"])),
-        float(content["coverage"]),
-        str(content["weights_sha256"]),
-        Thresholds(**content["thresholds"]),
-        tuple(structures),
-        str(content.get("provenance", "")),
-    )
+        """Read one, see :func:`medseg.trust.stored.read_stored`."""
+        return read_stored(path, "trust calibration", cls.from_json, weights_sha256)
 
 
 @dataclass(frozen=True)
@@ -238,7 +213,7 @@ class FitOptions:
     coverage: float = 0.9
     folds: int = 5
     seed: int = 0
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.coverage < 1.0 or self.folds < 2:
@@ -246,22 +221,22 @@ class FitOptions:
 
 
 def fit_calibration(
-    scores: Mapping[str, Sequence[float]],
+    features: Mapping[str, Sequence[float]],
     dice: Mapping[int, Sequence[float | None]],
     names: Mapping[int, str],
     patients: Sequence[str],
     weights_sha256: str,
     options: FitOptions | None = None,
-    importance: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Calibration:
     """Fit on cases with ground truth that the network was not trained on.
 
     Parameters
     ----------
-    scores
+    features
         Name → one value per case. A name that ends in ``[label]`` is used for that structure alone.
     dice
-        Label → Dice of each case, 0 for a missed or invented structure, ``None`` where neither mask has it.
+        Label → Dice of each case, 0 for a missing structure or a false one, ``None`` where neither mask has it.
     names
         Label → name.
     patients
@@ -270,42 +245,43 @@ def fit_calibration(
         SHA-256 of the weights that made the predictions.
     options
         Coverage, folds, seed and thresholds.
-    importance
+    weights
         How much each case counts beside the others of its patient; all the same by default.
 
     Raises
     ------
     UsageError
-        If lengths differ, a score is not finite, or a structure has fewer patients than folds.
+        If lengths differ, a feature is not finite, or a structure has fewer patients than folds.
     """
     options = options or FitOptions()
-    matrix = np.array(list(scores.values()), dtype=np.float64).reshape(len(scores), -1).T
-    weight = np.ones(len(matrix)) if importance is None else np.asarray(importance, dtype=np.float64)
+    matrix = np.array(list(features.values()), dtype=np.float64).reshape(len(features), -1).T
+    weight = np.ones(len(matrix)) if weights is None else np.asarray(weights, dtype=np.float64)
     lengths = {len(matrix), len(patients), len(weight), *(len(column) for column in dice.values())}
     if not np.isfinite(matrix).all() or len(lengths) != 1:
-        raise UsageError("scores, Dice and patients differ in length or a score is not finite; give one each per case")
+        raise UsageError("features, Dice and patients differ in length or a feature is not finite; give one per case")
     structures = []
     for label, column in dice.items():
         target = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
         known = np.isfinite(target)
-        used = used_for(label, tuple(scores))
-        inputs = matrix[known][:, [list(scores).index(name) for name in used]]
+        used = features_for(label, tuple(features))
+        inputs = matrix[known][:, [list(features).index(name) for name in used]]
         cases = _Cases(inputs, target[known], np.asarray(patients)[known], weight[known])
-        structures.append(_fit_structure((label, names[label], used), cases, options))
-    return Calibration(tuple(scores), options.coverage, weights_sha256, options.thresholds, tuple(structures))
+        structures.append(_fit_structure(label, names[label], used, cases, options))
+    return Calibration(tuple(features), options.coverage, weights_sha256, options.thresholds, tuple(structures))
 
 
 class _Cases(NamedTuple):
     """Cases with a known Dice of one structure."""
 
-    scores: Floats
+    features: Floats
     dice: Floats
     patients: NDArray[Any]
     weight: Floats
 
 
-def _fit_structure(what: tuple[int, str, tuple[str, ...]], cases: _Cases, options: FitOptions) -> StructureCalibration:
-    label, name, used = what
+def _fit_structure(
+    label: int, name: str, used: tuple[str, ...], cases: _Cases, options: FitOptions
+) -> StructureCalibration:
     _, index = np.unique(cases.patients, return_inverse=True)
     n_patients = int(index.max()) + 1 if len(index) else 0
     if n_patients < options.folds:
@@ -313,18 +289,18 @@ def _fit_structure(what: tuple[int, str, tuple[str, ...]], cases: _Cases, option
     # every patient counts once, whatever the number of its results
     share = cases.weight / np.bincount(index, cases.weight)[index]
     fold = (np.random.default_rng(options.seed).permutation(n_patients) % options.folds)[index]
-    apart = np.empty(len(cases.dice))
+    predicted = np.empty(len(cases.dice))
     for number in range(options.folds):
         out = fold == number
-        regressor = fit_boosted_trees(cases.scores[~out], cases.dice[~out], options.seed, share[~out])
-        apart[out] = np.clip(regressor.predict(cases.scores[out]), 0.0, 1.0)
-    error_at, error = _usual_error(apart, apart - cases.dice, options.coverage)
-    scaled = (apart - cases.dice) / np.interp(apart, error_at, error)
+        regressor = fit_boosted_trees(cases.features[~out], cases.dice[~out], options.seed, share[~out])
+        predicted[out] = np.clip(regressor.predict(cases.features[out]), 0.0, 1.0)
+    error_at, error = _usual_error(predicted, predicted - cases.dice, options.coverage)
+    scaled = (predicted - cases.dice) / np.interp(predicted, error_at, error)
     return StructureCalibration(
         label=label,
         name=name,
-        scores=used,
-        regressor=fit_boosted_trees(cases.scores, cases.dice, options.seed, share),
+        features=used,
+        regressor=fit_boosted_trees(cases.features, cases.dice, options.seed, share),
         error_at=tuple(error_at.tolist()),
         error=tuple(error.tolist()),
         quantile=conformal_quantile(scaled, options.coverage, share / (n_patients + 1)),

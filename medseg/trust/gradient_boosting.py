@@ -19,8 +19,6 @@ _SHARE_OF_CASES = 0.5
 _SHARE_OF_INPUTS = 0.3
 _FEWEST_IN_LEAF = 5
 
-_MOST_FEATURES = 10_000
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -49,7 +47,7 @@ class Tree:
         if len(sizes) != 1 or not self.feature:
             raise ValueError("a tree's lists differ in length or are empty")
         for node, feature in enumerate(self.feature):
-            # Children come after their parent, so that walking down always ends.
+            # children come after their parent, so that walking down always ends
             if feature >= 0 and not all(node < child[node] < len(self.feature) for child in (self.left, self.right)):
                 raise ValueError("a tree's nodes do not lead downwards")
 
@@ -63,7 +61,7 @@ class BoostedTrees:
     trees: tuple[Tree, ...]
 
     def predict(self, inputs: Floats) -> Floats:
-        """One answer per row of ``inputs`` (cases × scores), compared in single precision as in scikit-learn."""
+        """One answer per row of ``inputs`` (cases × features), compared in single precision as in scikit-learn."""
         feature, threshold, left, right, value = self._nodes
         tree, case = np.arange(len(feature)), np.arange(len(inputs))[:, None]
         single, node = inputs.astype(np.float32), np.zeros((len(inputs), len(feature)), dtype=np.intp)
@@ -96,27 +94,15 @@ class BoostedTrees:
         """
         trees = tuple(
             Tree(
-                tuple(int(v) for v in tree["feature"]),
-                tuple(float(v) for v in tree["threshold"]),
-                tuple(int(v) for v in tree["left"]),
-                tuple(int(v) for v in tree["right"]),
-                tuple(float(v) for v in tree["value"]),
+                tuple(map(int, tree["feature"])),
+                tuple(map(float, tree["threshold"])),
+                tuple(map(int, tree["left"])),
+                tuple(map(int, tree["right"])),
+                tuple(map(float, tree["value"])),
             )
             for tree in content["trees"]
         )
-        if not all(_goes_down(tree) for tree in trees):
-            raise ValueError("a tree does not lead down to its leaves")
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
-
-
-def _goes_down(tree: Tree) -> bool:
-    """Whether every inner node leads on to later nodes of the tree, so that a walk ends."""
-    size = len(tree.feature)
-    if not size == len(tree.threshold) == len(tree.left) == len(tree.right) == len(tree.value) > 0:
-        return False
-    inner = [node for node, feature in enumerate(tree.feature) if feature >= 0]
-    below = all(node < child < size for node in inner for child in (tree.left[node], tree.right[node]))
-    return below and max(tree.feature) < _MOST_FEATURES
 
 
 def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
@@ -125,7 +111,7 @@ def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Flo
     Parameters
     ----------
     inputs
-        Cases × scores.
+        Cases × features.
     target
         What is to be predicted, one per case.
     seed

@@ -1,4 +1,4 @@
-"""Reading what a bundle keeps under ``trust/``: plain JSON, for one set of weights."""
+"""One JSON file of a bundle's ``trust/``, bound to one set of weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Stored(Protocol):
     def weights_sha256(self) -> str: ...
 
 
-Kind = TypeVar("Kind", bound=_Stored)
+Part = TypeVar("Part", bound=_Stored)
 
 
-def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha256: Collection[str] | None) -> Kind:
+def read_stored(path: Path, what: str, parse: Callable[[Any], Part], weights_sha256: Collection[str] | None) -> Part:
     """Read one part of trust; nothing in it is executed.
 
     Parameters
@@ -44,22 +44,16 @@ def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = parse(json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible))
+        part = parse(json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BundleError(f"{path} is not a {what} ({error!r}); fit it again: medseg trust fit") from error
     if weights_sha256 is not None:
-        check_weights(path, found.weights_sha256, weights_sha256)
-    return found
+        check_weights(path, part.weights_sha256, weights_sha256)
+    return part
 
 
 def numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers as they were read; a text that looks like one is none.
-
-    Raises
-    ------
-    TypeError
-        If one of the values is something else.
-    """
+    """Numbers as they were read; a text that looks like one is none and raises ``TypeError``."""
     if odd := [value for value in values if not isinstance(value, int | float)]:
         raise TypeError(f"{odd[0]!r} is no number")
     return tuple(float(value) for value in values)
@@ -79,13 +73,7 @@ def _sensible_whole(text: str) -> int:
 
 
 def check_weights(path: Path, belongs_to: str, weights_sha256: Collection[str]) -> None:
-    """Refuse a part of trust that was fitted for other weights.
-
-    Raises
-    ------
-    BundleError
-        With both digests.
-    """
+    """Refuse a part of trust that was fitted for other weights with a ``BundleError``."""
     if belongs_to not in weights_sha256:
         present = ", ".join(digest[:12] for digest in sorted(weights_sha256)) or "none"
         raise BundleError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from medseg.bundle.findings import Finding, blocks
 from medseg.errors import BundleError, UsageError
 from medseg.sharing import verify
 from medseg.sharing.verify import SCHEMA_FILE, fake_shape
+from medseg.trust.calibration import CALIBRATION_NAME
 from tests.bundle.sample import read_config, write_config
+from tests.inference.fake_judge import small_calibration
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("bundles").glob("*/models/model.pt"))
 
@@ -67,7 +69,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "label without code": (_metadata(lambda m: _pred(m).pop("segment_codes")), "sphere (label 1) has no code"),
     "calibration of other weights": (
-        lambda bundle: (bundle / "trust" / "calibration.json").write_text(json.dumps({"weights_sha256": "0" * 64})),
+        lambda bundle: replace(small_calibration(), weights_sha256="0" * 64).write(bundle / CALIBRATION_NAME),
         "belongs to other weights",
     ),
     "weights do not fit": (_other_weights, "do not fit"),
