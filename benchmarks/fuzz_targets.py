@@ -228,7 +228,10 @@ def _trust(_: Path) -> list[Seed]:
             _DIGEST,
         ),
     }
-    files = {f"trust/{name}.json": json.dumps(part.to_json()).encode() for name, part in parts.items()}
+    files = {
+        f"trust/{name}.json": json.dumps({"format": part.file_format, **part.to_json()}).encode()
+        for name, part in parts.items()
+    }
     output = {"type": "probabilities", "num_channels": 2, "channel_def": {"0": "background", "1": "block"}}
     data_format = {"inputs": {"image": {"num_channels": 1}}, "outputs": {"pred": output}}
     files["configs/metadata.json"] = json.dumps({"version": "0.1.0", "network_data_format": data_format}).encode()

@@ -27,7 +27,6 @@ KNOWN_CIRCLES: set[str] = {
     "medseg.manifests.layout_nnunet medseg.manifests.manifest medseg.manifests.split",
     "medseg.pacs.network medseg.pacs.remote medseg.pacs.web",
     "medseg.training.trainer medseg.training.trial",
-    "medseg.trust.trust_files medseg.trust.trust_model",
 }
 """Groups of modules that import each other."""
 
@@ -50,8 +49,6 @@ SMALL: dict[str, str] = {
     "medseg.cli.report": _COMMAND,
     "medseg.inference.modality": "goes into inference.cases",
     "medseg.inference.seen": "goes into inference.run.pipeline",
-    "medseg.inference.spool": "goes into trust.fit_cases",
-    "medseg.inference.worsened": "goes into trust.synthetic_faults",
     "medseg.ingest.header_defects": "goes into ingest.dicom_header",
     "medseg.pacs.health": "goes to the listener or to the queue",
 }
@@ -69,7 +66,7 @@ WHOLE: set[str] = set()
 TORCH_ROOMS = ("networks", "transforms", "training", "inference", "trust")
 """Rooms whose files import torch and MONAI at module level; elsewhere that is done when they are needed."""
 
-TORCH_ELSEWHERE: set[str] = {"medseg.devices", "medseg.workflows.corrected_cases"}
+TORCH_ELSEWHERE: set[str] = {"medseg.devices"}
 """Files of other rooms that do so, too."""
 
 

@@ -17,8 +17,7 @@ from medseg.bundle.bundle import Bundle
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
-from medseg.trust.calibration import CALIBRATION_NAME
-from medseg.trust.trust_files import TrustFiles
+from medseg.trust.trust_files import CALIBRATION_NAME, TrustFiles
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
 """The metadata schema, for checks without a network; also for MONAI's ``verify_metadata --filepath``."""
@@ -175,8 +174,8 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
         return
     if stated is not None and stated.weights_sha256 not in weights:
         yield Finding("block", CALIBRATION_NAME, "weights_sha256", "it belongs to other weights", why)
-    for path, reason in files.unusable():
-        yield Finding("block", path.relative_to(bundle.path).as_posix(), "", f"it cannot be used: {reason}", why)
+    for name, reason in files.unusable():
+        yield Finding("block", name, "", f"it cannot be used: {reason}", why)
 
 
 def _network(bundle: Bundle) -> Iterator[Finding]:

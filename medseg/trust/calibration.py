@@ -13,22 +13,18 @@ of the weights whose predictions it was fitted on, and is of no value for others
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import UsageError
-from medseg.files import write_json
 from medseg.results.verdict import StructureQuality, Thresholds
 from medseg.trust.gradient_boosting import BoostedTrees, fit_boosted_trees
-from medseg.trust.stored import read_stored
+from medseg.trust.stored import StoredPart
 
-CALIBRATION_NAME = "trust/calibration.json"
-_FORMAT = "medseg-trust-calibration-3"
 _SMALLEST_ERROR = 0.005
 """Usual errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
 
@@ -96,7 +92,7 @@ class StructureCalibration:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(StoredPart):
     """Everything a bundle's ``trust/calibration.json`` says.
 
     Parameters
@@ -114,6 +110,9 @@ class Calibration:
     provenance
         Whose predictions it was fitted on, if not those of the weights themselves.
     """
+
+    what = "trust calibration"
+    file_format = "medseg-trust-calibration-3"
 
     features: tuple[str, ...]
     coverage: float
@@ -147,7 +146,6 @@ class Calibration:
             for structure in self.structures
         ]
         return {
-            "format": _FORMAT,
             "scores": list(self.features),
             "coverage": self.coverage,
             "weights_sha256": self.weights_sha256,
@@ -158,9 +156,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
-        """From what :meth:`to_json` and JSON made of one."""
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
+        """From what JSON made of one."""
         structures = [
             StructureCalibration(
                 item["label"],
@@ -184,35 +180,17 @@ class Calibration:
             str(content.get("provenance", "")),
         )
 
-    def write(self, path: Path) -> None:
-        """Write plain JSON, whole or not at all."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Calibration:
-        """Read one, see :func:`medseg.trust.stored.read_stored`."""
-        return read_stored(path, "trust calibration", cls.from_json, weights_sha256)
-
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How a calibration is fitted.
-
-    Parameters
-    ----------
-    coverage
-        Wanted probability that the Dice lies above the lower bound.
-    folds
-        Folds over patients that keep a case's error apart from the fit that predicted it.
-    seed
-        Seed of the folds and of the boosting.
-    thresholds
-        Stated in the calibration.
-    """
+    """How a calibration is fitted."""
 
     coverage: float = 0.9
+    """Probability that the Dice lies above the lower bound."""
     folds: int = 5
+    """Over patients; they keep a case's error apart from the fit that predicted it."""
     seed: int = 0
+    """Of the folds and of the boosting."""
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -282,6 +260,7 @@ class _Cases(NamedTuple):
 def _fit_structure(
     label: int, name: str, used: tuple[str, ...], cases: _Cases, options: FitOptions
 ) -> StructureCalibration:
+    features, dice = cases.features, cases.dice
     _, index = np.unique(cases.patients, return_inverse=True)
     n_patients = int(index.max()) + 1 if len(index) else 0
     if n_patients < options.folds:
@@ -289,37 +268,23 @@ def _fit_structure(
     # every patient counts once, whatever the number of its results
     share = cases.weight / np.bincount(index, cases.weight)[index]
     fold = (np.random.default_rng(options.seed).permutation(n_patients) % options.folds)[index]
-    predicted = np.empty(len(cases.dice))
+    predicted = np.empty(len(dice))
     for number in range(options.folds):
         out = fold == number
-        regressor = fit_boosted_trees(cases.features[~out], cases.dice[~out], options.seed, share[~out])
-        predicted[out] = np.clip(regressor.predict(cases.features[out]), 0.0, 1.0)
-    error_at, error = _usual_error(predicted, predicted - cases.dice, options.coverage)
-    scaled = (predicted - cases.dice) / np.interp(predicted, error_at, error)
-    return StructureCalibration(
-        label=label,
-        name=name,
-        features=used,
-        regressor=fit_boosted_trees(cases.features, cases.dice, options.seed, share),
-        error_at=tuple(error_at.tolist()),
-        error=tuple(error.tolist()),
-        quantile=conformal_quantile(scaled, options.coverage, share / (n_patients + 1)),
-        n_cases=len(cases.dice),
-        n_patients=n_patients,
-    )
+        regressor = fit_boosted_trees(features[~out], dice[~out], options.seed, share[~out])
+        predicted[out] = np.clip(regressor.predict(features[out]), 0.0, 1.0)
+    error_at, error = _usual_error(predicted, predicted - dice, options.coverage)
+    scaled = (predicted - dice) / np.interp(predicted, error_at, error)
+    quantile = conformal_quantile(scaled, options.coverage, share / (n_patients + 1))
+    regressor = fit_boosted_trees(features, dice, options.seed, share)
+    usual = tuple(error_at.tolist()), tuple(error.tolist())
+    return StructureCalibration(label, name, used, regressor, *usual, quantile, len(dice), n_patients)
 
 
 def conformal_quantile(errors: Floats, coverage: float, mass: Floats | None = None) -> float | None:
     """The smallest error that carries ``coverage``; ``None`` if there is too little for any bound to hold that often.
 
-    Parameters
-    ----------
-    errors
-        One per case.
-    coverage
-        Wanted share.
-    mass
-        Of each error; what is missing to 1 lies at infinity. By default 1/(n+1) each.
+    ``mass`` is that of each error, by default 1/(n+1); what is missing to 1 lies at infinity.
     """
     mass = np.full(len(errors), 1.0 / (len(errors) + 1)) if mass is None else mass
     order = np.argsort(errors, kind="stable")

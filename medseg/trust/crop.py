@@ -91,16 +91,9 @@ def most_probable(probabilities: Tensor) -> Tensor:
 
 
 def structure_box(labels: Tensor, limit: int = _LARGEST_BOX, margin: int = MARGIN_VOXELS) -> Slices:
-    """Box round all structures with a margin, the whole grid if there are none; a box of too many voxels is trimmed.
+    """Box round all structures of a label map ``(H, W, D)`` with a margin, the whole grid if there are none.
 
-    Parameters
-    ----------
-    labels
-        Label map ``(H, W, D)``.
-    limit
-        Most voxels; the ends of the longest axes are left out above it.
-    margin
-        Surroundings, in voxels.
+    Of a box of more voxels than ``limit`` the ends of the longest axes are left out.
     """
     shape = labels.shape
     low, high = [0, 0, 0], list(shape)
@@ -143,12 +136,7 @@ def _trimmed(size: Sequence[int], limit: int) -> list[int]:
 class ProbabilityCrop:
     """Takes the chunks of one volume; :meth:`crop` then gives the box round the structures.
 
-    Parameters
-    ----------
-    decoding
-        How scores become probabilities and labels.
-    limit_bytes
-        Most memory that may be kept.
+    ``decoding`` says how scores become probabilities and labels; at most ``limit_bytes`` of them are kept.
     """
 
     def __init__(self, decoding: LabelDecoding, limit_bytes: int = LIMIT_BYTES) -> None:

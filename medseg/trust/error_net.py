@@ -29,7 +29,6 @@ from medseg.trust.crop import most_probable, structure_box
 from medseg.trust.fit_cases import TrustCase
 from medseg.trust.stored import check_weights
 
-ERROR_NET_NAME = "trust/critic.safetensors"
 _FORMAT = "medseg-critic-1"
 _HIDDEN = 64
 _LEAST = 1e-3
@@ -57,22 +56,13 @@ class ErrorNetShape:
 
 @dataclass(frozen=True)
 class EstimatedErrors:
-    """Estimated errors of one case.
-
-    Parameters
-    ----------
-    false_positives, false_negatives
-        Voxels, per structure ``(K - 1,)``.
-    dice
-        What Dice they give ``(K - 1,)``.
-    error_map
-        Share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1.
-    """
+    """Estimated errors of one case: voxels and Dice per structure ``(K - 1,)``, and where the errors are."""
 
     false_positives: Tensor
     false_negatives: Tensor
     dice: Tensor
     error_map: Tensor
+    """Share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1."""
 
 
 class ErrorNet(nn.Module):
@@ -94,12 +84,7 @@ class ErrorNet(nn.Module):
     def forward(self, image: Tensor, probabilities: Tensor) -> Tensor:
         """Logits of the shares of false positives and negatives, ``(1, 2(K - 1), h, w, d)``.
 
-        Parameters
-        ----------
-        image
-            ``(1, C, H, W, D)``.
-        probabilities
-            ``(1, K, H, W, D)``.
+        The image is ``(1, C, H, W, D)``, the probabilities are ``(1, K, H, W, D)``.
         """
         softmax = local_errors(probabilities.max(1)[1], probabilities, self.shape.stride)
         padded = _padded(probabilities, self.shape.stride)
@@ -175,16 +160,9 @@ class ErrorNet(nn.Module):
 
 
 def local_errors(labels: Tensor, truth: Tensor, stride: int) -> Tensor:
-    """Shares of false positives and negatives per patch ``(B, 2(K - 1), h, w, d)``.
+    """Shares of false positives and negatives per patch ``(B, 2(K - 1), h, w, d)`` of ``stride`` voxels a side.
 
-    Parameters
-    ----------
-    labels
-        Label map ``(B, H, W, D)``.
-    truth
-        Probabilities or one-hot reference ``(B, K, H, W, D)``.
-    stride
-        Voxels per patch and axis.
+    The label map is ``(B, H, W, D)``, the truth probabilities or a one-hot reference ``(B, K, H, W, D)``.
     """
     mask = one_hot(labels.long(), truth.shape[1]).movedim(-1, 1)[:, 1:].float()
     truth = truth[:, 1:].float()
@@ -203,27 +181,17 @@ def _padded(volume: Tensor, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a discriminator becomes an error net.
-
-    Parameters
-    ----------
-    steps
-        Updates.
-    batch
-        Cases per update.
-    learning_rate
-        The largest, reached after a tenth of the steps; it ends at zero.
-    dice_weight
-        Weight of the error of the whole case's Dice beside that of the patches.
-    seed
-        Of the order and of the augmentation.
-    """
+    """How a discriminator becomes an error net."""
 
     steps: int = 300
     batch: int = 4
+    """Cases per step."""
     learning_rate: float = 2e-3
+    """The largest, reached after a tenth of the steps; it ends at zero."""
     dice_weight: float = 2.0
+    """Weight of the error of the whole case's Dice beside that of the patches."""
     seed: int = 0
+    """Of the order and of the augmentation."""
 
 
 def fine_tune(error_net: ErrorNet, cases: Sequence[TrustCase], options: FineTuning | None = None) -> ErrorNet:

@@ -7,20 +7,16 @@ accepted; the verdict does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.files import write_json
 from medseg.results.verdict import FaultKind
-from medseg.trust.stored import SMALLEST_SPREAD, numbers, read_stored
+from medseg.trust.stored import SMALLEST_SPREAD, StoredPart, numbers
 
-FAULT_CLASSIFIER_NAME = "trust/case_class.json"
-_FORMAT = "medseg-case-class-1"
 _FOLDS = 5
 _STRENGTH = 0.01
 """Inverse of the penalty: features are many, cases some hundreds."""
@@ -29,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class FaultClassifier:
+class FaultClassifier(StoredPart):
     """A bundle's ``trust/case_class.json``.
 
     Parameters
@@ -47,6 +43,9 @@ class FaultClassifier:
     weights_sha256
         The weights whose encoder it reads.
     """
+
+    what = "fault classifier"
+    file_format = "medseg-case-class-1"
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -80,13 +79,11 @@ class FaultClassifier:
 
     def to_json(self) -> dict[str, Any]:
         """As in the file."""
-        return {"format": _FORMAT, **asdict(self)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FaultClassifier:
-        """From what :meth:`to_json` and JSON made of one."""
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
+        """From what JSON made of one."""
         return cls(
             tuple(map(str, content["classes"])),
             numbers(content["mean"]),
@@ -97,29 +94,13 @@ class FaultClassifier:
             str(content["weights_sha256"]),
         )
 
-    def write(self, path: Path) -> None:
-        """Write plain JSON, whole or not at all."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> FaultClassifier:
-        """Read one, see :func:`medseg.trust.stored.read_stored`."""
-        return read_stored(path, "fault classifier", cls.from_json, weights_sha256)
-
 
 def fit_fault_classifier(
     embeddings: Floats, classes: Sequence[str], patients: Sequence[str], weights_sha256: str
 ) -> FaultClassifier | None:
-    """Fit one; None if there are fewer than two classes of at least five patients each.
+    """Fit one on ``(cases, features)`` of :attr:`~medseg.trust.out_of_distribution.Reinference.embedding`.
 
-    Parameters
-    ----------
-    embeddings
-        ``(cases, features)`` of :attr:`medseg.trust.out_of_distribution.Reinference.embedding`.
-    classes, patients
-        Of each case. Classes with fewer patients are left out.
-    weights_sha256
-        Of the network.
+    Classes of fewer than five patients are left out; None if less than two are left.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict

@@ -25,25 +25,18 @@ _LN_2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class CaseFeatures:
-    """What is known of one case.
-
-    Parameters
-    ----------
-    values
-        Features by name.
-    shape
-        Those of them that the mask alone tells.
-    error_map
-        ``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel.
-    image, probabilities
-        The box round the structures, ``(C, h, w, d)`` and ``(K, h, w, d)``.
-    """
+    """What is known of one case."""
 
     values: Mapping[str, float]
+    """Features by name."""
     shape: Mapping[str, float]
+    """Those of them that the mask alone tells."""
     error_map: NDArray[np.float32]
+    """``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel."""
     image: Tensor
+    """The box round the structures, ``(C, h, w, d)``."""
     probabilities: Tensor
+    """The same box, ``(K, h, w, d)``."""
 
 
 def case_features(crop: Crop, error_net: ErrorNet | None) -> CaseFeatures:
@@ -70,17 +63,8 @@ def case_features(crop: Crop, error_net: ErrorNet | None) -> CaseFeatures:
 
 
 def confidence_features(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """What the softmax says, per structure and of the whole case.
+    """What the softmax ``(K, H, W, D)`` and its most probable class ``(H, W, D)`` say.
 
-    Parameters
-    ----------
-    probabilities
-        ``(K, H, W, D)``, background first.
-    labels
-        Most probable class ``(H, W, D)``.
-
-    Notes
-    -----
     ``soft-dice[c]`` is Dice of the mask against its own probabilities, which is what Dice is expected to be if the
     probabilities are right (Borges et al. 2024, arXiv 2402.10665); ``mean-entropy[c]`` is entropy in bits over the
     voxels where the structure has a chance; ``unsure[c]`` is the share of the mask with less than 0.8.
@@ -107,22 +91,12 @@ def _mean(values: Tensor, otherwise: float) -> float:
 
 
 def shape_features(labels: NDArray[np.uint8], spacing_mm: Sequence[float], classes: int) -> dict[str, float]:
-    """Volume, pieces, extents, compactness and position of every structure.
+    """Volume, pieces, extents, compactness and position of every structure of a label map ``(H, W, D)``.
 
-    Parameters
-    ----------
-    labels
-        Label map ``(H, W, D)``.
-    spacing_mm
-        Voxel size.
-    classes
-        Number of classes with the background.
-
-    Notes
-    -----
-    All are finite, also for a structure that was not found. ``surface[c]`` is the share of voxels with a neighbour
-    outside, relative to that of a ball; ``offset-x``, ``-y`` and ``-z[c]`` lead from the centre of all structures to
-    that of this one, in mm; ``other[c]`` is the log ratio of its volume to that of the others.
+    ``classes`` counts the background. All are finite, also for a structure that was not found. ``surface[c]`` is the
+    share of voxels with a neighbour outside, relative to that of a ball; ``offset-x``, ``-y`` and ``-z[c]`` lead from
+    the centre of all structures to that of this one, in mm; ``other[c]`` is the log ratio of its volume to that of the
+    others.
     """
     voxel_ml = math.prod(spacing_mm) / 1000.0
     step = np.asarray(spacing_mm, dtype=np.float64)

@@ -16,20 +16,25 @@ from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.results.verdict import USUAL
-from medseg.trust.calibration import CALIBRATION_NAME, Calibration, FitOptions, fit_calibration
-from medseg.trust.error_net import ERROR_NET_NAME, ErrorNet, ErrorNetShape, FineTuning, fine_tune
-from medseg.trust.fault_classifier import FAULT_CLASSIFIER_NAME, FaultClassifier, fit_fault_classifier
+from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
+from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
 from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import (
-    STATISTICS_NAME,
     Reinference,
     TrainingStatistics,
     fit_training_statistics,
     limits_of,
 )
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
-from medseg.trust.trust_files import TrustFiles
+from medseg.trust.trust_files import (
+    CALIBRATION_NAME,
+    ERROR_NET_NAME,
+    FAULT_CLASSIFIER_NAME,
+    STATISTICS_NAME,
+    TrustFiles,
+)
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
 

@@ -12,35 +12,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_TREES = 200
-_DEPTH = 4
 _LEARNING_RATE = 0.08
-_SHARE_OF_CASES = 0.5
-_SHARE_OF_INPUTS = 0.3
-_FEWEST_IN_LEAF = 5
 
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree, node by node; node 0 is the root.
-
-    Parameters
-    ----------
-    feature
-        Which input a node asks; −1 for a leaf.
-    threshold
-        To the left if the input is at most this.
-    left, right
-        Node numbers of the children, larger than the node's own.
-    value
-        What a leaf answers.
-    """
+    """One tree, node by node; node 0 is the root."""
 
     feature: tuple[int, ...]
+    """Which input a node asks; −1 for a leaf."""
     threshold: tuple[float, ...]
+    """To the left if the input is at most this."""
     left: tuple[int, ...]
     right: tuple[int, ...]
     value: tuple[float, ...]
+    """What a leaf answers."""
 
     def __post_init__(self) -> None:
         sizes = {len(part) for part in (self.feature, self.threshold, self.left, self.right, self.value)}
@@ -85,13 +71,7 @@ class BoostedTrees:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BoostedTrees:
-        """From what :func:`dataclasses.asdict` and JSON made of one.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            If the content is something else.
-        """
+        """From what :func:`dataclasses.asdict` and JSON made of one; ``ValueError`` if a walk down would not end."""
         trees = tuple(
             Tree(
                 tuple(map(int, tree["feature"])),
@@ -106,29 +86,20 @@ class BoostedTrees:
 
 
 def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
-    """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001).
+    """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001) to cases × features, one target per case.
 
-    Parameters
-    ----------
-    inputs
-        Cases × features.
-    target
-        What is to be predicted, one per case.
-    seed
-        Of the boosting.
-    weight
-        How much each case counts; all the same by default.
+    ``weight`` says how much each case counts; all the same by default.
     """
     from sklearn.ensemble import GradientBoostingRegressor
 
     model = GradientBoostingRegressor(
         loss="huber",  # a case that everything speaks well of and that failed must not bend the rest
-        n_estimators=_TREES,
-        max_depth=_DEPTH,
+        n_estimators=200,
+        max_depth=4,
         learning_rate=_LEARNING_RATE,
-        subsample=_SHARE_OF_CASES,
-        max_features=_SHARE_OF_INPUTS,
-        min_samples_leaf=min(_FEWEST_IN_LEAF, max(1, len(target) // 4)),
+        subsample=0.5,
+        max_features=0.3,
+        min_samples_leaf=min(5, max(1, len(target) // 4)),
         random_state=seed,
     ).fit(inputs, target, weight)
     trees = tuple(_plain(stage[0].tree_) for stage in model.estimators_)

@@ -9,9 +9,8 @@ threshold that a stated share of held-out cases exceeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.files import write_json
 from medseg.results.verdict import IMPLAUSIBLE_SHAPE, UNLIKE_TRAINING
 from medseg.trust.crop import most_probable, reinference_box, structure_box
 from medseg.trust.features import CaseFeatures, agreement_features, shape_features
 from medseg.trust.fit_cases import TrainingCase
-from medseg.trust.stored import SMALLEST_SPREAD, numbers, read_stored
+from medseg.trust.stored import SMALLEST_SPREAD, StoredPart, numbers
 
 Floats = NDArray[np.float64]
 
-STATISTICS_NAME = "trust/reference.json"
-_FORMAT = "medseg-trust-reference-1"
 _FLOOR = {"encoder": 1e-3, "image": 0.02, "shape": 0.05}
 """Smallest spread of a feature: every training mask may be of one piece, and another of two is not impossible."""
 _MOST_AXES = 48
@@ -38,25 +34,16 @@ _SHORTEST = 20
 
 @dataclass(frozen=True)
 class OODDetector:
-    """What training cases look like, as numbers: centre, scale and the shrunk covariance by its principal axes.
-
-    Parameters
-    ----------
-    mean, scale
-        Per feature.
-    axes
-        Principal axes of the scaled features, one per row.
-    spread
-        Standard deviation along each axis after shrinkage.
-    rest
-        The standard deviation in all other directions after shrinkage.
-    """
+    """What training cases look like, as numbers: centre, scale and the shrunk covariance by its principal axes."""
 
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     axes: tuple[tuple[float, ...], ...]
+    """Of the scaled features, one per row."""
     spread: tuple[float, ...]
+    """Standard deviation along each axis after shrinkage."""
     rest: float
+    """The standard deviation in all other directions."""
 
     def distance(self, features: Floats) -> float:
         """Mahalanobis distance per feature: about 1 for a training case."""
@@ -100,22 +87,16 @@ def fit_ood_detector(features: Floats, floor: float = 1e-3) -> OODDetector:
 
 
 class Reinference(NamedTuple):
-    """What the network says of a case when it labels the structures once more, in a small box.
-
-    Parameters
-    ----------
-    features
-        Distances from the training cases, and how well both results agree, by name.
-    embedding
-        Means and spreads of the encoder's channels, then statistics of the image.
-    """
+    """What the network says of a case when it labels the structures once more, in a small box."""
 
     features: dict[str, float]
+    """Distances from the training cases, and how well both results agree, by name."""
     embedding: Floats
+    """Means and spreads of the encoder's channels, then statistics of the image."""
 
 
 @dataclass(frozen=True)
-class TrainingStatistics:
+class TrainingStatistics(StoredPart):
     """What a bundle's ``trust/reference.json`` says of the training cases.
 
     Parameters
@@ -131,6 +112,9 @@ class TrainingStatistics:
     weights_sha256
         The weights whose encoder it is.
     """
+
+    what = "trust reference"
+    file_format = "medseg-trust-reference-1"
 
     layers: tuple[str, ...]
     divisor: int
@@ -156,7 +140,6 @@ class TrainingStatistics:
     def to_json(self) -> dict[str, Any]:
         """As in the file."""
         return {
-            "format": _FORMAT,
             "layers": list(self.layers),
             "divisor": self.divisor,
             "likeness": {name: asdict(detector) for name, detector in self.detectors.items()},
@@ -166,9 +149,7 @@ class TrainingStatistics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingStatistics:
-        """From what :meth:`to_json` and JSON made of one."""
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
+        """From what JSON made of one."""
         detectors = {str(name): OODDetector.from_json(value) for name, value in content["likeness"].items()}
         if set(detectors) != set(_FLOOR) or not set(content["limits"]) <= set(detectors):
             raise ValueError("it does not tell of the encoder, the image and the shape")
@@ -178,31 +159,13 @@ class TrainingStatistics:
             raise ValueError(f"divisor {divisor}")
         return cls(layers, divisor, detectors, limits, str(content["weights_sha256"]))
 
-    def write(self, path: Path) -> None:
-        """Write plain JSON, whole or not at all."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> TrainingStatistics:
-        """Read one, see :func:`medseg.trust.stored.read_stored`."""
-        return read_stored(path, "trust reference", cls.from_json, weights_sha256)
-
 
 def fit_training_statistics(
     network: nn.Module, cases: Sequence[TrainingCase], classes: int, weights_sha256: str
 ) -> TrainingStatistics:
     """Describe training cases; the limits are found elsewhere, on cases that the network has not seen.
 
-    Parameters
-    ----------
-    network
-        In evaluation mode.
-    cases
-        One after the other, one in memory.
-    classes
-        Number of classes with the background.
-    weights_sha256
-        Of the network.
+    The network is in evaluation mode; ``classes`` counts the background.
     """
     rows: dict[str, list[Floats]] = {name: [] for name in _FLOOR}
     layers: tuple[str, ...] = ()
@@ -213,9 +176,9 @@ def fit_training_statistics(
         image = case.image[small].float()
         divisor = divisor or smallest_divisor(network, image.shape[0])
         layers = layers or encoder_layers(network, image)
-        rows["encoder"].append(encode(network, image, layers, divisor)[0])
         shape = shape_features(case.reference[box], case.spacing_mm, classes)
-        for name, values in _plain_features(case.image[(slice(None), *box)].float(), shape).items():
+        described = _plain_features(case.image[(slice(None), *box)].float(), shape)
+        for name, values in {"encoder": encode(network, image, layers, divisor)[0], **described}.items():
             rows[name].append(values)
     detectors = {name: fit_ood_detector(np.array(values), _FLOOR[name]) for name, values in rows.items()}
     return TrainingStatistics(layers, divisor, detectors, {}, weights_sha256)
@@ -233,23 +196,9 @@ def limits_of(distances: Mapping[str, Sequence[float]], false_flags: float) -> d
 
 @torch.inference_mode()
 def encode(network: nn.Module, image: Tensor, layers: Sequence[str], divisor: int) -> tuple[Floats, Tensor]:
-    """What a network's encoder sees in a box, and what the network says of it.
+    """What a network's encoder sees in a box ``(C, h, w, d)``, and what the network says of it ``(K, h, w, d)``.
 
-    Parameters
-    ----------
-    network
-        In evaluation mode.
-    image
-        ``(C, h, w, d)``.
-    layers
-        Names of the modules whose channels are described, see :func:`encoder_layers`.
-    divisor
-        Sides of its input are made multiples of it.
-
-    Returns
-    -------
-    features, probabilities
-        Means and spreads of the channels of each layer; ``(K, h, w, d)``.
+    The first are means and spreads of the channels of each layer; sides of the input are made multiples of ``divisor``.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -267,12 +216,7 @@ def encode(network: nn.Module, image: Tensor, layers: Sequence[str], divisor: in
 def encoder_layers(network: nn.Module, image: Tensor) -> tuple[str, ...]:
     """The last module of every resolution on the way down, from the second resolution to the deepest.
 
-    Parameters
-    ----------
-    network
-        Any network whose grids shrink and grow again.
-    image
-        An image ``(C, H, W, D)`` to try it on.
+    For any network whose grids shrink and grow again, tried on an image ``(C, H, W, D)``.
     """
     seen: list[tuple[str, int]] = []
 

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from medseg.bundle import Bundle
 from medseg.errors import BundleError
 from medseg.files import sha256_file
-from medseg.trust.calibration import CALIBRATION_NAME, Calibration
-from medseg.trust.fault_classifier import FAULT_CLASSIFIER_NAME, FaultClassifier
+from medseg.trust.calibration import Calibration
+from medseg.trust.fault_classifier import FaultClassifier
 from medseg.trust.stored import check_weights
 
 if TYPE_CHECKING:
     from medseg.trust.error_net import ErrorNet
     from medseg.trust.out_of_distribution import TrainingStatistics
+
+CALIBRATION_NAME = "trust/calibration.json"
+ERROR_NET_NAME = "trust/critic.safetensors"
+STATISTICS_NAME = "trust/reference.json"
+FAULT_CLASSIFIER_NAME = "trust/case_class.json"
 
 _Part = TypeVar("_Part")
 
@@ -104,14 +109,14 @@ class TrustFiles:
     @cached_property
     def error_net(self) -> ErrorNet | None:
         """The fine-tuned discriminator, on the CPU."""
-        from medseg.trust.error_net import ERROR_NET_NAME, ErrorNet
+        from medseg.trust.error_net import ErrorNet
 
         return self._part(ERROR_NET_NAME, ErrorNet.read)
 
     @cached_property
     def training_statistics(self) -> TrainingStatistics | None:
         """What the training cases look like."""
-        from medseg.trust.out_of_distribution import STATISTICS_NAME, TrainingStatistics
+        from medseg.trust.out_of_distribution import TrainingStatistics
 
         return self._part(STATISTICS_NAME, TrainingStatistics.read)
 
@@ -124,21 +129,18 @@ class TrustFiles:
         path = self.bundle.path / name
         return read(path, self.weights_sha256) if path.is_file() else None
 
-    def unusable(self) -> Iterator[tuple[Path, BundleError]]:
-        """Files beside the calibration that cannot be used, and why."""
-        from medseg.trust.error_net import ERROR_NET_NAME
-        from medseg.trust.out_of_distribution import STATISTICS_NAME
-
-        parts = (
-            (ERROR_NET_NAME, "error_net"),
-            (STATISTICS_NAME, "training_statistics"),
-            (FAULT_CLASSIFIER_NAME, "fault_classifier"),
-        )
-        for name, part in parts:
+    def unusable(self) -> Iterator[tuple[str, BundleError]]:
+        """Files beside the calibration that cannot be used, by their place in the bundle, and why."""
+        parts = {
+            ERROR_NET_NAME: "error_net",
+            STATISTICS_NAME: "training_statistics",
+            FAULT_CLASSIFIER_NAME: "fault_classifier",
+        }
+        for name, part in parts.items():
             try:
                 getattr(self, part)
             except BundleError as error:
-                yield self.bundle.path / name, error
+                yield name, error
 
     @cached_property
     def state(self) -> TrustState:
@@ -157,8 +159,8 @@ class TrustFiles:
             _ = self.calibration
         except BundleError as error:
             return TrustState("stale", str(error), stated)
-        for _, why in self.unusable():
-            return TrustState("stale", str(why), stated)
+        for _, reason in self.unusable():
+            return TrustState("stale", str(reason), stated)
         return TrustState("ready", "", stated)
 
 

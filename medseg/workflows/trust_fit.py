@@ -11,12 +11,11 @@ from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.inference.predictor import Predictor
 from medseg.results.verdict import Thresholds
-from medseg.trust.calibration import CALIBRATION_NAME, Calibration, FitOptions
+from medseg.trust.calibration import Calibration, FitOptions
 from medseg.trust.error_net import FineTuning
 from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, TrustCase
-from medseg.trust.out_of_distribution import STATISTICS_NAME
-from medseg.trust.trust_files import TrustFiles
+from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, TrustFiles
 from medseg.trust.trust_model import TrustModel
 from medseg.workflows.corrected_cases import (
     IMAGE_FAULTS_EACH,
@@ -204,8 +203,7 @@ def _collect(
 
 def _remove_unusable(files: TrustFiles) -> tuple[str, ...]:
     """Remove parts of trust that belong to other weights: they say nothing of these, and would stand in the way."""
-    removed = []
-    for path, _ in files.unusable():
-        path.unlink()
-        removed.append(path.relative_to(files.bundle.path).as_posix())
-    return tuple(removed)
+    removed = tuple(name for name, _ in files.unusable())
+    for name in removed:
+        (files.bundle.path / name).unlink()
+    return removed

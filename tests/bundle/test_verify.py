@@ -16,9 +16,9 @@ from medseg.bundle.findings import Finding, blocks
 from medseg.errors import BundleError, UsageError
 from medseg.sharing import verify
 from medseg.sharing.verify import SCHEMA_FILE, fake_shape
-from medseg.trust.calibration import CALIBRATION_NAME
+from medseg.trust.calibration import Calibration
+from medseg.trust.trust_files import CALIBRATION_NAME
 from tests.bundle.sample import read_config, write_config
-from tests.inference.fake_judge import small_calibration
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("bundles").glob("*/models/model.pt"))
 
@@ -39,6 +39,11 @@ def _metadata(change: Callable[[dict[str, object]], object]) -> Callable[[Path],
 def _other_weights(bundle: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, bundle / "models" / "model.pt")
     (bundle / "trust" / "calibration.json").unlink()
+
+
+def _other_calibration(bundle: Path) -> None:
+    path = bundle / CALIBRATION_NAME
+    replace(Calibration.read(path), weights_sha256="0" * 64).write(path)
 
 
 def _infinite_weights(bundle: Path) -> None:
@@ -69,7 +74,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "label without code": (_metadata(lambda m: _pred(m).pop("segment_codes")), "sphere (label 1) has no code"),
     "calibration of other weights": (
-        lambda bundle: replace(small_calibration(), weights_sha256="0" * 64).write(bundle / CALIBRATION_NAME),
+        _other_calibration,
         "belongs to other weights",
     ),
     "weights do not fit": (_other_weights, "do not fit"),

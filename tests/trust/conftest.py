@@ -35,7 +35,7 @@ def result(seed: int, fault: str | None = None) -> TrustCase:
     image, mask = ball(seed)
     soft = np.where(mask, 0.97, 0.03).astype(np.float32)
     probabilities = np.stack([1 - soft, soft])
-    if fault in IMAGE_FAULTS:
+    if fault is not None and fault in IMAGE_FAULTS:
         image = IMAGE_FAULTS[fault](image, np.random.default_rng(seed))
     elif fault is not None:
         probabilities = MASK_FAULTS[fault](probabilities, np.random.default_rng(seed))
