@@ -41,12 +41,11 @@ from medseg.bundle import Bundle
 from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
-from medseg.trust.fit import fold_of, start_error_net, write_trust
+from medseg.trust.fit import FALSE_FLAGS, fold_of, start_error_net, write_trust
 from medseg.trust.fit_cases import TrainingCase
 from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
-FALSE_FLAGS = 0.04
 CROPS_EACH = 6
 FEWEST_FOLDS = 5
 

@@ -98,7 +98,7 @@ def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: 
             fit = known & (part != number) & (kind != left_out)
             test = (part == number) & ((kind == left_out) | (not left_out))
             share = counts[fit] / np.bincount(index[fit], counts[fit], index.max() + 1)[index[fit]]
-            found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], 0, share).predict(inputs[test]), 0, 1)
+            found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], share).predict(inputs[test]), 0, 1)
     return found
 
 

@@ -189,8 +189,6 @@ class FitOptions:
     """Probability that the Dice lies above the lower bound."""
     folds: int = 5
     """Over patients; they keep a case's error apart from the fit that predicted it."""
-    seed: int = 0
-    """Of the folds and of the boosting."""
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -222,7 +220,7 @@ def fit_calibration(
     weights_sha256
         SHA-256 of the weights that made the predictions.
     options
-        Coverage, folds, seed and thresholds.
+        Coverage, folds and thresholds.
     weights
         How much each case counts beside the others of its patient; all the same by default.
 
@@ -267,16 +265,16 @@ def _fit_structure(
         raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
     # every patient counts once, whatever the number of its results
     share = cases.weight / np.bincount(index, cases.weight)[index]
-    fold = (np.random.default_rng(options.seed).permutation(n_patients) % options.folds)[index]
+    fold = (np.random.default_rng(0).permutation(n_patients) % options.folds)[index]
     predicted = np.empty(len(dice))
     for number in range(options.folds):
         out = fold == number
-        regressor = fit_boosted_trees(features[~out], dice[~out], options.seed, share[~out])
+        regressor = fit_boosted_trees(features[~out], dice[~out], share[~out])
         predicted[out] = np.clip(regressor.predict(features[out]), 0.0, 1.0)
     error_at, error = _usual_error(predicted, predicted - dice, options.coverage)
     scaled = (predicted - dice) / np.interp(predicted, error_at, error)
     quantile = conformal_quantile(scaled, options.coverage, share / (n_patients + 1))
-    regressor = fit_boosted_trees(features, dice, options.seed, share)
+    regressor = fit_boosted_trees(features, dice, share)
     usual = tuple(error_at.tolist()), tuple(error.tolist())
     return StructureCalibration(label, name, used, regressor, *usual, quantile, len(dice), n_patients)
 

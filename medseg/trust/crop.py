@@ -90,10 +90,10 @@ def most_probable(probabilities: Tensor) -> Tensor:
     return probabilities.max(0)[1]
 
 
-def structure_box(labels: Tensor, limit: int = _LARGEST_BOX, margin: int = MARGIN_VOXELS) -> Slices:
+def structure_box(labels: Tensor, margin: int = MARGIN_VOXELS) -> Slices:
     """Box round all structures of a label map ``(H, W, D)`` with a margin, the whole grid if there are none.
 
-    Of a box of more voxels than ``limit`` the ends of the longest axes are left out.
+    Of a box of more than 2²³ voxels the ends of the longest axes are left out.
     """
     shape = labels.shape
     low, high = [0, 0, 0], list(shape)
@@ -104,7 +104,7 @@ def structure_box(labels: Tensor, limit: int = _LARGEST_BOX, margin: int = MARGI
             planes = torch.nonzero(mask.any(second).any(first)).flatten()
             low[axis] = max(int(planes[0]) - margin, 0)
             high[axis] = min(int(planes[-1]) + 1 + margin, shape[axis])
-    size = _trimmed([b - a for a, b in zip(low, high, strict=True)], limit)
+    size = _trimmed([b - a for a, b in zip(low, high, strict=True)])
     starts = [a + (b - a - n) // 2 for a, b, n in zip(low, high, size, strict=True)]
     i, j, k = (slice(a, a + n) for a, n in zip(starts, size, strict=True))
     return i, j, k
@@ -123,12 +123,12 @@ def reinference_box(labels: Tensor) -> Slices:
     return i, j, k
 
 
-def _trimmed(size: Sequence[int], limit: int) -> list[int]:
-    """Sides cut to a common longest length, so that at most ``limit`` voxels are left."""
+def _trimmed(size: Sequence[int]) -> list[int]:
+    """Sides cut to a common longest length, so that not too many voxels are left."""
     low, high = 1, max(size)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = math.prod(min(n, middle) for n in size) <= limit
+        fits = math.prod(min(n, middle) for n in size) <= _LARGEST_BOX
         low, high = (middle, high) if fits else (low, middle - 1)
     return [min(n, low) for n in size]
 
@@ -136,11 +136,11 @@ def _trimmed(size: Sequence[int], limit: int) -> list[int]:
 class ProbabilityCrop:
     """Takes the chunks of one volume; :meth:`crop` then gives the box round the structures.
 
-    ``decoding`` says how scores become probabilities and labels; at most ``limit_bytes`` of them are kept.
+    ``decoding`` says how scores become probabilities and labels.
     """
 
-    def __init__(self, decoding: LabelDecoding, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._decoding, self._limit = decoding, limit_bytes
+    def __init__(self, decoding: LabelDecoding) -> None:
+        self._decoding = decoding
         self._pieces: list[tuple[NDArray[np.int32], Tensor]] = []
         self._kept_bytes = 0
         self._low = np.full(3, np.iinfo(np.int64).max)
@@ -151,7 +151,7 @@ class ProbabilityCrop:
         """Keep what matters of a chunk ``(K, h, W, D)`` whose first plane is ``start`` on the network's grid."""
         both = _with_background(scores, self._decoding)
         self._classes = both.shape[0]
-        if self._kept_bytes > self._limit:
+        if self._kept_bytes > LIMIT_BYTES:
             return
         where, probabilities = _uncertain(both, _are_probabilities(self._decoding, scores))
         index = where.to(torch.int32).numpy() + np.array([start, 0, 0], dtype=np.int32)
@@ -161,7 +161,7 @@ class ProbabilityCrop:
         if len(labelled):
             self._low = np.minimum(self._low, labelled.min(axis=0))
             self._high = np.maximum(self._high, labelled.max(axis=0))
-        if self._kept_bytes > self._limit:
+        if self._kept_bytes > LIMIT_BYTES:
             self._pieces.clear()
 
     def crop(self, image: Tensor, affine: NDArray[np.float64], include: NDArray[np.bool_] | None = None) -> Crop | None:
@@ -181,7 +181,7 @@ class ProbabilityCrop:
         """
         low, high = self._extent(image.shape[1:], include)
         size = [int(n) for n in high - low]
-        if self._kept_bytes > self._limit or self._classes * math.prod(size) * 4 > self._limit:
+        if self._kept_bytes > LIMIT_BYTES or self._classes * math.prod(size) * 4 > LIMIT_BYTES:
             return None
         box = torch.zeros(self._classes, *size)
         for index, values in self._pieces:

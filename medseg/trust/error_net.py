@@ -31,6 +31,10 @@ from medseg.trust.stored import check_weights
 
 _FORMAT = "medseg-critic-1"
 _HIDDEN = 64
+_LEARNING_RATE = 2e-3
+"""The largest, reached after a tenth of the steps; it ends at zero."""
+_DICE_WEIGHT = 2.0
+"""Of the error of the whole case's Dice beside that of the patches."""
 _LEAST = 1e-3
 """Shares below this are the same as none."""
 
@@ -96,8 +100,9 @@ class ErrorNet(nn.Module):
 
     @torch.inference_mode()
     def estimate(self, image: Tensor, probabilities: Tensor) -> EstimatedErrors:
-        """Errors of one case, ``(C, H, W, D)`` and ``(K, H, W, D)``."""
-        logits = self(image[None], probabilities[None])
+        """Errors of one case, ``(C, H, W, D)`` and ``(K, H, W, D)``, as tensors on the CPU."""
+        device = self.trust.device
+        logits = self(image[None].to(device), probabilities[None].to(device)).cpu()
         false_positives, false_negatives, dice = self.totals(logits, probabilities[None])
         # shares of the patches, interpolated to voxels
         n, stride = probabilities.shape[1:], self.shape.stride
@@ -186,26 +191,20 @@ class FineTuning:
     steps: int = 300
     batch: int = 4
     """Cases per step."""
-    learning_rate: float = 2e-3
-    """The largest, reached after a tenth of the steps; it ends at zero."""
-    dice_weight: float = 2.0
-    """Weight of the error of the whole case's Dice beside that of the patches."""
-    seed: int = 0
-    """Of the order and of the augmentation."""
 
 
 def fine_tune(error_net: ErrorNet, cases: Sequence[TrustCase], options: FineTuning | None = None) -> ErrorNet:
     """Train on cases that the network has not been trained on; the error net is changed in place and returned."""
     options = options or FineTuning()
-    rng = np.random.default_rng(options.seed)
-    optimizer = torch.optim.AdamW(error_net.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(error_net.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.steps))
     error_net.train()
     order: list[int] = []
     for _ in range(options.steps):
         for _ in range(options.batch):
             order = order or rng.permutation(len(cases)).tolist()
-            loss = _loss(error_net, cases[order.pop()], options.dice_weight, rng) / options.batch
+            loss = _loss(error_net, cases[order.pop()], rng) / options.batch
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(error_net.parameters(), 1.0)
         optimizer.step()
@@ -219,7 +218,7 @@ def _rate(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _loss(error_net: ErrorNet, case: TrustCase, dice_weight: float, rng: np.random.Generator) -> Tensor:
+def _loss(error_net: ErrorNet, case: TrustCase, rng: np.random.Generator) -> Tensor:
     image, probabilities, reference = _augmented(case, rng)
     labels = most_probable(probabilities)
     truth = one_hot(reference.long(), len(probabilities)).movedim(-1, 0)
@@ -233,7 +232,7 @@ def _loss(error_net: ErrorNet, case: TrustCase, dice_weight: float, rng: np.rand
     mask, truth = one_hot(labels, len(probabilities)).movedim(-1, 0)[1:].float(), truth[1:].float()
     total = (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1.0)
     true_dice = 2 * (mask * truth).sum((1, 2, 3)) / total
-    return patches + dice_weight * (dice - true_dice).abs().mean()
+    return patches + _DICE_WEIGHT * (dice - true_dice).abs().mean()
 
 
 def _augmented(case: TrustCase, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

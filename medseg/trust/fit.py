@@ -37,6 +37,8 @@ from medseg.trust.trust_files import (
 )
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
+FALSE_FLAGS = 0.04
+"""Share of cases like the training cases that may be flagged."""
 
 Features = Mapping[str, float]
 
@@ -51,8 +53,6 @@ class TrustOptions:
         Coverage, folds, thresholds.
     fine_tuning
         How the discriminator becomes an error net; None keeps the bundle's error net, if it has one.
-    false_flags
-        Share of cases like the training cases that may be flagged.
     folds
         Parts of the patients for cross-fitting the error net.
     own_weight
@@ -61,7 +61,6 @@ class TrustOptions:
 
     calibration: FitOptions = field(default_factory=FitOptions)
     fine_tuning: FineTuning | None = field(default_factory=FineTuning)
-    false_flags: float = 0.04
     folds: int = 5
     own_weight: float = 1.0
 
@@ -103,13 +102,14 @@ def fit_trust(
         if training
         else files.training_statistics
     )
-    again = [_reinferred(case, network, statistics) for case in cases]
-    if statistics is not None:
-        statistics = replace(statistics, limits=_limits(statistics, again, cases, options))
     features, error_net = _crossfitted(files, cases, options)
-    rows = [{**first, **second.features} for first, second in zip(features, again, strict=True)]
+    again: list[Reinference] = []
+    if statistics is not None:
+        again = [statistics.reinfer(network, case_features(case.crop, None)) for case in cases]
+        statistics = replace(statistics, limits=_limits(statistics, again, cases))
+        features = [{**first, **second.features} for first, second in zip(features, again, strict=True)]
     calibration = fit_calibration(
-        {name: [row[name] for row in rows] for name in rows[0]},
+        {name: [row[name] for row in features] for name in features[0]},
         {label: [case.dice(label) for case in cases] for label in bundle.labels},
         bundle.labels,
         [case.patient for case in cases],
@@ -118,7 +118,7 @@ def fit_trust(
         [options.own_weight if case.fault is None else 1.0 for case in cases],
     )
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
-    faults = None if keep else _fault_classifier(again, cases, sha256)  # few cases must not replace what many taught
+    faults = None if keep or not again else _fault_classifier(again, cases, sha256)  # few cases must not replace what many taught
     write_trust(bundle, error_net, statistics, calibration, faults)
     return calibration
 
@@ -147,20 +147,13 @@ def _weights_sha256(bundle: Bundle) -> str:
     raise BundleError(f"{bundle.name} has no weights; train it first")
 
 
-def _reinferred(case: TrustCase, network: nn.Module, statistics: TrainingStatistics | None) -> Reinference:
-    """What the network says once more; nothing of its encoder if another network gave the result."""
-    if case.reinference is not None or statistics is None:
-        return Reinference(dict(case.reinference or {}), np.empty(0))
-    return statistics.reinfer(network, case_features(case.crop, None))
-
-
 def _limits(
-    statistics: TrainingStatistics, again: Sequence[Reinference], cases: Sequence[TrustCase], options: TrustOptions
+    statistics: TrainingStatistics, again: Sequence[Reinference], cases: Sequence[TrustCase]
 ) -> dict[str, float]:
     own = [one.features for one, case in zip(again, cases, strict=True) if case.fault is None]
     own = own or [one.features for one in again]
     distances = {name: [features[f"{name}-distance"] for features in own] for name in statistics.detectors}
-    return limits_of(distances, options.false_flags)
+    return limits_of(distances, FALSE_FLAGS)
 
 
 def _fault_classifier(again: Sequence[Reinference], cases: Sequence[TrustCase], sha256: str) -> FaultClassifier | None:
@@ -168,7 +161,7 @@ def _fault_classifier(again: Sequence[Reinference], cases: Sequence[TrustCase], 
     known = [
         (one.embedding, case.fault or USUAL, case.patient)
         for one, case in zip(again, cases, strict=True)
-        if len(one.embedding) and case.fault in {None, "crop", *IMAGE_FAULTS}
+        if case.fault in {None, "crop", *IMAGE_FAULTS}
     ]
     if not known:
         return None

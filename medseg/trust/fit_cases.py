@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,12 @@ class TrustCase:
         Results of one patient are never on both sides of a fold.
     fault
         What was done to the image or to the result; None for the network's own result on an untouched image.
-    reinference
-        Features of :meth:`~medseg.trust.out_of_distribution.TrainingStatistics.reinfer`, if another network of the same
-        training (a fold's) gave the result; else computed.
     """
 
     crop: Crop
     reference: NDArray[np.uint8]
     patient: str
     fault: str | None = None
-    reinference: Mapping[str, float] | None = None
 
     def dice(self, label: int) -> float | None:
         """Dice of one structure; None where neither mask has it."""

@@ -85,7 +85,7 @@ class BoostedTrees:
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
 
 
-def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
+def fit_boosted_trees(inputs: Floats, target: Floats, weight: Floats | None = None) -> BoostedTrees:
     """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001) to cases × features, one target per case.
 
     ``weight`` says how much each case counts; all the same by default.
@@ -100,7 +100,7 @@ def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Flo
         subsample=0.5,
         max_features=0.3,
         min_samples_leaf=min(5, max(1, len(target) // 4)),
-        random_state=seed,
+        random_state=0,
     ).fit(inputs, target, weight)
     trees = tuple(_plain(stage[0].tree_) for stage in model.estimators_)
     return BoostedTrees(float(np.ravel(model.init_.constant_)[0]), _LEARNING_RATE, trees)

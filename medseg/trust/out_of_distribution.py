@@ -203,14 +203,14 @@ def encode(network: nn.Module, image: Tensor, layers: Sequence[str], divisor: in
     outputs: dict[str, Tensor] = {}
 
     def note(name: str, output: Tensor) -> None:
-        maps = output[0].flatten(1).double()
+        maps = output[0].cpu().flatten(1).double()  # MPS has no double precision
         outputs[name] = torch.cat([maps.mean(1), maps.std(1, correction=0)])
 
-    scores = _observed(network, layers, note, _padded(image, divisor))[0]
+    scores = _observed(network, layers, note, _padded(image, divisor))[0].cpu()
     scores = scores[(slice(None), *(slice(0, n) for n in image.shape[1:]))].float()
     if len(scores) == 1:  # the softmax of these two is the sigmoid
         scores = torch.cat([torch.zeros_like(scores), scores])
-    return torch.cat([outputs[name] for name in layers]).cpu().numpy(), scores.softmax(0).cpu()
+    return torch.cat([outputs[name] for name in layers]).numpy(), scores.softmax(0)
 
 
 def encoder_layers(network: nn.Module, image: Tensor) -> tuple[str, ...]:
@@ -240,11 +240,15 @@ def _observed(network: nn.Module, layers: Sequence[str], note: Callable[[str, An
         modules[name].register_forward_hook(lambda _, __, output, name=name: note(name, output)) for name in layers
     ]
     try:
-        answer: Tensor = network(image[None])
+        answer: Tensor = network(image[None].to(_device_of(network)))
     finally:
         for hook in hooks:
             hook.remove()
     return answer
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def smallest_divisor(network: nn.Module, channels: int) -> int:
@@ -253,7 +257,7 @@ def smallest_divisor(network: nn.Module, channels: int) -> int:
         side = 6 * divisor if divisor < 16 else 48
         try:
             with torch.inference_mode():
-                network(torch.zeros(1, channels, side + divisor, side, side))
+                network(torch.zeros(1, channels, side + divisor, side, side, device=_device_of(network)))
         except (RuntimeError, ValueError):
             continue
         return divisor

@@ -186,7 +186,7 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
 def test_a_case_too_large_to_be_judged_is_to_be_reviewed(
     judged: Path, judge: FakeJudge, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medseg.trust.crop.ProbabilityCrop.__init__.__defaults__", (1000,))
+    monkeypatch.setattr("medseg.trust.crop.LIMIT_BYTES", 1000)
     report = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out")
     assert report.cases[0].trust is not None
     assert report.cases[0].trust["flags"] == ["too-large"]

@@ -89,9 +89,10 @@ def test_probabilities_are_not_put_through_a_softmax_again() -> None:
     torch.testing.assert_close(crop.probabilities, probabilities[(slice(None), *crop.slices)], atol=2e-3, rtol=1e-3)
 
 
-def test_above_the_limit_nothing_is_kept() -> None:
+def test_above_the_limit_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.trust.crop.LIMIT_BYTES", 50_000)
     scores = torch.randn(4, 20, 20, 20)
-    kept = ProbabilityCrop(SOFTMAX, limit_bytes=50_000)
+    kept = ProbabilityCrop(SOFTMAX)
     for begin in range(0, 20, 5):
         kept.add(begin, scores[:, begin : begin + 5])
     assert kept._kept_bytes < 3 * 50_000
@@ -112,6 +113,7 @@ def test_the_region_is_the_structures_with_a_margin() -> None:
     assert structure_box(torch.zeros(5, 6, 7)) == (slice(0, 5), slice(0, 6), slice(0, 7))
 
 
-def test_a_huge_region_is_trimmed_about_its_middle() -> None:
-    box = structure_box(torch.ones(100, 40, 30), limit=30 * 30 * 30)
+def test_a_huge_region_is_trimmed_about_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.trust.crop._LARGEST_BOX", 30 * 30 * 30)
+    box = structure_box(torch.ones(100, 40, 30))
     assert box == (slice(35, 65), slice(5, 35), slice(0, 30))

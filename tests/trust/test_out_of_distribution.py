@@ -88,6 +88,28 @@ def test_the_reinference_is_the_network_itself(network: torch.nn.Module) -> None
     assert not any(module._forward_hooks for module in network.modules())
 
 
+class _Elsewhere(torch.nn.Module):
+    """Stands for a network on another device, which takes nothing from this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Identity()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.device.type != "meta":
+            raise RuntimeError("the image is on another device than the weights")
+        found: torch.Tensor = self.layer(torch.zeros(1, 2, *image.shape[2:]))
+        return found
+
+
+def test_an_image_goes_to_the_device_of_the_network() -> None:
+    network, image = _Elsewhere(), torch.zeros(1, 20, 20, 20)
+    assert smallest_divisor(network, 1) == 4
+    assert encoder_layers(network, image) == ("layer",)
+    assert encode(network, image, ["layer"], 4)[1].shape == (2, 20, 20, 20)
+
+
 def test_image_statistics_tell_noise_from_blur() -> None:
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 20, 20, 20, generator=rng)
