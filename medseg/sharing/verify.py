@@ -162,9 +162,9 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
         return
     files, why = TrustFiles(bundle), "calibrate again with: medseg trust fit"
     try:
-        weights = files.weights_sha256
+        weights = files.weights
     except BundleError:
-        weights = frozenset()
+        weights = {}
     if not weights:
         return  # no weights, or a config that does not tell them, are findings of their own
     try:
@@ -172,7 +172,7 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
     except BundleError as error:
         yield Finding("block", CALIBRATION_NAME, "", f"it cannot be read: {error}", why)
         return
-    if stated is not None and stated.weights_sha256 not in weights:
+    if stated is not None and stated.weights_sha256 not in weights.values():
         yield Finding("block", CALIBRATION_NAME, "weights_sha256", "it belongs to other weights", why)
     for name, reason in files.unusable():
         yield Finding("block", name, "", f"it cannot be used: {reason}", why)

@@ -38,33 +38,23 @@ def features_for(label: int, names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StructureCalibration:
-    """The calibration of one structure.
-
-    Parameters
-    ----------
-    label, name
-        The structure.
-    features
-        Names of the features that the regressor takes, in its order.
-    regressor
-        Features → Dice.
-    error_at, error
-        Usual overestimate at some values of the predicted Dice (ascending); interpolated between.
-    quantile
-        Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage.
-    n_cases, n_patients
-        What it was fitted on.
-    """
+    """The calibration of one structure."""
 
     label: int
     name: str
+    """The structure."""
     features: tuple[str, ...]
+    """Names of the features that the regressor takes, in its order."""
     regressor: BoostedTrees
+    """Features → Dice."""
     error_at: tuple[float, ...]
     error: tuple[float, ...]
+    """Usual overestimate at some values of the predicted Dice (ascending); interpolated between."""
     quantile: float | None
+    """Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage."""
     n_cases: int
     n_patients: int
+    """What it was fitted on."""
 
     def __post_init__(self) -> None:
         if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
@@ -93,33 +83,23 @@ class StructureCalibration:
 
 @dataclass(frozen=True)
 class Calibration(StoredPart):
-    """Everything a bundle's ``trust/calibration.json`` says.
-
-    Parameters
-    ----------
-    features
-        Names of the features that it was fitted with.
-    coverage
-        Share of cases whose Dice lies above the lower bound.
-    weights_sha256
-        SHA-256 of the weights that made the predictions.
-    thresholds
-        When to accept, review or reject.
-    structures
-        One calibration per structure.
-    provenance
-        Whose predictions it was fitted on, if not those of the weights themselves.
-    """
+    """Everything a bundle's ``trust/calibration.json`` says."""
 
     what = "trust calibration"
     file_format = "medseg-trust-calibration-3"
 
     features: tuple[str, ...]
+    """Names of the features that it was fitted with."""
     coverage: float
+    """Share of cases whose Dice lies above the lower bound."""
     weights_sha256: str
+    """SHA-256 of the weights that made the predictions."""
     thresholds: Thresholds
+    """When to accept, review or reject."""
     structures: tuple[StructureCalibration, ...]
+    """One calibration per structure."""
     provenance: str = ""
+    """Whose predictions it was fitted on, if not those of the weights themselves."""
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:

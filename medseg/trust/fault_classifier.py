@@ -26,34 +26,24 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FaultClassifier(StoredPart):
-    """A bundle's ``trust/case_class.json``.
-
-    Parameters
-    ----------
-    classes
-        Names of the fault kinds; :data:`medseg.results.verdict.USUAL` is none.
-    mean, scale
-        Per feature.
-    weight
-        Per class and scaled feature.
-    bias
-        Per class.
-    recall
-        By class: share that was recognised, in patients it was not fitted on.
-    weights_sha256
-        The weights whose encoder it reads.
-    """
+    """A bundle's ``trust/case_class.json``."""
 
     what = "fault classifier"
     file_format = "medseg-case-class-1"
 
     classes: tuple[str, ...]
+    """Names of the fault kinds; :data:`medseg.results.verdict.USUAL` is none."""
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    """Per feature."""
     weight: tuple[tuple[float, ...], ...]
+    """Per class and scaled feature."""
     bias: tuple[float, ...]
+    """Per class."""
     recall: Mapping[str, float]
+    """By class: share that was recognised, in patients it was not fitted on."""
     weights_sha256: str
+    """The weights whose encoder it reads."""
 
     def __post_init__(self) -> None:
         n = len(self.mean)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medseg.bundle import Bundle
-from medseg.bundle.checkpoints import read_weights
+from medseg.bundle.checkpoints import WEIGHT_FILES, read_weights
 from medseg.errors import BundleError, UsageError
-from medseg.files import sha256_file
 from medseg.results.verdict import USUAL
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
 from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
@@ -45,24 +44,16 @@ Features = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TrustOptions:
-    """How trust is fitted.
-
-    Parameters
-    ----------
-    calibration
-        Coverage, folds, thresholds.
-    fine_tuning
-        How the discriminator becomes an error net; None keeps the bundle's error net, if it has one.
-    folds
-        Parts of the patients for cross-fitting the error net.
-    own_weight
-        How much a patient's own result counts beside each with a synthetic fault.
-    """
+    """How trust is fitted."""
 
     calibration: FitOptions = field(default_factory=FitOptions)
+    """Coverage, folds, thresholds."""
     fine_tuning: FineTuning | None = field(default_factory=FineTuning)
+    """How the discriminator becomes an error net; None keeps the bundle's error net, if it has one."""
     folds: int = 5
+    """Parts of the patients for cross-fitting the error net."""
     own_weight: float = 1.0
+    """How much a patient's own result counts beside each with a synthetic fault."""
 
 
 def fit_trust(
@@ -96,7 +87,8 @@ def fit_trust(
         If the bundle has no weights, or what it has under ``trust/`` cannot be used.
     """
     options = options or TrustOptions()
-    files, sha256 = TrustFiles(bundle), _weights_sha256(bundle)
+    files = TrustFiles(bundle)
+    sha256 = _weights_sha256(files)
     statistics = (
         fit_training_statistics(network, training, bundle.output_channels, sha256)
         if training
@@ -118,7 +110,8 @@ def fit_trust(
         [options.own_weight if case.fault is None else 1.0 for case in cases],
     )
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
-    faults = None if keep or not again else _fault_classifier(again, cases, sha256)  # few cases must not replace what many taught
+    # few cases must not replace what many taught
+    faults = None if keep or not again else _fault_classifier(again, cases, sha256)
     write_trust(bundle, error_net, statistics, calibration, faults)
     return calibration
 
@@ -140,11 +133,10 @@ def write_trust(
     calibration.write(bundle.path / CALIBRATION_NAME)
 
 
-def _weights_sha256(bundle: Bundle) -> str:
-    for name in ("model.safetensors", "model.pt"):
-        if (bundle.path / "models" / name).is_file():
-            return sha256_file(bundle.path / "models" / name)
-    raise BundleError(f"{bundle.name} has no weights; train it first")
+def _weights_sha256(files: TrustFiles) -> str:
+    if not files.weights:
+        raise BundleError(f"{files.bundle.name} has no weights; train it first")
+    return files.weights.get(WEIGHT_FILES[0]) or next(iter(files.weights.values()))
 
 
 def _limits(

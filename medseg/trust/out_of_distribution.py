@@ -97,30 +97,21 @@ class Reinference(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingStatistics(StoredPart):
-    """What a bundle's ``trust/reference.json`` says of the training cases.
-
-    Parameters
-    ----------
-    layers
-        Modules of the network whose channels are looked at.
-    divisor
-        Sides of the network's input are multiples of it.
-    detectors
-        For ``"encoder"``, ``"image"`` and ``"shape"``.
-    limits
-        Distances above which a case is flagged; one that is missing flags nothing.
-    weights_sha256
-        The weights whose encoder it is.
-    """
+    """What a bundle's ``trust/reference.json`` says of the training cases."""
 
     what = "trust reference"
     file_format = "medseg-trust-reference-1"
 
     layers: tuple[str, ...]
+    """Modules of the network whose channels are looked at."""
     divisor: int
+    """Sides of the network's input are multiples of it."""
     detectors: Mapping[str, OODDetector]
+    """For ``"encoder"``, ``"image"`` and ``"shape"``."""
     limits: Mapping[str, float]
+    """Distances above which a case is flagged; one that is missing flags nothing."""
     weights_sha256: str
+    """The weights whose encoder it is."""
 
     def reinfer(self, network: nn.Module, case: CaseFeatures) -> Reinference:
         """Let the network label a case once more, in a box round the structures."""

@@ -29,22 +29,15 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True)
 class TrustState:
-    """Whether results come with a verdict, and by what.
-
-    Parameters
-    ----------
-    state
-        ``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
-        used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts.
-    message
-        Why not, and what to do.
-    calibration
-        Coverage, thresholds, what it was fitted on, if it can be read.
-    """
+    """Whether results come with a verdict, and by what."""
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
+    """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
+    used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts."""
     message: str = ""
+    """Why not, and what to do."""
     calibration: Calibration | None = None
+    """Coverage, thresholds, what it was fitted on, if it can be read."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``run.json`` and ``--json``."""
@@ -87,11 +80,14 @@ class TrustFiles:
         self.bundle = bundle
 
     @cached_property
-    def weights_sha256(self) -> frozenset[str]:
-        """SHA-256 of every file of weights that the bundle's network is filled from."""
-        if (self.bundle.path / "configs" / "inference.json").is_file():
-            return frozenset(sha256_file(self.bundle.path / name) for name in self.bundle.weight_files)
-        return frozenset(sha256_file(path) for path in (self.bundle.path / "models").glob("model.*") if path.is_file())
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of every file of weights that the bundle's network is filled from, by its place in the bundle."""
+        folder = self.bundle.path
+        if (folder / "configs" / "inference.json").is_file():
+            names = self.bundle.weight_files
+        else:
+            names = [f"models/{path.name}" for path in sorted((folder / "models").glob("model.*")) if path.is_file()]
+        return {name: sha256_file(folder / name) for name in names}
 
     @cached_property
     def stated_calibration(self) -> Calibration | None:
@@ -103,7 +99,7 @@ class TrustFiles:
     def calibration(self) -> Calibration | None:
         """From features to Dice."""
         if (stated := self.stated_calibration) is not None:
-            check_weights(self.bundle.path / CALIBRATION_NAME, stated.weights_sha256, self.weights_sha256)
+            check_weights(self.bundle.path / CALIBRATION_NAME, stated.weights_sha256, self.weights.values())
         return stated
 
     @cached_property
@@ -127,7 +123,7 @@ class TrustFiles:
 
     def _part(self, name: str, read: Callable[[Path, Collection[str]], _Part]) -> _Part | None:
         path = self.bundle.path / name
-        return read(path, self.weights_sha256) if path.is_file() else None
+        return read(path, self.weights.values()) if path.is_file() else None
 
     def unusable(self) -> Iterator[tuple[str, BundleError]]:
         """Files beside the calibration that cannot be used, by their place in the bundle, and why."""

@@ -22,45 +22,30 @@ from medseg.trust.trust_files import TrustFiles
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a trust model says of one crop.
-
-    Parameters
-    ----------
-    verdict
-        How far the result can be believed.
-    error_map
-        ``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel.
-    features
-        What the estimates rest on, by name.
-    """
+    """What a trust model says of one crop."""
 
     verdict: Verdict
+    """How far the result can be believed."""
     error_map: NDArray[np.float32]
+    """``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel."""
     features: Mapping[str, float]
+    """What the estimates rest on, by name."""
 
 
 @dataclass(frozen=True)
 class TrustModel:
-    """Assesses results of the network whose bundle it was opened from.
-
-    Parameters
-    ----------
-    names
-        Structures by label.
-    network
-        The bundle's, in evaluation mode; its encoder is used.
-    calibration
-        From features to Dice.
-    error_net, training_statistics, fault_classifier
-        What else the bundle has.
-    """
+    """Assesses results of the network whose bundle it was opened from."""
 
     names: Mapping[int, str]
+    """Structures by label."""
     network: nn.Module
+    """The bundle's, in evaluation mode; its encoder is used."""
     calibration: Calibration
+    """From features to Dice."""
     error_net: ErrorNet | None = None
     training_statistics: TrainingStatistics | None = None
     fault_classifier: FaultClassifier | None = None
+    """What else the bundle has."""
 
     @classmethod
     def open(cls, files: TrustFiles, network: nn.Module, device: str | torch.device = "cpu") -> TrustModel | None:

@@ -92,32 +92,22 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What :func:`recalibrate` found and wrote.
-
-    Parameters
-    ----------
-    path, calibration
-        Where it is, and what.
-    n_cases, n_patients
-        What it was fitted on.
-    before
-        Coverage of the calibration so far on the same cases; None if there was none for these weights.
-    skipped
-        Cases that could not be used.
-    removed
-        Files under ``trust/`` that belonged to other weights.
-    flags
-        Whether images unlike those of the training can be flagged.
-    """
+    """What :func:`recalibrate` found and wrote."""
 
     path: Path
     calibration: Calibration
+    """Where it is, and what."""
     n_cases: int
     n_patients: int
+    """What it was fitted on."""
     before: Coverage | None = None
+    """Coverage of the calibration so far on the same cases; None if there was none for these weights."""
     skipped: tuple[Skipped, ...] = ()
+    """Cases that could not be used."""
     removed: tuple[str, ...] = ()
+    """Files under ``trust/`` that belonged to other weights."""
     flags: bool = False
+    """Whether images unlike those of the training can be flagged."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""

@@ -224,13 +224,15 @@ def test_the_weights_that_are_used_are_those_that_trust_belongs_to(bundle: Path)
     from medseg.trust.trust_files import TrustFiles
 
     usual = bundle / "models" / "model.pt"
-    assert TrustFiles(Bundle.open(bundle)).weights_sha256 == {sha256_file(usual)}
+    assert TrustFiles(Bundle.open(bundle)).weights == {"models/model.pt": sha256_file(usual)}
     state = torch.load(usual, weights_only=True)
     torch.save({key: value * 2 for key, value in state.items()}, bundle / "models" / "model_lowres.pt")
     config = read_config(bundle, "inference")
     config["handlers"][0]["load_path"] = "$@bundle_root + '/models/model_lowres.pt'"
     write_config(bundle, "inference", config)
-    assert TrustFiles(Bundle.open(bundle)).weights_sha256 == {sha256_file(bundle / "models" / "model_lowres.pt")}
+    assert TrustFiles(Bundle.open(bundle)).weights == {
+        "models/model_lowres.pt": sha256_file(bundle / "models" / "model_lowres.pt")
+    }
 
 
 def test_without_a_background_nothing_is_judged_and_no_dicom_is_written(bundle: Path) -> None:

@@ -24,6 +24,7 @@ from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import TrustCase
 from medseg.trust.trust_files import TrustFiles
 from medseg.trust.trust_model import Assessment, TrustModel
+from tests.bundle.sample import read_config, write_config
 from tests.trust.conftest import SIDE, result
 
 Fitted = tuple[Bundle, nn.Module]
@@ -159,6 +160,18 @@ def test_a_second_hospital_keeps_the_error_net_and_gets_its_own_calibration(fitt
     assert {"calibration.json"} <= changed <= {"calibration.json", "reference.json"}
     assert calibration.structures[0].n_patients == 12
     assert TrustModel.open(TrustFiles(bundle), fitted[1]) is not None
+
+
+def test_a_fit_belongs_to_the_weights_that_the_config_names(fitted: Fitted, tmp_path: Path) -> None:
+    bundle = copy_of(fitted, tmp_path)
+    shutil.rmtree(bundle.path / "trust")
+    (bundle.path / "models" / "model.pt").rename(bundle.path / "models" / "model_other.pt")
+    config = read_config(bundle.path, "inference")
+    config["handlers"][0]["load_path"] = "$@bundle_root + '/models/model_other.pt'"
+    write_config(bundle.path, "inference", config)
+    cases = [result(seed) for seed in range(300, 305)]
+    fit_trust(bundle, fitted[1], cases, options=TrustOptions(fine_tuning=None))
+    assert TrustFiles(Bundle.open(bundle.path)).state.state == "ready"
 
 
 def test_too_few_patients_are_refused(fitted: Fitted, tmp_path: Path) -> None:
