@@ -41,11 +41,11 @@ from medseg.bundle import Bundle
 from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
-from medseg.trust.fit import groups_of, start_error_net, write_trust
+from medseg.trust.fit import FALSE_FLAGS, fold_of, start_error_net, write_trust
+from medseg.trust.fit_cases import TrainingCase
 from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
-FALSE_FLAGS = 0.04
 CROPS_EACH = 6
 FEWEST_FOLDS = 5
 
@@ -93,7 +93,7 @@ def scored(bench: Bench) -> list[Row]:
     if len(bench.runs) < FEWEST_FOLDS:  # too few to fit a calibration on the others: parts of the patients instead
         rows = [
             {**row, "part": int(number)}
-            for row, number in zip(rows, groups_of([row["patient"] for row in rows], FEWEST_FOLDS), strict=True)
+            for row, number in zip(rows, fold_of([row["patient"] for row in rows], FEWEST_FOLDS), strict=True)
         ]
     write_rows(path, rows)
     return rows
@@ -151,7 +151,7 @@ def strangers(bench: Bench, rows: Sequence[Row], shared: Path) -> dict[str, Any]
     if not path.is_file():
         write_json(path, meet(bench.bundle, judge, shared, CROPS_EACH))
     own = [row["scores"] for row in rows if row["kind"] == "own" and row["fold"] != bench.runs[0].fold]
-    limits = limits_of({name: [row[f"{name}-distance"] for row in own] for name in judge[1].likeness}, FALSE_FLAGS)
+    limits = limits_of({name: [row[f"{name}-distance"] for row in own] for name in judge[1].detectors}, FALSE_FLAGS)
     return flagged_share(json.loads(path.read_text()), limits)
 
 
@@ -169,23 +169,23 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
         fine_tune(start_error_net(bundle), bench.stored(), bench.finishing).write(path, "all folds")
     folds = [fold for fold in range(5) if fold != held_out]
     cases = [case for fold in folds for case in prepared(bundle, bench.data, fold)]
-    triples = [(torch.from_numpy(case["image"])[None], case["reference"], (1.0, 1.0, 1.0)) for case in cases]
-    reference = fit_training_statistics(bundle.load_network(), triples, bundle.output_channels, sha256_file(weights))
+    training = [TrainingCase(torch.from_numpy(case["image"])[None], case["reference"]) for case in cases]
+    reference = fit_training_statistics(bundle.load_network(), training, bundle.output_channels, sha256_file(weights))
     own = [row["scores"] for row in rows if row["kind"] == "own"]
-    limits = limits_of({name: [row[f"{name}-distance"] for row in own] for name in reference.likeness}, FALSE_FLAGS)
+    limits = limits_of({name: [row[f"{name}-distance"] for row in own] for name in reference.detectors}, FALSE_FLAGS)
     calibration = fit_calibration(
         {name: [row["scores"][name] for row in rows] for name in names},
         {label: [row["dice"][str(label)] for row in rows] for label in bundle.labels},
         bundle.labels,
         [row["patient"] for row in rows],
         sha256_file(weights),
-        importance=figures.importance(rows),
+        weights=figures.importance(rows),
     )
     told = (
         f"held-out results of folds {', '.join(str(run.fold) for run in bench.runs)}, each by the network of its fold"
     )
     head = fitted_head((bundle.load_network(), reference), cases)
-    critic, reference = ErrorNet.read(path)[0], replace(reference, limits=limits)
+    critic, reference = ErrorNet.read(path), replace(reference, limits=limits)
     write_trust(bundle, critic, reference, replace(calibration, provenance=told), head)
 
 

@@ -202,8 +202,7 @@ def _load_weights(case: Path) -> str:
 
 
 def _trust(_: Path) -> list[Seed]:
-    from dataclasses import asdict
-
+    from medseg.results.verdict import Thresholds
     from medseg.trust import calibration, fault_classifier, out_of_distribution
     from medseg.trust.gradient_boosting import BoostedTrees, Tree
     from medseg.trust.out_of_distribution import OODDetector
@@ -213,7 +212,7 @@ def _trust(_: Path) -> list[Seed]:
     structure = calibration.StructureCalibration(
         1, "block", ("a", "b"), BoostedTrees(0.5, 0.1, (tree, tree)), (0.0, 1.0), (0.1, 0.2), 1.5, 20, 10
     )
-    thresholds = calibration.Thresholds()
+    thresholds = Thresholds()
     parts: dict[str, Any] = {
         "calibration": calibration.Calibration(("a", "b"), 0.9, _DIGEST, thresholds, (structure,), "phantoms"),
         "case_class": fault_classifier.FaultClassifier(
@@ -229,13 +228,8 @@ def _trust(_: Path) -> list[Seed]:
             _DIGEST,
         ),
     }
-    formats = {
-        "calibration": calibration.FORMAT,
-        "case_class": fault_classifier._FORMAT,
-        "reference": out_of_distribution._FORMAT,
-    }
     files = {
-        f"trust/{name}.json": json.dumps({"format": formats[name], **asdict(part)}).encode()
+        f"trust/{name}.json": json.dumps({"format": part.file_format, **part.to_json()}).encode()
         for name, part in parts.items()
     }
     output = {"type": "probabilities", "num_channels": 2, "channel_def": {"0": "background", "1": "block"}}
@@ -256,14 +250,14 @@ def _use_trust(case: Path) -> str:
     json.dumps(state.as_json())
     found = Calibration.read(case / "trust/calibration.json")
     for value in (0.3, -1e30, float("nan")):
-        estimates = found.estimate(dict.fromkeys(found.scores, value))
-        assert all(0 <= e.lower_bound <= 1 and 0 <= e.predicted_dice <= 1 for e in estimates.values()), "no share"
-        assert found.verdict(estimates) in {"accept", "review", "reject"}
+        estimates = found.estimate(dict.fromkeys(found.features, value))
+        assert all(0 <= e.lower_bound <= 1 and 0 <= e.predicted_dice <= 1 for e in estimates), "no share"
+        assert found.thresholds.decide(estimates) in {"accept", "review", "reject"}
     kinds = FaultClassifier.read(case / "trust/case_class.json", {_DIGEST})
     assert np.isfinite(list(kinds.probabilities(np.zeros(len(kinds.mean))).values())).all(), "no probabilities"
     reference = TrainingStatistics.read(case / "trust/reference.json", {_DIGEST})
-    for likeness in reference.likeness.values():
-        assert likeness.distance(np.zeros(len(likeness.mean))) >= 0, "no distance"
+    for detector in reference.detectors.values():
+        assert detector.distance(np.zeros(len(detector.mean))) >= 0, "no distance"
     return state.state
 
 

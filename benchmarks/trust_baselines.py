@@ -80,9 +80,9 @@ def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Seque
         networks = [load_network(bundle, path) for path in weights]
         for number in range(run.fold % every, len(cases), every):
             case = cases[number]
-            row = known[(run.fold, case.patient, case.kind)]
-            result = case.probabilities.numpy().argmax(0)
-            scores = baseline_scores(case.image[0].numpy(), result, networks, list(bundle.labels))
+            row = known[(run.fold, case.patient, case.fault or "own")]
+            result = case.crop.probabilities.numpy().argmax(0)
+            scores = baseline_scores(case.crop.image[0].numpy(), result, networks, list(bundle.labels))
             found.append({**row, "scores": {**row["scores"], **scores}})
     write_json(path, found)
     return found

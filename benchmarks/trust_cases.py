@@ -22,7 +22,8 @@ from medseg.bundle import Bundle
 from medseg.files import atomic_path
 from medseg.inference.config import read_inference_config
 from medseg.training import fold_items
-from medseg.trust.fit import TrustCase
+from medseg.trust.crop import Crop
+from medseg.trust.fit_cases import TrustCase
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
 
 WEAK = (50, 150)
@@ -132,7 +133,7 @@ def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
         network = load_network(bundle, run.weak(int(kind[5:]))) if kind.startswith("weak-") else final
         if kind in MASK_FAULTS and own is None:
             with np.load(folder / "own.npz") as kept:
-                own = [read(kept, i, "own").probabilities.numpy() for i in range(len(cases))]
+                own = [read(kept, i, "own").crop.probabilities.numpy() for i in range(len(cases))]
         content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
         for i, case in enumerate(cases):
             start = own[i] if own is not None else np.empty(0, np.float32)
@@ -150,4 +151,5 @@ def read(content: Mapping[str, Any], i: int, kind: str) -> TrustCase:
     rest /= np.maximum(total, 1.0)
     whole = np.concatenate([np.maximum(1.0 - total, 0.0)[None], rest])
     image = torch.from_numpy(content[f"i{i}"].astype(np.float32))[None]
-    return TrustCase(image, torch.from_numpy(whole), content[f"r{i}"], str(content["patients"][i]), kind=kind)
+    crop = Crop(image, torch.from_numpy(whole))
+    return TrustCase(crop, content[f"r{i}"], str(content["patients"][i]), None if kind == "own" else kind)

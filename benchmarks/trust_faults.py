@@ -24,7 +24,9 @@ from benchmarks.trust_cases import Run, prepared, worse
 from benchmarks.trust_scores import Stored, reference_of
 from medseg.bundle import Bundle
 from medseg.files import write_json
-from medseg.trust.fault_classifier import USUAL, FaultClassifier, fit_fault_classifier
+from medseg.results.verdict import USUAL
+from medseg.trust.crop import Crop
+from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
@@ -45,8 +47,8 @@ def fitted(judge: Judge, cases: Sequence[Mapping[str, Any]]) -> FaultClassifier:
         rng = np.random.default_rng(zlib.crc32(case["name"].encode()))
         for kind in ("own", *map(str, rng.choice(FAULTS, FAULTS_EACH, replace=False))):
             image, probabilities, _ = worse(kind, dict(case), np.empty(0, np.float32), network)
-            scored = case_features(torch.from_numpy(image)[None], torch.from_numpy(probabilities), (1, 1, 1), None)
-            features.append(reference.second_look(network, scored).description)
+            known = case_features(Crop(torch.from_numpy(image)[None], torch.from_numpy(probabilities)), None)
+            features.append(reference.reinfer(network, known).embedding)
             classes.append(USUAL if kind == "own" else kind)
             patients.append(case["patient"])
     found = fit_fault_classifier(np.array(features), classes, patients, reference.weights_sha256)
@@ -60,9 +62,8 @@ def tried(head: FaultClassifier, judge: Judge, cases: Stored) -> list[tuple[str,
     found = []
     for i in range(len(cases)):
         case = cases[i]
-        scored = case_features(case.image, case.probabilities, case.spacing_mm, None)
-        told = head.probabilities(reference.second_look(network, scored).description)
-        found.append((USUAL if case.kind == "own" else case.kind, max(told, key=lambda name: told[name])))
+        embedding = reference.reinfer(network, case_features(case.crop, None)).embedding
+        found.append((case.fault or USUAL, head.most_probable(embedding).name))
     return found
 
 

@@ -11,8 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust_scores import Row
-from medseg.trust.calibration import FitOptions, fit_calibration
-from medseg.trust.features import used_for
+from medseg.trust.calibration import FitOptions, features_for, fit_calibration
 from medseg.trust.fit import TrustOptions
 from medseg.trust.gradient_boosting import fit_boosted_trees
 
@@ -75,7 +74,7 @@ PARTS: Mapping[str, Chosen] = {
 
 def importance(rows: Sequence[Row]) -> list[float]:
     """How much each result counts, as in :func:`medseg.trust.fit.fit_trust`."""
-    return [TrustOptions().own_importance if row["kind"] == "own" else 1.0 for row in rows]
+    return [TrustOptions().own_weight if row["kind"] == "own" else 1.0 for row in rows]
 
 
 def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], list[str], NDArray[Any]]:
@@ -87,7 +86,7 @@ def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], l
 
 def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: bool = False) -> Floats:
     """Cross-fitted predictions of one structure's Dice; on request by halves, from other kinds of worsening alone."""
-    names = [n for n in used_for(int(label), list(rows[0]["scores"])) if chosen(n)]
+    names = [n for n in features_for(int(label), list(rows[0]["scores"])) if chosen(n)]
     inputs = np.array([[row["scores"][name] for name in names] for row in rows])
     dice, own, patients, part = table(rows, label)
     kind, counts = np.array([row["kind"] for row in rows]), np.array(importance(rows))
@@ -99,7 +98,7 @@ def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: 
             fit = known & (part != number) & (kind != left_out)
             test = (part == number) & ((kind == left_out) | (not left_out))
             share = counts[fit] / np.bincount(index[fit], counts[fit], index.max() + 1)[index[fit]]
-            found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], 0, share).predict(inputs[test]), 0, 1)
+            found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], share).predict(inputs[test]), 0, 1)
     return found
 
 
@@ -120,8 +119,8 @@ def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> d
             importance(fit),
         )
         for i in map(int, np.flatnonzero(part == number)):
-            for label, estimate in calibration.estimate(rows[i]["scores"]).items():
-                found[str(label)][0][i], found[str(label)][1][i] = estimate.predicted_dice, estimate.lower_bound
+            for one in calibration.estimate(rows[i]["scores"]):
+                found[str(one.label)][0][i], found[str(one.label)][1][i] = one.predicted_dice, one.lower_bound
     return found
 
 
@@ -169,7 +168,7 @@ def part_quality(
     """Quality of one selection of scores on own and on worsened results, both structures together."""
     dice, score, own = [], [], []
     for label in labels:
-        if not any(chosen(n) for n in used_for(int(label), list(rows[0]["scores"]))):
+        if not any(chosen(n) for n in features_for(int(label), list(rows[0]["scores"]))):
             continue
         truth, mine, _, _ = table(rows, label)
         tried = predicted(rows, chosen, label, unknown_kind=unknown_kind)

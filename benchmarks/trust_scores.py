@@ -16,10 +16,11 @@ from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
-from medseg.trust.crop import found_labels, region_of
+from medseg.trust.crop import most_probable, structure_box
 from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
 from medseg.trust.features import case_features
-from medseg.trust.fit import TrustCase, dice_of, groups_of, start_error_net
+from medseg.trust.fit import fold_of, start_error_net
+from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import TrainingStatistics, fit_training_statistics
 
 Row = dict[str, Any]
@@ -52,34 +53,21 @@ class Stored(Sequence[TrustCase]):
         return read(self._open[path], i, kind)
 
 
-class Only(Sequence[TrustCase]):
-    """Some of the cases."""
-
-    def __init__(self, cases: Stored, where: Sequence[int]) -> None:
-        self._cases, self.where = cases, list(where)
-
-    def __len__(self) -> int:
-        return len(self.where)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._cases[self.where[index]]
-
-
 def reference_of(bundle: Bundle, data: Path, run: Run, cache: Path) -> tuple[nn.Module, TrainingStatistics]:
     """A run's network and what its training cases look like to it."""
     network, path = load_network(bundle, run.weights), cache / run.folder.name / "reference.json"
     sha256 = sha256_file(run.weights)
     if not path.is_file():
         cases = prepared(bundle, data, run.fold, "training")
-        triples = [(torch.from_numpy(c["image"])[None], c["reference"], (1.0, 1.0, 1.0)) for c in cases]
-        fit_training_statistics(network, triples, bundle.output_channels, sha256).write(path)
+        training = [TrainingCase(torch.from_numpy(c["image"])[None], c["reference"]) for c in cases]
+        fit_training_statistics(network, training, bundle.output_channels, sha256).write(path)
     return network, TrainingStatistics.read(path, [sha256])
 
 
 def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, Any]:
     """Part of every case for cross-fitting: its fold, or a part of the patients if there is one fold alone."""
     if len(runs) == 1:
-        return groups_of(cases.patients, parts)
+        return fold_of(cases.patients, parts)
     return np.array([[run.folder.name for run in runs].index(where[0].name) for where in cases.where])
 
 
@@ -94,17 +82,15 @@ def critics(
         if not path.is_file():
             run = runs[number] if len(runs) > 1 else runs[0]
             start = start_error_net(bundle, run.discriminator)
-            fine_tune(start, Only(cases, np.flatnonzero(part != number).tolist()), finishing).write(
-                path, "cross-fitted"
-            )
-        found[number] = ErrorNet.read(path)[0]
+            fine_tune(start, Subset(cases, np.flatnonzero(part != number)), finishing).write(path, "cross-fitted")
+        found[number] = ErrorNet.read(path)
     return found
 
 
 def adversary_scores(discriminator: ConditionalPatchDiscriminator, image: Tensor, probabilities: Tensor) -> Row:
     """The discriminator as adversarial training left it: logits round every structure, softmax and one-hot."""
-    labels = found_labels(probabilities)
-    box = (slice(None), *region_of(labels))
+    labels = most_probable(probabilities)
+    box = (slice(None), *structure_box(labels))
     hard = torch.nn.functional.one_hot(labels, len(probabilities)).movedim(-1, 0).float()
     row: Row = {}
     for name, judged in (("soft", probabilities), ("hard", hard)):
@@ -131,11 +117,11 @@ def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labe
     rows = []
     for i in which:
         case: TrustCase = cases[i]
-        scored = case_features(case.image, case.probabilities, case.spacing_mm, judges["critic"])
-        row: Row = {"patient": case.patient, "kind": case.kind, "scores": dict(scored.scores)}
-        row["scores"] |= judges["reference"].second_look(judges["network"], scored).scores
-        row["scores"] |= adversary_scores(judges["adversary"], case.image, case.probabilities)
-        row["dice"] = {str(label): dice_of(case, label) for label in labels}
+        known = case_features(case.crop, judges["critic"])
+        row: Row = {"patient": case.patient, "kind": case.fault or "own", "scores": dict(known.values)}
+        row["scores"] |= judges["reference"].reinfer(judges["network"], known).features
+        row["scores"] |= adversary_scores(judges["adversary"], case.crop.image, case.crop.probabilities)
+        row["dice"] = {str(label): case.dice(label) for label in labels}
         rows.append(row)
     return rows
 

@@ -19,6 +19,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume, scan
 from medseg.phantom import make_patient
+from medseg.trust.crop import Crop
 from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 
@@ -102,9 +103,9 @@ def avoided(name: str, volume: MetaTensor) -> list[NDArray[Any]]:
 def look(network: nn.Module, reference: TrainingStatistics, crop: NDArray[np.float32]) -> Mapping[str, float]:
     """Distances of one crop from the training cases, and whether a structure is missing."""
     image, probabilities = torch.from_numpy(crop)[None], torch.from_numpy(probabilities_of(network, crop, exact=False))
-    scored = case_features(image, probabilities, (1.0, 1.0, 1.0), None)
-    missing = float(any(value == 0 for name, value in scored.shape.items() if name.startswith("largest")))
-    return {**reference.second_look(network, scored).scores, "missing": missing}
+    known = case_features(Crop(image, probabilities), None)
+    missing = float(any(value == 0 for name, value in known.shape.items() if name.startswith("largest")))
+    return {**reference.reinfer(network, known).features, "missing": missing}
 
 
 def meet(

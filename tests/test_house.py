@@ -56,7 +56,7 @@ WHOLE: set[str] = set()
 TORCH_ROOMS = ("networks", "transforms", "training", "inference", "trust")
 """Rooms whose files import torch and MONAI at module level; elsewhere that is done when they are needed."""
 
-TORCH_ELSEWHERE: set[str] = {"medseg.devices", "medseg.workflows.corrected_cases"}
+TORCH_ELSEWHERE: set[str] = {"medseg.devices"}
 """Files of other rooms that do so, too."""
 
 

@@ -14,7 +14,6 @@ from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
-    from medseg.trust.trust_files import TrustState
 
 bundle_app = typer.Typer(
     help="Bundles: plan a new one, list, look into, audit, verify, pack, unpack, export.",
@@ -103,7 +102,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "sha256": opened.sha256,
     }
     state = trust_state(opened)
-    for name, value in {**facts, "trust": _trust_text(state)}.items():
+    for name, value in {**facts, "trust": state.describe()}.items():
         if value:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             terminal().print(f"{name:>15}  {shown}", markup=False)
@@ -141,7 +140,7 @@ def verify(bundle: BundleArgument) -> Outcome:
 
     outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
     state = trust_state(opened)
-    terminal().print(f"Trust: {_trust_text(state)}", markup=False)
+    terminal().print(f"Trust: {state.describe()}", markup=False)
     return Outcome({**outcome.result, "trust": state.as_json()}, outcome.complete)
 
 
@@ -286,17 +285,6 @@ def _warn(bundle: Path) -> None:
     for finding in audit_bundle(bundle, "infer"):
         if finding.severity == "warn":
             terminal().print(str(finding), style=_STYLES["warn"], markup=False)
-
-
-def _trust_text(state: TrustState) -> str:
-    """One line about the trust calibration."""
-    if state.state != "ready":
-        return f"{state.state}: {state.message}"
-    limits, patients = state.facts["thresholds"], min(s["n_patients"] for s in state.facts["structures"])
-    return (
-        f"calibrated for these weights on {patients} patients: {state.facts['coverage']:.0%} of the lower bounds hold; "
-        f"accept from {limits['accept']:.2f}, reject below {limits['reject']:.2f}"
-    )
 
 
 def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, by_command: bool = False) -> Outcome:

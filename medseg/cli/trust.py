@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -45,9 +45,9 @@ def fit(
         Path | None, typer.Option("--training", help="Datalist of the training cases, to tell what is unlike them.")
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Train the bundle's critic further on these cases; takes minutes.")
+        bool, typer.Option("--finish", help="Train the bundle's error net further on these cases; takes minutes.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> Outcome:
     """Calibrate trust on your own hospital's corrected cases.
 
@@ -70,12 +70,12 @@ def fit(
         accept=accept,
         reject=reject,
         training=training,
-        finish=finish,
+        fine_tune=finish,
         device=device,
     )
-    found = recalibrate(request, progress=_progress)
-    _say(found)
-    return Outcome(found.as_json(), complete=not found.skipped)
+    result = recalibrate(request, progress=_progress)
+    _show(result)
+    return Outcome(result.as_json(), complete=not result.skipped)
 
 
 @trust_app.command()
@@ -112,25 +112,25 @@ def _progress(finished: int, total: int) -> None:
         console.print(f"{finished}/{total} cases looked at", markup=False)
 
 
-def _say(found: Recalibration) -> None:
+def _show(result: Recalibration) -> None:
     console = terminal()
-    for skipped in found.skipped:
+    for skipped in result.skipped:
         console.print(f"{skipped.case_id}: left out, {skipped.message}", style="yellow", markup=False)
-    if found.before is not None:
+    if (before := result.before) is not None:
         console.print(
-            f"So far {found.before.reached} of {found.before.structures} structures reach their lower bound"
-            f" ({found.before.coverage:.0%}, asked {found.asked:.0%})",
+            f"So far {before.reached} of {before.structures} structures reach their lower bound"
+            f" ({before.coverage:.0%}, asked {result.calibration.coverage:.0%})",
             markup=False,
         )
-    for name in found.removed:
+    for name in result.removed:
         console.print(f"Removed {name}: it belonged to other weights", style="yellow", markup=False)
-    if not found.flags:
+    if not result.flags:
         console.print("Nothing will be flagged as unlike the training: give --training to tell", markup=False)
-    for structure in found.structures:
-        console.print(_told(structure), markup=False)
-    console.print(f"Wrote {found.path}: {found.n_cases} cases of {found.n_patients} patients", markup=False)
-
-
-def _told(structure: dict[str, Any]) -> str:
-    bound = "" if structure["bounded"] else "; too few patients for a lower bound, so nothing will be accepted"
-    return f"{structure['name']}: {structure['n_cases']} results of {structure['n_patients']} patients{bound}"
+    for structure in result.calibration.structures:
+        bound = "; too few patients for a lower bound, so nothing will be accepted"
+        console.print(
+            f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients"
+            + (bound if structure.quantile is None else ""),
+            markup=False,
+        )
+    console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients", markup=False)

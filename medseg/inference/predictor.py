@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,20 +29,15 @@ from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import Engine, EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
-from medseg.inference.foreground import Crop, ProbabilityCrop
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.sliding_window import Chunk, sliding_window
-from medseg.trust.trust_files import trust_state
+from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, Verdict
+from medseg.trust.crop import ProbabilityCrop
+from medseg.trust.trust_files import TrustFiles
 
 if TYPE_CHECKING:
-    from medseg.trust.trust_model import TrustModel, Verdict
-
-TOO_LARGE = "too-large"
-"""Flag of a case whose structures are too large to be judged in the memory allowed."""
-
-NOT_JUDGED = "not-judged"
-"""Flag of a case that the trust model failed on."""
+    from medseg.trust.trust_model import TrustModel
 
 _log = logging.getLogger(__name__)
 _A = TypeVar("_A")
@@ -62,7 +58,7 @@ class Prediction:
         Wall time per stage: ``prepare``, ``network``, ``restore`` (stitching, labels, back to the source grid), and
         ``trust`` if there is a verdict.
     verdict
-        How far the labels can be believed, as under ``trust`` in ``run.json``; None without a calibration.
+        How far the labels can be believed; None without a calibration.
     error_map
         Per cent of wrong labels expected round each voxel, uint8 on the source grid; None unless asked for.
     prepared
@@ -72,7 +68,7 @@ class Prediction:
     label_map: LabelMap
     geometry: Geometry
     seconds: Mapping[str, float]
-    verdict: Mapping[str, Any] | None = None
+    verdict: Verdict | None = None
     error_map: NDArray[np.uint8] | None = None
     prepared: MetaTensor | None = None
 
@@ -163,7 +159,9 @@ class Predictor:
             prepared = self.prepare(case, modality)
         inverter = Inverter(self.config, source, prepared)
         crop = ProbabilityCrop(self.config.post.decoding) if self._trust else None
-        watching = [*([watch] if watch else []), *([clock.timed("trust", crop)] if crop else [])]
+        watching: list[Callable[[Chunk], None]] = [watch] if watch else []
+        if crop is not None:
+            watching.append(clock.timed("trust", partial(_keep, crop)))
         with clock.stage("restore"):
             scores_of = clock.timed("network", self._scores_of(prepared))
             chunks = sliding_window(prepared.as_tensor().float(), self.config.windows, scores_of)
@@ -195,26 +193,24 @@ class Predictor:
 
     def _assess(
         self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None
-    ) -> tuple[Mapping[str, Any], NDArray[np.uint8] | None]:
-        """The verdict as in ``run.json``, and the error map on the source grid if there is an inverter to it."""
+    ) -> tuple[Verdict, NDArray[np.uint8] | None]:
+        """The verdict, and the error map on the source grid if there is an inverter to it."""
         assert self._trust is not None
         try:
-            crop = kept.crop(prepared.shape[1:])
+            crop = kept.crop(prepared.as_tensor(), prepared.affine.numpy())
             if crop is None:
-                return _verdict_json([], "review", [TOO_LARGE]), None
-            image = prepared.as_tensor()[(slice(None), *crop.slices)].float()
-            trust = self._trust.assess(image, crop.probabilities, geometry_of(prepared).spacing_mm)
+                return Verdict.not_assessed(TOO_LARGE), None
+            found = self._trust.assess(crop)
         except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
             _log.warning("the trust model failed with %s", type(error).__name__)
-            return _verdict_json([], "review", [NOT_JUDGED]), None
-        verdict = _as_json(trust, self.bundle, _look_at_mm(trust.doubt, crop, prepared))
+            return Verdict.not_assessed(NOT_JUDGED), None
         if inverter is None:
-            return verdict, None
+            return found.verdict, None
         # none outside the box that was judged
         whole = torch.zeros(tuple(prepared.shape[1:]))
-        whole[crop.slices] = torch.from_numpy(np.ascontiguousarray(trust.doubt, dtype=np.float32))
+        whole[crop.slices] = torch.from_numpy(np.ascontiguousarray(found.error_map, dtype=np.float32))
         percent = np.rint(np.clip(inverter.field(whole), 0.0, 1.0) * 100.0)
-        return verdict, np.asarray(percent, dtype=np.uint8)
+        return found.verdict, np.asarray(percent, dtype=np.uint8)
 
 
 class _Stopwatch:
@@ -240,6 +236,10 @@ class _Stopwatch:
         return call
 
 
+def _keep(crop: ProbabilityCrop, chunk: Chunk) -> None:
+    crop.add(chunk.start, chunk.scores)
+
+
 def _watched(chunks: Iterable[Chunk], watching: Sequence[Callable[[Chunk], None]]) -> Iterator[Chunk]:
     for chunk in chunks:
         for watch in watching:
@@ -251,60 +251,14 @@ def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustM
     """The trust model of a bundle; without a calibration for its weights there is none."""
     from medseg.trust.trust_model import TrustModel
 
-    state = trust_state(bundle)
+    files = TrustFiles(bundle)
+    state = files.state
     if state.state in {"stale", "damaged"}:
         _log.warning("no verdicts: %s", state.message)
     if state.state != "ready":
         return None
     try:
-        return TrustModel.open(bundle, network, device)
+        return TrustModel.open(files, network, device)
     except BundleError as error:
         _log.warning("no verdicts: %s", error)
         return None
-
-
-def _as_json(trust: Verdict, bundle: Bundle, look_at_mm: Sequence[float] | None) -> dict[str, Any]:
-    structures = [
-        {
-            "label": label,
-            "name": bundle.labels.get(label, str(label)),
-            "predicted_dice": round(float(estimate.predicted_dice), 6),
-            "lower_bound": round(float(estimate.lower_bound), 6),
-        }
-        for label, estimate in sorted(trust.estimates.items())
-    ]
-    # what is flagged is never accepted unseen, whatever the estimates say
-    verdict = "review" if trust.flags and trust.verdict == "accept" else trust.verdict
-    kind = max(trust.case_class.items(), key=lambda item: item[1], default=None)
-    case_class = None if kind is None else {"name": kind[0], "probability": round(kind[1], 4)}
-    return _verdict_json(structures, verdict, trust.flags, look_at_mm, case_class)
-
-
-def _verdict_json(
-    structures: Sequence[Mapping[str, Any]],
-    verdict: str,
-    flags: Sequence[str],
-    look_at_mm: Sequence[float] | None = None,
-    case_class: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A verdict as in ``run.json``."""
-    predicted = [float(s["predicted_dice"]) for s in structures]
-    return {
-        "predicted_dice": round(sum(predicted) / len(predicted), 6) if predicted else None,
-        "lower_bound": min((float(s["lower_bound"]) for s in structures), default=None),
-        "verdict": verdict,
-        "structures": list(structures),
-        "flags": list(flags),
-        "look_at_mm": look_at_mm,
-        "case_class": case_class,
-    }
-
-
-def _look_at_mm(errors: NDArray[Any], crop: Crop, prepared: MetaTensor) -> list[float] | None:
-    """Point (RAS, mm) at which the three planes with most expected errors meet; None without any."""
-    if not np.any(errors > 0):
-        return None
-    planes = [int(np.argmax(errors.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
-    index = [*(a + b for a, b in zip(planes, crop.start, strict=True)), 1]
-    point = np.asarray(prepared.affine, dtype=np.float64) @ np.array(index, dtype=np.float64)
-    return [round(float(v), 3) for v in point[:3]]

@@ -18,7 +18,7 @@ from medseg.bundle.config import ABSENT, config_file, item_at, laid_out, read_co
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
-from medseg.files import sha256_file
+from medseg.trust.trust_files import CALIBRATION_NAME, TrustFiles
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
 """The metadata schema, for checks without a network; also for MONAI's ``verify_metadata --filepath``."""
@@ -66,7 +66,7 @@ def verify(path: str | Path) -> list[Finding]:
     findings.extend(_versions(bundle))
     findings.extend(_ids(bundle))
     findings.extend(_labels(bundle))
-    findings.extend(_calibration(bundle))
+    findings.extend(_trust(bundle))
     findings.extend(training_run_findings(bundle))
     if trusted:
         findings.extend(_network(bundle))
@@ -149,19 +149,27 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
         yield Finding("block", _METADATA, f"{place}::segment_codes", f"a code for {value}", "there is no such label")
 
 
-def _calibration(bundle: Bundle) -> Iterator[Finding]:
-    file = bundle.path / "trust" / "calibration.json"
-    if not file.is_file():
-        yield Finding("info", "trust/calibration.json", "", "missing", "results come without a verdict")
+def _trust(bundle: Bundle) -> Iterator[Finding]:
+    """What is under ``trust/`` can be read, and belongs to these weights."""
+    if not (bundle.path / CALIBRATION_NAME).is_file():
+        yield Finding("info", CALIBRATION_NAME, "", "missing", "results come without a verdict")
         return
+    files, why = TrustFiles(bundle), "calibrate again with: medseg trust fit"
     try:
-        stated = read_config(file).get("weights_sha256")
+        weights = files.weights
     except BundleError:
-        stated = None
-    found = {sha256_file(weights) for weights in (bundle.path / "models").glob("model.*")}
-    if found and stated not in found:
-        why = "calibrate again with: medseg trust fit"
-        yield Finding("block", "trust/calibration.json", "weights_sha256", "it belongs to other weights", why)
+        weights = {}
+    if not weights:
+        return  # no weights, or a config that does not tell them, are findings of their own
+    try:
+        stated = files.stated_calibration
+    except BundleError as error:
+        yield Finding("block", CALIBRATION_NAME, "", f"it cannot be read: {error}", why)
+        return
+    if stated is not None and stated.weights_sha256 not in weights.values():
+        yield Finding("block", CALIBRATION_NAME, "weights_sha256", "it belongs to other weights", why)
+    for name, reason in files.unusable():
+        yield Finding("block", name, "", f"it cannot be used: {reason}", why)
 
 
 def _network(bundle: Bundle) -> Iterator[Finding]:

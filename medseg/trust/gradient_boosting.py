@@ -12,44 +12,28 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_TREES = 200
-_DEPTH = 4
 _LEARNING_RATE = 0.08
-_SHARE_OF_CASES = 0.5
-_SHARE_OF_INPUTS = 0.3
-_FEWEST_IN_LEAF = 5
-
-_MOST_FEATURES = 10_000
 
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree, node by node; node 0 is the root.
-
-    Parameters
-    ----------
-    feature
-        Which input a node asks; −1 for a leaf.
-    threshold
-        To the left if the input is at most this.
-    left, right
-        Node numbers of the children, larger than the node's own.
-    value
-        What a leaf answers.
-    """
+    """One tree, node by node; node 0 is the root."""
 
     feature: tuple[int, ...]
+    """Which input a node asks; −1 for a leaf."""
     threshold: tuple[float, ...]
+    """To the left if the input is at most this."""
     left: tuple[int, ...]
     right: tuple[int, ...]
     value: tuple[float, ...]
+    """What a leaf answers."""
 
     def __post_init__(self) -> None:
         sizes = {len(part) for part in (self.feature, self.threshold, self.left, self.right, self.value)}
         if len(sizes) != 1 or not self.feature:
             raise ValueError("a tree's lists differ in length or are empty")
         for node, feature in enumerate(self.feature):
-            # Children come after their parent, so that walking down always ends.
+            # children come after their parent, so that walking down always ends
             if feature >= 0 and not all(node < child[node] < len(self.feature) for child in (self.left, self.right)):
                 raise ValueError("a tree's nodes do not lead downwards")
 
@@ -63,7 +47,7 @@ class BoostedTrees:
     trees: tuple[Tree, ...]
 
     def predict(self, inputs: Floats) -> Floats:
-        """One answer per row of ``inputs`` (cases × scores), compared in single precision as in scikit-learn."""
+        """One answer per row of ``inputs`` (cases × features), compared in single precision as in scikit-learn."""
         feature, threshold, left, right, value = self._nodes
         tree, case = np.arange(len(feature)), np.arange(len(inputs))[:, None]
         single, node = inputs.astype(np.float32), np.zeros((len(inputs), len(feature)), dtype=np.intp)
@@ -87,63 +71,36 @@ class BoostedTrees:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BoostedTrees:
-        """From what :func:`dataclasses.asdict` and JSON made of one.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            If the content is something else.
-        """
+        """From what :func:`dataclasses.asdict` and JSON made of one; ``ValueError`` if a walk down would not end."""
         trees = tuple(
             Tree(
-                tuple(int(v) for v in tree["feature"]),
-                tuple(float(v) for v in tree["threshold"]),
-                tuple(int(v) for v in tree["left"]),
-                tuple(int(v) for v in tree["right"]),
-                tuple(float(v) for v in tree["value"]),
+                tuple(map(int, tree["feature"])),
+                tuple(map(float, tree["threshold"])),
+                tuple(map(int, tree["left"])),
+                tuple(map(int, tree["right"])),
+                tuple(map(float, tree["value"])),
             )
             for tree in content["trees"]
         )
-        if not all(_goes_down(tree) for tree in trees):
-            raise ValueError("a tree does not lead down to its leaves")
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
 
 
-def _goes_down(tree: Tree) -> bool:
-    """Whether every inner node leads on to later nodes of the tree, so that a walk ends."""
-    size = len(tree.feature)
-    if not size == len(tree.threshold) == len(tree.left) == len(tree.right) == len(tree.value) > 0:
-        return False
-    inner = [node for node, feature in enumerate(tree.feature) if feature >= 0]
-    below = all(node < child < size for node in inner for child in (tree.left[node], tree.right[node]))
-    return below and max(tree.feature) < _MOST_FEATURES
+def fit_boosted_trees(inputs: Floats, target: Floats, weight: Floats | None = None) -> BoostedTrees:
+    """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001) to cases × features, one target per case.
 
-
-def fit_boosted_trees(inputs: Floats, target: Floats, seed: int = 0, weight: Floats | None = None) -> BoostedTrees:
-    """Fit shallow trees (Friedman, Annals of Statistics 29:1189, 2001).
-
-    Parameters
-    ----------
-    inputs
-        Cases × scores.
-    target
-        What is to be predicted, one per case.
-    seed
-        Of the boosting.
-    weight
-        How much each case counts; all the same by default.
+    ``weight`` says how much each case counts; all the same by default.
     """
     from sklearn.ensemble import GradientBoostingRegressor
 
     model = GradientBoostingRegressor(
         loss="huber",  # a case that everything speaks well of and that failed must not bend the rest
-        n_estimators=_TREES,
-        max_depth=_DEPTH,
+        n_estimators=200,
+        max_depth=4,
         learning_rate=_LEARNING_RATE,
-        subsample=_SHARE_OF_CASES,
-        max_features=_SHARE_OF_INPUTS,
-        min_samples_leaf=min(_FEWEST_IN_LEAF, max(1, len(target) // 4)),
-        random_state=seed,
+        subsample=0.5,
+        max_features=0.3,
+        min_samples_leaf=min(5, max(1, len(target) // 4)),
+        random_state=0,
     ).fit(inputs, target, weight)
     trees = tuple(_plain(stage[0].tree_) for stage in model.estimators_)
     return BoostedTrees(float(np.ravel(model.init_.constant_)[0]), _LEARNING_RATE, trees)

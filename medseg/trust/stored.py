@@ -1,13 +1,15 @@
-"""Reading what a bundle keeps under ``trust/``: plain JSON, for one set of weights."""
+"""One JSON file of a bundle's ``trust/``, bound to one set of weights; nothing in it is executed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Self
 
 from medseg.errors import BundleError
+from medseg.files import write_json
 
 _LARGEST: Final = 1e12
 """No statistic of an image, no weight and no count comes near it, and squares of it are still numbers."""
@@ -15,51 +17,51 @@ SMALLEST_SPREAD: Final = 1e-9
 """A standard deviation below it is none to divide by."""
 
 
-class _Stored(Protocol):
-    @property
-    def weights_sha256(self) -> str: ...
+class StoredPart(ABC):
+    """A part of trust as a record that knows its JSON, with a ``format`` of its own."""
 
+    what: ClassVar[str]
+    """What it is, for messages."""
+    file_format: ClassVar[str]
+    weights_sha256: str
 
-Kind = TypeVar("Kind", bound=_Stored)
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """As in the file, but for the format."""
 
+    @classmethod
+    @abstractmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From what :meth:`to_json` and JSON made of one; any usual error says that it is something else."""
 
-def read_stored(path: Path, what: str, parse: Callable[[Any], Kind], weights_sha256: Collection[str] | None) -> Kind:
-    """Read one part of trust; nothing in it is executed.
+    def write(self, path: Path) -> None:
+        """Write plain JSON, whole or not at all."""
+        write_json(path, {"format": self.file_format, **self.to_json()})
 
-    Parameters
-    ----------
-    path
-        The JSON file.
-    what
-        What it should be, for messages.
-    parse
-        Makes it from the content; any error of a wrong content is turned into a ``BundleError``.
-    weights_sha256
-        SHA-256 of the weights in use, one per file that holds them; ``None`` checks nothing.
+    @classmethod
+    def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Self:
+        """Read one.
 
-    Raises
-    ------
-    BundleError
-        If the file is something else, or belongs to other weights.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = parse(json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise BundleError(f"{path} is not a {what} ({error!r}); fit it again: medseg trust fit") from error
-    if weights_sha256 is not None:
-        check_weights(path, found.weights_sha256, weights_sha256)
-    return found
+        Raises
+        ------
+        BundleError
+            If the file is something else, or belongs to none of the given weights (None: any will do).
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible)
+            if content["format"] != cls.file_format:
+                raise ValueError(f"format {content['format']!r}, expected {cls.file_format!r}")
+            part = cls.from_json(content)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise BundleError(f"{path} is not a {cls.what} ({error!r}); fit it again: medseg trust fit") from error
+        if weights_sha256 is not None:
+            check_weights(path, part.weights_sha256, weights_sha256)
+        return part
 
 
 def numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers as they were read; a text that looks like one is none.
-
-    Raises
-    ------
-    TypeError
-        If one of the values is something else.
-    """
+    """Numbers as they were read; a text that looks like one is none and raises ``TypeError``."""
     if odd := [value for value in values if not isinstance(value, int | float)]:
         raise TypeError(f"{odd[0]!r} is no number")
     return tuple(float(value) for value in values)
@@ -79,13 +81,7 @@ def _sensible_whole(text: str) -> int:
 
 
 def check_weights(path: Path, belongs_to: str, weights_sha256: Collection[str]) -> None:
-    """Refuse a part of trust that was fitted for other weights.
-
-    Raises
-    ------
-    BundleError
-        With both digests.
-    """
+    """Refuse a part of trust that was fitted for other weights with a ``BundleError``."""
     if belongs_to not in weights_sha256:
         present = ", ".join(digest[:12] for digest in sorted(weights_sha256)) or "none"
         raise BundleError(

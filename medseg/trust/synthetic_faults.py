@@ -1,16 +1,22 @@
-"""Faults put into images and segmentations on purpose: what a judge of results is taught with and tried on.
+"""Faults put into images and segmentations on purpose: what trust is taught with and tried on.
 
-Images are ``(H, W, D)`` with mean 0 and standard deviation 1, probabilities ``(K, H, W, D)`` with the background first.
-Every fault draws its own strength, from hardly visible to harmful.
+Corrected cases alone show what a good result looks like, and little of poor ones. Images are ``(H, W, D)`` with mean 0
+and standard deviation 1, probabilities ``(K, H, W, D)`` with the background first. Every fault draws its own strength,
+from hardly visible to harmful.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from medseg.trust.fit_cases import TrustCase
 
 Floats = NDArray[np.float32]
 Fault = Callable[[Floats, np.random.Generator], Floats]
@@ -71,8 +77,8 @@ def _contrast(image: Floats, rng: np.random.Generator) -> Floats:
 
 def _normalised(fault: Fault) -> Fault:
     def apply(image: Floats, rng: np.random.Generator) -> Floats:
-        worse = np.asarray(fault(image, rng), dtype=np.float64)
-        return ((worse - worse.mean()) / max(float(worse.std()), 1e-6)).astype(np.float32)
+        changed = np.asarray(fault(image, rng), dtype=np.float64)
+        return ((changed - changed.mean()) / max(float(changed.std()), 1e-6)).astype(np.float32)
 
     return apply
 
@@ -158,18 +164,18 @@ def _blob(probabilities: Floats, rng: np.random.Generator) -> Floats:
     grid = np.indices(probabilities.shape[1:])
     distance = np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radius, strict=True)))
     added = 1 / (1 + np.exp(-8 * (1 - distance)))
-    worse = probabilities * (1 - added)
-    worse[label] += added
-    return np.asarray(worse, dtype=np.float32)
+    changed = probabilities * (1 - added)
+    changed[label] += added
+    return np.asarray(changed, dtype=np.float32)
 
 
 def _each(probabilities: Floats, change: Callable[[Floats], Floats]) -> Floats:
     """Change every structure; the background gets the rest."""
-    worse = np.empty_like(probabilities)
-    worse[1:] = [np.clip(change(p), 0.0, 1.0) for p in probabilities[1:]]
-    worse[1:] /= np.maximum(worse[1:].sum(axis=0), 1.0)
-    worse[0] = 1.0 - worse[1:].sum(axis=0)
-    return worse
+    changed = np.empty_like(probabilities)
+    changed[1:] = [np.clip(change(p), 0.0, 1.0) for p in probabilities[1:]]
+    changed[1:] /= np.maximum(changed[1:].sum(axis=0), 1.0)
+    changed[0] = 1.0 - changed[1:].sum(axis=0)
+    return changed
 
 
 MASK_FAULTS: Mapping[str, Fault] = {
@@ -181,3 +187,22 @@ MASK_FAULTS: Mapping[str, Fault] = {
     "blob": _blob,
 }
 """Faults of probabilities ``(K, H, W, D)``; the image stays as it is."""
+
+
+def with_image_faults(image: MetaTensor, rng: np.random.Generator, count: int) -> Iterator[tuple[str, MetaTensor]]:
+    """The image with ``count`` different faults: their names, and images ``(C, H, W, D)`` in the same units."""
+    for name in rng.choice(sorted(IMAGE_FAULTS), min(count, len(IMAGE_FAULTS)), replace=False):
+        channels = []
+        for channel in image.as_tensor().numpy():
+            mean, spread = float(channel.mean()), max(float(channel.std()), 1e-6)
+            changed = IMAGE_FAULTS[str(name)](((channel - mean) / spread).astype(np.float32), rng)
+            channels.append(np.asarray(changed, dtype=np.float32) * spread + mean)
+        yield str(name), MetaTensor(np.stack(channels).astype(np.float32), affine=image.affine)
+
+
+def with_mask_faults(case: TrustCase, rng: np.random.Generator, count: int) -> Iterator[TrustCase]:
+    """The case with ``count`` different faults of its probabilities; its image stays."""
+    for name in rng.choice(sorted(MASK_FAULTS), min(count, len(MASK_FAULTS)), replace=False):
+        changed = MASK_FAULTS[str(name)](case.crop.probabilities.numpy(), rng)
+        probabilities = torch.from_numpy(np.asarray(changed, dtype=np.float32))
+        yield replace(case, crop=replace(case.crop, probabilities=probabilities), fault=str(name))

@@ -1,110 +1,166 @@
-"""What a bundle's trust calibration is worth, told from its files alone."""
+"""What a bundle keeps under ``trust/``: every file is opened once, and checked once against the bundle's weights."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from medseg.bundle import Bundle
 from medseg.bundle.config import config_file
 from medseg.errors import BundleError
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration
+from medseg.trust.fault_classifier import FaultClassifier
+from medseg.trust.stored import check_weights
+
+if TYPE_CHECKING:
+    from medseg.trust.error_net import ErrorNet
+    from medseg.trust.out_of_distribution import TrainingStatistics
 
 CALIBRATION_NAME = "trust/calibration.json"
+ERROR_NET_NAME = "trust/critic.safetensors"
+STATISTICS_NAME = "trust/reference.json"
+FAULT_CLASSIFIER_NAME = "trust/case_class.json"
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
 class TrustState:
-    """Whether results come with a verdict, and by what.
-
-    Parameters
-    ----------
-    state
-        ``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
-        used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts.
-    message
-        Why not, and what to do.
-    facts
-        Coverage, thresholds, what it was fitted on, and per structure the number of cases and patients, if it can be
-        read.
-    """
+    """Whether results come with a verdict, and by what."""
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
+    """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
+    used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts."""
     message: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+    """Why not, and what to do."""
+    calibration: Calibration | None = None
+    """Coverage, thresholds, what it was fitted on, if it can be read."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``run.json`` and ``--json``."""
-        return {"state": self.state, "message": self.message, **self.facts}
+        facts: dict[str, Any] = {}
+        if (known := self.calibration) is not None:
+            facts = {
+                "coverage": known.coverage,
+                "thresholds": asdict(known.thresholds),
+                "weights_sha256": known.weights_sha256,
+                "scores": list(known.features),
+                "provenance": known.provenance,
+                "structures": [structure.facts() for structure in known.structures],
+            }
+        return {"state": self.state, "message": self.message, **facts}
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.state != "ready" or self.calibration is None:
+            return f"{self.state}: {self.message}"
+        limits, patients = self.calibration.thresholds, min(s.n_patients for s in self.calibration.structures)
+        return (
+            f"calibrated for these weights on {patients} patients: {self.calibration.coverage:.0%} of the lower bounds"
+            f" hold; accept from {limits.accept:.2f}, reject below {limits.reject:.2f}"
+        )
 
 
-def weights_of(bundle: Bundle) -> set[str]:
-    """SHA-256 of every file of weights that a bundle's network is filled from."""
-    if config_file(bundle.path, "inference") is not None:
-        return {sha256_file(bundle.path / name) for name in bundle.weight_files}
-    return {sha256_file(path) for path in (bundle.path / "models").glob("model.*") if path.is_file()}
+class TrustFiles:
+    """The parts of a bundle's trust; each is None if the bundle does not have it.
 
+    Nothing in them is executed. A part is read when it is first asked for; what cannot be read, or belongs to other
+    weights, raises a ``BundleError`` that says what to do.
 
-def calibration_of(bundle: Bundle) -> Calibration | None:
-    """The calibration of a bundle for the weights it holds; None if it has none.
-
-    Raises
-    ------
-    BundleError
-        If it cannot be read or belongs to other weights.
+    Parameters
+    ----------
+    bundle
+        The bundle as it is on disk now; make another of these after its files were changed.
     """
-    path = bundle.path / CALIBRATION_NAME
-    return Calibration.read(path, weights_of(bundle)) if path.is_file() else None
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of every file of weights that the bundle's network is filled from, by its place in the bundle."""
+        folder = self.bundle.path
+        if config_file(folder, "inference") is not None:
+            names = self.bundle.weight_files
+        else:
+            names = [f"models/{path.name}" for path in sorted((folder / "models").glob("model.*")) if path.is_file()]
+        return {name: sha256_file(folder / name) for name in names}
+
+    @cached_property
+    def stated_calibration(self) -> Calibration | None:
+        """The calibration, whatever weights it belongs to."""
+        path = self.bundle.path / CALIBRATION_NAME
+        return Calibration.read(path) if path.is_file() else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """From features to Dice."""
+        if (stated := self.stated_calibration) is not None:
+            check_weights(self.bundle.path / CALIBRATION_NAME, stated.weights_sha256, self.weights.values())
+        return stated
+
+    @cached_property
+    def error_net(self) -> ErrorNet | None:
+        """The fine-tuned discriminator, on the CPU."""
+        from medseg.trust.error_net import ErrorNet
+
+        return self._part(ERROR_NET_NAME, ErrorNet.read)
+
+    @cached_property
+    def training_statistics(self) -> TrainingStatistics | None:
+        """What the training cases look like."""
+        from medseg.trust.out_of_distribution import TrainingStatistics
+
+        return self._part(STATISTICS_NAME, TrainingStatistics.read)
+
+    @cached_property
+    def fault_classifier(self) -> FaultClassifier | None:
+        """Which fault an image may have."""
+        return self._part(FAULT_CLASSIFIER_NAME, FaultClassifier.read)
+
+    def _part(self, name: str, read: Callable[[Path, Collection[str]], _Part]) -> _Part | None:
+        path = self.bundle.path / name
+        return read(path, self.weights.values()) if path.is_file() else None
+
+    def unusable(self) -> Iterator[tuple[str, BundleError]]:
+        """Files beside the calibration that cannot be used, by their place in the bundle, and why."""
+        parts = {
+            ERROR_NET_NAME: "error_net",
+            STATISTICS_NAME: "training_statistics",
+            FAULT_CLASSIFIER_NAME: "fault_classifier",
+        }
+        for name, part in parts.items():
+            try:
+                getattr(self, part)
+            except BundleError as error:
+                yield name, error
+
+    @cached_property
+    def state(self) -> TrustState:
+        """Whether results come with a verdict."""
+        bundle = self.bundle
+        if not (bundle.path / CALIBRATION_NAME).is_file():
+            return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
+        if bundle.output_channels > 1 and not bundle.has_background:
+            why = "channel_def names no background, which probabilities are judged against"
+            return TrustState("none", f"{bundle.name} cannot be judged: {why}")
+        try:
+            stated = self.stated_calibration
+        except BundleError as error:
+            return TrustState("damaged", str(error))
+        try:
+            _ = self.calibration
+        except BundleError as error:
+            return TrustState("stale", str(error), stated)
+        for _, reason in self.unusable():
+            return TrustState("stale", str(reason), stated)
+        return TrustState("ready", "", stated)
 
 
 def trust_state(bundle: Bundle) -> TrustState:
-    """Look at a bundle's calibration; nothing of it is executed."""
-    path = bundle.path / CALIBRATION_NAME
-    if not path.is_file():
-        return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
-    if bundle.output_channels > 1 and not bundle.has_background:
-        why = "channel_def names no background, which probabilities are judged against"
-        return TrustState("none", f"{bundle.name} cannot be judged: {why}")
-    try:
-        found = Calibration.read(path)
-    except BundleError as error:
-        return TrustState("damaged", str(error))
-    try:
-        Calibration.read(path, weights_of(bundle))
-    except BundleError as error:
-        return TrustState("stale", str(error), _facts(found))
-    try:
-        _check_others(bundle)
-    except BundleError as error:
-        return TrustState("stale", str(error), _facts(found))
-    return TrustState("ready", "", _facts(found))
-
-
-def _check_others(bundle: Bundle) -> None:
-    """Raise if what lies beside a calibration cannot be used with it."""
-    from medseg.trust.fault_classifier import CASE_CLASS_NAME, FaultClassifier
-    from medseg.trust.out_of_distribution import REFERENCE_NAME, TrainingStatistics
-    from medseg.trust.trust_model import read_error_net
-
-    weights = weights_of(bundle)
-    read_error_net(bundle, weights)
-    if (bundle.path / REFERENCE_NAME).is_file():
-        TrainingStatistics.read(bundle.path / REFERENCE_NAME, weights)
-    if (bundle.path / CASE_CLASS_NAME).is_file():
-        FaultClassifier.read(bundle.path / CASE_CLASS_NAME, weights)
-
-
-def _facts(calibration: Calibration) -> dict[str, Any]:
-    structures = [
-        {"label": s.label, "name": s.name, "n_cases": s.n_cases, "n_patients": s.n_patients}
-        for s in calibration.structures
-    ]
-    return {
-        "coverage": calibration.coverage,
-        "thresholds": asdict(calibration.thresholds),
-        "weights_sha256": calibration.weights_sha256,
-        "scores": list(calibration.scores),
-        "provenance": calibration.provenance,
-        "structures": structures,
-    }
+    """Whether results of a bundle come with a verdict; nothing of it is executed."""
+    return TrustFiles(bundle).state

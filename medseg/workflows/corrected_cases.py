@@ -11,25 +11,33 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, MedsegError, Refusal, UsageError
-from medseg.evaluation.pairing import Collection
+from medseg.evaluation.pairing import CaseFile
 from medseg.evaluation.pairing import collect as collect_references
-from medseg.inference.cases import InputCase, LoadedCase, collect, load
+from medseg.evaluation.scoring import along
+from medseg.geometry import Geometry
+from medseg.inference.cases import InputCase, collect, load
 from medseg.inference.config import channels_of
-from medseg.inference.foreground import Crop, ProbabilityCrop
-from medseg.inference.predictor import Prediction, Predictor
-from medseg.inference.preprocess import Case, geometry_of
-from medseg.inference.roi import parse_region
-from medseg.inference.worsened import worse_images, worse_masks
-from medseg.labels import check_labels, read_label_map
-from medseg.results import CaseResult, RunReport
-from medseg.trust.fit import TrainingCase, TrustCase
+from medseg.inference.roi import IndexBox, parse_region
+from medseg.labels import read_label_map
+from medseg.results import RunReport
+from medseg.trust.crop import ProbabilityCrop, spacing_mm_of
+from medseg.trust.fit_cases import TrainingCase, TrustCase
+from medseg.trust.synthetic_faults import with_image_faults, with_mask_faults
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+    from medseg.inference.predictor import Prediction, Predictor
+    from medseg.inference.preprocess import Case
+
+IMAGE_FAULTS_EACH, MASK_FAULTS_EACH = 2, 3
+"""How many faults are put into the image of each case, and how many into its result."""
 
 _SAME = 0.999
 """Share of the structures' voxels that must be as in the folder: engines and windows may differ in a few."""
@@ -47,7 +55,7 @@ class Skipped:
 class CorrectedCases:
     """The cases of an infer folder that have a reference; iterating gives one after the other, one in memory.
 
-    Each comes as it is (kind ``"own"``), then made worse in some ways (:mod:`medseg.inference.worsened`).
+    Each comes as it is, then with some faults (:mod:`medseg.trust.synthetic_faults`).
 
     Parameters
     ----------
@@ -56,13 +64,12 @@ class CorrectedCases:
     folder
         What ``medseg infer`` left.
     references
-        Folder of corrected masks, or a datalist (which may name patients).
+        Folder of corrected masks, or a datalist (which may name patients). A mask whose axes run in another order or
+        direction than those of its image is turned, which changes no value.
     images
         Where the images are now, if ``run.json`` does not lead to them.
     progress
         Called with the number of cases looked at, and of all.
-    worse
-        How many faults are put into the image of each case, and how many into the result.
 
     Attributes
     ----------
@@ -76,101 +83,82 @@ class CorrectedCases:
     folder: Path
     references: Path
     images: Sequence[Path] = ()
-    progress: Callable[[int, int], None] | None = None
-    worse: tuple[int, int] = (2, 3)
+    progress: Callable[[int, int], None] = lambda _, __: None
     case_ids: tuple[str, ...] = field(init=False)
     skipped: list[Skipped] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._run = RunReport.read(self.folder)
-        self._found: Collection = collect_references(self.references, "references")
-        done = {case.case_id: case for case in self._run.cases if case.status == "done"}
-        self.case_ids = tuple(case_id for case_id in done if case_id in self._found.files)
+        run = RunReport.read(self.folder)
+        self._options = run.options
+        self._references = collect_references(self.references, "references").files
+        done = {case.case_id: case.source for case in run.cases if case.status == "done"}
+        self.case_ids = tuple(case_id for case_id in done if case_id in self._references)
         if not self.case_ids:
             raise UsageError(
                 f"none of the {len(done)} cases in {self.folder} has a reference in {self.references}; name the"
                 " corrected masks by case id, such as CASE.nii.gz or CASE_seg.nii.gz"
             )
-        self._sources = self._cases(done)
-
-    def __len__(self) -> int:
-        return len(self.case_ids)
+        self._sources = self._inputs({case_id: done[case_id] for case_id in self.case_ids})
 
     def __iter__(self) -> Iterator[TrustCase]:
         for number, case_id in enumerate(self.case_ids, start=1):
             try:
-                yield from self._case(case_id)
+                yield from self._results(case_id)
             except MedsegError as error:
                 self.skipped.append(Skipped(case_id, str(error)))
-            if self.progress is not None:
-                self.progress(number, len(self))
+            self.progress(number, len(self.case_ids))
 
-    def _cases(self, done: Mapping[str, CaseResult]) -> dict[str, InputCase]:
+    def _inputs(self, sources: Mapping[str, str]) -> dict[str, InputCase]:
         """The images behind the case ids, found as the run found them."""
         bundle = self.predictor.bundle
-        sources = [Path(done[case_id].source) for case_id in self.case_ids]
-        places = list(self.images) or [source for source in dict.fromkeys(sources) if source.exists()]
+        places = list(self.images) or [path for path in map(Path, dict.fromkeys(sources.values())) if path.exists()]
         if not places:
             raise UsageError(f"the images that {self.folder} was made from are gone; name them with --images")
-        taken, resample = channels_of(bundle), bool(self._run.options.get("allow_resample"))
-        found = {}
+        taken, resample = channels_of(bundle), bool(self._options.get("allow_resample"))
+        known: dict[str, InputCase] = {}
         for case in collect(places, bundle.input_channels):
-            known = InputCase(case.case_id, case.source, case.channels, resample, taken)
-            found[case.case_id] = found[case.source] = known
-        by_id = {case_id: found.get(case_id) or found.get(done[case_id].source) for case_id in self.case_ids}
+            known[case.case_id] = known[case.source] = replace(case, allow_resample=resample, taken=taken)
+        by_id = {case_id: known.get(case_id) or known.get(source) for case_id, source in sources.items()}
         return {case_id: case for case_id, case in by_id.items() if case is not None}
 
-    def _case(self, case_id: str) -> Iterator[TrustCase]:
+    def _results(self, case_id: str) -> Iterator[TrustCase]:
+        """The network's own result, then those with faults."""
         if case_id not in self._sources:
             raise CaseFailed("its image was not found; name it with --images")
         loaded = load(self._sources[case_id])
-        given = self._found.files[case_id]
-        truth = read_label_map(given.path, mapping=given.mapping)
-        reference, grid = truth.array, truth.geometry
-        if not grid.matches(loaded.geometry):
-            raise Refusal("geometry-mismatch", "the corrected mask is on another grid than the image")
-        case, labels = self._in_region(loaded, self._known_labels(reference))
-        patient = self._found.files[case_id].patient
-        prediction, own = self._looked_at(case, labels, patient)
-        self._check_same(case_id, prediction.label_map, loaded)
+        labels = _labels_of(self._references[case_id], loaded.geometry, self.predictor)
+        roi = self._options.get("roi")
+        box = parse_region(str(roi)).box(loaded.geometry) if roi else None
+        case = loaded.images if box is None else {**loaded.images, "image": box.crop(loaded.images["image"])}
+        labels = labels if box is None else labels[box.slices]
+        patient = self._references[case_id].patient
+        prediction, own = self._result(case, labels, patient)
+        self._check_same(case_id, prediction.label_map, box)
         yield own
         rng = np.random.default_rng(zlib.crc32(case_id.encode()))
-        yield from worse_masks(own, rng, self.worse[1])
-        for name, worse in worse_images(case["image"], rng, self.worse[0]):
-            yield replace(self._looked_at({**case, "image": worse}, labels, patient)[1], kind=name)
+        yield from with_mask_faults(own, rng, MASK_FAULTS_EACH)
+        for name, changed in with_image_faults(case["image"], rng, IMAGE_FAULTS_EACH):
+            yield replace(self._result({**case, "image": changed}, labels, patient)[1], fault=name)
 
-    def _looked_at(self, case: Case, labels: NDArray[np.uint8], patient: str) -> tuple[Prediction, TrustCase]:
+    def _result(self, case: Case, labels: NDArray[np.uint8], patient: str) -> tuple[Prediction, TrustCase]:
         """Label a case; the result beside the reference, in a box round both on the network's grid."""
-        keeper = ProbabilityCrop(self.predictor.config.post.decoding)
-        prediction = self.predictor.predict(case, watch=keeper)
+        kept = ProbabilityCrop(self.predictor.config.post.decoding)
+        prediction = self.predictor.predict(case, watch=lambda chunk: kept.add(chunk.start, chunk.scores))
         assert prediction.prepared is not None
-        moved = _nearest(labels, case["image"], prediction.prepared)
-        crop = keeper.crop(prediction.prepared.shape[1:], include=moved > 0)
+        reference = _nearest(labels, case["image"], prediction.prepared)
+        crop = kept.crop(prediction.prepared.as_tensor(), prediction.prepared.affine.numpy(), include=reference > 0)
         if crop is None:
             raise CaseFailed("its structures are too large to be judged")
-        return prediction, _trust_case(prediction.prepared, crop, moved, patient)
+        return prediction, TrustCase(crop, np.ascontiguousarray(reference[crop.slices]), patient)
 
-    def _known_labels(self, reference: NDArray[Any]) -> NDArray[np.uint8]:
-        labels, _ = check_labels(reference, "the corrected mask", declared=self.predictor.bundle.labels)
-        return np.asarray(labels, dtype=np.uint8)
-
-    def _in_region(self, loaded: LoadedCase, reference: NDArray[np.uint8]) -> tuple[Case, NDArray[np.uint8]]:
-        """The case and its reference, cut to the region of interest of the run."""
-        asked = self._run.options.get("roi")
-        if not asked:
-            return loaded.images, reference
-        box = parse_region(str(asked)).box(loaded.geometry)
-        return {**loaded.images, "image": box.crop(loaded.images["image"])}, reference[box.slices]
-
-    def _check_same(self, case_id: str, found: NDArray[Any], loaded: LoadedCase) -> None:
+    def _check_same(self, case_id: str, labels: NDArray[Any], box: IndexBox | None) -> None:
         path = self.folder / f"{case_id}_seg.nii.gz"
         if not path.is_file():
             return
         old = read_label_map(path).array
-        asked = self._run.options.get("roi")
-        old = old[parse_region(str(asked)).box(loaded.geometry).slices] if asked else old
-        either = int(np.count_nonzero((old > 0) | (found > 0)))
-        if either and np.count_nonzero(old != found) > max((1.0 - _SAME) * either, 3):
+        old = old if box is None else old[box.slices]
+        either = int(np.count_nonzero((old > 0) | (labels > 0)))
+        if either and np.count_nonzero(old != labels) > max((1.0 - _SAME) * either, 3):
             raise CaseFailed(
                 "the network does not give the label map in the folder again: other weights or options made it, or it"
                 " was corrected in place; run medseg infer again and keep corrected masks in a folder of their own"
@@ -192,33 +180,29 @@ class TrainingCases(Sequence[TrainingCase]):
         self._predictor = predictor
         self._labels = collect_references(datalist, "references").files
         taken = channels_of(predictor.bundle)
-        found = collect([datalist], predictor.bundle.input_channels)
-        self._cases = [replace(case, taken=taken) for case in found if case.case_id in self._labels]
+        cases = collect([datalist], predictor.bundle.input_channels)
+        self._cases = [replace(case, taken=taken) for case in cases if case.case_id in self._labels]
         if not self._cases:
             raise UsageError(f"{datalist} names no image with its label; give the datalist of the training")
 
     def __len__(self) -> int:
         return len(self._cases)
 
-    @overload
-    def __getitem__(self, index: int) -> TrainingCase: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TrainingCase]: ...
-    def __getitem__(self, index: int | slice) -> TrainingCase | list[TrainingCase]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:
         loaded = load(self._cases[index])
-        given = self._labels[loaded.case.case_id]
-        labels = read_label_map(given.path, declared=self._predictor.bundle.labels, mapping=given.mapping)
+        labels = _labels_of(self._labels[loaded.case.case_id], loaded.geometry, self._predictor)
         prepared = self._predictor.prepare(loaded.images)
-        reference = _nearest(labels.array.astype(np.uint8), loaded.images["image"], prepared)
-        return TrainingCase(prepared.as_tensor().float(), reference, geometry_of(prepared).spacing_mm)
+        reference = _nearest(labels, loaded.images["image"], prepared)
+        return TrainingCase(prepared.as_tensor().float(), reference, spacing_mm_of(prepared.affine.numpy()))
 
 
-def _trust_case(prepared: MetaTensor, crop: Crop, reference: NDArray[np.uint8], patient: str) -> TrustCase:
-    image = prepared.as_tensor()[(slice(None), *crop.slices)].float().contiguous()
-    labels = np.ascontiguousarray(reference[crop.slices])
-    return TrustCase(image, crop.probabilities, labels, patient, geometry_of(prepared).spacing_mm)
+def _labels_of(file: CaseFile, image: Geometry, predictor: Predictor) -> NDArray[np.uint8]:
+    """The labels of a case on the grid of its image; axes in another order or direction are turned."""
+    found = read_label_map(file.path, declared=predictor.bundle.labels, mapping=file.mapping)
+    labels, grid = along(found.array, found.geometry, image)
+    if not grid.matches(image):
+        raise Refusal("geometry-mismatch", f"{file.path.name}, on another grid than the image, {grid.mismatch(image)}")
+    return np.asarray(labels, dtype=np.uint8)
 
 
 def _nearest(labels: NDArray[np.uint8], source: MetaTensor, prepared: MetaTensor) -> NDArray[np.uint8]:

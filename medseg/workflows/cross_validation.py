@@ -88,20 +88,24 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     opened = Bundle.open(Path(bundle))
     place = opened.path / "runs" / "crossval" if output is None else Path(output)
     manifest = _manifest(opened, datalist, dataset_dir)
-    known = _folds(manifest)
+    known = sorted({item["fold"] for item in manifest.training if isinstance(item.get("fold"), int)})
+    if len(known) < 2:
+        raise UsageError(
+            f"the datalist has {len(known) or 'no'} fold(s), expected at least two; make them: medseg manifest split"
+        )
     chosen = tuple(known if folds is None else folds)
     if unknown := [fold for fold in chosen if fold not in known]:
         raise UsageError(f"found the folds {known} in the datalist, not {unknown}; choose among them")
-    given = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
-    _same_as_before(place, {"datalist": manifest.content, "overrides": dict(overrides or {})})
+    options = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
+    _check_unchanged(place, {"datalist": manifest.content, "overrides": dict(overrides or {})})
     predicted: list[Item] = []
     for number, fold in enumerate(chosen, 1):
         say(f"fold {fold} ({number} of {len(chosen)}): training")
-        copy = _trained(opened, place / f"fold{fold}", fold, given, watchers())
+        copy = _trained(opened, place / f"fold{fold}", fold, options, watchers())
         say(f"fold {fold} ({number} of {len(chosen)}): labelling the cases it has not seen")
         predicted += _labelled(copy, manifest, place / f"fold{fold}", fold, device)
     say("measuring")
-    result = CrossValidation(place, chosen, _scored(opened, manifest, place, chosen, predicted))
+    result = CrossValidation(place, chosen, _evaluated(opened, manifest, place, chosen, predicted))
     if set(chosen) == set(known):
         _record(opened, result)
     return result
@@ -114,11 +118,11 @@ def _manifest(
     if datalist is None:
         datalist = bundle.path / "configs" / "datalist.json"
         dataset_dir = bundle.config("train").get("dataset_dir") if dataset_dir is None else dataset_dir
-    found = Manifest.read(datalist, dataset_dir=dataset_dir)
-    return Manifest(found.content, found.dataset_dir.absolute())
+    read = Manifest.read(datalist, dataset_dir=dataset_dir)
+    return Manifest(read.content, read.dataset_dir.absolute())
 
 
-def _same_as_before(place: Path, asked: Mapping[str, Any]) -> None:
+def _check_unchanged(place: Path, asked: Mapping[str, Any]) -> None:
     """Folds that were trained on other data or with other settings are not taken for those that are asked for."""
     path, now = place / "asked.json", json.loads(json.dumps(asked, default=str))
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
@@ -126,16 +130,7 @@ def _same_as_before(place: Path, asked: Mapping[str, Any]) -> None:
     write_json(path, now)
 
 
-def _folds(manifest: Manifest) -> list[int]:
-    folds = sorted({item["fold"] for item in manifest.training if isinstance(item.get("fold"), int)})
-    if len(folds) < 2:
-        raise UsageError(
-            f"the datalist has {len(folds) or 'no'} fold(s), expected at least two; make them: medseg manifest split"
-        )
-    return folds
-
-
-def _trained(bundle: Bundle, place: Path, fold: int, given: Mapping[str, Any], watchers: Sequence[Watcher]) -> Bundle:
+def _trained(bundle: Bundle, place: Path, fold: int, options: Mapping[str, Any], watchers: Sequence[Watcher]) -> Bundle:
     """The fold's own copy of the bundle, with weights."""
     from medseg.training import train_bundle
 
@@ -152,7 +147,7 @@ def _trained(bundle: Bundle, place: Path, fold: int, given: Mapping[str, Any], w
             )
     if TrainingRun.read(Bundle.open(copy)) is None:
         train_bundle(
-            copy, fold=fold, output=place / "training", resume=True, publish="final", watchers=watchers, **given
+            copy, fold=fold, output=place / "training", resume=True, publish="final", watchers=watchers, **options
         )
     return Bundle.open(copy)
 
@@ -174,7 +169,7 @@ def _labelled(bundle: Bundle, manifest: Manifest, place: Path, fold: int, device
     ]
 
 
-def _scored(
+def _evaluated(
     bundle: Bundle, manifest: Manifest, place: Path, folds: Iterable[int], predicted: Sequence[Item]
 ) -> EvaluationResult:
     from medseg.evaluation import Options, evaluate_folders
@@ -211,21 +206,21 @@ def _record(bundle: Bundle, result: CrossValidation) -> None:
 
 def _table(result: CrossValidation) -> str:
     summary = result.evaluation.summary
-    lines = [
-        "# Cross-validation",
-        "",
-        f"{summary['n_cases']} cases in {len(result.folds)} folds. Each was scored by a network that had not seen it, "
-        "with the weights of the last epoch; the weights that ship are others. Mean ± standard deviation, with the "
-        "95 % interval of the mean over patients. "
-        f"{summary['n_unpaired'] + summary['n_refused']} cases could not be scored.",
-        "",
-        "| structure | cases | missed | " + " | ".join(_SHOWN.values()) + " |",
-        "| --- | --- | --- | " + " | ".join("---" for _ in _SHOWN) + " |",
+    rows = [
+        ["structure", "cases", "missed", *_SHOWN.values()],
+        ["---"] * (3 + len(_SHOWN)),
+        *(
+            [name, entry["n"], entry["n_missed"], *(_cell(entry["metrics"].get(metric)) for metric in _SHOWN)]
+            for name, entry in summary["structures"].items()
+        ),
     ]
-    for name, entry in summary["structures"].items():
-        cells = [_cell(entry["metrics"].get(metric)) for metric in _SHOWN]
-        lines.append(f"| {name} | {entry['n']} | {entry['n_missed']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return (
+        f"# Cross-validation\n\n{summary['n_cases']} cases in {len(result.folds)} folds. Each was scored by a network"
+        " that had not seen it, with the weights of the last epoch; the weights that ship are others. Mean ± standard"
+        " deviation, with the 95 % interval of the mean over patients."
+        f" {summary['n_unpaired'] + summary['n_refused']} cases could not be scored.\n\n"
+        + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+    )
 
 
 def _cell(metric: Mapping[str, Any] | None) -> str:

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from monai.networks.nets import BasicUNet
 
+from medseg.results.verdict import Thresholds
+from medseg.trust.calibration import Calibration, StructureCalibration
+from medseg.trust.gradient_boosting import BoostedTrees
+from medseg.trust.trust_files import CALIBRATION_NAME
+
 __all__ = ["SAMPLE_NAME", "read_config", "write_bundle", "write_config"]
 
 SAMPLE_NAME = "sphere_mri_segmentation"
@@ -210,7 +215,8 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
         "cases": 1,
     }
     (folder / "docs" / "training_run.json").write_text(json.dumps({**run, "cases": 1, "held_out_cases": 0}))
-    (folder / "trust" / "calibration.json").write_text(json.dumps({"weights_sha256": weights}))
+    structure = StructureCalibration(1, "sphere", ("entropy",), BoostedTrees(0.9, 0.1, ()), (0.9,), (0.1,), 1.0, 20, 20)
+    Calibration(("entropy",), 0.9, weights, Thresholds(), (structure,)).write(folder / CALIBRATION_NAME)
     return folder
 
 

@@ -210,16 +210,18 @@ def test_wrong_paths_and_words_are_told_before_torch_is_imported(bundle: Path, t
 
 def test_the_weights_that_are_used_are_those_that_trust_belongs_to(bundle: Path) -> None:
     from medseg.files import sha256_file
-    from medseg.trust.trust_files import weights_of
+    from medseg.trust.trust_files import TrustFiles
 
     usual = bundle / "models" / "model.pt"
-    assert weights_of(Bundle.open(bundle)) == {sha256_file(usual)}
+    assert TrustFiles(Bundle.open(bundle)).weights == {"models/model.pt": sha256_file(usual)}
     state = torch.load(usual, weights_only=True)
     torch.save({key: value * 2 for key, value in state.items()}, bundle / "models" / "model_lowres.pt")
     config = read_config(bundle, "inference")
     config["handlers"][0]["load_path"] = "$@bundle_root + '/models/model_lowres.pt'"
     write_config(bundle, "inference", config)
-    assert weights_of(Bundle.open(bundle)) == {sha256_file(bundle / "models" / "model_lowres.pt")}
+    assert TrustFiles(Bundle.open(bundle)).weights == {
+        "models/model_lowres.pt": sha256_file(bundle / "models" / "model_lowres.pt")
+    }
 
 
 def test_without_a_background_nothing_is_judged_and_no_dicom_is_written(bundle: Path) -> None:

@@ -102,7 +102,7 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     told = json.loads(fitted.stdout)
     assert (told["n_cases"], told["n_patients"], told["before"], told["skipped"]) == (12, 12, None, [])
     assert all(structure["bounded"] for structure in told["structures"])
-    assert trust_state(Bundle.open(bundle)).facts["thresholds"] == {"accept": 0.6, "reject": 0.2}
+    assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
 
     judged = _medseg("infer", bundle, hospital / "images", "-o", hospital / "judged", "--windows", "bundle", "--json")
     assert judged.exit_code == ExitCode.DONE, judged.output
@@ -120,7 +120,7 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     again = _medseg("trust", "fit", bundle, *arguments)
     assert again.exit_code == ExitCode.DONE, again.output
     assert "structures reach their lower bound" in again.stdout
-    assert trust_state(Bundle.open(bundle)).facts["thresholds"] == {"accept": 0.6, "reject": 0.2}
+    assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
 
 
 def test_too_few_cases_are_refused(hospital: Path, tmp_path: Path) -> None:

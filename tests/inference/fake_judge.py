@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -11,55 +10,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.files import sha256_file
-from medseg.trust.calibration import Calibration, Estimate, FitOptions, Thresholds, fit_calibration
-from medseg.trust.trust_model import TrustModel
+from medseg.results.verdict import (
+    UNLIKE_TRAINING,
+    USUAL,
+    Decision,
+    FaultKind,
+    StructureQuality,
+    Thresholds,
+    Verdict,
+)
+from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.crop import Crop
+from medseg.trust.trust_model import Assessment, TrustModel, look_at_mm
 
 LIMITS = Thresholds(accept=0.7, reject=0.3)
 
 
-@dataclass(frozen=True)
-class FakeTrust:
-    """As the judge's own answer."""
-
-    estimates: Mapping[int, Estimate]
-    verdict: str
-    flags: tuple[str, ...]
-    scores: Mapping[str, float]
-    doubt: NDArray[np.float32]
-    case_class: Mapping[str, float]
-
-
 @dataclass
 class FakeJudge:
-    """Predicts a Dice of 0.9 for structure 1; for structure 2 its mean probability where it wins. Doubts by entropy.
+    """Predicts a Dice of 0.9 for structure 1; for structure 2 its mean probability where it wins; errors by margin.
 
     An image whose maximum exceeds 49.5 is flagged as unlike the training, and taken for one with motion.
     """
 
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     error: Exception | None = None
+    decision: Decision | None = None
 
-    def assess(
-        self, image: torch.Tensor, probabilities: torch.Tensor, spacing_mm: tuple[float, float, float]
-    ) -> FakeTrust:
+    def assess(self, crop: Crop) -> Assessment:
+        image, probabilities = crop.image, crop.probabilities
         assert image.dtype == probabilities.dtype == torch.float32
-        assert image.shape[1:] == probabilities.shape[1:]
-        assert all(step > 0 for step in spacing_mm)
+        assert all(step > 0 for step in crop.spacing_mm)
         torch.testing.assert_close(probabilities.sum(0), torch.ones(probabilities.shape[1:]))
         if self.error is not None:
             raise self.error
         self.seen.append((tuple(image.shape), tuple(probabilities.shape)))
         won = probabilities.argmax(0) == 2
         second = float(probabilities[2][won].mean()) if bool(won.any()) else 0.0
-        estimates = {1: Estimate(0.9, 0.8), 2: Estimate(second, second / 2)}
-        flags = ("unlike-training",) if float(image.max()) > 49.5 else ()
-        doubt = np.asarray(1.0 - probabilities.amax(0).numpy(), dtype=np.float32)
-        kinds = {"usual": 0.17, "motion": 0.83} if flags else {"usual": 0.9, "motion": 0.1}
-        return FakeTrust(estimates, LIMITS.verdict(list(estimates.values())), flags, {}, doubt, kinds)
+        structures = (StructureQuality(1, "small", 0.9, 0.8), StructureQuality(2, "large", second, second / 2))
+        flags = (UNLIKE_TRAINING,) if float(image.max()) > 49.5 else ()
+        errors = np.asarray(1.0 - probabilities.amax(0).numpy(), dtype=np.float32)
+        fault = FaultKind("motion", 0.83) if flags else FaultKind(USUAL, 0.9)
+        decision = self.decision or LIMITS.decide(structures)
+        return Assessment(Verdict(decision, structures, flags, look_at_mm(errors, crop), fault), errors, {})
 
 
 def use(judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> FakeJudge:

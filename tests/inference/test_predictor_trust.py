@@ -84,12 +84,7 @@ def test_every_done_case_has_a_verdict_and_refused_ones_have_none(
 
 
 def test_a_flag_is_never_accepted(judged: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hopeful(FakeJudge):
-        def assess(self, *args: Any) -> Any:
-            found = super().assess(*args)
-            return type(found)(found.estimates, "accept", found.flags, found.scores, found.doubt, found.case_class)
-
-    use(Hopeful(), monkeypatch)
+    use(FakeJudge(decision="accept"), monkeypatch)
     run_batch(judged, [images], tmp_path / "out")
     verdicts = {name: trust and trust["verdict"] for name, trust in _trust(tmp_path / "out").items()}
     assert verdicts == {"sound": "accept", "lacking": "accept", "strange": "review", "text": None}
@@ -192,7 +187,7 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
 def test_a_case_too_large_to_be_judged_is_to_be_reviewed(
     judged: Path, judge: FakeJudge, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medseg.inference.foreground.ProbabilityCrop.__init__.__defaults__", (1000,))
+    monkeypatch.setattr("medseg.trust.crop.LIMIT_BYTES", 1000)
     report = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out")
     assert report.cases[0].trust is not None
     assert report.cases[0].trust["flags"] == ["too-large"]
@@ -249,7 +244,7 @@ def test_the_predictor_alone_gives_labels_verdict_and_error_map(judged: Path, ju
     np.testing.assert_array_equal(found.label_map, (intensity > 10).astype(int) + (intensity > 30))
     assert found.geometry.matches(Geometry((18, 14, 10), affine))
     assert found.verdict is not None
-    assert found.verdict["verdict"] == "review"
+    assert found.verdict.decision == "review"
     assert found.error_map is not None
     assert found.error_map.shape == (18, 14, 10)
     assert found.error_map.dtype == np.dtype(np.uint8)

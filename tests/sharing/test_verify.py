@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from medseg.bundle.findings import Finding, blocks
 from medseg.errors import BundleError, UsageError
 from medseg.sharing import verify
 from medseg.sharing.verify import SCHEMA_FILE, fake_shape
+from medseg.trust.calibration import Calibration
+from medseg.trust.trust_files import CALIBRATION_NAME
 from tests.bundle.sample import read_config, write_config
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("bundles").glob("*/models/model.pt"))
@@ -37,6 +39,11 @@ def _metadata(change: Callable[[dict[str, object]], object]) -> Callable[[Path],
 def _other_weights(bundle: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, bundle / "models" / "model.pt")
     (bundle / "trust" / "calibration.json").unlink()
+
+
+def _other_calibration(bundle: Path) -> None:
+    path = bundle / CALIBRATION_NAME
+    replace(Calibration.read(path), weights_sha256="0" * 64).write(path)
 
 
 def _infinite_weights(bundle: Path) -> None:
@@ -67,7 +74,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "label without code": (_metadata(lambda m: _pred(m).pop("segment_codes")), "sphere (label 1) has no code"),
     "calibration of other weights": (
-        lambda bundle: (bundle / "trust" / "calibration.json").write_text(json.dumps({"weights_sha256": "0" * 64})),
+        _other_calibration,
         "belongs to other weights",
     ),
     "weights do not fit": (_other_weights, "do not fit"),

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from medseg.bundle import Bundle
+from medseg.trust.crop import Crop
 from medseg.trust.error_net import FineTuning
-from medseg.trust.fit import TrainingCase, TrustCase, TrustOptions, fit_trust
+from medseg.trust.fit import TrustOptions, fit_trust
+from medseg.trust.fit_cases import TrainingCase, TrustCase
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS
 from tests.bundle.sample import write_bundle
 
@@ -28,16 +30,17 @@ def ball(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return ((image - image.mean()) / image.std()).astype(np.float32), mask
 
 
-def result(seed: int, kind: str = "own") -> TrustCase:
-    """A soft mask of a ball; the mask or the image is made worse if asked for."""
+def result(seed: int, fault: str | None = None) -> TrustCase:
+    """A soft mask of a ball, with a fault in the image or in the mask if asked for."""
     image, mask = ball(seed)
     soft = np.where(mask, 0.97, 0.03).astype(np.float32)
     probabilities = np.stack([1 - soft, soft])
-    if kind in IMAGE_FAULTS:
-        image = IMAGE_FAULTS[kind](image, np.random.default_rng(seed))
-    elif kind != "own":
-        probabilities = MASK_FAULTS[kind](probabilities, np.random.default_rng(seed))
-    return TrustCase(torch.from_numpy(image)[None], torch.from_numpy(probabilities), mask, f"p{seed}", kind=kind)
+    if fault is not None and fault in IMAGE_FAULTS:
+        image = IMAGE_FAULTS[fault](image, np.random.default_rng(seed))
+    elif fault is not None:
+        probabilities = MASK_FAULTS[fault](probabilities, np.random.default_rng(seed))
+    crop = Crop(torch.from_numpy(image)[None], torch.from_numpy(probabilities))
+    return TrustCase(crop, mask, f"p{seed}", fault)
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +50,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, nn.Module]
     bundle = Bundle.open(folder)
     network = bundle.load_network()
     torch.manual_seed(0)
-    cases = [result(seed, kind) for seed in range(16) for kind in ("own", "shift", "cut", "noise")]
+    cases = [result(seed, fault) for seed in range(16) for fault in (None, "shift", "cut", "noise")]
     training = [TrainingCase(torch.from_numpy(image)[None], mask) for image, mask in map(ball, range(100, 140))]
-    options = TrustOptions(finishing=FineTuning(steps=40, batch=2), groups=2)
+    options = TrustOptions(fine_tuning=FineTuning(steps=40, batch=2), folds=2)
     fit_trust(bundle, network, cases, training, options)
     return bundle, network

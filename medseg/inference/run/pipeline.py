@@ -210,7 +210,7 @@ class CaseTask:
             self._seconds(),
             outputs=tuple(found.stamps),
             structures=volumes,
-            trust=prediction.verdict,
+            trust=None if prediction.verdict is None else prediction.verdict.to_json(),
             stages={name: round(value, 4) for name, value in stages.items()},
             not_written=found.not_written,
             trained_on=facts.trained_on,

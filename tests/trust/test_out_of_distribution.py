@@ -9,8 +9,8 @@ import torch
 from monai.networks.nets import BasicUNet, UNet
 
 from medseg.trust.out_of_distribution import (
-    FeatureExtractor,
     OODDetector,
+    encode,
     encoder_layers,
     fit_ood_detector,
     image_statistics,
@@ -26,34 +26,34 @@ def rows(n: int, features: int = 30, seed: int = 0) -> np.ndarray:
 
 
 def test_cases_like_the_training_cases_are_near_and_others_far() -> None:
-    likeness = fit_ood_detector(rows(120))
-    near = [likeness.distance(row) for row in rows(60, seed=1)]
+    detector = fit_ood_detector(rows(120))
+    near = [detector.distance(row) for row in rows(60, seed=1)]
     usual = rows(1, seed=2)[0]
     across = np.linalg.svd(np.random.default_rng(9).standard_normal((5, 30)))[2][-1]  # where no case varies
     assert 0.3 < np.mean(near) < 1.5
-    assert likeness.distance(usual + 4.0 * across) > 1.5 * max(near)
+    assert detector.distance(usual + 4.0 * across) > 1.5 * max(near)
 
 
 def test_the_distance_is_the_one_of_mahalanobis() -> None:
     data = rows(200, 6)
-    likeness = fit_ood_detector(data, most=6)
+    detector = fit_ood_detector(data)
     scaled = (data - data.mean(0)) / data.std(0)
     from sklearn.covariance import LedoitWolf
 
     precision = np.linalg.inv(LedoitWolf(assume_centered=True).fit(scaled).covariance_)
     point = (rows(1, 6, 5)[0] - data.mean(0)) / data.std(0)
     expected = np.sqrt(point @ precision @ point / 6)
-    assert likeness.distance(rows(1, 6, 5)[0]) == pytest.approx(expected, rel=1e-3)
+    assert detector.distance(rows(1, 6, 5)[0]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:
-    likeness = fit_ood_detector(rows(50))
-    assert likeness.distance(np.full(30, np.nan)) == np.inf
+    detector = fit_ood_detector(rows(50))
+    assert detector.distance(np.full(30, np.nan)) == np.inf
 
 
 def test_json_keeps_it() -> None:
-    likeness = fit_ood_detector(rows(50))
-    assert OODDetector.from_json(json.loads(json.dumps(asdict(likeness)))) == likeness
+    detector = fit_ood_detector(rows(50))
+    assert OODDetector.from_json(json.loads(json.dumps(asdict(detector)))) == detector
 
 
 def test_numbers_that_do_not_fit_together_are_refused() -> None:
@@ -71,21 +71,43 @@ def test_numbers_that_do_not_fit_together_are_refused() -> None:
         UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=(2, 2)),
     ],
 )
-def test_the_second_look_is_the_network_itself(network: torch.nn.Module) -> None:
+def test_the_reinference_is_the_network_itself(network: torch.nn.Module) -> None:
     network = network.eval()
     image = torch.randn(1, 20, 33, 17)
     layers, divisor = encoder_layers(network, image), smallest_divisor(network, 1)
-    look = FeatureExtractor(network, layers, divisor)(image)
-    assert look.probabilities.shape == (2, 20, 33, 17)
+    features, probabilities = encode(network, image, layers, divisor)
+    assert probabilities.shape == (2, 20, 33, 17)
     assert not [name for name in layers if "upcat" in name]
-    assert np.isfinite(look.features).all()
-    assert FeatureExtractor(network, layers, divisor)(image).features.tolist() == look.features.tolist()
-    assert np.abs(FeatureExtractor(network, layers, divisor)(image.cumsum(1)).features - look.features).max() > 0.01
+    assert np.isfinite(features).all()
+    assert encode(network, image, layers, divisor)[0].tolist() == features.tolist()
+    assert np.abs(encode(network, image.cumsum(1), layers, divisor)[0] - features).max() > 0.01
     whole = torch.randn(1, 32, 32, 32)
     with torch.inference_mode():
         expected = network(whole[None])[0].softmax(0)
-    torch.testing.assert_close(FeatureExtractor(network, layers, divisor)(whole).probabilities, expected)
+    torch.testing.assert_close(encode(network, whole, layers, divisor)[1], expected)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+class _Elsewhere(torch.nn.Module):
+    """Stands for a network on another device, which takes nothing from this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Identity()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.device.type != "meta":
+            raise RuntimeError("the image is on another device than the weights")
+        found: torch.Tensor = self.layer(torch.zeros(1, 2, *image.shape[2:]))
+        return found
+
+
+def test_an_image_goes_to_the_device_of_the_network() -> None:
+    network, image = _Elsewhere(), torch.zeros(1, 20, 20, 20)
+    assert smallest_divisor(network, 1) == 4
+    assert encoder_layers(network, image) == ("layer",)
+    assert encode(network, image, ["layer"], 4)[1].shape == (2, 20, 20, 20)
 
 
 def test_image_statistics_tell_noise_from_blur() -> None:

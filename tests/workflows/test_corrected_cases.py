@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, run_batch
-from medseg.inference.spool import CaseCache
-from medseg.trust.fit import dice_of
+from medseg.trust.fit_cases import CaseCache, TrustCase
 from medseg.workflows.corrected_cases import CorrectedCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
@@ -36,23 +36,28 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _cases(root: Path, **changes: Any) -> CorrectedCases:
     places = {"folder": root / "out", "references": root / "masks"} | changes
-    return CorrectedCases(Predictor(root / "bundle", precision="fp32"), worse=(0, 0), **places)
+    return CorrectedCases(Predictor(root / "bundle", "cpu", "fp32"), **places)
+
+
+def _own(cases: CorrectedCases) -> list[TrustCase]:
+    """The network's own results."""
+    return [case for case in cases if case.fault is None]
 
 
 def test_dice_is_that_between_the_folder_and_the_corrected_mask(ran: Path) -> None:
     cases = _cases(ran)
     assert cases.case_ids == ("case0", "case1", "case2")
-    for case_id, case in zip(cases.case_ids, cases, strict=True):
+    for case_id, case in zip(cases.case_ids, _own(cases), strict=True):
         found, _ = load(ran / "out" / f"{case_id}_seg.nii.gz")
         corrected, _ = load(ran / "masks" / f"{case_id}_seg.nii.gz")
         for label in (1, 2):
             ours, theirs = found == label, corrected == label
             expected = 2 * np.sum(ours & theirs) / (ours.sum() + theirs.sum())
             assert 0.2 < expected < 1.0
-            assert dice_of(case, label) == pytest.approx(expected, abs=1e-3)
-        assert case.image.shape[1:] == case.probabilities.shape[1:] == case.reference.shape
+            assert case.dice(label) == pytest.approx(expected, abs=1e-3)
+        assert case.crop.image.shape[1:] == case.reference.shape
         assert case.patient == case_id
-        assert sorted(case.spacing_mm) == pytest.approx([1.1, 1.4, 2.6], abs=1e-5)
+        assert sorted(case.crop.spacing_mm) == pytest.approx([1.1, 1.4, 2.6], abs=1e-5)
     assert not cases.skipped
 
 
@@ -62,11 +67,11 @@ def test_a_resampled_grid_gives_nearly_the_same_dice(ran: Path, tmp_path: Path) 
     shutil.copytree(ran / "images", root / "images")
     shutil.copytree(ran / "masks", root / "masks")
     run_batch(bundle, [root / "images"], root / "out", Options(windows="bundle"))
-    for case_id, case in zip(("case0", "case1", "case2"), _cases(root), strict=True):
+    for case_id, case in zip(("case0", "case1", "case2"), _own(_cases(root)), strict=True):
         found, _ = load(root / "out" / f"{case_id}_seg.nii.gz")
         corrected, _ = load(root / "masks" / f"{case_id}_seg.nii.gz")
         expected = 2 * np.sum((found == 1) & (corrected == 1)) / (np.sum(found == 1) + np.sum(corrected == 1))
-        assert dice_of(case, 1) == pytest.approx(expected, abs=0.05)
+        assert case.dice(1) == pytest.approx(expected, abs=0.05)
 
 
 def test_what_the_network_missed_counts(ran: Path, tmp_path: Path) -> None:
@@ -81,8 +86,8 @@ def test_what_the_network_missed_counts(ran: Path, tmp_path: Path) -> None:
     corrected[8:12, 8:12, 80:85] = 1
     save(corrected, grid("plain"), root / "masks" / "far.nii.gz")
     run_batch(root / "bundle", [root / "images"], root / "out", Options(windows="bundle"))
-    (case,) = _cases(root)
-    assert dice_of(case, 1) == pytest.approx(2 * 80 / (80 + 160))
+    (case,) = _own(_cases(root))
+    assert case.dice(1) == pytest.approx(2 * 80 / (80 + 160))
 
 
 def test_cases_that_cannot_be_used_are_named(ran: Path, tmp_path: Path) -> None:
@@ -111,7 +116,7 @@ def test_moved_images_are_named_and_gone_ones_told(ran: Path, tmp_path: Path) ->
     (root / "out" / "run.json").write_text(json.dumps(run))
     with pytest.raises(UsageError, match="--images"):
         _cases(root)
-    assert len(list(_cases(root, images=[root / "images"]))) == 3
+    assert len(_own(_cases(root, images=[root / "images"]))) == 3
 
 
 def test_nothing_in_common_is_told(ran: Path, tmp_path: Path) -> None:
@@ -125,41 +130,54 @@ def test_nothing_in_common_is_told(ran: Path, tmp_path: Path) -> None:
 def test_the_region_of_interest_of_the_run_is_used_again(ran: Path, tmp_path: Path) -> None:
     options = Options(windows="bundle", roi="voxels:2,2,2,15,14,11")
     run_batch(ran / "bundle", [ran / "images" / "case0.nii.gz"], tmp_path / "out", options)
-    (case,) = _cases(ran, folder=tmp_path / "out")
+    (case,) = _own(_cases(ran, folder=tmp_path / "out"))
     assert case.reference.shape == (14, 13, 10)
 
 
-def test_cases_made_worse_follow_their_own_and_are_not_better(ran: Path) -> None:
-    cases = CorrectedCases(Predictor(ran / "bundle", precision="fp32"), ran / "out", ran / "masks", worse=(2, 3))
+def test_cases_with_faults_follow_their_own_and_are_not_better(ran: Path) -> None:
+    cases = _cases(ran)
     found = list(cases)
     assert len(found) == 3 * 6
-    assert [case.kind for case in found[::6]] == ["own"] * 3
+    assert [case.fault for case in found[::6]] == [None] * 3
     assert {case.patient for case in found[:6]} == {"case0"}
-    assert not {case.kind for case in found[1:6]} & {"own"}
+    assert None not in {case.fault for case in found[1:6]}
     for begin in (0, 6, 12):
-        own = dice_of(found[begin], 1)
-        others = [dice_of(case, 1) or 0.0 for case in found[begin + 1 : begin + 6]]
+        own = found[begin].dice(1)
+        others = [case.dice(1) or 0.0 for case in found[begin + 1 : begin + 6]]
         assert own is not None
         assert np.mean(others) < own
     for case in found:
-        torch.testing.assert_close(case.probabilities.sum(0), torch.ones(case.reference.shape), atol=1e-4, rtol=0)
+        total = case.crop.probabilities.sum(0)
+        torch.testing.assert_close(total, torch.ones(case.reference.shape), atol=1e-4, rtol=0)
     again = list(cases)
-    assert torch.equal(again[3].probabilities, found[3].probabilities)
+    assert torch.equal(again[3].crop.probabilities, found[3].crop.probabilities)
 
 
-def test_the_spool_gives_back_what_was_put_in(ran: Path) -> None:
-    cases = list(_cases(ran))
-    with CaseCache() as spool:
+def test_a_corrected_mask_in_another_orientation_is_turned(ran: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        labels, affine = load(ran / "masks" / f"case{number}_seg.nii.gz")
+        turned = nib.Nifti1Image(labels.astype(np.float32), affine).as_reoriented([[2, -1], [0, 1], [1, -1]])
+        nib.save(turned, tmp_path / f"case{number}_seg.nii.gz")
+    cases = _cases(ran, references=tmp_path)
+    for straight, turned in zip(_own(_cases(ran)), _own(cases), strict=True):
+        np.testing.assert_array_equal(straight.reference, turned.reference)
+        assert straight.dice(1) == turned.dice(1)
+    assert not cases.skipped
+
+
+def test_the_cache_gives_back_what_was_put_in(ran: Path) -> None:
+    cases = list(_cases(ran))[::5]
+    with CaseCache() as cache:
         for case in cases:
-            spool.append(case)
-        folder = Path(spool._folder.name)
-        assert len(spool) == 3
-        for case, back in zip(cases, spool, strict=True):
-            assert torch.equal(case.image, back.image)
-            torch.testing.assert_close(case.probabilities, back.probabilities, atol=1e-3, rtol=1e-3)
+            cache.append(case)
+        folder = Path(cache._folder.name)
+        assert len(cache) == len(cases)
+        for case, back in zip(cases, cache, strict=True):
+            assert torch.equal(case.crop.image, back.crop.image)
+            torch.testing.assert_close(case.crop.probabilities, back.crop.probabilities, atol=1e-3, rtol=1e-3)
             np.testing.assert_array_equal(case.reference, back.reference)
-            assert (case.patient, case.spacing_mm, case.kind) == (back.patient, back.spacing_mm, back.kind)
-        assert [case.patient for case in spool[1:]] == ["case1", "case2"]
+            assert (case.patient, case.crop.spacing_mm, case.fault) == (back.patient, back.crop.spacing_mm, back.fault)
+            assert (case.crop.start, case.dice(1)) == (back.crop.start, back.dice(1))
         with pytest.raises(IndexError):
-            spool[3]
+            cache[len(cases)]
     assert not folder.exists()

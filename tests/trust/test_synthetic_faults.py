@@ -25,7 +25,7 @@ def test_mask_faults_lower_dice_and_stay_probabilities(kind: str) -> None:
     dice = []
     for seed in range(12):
         case = result(seed, kind)
-        found = case.probabilities.numpy()
+        found = case.crop.probabilities.numpy()
         assert found.dtype == np.float32
         assert found.min() >= 0
         np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)

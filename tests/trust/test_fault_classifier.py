@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medseg.errors import BundleError
-from medseg.trust.fault_classifier import USUAL, FaultClassifier, fit_fault_classifier
+from medseg.results.verdict import USUAL
+from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 
 SHA = "ab" * 32
 CENTRES = {USUAL: (4, 0, 0, 0, 0, 0), "motion": (0, 4, 0, 0, 0, 0), "noise": (0, 0, 4, 0, 0, 0)}
@@ -32,12 +33,12 @@ def fitted(*names: str) -> FaultClassifier:
 
 @pytest.mark.parametrize("names", [(USUAL, "motion"), tuple(CENTRES)])
 def test_it_recognises_what_can_be_told_apart(names: tuple[str, ...]) -> None:
-    head = fitted(*names)
+    classifier = fitted(*names)
     for name in names:
-        found = head.probabilities(np.array(CENTRES[name]))
-        assert max(found, key=lambda kind: found[kind]) == name
+        found = classifier.probabilities(np.array(CENTRES[name]))
+        assert classifier.most_probable(np.array(CENTRES[name])) == (name, found[name])
         assert sum(found.values()) == pytest.approx(1.0)
-        assert head.recall[name] > 0.85
+        assert classifier.recall[name] > 0.85
 
 
 @pytest.mark.parametrize("names", [(USUAL, "motion"), tuple(CENTRES)])
@@ -45,26 +46,26 @@ def test_the_probabilities_are_those_of_scikit_learn(names: tuple[str, ...]) -> 
     features, classes, _ = cases(names=names)
     scaler = StandardScaler().fit(features)
     peer = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000).fit(scaler.transform(features), classes)
-    head = fitted(*names)
+    classifier = fitted(*names)
     for row in features[::7]:
         expected = peer.predict_proba(scaler.transform(row[None]))[0]
-        assert list(head.probabilities(row)) == peer.classes_.tolist()
-        np.testing.assert_allclose(list(head.probabilities(row).values()), expected, atol=1e-3)
+        assert list(classifier.probabilities(row)) == peer.classes_.tolist()
+        np.testing.assert_allclose(list(classifier.probabilities(row).values()), expected, atol=1e-3)
 
 
 def test_classes_that_cannot_be_told_apart_are_recognised_no_better_than_by_chance() -> None:
     features, classes, patients = cases()
-    head = fit_fault_classifier(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
-    assert head is not None
-    assert np.mean(list(head.recall.values())) < 0.55
+    classifier = fit_fault_classifier(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
+    assert classifier is not None
+    assert np.mean(list(classifier.recall.values())) < 0.55
 
 
 def test_classes_of_few_patients_are_left_out() -> None:
     features, classes, patients = cases()
     few = [i for i, name in enumerate(classes) if name != "noise" or i % 20 < 4]
-    head = fit_fault_classifier(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
-    assert head is not None
-    assert set(head.classes) == {USUAL, "motion"}
+    classifier = fit_fault_classifier(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
+    assert classifier is not None
+    assert set(classifier.classes) == {USUAL, "motion"}
     assert fit_fault_classifier(features[:20], classes[:20], patients[:20], SHA) is None
 
 
@@ -75,9 +76,9 @@ def test_a_feature_that_is_not_finite_tells_nothing() -> None:
 
 def test_it_comes_back_from_json_the_same_and_belongs_to_its_weights(tmp_path: Path) -> None:
     path = tmp_path / "case_class.json"
-    head = fitted()
-    head.write(path)
-    assert FaultClassifier.read(path, [SHA]) == head
+    classifier = fitted()
+    classifier.write(path)
+    assert FaultClassifier.read(path, [SHA]) == classifier
     with pytest.raises(BundleError, match="belongs to weights"):
         FaultClassifier.read(path, ["cd" * 32])
 
@@ -85,9 +86,9 @@ def test_it_comes_back_from_json_the_same_and_belongs_to_its_weights(tmp_path: P
 @pytest.mark.parametrize(
     "change", [{"format": "other"}, {"classes": ["a"]}, {"mean": []}, {"weight": [[1.0]]}, {"scale": [0.0] * 6}]
 )
-def test_what_is_no_case_class_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_no_fault_classifier_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "case_class.json"
     fitted().write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BundleError, match="not a case class"):
+    with pytest.raises(BundleError, match="not a fault classifier"):
         FaultClassifier.read(path, [SHA])

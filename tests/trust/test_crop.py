@@ -1,4 +1,4 @@
-"""What is kept for trust equals what the network said, however the volume was cut."""
+"""The box that is assessed: what is kept of it equals what the network said, however the volume was cut."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.inference.foreground import MARGIN_VOXELS, ProbabilityCrop
-from medseg.inference.sliding_window import Chunk
-from medseg.labels.decoding import LabelDecoding
+from medseg.errors import UsageError
+from medseg.labels.decoding import Activation, LabelDecoding
+from medseg.trust.crop import MARGIN_VOXELS, Crop, ProbabilityCrop, structure_box
 
-
-def _recipe(activation: str = "softmax", threshold: float | None = None) -> LabelDecoding:
-    return LabelDecoding(activation, threshold)  # type: ignore[arg-type]
+SOFTMAX = LabelDecoding("softmax")
 
 
 def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -30,12 +28,14 @@ def _scores(seed: int, classes: int, shape: tuple[int, int, int]) -> torch.Tenso
     return torch.from_numpy(scores)
 
 
-def _keep(scores: torch.Tensor, recipe: LabelDecoding, cuts: list[int]) -> ProbabilityCrop:
-    keeper = ProbabilityCrop(recipe)
+def _crop(scores: torch.Tensor, decoding: LabelDecoding, cuts: list[int]) -> Crop:
+    kept = ProbabilityCrop(decoding)
     edges = sorted({0, scores.shape[1], *(cut for cut in cuts if 0 < cut < scores.shape[1])})
     for begin, end in pairwise(edges):
-        keeper(Chunk(begin, scores[:, begin:end]))
-    return keeper
+        kept.add(begin, scores[:, begin:end])
+    crop = kept.crop(torch.arange(scores[0].numel()).reshape(1, *scores.shape[1:]), np.eye(4))
+    assert crop is not None
+    return crop
 
 
 @settings(max_examples=40, deadline=None)
@@ -45,31 +45,30 @@ def _keep(scores: torch.Tensor, recipe: LabelDecoding, cuts: list[int]) -> Proba
     st.lists(st.integers(1, 60), max_size=5),
     st.sampled_from(["softmax", "none"]),
 )
-def test_equals_the_softmax_in_the_box_whatever_the_slabs(
-    seed: int, classes: int, cuts: list[int], activation: str
+def test_equals_the_softmax_in_the_box_whatever_the_chunks(
+    seed: int, classes: int, cuts: list[int], activation: Activation
 ) -> None:
     scores = _scores(seed, classes, (60, 24, 18))
-    crop = _keep(scores, _recipe(activation), cuts).crop(scores.shape[1:])
-    assert crop is not None
+    crop = _crop(scores, LabelDecoding(activation), cuts)
     expected = torch.softmax(scores, 0)
     label = expected.argmax(0) > 0
     assert bool(label.any())
     torch.testing.assert_close(crop.probabilities, expected[(slice(None), *crop.slices)], atol=2e-3, rtol=1e-3)
+    image = torch.arange(label.numel()).reshape(1, *label.shape).float()
+    assert torch.equal(crop.image, image[(slice(None), *crop.slices)])
     index = label.nonzero()
     for axis in range(3):
         assert crop.start[axis] == max(int(index[:, axis].min()) - MARGIN_VOXELS, 0)
         stop = min(int(index[:, axis].max()) + 1 + MARGIN_VOXELS, label.shape[axis])
         assert crop.slices[axis].stop == stop
-    whole = _keep(scores, _recipe(activation), []).crop(scores.shape[1:])
-    assert whole is not None
+    whole = _crop(scores, LabelDecoding(activation), [])
     assert torch.equal(whole.probabilities, crop.probabilities)
 
 
 def test_an_empty_prediction_keeps_the_whole_volume() -> None:
     scores = torch.zeros(3, 8, 9, 10)
     scores[0] = 30
-    crop = _keep(scores, _recipe(), [3]).crop((8, 9, 10))
-    assert crop is not None
+    crop = _crop(scores, SOFTMAX, [3])
     assert crop.start == (0, 0, 0)
     assert torch.equal(crop.probabilities[0], torch.ones(8, 9, 10))
 
@@ -77,26 +76,44 @@ def test_an_empty_prediction_keeps_the_whole_volume() -> None:
 def test_one_channel_becomes_two() -> None:
     scores = torch.full((1, 6, 6, 6), -20.0)
     scores[0, 2:4, 2:4, 2:4] = 1.0
-    crop = _keep(scores, _recipe("none", 0.5), []).crop((6, 6, 6))
-    assert crop is not None
+    crop = _crop(scores, LabelDecoding("none", 0.5), [])
     assert crop.probabilities.shape == (2, 6, 6, 6)
     assert float(crop.probabilities[1, 2, 2, 2]) == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=1e-3)
-    activated = _keep(torch.sigmoid(scores), _recipe("sigmoid", 0.5), []).crop((6, 6, 6))
-    assert activated is not None
+    activated = _crop(torch.sigmoid(scores), LabelDecoding("sigmoid", 0.5), [])
+    assert activated.slices == crop.slices
 
 
 def test_probabilities_are_not_put_through_a_softmax_again() -> None:
     probabilities = torch.softmax(_scores(1, 3, (12, 12, 12)), 0)
-    crop = _keep(probabilities, _recipe("none"), []).crop((12, 12, 12))
-    assert crop is not None
+    crop = _crop(probabilities, LabelDecoding("none"), [])
     torch.testing.assert_close(crop.probabilities, probabilities[(slice(None), *crop.slices)], atol=2e-3, rtol=1e-3)
 
 
-def test_above_the_limit_nothing_is_kept() -> None:
+def test_above_the_limit_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.trust.crop.LIMIT_BYTES", 50_000)
     scores = torch.randn(4, 20, 20, 20)
-    keeper = ProbabilityCrop(_recipe(), limit_bytes=50_000)
+    kept = ProbabilityCrop(SOFTMAX)
     for begin in range(0, 20, 5):
-        keeper(Chunk(begin, scores[:, begin : begin + 5]))
-    assert keeper._kept_bytes < 3 * 50_000
-    assert not keeper._pieces
-    assert keeper.crop((20, 20, 20)) is None
+        kept.add(begin, scores[:, begin : begin + 5])
+    assert kept._kept_bytes < 3 * 50_000
+    assert not kept._pieces
+    assert kept.crop(scores[:1], np.eye(4)) is None
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="on one grid"):
+        Crop(torch.zeros(1, 5, 6, 7), torch.zeros(2, 5, 6, 8))
+
+
+def test_the_region_is_the_structures_with_a_margin() -> None:
+    labels = torch.zeros(80, 60, 50, dtype=torch.long)
+    labels[40:44, 20, 5:10] = 1
+    expected = (slice(40 - MARGIN_VOXELS, 44 + MARGIN_VOXELS), slice(4, 37), slice(0, 26))
+    assert structure_box(labels) == expected
+    assert structure_box(torch.zeros(5, 6, 7)) == (slice(0, 5), slice(0, 6), slice(0, 7))
+
+
+def test_a_huge_region_is_trimmed_about_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.trust.crop._LARGEST_BOX", 30 * 30 * 30)
+    box = structure_box(torch.ones(100, 40, 30))
+    assert box == (slice(35, 65), slice(5, 35), slice(0, 30))

@@ -1,0 +1,161 @@
+"""What is said of one result without its ground truth, and the rule that makes accept, review or reject of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+Decision = Literal["accept", "review", "reject"]
+
+UNLIKE_TRAINING = "unlike-training"
+"""Flag: predicted Dice means nothing for an image so far from those of the training."""
+IMPLAUSIBLE_SHAPE = "implausible-shape"
+"""Flag: the mask is unlike those of the training."""
+STRUCTURE_MISSING = "structure-missing"
+"""Flag: the result lacks a structure which every training case has."""
+TOO_LARGE = "too-large"
+"""Flag: the structures are too large to be assessed in the memory allowed."""
+NOT_JUDGED = "not-judged"
+"""Flag: the trust model failed on the case."""
+
+USUAL = "usual"
+"""The fault kind of an image without a fault."""
+
+
+@dataclass(frozen=True)
+class StructureQuality:
+    """How good one structure is expected to be: its Dice, and a bound that it exceeds as often as stated."""
+
+    label: int
+    name: str
+    predicted_dice: float
+    lower_bound: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``run.json``, to six places."""
+        return {
+            **asdict(self),
+            "predicted_dice": round(self.predicted_dice, 6),
+            "lower_bound": round(self.lower_bound, 6),
+        }
+
+
+class FaultKind(NamedTuple):
+    """The most probable kind of fault in the image (``"usual"``, ``"noise"``, ``"motion"`` …), and how probable."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a result is accepted or rejected; everything between is to be reviewed.
+
+    Parameters
+    ----------
+    accept
+        Accepted if the lower bound of every structure reaches this.
+    reject
+        Rejected if the predicted Dice of any structure is below this.
+    """
+
+    accept: float = 0.8
+    reject: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in (("accept", self.accept), ("reject", self.reject)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"the threshold {name} is {value!r}, expected a Dice from 0 to 1")
+
+    def decide(self, structures: Sequence[StructureQuality]) -> Decision:
+        """Accept, review or reject, by the structures alone; without any ``"review"``."""
+        if any(structure.predicted_dice < self.reject for structure in structures):
+            return "reject"
+        if structures and all(structure.lower_bound >= self.accept for structure in structures):
+            return "accept"
+        return "review"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one result without its ground truth; what is flagged is never accepted.
+
+    Parameters
+    ----------
+    decision
+        ``"accept"``, ``"review"`` or ``"reject"``; becomes ``"review"`` where a flag contradicts ``"accept"``.
+    structures
+        By label; none if the result could not be assessed.
+    flags
+        Why the estimates may not hold.
+    look_at_mm
+        Point (RAS, mm) at which the three planes with most expected errors meet; None if no error is expected.
+    fault
+        What the image may suffer from; None if the bundle does not tell.
+    """
+
+    decision: Decision
+    structures: tuple[StructureQuality, ...] = ()
+    flags: tuple[str, ...] = ()
+    look_at_mm: tuple[float, float, float] | None = None
+    fault: FaultKind | None = None
+
+    def __post_init__(self) -> None:
+        if self.flags and self.decision == "accept":
+            object.__setattr__(self, "decision", "review")
+
+    @classmethod
+    def not_assessed(cls, flag: str) -> Verdict:
+        """Of a result that nothing could be said of: it is to be reviewed."""
+        return cls("review", flags=(flag,))
+
+    @property
+    def predicted_dice(self) -> float | None:
+        """Mean over the structures; None without any."""
+        predicted = [round(structure.predicted_dice, 6) for structure in self.structures]
+        return round(sum(predicted) / len(predicted), 6) if predicted else None
+
+    @property
+    def lower_bound(self) -> float | None:
+        """That of the worst structure; None without any."""
+        return min((round(structure.lower_bound, 6) for structure in self.structures), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As under ``trust`` of a case in ``run.json``."""
+        fault = self.fault and {"name": self.fault.name, "probability": round(self.fault.probability, 4)}
+        return {
+            "predicted_dice": self.predicted_dice,
+            "lower_bound": self.lower_bound,
+            "verdict": self.decision,
+            "structures": [structure.to_json() for structure in self.structures],
+            "flags": list(self.flags),
+            "look_at_mm": None if self.look_at_mm is None else list(self.look_at_mm),
+            "case_class": fault,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Verdict:
+        """From what :meth:`to_json` made; older runs left out what they did not know.
+
+        Raises
+        ------
+        ValueError, LookupError, TypeError
+            If the content is something else.
+        """
+        decision = content["verdict"]
+        if decision not in {"accept", "review", "reject"}:
+            raise ValueError(f"the verdict {decision!r} is none of accept, review, reject")
+        structures = [
+            StructureQuality(int(s["label"]), str(s["name"]), float(s["predicted_dice"]), float(s["lower_bound"]))
+            for s in content.get("structures") or ()
+        ]
+        fault, point = content.get("case_class"), content.get("look_at_mm")
+        x, y, z = (float(value) for value in point or (0, 0, 0))
+        return cls(
+            decision,
+            tuple(structures),
+            tuple(map(str, content.get("flags") or ())),
+            (x, y, z) if point else None,
+            FaultKind(str(fault["name"]), float(fault["probability"])) if fault else None,
+        )

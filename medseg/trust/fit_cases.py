@@ -1,0 +1,108 @@
+"""What trust is fitted on: results with their ground truth, and training cases; one of them in memory at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.trust.crop import Crop, with_rest_as_background
+
+
+@dataclass(frozen=True)
+class TrustCase:
+    """A result with its ground truth, of a case that the network was not trained on.
+
+    Parameters
+    ----------
+    crop
+        Image and probabilities; of a mask alone, its one-hot.
+    reference
+        Label map ``(H, W, D)`` on the crop's grid.
+    patient
+        Results of one patient are never on both sides of a fold.
+    fault
+        What was done to the image or to the result; None for the network's own result on an untouched image.
+    """
+
+    crop: Crop
+    reference: NDArray[np.uint8]
+    patient: str
+    fault: str | None = None
+
+    def dice(self, label: int) -> float | None:
+        """Dice of one structure; None where neither mask has it."""
+        mask, truth = self.crop.probabilities.numpy().argmax(0) == label, self.reference == label
+        total = int(mask.sum()) + int(truth.sum())
+        return 2.0 * int((mask & truth).sum()) / total if total else None
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A case that the network was trained on: image ``(C, H, W, D)`` as it saw it, reference ``(H, W, D)``."""
+
+    image: Tensor
+    reference: NDArray[np.uint8]
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Subset(Sequence[TrustCase]):
+    """Some of the cases, read when asked for."""
+
+    def __init__(self, cases: Sequence[TrustCase], where: Sequence[int] | NDArray[np.int64]) -> None:
+        self._cases, self._where = cases, where
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cases[int(self._where[index])]
+
+
+class CaseCache(Sequence[TrustCase]):
+    """Cases in a temporary folder, removed with the ``with`` block; probabilities in half precision."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="medseg-trust-")
+        self._cases: list[TrustCase] = []
+        """Without their arrays."""
+
+    def __enter__(self) -> CaseCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def append(self, case: TrustCase) -> None:
+        """Write one more case."""
+        np.savez_compressed(
+            self._path(len(self._cases)),
+            image=case.crop.image.numpy(),
+            structures=case.crop.probabilities[1:].half().numpy(),
+            reference=case.reference,
+        )
+        nothing = torch.empty(0, 0, 0, 0)
+        emptied = replace(case.crop, image=nothing, probabilities=nothing)
+        self._cases.append(replace(case, crop=emptied, reference=np.empty(0, np.uint8)))
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, index: Any) -> Any:
+        case = self._cases[index]
+        with np.load(self._path(range(len(self))[index])) as content:
+            structures = torch.from_numpy(content["structures"].astype(np.float32))
+            probabilities = torch.cat([torch.zeros_like(structures[:1]), structures])
+            with_rest_as_background(probabilities)
+            crop = replace(case.crop, image=torch.from_numpy(content["image"]), probabilities=probabilities)
+            return replace(case, crop=crop, reference=content["reference"])
+
+    def _path(self, number: int) -> Path:
+        return Path(self._folder.name) / f"{number}.npz"
