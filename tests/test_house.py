@@ -22,7 +22,6 @@ KNOWN_CIRCLES: set[str] = {
     "medseg.cli.bundle medseg.cli.commands medseg.cli.crossval medseg.cli.demo medseg.cli.doctor medseg.cli.evaluate "
     "medseg.cli.index medseg.cli.infer medseg.cli.main medseg.cli.manifest medseg.cli.pacs medseg.cli.report "
     "medseg.cli.train medseg.cli.trust",
-    "medseg.trust.trust_files medseg.trust.trust_model",
 }
 """Groups of modules that import each other."""
 
@@ -39,8 +38,6 @@ SMALL: dict[str, str] = {
     "medseg.cli.crossval": _COMMAND,
     "medseg.cli.demo": _COMMAND,
     "medseg.cli.report": _COMMAND,
-    "medseg.inference.spool": "goes into trust.fit_cases",
-    "medseg.inference.worsened": "goes into trust.synthetic_faults",
 }
 """Modules under 80 lines with one importer, and why they are files of their own."""
 
