@@ -71,11 +71,7 @@ class NumberFormat:
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        asked: Precision,
-        networks: Mapping[str, nn.Module],
-        copies: Mapping[str, nn.Module],
+        self, device: torch.device, asked: Precision, networks: Mapping[str, nn.Module], copies: Mapping[str, nn.Module]
     ) -> None:
         self.device, self.asked, self.networks, self._copies = device, asked, networks, copies
         self.dtype = fast_dtype(device, asked)
