@@ -224,7 +224,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         plan = self.plan = self._planned()
         self.network.train()
         before = Buffers(self.network)
-        unlabelled = self._unlabelled(plan)
+        unlabelled = self._unlabelled_batch(plan)
         prediction = self._forward(image, unlabelled, learns=plan.generator_steps > 0)
         if self.adversary is not None:
             for _ in range(plan.discriminator_steps):
@@ -250,7 +250,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             return plan
         return replace(plan, consistency=self.unlabelled.weight_at(self.state.iteration))
 
-    def _unlabelled(self, plan: StepPlan) -> UnlabelledBatch | None:
+    def _unlabelled_batch(self, plan: StepPlan) -> UnlabelledBatch | None:
         if self.unlabelled is None or not plan.generator_steps:
             return None
 
