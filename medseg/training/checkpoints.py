@@ -54,14 +54,8 @@ def _save(content: dict[str, Any], path: str | PathLike[str]) -> None:
 class Conditions:
     """What decides what a network learns.
 
-    Attributes
-    ----------
-    configuration
-        As :func:`~medseg.training.configuration.values_used` gives it; empty for a trainer that was built by hand.
-    cases
-        Those to train on, to validate on, and without labels, in their order; empty where cases are not files.
-    start
-        SHA-256 of the weights that the network started from; None for fresh ones.
+    The ``configuration`` as it was used, empty for a trainer that was built by hand; the sums of the ``cases`` of each
+    part, in their order, empty where cases are not files; the sum of the ``start`` weights, None for fresh ones.
     """
 
     configuration: dict[str, Any] = field(default_factory=dict)
