@@ -30,7 +30,7 @@ def counted_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     elif sys.stderr.isatty():
         from rich.console import Console
 
-        with _bar(Console(stderr=True), transient=True) as progress:
+        with progress_bar(Console(stderr=True), transient=True) as progress:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total or None)
     else:
@@ -44,7 +44,7 @@ class TrainingProgress:
     """
 
     def __init__(self, console: Console) -> None:
-        self.console, self._bar = console, _bar(console, fields=("losses",))
+        self.console, self._bar = console, progress_bar(console, fields=("losses",))
         self._begun, self._first = 0.0, 0
 
     def attach(self, engine: AdversarialSegmentationTrainer) -> None:
@@ -85,7 +85,7 @@ class TrainingProgress:
             self.console.print(f"{describe(metrics.rows[-1], state.max_epochs)}, {seconds / 60:.1f} min left")
 
 
-def _bar(console: Console, *, transient: bool = False, fields: tuple[str, ...] = ()) -> Progress:
+def progress_bar(console: Console, *, transient: bool = False, fields: tuple[str, ...] = ()) -> Progress:
     """The one bar of all commands; ``fields`` are shown behind the time left. Nothing where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

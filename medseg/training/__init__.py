@@ -13,7 +13,7 @@ from medseg.training.metrics_log import MetricsLogger
 from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
 from medseg.training.schedule import AdversarialSchedule, OneCycle, StepPlan
-from medseg.training.step import WarmAverage, averaged
+from medseg.training.step import averaged
 from medseg.training.synthesis import (
     FeatureEncoder,
     FrechetDistance,
@@ -33,7 +33,7 @@ __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints",
     "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "ImageAdversary", "Journal", "MeanTeacher",
     "MetricsLogger", "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples",
-    "StepPlan", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "WarmAverage", "averaged", "better",
+    "StepPlan", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
     "check_ids", "closer", "compiled", "data_root", "feature_matching", "fold_items", "frechet_distance",
     "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better", "parameters_of",
     "save_weights", "start_processes", "started", "stop_processes", "train_bundle", "training_loader",

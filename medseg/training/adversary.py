@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -131,7 +132,12 @@ class Adversary:
         self.feature_weight, self.penalty = feature_weight, penalty
         self.smoothing, self.noise, self.too_good = smoothing, noise, too_good
         self.accuracy = 0.5
-        self.noise_source = torch.Generator(next(discriminator.parameters()).device).manual_seed(seed)
+        self.seed = seed
+
+    @cached_property
+    def noise_source(self) -> torch.Generator:
+        """Where the noise comes from: its state is part of the checkpoints."""
+        return torch.Generator(next(self.discriminator.parameters()).device).manual_seed(self.seed)
 
     def condition(self, image: Tensor) -> Tensor | None:
         """What the discriminator sees beside a segmentation: the image."""

@@ -54,14 +54,8 @@ def _save(content: dict[str, Any], path: str | PathLike[str]) -> None:
 class Conditions:
     """What decides what a network learns.
 
-    Attributes
-    ----------
-    configuration
-        As :func:`~medseg.training.configuration.values_used` gives it; empty for a trainer that was built by hand.
-    cases
-        Those to train on, to validate on, and without labels, in their order; empty where cases are not files.
-    start
-        SHA-256 of the weights that the network started from; None for fresh ones.
+    The ``configuration`` as it was used, empty for a trainer that was built by hand; the sums of the ``cases`` of each
+    part, in their order, empty where cases are not files; the sum of the ``start`` weights, None for fresh ones.
     """
 
     configuration: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +74,10 @@ class Conditions:
                 for part, items in data.items()
             }
         cases = {part: found for part, found in sums.items() if any(found)}
-        return cls(configuration, cases, None if start is None else path_checksum(_weights_of(Path(start))))
+        if start is None:
+            return cls(configuration, cases)
+        weights = Path(start) / "models"  # of a bundle they alone count, whatever else has changed in it
+        return cls(configuration, cases, path_checksum(weights if weights.is_dir() else Path(start)))
 
     def with_start_of(self, old: Conditions) -> Conditions:
         """Starting weights that are not given again are those of before: a checkpoint holds what became of them."""
@@ -235,7 +232,12 @@ class Checkpoints:
         path = self.latest()
         if path is None:
             return 0
-        state = _load(path, engine.state.device)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=engine.state.device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            raise UsageError(
+                f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to go on from the one before"
+            ) from error
         changes = self._changes(path, state, engine)
         engine.restore(state)
         set_random_state(state["randomness"])
@@ -287,16 +289,6 @@ class Checkpoints:
         return sorted(self.folder.glob("checkpoint-*.pt"))
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-        raise UsageError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to go on from the one before"
-        ) from error
-    return state
-
-
 def _sums(checksum: Callable[[Path], str], item: Any) -> CaseSums:
     found: CaseSums = {}
     for key, value in item.items() if isinstance(item, Mapping) else ():
@@ -311,11 +303,6 @@ def _sums(checksum: Callable[[Path], str], item: Any) -> CaseSums:
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, str | Path) and Path(value).exists()
-
-
-def _weights_of(path: Path) -> Path:
-    """A file with weights, or those of a bundle, whatever else has changed in it."""
-    return path / "models" if (path / "models").is_dir() else path
 
 
 def _other_cases(old: Mapping[str, list[CaseSums]], new: Mapping[str, list[CaseSums]]) -> list[str]:

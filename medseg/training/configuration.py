@@ -205,7 +205,9 @@ class Change:
             return True
         if _matches(self.id, _APPLIED):
             return not self.id.endswith(_ANOTHER_KIND)
-        return _matches(self.id, _WEIGHTS) and all(_is_number(value) for value in (self.old, self.new))
+        return _matches(self.id, _WEIGHTS) and all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in (self.old, self.new)
+        )
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[Change]:
@@ -229,10 +231,6 @@ def shortened(value: Any) -> str:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}#*") for pattern in patterns)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_steps(value: Any) -> bool:

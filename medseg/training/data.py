@@ -88,7 +88,8 @@ def fold_items(
     ----------
     datalist
         JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
-        cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one.
+        cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one. Its
+        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`.
     dataset_dir
         Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
@@ -102,16 +103,10 @@ def fold_items(
         Where the images go. With several keys each item lists one file per key, the channels, which may lie on
         different grids; with one, whatever the item says goes there.
 
-    Returns
-    -------
-    list of dict
-        With ``label_mapping`` where the datalist has one, for :class:`medseg.transforms.LoadLabeld`.
-
     Raises
     ------
     UsageError
-        If the file or the folder is missing, the fold is empty, an image does not exist, or the datalist declares odd
-        labels.
+        If a file or folder is missing, the fold is empty, or the datalist declares odd labels.
     """
     manifest = read_datalist(datalist, dataset_dir)
     mapping = manifest.scheme.mapping
@@ -260,16 +255,13 @@ class DrawSampler(Sampler[Draw]):
         while True:
             batch, inside = divmod(position, self.group)
             number = (batch * self.processes + self.rank) * self.group + inside
-            yield Draw(number, self._case(number))
+            order, place = divmod(number, self.cases)
+            yield Draw(number, int(np.random.default_rng((self.seed, order)).permutation(self.cases)[place]))
             position += 1
 
     def go_to(self, iteration: int) -> None:
         """Begin the next stream with the batch after ``iteration`` batches."""
         self.start = iteration * self.group
-
-    def _case(self, number: int) -> int:
-        order, place = divmod(number, self.cases)
-        return int(np.random.default_rng((self.seed, order)).permutation(self.cases)[place])
 
 
 class TrainingDataset(CacheDataset):
@@ -282,7 +274,12 @@ class TrainingDataset(CacheDataset):
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
-        _require_mapping_is_read(data, transform)
+        mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
+        if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
+            raise UsageError(  # other structures would be learnt
+                f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
+                "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
+            )
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
 
     def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:
@@ -291,16 +288,6 @@ class TrainingDataset(CacheDataset):
         state = np.random.SeedSequence((self.seed, index.number)).generate_state(1)[0]
         self.transform.set_random_state(seed=int(state))
         return self._transform(index.case)
-
-
-def _require_mapping_is_read(data: Sequence[Any], transform: Compose) -> None:
-    """A datalist that maps its label values needs the transform that does it, or other structures would be learnt."""
-    mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
-    if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
-        raise UsageError(
-            f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
-            "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
-        )
 
 
 def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:

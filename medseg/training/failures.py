@@ -97,11 +97,7 @@ def _described(error: BaseException) -> tuple[str, str]:
         text = text.split(_CAUSED, 1)[0].strip().splitlines()[-1]
         if match := _LAST_LINE.match(text):
             name, text = match[1], match[2] or ""
-    return name, _first_line(text)
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:500]
+    return name, next((line.strip() for line in text.splitlines() if line.strip()), "")[:500]
 
 
 def _reason(error: BaseException, root: BaseException, message: str, output: Path) -> str:
@@ -111,18 +107,13 @@ def _reason(error: BaseException, root: BaseException, message: str, output: Pat
         return "worker-died"
     if refused := _REFUSAL.match(message):
         return refused[1]
-    failed = [each for each in _causes(error) if isinstance(each, OSError)]
-    if any(each.errno in _DISK_FULL for each in failed):
-        return "disk-full"
-    return "output-unusable" if any(_lies_in(each.filename, output) for each in failed) else "unexpected"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and what was being handled then."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _lies_in(name: object, folder: Path) -> bool:
-    return isinstance(name, str | Path) and Path(name).absolute().is_relative_to(folder.absolute())
+    cause: BaseException | None = error
+    while cause is not None:  # what it was raised from, and what was being handled then
+        if isinstance(cause, OSError):
+            if cause.errno in _DISK_FULL:
+                return "disk-full"
+            name = cause.filename
+            if isinstance(name, str | Path) and Path(name).absolute().is_relative_to(output.absolute()):
+                return "output-unusable"
+        cause = cause.__cause__ or cause.__context__
+    return "unexpected"

@@ -116,7 +116,8 @@ def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
     """
     count = 0
     for name, block in network.named_modules():
-        if not isinstance(block, Convolution) or not _normalises(block):
+        behind = next(getattr(block, "adn", nn.Module()).children(), None)
+        if not isinstance(block, Convolution) or not isinstance(behind, _SCALE_FREE):
             continue
         with torch.no_grad():
             factor = start[f"{name}.conv.weight"].norm() / block.conv.weight.norm().clamp_min(1e-12)
@@ -132,8 +133,3 @@ def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
             f"{type(network).__name__} has no convolution of MONAI's that a normalisation follows; leave --rescale out"
         )
     return count
-
-
-def _normalises(block: Convolution) -> bool:
-    """Whether what comes right behind the convolution takes its size away."""
-    return isinstance(next(getattr(block, "adn", nn.Module()).children(), None), _SCALE_FREE)

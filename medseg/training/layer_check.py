@@ -75,7 +75,8 @@ class LayerCheck:
     def _run(self, layer: nn.Module, args: Any, named: Any, fill: int | None) -> list[Tensor]:
         """Outputs and gradients: in fp32 without ``fill``, else in the reduced format and filled memory."""
         device = next(layer.parameters()).device
-        weights = _weights(layer)
+        inside = [name for name, _ in layer.named_children() if name != "parametrizations"]
+        weights = [weight for weight in layer.parameters(recurse=not inside) if weight.requires_grad]
         maps = any(weight.ndim > 1 for weight in layer.parameters())
         copies: list[Tensor] = []
 
@@ -90,7 +91,9 @@ class LayerCheck:
 
         inputs, keywords = _mapped(args, own), _mapped(named, own)
         devices = [device] if device.type == "cuda" else []
-        with torch.enable_grad(), torch.random.fork_rng(devices), _format(device, self.dtype, fill is not None):
+        # without the cache of cast weights: it would hold some that were cast where no gradient is recorded
+        context = torch.autocast(device.type, dtype=self.dtype, enabled=fill is not None, cache_enabled=False)
+        with torch.enable_grad(), torch.random.fork_rng(devices), context:
             torch.manual_seed(0)  # of dropout inside a layer
             if fill is not None:
                 filled_memory([*copies, *weights], fill)
@@ -137,16 +140,6 @@ def _in_fp32(module: nn.Module, *args: Any, **named: Any) -> Any:
     parameter = next(module.parameters(), None)
     with torch.autocast("cpu" if parameter is None else parameter.device.type, enabled=False):
         return type(module).forward(module, *_mapped(args, whole), **_mapped(named, whole))
-
-
-def _format(device: torch.device, dtype: torch.dtype, reduced: bool) -> torch.autocast:
-    # without the cache of cast weights: it would hold some that were cast where no gradient is recorded
-    return torch.autocast(device.type, dtype=dtype, enabled=reduced, cache_enabled=False)
-
-
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    inside = [name for name, _ in layer.named_children() if name != "parametrizations"]
-    return [weight for weight in layer.parameters(recurse=not inside) if weight.requires_grad]
 
 
 def _answer(output: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.networks import eval_mode
 from monai.transforms import Compose, Orientation, Orientationd, Spacing, Spacingd
 from numpy.typing import NDArray
 from PIL import Image
@@ -76,15 +77,6 @@ class _Pictures:
             if self.tensorboard:
                 write_picture(self.folder.parent, self.folder.name, path, engine.state.epoch)
 
-    def ask(self, infer: Callable[[nn.Module], Tensor]) -> Tensor:
-        """What the network says in evaluation mode; the mode is put back afterwards."""
-        training = self.network.training
-        self.network.eval()
-        with torch.inference_mode():
-            result = infer(self.network)
-        self.network.train(training)
-        return result
-
 
 class NoiseGrids(_Pictures):
     """Handler that shows ``count`` images that a generator makes of the same noise of ``size``, channel first.
@@ -106,7 +98,8 @@ class NoiseGrids(_Pictures):
 
     def page(self, device: torch.device) -> Picture:
         """All images, each in its planes."""
-        created = self.ask(lambda network: network(self.noise.to(device)))
+        with eval_mode(self.network):
+            created = self.network(self.noise.to(device))
         shown = [picture for volume in created for picture in pictures(volume)]
         across = max(1, round(len(shown) ** 0.5 / 3)) * 3 if created.ndim == 5 else round(len(shown) ** 0.5)
         return sheet([("", shown[start : start + across]) for start in range(0, len(shown), across)], [])
@@ -138,7 +131,8 @@ class RestorationGrids(_Pictures):
 
     def _row(self, case: int, device: torch.device) -> tuple[str, list[Picture]]:
         item = self.dataset[Draw(case, case)]
-        restored = self.ask(lambda network: self.inferer(item["image"][None].to(device), network))
+        with eval_mode(self.network):
+            restored = self.inferer(item["image"][None].to(device), self.network)
         affine, window = affine_of(self.dataset, item["image"]), window_of(item["label"][0].cpu().numpy())
         volumes = (item["label"], item["image"], restored[0])
         return case_name(self.dataset, case), [picture for v in volumes for picture in pictures(v, affine, window)]
@@ -226,7 +220,8 @@ class Samples(_Pictures):
 
     def _case(self, index: int, device: torch.device) -> _Case:
         case = self.dataset[index]
-        logits = self.ask(lambda network: self.inferer(torch.as_tensor(case["image"])[None].to(device), network))
+        with eval_mode(self.network):
+            logits = self.inferer(torch.as_tensor(case["image"])[None].to(device), self.network)
         return _Case(
             np.asarray(case["image"])[0],
             np.rint(np.asarray(case["label"])[0]).astype(np.int32),

@@ -38,20 +38,10 @@ _logger = logging.getLogger("medseg.training")
 
 @dataclass
 class Decision:
-    """What a trial has left of a format.
+    """What a trial has left of the format ``first``, and on which processor (None: not yet tried).
 
-    Attributes
-    ----------
-    first
-        The format that was tried.
-    kept
-        Layers that compute in fp32 all the same, by ``"network.module"``, with their relative error.
-    disagreement
-        Parameters whose gradient differed as a whole, for which everything computes in fp32.
-    unchecked
-        Why there could be no trial; None if there was one, or needed to be none.
-    tried_on
-        The processor; None before the trial.
+    Layers that are ``kept`` in fp32 by ``"network.module"``, with their relative errors; parameters whose gradients are
+    in ``disagreement`` as a whole, for which everything computes in fp32; why it is ``unchecked``, if it could not be.
     """
 
     first: str
@@ -71,11 +61,7 @@ class NumberFormat:
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        asked: Precision,
-        networks: Mapping[str, nn.Module],
-        copies: Mapping[str, nn.Module],
+        self, device: torch.device, asked: Precision, networks: Mapping[str, nn.Module], copies: Mapping[str, nn.Module]
     ) -> None:
         self.device, self.asked, self.networks, self._copies = device, asked, networks, copies
         self.dtype = fast_dtype(device, asked)
@@ -164,18 +150,9 @@ class Trial:
     """Compares a reduced format with fp32 on a batch, and keeps in fp32 what disagrees.
 
     The batch is halved where memory does not suffice. The state of the run, random numbers included, is afterwards what
-    it was.
-
-    Parameters
-    ----------
-    chosen
-        The format; it has the networks.
-    look
-        Lets every network see its part of a batch (image, label), without a loss.
-    objectives
-        Their losses compute in the format, and leave no trace but in buffers and random numbers.
-    sources
-        Random generators that they draw from, besides the global ones.
+    it was. ``look`` lets every network see its part of a batch (image, label), without a loss. The losses of the
+    ``objectives`` compute in the format, and leave no trace but in buffers and random numbers, of which ``sources`` are
+    generators besides the global ones.
     """
 
     def __init__(

@@ -150,9 +150,9 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     with locked_folder(folder, refusal):
         run = _Run(opened, workflow, folder, given)
         try:
-            run.build()
-            run.prepare(resume=resume)
-            return run.execute("best" if publish is True else publish or None, watchers)
+            trainer = run.build()
+            run.prepare(trainer, resume=resume)
+            return run.execute(trainer, "best" if publish is True else publish or None, watchers)
         except KeyboardInterrupt as error:
             raise run.ended(Interrupted("stopped by Ctrl-C; run the same command with --resume to go on")) from error
         except Exception as error:
@@ -184,13 +184,7 @@ class _Run:
         self.bundle, self.workflow, self.folder, self.given = bundle, workflow, folder, dict(given)
         self.begun = not (folder / RUN_JSON).exists()  # else the record is that of another run until this one begins
 
-    @property
-    def built(self) -> AdversarialSegmentationTrainer:
-        """The trainer, once there is one."""
-        assert self.trainer is not None
-        return self.trainer
-
-    def build(self) -> None:
+    def build(self) -> AdversarialSegmentationTrainer:
         self.workflow.initialize()
         parsed = self.workflow.parser.get_parsed_content
         trainer, handlers = parsed("train#trainer"), parsed("train#handlers")
@@ -203,6 +197,7 @@ class _Run:
             )
         self.trainer, self.checkpoints = trainer, checkpoints
         self.metrics = next((handler for handler in handlers if isinstance(handler, MetricsLogger)), None)
+        return trainer
 
     def named(self, error: Exception) -> MedsegError:
         if self.trainer is None:
@@ -220,16 +215,18 @@ class _Run:
                 _logger.error("run.json could not be written either: %s", unwritten)  # noqa: TRY400  told at its end
         return error
 
-    def prepare(self, *, resume: bool) -> None:
+    def prepare(self, trainer: AdversarialSegmentationTrainer, *, resume: bool) -> None:
         if not resume:
             self.checkpoints.require_none()
-        elif iteration := self.checkpoints.resume(self.built):
+        elif iteration := self.checkpoints.resume(trainer):
             _logger.info("going on after iteration %d", iteration)
             for change in self.checkpoints.parts[-1].changed:
                 _logger.info("from here on %s", change)
 
-    def execute(self, chosen: Which | None, watchers: Sequence[Watcher]) -> TrainingResult:
-        begun, trainer = time.perf_counter(), self.built
+    def execute(
+        self, trainer: AdversarialSegmentationTrainer, chosen: Which | None, watchers: Sequence[Watcher]
+    ) -> TrainingResult:
+        begun = time.perf_counter()
         self._write("running")
         self.begun = True
         for watcher in watchers:
@@ -238,8 +235,10 @@ class _Run:
         if state.iteration < trainer.iterations:
             self._train(trainer)
         self._require_end(trainer)
-        published = self._publish(chosen) if chosen else None
-        best, epoch = self._best()
+        published = self._publish(trainer, chosen) if chosen else None
+        best, epoch, evaluator = None, 0, self.checkpoints.evaluator
+        if evaluator is not None and evaluator.state.best_metric_epoch >= 0:
+            best, epoch = float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
         seconds = time.perf_counter() - begun
         result = TrainingResult(self.folder, state.epoch, state.iteration, best, epoch, seconds, published)
         self.workflow.finalize()
@@ -280,15 +279,9 @@ class _Run:
                 "nothing-saved",
             )
 
-    def _best(self) -> tuple[float | None, int]:
-        evaluator = self.checkpoints.evaluator
-        if evaluator is None or evaluator.state.best_metric_epoch < 0:
-            return None, 0
-        return float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
-
-    def _publish(self, which: Which) -> Path:
+    def _publish(self, trainer: AdversarialSegmentationTrainer, which: Which) -> Path:
         parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
-        described = describe_run(which, parser, self.built, self.checkpoints, rows)
+        described = describe_run(which, parser, trainer, self.checkpoints, rows)
         return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
 
     def _write(self, status: Literal["running", "done", "interrupted", "failed"], **outcome: Any) -> None:

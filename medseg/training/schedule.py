@@ -20,14 +20,8 @@ from medseg.errors import UsageError
 class StepPlan:
     """Who learns from one batch, and with what weight.
 
-    Attributes
-    ----------
-    discriminator_steps, generator_steps
-        Updates of each network.
-    weight
-        Weight of the adversarial loss in the generator's loss; 0 leaves the discriminator out of it.
-    consistency
-        Weight of the agreement with the moving average on cases without labels.
+    Updates of each network; the weight of the adversarial loss in the generator's, 0 leaves the discriminator out of
+    it; the weight of the agreement (``consistency``) with the moving average on cases without labels.
     """
 
     discriminator_steps: int
@@ -150,8 +144,7 @@ def plan_cycles(
 def shift_cycles(scheduler: LRScheduler | None, updates: int) -> None:
     """Let every :class:`OneCycle` end that many updates later than it is planned to.
 
-    A plan takes every update of a run to be made as the schedule says now. Where it said something else before, more or
-    fewer have been made.
+    A plan takes every update to be made as the schedule says now: if it was another before, more or fewer were made.
     """
     if isinstance(scheduler, LambdaLR) and updates:
         for cycle in _cycles(scheduler):

@@ -107,30 +107,24 @@ class NetworkStep:
             )
 
 
-class WarmAverage:
-    """Averaging rule for torch's ``AveragedModel``: the memory grows with the run up to ``decay``.
+def averaged(network: nn.Module, decay: float = 0.99) -> AveragedModel:
+    """Copy of ``network`` that follows it as an exponential moving average, batch statistics included.
 
-    A fixed decay would keep the random initial weights in the average for the first few hundred steps.
+    Its memory grows with the run up to ``decay``: a fixed one would keep the random initial weights in the average for
+    the first few hundred steps.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
     @torch.no_grad()
-    def __call__(self, average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        """Move ``average`` towards ``current``; whole numbers (such as batch counters) are copied."""
+    def follow(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         steps = int(count)
-        weight = 1.0 - min(self.decay, (1.0 + steps) / (10.0 + steps))
+        weight = 1.0 - min(decay, (1.0 + steps) / (10.0 + steps))
         for mean, value in zip(average, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value.to(mean.dtype), weight)
             else:
-                mean.copy_(value)
+                mean.copy_(value)  # whole numbers, such as batch counters
 
-
-def averaged(network: nn.Module, decay: float = 0.99) -> AveragedModel:
-    """Copy of ``network`` that follows it as an exponential moving average, batch statistics included."""
-    return AveragedModel(network, multi_avg_fn=WarmAverage(decay), use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
 
 
 class Buffers:

@@ -67,10 +67,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     deep_supervision
         Heads on the decoder of the network, for training only; ``optimizer`` must have their parameters too
         (:func:`medseg.training.parameters_of`).
-    scheduler
-        Learning rate of the generator, advanced with every update.
-    max_norm
-        Gradient clipping of the generator.
+    scheduler, max_norm
+        Learning rate of the generator, advanced with every update; the norm to which its gradients are clipped.
     precision
         ``"auto"`` takes the fastest format that the device really computes in.
     channels_last
@@ -150,14 +148,9 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def run(self) -> None:
-        """Train from where the state is to the last iteration.
+        """Train from where the state is to the last iteration, unless a handler asks to stop.
 
-        Raises
-        ------
-        Exception
-            Whatever goes wrong in a step, a handler or a validation, also if a handler of theirs swallows it.
-        TrainingFailed
-            If the data ends before the last iteration and nobody asked the run to stop.
+        Whatever goes wrong in a step, a handler or a validation is raised, also if a handler of theirs swallows it.
         """
         with leaving(), exceptions_leave(self, *self._validations()):
             done, length = self.state.iteration, self.state.epoch_length
@@ -184,13 +177,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         return {**counters, **{name: part.state_dict() for name, part in self.stateful.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a captured state; :meth:`run` then goes on with the next iteration.
-
-        Raises
-        ------
-        UsageError
-            If the state belongs to a run with other parts or with another number of iterations per epoch.
-        """
+        """Go back to a captured state of a run with the same parts; :meth:`run` goes on with the next iteration."""
         missing, length = sorted(set(self.stateful) - set(state)), self.state.epoch_length
         if missing or state["epoch_length"] != length:
             raise UsageError(
@@ -224,7 +211,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         plan = self.plan = self._planned()
         self.network.train()
         before = Buffers(self.network)
-        unlabelled = self._unlabelled(plan)
+        unlabelled = self._unlabelled_batch(plan)
         prediction = self._forward(image, unlabelled, learns=plan.generator_steps > 0)
         if self.adversary is not None:
             for _ in range(plan.discriminator_steps):
@@ -250,7 +237,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             return plan
         return replace(plan, consistency=self.unlabelled.weight_at(self.state.iteration))
 
-    def _unlabelled(self, plan: StepPlan) -> UnlabelledBatch | None:
+    def _unlabelled_batch(self, plan: StepPlan) -> UnlabelledBatch | None:
         if self.unlabelled is None or not plan.generator_steps:
             return None
 
