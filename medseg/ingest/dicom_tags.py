@@ -139,7 +139,6 @@ _EXACT: Final = 17
 """Decimals taken for a number in exponent notation, more than any writer gives."""
 
 DIRECTORY_CLASS: Final = "1.2.840.10008.1.3.10"
-_STANDARD: Final = "1.2.840.10008."
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _NOT_IMAGES: Final = (
     *("4.2", "4.4.1"),  # MR spectroscopy

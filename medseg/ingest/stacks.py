@@ -1,7 +1,6 @@
 """Split the headers of DICOM files into stacks, each one volume, and judge each: usable, or refused and why.
 
-Nothing is read here but headers (and the pixels of what seem to be second copies), so an index can judge a hospital's
-archive, and the reader judges by the same rules.
+Nothing is read but headers (and the pixels of what seem to be copies): index and reader judge by the same rules.
 """
 
 from __future__ import annotations
