@@ -158,13 +158,13 @@ def is_image_class(sop_class_uid: str) -> bool:
     """Whether a SOP class stores images; unknown and private storage classes count as images, a directory does not."""
     if not sop_class_uid.startswith(_STORAGE):
         return sop_class_uid != DIRECTORY_CLASS
-    return not _is_one_of(sop_class_uid, _NOT_IMAGES)
+    return not is_one_of(sop_class_uid, _NOT_IMAGES)
 
 
 @lru_cache(maxsize=256)
 def is_projection_class(sop_class_uid: str) -> bool:
     """Whether a SOP class stores pictures that need have no place in the patient, such as secondary captures."""
-    return _is_one_of(sop_class_uid, _PROJECTIONS)
+    return is_one_of(sop_class_uid, _PROJECTIONS)
 
 
 def is_standard_class(sop_class_uid: str) -> bool:
@@ -172,7 +172,8 @@ def is_standard_class(sop_class_uid: str) -> bool:
     return sop_class_uid.startswith(_STORAGE)
 
 
-def _is_one_of(sop_class_uid: str, names: tuple[str, ...]) -> bool:
+def is_one_of(sop_class_uid: str, names: tuple[str, ...]) -> bool:
+    """Whether a SOP class is one of the standard's, named by what follows their common root, or a part of one."""
     if not sop_class_uid.startswith(_STORAGE):
         return False
     rest = sop_class_uid.removeprefix(_STORAGE)
