@@ -55,6 +55,8 @@ RESCALE_SLOPE: Final = 0x00281053
 RESCALE_TYPE: Final = 0x00281054
 MODALITY_LUT: Final = 0x00283000
 
+_NAMED: Final = frozenset(tag for name, tag in globals().items() if name.isupper() and isinstance(tag, int))
+
 ATTRIBUTES: Final[Mapping[int, str]] = {
     0x00080022: "acquisition date",
     ACQUISITION_TIME: "acquisition time",
@@ -95,6 +97,9 @@ ATTRIBUTES: Final[Mapping[int, str]] = {
 }
 """Names of what of the acquisition tells images apart, by tag. Times are never shown."""
 
+READ: Final = _NAMED | frozenset(ATTRIBUTES)
+"""The tags of all elements that are read: those named above, and the attributes."""
+
 SPLITTING_ATTRIBUTES: Final = (
     *("stack", "image type", "image type (GE)", "image type (Philips)", "complex component"),
     *("echo number", "echo time", "inversion time"),
@@ -114,16 +119,6 @@ _BINARY: Final = {
 }
 """Attributes that are binary numbers, with their types as :mod:`struct` writes them."""
 _SEQUENCES: Final = frozenset((0x00540012,))
-
-READ: Final = frozenset(ATTRIBUTES) | {
-    *(MEDIA_SOP_CLASS_UID, DIRECTORY_RECORDS, SPECIFIC_CHARACTER_SET, IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID),
-    *(MODALITY, SERIES_DESCRIPTION, PATIENT_NAME, PATIENT_ID, PATIENT_BIRTH_DATE, SLICE_THICKNESS),
-    *(SPACING_BETWEEN_SLICES, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SERIES_NUMBER, INSTANCE_NUMBER),
-    *(IMAGE_POSITION, IMAGE_ORIENTATION, FRAME_OF_REFERENCE_UID, SAMPLES_PER_PIXEL, PHOTOMETRIC_INTERPRETATION),
-    *(NUMBER_OF_FRAMES, ROWS, COLUMNS, PIXEL_SPACING, BITS_ALLOCATED, BITS_STORED, PIXEL_REPRESENTATION),
-    *(PIXEL_PADDING_VALUE, PIXEL_PADDING_LIMIT, RESCALE_INTERCEPT, RESCALE_SLOPE, HIGH_BIT, MODALITY_LUT),
-    *(CONCATENATION_UID, IN_CONCATENATION_NUMBER, IN_CONCATENATION_TOTAL, CONCATENATION_OFFSET),
-}
 
 _NAMES: Final = {
     SLICE_THICKNESS: "Slice Thickness (0018,0050)",
