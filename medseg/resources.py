@@ -1,8 +1,6 @@
-"""What this process may use: cores, and how large a volume may be.
+"""What this process may use: cores, spread over a few processes with flat memory, and how large a volume may be.
 
-Work spread over a few processes, with a bounded number of tasks under way, so that memory stays flat.
-
-How large a volume may be before it is refused unread, so that a lying header cannot fill the memory.
+A volume is refused unread where it is too large, so that a lying header cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -78,13 +76,7 @@ def max_volume_bytes() -> int:
 
 
 def check_volume_size(shape: Sequence[int], bytes_per_voxel: int) -> None:
-    """Refuse a shape whose array would exceed the limit.
-
-    Raises
-    ------
-    Refusal
-        ``too-large``
-    """
+    """Refuse a shape whose array would exceed the limit (``too-large``)."""
     wanted, limit = math.prod(shape) * bytes_per_voxel, max_volume_bytes()
     if wanted > limit:
         sizes = "×".join(str(size) for size in shape)
@@ -96,13 +88,7 @@ def check_volume_size(shape: Sequence[int], bytes_per_voxel: int) -> None:
 
 
 def check_field_of_view(geometry: Geometry) -> None:
-    """Refuse a grid that is larger than any scanner: its unit is wrong.
-
-    Raises
-    ------
-    Refusal
-        ``no-geometry``
-    """
+    """Refuse a grid that is larger than any scanner (``no-geometry``): its unit is wrong."""
     if max(geometry.fov_mm) > _LARGEST_FOV_MM:
         raise Refusal(
             "no-geometry",

@@ -55,6 +55,8 @@ _VRS: Final = _LONG_VRS | _SHORT_VRS
 class Elements:
     """What one walk found.
 
+    Positions are in the file; those of the pixel data of a deflated file in the inflated data set.
+
     Attributes
     ----------
     values
@@ -63,19 +65,12 @@ class Elements:
         UID from the file meta information; for files without one, the syntax that their bytes show.
     has_meta
         The file begins as DICOM files must (PS3.10 section 7.1): by the preamble, or at least by the group 2.
-    file_size
-        Number of bytes of the file.
-    data_set_offset
-        Where the data set begins in the file, after the file meta information.
     pixel_tag, pixel_offset, pixel_length
-        Pixel data element: its tag (0 if absent), where its value begins, its length (``None`` for encapsulated
-        data). Positions are in the file; for a deflated file, in the inflated data set.
+        Pixel data element: 0 if absent, where its value begins, its length (``None`` for encapsulated data).
     header, explicit
         The data set's bytes before the value of the pixel data, and whether they carry value representations.
-    truncated
-        The file ends inside an element before the pixel data.
-    malformed
-        Why the walk had to stop, or empty.
+    truncated, malformed
+        The file ends inside an element before the pixel data; why else the walk had to stop.
     has_functional_groups
         Shared or per-frame functional groups are present: an enhanced multi-frame object.
     """
@@ -114,13 +109,7 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
 
 
 def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Elements | None:
-    """Walk the header of one file; ``None`` if it is not DICOM.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened or read.
-    """
+    """Walk the header of one file; ``None`` if it is not DICOM."""
     descriptor, size = _open(path)
     try:
         source: _FileBytes | _InflatedBytes = _FileBytes(descriptor, size)

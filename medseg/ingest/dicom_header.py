@@ -70,11 +70,8 @@ class Header(NamedTuple):
         Reason code and text if the header alone shows that the file cannot be used; empty otherwise.
     """
 
-    path: str
-    size: int
     series_uid_hash: str
     study_uid_hash: str
-    sop_instance_hash: str
     frame_of_reference_hash: str
     patient_hash: str
     id_hash: str
@@ -83,7 +80,6 @@ class Header(NamedTuple):
     modality: str
     description: str
     series_number: int | None
-    instance_number: int | None
     rows: int
     columns: int
     samples_per_pixel: int
@@ -92,8 +88,6 @@ class Header(NamedTuple):
     signed: bool
     photometric: str
     pixel_spacing: Vector | None
-    position: Vector | None
-    position_decimals: tuple[int, ...]
     orientation: Vector | None
     slice_thickness_mm: float | None
     spacing_between_slices_mm: float | None
@@ -103,11 +97,17 @@ class Header(NamedTuple):
     attributes: dict[str, str]
     contrast_agent: bool
     number_of_frames: int
-    transfer_syntax: str
-    pixel_tag: int
-    pixel_offset: int
-    pixel_length: int | None
-    data_set_offset: int
+    path: str = ""
+    size: int = 0
+    sop_instance_hash: str = ""
+    instance_number: int | None = None
+    position: Vector | None = None
+    position_decimals: tuple[int, ...] = ()
+    transfer_syntax: str = ""
+    pixel_tag: int = 0
+    pixel_offset: int = 0
+    pixel_length: int | None = None
+    data_set_offset: int = 0
     concatenation: Concatenation | None = None
     remarks: tuple[str, ...] = ()
     frame: int | None = None
@@ -267,11 +267,8 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
     image_type = tuple(part.strip() for part in values.text(tags.IMAGE_TYPE).split("\\") if part.strip())
     attributes = _attributes(values, _COMMON_ATTRIBUTES)
     return Header(
-        path="",
-        size=0,
         series_uid_hash=uid_hash(values.text(tags.SERIES_INSTANCE_UID)),
         study_uid_hash=uid_hash(values.text(tags.STUDY_INSTANCE_UID)),
-        sop_instance_hash="",
         frame_of_reference_hash=uid_hash(values.text(tags.FRAME_OF_REFERENCE_UID)),
         patient_hash=pseudonym(identity or f"{name}{values.text(tags.PATIENT_BIRTH_DATE)}"),
         id_hash=pseudonym(identity and f"id {identity}"),
@@ -280,7 +277,6 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         modality=values.text(tags.MODALITY),
         description=values.decoded(tags.SERIES_DESCRIPTION),
         series_number=values.integer_string(tags.SERIES_NUMBER),
-        instance_number=None,
         rows=values.integer(tags.ROWS) or 0,
         columns=values.integer(tags.COLUMNS) or 0,
         samples_per_pixel=values.integer(tags.SAMPLES_PER_PIXEL) or 1,
@@ -289,8 +285,6 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         signed=signed,
         photometric=values.text(tags.PHOTOMETRIC_INTERPRETATION),
         pixel_spacing=values.vector(tags.PIXEL_SPACING, 2),
-        position=None,
-        position_decimals=(),
         orientation=values.vector(tags.IMAGE_ORIENTATION, 6),
         slice_thickness_mm=values.number(tags.SLICE_THICKNESS),
         spacing_between_slices_mm=values.number(tags.SPACING_BETWEEN_SLICES),
@@ -300,11 +294,6 @@ def _common(raw: tuple[bytes | None, ...], byte_order: str) -> Header:
         attributes=attributes | {"image type": "\\".join(image_type)} if image_type else attributes,
         contrast_agent=bool(values.text(tags.CONTRAST_AGENT)),
         number_of_frames=values.integer_string(tags.NUMBER_OF_FRAMES) or 1,
-        transfer_syntax="",
-        pixel_tag=0,
-        pixel_offset=0,
-        pixel_length=None,
-        data_set_offset=0,
         concatenation=_concatenation(values),
         remarks=tags.remarks_on(values),
         defect=defect,

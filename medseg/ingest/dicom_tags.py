@@ -55,6 +55,8 @@ RESCALE_SLOPE: Final = 0x00281053
 RESCALE_TYPE: Final = 0x00281054
 MODALITY_LUT: Final = 0x00283000
 
+_NAMED: Final = frozenset(tag for name, tag in globals().items() if name.isupper() and isinstance(tag, int))
+
 ATTRIBUTES: Final[Mapping[int, str]] = {
     0x00080022: "acquisition date",
     ACQUISITION_TIME: "acquisition time",
@@ -95,6 +97,9 @@ ATTRIBUTES: Final[Mapping[int, str]] = {
 }
 """Names of what of the acquisition tells images apart, by tag. Times are never shown."""
 
+READ: Final = _NAMED | frozenset(ATTRIBUTES)
+"""The tags of all elements that are read: those named above, and the attributes."""
+
 SPLITTING_ATTRIBUTES: Final = (
     *("stack", "image type", "image type (GE)", "image type (Philips)", "complex component"),
     *("echo number", "echo time", "inversion time"),
@@ -115,16 +120,6 @@ _BINARY: Final = {
 """Attributes that are binary numbers, with their types as :mod:`struct` writes them."""
 _SEQUENCES: Final = frozenset((0x00540012,))
 
-READ: Final = frozenset(ATTRIBUTES) | {
-    *(MEDIA_SOP_CLASS_UID, DIRECTORY_RECORDS, SPECIFIC_CHARACTER_SET, IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID),
-    *(MODALITY, SERIES_DESCRIPTION, PATIENT_NAME, PATIENT_ID, PATIENT_BIRTH_DATE, SLICE_THICKNESS),
-    *(SPACING_BETWEEN_SLICES, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SERIES_NUMBER, INSTANCE_NUMBER),
-    *(IMAGE_POSITION, IMAGE_ORIENTATION, FRAME_OF_REFERENCE_UID, SAMPLES_PER_PIXEL, PHOTOMETRIC_INTERPRETATION),
-    *(NUMBER_OF_FRAMES, ROWS, COLUMNS, PIXEL_SPACING, BITS_ALLOCATED, BITS_STORED, PIXEL_REPRESENTATION),
-    *(PIXEL_PADDING_VALUE, PIXEL_PADDING_LIMIT, RESCALE_INTERCEPT, RESCALE_SLOPE, HIGH_BIT, MODALITY_LUT),
-    *(CONCATENATION_UID, IN_CONCATENATION_NUMBER, IN_CONCATENATION_TOTAL, CONCATENATION_OFFSET),
-}
-
 _NAMES: Final = {
     SLICE_THICKNESS: "Slice Thickness (0018,0050)",
     SPACING_BETWEEN_SLICES: "Spacing Between Slices (0018,0088)",
@@ -139,7 +134,6 @@ _EXACT: Final = 17
 """Decimals taken for a number in exponent notation, more than any writer gives."""
 
 DIRECTORY_CLASS: Final = "1.2.840.10008.1.3.10"
-_STANDARD: Final = "1.2.840.10008."
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _NOT_IMAGES: Final = (
     *("4.2", "4.4.1"),  # MR spectroscopy
@@ -159,13 +153,13 @@ def is_image_class(sop_class_uid: str) -> bool:
     """Whether a SOP class stores images; unknown and private storage classes count as images, a directory does not."""
     if not sop_class_uid.startswith(_STORAGE):
         return sop_class_uid != DIRECTORY_CLASS
-    return not _is_one_of(sop_class_uid, _NOT_IMAGES)
+    return not is_one_of(sop_class_uid, _NOT_IMAGES)
 
 
 @lru_cache(maxsize=256)
 def is_projection_class(sop_class_uid: str) -> bool:
     """Whether a SOP class stores pictures that need have no place in the patient, such as secondary captures."""
-    return _is_one_of(sop_class_uid, _PROJECTIONS)
+    return is_one_of(sop_class_uid, _PROJECTIONS)
 
 
 def is_standard_class(sop_class_uid: str) -> bool:
@@ -173,7 +167,8 @@ def is_standard_class(sop_class_uid: str) -> bool:
     return sop_class_uid.startswith(_STORAGE)
 
 
-def _is_one_of(sop_class_uid: str, names: tuple[str, ...]) -> bool:
+def is_one_of(sop_class_uid: str, names: tuple[str, ...]) -> bool:
+    """Whether a SOP class is one of the standard's, named by what follows their common root, or a part of one."""
     if not sop_class_uid.startswith(_STORAGE):
         return False
     rest = sop_class_uid.removeprefix(_STORAGE)

@@ -12,7 +12,7 @@ from medseg.geometry import Geometry
 from medseg.ingest.dicom_header import is_dicom
 from medseg.ingest.metaimage_nrrd import read_metaimage_header, read_nrrd_header
 from medseg.ingest.nifti import read_nifti_header
-from medseg.ingest.record import SeriesRecord, affine_rows, case_id_of, image_kind, pair_of
+from medseg.ingest.record import SeriesRecord, case_id_of, grid_of, image_kind, pair_of
 from medseg.ingest.stored_values import check_stored_size, read_stored
 
 _HEADERS: Final = {"nifti": read_nifti_header, "metaimage": read_metaimage_header, "nrrd": read_nrrd_header}
@@ -60,13 +60,4 @@ def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:
         return SeriesRecord(**known, usable=False, reason=refusal.code, message=refusal.message)
     except OSError as error:
         return SeriesRecord(**known, usable=False, reason="unreadable", message=f"cannot be read ({error.strerror})")
-    geometry = header.geometry
-    return SeriesRecord(
-        **known,
-        shape=geometry.shape,
-        spacing_mm=geometry.spacing_mm,
-        affine=affine_rows(geometry),
-        orientation=geometry.orientation,
-        usable=True,
-        notes=header.notes,
-    )
+    return SeriesRecord(**known, usable=True, notes=header.notes, **grid_of(header.geometry))

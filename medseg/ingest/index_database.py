@@ -56,9 +56,8 @@ WHERE files.series = ? AND (
 ORDER BY files.id
 """
 
-NO_SERIES = 0
+_NO_SERIES = 0
 """Series number of files that hold no image."""
-
 
 Found = tuple[str, str]
 """What was found in one file: the key of its series (empty: nothing of interest) and its header as text."""
@@ -82,21 +81,13 @@ class SeriesGroup:
 
 
 class IndexDatabase:
-    """One open index; use it as a context manager.
+    """One open index in the database file ``path``; use it as a context manager.
 
-    Parameters
-    ----------
-    path
-        The database file; ``None`` for a private one that lives in temporary storage until it is closed.
-
-    Raises
-    ------
-    UsageError
-        If the file is not such a database, or another process holds it.
+    ``None`` is a private one that lives in temporary storage until it is closed. A file that is not such a database,
+    or that another process holds, is a UsageError.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._path = path
         try:
             if path is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +178,7 @@ class IndexDatabase:
 
     def _number(self, key: str) -> int:
         if not key:
-            return NO_SERIES
+            return _NO_SERIES
         known = self._series.get(key)
         if known is None:
             self._connection.execute("INSERT OR IGNORE INTO series (key) VALUES (?)", (key,))

@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from medseg.errors import Refusal
 from medseg.files import shown
+from medseg.ingest import dicom_tags as tags
 from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
@@ -35,12 +36,9 @@ _log = logging.getLogger(__name__)
 _MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:2]}
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
-_CLASS_TAGS: Final = (0x00080016, 0x00020002)
-_WANTED: Final = frozenset((_MANUFACTURER_TAG, *_CLASS_TAGS))
-_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
-_WRITTEN_CLASSES: Final = tuple(_STORAGE + end for end in ("7", "66.4", "66.7", "88.11", "88.22", "88.33", "88.34"))
-"""Secondary captures, segmentations and label maps, reports (PS3.4 annex B.5); an RT Structure Set is 481.3."""
-_RTSTRUCT: Final = _STORAGE + "481.3"
+_CLASS_TAGS: Final = (tags.SOP_CLASS_UID, tags.MEDIA_SOP_CLASS_UID)
+_WRITTEN_CLASSES: Final = ("7", "66.4", "66.7", "88.11", "88.22", "88.33", "88.34", "481.3")
+"""Secondary captures, segmentations and label maps, reports, RT Structure Sets (PS3.4 annex B.5)."""
 _LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
 
 
@@ -86,7 +84,7 @@ def _of_nifti(path: str | os.PathLike[str]) -> OwnKind | None:
 
 
 def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
-    found = read_elements(path, _WANTED)
+    found = read_elements(path, frozenset((_MANUFACTURER_TAG, *_CLASS_TAGS)))
     if found is None or found.values.get(_MANUFACTURER_TAG, b"").strip(b"\0 ") != MANUFACTURER.encode():
         return None
     classes = (found.values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace") for tag in _CLASS_TAGS)
@@ -95,9 +93,7 @@ def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
 
 def is_written_class(sop_class_uid: str) -> bool:
     """Whether medseg writes results of this SOP class; images that it made itself, as phantoms, are none."""
-    return sop_class_uid == _RTSTRUCT or any(
-        sop_class_uid == known or sop_class_uid.startswith(known + ".") for known in _WRITTEN_CLASSES
-    )
+    return tags.is_one_of(sop_class_uid, _WRITTEN_CLASSES)
 
 
 def _listed_beside(path: str | os.PathLike[str]) -> frozenset[str]:

@@ -164,18 +164,20 @@ _END: Final = re.compile(rb"\r?\n\r?\n")
 _MOST_SKIPPED_LINES: Final = 1024
 _LONGEST_SKIPPED_LINE: Final = 64 * 1024
 _NRRD_TYPES: Final = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(
-        ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"
-    ),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
-    "float": "f4",
-    "double": "f8",
+    name: code
+    for code, names in {
+        "i1": "signed char, int8, int8_t",
+        "u1": "uchar, unsigned char, uint8, uint8_t",
+        "i2": "short, short int, signed short, signed short int, int16, int16_t",
+        "u2": "ushort, unsigned short, unsigned short int, uint16, uint16_t",
+        "i4": "int, signed int, int32, int32_t",
+        "u4": "uint, unsigned int, uint32, uint32_t",
+        "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, int64_t",
+        "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t",
+        "f4": "float",
+        "f8": "double",
+    }.items()
+    for name in names.split(", ")
 }
 _ENCODINGS: Final[dict[str, Encoding]] = {
     "raw": "raw",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -59,13 +60,7 @@ _STREAM_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 
 
 def check_pixels(header: Header) -> None:
-    """Refuse what no reader may turn into a slice.
-
-    Raises
-    ------
-    Refusal
-        ``no-pixel-data``, ``undecodable``, ``colour``, ``mosaic``, ``no-geometry``, ``truncated`` or ``too-large``.
-    """
+    """Refuse what no reader may turn into a slice."""
     if header.pixel_tag != _INTEGER_PIXELS or not header.has_sound_bits:
         found = f"{header.bits_stored} bits stored in {header.bits_allocated}"
         raise Refusal("undecodable", f"pixels have {found}, expected integers of 8, 16 or 32 bits")
@@ -138,19 +133,9 @@ def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
 
 
 def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """The values of sorted slices of one grid, in modality units.
+    """The values of sorted slices (or frames) of one grid, in modality units; by default of :func:`value_type`.
 
-    Parameters
-    ----------
-    headers
-        One header per slice (or frame), all of one size.
-    dtype
-        Type of the result; by default :func:`value_type`.
-
-    Returns
-    -------
-    array
-        Axes (i, j, k): columns, rows, slices. Its memory is ordered slice by slice.
+    The axes are (i, j, k): columns, rows, slices; memory is ordered slice by slice.
 
     Raises
     ------
@@ -161,13 +146,12 @@ def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> ND
     chosen = value_type(headers) if dtype is None else np.dtype(dtype)
     check_volume_size((columns, rows, len(headers)), chosen.itemsize)
     values = np.empty((len(headers), rows, columns), chosen)
-    by_file: dict[str, list[int]] = {}
+    by_file: dict[str, list[int]] = defaultdict(list)
     for index, header in enumerate(headers):
-        by_file.setdefault(header.path, []).append(index)
+        by_file[header.path].append(index)
     workers = min(_MOST_WORKERS, usable_cores(), len(by_file))
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda indices: _read_file(headers, indices, values), by_file.values()):
-            pass
+        list(pool.map(lambda indices: _read_file(headers, indices, values), by_file.values()))  # raises what they raise
     return values.transpose(2, 1, 0)
 
 
@@ -267,13 +251,11 @@ def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
         "number_of_frames": header.number_of_frames,
         "pixel_keyword": "PixelData",
         "correct_unused_bits": False,
+        "decoding_plugin": _CODECS[header.transfer_syntax],
     }
     try:
         decoder = get_decoder(UID(header.transfer_syntax))
-        plugin = _CODECS[header.transfer_syntax]
-        decoded = [
-            decoder.as_array(fragments, index=i, raw=True, decoding_plugin=plugin, **described)[0] for i in frames
-        ]
+        decoded = (decoder.as_array(fragments, index=i, raw=True, **described)[0] for i in frames)
         return [_without_unused_bits(stored, header) for stored in decoded]
     except (OSError, KeyboardInterrupt, SystemExit):
         raise

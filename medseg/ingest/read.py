@@ -1,7 +1,4 @@
-"""Any source to one volume: a folder, a file, a list of files or a record; exactly one volume, or a refusal.
-
-From the headers of one stack to its volume: sorted, checked values in modality units on an exact grid.
-"""
+"""Any source to one volume: a folder, a file, a list of files or a record; exactly one volume, or a refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from medseg.geometry import Geometry
 from medseg.ingest import resampling
 from medseg.ingest.dicom_header import BROKEN, Header, read_header
 from medseg.ingest.image_files import read_image
-from medseg.ingest.left_out import Leftover, describe, leftover_of, named_as_dicom, note_on
+from medseg.ingest.left_out import LOCKED, Leftover, describe, leftover_of, named_as_dicom, note_on
 from medseg.ingest.pixels import LOSSY_SYNTAXES, read_slices
 from medseg.ingest.record import SeriesRecord, case_id_of, header_path, image_kind, is_apple_double
 from medseg.ingest.stacks import Stack, split
@@ -74,12 +71,10 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     if isinstance(source, SeriesRecord):
         return _read_record(source, dtype, allow_resample)
     found = _candidates(source)
-    if found.images and not any(stack.is_volume for stack in found.stacks):
-        if len(found.images) > 1:
+    if found.images:
+        if len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
             raise _several(found)
         return read_image(found.images[0], dtype)
-    if found.images:
-        raise _several(found)
     stack = _the_one(found)
     values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
     notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
@@ -126,7 +121,8 @@ def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
         raise UsageError("there are no files to read; give a folder of one series or an image file")
     for file in files:
         _sort_in(file, found)
-    found.images[:] = [image for image in found.images if not _is_second_of_pair(image, found.images)]
+    # The second half of a pair is no image of its own.
+    found.images[:] = [i for i in found.images if header_path(i) == i or header_path(i) not in found.images]
     found.stacks.extend(split(found.headers))
     if given:
         _check_all_read(found, len(files))
@@ -139,7 +135,7 @@ def _files_below(folder: str, leftovers: list[Leftover]) -> list[str]:
     """All files below a folder, found as the index finds them; folders that cannot be listed become leftovers."""
     unreadable: list[str] = []
     folders = list(walk([folder], unreadable))
-    leftovers.extend(Leftover(os.path.join(path, ""), "not readable") for path in unreadable)  # noqa: PTH118
+    leftovers.extend(Leftover(os.path.join(path, ""), LOCKED) for path in unreadable)  # noqa: PTH118
     return [os.path.join(found.path, entry.name) for found in folders for entry in found.entries]  # noqa: PTH118
 
 
@@ -170,10 +166,8 @@ def _sort_in(file: str, found: _Candidates) -> None:
             found.headers.append(header)
     elif image_kind(file) is not None:
         found.images.append(file)
-    else:
-        left = leftover_of(file)
-        if left is not None:
-            found.leftovers.append(left)
+    elif (left := leftover_of(file)) is not None:
+        found.leftovers.append(left)
 
 
 def _check_all_read(found: _Candidates, count: int) -> None:
@@ -186,7 +180,7 @@ def _check_all_read(found: _Candidates, count: int) -> None:
             f"{len(found.leftovers)} of {count} listed files are neither DICOM nor, by their names, NIfTI, MetaImage "
             f"or NRRD: {describe(found.leftovers)}; check them, or take them off the list",
         )
-    if found.leftovers[0].why == "not readable":
+    if found.leftovers[0].why == LOCKED:
         raise Refusal("unreadable", "the file cannot be opened; check what it is, and its permissions")
     raise Refusal("unreadable", "neither DICOM nor, by its name, NIfTI, MetaImage or NRRD; check what the file is")
 
@@ -195,11 +189,6 @@ def _why_nothing(found: _Candidates, count: int) -> str:
     message = f"none of {count} files is DICOM, NIfTI, MetaImage or NRRD"
     named = [left for left in found.leftovers if named_as_dicom(left.path)]
     return f"{message}; {describe(named)}: copy or unpack them again" if named else f"{message}; check the folder"
-
-
-def _is_second_of_pair(file: str, files: Sequence[str]) -> bool:
-    header = header_path(file)
-    return header != file and header in files
 
 
 def _the_one(found: _Candidates) -> Stack:
@@ -233,33 +222,16 @@ def _several(found: _Candidates) -> Refusal:
 def read_headers(files: Iterable[str | os.PathLike[str]]) -> list[Header]:
     """The headers of the DICOM files among ``files``, without directories; other files are passed over.
 
-    Raises
-    ------
-    OSError
-        A file cannot be opened: a volume without it would lack a slice.
+    A file that cannot be opened is an OSError: a volume without it would lack a slice.
     """
     headers = (read_header(file) for file in files)
     return [header for header in headers if header is not None and not header.is_directory]
 
 
 def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: bool = False) -> Volume:
-    """Read the volume of one stack.
+    """Read the volume of one stack, as :func:`read_volume` does.
 
-    Parameters
-    ----------
-    stack
-        As :func:`medseg.ingest.stacks.split` gives it.
-    dtype
-        Type of the values; by default integers where these are exact, float32 after a rescale.
-    allow_resample
-        Resample uneven spacing, or a gantry tilt, onto a regular grid with perpendicular axes by linear
-        interpolation. Without it uneven spacing is refused and a tilt is kept as an exact sheared affine.
-
-    Returns
-    -------
-    array, geometry, facts
-        Axes (i, j, k); values in modality units (HU for CT). ``facts`` says what was found on the way:
-        ``modality``, ``transfer_syntax``, ``notes``, ``pet`` (for SUV), ``resampled``, ...; no identity.
+    Without ``allow_resample`` uneven spacing is refused and a tilt is kept as an exact sheared affine.
 
     Raises
     ------
@@ -267,12 +239,12 @@ def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: 
         With the stack's own reason, or what the pixel data show.
     """
     remedy = resampling.plan(stack) if allow_resample else None
-    if remedy is None and (not stack.usable or stack.geometry is None):
+    if remedy is None and stack.geometry is None:
         raise Refusal(stack.reason or "unreadable", stack.message)
     values = read_slices(stack.headers, np.float32 if remedy is not None and dtype is None else dtype)
     facts = _facts(stack)
     if remedy is None:
-        assert stack.geometry is not None
+        assert stack.geometry is not None  # refused above
         return values, stack.geometry, facts
     values, geometry = resampling.apply(remedy, values)
     facts["resampled"] = remedy.describe()

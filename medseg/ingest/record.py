@@ -35,21 +35,17 @@ class SeriesRecord:
         The files, for DICOM sorted along the normal of the slices.
     series_uid_hash, study_uid_hash, patient_hash
         Hashes for grouping; empty where there is nothing to hash.
-    modality, description
-        As in the header; empty where there is none.
+    modality, description, transfer_syntax, series_number, contrast
+        As in the header, where there is one; whether a contrast agent is named there.
     shape, spacing_mm, affine, orientation
         The grid: sizes along (i, j, k), mm, voxel index → mm in RAS+ as nested tuples, letters such as ``"LPS"``;
         ``None`` or empty where the volume has no sound grid.
-    transfer_syntax
-        DICOM transfer syntax UID, or empty.
     usable, reason, message
         The verdict: a reason code of :data:`medseg.errors.REASON_CODES` and its explanation where refused.
     notes
         What is worth knowing about a usable volume.
     is_volume
         Whether it is a volume, or was meant as one; reports, single slices, dose reports and screen shots are none.
-    series_number, contrast
-        As in the header; whether a contrast agent is named there.
     acquired
         When it was acquired, in days from an arbitrary day (secret, one per patient): good for the order within a
         patient, useless for anything else. Only the index fills it in.
@@ -89,14 +85,21 @@ class SeriesRecord:
         return cls(**values | {"affine": values["affine"] and tuple(map(tuple, values["affine"]))})
 
 
-def affine_rows(geometry: Geometry) -> Rows:
-    """The affine of a grid as nested tuples."""
-    return tuple(tuple(float(value) for value in row) for row in geometry.affine)
+def grid_of(geometry: Geometry | None) -> dict[str, Any]:
+    """The fields of a record that describe a grid; none where there is no sound one."""
+    if geometry is None:
+        return {}
+    return {
+        "shape": geometry.shape,
+        "spacing_mm": geometry.spacing_mm,
+        "affine": tuple(tuple(float(value) for value in row) for row in geometry.affine),
+        "orientation": geometry.orientation,
+    }
 
 
 def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
     """The record of one stack of DICOM slices; ``source`` defaults to the folder that holds its files."""
-    first, geometry = stack.headers[0], stack.geometry
+    first = stack.headers[0]
     return SeriesRecord(
         case_id=stack.case_id,
         source=os.path.dirname(first.path) if source is None else source,  # noqa: PTH120 - bytes of odd names survive
@@ -107,10 +110,6 @@ def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
         patient_hash=first.patient_hash,
         modality=first.modality,
         description=first.description,
-        shape=None if geometry is None else geometry.shape,
-        spacing_mm=None if geometry is None else geometry.spacing_mm,
-        affine=None if geometry is None else affine_rows(geometry),
-        orientation="" if geometry is None else geometry.orientation,
         transfer_syntax=first.transfer_syntax,
         usable=stack.usable,
         reason=stack.reason,
@@ -119,6 +118,7 @@ def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
         is_volume=stack.is_volume,
         series_number=first.series_number,
         contrast=first.contrast_agent,
+        **grid_of(stack.geometry),
     )
 
 
@@ -177,12 +177,6 @@ def header_path(path: str | os.PathLike[str]) -> str:
     """The file that holds the header of an image: the first of a pair, else the file itself."""
     pair = pair_of(path)
     return os.fspath(path) if pair is None else pair[0]
-
-
-def data_path(path: str | os.PathLike[str]) -> str:
-    """The file that holds the values of an image: the second of a pair, else the file itself."""
-    pair = pair_of(path)
-    return os.fspath(path) if pair is None else pair[1]
 
 
 def is_second_of_pair(path: str | os.PathLike[str]) -> bool:

@@ -1,6 +1,6 @@
-"""Remedies on request: uneven slice spacing, or a gantry tilt, onto a regular grid with perpendicular axes.
+"""On request: uneven slice spacing, or a gantry tilt, linearly onto a regular grid with perpendicular axes.
 
-Linear interpolation between neighbouring slices and within slices; what lies outside the scan takes its lowest value.
+What lies outside the scan takes its lowest value.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry, lps_to_ras
-from medseg.ingest.slice_geometry import axes_of, normal_of
+from medseg.ingest.slice_geometry import Vectors, axes_of, normal_of
 from medseg.ingest.stacks import Stack
 from medseg.resources import check_volume_size
 
-Vectors = NDArray[np.float64]
 _WHOLE_PIXEL = 1e-6
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """How one stack is brought onto a regular grid (DICOM's LPS frame)."""
+    """How one stack is brought onto a regular grid (DICOM's LPS frame).
+
+    ``distances_mm`` are the positions of the slices along ``normal`` from the first, ``spacing_mm`` that of the new
+    slices, the columns of ``in_plane`` (3×2) the vectors from pixel to pixel along i and j, ``shift_pixels`` (n×2) the
+    shift of each slice along them against the first.
+    """
 
     because: str
     distances_mm: Vectors
-    """Position of each slice along the normal, from the first."""
     spacing_mm: float
-    """Spacing of the new slices."""
     in_plane: Vectors
-    """Columns: the vectors from pixel to pixel along i and j (3×2)."""
     shift_pixels: Vectors
-    """Shift of each slice along i and j against the first, in pixels (n×2)."""
     normal: Vectors
     origin: Vectors
 

@@ -1,11 +1,9 @@
-"""Selection rules: a small JSON file that a bundle can carry, one rule for each channel of its input.
+"""Choose the series of a study that a network's channels need, and say of every other why it was not chosen.
 
-::
+Selection rules are a small JSON file that a bundle can carry, one rule for each channel of its input::
 
     {"rules": [{"channel": "t1", "modality": "MR", "description": "t1.*(mprage|bravo)", "contrast": false,
                 "slices": {"min": 80}, "spacing_mm": {"max": 1.5}, "take": "latest"}]}
-
-Choose the series of a study that a network's channels need, and say of every other why it was not chosen.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -89,13 +87,7 @@ class Rule:
 
 
 def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
-    """Read selection rules from a JSON file.
-
-    Raises
-    ------
-    UsageError
-        If the file is missing, is not JSON, or a rule is not understood.
-    """
+    """Selection rules from a JSON file; a UsageError if it is missing, is not JSON, or a rule is not understood."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -108,10 +100,7 @@ def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
 def parse_rules(content: Any) -> list[Rule]:
     """Rules from parsed JSON: ``{"rules": [...]}`` or the list alone.
 
-    Raises
-    ------
-    UsageError
-        If a rule has an unknown key, a value of the wrong kind, or a channel is named twice.
+    A UsageError if a rule has an unknown key or a value of the wrong kind, or a channel is named twice.
     """
     listed = content.get("rules") if isinstance(content, Mapping) else content
     if not isinstance(listed, list) or not listed or not all(isinstance(rule, Mapping) for rule in listed):
@@ -123,37 +112,48 @@ def parse_rules(content: Any) -> list[Rule]:
     return rules
 
 
-def _rule(given: Mapping[str, Any]) -> Rule:
+def _rule(entry: Mapping[str, Any]) -> Rule:
     known = {field.name for field in fields(Rule)}
-    unknown = sorted(set(given) - known)
+    unknown = sorted(set(entry) - known)
     if unknown:
         raise UsageError(f"selection rule: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    if not isinstance(given.get("channel"), str) or not given["channel"]:
-        raise UsageError(f"selection rule: 'channel' is {given.get('channel')!r}; expected the name of the channel")
-    values: dict[str, Any] = dict(given)
-    for key in ("modality", "orientation"):
-        values[key] = _names(key, given.get(key, []))
-    for key in ("slices", "spacing_mm", "slice_spacing_mm", "fov_mm"):
-        values[key] = _range(key, given.get(key, {}))
+    if not isinstance(entry.get("channel"), str) or not entry["channel"]:
+        raise _unexpected("channel", entry.get("channel"), "the name of the channel")
+    values = {
+        **entry,
+        "modality": _names("modality", entry.get("modality", [])),
+        "orientation": _names("orientation", entry.get("orientation", []), get_args(Plane)),
+        **{key: _range(key, entry.get(key, {})) for key in ("slices", "spacing_mm", "slice_spacing_mm", "fov_mm")},
+    }
     for key in ("description", "exclude_description"):
-        _check_pattern(key, given.get(key, ""))
-    _check_choice("orientation", values["orientation"], get_args(Plane))
-    _check_choice("take", (given.get("take", "only"),), get_args(Take))
-    if given.get("contrast") not in (None, True, False):
-        raise UsageError(f"selection rule: 'contrast' is {given['contrast']!r}; expected true or false")
+        try:
+            re.compile(entry.get(key, ""))
+        except (re.error, TypeError) as error:
+            raise UsageError(f"selection rule: {key!r} is {entry[key]!r}, no regular expression: {error}") from error
+    if entry.get("take", "only") not in get_args(Take):
+        raise _unexpected("take", entry["take"], f"one of {', '.join(get_args(Take))}")
+    if entry.get("contrast") not in (None, True, False):
+        raise _unexpected("contrast", entry["contrast"], "true or false")
     return Rule(**values)
 
 
-def _names(key: str, value: Any) -> tuple[str, ...]:
+def _names(key: str, value: Any, allowed: Sequence[str] = ()) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"selection rule: {key!r} is {value!r}; expected a name or a list of names")
+        raise _unexpected(key, value, "a name or a list of names")
+    for name in names if allowed else ():
+        if name not in allowed:
+            raise _unexpected(key, name, f"one of {', '.join(allowed)}")
     return tuple(names)
+
+
+def _unexpected(key: str, value: Any, expected: str) -> UsageError:
+    return UsageError(f"selection rule: {key!r} is {value!r}; expected {expected}")
 
 
 def _range(key: str, value: Any) -> Range:
     if not isinstance(value, Mapping) or set(value) - {"min", "max"}:
-        raise UsageError(f'selection rule: {key!r} is {value!r}; expected {{"min": ..., "max": ...}}')
+        raise _unexpected(key, value, '{"min": ..., "max": ...}')
     return Range(**{side: _triple(key, limit) for side, limit in value.items()})
 
 
@@ -164,47 +164,19 @@ def _triple(key: str, limit: Any) -> _Triple:
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
-def _check_pattern(key: str, pattern: Any) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise UsageError(f"selection rule: {key!r} is {pattern!r}, no regular expression: {error}") from error
-
-
-def _check_choice(key: str, values: Sequence[Any], allowed: Sequence[str]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise UsageError(f"selection rule: {key!r} is {value!r}; expected one of {', '.join(allowed)}")
-
-
 def _short(triple: _Triple) -> str:
     return f"{triple[0]:g}" if len(set(triple)) == 1 else "×".join(f"{value:g}" for value in triple)
 
 
-_PLANES: Mapping[str, Plane] = {
-    "S": "axial",
-    "I": "axial",
-    "A": "coronal",
-    "P": "coronal",
-    "L": "sagittal",
-    "R": "sagittal",
-}
+_AXES: Final = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What became of one record.
+    """What became of one record within its study: the channel it was chosen for, if any, and the explanation.
 
-    Parameters
-    ----------
-    record
-        The record.
-    study
-        What it was compared within: its study, or its folder where it has none.
-    channel
-        The channel it was chosen for, or ``None``.
-    explanation
-        ``chosen as …`` or ``not chosen because …``.
+    The explanation begins with ``chosen as`` or ``not chosen because``.
     """
 
     record: SeriesRecord
@@ -223,19 +195,9 @@ class SelectedStudy:
 
 
 def select(records: Iterable[SeriesRecord], rules: Sequence[Rule]) -> list[Choice]:
-    """Apply the rules to each study.
+    """Apply the rules to each study: one choice for each record, in the order given.
 
-    Parameters
-    ----------
-    records
-        Records of any number of studies.
-    rules
-        One for each channel, applied in this order; a series serves one channel at most.
-
-    Returns
-    -------
-    list of Choice
-        One for each record, in the order given.
+    Rules are applied in their order, one for each channel; a series serves one channel at most.
     """
     records = list(records)
     studies: dict[str, list[SeriesRecord]] = defaultdict(list)
@@ -272,7 +234,7 @@ def study_of(record: SeriesRecord) -> str:
 
 def plane_of(record: SeriesRecord) -> Plane | None:
     """Plane of acquisition, by the array axis across the slices (the third)."""
-    return _PLANES[record.orientation[2]] if len(record.orientation) == 3 else None
+    return _PLANES[_AXES[record.orientation[2]]] if len(record.orientation) == 3 else None
 
 
 def _select_in_study(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> dict[int, tuple[str | None, str]]:
@@ -338,35 +300,23 @@ def _objections_to_names(record: SeriesRecord, rule: Rule) -> Iterator[str]:
 def _spacing_ras(record: SeriesRecord) -> tuple[float, ...]:
     """Spacing along the patient's R, A and S axes, each from the array axis closest to it."""
     assert record.spacing_mm is not None
-    axis_of = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
-    spacing = {axis_of[letter]: value for letter, value in zip(record.orientation, record.spacing_mm, strict=True)}
+    spacing = {_AXES[letter]: value for letter, value in zip(record.orientation, record.spacing_mm, strict=True)}
     return tuple(spacing[axis] for axis in range(3))
 
 
 def _best(fitting: Sequence[SeriesRecord], rule: Rule) -> SeriesRecord | None:
     if not fitting or (rule.take == "only" and len(fitting) > 1):
         return None
-    ways: Mapping[str, Callable[[SeriesRecord], tuple[float, ...]]] = {
-        "only": lambda _: (0,),
-        "first": lambda record: (-_order(fitting)[id(record)],),
-        "latest": lambda record: (_order(fitting)[id(record)],),
-        "most-slices": lambda record: (record.shape[2] if record.shape else 0, _order(fitting)[id(record)]),
-    }
-    return max(fitting, key=ways[rule.take])
-
-
-def _order(records: Sequence[SeriesRecord]) -> dict[int, int]:
-    """Order of acquisition: by time where all have one, else by series number, else by path."""
-    if all(record.acquired is not None for record in records):
-        ordered = sorted(records, key=lambda r: (r.acquired or 0.0, r.series_number or 0, r.files))
-    else:
-        ordered = sorted(records, key=lambda r: (r.series_number or 0, r.files))
-    return {id(record): position for position, record in enumerate(ordered)}
+    ordered = sorted(fitting, key=lambda record: (record.series_number or 0, record.files))
+    if all(record.acquired is not None for record in fitting):  # by time where all have one, else by series number
+        ordered.sort(key=lambda record: (record.acquired or 0.0, record.series_number or 0, record.files))
+    if rule.take == "most-slices":
+        ordered.sort(key=lambda record: record.shape[2] if record.shape else 0)
+    return ordered[0 if rule.take == "first" else -1]
 
 
 def _why_not(rule: Rule, count: int) -> str:
     if rule.take == "only":
         return f'{count} series satisfy the rule; say which with "take": "first", "latest" or "most-slices"'
-    return {"first": "an earlier", "latest": "a later"}.get(
-        rule.take, "a larger"
-    ) + " series satisfies the rule as well"
+    which = {"first": "an earlier", "latest": "a later"}.get(rule.take, "a larger")
+    return f"{which} series satisfies the rule as well"

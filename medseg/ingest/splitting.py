@@ -7,8 +7,9 @@ current differ between the slices of sound volumes and prove nothing.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations, pairwise
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -65,10 +66,11 @@ def _natural_order(key: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
 
 
 def _number(text: str) -> float:
+    """Infinite for what is no number."""
     try:
         return float(text)
     except ValueError:
-        return float("inf")
+        return inf
 
 
 def _describe(names: tuple[str, ...], key: tuple[str, ...]) -> str:
@@ -82,7 +84,7 @@ def _split_by_time(headers: Sequence[Header], places: list[int]) -> list[SubStac
         times = [
             (_number(h.attributes.get("acquisition date", "0")), _number(h.attributes.get(name, ""))) for h in headers
         ]
-        if any(time == float("inf") for _, time in times):
+        if any(time == inf for _, time in times):
             continue
         order = sorted(range(len(headers)), key=times.__getitem__)
         seen: dict[int, int] = defaultdict(int)
@@ -137,130 +139,80 @@ _TRIGGER_TOLERANCE: Final = (0.02, 1.0)
 
 
 def mixture_in(headers: Sequence[Header]) -> str:
-    """By what the slices of one stack differ that one volume has in common; empty if they are alike.
+    """By what the slices of one stack, each at a place of its own, differ although one volume has it in common.
 
-    Parameters
-    ----------
-    headers
-        The slices of one stack, each at a place of its own.
-
-    Returns
-    -------
-    str
-        Such as ``"echo time (10 in 3 slices, 90 in 3)"``.
+    Such as ``"echo time (10 in 3 slices, 90 in 3 slices)"``; empty if they are alike.
     """
-    checks: tuple[Callable[[Sequence[Header]], str], ...] = (
-        _modalities,
-        _texts,
-        _numbers,
-        _b_values,
-        _directions,
-        _timings,
-        _triggers,
-    )
-    return next((found for check in checks if (found := check(headers))), "")
+    found = chain(_different_texts(headers), _different_numbers(headers), _different_times(headers))
+    return next((_described(name, values) for name, values in found), "")
 
 
-def _modalities(headers: Sequence[Header]) -> str:
-    for name, values in (
-        ("modality", [header.modality for header in headers]),
-        ("photometric interpretation", [header.photometric for header in headers]),
-    ):
+_Difference = tuple[str, Sequence[float | str]]
+
+
+def _different_texts(headers: Sequence[Header]) -> Iterator[_Difference]:
+    always = {
+        "modality": [header.modality for header in headers],
+        "photometric interpretation": [header.photometric for header in headers],
+    }
+    for name, values in always.items():
         if len(set(values)) > 1:
-            return _described(name, values)
-    return ""
-
-
-def _texts(headers: Sequence[Header]) -> str:
+            yield name, values
     for name in (*_TEXTS, *_TEXTS_OR_NONE):
-        values = [header.attributes.get(name, "") for header in headers]
-        compared = set(values) if name in _TEXTS_OR_NONE else set(values) - {""}
-        if len(compared) > 1:
-            return _described(name, values)
-    return ""
+        values = _texts(headers, name)
+        if len(set(values) if name in _TEXTS_OR_NONE else set(values) - {""}) > 1:
+            yield name, values
 
 
-def _numbers(headers: Sequence[Header]) -> str:
+def _different_numbers(headers: Sequence[Header]) -> Iterator[_Difference]:
     for name, tolerance in _NUMBERS.items():
-        values = [_contrasts_number(header.attributes.get(name, "")) for header in headers]
-        known = [value for value in values if value is not None]
-        if len(_clusters(known, tolerance)) > 1:
-            return _described(name, values)
-    return ""
-
-
-def _b_values(headers: Sequence[Header]) -> str:
-    """A slice without a b-value has none: 0."""
-    for name in _B_VALUES:
-        values = [(_contrasts_number(header.attributes.get(name, "")) or 0.0) % _GE_OFFSET for header in headers]
-        if len(_clusters(values, _B_TOLERANCE)) > 1:
-            return _described(name, values)
-    return ""
-
-
-def _directions(headers: Sequence[Header]) -> str:
+        values = _first_numbers(headers, name)
+        if _differ(values, tolerance):
+            yield name, values
+    for name in _B_VALUES:  # a slice without a b-value has none: 0
+        values = [0.0 if value == inf else value % _GE_OFFSET for value in _first_numbers(headers, name)]
+        if _differ(values, _B_TOLERANCE):
+            yield name, values
     for name in _DIRECTIONS:
-        known = [value for header in headers if (value := header.attributes.get(name, ""))]
-        vectors = [[_contrasts_number(part) or 0.0 for part in value.split("\\")] for value in known]
+        known = [text for text in _texts(headers, name) if text]
+        vectors = [[0.0 if (n := _number(part)) == inf else n for part in text.split("\\")] for text in known]
         if len({len(vector) for vector in vectors}) > 1 or (
-            vectors and np.ptp(vectors, axis=0).max() > _COSINE_TOLERANCE
+            known and np.ptp(vectors, axis=0).max() > _COSINE_TOLERANCE
         ):
-            return _described(name, known)
-    return ""
+            yield name, known
 
 
-def _timings(headers: Sequence[Header]) -> str:
+def _different_times(headers: Sequence[Header]) -> Iterator[_Difference]:
     for name, tolerance in _TIMINGS.items():
-        values = [_contrasts_number(header.attributes.get(name, "")) for header in headers]
-        if 1 < _repeated(values, tolerance) <= max(2, len(headers) // 2):
-            return _described(name, values)
-    return ""
+        values = _first_numbers(headers, name)
+        if _differ(values, tolerance) and len(set(values) - {inf}) <= max(2, len(headers) // 2):
+            yield name, values
+    # Two or three trigger times of several slices each are phases; more are the order in which slices were acquired.
+    # Where a temporal position is given, it tells phases apart, and trigger times are those of the slices.
+    if not any(header.attributes.keys() & {"temporal position", "temporal position index"} for header in headers):
+        values = _first_numbers(headers, "trigger time")
+        most = min(_MOST_PHASES, len(headers) // 2)
+        if _differ(values, _TRIGGER_TOLERANCE) and len(set(values) - {inf}) <= most:
+            yield "trigger time", values
 
 
-def _triggers(headers: Sequence[Header]) -> str:
-    """Two or three trigger times of several slices each are phases; more are the order in which slices were acquired.
-
-    Where a temporal position is given, it tells phases apart, and trigger times are those of the slices.
-    """
-    if any(
-        "temporal position" in header.attributes or "temporal position index" in header.attributes for header in headers
-    ):
-        return ""
-    values = [_contrasts_number(header.attributes.get("trigger time", "")) for header in headers]
-    if 1 < _repeated(values, _TRIGGER_TOLERANCE) <= min(_MOST_PHASES, len(headers) // 2):
-        return _described("trigger time", values)
-    return ""
+def _texts(headers: Sequence[Header], name: str) -> list[str]:
+    return [header.attributes.get(name, "") for header in headers]
 
 
-def _repeated(values: Sequence[float | None], tolerance: tuple[float, float]) -> int:
-    """How many different values there are, exactly; 1 if rounding explains all differences."""
-    known = [value for value in values if value is not None]
-    return len(set(known)) if len(_clusters(known, tolerance)) > 1 else 1
+def _first_numbers(headers: Sequence[Header], name: str) -> list[float]:
+    return [_number(text.partition("\\")[0]) for text in _texts(headers, name)]
 
 
-def _contrasts_number(text: str) -> float | None:
-    try:
-        return float(text.partition("\\")[0])
-    except ValueError:
-        return None
-
-
-def _clusters(values: Sequence[float], tolerance: tuple[float, float]) -> list[float]:
-    """The distinct values: each that is farther from the one before than rounding explains."""
+def _differ(values: Sequence[float], tolerance: tuple[float, float]) -> bool:
+    """Whether two neighbours among the known values are farther apart than rounding explains."""
     fraction, absolute = tolerance
-    found: list[float] = []
-    for value in sorted(values):
-        if not found or value - found[-1] > max(absolute, fraction * abs(value)):
-            found.append(value)
-    return found
+    known = sorted(value for value in values if value != inf)
+    return any(high - low > max(absolute, fraction * abs(high)) for low, high in pairwise(known))
 
 
-def _described(name: str, values: Sequence[float | str | None]) -> str:
+def _described(name: str, values: Sequence[float | str]) -> str:
     """The name with the most frequent values, so that the slices can be found."""
-    counts = Counter("absent" if value in (None, "") else str(value) for value in _shown(values))
+    counts = Counter("absent" if v in ("", inf) else f"{v:g}" if isinstance(v, float) else v for v in values)
     shown = ", ".join(f"{value} in {count} slices" for value, count in counts.most_common(4))
     return f"{name} ({shown}{', …' if len(counts) > 4 else ''})"
-
-
-def _shown(values: Sequence[float | str | None]) -> list[str | None]:
-    return [f"{value:g}" if isinstance(value, float) else value for value in values]

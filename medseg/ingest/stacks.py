@@ -1,7 +1,6 @@
 """Split the headers of DICOM files into stacks, each one volume, and judge each: usable, or refused and why.
 
-Nothing is read here but headers (and the pixels of what seem to be second copies), so an index can judge a hospital's
-archive, and the reader judges by the same rules.
+Nothing is read but headers (and the pixels of what seem to be copies): index and reader judge by the same rules.
 """
 
 from __future__ import annotations
@@ -193,16 +192,16 @@ def _conflict(main: list[Header], other: list[Header]) -> Refusal | None:
     if any(header.position is None for header in other):
         # Images of the volume's own kind whose place nobody knows; a screen shot or a report is of another kind.
         kinds = {(h.sop_class_uid, h.modality, h.grid, h.image_type, h.photometric) for h in (main[0], other[0])}
-        message = f"ImagePositionPatient (0020,0032) is absent in {share}"
-        return Refusal("no-geometry", message) if len(kinds) == 1 else None
+        absent = Refusal("no-geometry", f"ImagePositionPatient (0020,0032) is absent in {share}")
+        return absent if len(kinds) == 1 else None
     orientation = other[0].orientation or main[0].orientation
     spacing = other[0].pixel_spacing or main[0].pixel_spacing
     placed = [header._replace(orientation=orientation, pixel_spacing=spacing) for header in other]
     if not _continues(main, placed):
         return None
     if placed != other:
-        message = f"ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in {share}"
-        return Refusal("no-geometry", message)
+        missing = "ImageOrientationPatient (0020,0037) or PixelSpacing (0028,0030) is absent in"
+        return Refusal("no-geometry", f"{missing} {share}")
     if grids.same_orientation(main[0], other[0]):
         return Refusal("mixed-grid", f"rows, columns or PixelSpacing (0028,0030) differ between {share}")
     return Refusal("mixed-orientation", f"ImageOrientationPatient (0020,0037) differs between {share}")

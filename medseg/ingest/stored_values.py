@@ -57,16 +57,10 @@ class StoredValues:
 
     Attributes
     ----------
-    path
-        The file that holds them.
-    shape
-        Number of voxels along (i, j, k); i varies fastest.
-    dtype
-        Type of the stored values, in their byte order.
+    shape, dtype
+        Number of voxels along (i, j, k), of which i varies fastest; type of the stored values, in their byte order.
     offset
         Where they begin in the file, in bytes; for a compressed run, where the run begins.
-    encoding
-        How they are written.
     skip
         Bytes to leave out at the begin of a decompressed run.
     scaling
@@ -109,15 +103,7 @@ def is_gzip(path: str | os.PathLike[str], offset: int = 0) -> bool:
 
 
 def read_begin(path: str | os.PathLike[str], length: int) -> bytes:
-    """The first ``length`` bytes of a file, decompressed if it is gzip; fewer if it is shorter.
-
-    Raises
-    ------
-    Refusal
-        ``undecodable`` if the compressed stream is damaged.
-    OSError
-        The file cannot be read.
-    """
+    """The first ``length`` bytes of a file, decompressed if it is gzip; fewer if it is shorter."""
     with open_file(path) as handle:
         begin = handle.read(max(length, 4096))
         if not begin.startswith(_GZIP_MAGIC):

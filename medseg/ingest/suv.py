@@ -3,9 +3,8 @@
 SUV by body weight, after the Quantitative Imaging Biomarkers Alliance's FDG-PET profile:
 SUV = activity concentration [Bq/ml] × body weight [g] / injected dose [Bq], the dose decayed to the start of the scan.
 The factor is reported, never applied: whether to use it is the user's decision. Where the header does not prove it,
-there is none, and ``suv_missing`` says why.
-
-Dates and times of DICOM headers (PS3.5 section 6.2: DA, TM, DT), also in the forms of older standards.
+there is none, and ``suv_missing`` says why. Dates and times are read in the forms of older standards, too (PS3.5
+section 6.2: DA, TM, DT).
 """
 
 from __future__ import annotations
@@ -32,29 +31,11 @@ _WEIGHTS_KG: Final = (0.01, 500.0)
 _DOSES_BQ: Final = (1e6, 1e11)
 _LEAST_DOSE_BQ_PER_KG: Final = 5e4
 """Doses of some MBq per kg are usual, and 0.3 MBq per kg the least published: less is kBq or MBq."""
-_HALF_LIVES_S: Final = {
-    "Rb-82": 76.4,
-    "O-15": 122.2,
-    "Cu-62": 580.2,
-    "N-13": 597.9,
-    "C-11": 1221.8,
-    "Cu-60": 1422.0,
-    "Tc-94m": 3120.0,
-    "Ga-68": 4062.6,
-    "F-18": 6586.2,
-    "Ti-45": 11088.0,
-    "Cu-61": 12009.0,
-    "Sc-44": 14292.0,
-    "Ga-66": 34164.0,
-    "Cu-64": 45722.0,
-    "Y-86": 53064.0,
-    "Br-76": 58320.0,
-    "Co-55": 63108.0,
-    "Y-90": 230_500.0,
-    "Zr-89": 282_280.0,
-    "I-124": 360_806.0,
-    "Mn-52": 483_062.0,
-}
+_NUCLIDES: Final = """
+    Rb-82 76.4, O-15 122.2, Cu-62 580.2, N-13 597.9, C-11 1221.8, Cu-60 1422, Tc-94m 3120, Ga-68 4062.6, F-18 6586.2,
+    Ti-45 11088, Cu-61 12009, Sc-44 14292, Ga-66 34164, Cu-64 45722, Y-86 53064, Br-76 58320, Co-55 63108, Y-90 230500,
+    Zr-89 282280, I-124 360806, Mn-52 483062"""
+_HALF_LIVES_S: Final = tuple(float(entry.split()[1]) for entry in _NUCLIDES.split(","))
 _HALF_LIFE_TOLERANCE: Final = 0.03
 
 
@@ -86,13 +67,10 @@ class _Text:
 
 
 def suv_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Units, decay correction and, where the header allows it, the factor from stored units to SUV by body weight.
+    """What a PET file says of its units, and the factor from stored units to SUV by body weight, if it can be known.
 
-    Returns
-    -------
-    dict
-        ``units`` (such as ``"BQML"`` or ``"GML"``), ``decay_correction``, ``corrections``, ``suv_bw_factor``
-        (``None`` where it cannot be known), ``suv_missing`` (what the header lacks for it).
+    The keys: ``units`` (such as ``"BQML"`` or ``"GML"``), ``decay_correction``, ``corrections``, ``suv_bw_factor``
+    (``None`` where it cannot be known), ``suv_missing`` (what the header lacks for it).
     """
     from pydicom import dcmread
 
@@ -102,7 +80,8 @@ def suv_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     text = _Text(dataset)
     factor, missing = None, ""
     try:
-        factor = _factor(text, _tracer(dataset))
+        tracers = dataset.get("RadiopharmaceuticalInformationSequence") or ()
+        factor = _factor(text, [_Text(tracer) for tracer in tracers])
     except _MissingError as error:
         missing = str(error)
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds for a damaged sequence; the volume stays readable
@@ -116,13 +95,7 @@ def suv_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _tracer(dataset: Any) -> _Text | None:
-    """The one tracer; ``None`` if there is none, or several, each with a dose of its own."""
-    tracers: Sequence[Any] = dataset.get("RadiopharmaceuticalInformationSequence") or ()
-    return _Text(tracers[0]) if len(tracers) == 1 else None
-
-
-def _factor(text: _Text, tracer: _Text | None) -> float:
+def _factor(text: _Text, tracers: Sequence[_Text]) -> float:
     units = text("Units")
     if not text("RescaleSlope"):
         raise _MissingError("there is no RescaleSlope, so that the values are in no unit")
@@ -133,8 +106,9 @@ def _factor(text: _Text, tracer: _Text | None) -> float:
         return 1.0
     if units != "BQML":
         raise _MissingError(f"units are {units or 'absent'}, expected BQML or GML")
-    if tracer is None:
+    if len(tracers) != 1:  # each has a dose of its own
         raise _MissingError("the radiopharmaceutical is absent, or there are several")
+    (tracer,) = tracers
     weight_kg = text.number("PatientWeight", _WEIGHTS_KG, "kg")
     dose_bq = tracer.number("RadionuclideTotalDose", _DOSES_BQ, "Bq")
     if dose_bq < _LEAST_DOSE_BQ_PER_KG * weight_kg:
@@ -152,7 +126,7 @@ def _factor(text: _Text, tracer: _Text | None) -> float:
 def _half_life_s(tracer: _Text) -> float:
     """A half-life in seconds: one in minutes or hours is that of no nuclide."""
     found = tracer.number("RadionuclideHalfLife", (60.0, 1e6), "the seconds of a PET nuclide")
-    if not any(abs(found / known - 1) <= _HALF_LIFE_TOLERANCE for known in _HALF_LIVES_S.values()):
+    if not any(abs(found / known - 1) <= _HALF_LIFE_TOLERANCE for known in _HALF_LIVES_S):
         raise _MissingError(f"RadionuclideHalfLife is {found:g}, that of no PET nuclide in seconds")
     return found
 

@@ -1,8 +1,7 @@
-"""Walk a tree of any shape: one folder at a time, links followed once, nothing opened.
+"""Walk a tree of any shape, one folder at a time, links followed once, nothing opened; and zip archives in place.
 
-Zip archives read in place: their members are listed and copied one by one, never unpacked by their own names.
-
-A member is addressed as ``ARCHIVE.zip!/folder/name``.
+The members of an archive are listed and copied one by one, never unpacked by their own names. A member is addressed as
+``ARCHIVE.zip!/folder/name``.
 """
 
 from __future__ import annotations
@@ -36,16 +35,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder and its regular files, sorted by name; links to nothing are listed with the size ``NOWHERE``.
+    """A folder by its absolute path, links not resolved, and its regular files sorted by name.
 
-    Parameters
-    ----------
-    path
-        Absolute path, links not resolved.
-    entries
-        Files in it; pipes, sockets and devices are left out.
-    whole
-        Whether all files of the folder are listed, and not only those that were named.
+    Links to nothing are listed with the size ``NOWHERE``; pipes, sockets and devices are left out. ``whole`` says
+    whether all files of the folder are listed, and not only those that were named.
     """
 
     path: str
@@ -54,19 +47,9 @@ class Folder:
 
 
 def walk(roots: Sequence[str], unreadable: list[str]) -> Iterator[Folder]:
-    """All folders below some roots, each once; a root may be a file.
+    """All folders below some roots (absolute paths of folders or files), each once.
 
-    Parameters
-    ----------
-    roots
-        Absolute paths of folders or files.
-    unreadable
-        Folders that may not be listed are added here.
-
-    Raises
-    ------
-    UsageError
-        If a root does not exist.
+    Folders that may not be listed are added to ``unreadable``; a root that does not exist is a UsageError.
     """
     seen: set[tuple[int, int]] = set()
     files: dict[str, list[Entry]] = {}
@@ -149,20 +132,13 @@ def is_member(path: str) -> bool:
 
 
 def members(archive: str) -> list[Entry]:
-    """The files in an archive; ``mtime_ns`` holds the CRC instead of a time.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable`` if it is not a zip archive, or damaged.
-    """
+    """The files in an archive; ``mtime_ns`` holds the CRC instead of a time. A damaged archive is ``unreadable``."""
     try:
         with zipfile.ZipFile(archive) as opened:
             files = [info for info in opened.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise Refusal(
-            "unreadable", f"{_short(archive)} is not a readable zip archive ({error}); copy it again"
-        ) from error
+        name = os.path.basename(archive)  # noqa: PTH119
+        raise Refusal("unreadable", f"{name} is not a readable zip archive ({error}); copy it again") from error
     return sorted((Entry(info.filename, info.file_size, info.CRC) for info in files), key=lambda entry: entry.name)
 
 
@@ -188,17 +164,32 @@ def on_disk(paths: Sequence[str]) -> Iterator[list[str]]:
 def _copied(path: str, target: Path) -> str:
     if not is_member(path):
         return path
-    archive, name = _taken_apart(path)
-    target = target.with_name(target.name + "-" + _extension(name))
-    try:
-        with zipfile.ZipFile(archive) as opened, target.open("wb") as out:
-            info = opened.getinfo(name)
-            _check(info)
-            with opened.open(info) as member:
-                shutil.copyfileobj(member, out, 1 << 20)
-    except _DAMAGE as error:
-        raise Refusal("unreadable", f"a member of {_short(archive)} cannot be read ({error}); copy it again") from error
+    # The extension, by which readers choose the format, and nothing else of the member's name.
+    endings = (".nii.gz", ".nii", ".mha", ".nrrd")
+    extension = next((ending for ending in endings if path.lower().endswith(ending)), "")
+    target = target.with_name(f"{target.name}-image{extension}")
+    with _opened(path) as (opened, info):
+        limit = max_volume_bytes()
+        if info.file_size > limit or info.file_size > _LARGEST_RATIO * max(info.compress_size, 1024):
+            raise Refusal(
+                "too-large",
+                f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first",
+            )
+        with opened.open(info) as member, target.open("wb") as out:
+            shutil.copyfileobj(member, out, 1 << 20)
     return str(target)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """The archive of a member, and what it says of it."""
+    archive, name = _taken_apart(path)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            yield opened, opened.getinfo(name)
+    except _DAMAGE as error:
+        short = os.path.basename(archive)  # noqa: PTH119
+        raise Refusal("unreadable", f"a member of {short} cannot be read ({error}); copy it again") from error
 
 
 def _taken_apart(path: str) -> tuple[str, str]:
@@ -206,39 +197,10 @@ def _taken_apart(path: str) -> tuple[str, str]:
     return path[:cut], path[cut + len(MARK) :]
 
 
-def _check(info: zipfile.ZipInfo) -> None:
-    limit = max_volume_bytes()
-    if info.file_size > limit or info.file_size > _LARGEST_RATIO * max(info.compress_size, 1024):
-        raise Refusal(
-            "too-large",
-            f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first",
-        )
-
-
-def _extension(name: str) -> str:
-    """The extension by which readers choose the format, and nothing else of the member's name."""
-    endings = (".nii.gz", ".nii", ".mha", ".nrrd")
-    return next((f"image{ending}" for ending in endings if name.lower().endswith(ending)), "image")
-
-
-def _short(archive: str) -> str:
-    return os.path.basename(archive)  # noqa: PTH119
-
-
 def start_of(path: str) -> bytes:
-    """The first 132 bytes of a member, by which DICOM is known.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable`` if the member cannot be read.
-    """
-    archive, name = _taken_apart(path)
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
-            return member.read(132)
-    except _DAMAGE as error:
-        raise Refusal("unreadable", f"a member of {_short(archive)} cannot be read ({error}); copy it again") from error
+    """The first 132 bytes of a member, by which DICOM is known; ``unreadable`` if it is damaged or missing."""
+    with _opened(path) as (opened, info), opened.open(info) as member:
+        return member.read(132)
 
 
 def looks_like_dicom(start: bytes) -> bool:

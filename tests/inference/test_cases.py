@@ -16,7 +16,7 @@ from medseg.ingest import SeriesRecord
 from tests.inference.volumes import blobs, grid, save
 from tests.ingest.synthetic import make_series
 from tests.ingest.synthetic import save as save_dicom
-from tests.ingest.test_files_left_out import OBJECTS
+from tests.ingest.test_left_out import OBJECTS
 
 
 def _pair(folder: Path, other: str = "plain") -> Path:
