@@ -89,10 +89,8 @@ class Bundle:
 
     Parameters
     ----------
-    path
-        The bundle's folder.
-    metadata
-        The parsed ``configs/metadata.json``.
+    path, metadata
+        The bundle's folder, and its parsed ``configs/metadata.json``.
     permission
         What may be evaluated: ``"audited"`` a bundle whose audit blocks nothing; ``"network-only"`` the network and
         those parts of ``inference.json`` that are clean on their own, whatever else lies beside them;

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
@@ -167,7 +167,7 @@ def unpack(
     return Unpacked(target / name, version, signed_by, key is not None)
 
 
-def _open(source: Path | bytes) -> IO[bytes]:
+def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
