@@ -166,10 +166,10 @@ class Bundle:
     def _where(self, name: str) -> str:
         return f"{self.config_file(name).name} of {self.name}"
 
-    def runnable_config(self, *places: str) -> dict[str, Any]:
-        """``inference.json`` as far as it may be evaluated: all of it, or the named parts if only they are trusted.
+    def parsed(self, *places: str) -> Parsed:
+        """``inference.json``, to be evaluated: all of it, or the named parts if only they are trusted.
 
-        What is returned is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
+        What is evaluated is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
         named it.
 
         Raises
@@ -181,9 +181,10 @@ class Bundle:
         if "bundle_root" in config:
             config["bundle_root"] = str(self.path.resolve())
         if self.permission == "network-only":
-            return trusted_parts(self.path, self.config_file("inference").name, config, places)
-        self.permit("infer", inference=config)
-        return config
+            config = trusted_parts(self.path, self.config_file("inference").name, config, places)
+        else:
+            self.permit("infer", inference=config)
+        return Parsed(config, self._where("inference"))
 
     @property
     def weight_files(self) -> list[str]:
@@ -220,10 +221,6 @@ class Bundle:
             If there is no ``train.json``, no trainer in it, or one that is not medseg's.
         """
         check_trainer(self.training, self.name, self.config_file("train"))
-
-    def parsed(self, *places: str) -> Parsed:
-        """Parts of ``inference.json``, to be evaluated; raises as :meth:`runnable_config`."""
-        return Parsed(self.runnable_config(*places), self._where("inference"))
 
     @cached_property
     def sha256(self) -> str:
