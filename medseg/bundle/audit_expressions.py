@@ -23,7 +23,7 @@ from medseg.bundle.allowlist import (
 )
 
 _LONGEST = 4000
-_REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
+_REFERENCE = re.compile(r"@\w*(?:::\w*)*")
 _RELATIVE = re.compile(r"@(?:::)+")
 _RESERVED = re.compile(r"__\w*__|(?<!\w)_(target|mode|requires|disabled|debug|desc|meta)_(?!\w)")
 _LOCAL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -169,9 +169,9 @@ class _Judge:
             self.refuse(f"the string {node.value!r} names something internal")
 
     def _name(self, node: ast.Name, local: frozenset[str]) -> None:
-        path = self.roots.get(node.id)
-        if node.id in local or (path is None and node.id in BUILTINS) or node.id in {"True", "False", "None"}:
+        if node.id in local or (node.id not in self.roots and node.id in BUILTINS):
             return
+        path = self.roots.get(node.id)
         if path is None or not (is_function(path) or is_value(path)):
             self.refuse(self._name_problem(node.id))
         elif is_loader(path):
@@ -179,15 +179,14 @@ class _Judge:
 
     def _attribute(self, node: ast.Attribute, local: frozenset[str]) -> None:
         path = self._dotted(node, local)
-        if path is not None:
-            if not (is_function(path) or is_value(path)):
-                self.refuse(f"{path} is not on the list of allowed functions and values")
-            elif is_loader(path):
-                self.refuse(f"{path} is handed on; it imports whatever it is called with")
-            return
-        if node.attr not in ATTRIBUTES:
-            self.refuse(f"the attribute .{node.attr} is not on the list of allowed attributes")
-        self.visit(node.value, local)
+        if path is None:
+            if node.attr not in ATTRIBUTES:
+                self.refuse(f"the attribute .{node.attr} is not on the list of allowed attributes")
+            self.visit(node.value, local)
+        elif not (is_function(path) or is_value(path)):
+            self.refuse(f"{path} is not on the list of allowed functions and values")
+        elif is_loader(path):
+            self.refuse(f"{path} is handed on; it imports whatever it is called with")
 
     def _name_problem(self, name: str) -> str:
         """Why a name is refused; MONAI binds ``import a.b`` to the name ``a.b``, so that ``a`` stays unknown."""
@@ -253,10 +252,7 @@ class _Judge:
                 self.refuse(f"a call of {function.id!r} is not allowed")
         elif isinstance(function, ast.Attribute):
             self.visit(function, local)
-        elif isinstance(function, ast.Subscript) and isinstance(function.value, ast.Name):
-            if function.value.id != "__local_refs":
-                self.refuse("only a reference, a method or a listed function can be called")
-        else:
+        elif not (isinstance(function, ast.Subscript) and ast.unparse(function.value) == "__local_refs"):
             self.refuse("only a reference, a method or a listed function can be called")
             self.visit(function, local)
 
@@ -277,7 +273,8 @@ class _Judge:
     def _joinedstr(self, node: ast.JoinedStr, local: frozenset[str]) -> None:
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
-                if part.format_spec is not None and not _constant_format(part.format_spec):
+                spec = getattr(part.format_spec, "values", [])
+                if not all(isinstance(piece, ast.Constant) for piece in spec):
                     self.refuse("a format that is computed is not allowed")
                 self.visit(part.value, local)
             else:
@@ -295,30 +292,22 @@ class _Judge:
                 self.refuse(f"the name {name!r} hides another name")
         return frozenset(names)
 
-    def _comprehension_of(
-        self, parts: list[ast.expr], generators: list[ast.comprehension], local: frozenset[str]
-    ) -> None:
-        for generator in generators:
+    def _comprehension(self, node: ast.AST, local: frozenset[str]) -> None:
+        for generator in getattr(node, "generators", []):
             if generator.is_async:
                 self.refuse("async is not allowed in an expression")
             self.visit(generator.iter, local)
-            targets = [node for node in ast.walk(generator.target) if isinstance(node, ast.expr)]
+            targets = [part for part in ast.walk(generator.target) if isinstance(part, ast.expr)]
             if not all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
                 self.refuse("a comprehension may only bind plain names")
             local = local | self._bind([target.id for target in targets if isinstance(target, ast.Name)])
             for condition in generator.ifs:
                 self.visit(condition, local)
-        for part in parts:
-            self.visit(part, local)
+        for part in ast.iter_child_nodes(node):
+            if not isinstance(part, ast.comprehension):
+                self.visit(part, local)
 
-    def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp, local: frozenset[str]) -> None:
-        self._comprehension_of([node.elt], node.generators, local)
-
-    _setcomp = _listcomp
-    _generatorexp = _listcomp
-
-    def _dictcomp(self, node: ast.DictComp, local: frozenset[str]) -> None:
-        self._comprehension_of([node.key, node.value], node.generators, local)
+    _listcomp = _setcomp = _generatorexp = _dictcomp = _comprehension
 
 
 def _is_switch(node: ast.Call, roots: Mapping[str, str]) -> bool:
@@ -350,17 +339,9 @@ def _judge_process_group(node: ast.Call) -> str | None:
     return None if plain else "init_process_group may only name its backend"
 
 
-def _judge_folder(_: ast.Call) -> str | None:
-    return None  # an empty folder does no harm
-
-
 _RULES: dict[str, Callable[[ast.Call], str | None]] = {
     "torch.load": _judge_load,
     "torch.distributed.init_process_group": _judge_process_group,
-    "os.makedirs": _judge_folder,
+    "os.makedirs": lambda _: None,  # an empty folder does no harm
 }
 """Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""
-
-
-def _constant_format(spec: ast.expr) -> bool:
-    return isinstance(spec, ast.JoinedStr) and all(isinstance(part, ast.Constant) for part in spec.values)

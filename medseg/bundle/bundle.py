@@ -89,10 +89,8 @@ class Bundle:
 
     Parameters
     ----------
-    path
-        The bundle's folder.
-    metadata
-        The parsed ``configs/metadata.json``.
+    path, metadata
+        The bundle's folder, and its parsed ``configs/metadata.json``.
     permission
         What may be evaluated: ``"audited"`` a bundle whose audit blocks nothing; ``"network-only"`` the network and
         those parts of ``inference.json`` that are clean on their own, whatever else lies beside them;
@@ -168,10 +166,10 @@ class Bundle:
     def _where(self, name: str) -> str:
         return f"{self.config_file(name).name} of {self.name}"
 
-    def runnable_config(self, *places: str) -> dict[str, Any]:
-        """``inference.json`` as far as it may be evaluated: all of it, or the named parts if only they are trusted.
+    def parsed(self, *places: str) -> Parsed:
+        """``inference.json``, to be evaluated: all of it, or the named parts if only they are trusted.
 
-        What is returned is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
+        What is evaluated is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
         named it.
 
         Raises
@@ -183,9 +181,10 @@ class Bundle:
         if "bundle_root" in config:
             config["bundle_root"] = str(self.path.resolve())
         if self.permission == "network-only":
-            return trusted_parts(self.path, self.config_file("inference").name, config, places)
-        self.permit("infer", inference=config)
-        return config
+            config = trusted_parts(self.path, self.config_file("inference").name, config, places)
+        else:
+            self.permit("infer", inference=config)
+        return Parsed(config, self._where("inference"))
 
     @property
     def weight_files(self) -> list[str]:
@@ -222,10 +221,6 @@ class Bundle:
             If there is no ``train.json``, no trainer in it, or one that is not medseg's.
         """
         check_trainer(self.training, self.name, self.config_file("train"))
-
-    def parsed(self, *places: str) -> Parsed:
-        """Parts of ``inference.json``, to be evaluated; raises as :meth:`runnable_config`."""
-        return Parsed(self.runnable_config(*places), self._where("inference"))
 
     @cached_property
     def sha256(self) -> str:
@@ -319,21 +314,20 @@ class Bundle:
                 "wrong-modality",
                 f"found {modality}, {self.name} was trained on {', '.join(allowed)}; choose such a series",
             )
-        for key, found in (("spacing_mm", _ras_spacing(geometry)), ("fov_mm", _ras_extent(geometry))):
-            if key in limits:
-                self._check_axes(key, found, limits[key])
-
-    def _check_axes(self, key: str, found: tuple[float, ...], limits: Mapping[str, Any]) -> None:
-        low, high = limits["low"], limits["high"]
-        if all(a <= value <= b for a, value, b in zip(low, found, high, strict=True)):
-            return
-        what = {"spacing_mm": "voxel spacing", "fov_mm": "field of view"}[key]
-        remedy = "crop to the region the bundle expects with --roi" if key == "fov_mm" else "choose another series"
-        raise Refusal(
-            "outside-training-range",
-            f"found a {what} of {_millimetres(found)}, {self.name} was trained on {_millimetres(low)} to"
-            f" {_millimetres(high)} (left-right, posterior-anterior, inferior-superior); {remedy}",
+        spacing = [geometry.spacing_mm[axis] for axis in ras_axes(geometry)]
+        extent = [geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry)]
+        checks = (
+            ("spacing_mm", "voxel spacing", spacing, "choose another series"),
+            ("fov_mm", "field of view", extent, "crop to the region the bundle expects with --roi"),
         )
+        for key, what, found, remedy in checks:
+            low, high = (limits.get(key, {}).get(name) for name in ("low", "high"))
+            if low and high and not all(a <= value <= b for a, value, b in zip(low, found, high, strict=True)):
+                raise Refusal(
+                    "outside-training-range",
+                    f"found a {what} of {_millimetres(found)}, {self.name} was trained on {_millimetres(low)} to"
+                    f" {_millimetres(high)} (left-right, posterior-anterior, inferior-superior); {remedy}",
+                )
 
     def load_network(self, device: str | torch.device = "cpu") -> torch.nn.Module:
         """Build the network that ``network_def`` names and load the weights, strictly, in evaluation mode.
@@ -377,16 +371,7 @@ def _no_bundle(folder: Path) -> str:
 
 def ras_axes(geometry: Geometry) -> list[int]:
     """Array axis that lies closest to each of the patient's x, y and z axes."""
-    letters = ["LR", "PA", "IS"]
-    return [next(i for i, letter in enumerate(geometry.orientation) if letter in pair) for pair in letters]
-
-
-def _ras_spacing(geometry: Geometry) -> tuple[float, ...]:
-    return tuple(geometry.spacing_mm[axis] for axis in ras_axes(geometry))
-
-
-def _ras_extent(geometry: Geometry) -> tuple[float, ...]:
-    return tuple(geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry))
+    return [next(i for i, letter in enumerate(geometry.orientation) if letter in pair) for pair in ("LR", "PA", "IS")]
 
 
 def _millimetres(values: Any) -> str:

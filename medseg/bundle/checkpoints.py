@@ -58,32 +58,20 @@ def fill_network(
 ) -> torch.nn.Module:
     """Load the weights that a bundle's configuration names, one loader after the other, into its network.
 
-    Parameters
-    ----------
-    network
-        Changed in place.
-    folder
-        The bundle's folder; relative paths start there.
-    config
-        The text of ``inference.json``, laid out.
-    pipeline
-        Where its parts stand.
-    parsed
-        The parts that may be evaluated.
+    ``config`` is its laid-out text, ``parsed`` those parts of it that may be evaluated; paths start in ``folder``.
 
     Raises
     ------
     BundleError
         If weights are missing, do not fit, are not finite, or two files of weights contradict each other.
     """
-    loaders = [place for place in pipeline.loaders if parsed.enabled(place)]
-    loaders = [place for place in loaders if _key_of(config, place, pipeline) is not None]
+    keys = {place: _key_of(config, place, pipeline) for place in pipeline.loaders if parsed.enabled(place)}
+    loaders = {place: key for place, key in keys.items() if key is not None}
     if not loaders:
         _fill(network, state_in(_default(folder), None), folder, strict=True)
         return network
     left = set(network.state_dict())
-    for place in loaders:
-        key = _key_of(config, place, pipeline)
+    for place, key in loaders.items():
         file = _named(folder, parsed.get(f"{place}{SEPARATOR}load_path"), place)
         strict, same_shape = (
             bool(parsed.get(f"{place}{SEPARATOR}{name}", default=True)) for name in ("strict", "strict_shape")
@@ -138,13 +126,6 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state_in((path, _read(path)), None)
 
 
-def _check_finite(state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Refuse weights that are not finite."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise BundleError(f"the weights of {name} are not finite in {bad[0]}; train it again")
-
-
 def _read(path: Path) -> Any:
     import pickle
 
@@ -170,19 +151,14 @@ def _default(folder: Path) -> tuple[Path, Any]:
     """What ``models/model.*`` holds; the two files must agree."""
     found = [(folder / name, _read(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
-        elsewhere = (folder / "large_files.yml").is_file()
-        remedy = (
-            f"python -m monai.bundle download_large_files --bundle_path {folder}" if elsewhere else "train it first"
-        )
-        raise BundleError(
-            f"bundle {folder.resolve().name} has no weights: expected {' or '.join(WEIGHT_FILES)}; {remedy}"
-        )
+        fetch = f"python -m monai.bundle download_large_files --bundle_path {folder}"
+        remedy = fetch if (folder / "large_files.yml").is_file() else "train it first"
+        expected = " or ".join(WEIGHT_FILES)
+        raise BundleError(f"bundle {folder.resolve().name} has no weights: expected {expected}; {remedy}")
     if len(found) == 2 and not _same_state(*(state_in(read, None) for read in found)):
-        raise BundleError(
-            f"{' and '.join(file.name for file, _ in found)} of {folder.resolve().name} hold different weights; delete"
-            " the one that is out of date"
-        )
-    return found[-1] if len(found) == 2 else found[0]
+        both = " and ".join(file.name for file, _ in found)
+        raise BundleError(f"{both} of {folder.resolve().name} hold different weights; delete the one out of date")
+    return found[-1]
 
 
 def _named(folder: Path, path: Any, place: str) -> Path:
@@ -216,12 +192,7 @@ def _key_of(config: Mapping[str, Any], place: str, pipeline: Pipeline) -> str | 
 
 
 def _fill(
-    network: torch.nn.Module,
-    state: Mapping[str, torch.Tensor],
-    folder: Path,
-    *,
-    strict: bool,
-    same_shape: bool = True,
+    network: torch.nn.Module, state: Mapping[str, torch.Tensor], folder: Path, *, strict: bool, same_shape: bool = True
 ) -> set[str]:
     """Load a state dict; which of the network's own keys it held."""
     own, name = network.state_dict(), folder.resolve().name
@@ -233,7 +204,9 @@ def _fill(
         network.load_state_dict(dict(state), strict=strict)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise BundleError(f"the weights of {name} do not fit its network_def: {error}") from error
-    _check_finite(state, name)
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise BundleError(f"the weights of {name} are not finite in {bad[0]}; train it again")
     return set(state)
 
 

@@ -314,7 +314,7 @@ class Parsed:
     Parameters
     ----------
     config
-        What :meth:`medseg.bundle.Bundle.runnable_config` gave: it has been judged and may be evaluated.
+        What the audit has judged: it may be evaluated.
     where
         Which file of which bundle, for messages.
     """

@@ -7,6 +7,7 @@ names, dates of birth or accession numbers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,16 +44,10 @@ def is_text(name: str) -> bool:
 
 
 def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dict[str, bytes]:
-    """New content for the texts of a bundle that tell of patients and machines.
+    """New content for the texts of a bundle that tell of patients and machines, by path in the bundle.
 
-    The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder.
-
-    Parameters
-    ----------
-    texts
-        Content of each text file by its path in the bundle.
-    public
-        Words that are no secret: the bundle's name, its structures.
+    The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder. Words in
+    ``public`` are no secret: the bundle's name, its structures.
 
     Raises
     ------
@@ -66,7 +61,8 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
         if not _is_config(name):
             continue
         config = _parsed(name, content)
-        neutral = neutral_datalist(config) if name == DATALIST else _neutral_config(config)
+        elsewhere = {"dataset_dir": _NEUTRAL_FOLDER} if "dataset_dir" in config else {}
+        neutral = neutral_datalist(config) if name == DATALIST else {**config, **elsewhere}
         if neutral != config:
             json_text = f"{json.dumps(neutral, indent=2, allow_nan=False)}\n"
             changed[name] = (json_text if name.endswith(".json") else yaml.safe_dump(neutral, sort_keys=False)).encode()
@@ -88,13 +84,11 @@ def neutral_datalist(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     patients: dict[str, str] = {}
     made = {key: value for key, value in content.items() if key in _OF_THE_WHOLE}
-    cases = 0
+    cases = itertools.count(1)
     for section in _SECTIONS:
         if isinstance(content.get(section), list):
-            made[section] = []
-            for item in _items(content, section):
-                cases += 1
-                made[section].append(_neutral_item(item, f"case-{cases:04d}", patients))
+            items = _items(content, section)
+            made[section] = [_neutral_item(item, f"case-{next(cases):04d}", patients) for item in items]
     return made
 
 
@@ -161,10 +155,6 @@ def _neutral_path(value: Any, stem: str) -> Any:
         return [_neutral_path(part, f"{stem}_{number:04d}") for number, part in enumerate(value)]
     suffix = _SUFFIX.search(str(value))
     return stem + (suffix.group().lower() if suffix else "")
-
-
-def _neutral_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _NEUTRAL_FOLDER if key == "dataset_dir" else value for key, value in config.items()}
 
 
 def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:

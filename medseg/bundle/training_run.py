@@ -48,8 +48,6 @@ class TrainingRun:
         How many were trained on, and validated on.
     figures
         Of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative.
-    seed, precision, medseg
-        Of the run; version of medseg.
     images, labels
         SHA-256 sums of the files that were trained on, sorted.
     """
@@ -116,24 +114,13 @@ class TrainingRun:
 
 
 def record_figures(bundle: Bundle, change: str, figures: Mapping[str, float], cases: str) -> None:
-    """Write figures and what was done into the metadata, under a new version unless this one was never trained.
+    """Write ``figures`` (of ``cases``) and what was done into the metadata, in memory and on disk.
 
-    Parameters
-    ----------
-    bundle
-        The bundle; its metadata are changed on disk and in memory.
-    change
-        What the changelog says.
-    figures
-        Numbers by name, which replace those of earlier weights.
-    cases
-        Which cases the figures are of.
+    They replace those of earlier weights, under a new version unless this one was never trained.
     """
     metadata = bundle.metadata
     changelog = dict(metadata.get("changelog") or {})
-    version = bundle.version
-    if UNTRAINED not in str(changelog.get(version, "")):
-        version = _next(version)
+    version = bundle.version if UNTRAINED in str(changelog.get(bundle.version, "")) else _next(bundle.version)
     metadata["version"] = version
     metadata["changelog"] = {version: change, **{key: text for key, text in changelog.items() if key != version}}
     validated = (metadata.get("eval_metrics") or {}).get("cross_validation")  # of the configuration, not of the weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -171,14 +172,8 @@ def pack(
     _warn(bundle)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
-    return Outcome(
-        {
-            "archive": str(packed.path),
-            "sha256": packed.sha256,
-            "files": list(packed.files),
-            "signed_by": packed.signed_by,
-        }
-    )
+    listed = {"sha256": packed.sha256, "files": list(packed.files), "signed_by": packed.signed_by}
+    return Outcome({"archive": str(packed.path), **listed})
 
 
 @bundle_app.command()
@@ -213,14 +208,8 @@ def unpack(
     else:
         origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
     terminal().print(f"{found.path}: version {found.version}, {origin}", markup=False)
-    return Outcome(
-        {
-            "bundle": str(found.path),
-            "version": found.version,
-            "signed_by": found.signed_by,
-            "authentic": found.authentic,
-        }
-    )
+    facts = {"version": found.version, "signed_by": found.signed_by, "authentic": found.authentic}
+    return Outcome({"bundle": str(found.path), **facts})
 
 
 @bundle_app.command()
@@ -249,16 +238,7 @@ def export(
         f"{made.label_agreement:.4%} of the voxels get the same label",
         markup=False,
     )
-    return Outcome(
-        {
-            "path": str(made.path),
-            "format": made.format,
-            "max_difference": made.max_difference,
-            "label_agreement": made.label_agreement,
-            "windows": made.windows,
-            "real_windows": made.real_windows,
-        }
-    )
+    return Outcome({**asdict(made), "path": str(made.path)})
 
 
 @bundle_app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from medseg.bundle import Bundle
+from medseg.bundle.config import item_at
 from medseg.errors import BundleError, MissingDependency, UsageError
 from medseg.files import atomic_path
 
@@ -33,24 +34,13 @@ _OPSET = 17
 class Exported:
     """An exported network and how far it is from the original.
 
-    Parameters
-    ----------
-    path
-        The file (``.xml`` with a ``.bin`` beside it for OpenVINO).
-    format
-        ``torchscript``, ``onnx`` or ``openvino``.
-    max_difference
-        Largest absolute difference of a logit, relative to the largest logit.
-    label_agreement
-        Fraction of voxels that get the same label.
-    windows
-        Number of windows compared.
-    real_windows
-        Whether they were cut from an image, not drawn at random.
+    ``path`` is the file (``.xml`` with a ``.bin`` beside it for OpenVINO), ``max_difference`` the largest difference of
+    a logit relative to the largest logit, ``label_agreement`` the fraction of voxels that get the same label, over
+    ``windows`` windows, cut from an image if they are ``real_windows``, else drawn at random.
     """
 
     path: Path
-    format: str
+    format: ExportFormat
     max_difference: float
     label_agreement: float
     windows: int
@@ -108,21 +98,18 @@ def export(
 
 
 def _windows(bundle: Bundle, images: Sequence[str | Path]) -> Iterator[torch.Tensor]:
-    """Windows (1, C, H, W, D) of the inferer's size: from images, else smooth noise."""
-    size = _window_size(bundle)
+    """Windows (1, C, H, W, D) of the inferer's size: from preprocessed images, else smooth noise."""
+    inferer = item_at(bundle.inference, bundle.pipeline.inferer or "inferer")
+    size = inferer.get("roi_size") if isinstance(inferer, dict) else None
+    if not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
+        raise BundleError(f"{bundle.name} states no literal inferer roi_size of three positive numbers for inference")
     if not images:
-        yield from (_noise(bundle.input_channels, size, seed) for seed in range(_WINDOWS))
+        yield from (_noise(bundle.input_channels, tuple(size), seed) for seed in range(_WINDOWS))
     for path in images:
-        volume = _preprocessed(bundle, path)
-        yield from _cut(volume, size)
-
-
-def _window_size(bundle: Bundle) -> tuple[int, ...]:
-    roi = bundle.config("inference").get("inferer", {})
-    size = roi.get("roi_size") if isinstance(roi, dict) else None
-    if isinstance(size, list) and len(size) == 3 and all(isinstance(extent, int) and extent > 0 for extent in size):
-        return tuple(size)
-    raise BundleError(f"inference.json of {bundle.name} states no literal inferer roi_size of three positive numbers")
+        if not Path(path).is_file():
+            raise UsageError(f"{path} is not a file; give a NIfTI file to compare on")
+        transform = bundle.parsed(bundle.pipeline.preprocessing).get(bundle.pipeline.preprocessing)
+        yield from _cut(transform({"image": str(path)})["image"].as_tensor().detach().clone().float(), tuple(size))
 
 
 def _noise(channels: int, size: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -131,18 +118,6 @@ def _noise(channels: int, size: tuple[int, ...], seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, channels, *(max(2, extent // 4) for extent in size), generator=generator)
     return torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
-
-
-def _preprocessed(bundle: Bundle, path: str | Path) -> torch.Tensor:
-    """The image as the network sees it, (C, H, W, D)."""
-    import torch
-    from monai.bundle import ConfigParser
-
-    if not Path(path).is_file():
-        raise UsageError(f"{path} is not a file; give a NIfTI file to compare on")
-    transform = ConfigParser(bundle.config("inference")).get_parsed_content("preprocessing")
-    image = transform({"image": str(path)})["image"]
-    return torch.as_tensor(image).detach().clone().as_subclass(torch.Tensor).float()
 
 
 def _cut(volume: torch.Tensor, size: tuple[int, ...]) -> Iterator[torch.Tensor]:

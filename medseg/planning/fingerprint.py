@@ -185,25 +185,15 @@ def _channel(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid
             f"a channel with the grid {geometry.describe()} covers {coverage:.0%} of the first channel's "
             f"({grid.describe()}), expected {SMALLEST_COVERAGE:.0%} at least; are both of one patient and registered?"
         )
-    on_grid = geometry.matches(grid)
-    samples = _sample(values, label) if on_grid else _sample_across(values, geometry, label, grid)
-    return _Channel(samples, float(np.mean(values == 0)), on_grid, coverage)
+    samples = _sample(values, geometry, label, grid)
+    return _Channel(samples, float(np.mean(values == 0)), geometry.matches(grid), coverage)
 
 
-def _sample(values: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
-    """Some intensities inside the structures (of the whole image if there are none), always the same ones."""
-    inside = values[label > 0] if np.any(label > 0) else values.ravel()
-    step = max(1, inside.size // _SAMPLES)
-    return np.asarray(inside[::step], dtype=np.float64)
-
-
-def _sample_across(
-    values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry
-) -> NDArray[np.float64]:
-    """The same of a channel on another grid: the nearest voxel to each labelled one."""
+def _sample(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry) -> NDArray[np.float64]:
+    """Some intensities at the voxels nearest to the labelled ones (of all if there are none), always the same ones."""
     inside = np.argwhere(label > 0)
     if not len(inside):
-        return _sample(values, np.zeros(values.shape, np.uint8))
+        return np.asarray(values.ravel()[:: max(1, values.size // _SAMPLES)], dtype=np.float64)
     inside = inside[:: max(1, len(inside) // _SAMPLES)]
     to_other = np.linalg.solve(geometry.affine, grid.affine)
     index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)

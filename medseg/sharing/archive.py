@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
@@ -39,6 +39,8 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can hold
 _MOST_FILES = 10_000
 _CHUNK = 1 << 20
 _PARTIAL = ".medseg-partial-"
+_Sum = tuple[str, int]
+"""SHA-256 and number of bytes of a file."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ def unpack(
     try:
         with zipfile.ZipFile(path) as source:
             name, members = _safe_members(source, limit_bytes)
-            manifest = {} if as_is and MANIFEST not in members else _read_manifest(source, members, name)
+            sums = {} if as_is and MANIFEST not in members else _read_manifest(source, members, name)
             signed_by = _check_signature(source, members, key)
-            _extract(source, members, manifest, partial / name)
+            _extract(source, members, sums, partial / name)
         require_trusted(partial / name, "infer" if as_is else "all")
         version = Bundle.open(partial / name).version
         _install(partial / name, target / name, replace=replace, allow_older=allow_older)
@@ -163,6 +165,14 @@ def unpack(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Unpacked(target / name, version, signed_by, key is not None)
+
+
+def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _size(source: Path | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _bytes_of(source: Path | bytes) -> bytes:
@@ -216,29 +226,21 @@ def _json(value: Any) -> bytes:
 
 def _manifest(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> bytes:
     files = {}
-    for name in sorted(sources):
-        source = sources[name]
-        if isinstance(source, bytes):
-            files[name] = {"sha256": hashlib.sha256(source).hexdigest(), "bytes": len(source)}
-        else:
-            files[name] = {"sha256": sha256_file(source), "bytes": source.stat().st_size}
+    for name, source in sorted(sources.items()):
+        with _open(source) as handle:
+            files[name] = {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": _size(source)}
     return _json({"format": "medseg-bundle-1", "name": bundle.name, "version": bundle.version, "files": files})
 
 
 def _write_zip(path: Path, root: str, sources: Mapping[str, Path | bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(sources):
+        for name, source in sorted(sources.items()):
             info = zipfile.ZipInfo(f"{root}/{name}", _DATE)
             info.create_system = 3
             info.external_attr = (stat.S_IFREG | 0o644) << 16
-            source = sources[name]
-            info.file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            info.file_size = _size(source)
             with archive.open(info, "w") as member, _open(source) as handle:
                 shutil.copyfileobj(handle, member, _CHUNK)
-
-
-def _open(source: Path | bytes) -> IO[bytes]:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[str, zipfile.ZipInfo]]:
@@ -281,9 +283,7 @@ def _member_problem(info: zipfile.ZipInfo, parts: tuple[str, ...]) -> str | None
     return next((problem for problem, found in checks.items() if found), None)
 
 
-def _read_manifest(
-    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str
-) -> dict[str, dict[str, Any]]:
+def _read_manifest(source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> dict[str, _Sum]:
     """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
     if MANIFEST not in members:
         raise UntrustedBundle(
@@ -292,9 +292,7 @@ def _read_manifest(
         )
     try:
         manifest = parse_config(source.read(members[MANIFEST]), MANIFEST)
-        files = {
-            str(file): {"sha256": str(e["sha256"]), "bytes": int(e["bytes"])} for file, e in manifest["files"].items()
-        }
+        files = {str(file): (str(entry["sha256"]), int(entry["bytes"])) for file, entry in manifest["files"].items()}
         stated = manifest["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UntrustedBundle(f"{MANIFEST} cannot be read ({error}); ask for the bundle again") from error
@@ -320,23 +318,15 @@ def _check_signature(
 
 
 def _extract(
-    source: zipfile.ZipFile,
-    members: Mapping[str, zipfile.ZipInfo],
-    manifest: Mapping[str, Mapping[str, Any]],
-    folder: Path,
+    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], sums: Mapping[str, _Sum], folder: Path
 ) -> None:
     """Write the members below ``folder`` and compare every byte with the manifest."""
     for name, info in members.items():
         destination = folder / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = hashlib.sha256(), 0
         with source.open(info) as member, destination.open("xb") as handle:
-            while chunk := member.read(_CHUNK):
-                size += len(chunk)
-                digest.update(chunk)
-                handle.write(chunk)
-        expected = manifest.get(name)
-        if expected is not None and (digest.hexdigest() != expected["sha256"] or size != expected["bytes"]):
+            shutil.copyfileobj(member, handle, _CHUNK)
+        if name in sums and sums[name] != (sha256_file(destination), destination.stat().st_size):
             raise UntrustedBundle(f"{name} is not the file that was packed: its SHA-256 differs; ask for it again")
 
 

@@ -19,12 +19,7 @@ _DOMAIN = b"medseg bundle manifest, version 1\n"  # a signature made for somethi
 
 
 def create_key_pair(private_path: str | Path) -> tuple[Path, Path]:
-    """Write a new private key to ``private_path`` (readable by its owner only) and the public key beside it (``.pub``).
-
-    Returns
-    -------
-    tuple of Path
-        Private and public key file.
+    """Write a new private key (readable by its owner only) and, beside it, the public key (``.pub``); gives both paths.
 
     Raises
     ------
@@ -41,7 +36,8 @@ def create_key_pair(private_path: str | Path) -> tuple[Path, Path]:
     private.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
         handle.write(pem)
-    write_bytes(public, _public_pem(key.public_key()))
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    write_bytes(public, key.public_key().public_bytes(serialization.Encoding.PEM, form))
     return private, public
 
 
@@ -63,13 +59,7 @@ def read_private_key(path: str | Path) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: str | Path) -> Ed25519PublicKey:
-    """Read an Ed25519 public key (PEM).
-
-    Raises
-    ------
-    UsageError
-        If the file is missing or holds another kind of key.
-    """
+    """Read an Ed25519 public key (PEM); raises as :func:`read_private_key`."""
     try:
         key = serialization.load_pem_public_key(Path(path).read_bytes())
     except (OSError, ValueError) as error:
@@ -129,7 +119,3 @@ def verify_signature(manifest: bytes, signature_file: bytes, trusted: Ed25519Pub
     except InvalidSignature as error:
         raise UntrustedBundle("the signature does not fit manifest.json: it was changed after signing") from error
     return fingerprint_of(key)
-
-
-def _public_pem(key: Ed25519PublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -30,16 +30,10 @@ _FILES: dict[str, Severity] = {
     "docs/data_license.txt": "warn",
     "configs/logging.conf": "warn",
 }
+_TRAINING_IDS = ("trainer", "trainer::max_epochs", "dataset", "inferer")
 _REQUIRED_IDS = {
     "inference": ("device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"),
-    "train": (
-        "device",
-        "dataset_dir",
-        "train::trainer",
-        "train::trainer::max_epochs",
-        "train::dataset",
-        "train::inferer",
-    ),
+    "train": ("device", "dataset_dir", *(f"train::{name}" for name in _TRAINING_IDS)),
 }
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
 _LARGEST_BYTES = 25_000_000
@@ -61,13 +55,8 @@ def verify(path: str | Path) -> list[Finding]:
     bundle = Bundle.open(path)
     findings = audit(path, "infer")
     trusted = not blocks(findings)
-    findings.extend(_files(bundle))
-    findings.extend(_schema(bundle))
-    findings.extend(_versions(bundle))
-    findings.extend(_ids(bundle))
-    findings.extend(_labels(bundle))
-    findings.extend(_trust(bundle))
-    findings.extend(training_run_findings(bundle))
+    checks = (_files, _schema, _versions, _ids, _labels, _trust, training_run_findings)
+    findings += [finding for check in checks for finding in check(bundle)]
     if trusted:
         findings.extend(_network(bundle))
     return sort_findings(findings)
@@ -235,9 +224,9 @@ def _extent(item: int | str) -> int:
         return 16
     power = re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text)
     if power:
-        base = int(power.group(1))
+        base = int(power[1])
         return next((base**p for p in range(1, 8) if base**p >= 16), base)
-    multiple = re.fullmatch(r"(\d+)\*n", text) or re.fullmatch(r"n\*(\d+)", text) or re.fullmatch(r"(\d+)", text)
+    multiple = re.fullmatch(r"(\d+)(?:\*n)?|n\*(\d+)", text)
     if multiple is None:
         raise BundleError(f"the declared extent {item!r} is not understood; write for example '16*n'")
-    return int(multiple.group(1))
+    return int(multiple[1] or multiple[2])

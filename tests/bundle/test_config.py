@@ -16,10 +16,12 @@ from medseg.bundle.config import ABSENT, ids, item_at, laid_out, parse_config, p
 from medseg.bundle.findings import blocks
 from medseg.errors import BundleError, UntrustedBundle
 from medseg.sharing import pack, unpack, verify
+from medseg.training import train_bundle
 from tests.bundle.sample import read_config, write_config
 from tests.inference.bundles import RESAMPLED, UNET, Design, write_bundle
 from tests.inference.strangers import SHAPE, by_medseg, by_monai
 from tests.inference.volumes import blobs, grid, save
+from tests.training.bundles import SMALL, copy_bundle, write_data
 
 BASE: dict[str, Any] = {"a": {"b": [1, {"c": 2}], "d": "x"}, "list": [1, 2], "e": "@a#d"}
 OVERLAYS: list[dict[str, Any]] = [
@@ -120,6 +122,21 @@ def test_a_yaml_bundle_gives_the_labels_of_its_json_twin(tmp_path: Path) -> None
     assert Bundle.open(bundle).sha256 != before
     assert np.array_equal(by_medseg(bundle, image), json_labels)
     assert np.array_equal(by_medseg(bundle, image, "network-only"), json_labels)
+
+
+def test_a_yaml_bundle_trains_as_its_json_twin(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    metrics = []
+    for name in ("json", "yaml"):
+        bundle = copy_bundle(tmp_path / name)
+        if name == "yaml":
+            to_yaml(bundle, "train")
+        settings = {**SMALL, "epochs": 1, "datalist": str(tmp_path / "datalist.json"), "dataset_dir": str(tmp_path)}
+        train_bundle(bundle, output=tmp_path / f"{name}-run", device="cpu", overrides=settings)
+        rows = (tmp_path / f"{name}-run" / "metrics.csv").read_text().splitlines()
+        losses = [row.split(",")[rows[0].split(",").index("loss")] for row in rows[1:]]
+        metrics.append(losses)
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("name", ["inference", "train"])
