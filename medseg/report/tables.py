@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -226,7 +227,7 @@ def structure_table(study: Study) -> Table:
         columns += [Column("Invented", lambda row: _count(row[1], "n_invented"))]
     for metric in _MEASURED if study.measured else ("volume_ml",):
         if any(_mean(row, metric) is not None for row in rows):
-            columns.append(Column(metric_named(metric).title, lambda row, metric=metric: _averaged(row, metric)))
+            columns.append(Column(metric_named(metric).title, partial(_averaged, metric=metric)))
     return table(columns, rows)
 
 
@@ -269,8 +270,7 @@ def case_table(study: Study) -> Table:
     """One row per case, worst first; only the columns that this study can fill."""
     columns: list[Column[Case]] = [Column("Case", lambda case: Cell(case.case_id, case.case_id), False, "case")]
     if any(case.status != "done" for case in study.cases):
-        status: Callable[[Case], Cell] = lambda case: Cell(sort=case.status, pill=case.status, tone=case.status)  # noqa: E731
-        columns.append(Column("Status", status, False, "status", "descending"))
+        columns.append(Column("Status", _status, False, "status", "descending"))
     if any(case.verdict for case in study.cases):
         columns.append(Column("Trust", _verdict, False, "verdict"))
     if any(case.predicted_dice is not None for case in study.cases):
@@ -303,9 +303,12 @@ def structures_of_case(case: Case, study: Study) -> Table:
     if any(other.estimates for other in study.cases):
         columns.append(Column("Predicted Dice", estimate))
     for metric in metric_columns(study):
-        value: Callable[..., Cell] = lambda row, metric=metric: Cell(number(row.values.get(metric), metric))  # noqa: E731
-        columns.append(Column(metric_named(metric).title, value))
+        columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
     return table(columns, sorted(case.structures, key=lambda row: row.label))
+
+
+def _value(structure: StructureResult, metric: str) -> Cell:
+    return Cell(number(structure.values.get(metric), metric))
 
 
 def flag_of(structure: StructureResult) -> str:
@@ -334,6 +337,10 @@ def _figure(value: float | None, metric: str, note: str = "") -> Cell:
 
 def _average(values: tuple[float, ...]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _status(case: Case) -> Cell:
+    return Cell(sort=case.status, pill=case.status, tone=case.status)
 
 
 def _verdict(case: Case) -> Cell:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Training:
         ended = f"The training has not reached its last iteration: {status}{f' ({reason})' if reason else ''}."
         columns: list[Column[str]] = [
             Column("Figure", Cell, numeric=False),
-            *(Column(f"Epoch {epoch['epoch']:g}", lambda name, e=epoch: _value(e, name)) for epoch in self._shown),
+            *(Column(f"Epoch {epoch['epoch']:g}", partial(_value, epoch)) for epoch in self._shown),
         ]
         charts = self._charts()
         return Page(
