@@ -25,7 +25,7 @@ class Viewer(StrEnum):
 @command
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="Folder that `medseg infer` or `medseg evaluate` wrote.", show_default=False)
+        Path, typer.Argument(help="Folder that `medseg infer`, `evaluate` or `train` wrote.", show_default=False)
     ],
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images, if run.json does not lead to them.")
@@ -36,19 +36,19 @@ def report(
         Viewer, typer.Option(help="auto: while the page stays small; always: with files beside it; never.")
     ] = Viewer.AUTO,
 ) -> Outcome:
-    """Write report.html into an infer or evaluate folder: self-contained, works offline, worst cases first.
+    """Write report.html into an infer, evaluate or train folder: self-contained, works offline, worst cases first.
 
     Example: medseg report results/ --images scans/ --references masks/
     """
     from medseg.report import write_report
+    from medseg.results import RunReport, keep_worklist
 
     if folder.is_dir():
         prepare_file(folder / "report.html")
     page = write_report(folder, images=images, references=references, title=title, viewer=viewer.value)
-    if (folder / "run.json").is_file():
+    if (run := RunReport.find(folder)) is not None:  # a training's run.json has no cases to order
         from medseg.evaluation.tables import measured_dice
-        from medseg.results import RunReport, keep_worklist
 
-        keep_worklist(RunReport.read(folder), measured_dice)
+        keep_worklist(run, measured_dice)
     terminal().print(f"Wrote {page}")
     return Outcome({"report": str(page)})

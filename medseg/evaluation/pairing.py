@@ -13,7 +13,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.ingest.record import IMAGE_SUFFIXES, image_kind, is_second_of_pair
 from medseg.manifests import Item, Manifest, Part, patient_of
-from medseg.results import RunFolder
+from medseg.results import RunReport
 
 EXTENSIONS = tuple(sorted(IMAGE_SUFFIXES, key=lambda suffix: (-len(suffix), suffix)))
 """Ends of names of volumes, longest first; compared without regard to capitals."""
@@ -99,7 +99,7 @@ class Collection:
     source: Path
     files: Mapping[str, CaseFile]
     labels: Mapping[int, str] = field(default_factory=dict)
-    run: RunFolder | None = None
+    run: RunReport | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     single: bool = False
     warnings: tuple[str, ...] = ()
@@ -159,10 +159,10 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     return Collection(source, files, manifest.labels)
 
 
-def _run(folder: Path) -> tuple[RunFolder | None, tuple[str, ...]]:
+def _run(folder: Path) -> tuple[RunReport | None, tuple[str, ...]]:
     """The run that wrote a folder, and why it is not known; its label maps can be scored without it."""
     try:
-        return RunFolder.find(folder), ()
+        return RunReport.find(folder), ()
     except UsageError as error:
         return None, (f"files, structures and training cases are known by name only: {error}",)
 
@@ -184,7 +184,7 @@ def _in_folder(folder: Path) -> Collection:
     return Collection(folder, files, run=run, left_out=left_out, warnings=warnings)
 
 
-def _no_label_map(path: Path, run: RunFolder | None) -> str:
+def _no_label_map(path: Path, run: RunReport | None) -> str:
     """What a volume is that is no label map; empty for what may be one."""
     if run is not None and path.name in run.others:
         return run.others[path.name]

@@ -66,7 +66,7 @@ class Bootstrap:
         names, index = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
         present = np.isfinite(values)
         sums, counts = (
-            np.stack([np.bincount(index, column, len(names)).astype(np.float64) for column in part.T], axis=1)
+            np.stack([np.bincount(index, column, len(names)) for column in part.T], axis=1, dtype=np.float64)
             for part in (np.where(present, values, 0.0), present.astype(np.float64))
         )
         low_high = np.full((values.shape[1], 2), np.nan)

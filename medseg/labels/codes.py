@@ -15,7 +15,7 @@ term in a patient's archive is worse than none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,28 +97,27 @@ def _segment(label: int, name: str, stated: object, bundle: str) -> SegmentCode:
             f"{where}: found none, DICOM objects need coded terms; state category and type in configs/metadata.json,"
             ' such as {"category": ["123037004", "SCT", "Anatomical Structure"], "type": [...], "colour": "#f0b000"}'
         )
-    required = {key: _code(stated.get(key), f"{key} in {where}") for key in ("category", "type")}
-    side = stated.get("laterality") or stated.get("modifier")
-    region = stated.get("region")
+    side, region = stated.get("laterality") or stated.get("modifier"), stated.get("region")
     return SegmentCode(
-        label=label,
-        name=name,
-        category=required["category"],
-        type=required["type"],
-        modifier=_code(side, f"modifier in {where}") if side else None,
-        region=_code(region, f"region in {where}") if region else None,
-        rgb=_rgb(stated.get("colour", stated.get("color")), label, where),
+        label,
+        name,
+        _code(stated.get("category"), f"category in {where}"),
+        _code(stated.get("type"), f"type in {where}"),
+        _code(side, f"modifier in {where}") if side else None,
+        _code(region, f"region in {where}") if region else None,
+        _rgb(stated.get("colour", stated.get("color")), label, where),
     )
 
 
 def _code(stated: object, where: str) -> Code:
+    parts = stated
     if isinstance(stated, Mapping):
         parts = [stated.get(key) for key in ("value", "scheme", "meaning")]
-    elif isinstance(stated, Sequence) and not isinstance(stated, str):
-        parts = list(stated)
-    else:
-        parts = []
-    if len(parts) != 3 or not all(isinstance(part, str) and part.strip() for part in parts):
+    if (
+        not isinstance(parts, list | tuple)
+        or len(parts) != 3
+        or not all(isinstance(part, str) and part.strip() for part in parts)
+    ):
         raise BundleError(
             f'{where}: found {stated!r}, expected [value, scheme, meaning], such as ["4958002", "SCT", "Amygdala"]'
         )
@@ -133,12 +132,7 @@ def _code(stated: object, where: str) -> Code:
 
 def _rgb(stated: object, label: int, where: str) -> tuple[int, int, int]:
     text = _PALETTE[(label - 1) % len(_PALETTE)] if stated is None else stated
-    if (
-        isinstance(text, Sequence)
-        and not isinstance(text, str)
-        and len(text) == 3
-        and all(isinstance(v, int) and 0 <= v <= 255 for v in text)
-    ):
+    if isinstance(text, list | tuple) and len(text) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in text):
         return int(text[0]), int(text[1]), int(text[2])
     if not isinstance(text, str) or not _COLOUR.fullmatch(text):
         raise BundleError(f"colour in {where}: found {stated!r}, expected #rrggbb or three numbers from 0 to 255")

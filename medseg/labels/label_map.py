@@ -2,18 +2,16 @@
 
 Training, planning, the audit and the evaluation all read labels here, so that they take the same files, refuse the
 same files, and say so in the same words.
-
-Labels that lie there as DICOM objects, which are not read yet: said, so that nobody takes them for read.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +29,9 @@ _TABLE_SPAN = 1 << 17
 
 _INTEGER_LIMIT = 2.0**31
 _VALUES_SHOWN = 5
+NOT_READ = (
+    "DICOM SEG and RTSTRUCT are not read as labels yet: convert them to label maps on the image's grid, such as NIfTI"
+)
 _MAP_HINT = "`medseg manifest create --images DATALIST --map {value}=LABEL -o DATALIST`"
 
 
@@ -56,11 +57,10 @@ class LabelValues:
     rounded_by: float = 0.0
 
 
-@dataclass(frozen=True)
-class LabelFault:
-    """Why a label map cannot be used: what was found, what was expected, what to do."""
+class LabelFault(NamedTuple):
+    """Why a label map cannot be used: a code, and what was found, what was expected, what to do."""
 
-    kind: Literal["fractional-labels", "unexpected-labels"]
+    code: Literal["fractional-labels", "unexpected-labels"]
     message: str
 
 
@@ -173,13 +173,12 @@ def examine(array: NDArray[Any], mapping: Mapping[int, int] | None = None) -> tu
     stored = _count(whole)
     if fractional:
         stored[0] -= fractional
-        stored = {value: count for value, count in stored.items() if count}
+    target = {value: (mapping or {}).get(value, value) for value in {*stored, 0}}
     meant: dict[int, int] = {}
     for value, count in stored.items():
-        target = (mapping or {}).get(value, value)
-        meant[target] = meant.get(target, 0) + count
-    values = LabelValues(dict(sorted(meant.items())), fractional, example, rounded_by)
-    return _relabelled(whole, {value: (mapping or {}).get(value, value) for value in {*stored, 0}}), values
+        meant[target[value]] = meant.get(target[value], 0) + count
+    voxels = {value: count for value, count in sorted(meant.items()) if count}
+    return _relabelled(whole, target), LabelValues(voxels, fractional, example, rounded_by)
 
 
 def fault_of(values: LabelValues, declared: Mapping[int, str] | None = None) -> LabelFault | None:
@@ -191,27 +190,19 @@ def fault_of(values: LabelValues, declared: Mapping[int, str] | None = None) -> 
             f"expected whole numbers within {WHOLE_TOLERANCE:g}; make the label map again with nearest-neighbour "
             "interpolation",
         )
-    odd = {value: count for value, count in values.voxels.items() if not 0 <= value <= LARGEST_LABEL}
-    if odd:
-        return LabelFault(
-            "unexpected-labels",
-            f"the labels hold {_counted(odd)}, expected whole numbers from 0 to {LARGEST_LABEL}; correct the label map "
-            f"or map the value: {_MAP_HINT.format(value=next(iter(odd)))}",
+    if odd := {value: count for value, count in values.voxels.items() if not 0 <= value <= LARGEST_LABEL}:
+        expected = f"expected whole numbers from 0 to {LARGEST_LABEL}; correct the label map or map the value"
+    elif declared and (odd := {value: n for value, n in values.voxels.items() if value and value not in declared}):
+        expected = (
+            f"declared are {_named(declared)}; correct the label map, declare the value with its name under `labels`, "
+            "or map it to one of these"
         )
-    odd = {value: count for value, count in values.voxels.items() if value not in (declared or {0: ""}) and value}
-    if declared and odd:
-        return LabelFault(
-            "unexpected-labels",
-            f"the labels hold {_counted(odd)}, declared are {_named(declared)}; correct the label map, declare the "
-            f"value with its name under `labels`, or map it to one of these: {_MAP_HINT.format(value=next(iter(odd)))}",
-        )
-    return None
-
-
-def _counted(voxels: Mapping[int, int]) -> str:
-    shown = [f"{value} in {count} voxels" for value, count in list(voxels.items())[:_VALUES_SHOWN]]
-    more = len(voxels) - len(shown)
-    return listed([*shown, f"{more} more values"] if more > 0 else shown)
+    else:
+        return None
+    shown = [f"{value} in {count} voxels" for value, count in list(odd.items())[:_VALUES_SHOWN]]
+    shown += [f"{len(odd) - len(shown)} more values"] if len(odd) > len(shown) else []
+    hint = _MAP_HINT.format(value=next(iter(odd)))
+    return LabelFault("unexpected-labels", f"the labels hold {listed(shown)}, {expected}: {hint}")
 
 
 def _named(declared: Mapping[int, str]) -> str:
@@ -232,30 +223,19 @@ def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], int, float, float]:
     rounded_by = float(off.max(initial=0.0, where=is_whole))
     rounded[~is_whole] = 0.0
     np.clip(rounded, -_INTEGER_LIMIT, _INTEGER_LIMIT, out=rounded)
-    return (
-        rounded.astype(np.int64 if abs(rounded).max(initial=0.0) >= 2**15 else np.int16),
-        fractional,
-        example,
-        rounded_by,
-    )
-
-
-def _planes(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Slabs along the slowest axis in memory, so that counting holds no second volume."""
-    if array.ndim < 2:
-        return iter([array])
-    return iter(np.moveaxis(array, -1, 0) if array.flags.f_contiguous else array)
+    dtype = np.int64 if abs(rounded).max(initial=0.0) >= 2**15 else np.int16
+    return rounded.astype(dtype), fractional, example, rounded_by
 
 
 def _count(array: NDArray[Any]) -> dict[int, int]:
     """Voxels of each value that occurs."""
     low, high = int(array.min()), int(array.max())
     if high - low >= _TABLE_SPAN:
-        found, counts = np.unique(array, return_counts=True)
-        pairs = zip(found, counts, strict=True)
+        pairs = zip(*np.unique(array, return_counts=True), strict=True)
         return {int(value): int(count) for value, count in pairs}
     table = np.zeros(high - low + 1, dtype=np.int64)
-    for plane in _planes(array):
+    # Slabs along the slowest axis in memory, so that counting holds no second volume.
+    for plane in np.moveaxis(array, -1, 0) if array.flags.f_contiguous else array:
         table += np.bincount(plane.ravel(order="K").astype(np.intp) - low, minlength=len(table))
     return {low + int(index): int(table[index]) for index in np.flatnonzero(table)}
 
@@ -269,7 +249,7 @@ def _relabelled(array: NDArray[Any], target: Mapping[int, int]) -> NDArray[Any]:
     if all(value == meant for value, meant in target.items()):
         return array.astype(dtype, copy=False)
     known = np.array(sorted(target))
-    meant = np.array([target[value] for value in known.tolist()], dtype=dtype)
+    meant = np.array([target[value] for value in sorted(target)], dtype=dtype)
     if known[-1] - known[0] >= _TABLE_SPAN:
         return np.asarray(meant[np.searchsorted(known, array)])
     table = np.zeros(known[-1] - known[0] + 1, dtype=dtype)
@@ -277,17 +257,9 @@ def _relabelled(array: NDArray[Any], target: Mapping[int, int]) -> NDArray[Any]:
     return np.asarray(table[array.astype(np.intp) - known[0]])
 
 
-_OBJECTS = ("SEG", "RTSTRUCT")
-
-NOT_READ = (
-    "DICOM SEG and RTSTRUCT are not read as labels yet: convert them to label maps on the image's grid, such as NIfTI"
-)
-"""What to do about them."""
-
-
 def describe_unread(records: Iterable[SeriesRecord]) -> str:
     """A remark for the end of a message if there are SEG or RTSTRUCT objects among the records; else empty."""
-    found = [record for record in records if record.modality in _OBJECTS]
+    found = [record for record in records if record.modality in ("SEG", "RTSTRUCT")]
     if not found:
         return ""
     counts = Counter(record.modality for record in found)

@@ -200,7 +200,13 @@ def parse_mapping(texts: Iterable[str]) -> dict[int, int]:
     UsageError
         If a part is no ``VALUE=LABEL``, or a value is mapped twice.
     """
-    return _mapping(_pairs(texts, "--map", "255=1"), "--map")
+    pairs = []
+    for part in (part for text in texts for part in text.split(",")):
+        value, equals, label = part.partition("=")
+        if not equals:
+            raise UsageError(f"found --map {part!r}, expected VALUE=LABEL, for example --map 255=1")
+        pairs.append((value, label))
+    return _mapping(pairs, "--map")
 
 
 def parse_names(texts: Iterable[str]) -> dict[int, str]:
@@ -221,16 +227,6 @@ def parse_names(texts: Iterable[str]) -> dict[int, str]:
     return {0: _BACKGROUND, **names} if names else {}
 
 
-def _pairs(texts: Iterable[str], option: str, example: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in (part for text in texts for part in text.split(",")):
-        value, equals, label = part.partition("=")
-        if not equals:
-            raise UsageError(f"found {option} {part!r}, expected VALUE=LABEL, for example {option} {example}")
-        pairs.append((value, label))
-    return pairs
-
-
 def _mapping(pairs: Iterable[tuple[str, str]], where: str) -> dict[int, int]:
     mapping: dict[int, int] = {}
     for value, label in pairs:
@@ -247,11 +243,10 @@ def _mapping(pairs: Iterable[tuple[str, str]], where: str) -> dict[int, int]:
 def gap_message(values: Iterable[int]) -> str | None:
     """What to do where the labels besides 0 are not 1, 2, … without gaps, as a network's classes are; else ``None``."""
     found = sorted(set(values) - {0})
-    wanted = list(range(1, len(found) + 1))
-    if found == wanted:
+    moves = ",".join(f"{value}={label}" for label, value in enumerate(found, start=1) if value != label)
+    if not moves:
         return None
-    moves = ",".join(f"{value}={label}" for value, label in zip(found, wanted, strict=True) if value != label)
     return (
         f"the label values are {listed(found)}, which leaves gaps; a network needs consecutive classes, "
-        f"1 to {len(wanted)}: renumber them (medseg manifest create --images DATALIST --map {moves} -o DATALIST)"
+        f"1 to {len(found)}: renumber them (medseg manifest create --images DATALIST --map {moves} -o DATALIST)"
     )

@@ -98,7 +98,7 @@ def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Audi
     for label in case.labels:
         fault = fault_of(label.values, declared)
         if fault is not None:
-            yield AuditFinding(fault.kind, fault.message, name)
+            yield AuditFinding(fault.code, fault.message, name)
         elif not set(label.values.voxels) - {0}:
             yield AuditFinding("empty-label", "the label map holds nothing but background", name)
         if label.values.rounded_by > 0 and not label.values.fractional:

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about an ``infer`` or ``evaluate`` folder."""
+"""The report: one self-contained HTML page about an ``infer``, ``evaluate`` or ``train`` folder."""
 
 from medseg.report.write import REPORT_NAME, ViewerChoice, write_report
 

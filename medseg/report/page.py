@@ -2,26 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
+from medseg._version import medseg_version
 from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.trained_on import sentence
 from medseg.pictures import colour
-from medseg.report import charts, tables
-from medseg.report.collect import Study
-from medseg.report.pictures import SIDE_PX
-from medseg.report.tables import label_table
+from medseg.report import tables
+from medseg.report.charts import Section, sections
+from medseg.report.collect import Case, Study, Trust
+from medseg.report.pictures import SIDE_PX, Pictures
+
+_LEARNT = "This image was used to train the model: its figures say nothing about new cases."
 
 
-def render(study: Study, pictures: Mapping[str, tables.Pictures], title: str, library: str) -> str:
-    """The whole page as HTML; every text in it is escaped by the template.
+@dataclass(frozen=True)
+class CaseRow:
+    """A case with what its row of the table opens to."""
+
+    case: Case
+    cells: list[tables.Cell]
+    pictures: Pictures
+    structures: tables.Table
+    message: str
+    search: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of the case and its pictures."""
+        return (*([_LEARNT] if self.case.trained_on else []), *self.pictures.notes)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a structure was missed or invented."""
+        return any(map(tables.flag_of, self.case.structures))
+
+    @property
+    def legend(self) -> list[tuple[int, str]]:
+        """Label and name of each structure that is drawn, with its Dice."""
+        drawn = {label for plane in self.pictures.planes for label in (*plane.prediction, *plane.reference)}
+        dice = {s.label: s.values.get("dice") for s in self.case.structures}
+        return [
+            (s.label, s.name if (d := dice[s.label]) is None else f"{s.name} (Dice {tables.number(d, 'dice')})")
+            for s in sorted(self.case.structures, key=lambda s: s.label)
+            if s.label in drawn
+        ]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows; what is empty takes no room.
+
+    Parameters
+    ----------
+    title, kind, facts
+        Heading, what sort of result it is, what computed it.
+    cautions
+        What must be known before the figures are believed.
+    tiles
+        Figures at the top.
+    about
+        Terms and what they mean.
+    charts
+        Plots under their headings.
+    cases
+        None for a page that is not about cases.
+    samples
+        Caption and picture (a data URI) of what a training has shown.
+    """
+
+    title: str
+    kind: str
+    facts: Sequence[tuple[str, str]]
+    tiles: Sequence[tables.Tile]
+    about: Sequence[tuple[str, str]]
+    charts: Sequence[Section] = ()
+    cautions: Sequence[str] = ()
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    not_done: tables.Table = field(default_factory=tables.Table)
+    unpaired: str = ""
+    measured: bool = False
+    table_title: str = "Structures"
+    structures: tables.Table = field(default_factory=tables.Table)
+    looked_at: str = ""
+    columns: Sequence[tables.Column[Case]] = ()
+    cases: Sequence[CaseRow] | None = None
+    statuses: Sequence[str] = ()
+    samples: Sequence[tuple[str, str]] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    library: str = ""
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Anchor and name of every section."""
+        found = [("summary", "Summary", True), ("structures", self.table_title, bool(self.structures.rows))]
+        found += [("cases", "Cases", self.cases is not None)]
+        found += [(section.anchor, section.title, True) for section in self.charts]
+        found += [("samples", "Samples", bool(self.samples))]
+        return [(anchor, name) for anchor, name, shown in (*found, ("about", "About", True)) if shown]
+
+    def render(self) -> str:
+        """The whole page as HTML; every text in it is escaped by the template."""
+        return (
+            _environment()
+            .from_string(_asset("page.html.j2"))
+            .render(
+                page=self,
+                version=medseg_version(),
+                side=SIDE_PX,
+                css=_asset("page.css"),
+                js=_asset("page.js"),
+                colours={label: colour(i) for i, label in enumerate(self.names)},
+                series=[
+                    colour(i) for i in range(max((len(c.legend) for s in self.charts for c in s.charts), default=0))
+                ],
+                label_table=tables.label_table(self.names),
+            )
+        )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _asset(name: str) -> str:
+    return files("medseg.report").joinpath(f"assets/{name}").read_text(encoding="utf-8")
+
+
+def page_of(study: Study, pictures: Mapping[str, Pictures], title: str, library: str) -> Page:
+    """The page about the cases of a run, an evaluation, or both.
 
     Parameters
     ----------
@@ -34,80 +149,44 @@ def render(study: Study, pictures: Mapping[str, tables.Pictures], title: str, li
     library
         Viewer script in base64; empty if the page has no viewer.
     """
-    return (
-        _environment()
-        .from_string(_asset("page.html.j2"))
-        .render(
-            title=title,
-            version=version("medseg"),
-            side=SIDE_PX,
-            css=_trusted("page.css"),
-            js=_trusted("page.js"),
-            colours={label: colour(i) for i, label in enumerate(study.names)},
-            **_head(study),
-            **_body(study, pictures),
-            **_viewer(study, pictures, library),
-        )
+    cases = tables.case_table(study)
+    warned = f"The evaluation gave {study.n_warnings} warning(s); metrics.json lists them."
+    subject = "One file has" if study.n_unpaired == 1 else f"{study.n_unpaired} files have"
+    unpaired = f"{subject} no partner and could not be evaluated; metrics.json lists what is missing."
+    return Page(
+        title,
+        kind=_kind(study),
+        facts=study.facts,
+        cautions=[*filter(None, (sentence(study.trained_on), warned if study.n_warnings else ""))],
+        tiles=tables.tiles(study),
+        verdicts=tables.verdict_counts(study),
+        not_done=tables.not_done(study),
+        unpaired=unpaired if study.n_unpaired else "",
+        measured=study.measured,
+        structures=tables.structure_table(study),
+        looked_at=_looked_at(study),
+        charts=sections(study),
+        columns=cases.columns,
+        cases=[
+            CaseRow(
+                case,
+                cells,
+                pictures.get(case.case_id, Pictures()),
+                tables.structures_of_case(case, study),
+                tables.message_of(case),
+                tables.search_text(case),
+            )
+            for case, cells in zip(study.cases, cases.rows, strict=True)
+        ],
+        statuses=sorted({case.status for case in study.cases}),
+        names=study.names,
+        library=library,
+        about=[*_about(study)],
     )
 
 
-@cache
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-
-
-def _asset(name: str) -> str:
-    return files("medseg.report").joinpath(f"assets/{name}").read_text(encoding="utf-8")
-
-
-def _trusted(name: str) -> Markup:
-    return Markup(_asset(name))  # noqa: S704  a file of this package, no input
-
-
-def _head(study: Study) -> dict[str, Any]:
-    return {
-        "kind": _kind(study),
-        "facts": _facts(study),
-        "cautions": _cautions(study),
-        "measured": study.measured,
-        "looked_at": _looked_at(study),
-        "tiles": tables.tiles(study),
-        "verdicts": tables.verdict_counts(study),
-        "not_done": tables.not_done(study),
-        "unpaired": tables.unpaired(study),
-        "about": _about(study),
-    }
-
-
-def _body(study: Study, pictures: Mapping[str, tables.Pictures]) -> dict[str, Any]:
-    columns, structures = tables.structure_table(study)
-    plots = charts.sections(study)
-    return {
-        "columns": columns,
-        "structures": structures,
-        "charts": plots,
-        "sections": _sections(bool(structures), plots),
-        "heads": tables.heads(study),
-        "cases": tables.case_rows(study, pictures),
-        "estimated": any(case.estimates for case in study.cases),
-        "case_columns": [metric_named(metric).title for metric in tables.metric_columns(study)],
-        "has_status": any(case.status != "done" for case in study.cases),
-        "statuses": sorted({case.status for case in study.cases}),
-    }
-
-
-def _viewer(study: Study, pictures: Mapping[str, tables.Pictures], library: str) -> dict[str, Any]:
-    drawn = [(f"v{i}", pictures.get(case.case_id)) for i, case in enumerate(study.cases)]
-    return {
-        "viewer": bool(library),
-        "library": library,
-        "label_table": Markup(label_table(study.names)),  # noqa: S704  JSON in which < and & are escaped
-        "volumes": [(key, Markup(p.inlined)) for key, p in drawn if p and p.inlined],  # noqa: S704  base64 in JSON
-    }
-
-
 def _kind(study: Study) -> str:
-    if study.run and study.measured:
+    if study.of_run and study.measured:
         return "Segmentation and evaluation"
     return "Evaluation against references" if study.measured else "Segmentation run"
 
@@ -120,72 +199,25 @@ def _looked_at(study: Study) -> str:
     return "of greatest doubt" if doubted else "of largest area"
 
 
-def _facts(study: Study) -> list[tuple[str, str]]:
-    bundle = study.run.get("bundle") or {}
-    facts = [
-        ("model", " ".join(str(bundle[key]) for key in ("name", "version") if bundle.get(key))),
-        ("weights", str(bundle.get("sha256") or "")[:12]),
-        ("device", " · ".join(str(study.run[key]) for key in ("device", "precision") if study.run.get(key))),
-        ("finished", str(study.run.get("finished") or "")[:16].replace("T", " ")),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _cautions(study: Study) -> list[str]:
-    """What has to be known before the figures are believed; warnings may name paths, so they stay in their file."""
-    cautions = [told] if (told := sentence(study.trained_on)) else []
-    warnings = study.metrics.get("warnings")
-    if isinstance(warnings, list) and warnings:
-        cautions.append(f"The evaluation gave {len(warnings)} warning(s); metrics.json lists them.")
-    return cautions
-
-
-def _sections(structures: bool, sections: Sequence[charts.Section]) -> list[tuple[str, str]]:
-    return [
-        ("summary", "Summary"),
-        *([("structures", "Structures")] if structures else []),
-        ("cases", "Cases"),
-        *((section.anchor, section.title) for section in sections),
-        ("about", "About"),
-    ]
-
-
-def _about(study: Study) -> list[tuple[str, str]]:
-    definitions = study.metrics.get("definitions")
-    known = definitions if isinstance(definitions, Mapping) else {}
-    terms = [
-        (name, str(known[key]))
-        for key, name in (("percentile_rule", "Percentiles"), ("surface", "Surface"))
-        if known.get(key)
-    ]
-    if known.get("tolerance_mm") is not None:
-        terms.append(("NSD tolerance", f"{known['tolerance_mm']} mm"))
+def _about(study: Study) -> Iterator[tuple[str, str]]:
+    yield from study.definitions
     if study.measured:
-        terms += [(metric_named(m).title, metric_named(m).definition) for m in tables.metric_columns(study)]
-        terms.append(("Missed, invented", "overlap scores and NSD are 0, distances do not exist"))
-    terms += _trust_terms(study)
-    terms.append(
-        (
-            "Pictures",
-            "patient's right on your left, in sagittal slices anterior; solid: prediction, dashed: reference",
-        )
-    )
-    terms.append(("Identity", "cases are named by their case id; paths and header fields of the sources are left out"))
-    return terms
+        yield from ((metric_named(m).title, metric_named(m).definition) for m in tables.metric_columns(study))
+        yield "Missed, invented", "overlap scores and NSD are 0, distances do not exist"
+    if trust := _trust(study.trust):
+        yield "Trust", trust
+    yield "Pictures", "patient's right on your left, in sagittal slices anterior; solid: prediction, dashed: reference"
+    yield "Identity", "cases are named by their case id; paths and header fields of the sources are left out"
 
 
-def _trust_terms(study: Study) -> list[tuple[str, str]]:
+def _trust(trust: Trust) -> str:
     """What the verdicts mean, and why there are none where a calibration cannot be used."""
-    stated = study.run.get("trust")
-    known = stated if isinstance(stated, Mapping) else {}
-    if known.get("state") in {"stale", "damaged"}:
-        return [("Trust", "no verdicts: the bundle's calibration does not belong to its weights or cannot be read")]
-    limits = known.get("thresholds")
-    if known.get("state") != "ready" or not isinstance(limits, Mapping):
-        return []
-    meaning = (
-        f"accept: the lower bound of every structure is at least {float(limits['accept']):.2f}; reject: a predicted "
-        f"Dice is below {float(limits['reject']):.2f}; review: everything between. What is flagged is never accepted. "
-        f"On cases like those of the calibration, {float(known.get('coverage', 0.9)):.0%} reach their lower bound."
+    if trust.state in {"stale", "damaged"}:
+        return "no verdicts: the bundle's calibration does not belong to its weights or cannot be read"
+    if trust.state != "ready" or trust.accept is None or trust.reject is None:
+        return ""
+    return (
+        f"accept: the lower bound of every structure is at least {trust.accept:.2f}; reject: a predicted Dice is below "
+        f"{trust.reject:.2f}; review: everything between. What is flagged is never accepted. On cases like those of "
+        f"the calibration, {trust.coverage:.0%} reach their lower bound."
     )
-    return [("Trust", meaning)]

@@ -1,18 +1,11 @@
-"""Pictures of a case: its volumes on one grid, three planes with contours, copies for the viewer.
-
-The voxels a report shows: image, prediction and reference of one case on one grid, in canonical order.
-
-Small pictures of a case: three planes with contours, at the slice where a reader should look.
-
-Volumes for the viewer: small display copies, inlined within a budget or written beside the report.
-"""
+"""Pictures of a case: its volumes on one grid in canonical order, three planes with contours, copies for the viewer."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +17,7 @@ from isal import igzip
 from numpy.typing import NDArray
 from PIL import Image
 
-from medseg.errors import MedsegError, Refusal
+from medseg.errors import MedsegError
 from medseg.evaluation.scoring import along
 from medseg.files import write_text
 from medseg.geometry import Geometry
@@ -33,6 +26,9 @@ from medseg.report.collect import Case
 
 Reader = Callable[[str | Path, str], tuple[NDArray[np.generic], Geometry]]
 """``reader(source, case_id)`` gives an array (i, j, k) and its grid, or raises :class:`Refusal`."""
+
+_GRID_TOLERANCE_MM = 0.5
+_LARGEST_LABEL = 255
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,6 @@ class CaseVolumes:
     doubt: NDArray[np.float32] | None = None
     look_at: tuple[int, int, int] | None = None
 
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along the three axes."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
-
 
 def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
     """Read what there is of a case; None if it has no readable prediction.
@@ -66,70 +56,49 @@ def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
         return None
     read = reader or read_source
     try:
-        labels, geometry = read(case.prediction, case.case_id)
+        labels, grid = read(case.prediction, case.case_id)
     except (MedsegError, OSError):
         return None
-    notes: list[str] = []
-    image = _partner(case.image, "image", case, geometry, (read, notes))
-    reference = _partner(case.reference, "reference", case, geometry, (read, notes))
-    doubt = _partner(case.doubt, "map of doubt", case, geometry, (read, notes))
-    placed = _to_canonical(geometry)
-    affine = _canonical_affine(geometry)
+    turn = nib.io_orientation(grid.affine)
+    affine = np.asarray(grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape), np.float64)
+    notes = [] if case.image is not None else ["The image was not found, so contours are shown without it."]
+    found: dict[str, NDArray[Any]] = {"prediction": labels}
+    sources = {"image": case.image, "reference": case.reference, "map of doubt": case.doubt}
+    for what, source in sources.items():
+        if source is None:
+            continue
+        try:
+            array, own = along(*read(source, case.case_id), grid)
+        except (MedsegError, OSError) as error:
+            notes.append(f"The {what} could not be read ({getattr(error, 'code', type(error).__name__)}).")
+            continue
+        if own.matches(grid, tolerance_mm=_GRID_TOLERANCE_MM):
+            found[what] = array
+        else:
+            notes.append(f"The {what} is on another grid than the prediction and is not shown.")
+    placed = {what: np.asarray(nib.orientations.apply_orientation(a, turn)) for what, a in found.items()}
+    image, reference, doubt = (placed.get(what) for what in sources)
     return CaseVolumes(
-        prediction=placed(_labels(labels)),
+        prediction=_labels(placed["prediction"]),
         affine=affine,
-        image=None if image is None else placed(np.asarray(image, np.float32)),
-        reference=None if reference is None else placed(_labels(reference)),
+        image=None if image is None else image.astype(np.float32),
+        reference=None if reference is None else _labels(reference),
         notes=tuple(notes),
-        doubt=None if doubt is None else placed(np.asarray(doubt, np.float32)),
-        look_at=_voxel(case.look_at_mm, affine, placed(labels).shape),
+        doubt=None if doubt is None else doubt.astype(np.float32),
+        look_at=None if case.look_at_mm is None else _voxel(case.look_at_mm, affine, placed["prediction"].shape),
     )
 
 
 def _voxel(
-    point_mm: tuple[float, float, float] | None, affine: NDArray[np.float64], shape: tuple[int, ...]
+    point_mm: tuple[float, float, float], affine: NDArray[np.float64], shape: tuple[int, ...]
 ) -> tuple[int, int, int] | None:
-    """The voxel nearest to a point in mm; None without a point, or if it lies outside."""
-    if point_mm is None:
-        return None
+    """The voxel nearest to a point in mm; None if it lies outside."""
     i, j, k = (int(v) for v in np.rint(np.linalg.solve(affine, [*point_mm, 1.0])[:3]))
-    inside = all(0 <= v < n for v, n in zip((i, j, k), shape, strict=True))
-    return (i, j, k) if inside else None
-
-
-def _partner(
-    source: str | Path | None, what: str, case: Case, geometry: Geometry, context: tuple[Reader, list[str]]
-) -> NDArray[np.generic] | None:
-    read, notes = context
-    if source is None:
-        if what == "image":
-            notes.append("The image was not found, so contours are shown without it.")
-        return None
-    try:
-        array, found = read(source, case.case_id)
-    except (MedsegError, OSError) as error:
-        reason = error.code if isinstance(error, Refusal) else type(error).__name__
-        notes.append(f"The {what} could not be read ({reason}).")
-        return None
-    array, found = along(array, found, geometry)
-    if not found.matches(geometry, tolerance_mm=0.5):
-        notes.append(f"The {what} is on another grid than the prediction and is not shown.")
-        return None
-    return array
+    return (i, j, k) if all(0 <= v < n for v, n in zip((i, j, k), shape, strict=True)) else None
 
 
 def _labels(array: NDArray[np.generic]) -> NDArray[np.uint16]:
     return np.rint(np.nan_to_num(np.asarray(array, np.float32))).astype(np.uint16)
-
-
-def _to_canonical(geometry: Geometry) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    orientation = nib.io_orientation(geometry.affine)
-    return lambda array: np.asarray(nib.orientations.apply_orientation(array, orientation))
-
-
-def _canonical_affine(geometry: Geometry) -> NDArray[np.float64]:
-    inverse = nib.orientations.inv_ornt_aff(nib.io_orientation(geometry.affine), geometry.shape)
-    return np.asarray(geometry.affine @ inverse, np.float64)
 
 
 def read_source(source: str | Path, case_id: str) -> tuple[NDArray[np.generic], Geometry]:
@@ -137,11 +106,8 @@ def read_source(source: str | Path, case_id: str) -> tuple[NDArray[np.generic], 
     from medseg.ingest import read_volume, scan
 
     path = Path(source)
-    if path.is_dir():
-        records = {record.case_id: record for record in scan([path])}
-        array, geometry, _ = read_volume(records.get(case_id, path))
-    else:
-        array, geometry, _ = read_volume(path)
+    records = {record.case_id: record for record in scan([path])} if path.is_dir() else {}
+    array, geometry, _ = read_volume(records.get(case_id, path))
     return array, geometry
 
 
@@ -164,6 +130,37 @@ class Plane:
     reference: Mapping[int, str]
     bar_px: float
     bar_mm: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What was drawn of one case.
+
+    Parameters
+    ----------
+    planes
+        Axial, coronal and sagittal picture; empty if there are none.
+    notes
+        What could not be shown, and why.
+    key
+        Name of the case for the viewer.
+    inlined, side_file
+        Volumes for the viewer inside the page, or the file beside it; both empty without a viewer.
+    missing
+        Why there are no pictures.
+    """
+
+    planes: tuple[Plane, ...] = ()
+    notes: tuple[str, ...] = ()
+    key: str = ""
+    inlined: str = ""
+    side_file: str = ""
+    missing: str = "the prediction was not found or could not be read."
+
+    @property
+    def look_at(self) -> str:
+        """The voxel at which the planes meet, as the viewer takes it."""
+        return ",".join(str(plane.slice_number - 1) for plane in reversed(self.planes))
 
 
 def planes(volumes: CaseVolumes) -> tuple[Plane, ...]:
@@ -208,19 +205,9 @@ def _plane(volumes: CaseVolumes, axis: int) -> Plane:
         box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
     )
     paths = [{label: "".join(map(_path, lines)) for label, lines in outlines.items()} for _, outlines in panel.outlines]
-    return Plane(
-        name=view.plane,
-        slice_number=panel.number,
-        left=view.left,
-        right=view.right,
-        top=view.top,
-        bottom=view.bottom,
-        picture=_encode(panel),
-        prediction=paths[0],
-        reference=paths[1] if len(paths) > 1 else {},
-        bar_px=panel.bar_px,
-        bar_mm=panel.bar_mm,
-    )
+    edges = (view.left, view.right, view.top, view.bottom)
+    reference = paths[1] if len(paths) > 1 else {}
+    return Plane(view.plane, index + 1, *edges, _encode(panel), paths[0], reference, panel.bar_px, panel.bar_mm)
 
 
 def _encode(panel: Panel) -> str:
@@ -232,19 +219,11 @@ def _encode(panel: Panel) -> str:
 
 
 def _path(points: NDArray[np.float64]) -> str:
-    corners = _corners(points)
-    return "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in corners) + "Z"
-
-
-def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out points on a straight line between their neighbours; the first point is not repeated at the end."""
+    """A closed line as SVG, without points on a straight line between their neighbours."""
     ring = points[:-1]
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-6
-    return np.asarray(ring[turns])
-
-
-_LARGEST_LABEL = 255
+    corners = ring[np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-6]
+    return "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in corners) + "Z"
 
 
 def library() -> str:
@@ -289,8 +268,13 @@ class ViewerStore:
 
     def add(self, key: str, volumes: CaseVolumes) -> tuple[str, str]:
         """Return what the page inlines for this case and the name of its side file; both empty if it did not fit."""
-        pieces = _pieces(volumes)
-        size = sum(len(piece) for piece in pieces.values())
+        arrays = {"image": volumes.image, "prediction": volumes.prediction, "reference": volumes.reference}
+        pieces = {
+            name: display_copy(array, volumes.affine, labels=name != "image")
+            for name, array in arrays.items()
+            if array is not None
+        }
+        size = sum(map(len, pieces.values()))
         if self.used_bytes + size <= self.budget_bytes:
             self.used_bytes += size
             return json.dumps(pieces), ""
@@ -299,14 +283,3 @@ class ViewerStore:
         # A page opened from a disk may not fetch files, but it may run scripts beside it.
         write_text(self.folder / f"{key}.js", f"medsegVolumes({json.dumps(key)},{json.dumps(pieces)});\n")
         return "", f"{self.folder.name}/{key}.js"
-
-
-def _pieces(volumes: CaseVolumes) -> dict[str, str]:
-    arrays: Iterable[tuple[str, NDArray[np.generic] | None]] = (
-        ("image", volumes.image),
-        ("prediction", volumes.prediction),
-        ("reference", volumes.reference),
-    )
-    return {
-        name: display_copy(array, volumes.affine, labels=name != "image") for name, array in arrays if array is not None
-    }

@@ -1,21 +1,13 @@
-"""Every table of the report: columns, values, formats and remedies.
-
-How numbers and structures look in the report: digits by metric, the structures' colours for the viewer.
-
-What a refusal means and what helps, in the words of the report.
-
-The report's summary: counts, averages per structure, and what was not done.
-
-The report's table of cases: columns, cells, and what a row opens to.
-"""
+"""Every table of the report, as columns: head, value, format; and what a refusal means and what helps."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -25,41 +17,87 @@ from medseg.evaluation.definitions import CSV_METRICS, metric_named
 from medseg.evaluation.statistics import Bootstrap, by_structure, summarise, summarise_structures
 from medseg.pictures import colour, rgb
 from medseg.report.collect import Case, Study
-from medseg.report.pictures import Plane
 
 _NOTHING = "–"
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one field of a table.
+
+    Parameters
+    ----------
+    text, aside
+        The value, and what stands smaller behind it.
+    sort
+        What the table is sorted by; empty sorts last.
+    notes
+        Lines below.
+    pill, tone
+        A badge, and how it looks (``"bad"`` without a badge: the value itself).
+    flags
+        What was flagged.
+    swatch
+        Label whose colour is shown in front.
+    """
+
+    text: str = ""
+    sort: str = ""
+    aside: str = ""
+    notes: tuple[str, ...] = ()
+    pill: str = ""
+    tone: str = ""
+    flags: tuple[str, ...] = ()
+    swatch: int | None = None
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column: its head, and the cell of a row; ``key`` names it for the page, ``first`` is its first order."""
+
+    head: str
+    cell: Callable[[Row], Cell]
+    numeric: bool = True
+    key: str = ""
+    first: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the template draws it."""
+
+    columns: list[Column[Any]] = field(default_factory=list)
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+def table(columns: Iterable[Column[Row]], rows: Iterable[Row]) -> Table:
+    """Fill a table: every column of every row."""
+    columns = list(columns)
+    return Table(columns, [[column.cell(row) for column in columns] for row in rows])
 
 
 def number(value: float | None, metric: str) -> str:
     """A value with the digits that its unit deserves: three for scores, two for mm, three significant for ml."""
     if value is None:
         return _NOTHING
-    if metric.endswith("_ml"):
-        sign = "+" if metric == "volume_difference_ml" and value > 0 else ""
-        return f"{sign}{_significant(value)}".replace("-", "−")
-    return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
-
-
-def _significant(value: float) -> str:
-    """Three significant digits without an exponent: 0.0123, 3.21, 45.6, 1234."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    decimals = next((d for limit, d in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if size >= limit), 4)
-    return f"{value:.{decimals}f}"
+    if not metric.endswith("_ml"):
+        return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+    sign = "+" if metric == "volume_difference_ml" and value > 0 else ""
+    decimals = next((d for limit, d in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if abs(value) >= limit), 4)
+    return f"{sign}{value:.{decimals if value else 0}f}".replace("-", "−")
 
 
 def label_table(names: Mapping[int, str]) -> str:
     """Label colours for the viewer, as JSON that is safe inside a script element; above 255 they share one."""
-    table: dict[int, tuple[str, str]] = {0: ("#000000", "background")}
+    entries: dict[int, tuple[str, str]] = {0: ("#000000", "background")}
     for index, (label, name) in enumerate(names.items()):
-        table[min(label, 255)] = (colour(index), name)
-    channels = {channel: [rgb(c)[place] for c, _ in table.values()] for place, channel in enumerate("RGB")}
+        entries[min(label, 255)] = (colour(index), name)
     value = {
-        **channels,
-        "A": [0] + [255] * (len(table) - 1),
-        "I": list(table),
-        "labels": [name for _, name in table.values()],
+        **{channel: [rgb(c)[place] for c, _ in entries.values()] for place, channel in enumerate("RGB")},
+        "A": [0] + [255] * (len(entries) - 1),
+        "I": list(entries),
+        "labels": [name for _, name in entries.values()],
     }
     return json.dumps(value).replace("<", "\\u003c").replace("&", "\\u0026")
 
@@ -124,298 +162,213 @@ def remedy(code: str) -> tuple[str, str]:
     return cast("dict[str, tuple[str, str]]", REMEDIES).get(code, ("", "See the message of the case."))
 
 
-_MEASURED = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_difference_ml")
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of the page: what it counts, a note below, and in which tone."""
+
+    figure: str
+    what: str
+    note: str = ""
+    tone: str = ""
 
 
-def tiles(study: Study) -> list[dict[str, str]]:
-    """Figures at the top of the page: what, how many, and in which tone."""
+def tiles(study: Study) -> list[Tile]:
+    """The figures of all cases together."""
     status = Counter(case.status for case in study.cases)
-    found = [
-        _tile(
-            str(status["done"]), "done" if study.run else "cases", f"of {len(study.cases)} cases" if study.run else ""
-        )
-    ]
-    found += [_tile(str(status[s]), s, tone=tone) for s, tone in (("refused", "mid"), ("failed", "bad")) if status[s]]
+    of = f"of {len(study.cases)} cases" if study.of_run else ""
+    found = [Tile(str(status["done"]), "done" if study.of_run else "cases", of)]
+    found += [Tile(str(status[s]), s, tone=tone) for s, tone in (("refused", "mid"), ("failed", "bad")) if status[s]]
     flagged = sum(bool(case.flags) for case in study.cases)
     if flagged:
         unlike = sum("unlike-training" in case.flags for case in study.cases)
-        found.append(_tile(str(flagged), "flagged", f"{unlike} unlike the training" if unlike else "", "bad"))
+        found.append(Tile(str(flagged), "flagged", f"{unlike} unlike the training" if unlike else "", "bad"))
     if study.measured:
-        found += _measured_tiles(study)
+        dice = [d for case in study.cases for d in case.dice]
+        found += [Tile(f"{np.mean(dice):.3f}", "mean Dice", "a miss counts as 0")] if dice else []
+        for flag, where in (("missed", "reference"), ("invented", "prediction")):
+            count = sum(s.missed if flag == "missed" else s.invented for s in study.structures)
+            found.append(Tile(str(count), flag, f"structures only in the {where}", "bad" if count else "good"))
     seconds = [case.seconds for case in study.cases if case.seconds is not None and case.status == "done"]
-    if seconds:
-        found.append(_tile(f"{np.median(seconds):.3g} s", "per case", "median"))
-    return found
+    return [*found, Tile(f"{np.median(seconds):.3g} s", "per case", "median")] if seconds else found
 
 
-def _measured_tiles(study: Study) -> list[dict[str, str]]:
-    results = [s for case in study.cases for s in case.structures]
-    dice = [d for case in study.cases for d in case.dice]
-    missed, invented = sum(s.missed for s in results), sum(s.invented for s in results)
-    mean = [_tile(f"{np.mean(dice):.3f}", "mean Dice", "a miss counts as 0")] if dice else []
-    return [
-        *mean,
-        _tile(str(missed), "missed", "structures only in the reference", "bad" if missed else "good"),
-        _tile(str(invented), "invented", "structures only in the prediction", "bad" if invented else "good"),
-    ]
-
-
-def _tile(figure: str, what: str, note: str = "", tone: str = "") -> dict[str, str]:
-    return {"figure": figure, "what": what, "note": note, "tone": tone}
-
-
-def verdict_counts(study: Study) -> list[dict[str, Any]]:
-    """How many cases trust accepts, wants reviewed, or rejects; empty if trust was not asked."""
+def verdict_counts(study: Study) -> dict[str, int]:
+    """How many cases trust accepts, wants reviewed, rejects; empty without trust."""
     counts = Counter(case.verdict for case in study.cases if case.verdict)
-    return [{"name": name, "count": counts[name]} for name in ("accept", "review", "reject")] if counts else []
+    return {name: counts[name] for name in ("accept", "review", "reject")} if counts else {}
 
 
-def not_done(study: Study) -> list[dict[str, Any]]:
+def not_done(study: Study) -> Table:
     """Reasons why cases were refused or failed, the most frequent first, each with its remedy."""
     counts = Counter((case.reason or case.status) for case in study.cases if case.status != "done")
-    groups = []
-    for reason, count in counts.most_common():
-        meaning, action = remedy(reason)
-        groups.append({"reason": reason, "count": count, "meaning": meaning, "action": action})
-    return groups
+    columns: list[Column[tuple[str, int]]] = [
+        Column("Reason", lambda row: Cell(row[0]), numeric=False),
+        Column("Cases", lambda row: Cell(str(row[1]))),
+        Column("What it means", lambda row: Cell(remedy(row[0])[0]), numeric=False),
+        Column("What to do", lambda row: Cell(remedy(row[0])[1]), numeric=False),
+    ]
+    return table(columns, counts.most_common())
 
 
-def unpaired(study: Study) -> str:
-    """Sentence about files without a partner; empty if there are none."""
-    count = study.metrics.get("n_unpaired")
-    if not isinstance(count, int) or not count:
-        return ""
-    subject = "One file has" if count == 1 else f"{count} files have"
-    return f"{subject} no partner and could not be evaluated; metrics.json lists what is missing."
+_MEASURED = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_difference_ml")
+_Summaries = Mapping[str, Any]
+"""An entry of ``structures`` in ``metrics.json``."""
 
 
-def structure_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column titles, and one row per structure; the numbers are those of ``metrics.json`` where it has them."""
-    summaries = _summaries(study)
-    wanted = _MEASURED if study.measured else ("volume_ml",)
-    columns = [m for m in wanted if any(_has(s["metrics"].get(m)) for s in summaries.values())]
-    rows = []
-    for name, summary in sorted(summaries.items(), key=lambda item: item[1].get("label", 0)):
-        cells = [_cell(summary["metrics"].get(metric), metric) for metric in columns]
-        counts = {"n": summary.get("n"), "missed": summary.get("n_missed", 0), "invented": summary.get("n_invented", 0)}
-        rows.append({"label": summary.get("label"), "name": name, "cells": cells, **counts})
-    return [metric_named(metric).title for metric in columns], rows
-
-
-def _summaries(study: Study) -> dict[str, dict[str, Any]]:
-    written = study.metrics.get("structures")
-    if isinstance(written, Mapping) and written:
-        return {
-            str(name): dict(value)
-            for name, value in written.items()
-            if isinstance(value, Mapping) and "metrics" in value
-        }
-    results = [s for case in study.cases for s in case.structures]
+def structure_table(study: Study) -> Table:
+    """One row per structure; the numbers are those of ``metrics.json`` where it has them."""
+    rows = sorted(_summaries(study).items(), key=lambda item: item[1].get("label", 0))
+    columns: list[Column[tuple[str, _Summaries]]] = [
+        Column("Structure", lambda row: Cell(row[0], swatch=row[1].get("label")), numeric=False),
+        Column("Cases", lambda row: Cell(str(row[1].get("n")))),
+    ]
     if study.measured:
-        return summarise_structures(results, {}, Bootstrap())
-    found = {}
-    for (label, name), rows in by_structure(results).items():
-        volumes = np.array([[v] for row in rows if (v := row.values.get("volume_ml")) is not None], dtype=np.float64)
-        volume = (
-            summarise(volumes, [row.case_id for row in rows][: len(volumes)], Bootstrap())[0] if len(volumes) else None
-        )
-        found[name] = {"label": label, "n": len(rows), "metrics": {"volume_ml": asdict(volume)} if volume else {}}
+        columns += [Column("Missed", lambda row: _count(row[1], "n_missed"))]
+        columns += [Column("Invented", lambda row: _count(row[1], "n_invented"))]
+    for metric in _MEASURED if study.measured else ("volume_ml",):
+        if any(_mean(row, metric) is not None for row in rows):
+            columns.append(Column(metric_named(metric).title, partial(_averaged, metric=metric)))
+    return table(columns, rows)
+
+
+def _summaries(study: Study) -> dict[str, _Summaries]:
+    if study.summaries:
+        return dict(study.summaries)
+    if study.measured:
+        return dict(summarise_structures(study.structures, {}, Bootstrap()))
+    found: dict[str, _Summaries] = {}
+    for (label, name), rows in by_structure(study.structures).items():
+        known = [(row.case_id, v) for row in rows if (v := row.values.get("volume_ml")) is not None]
+        volumes = np.array([[v] for _, v in known], dtype=np.float64).reshape(-1, 1)
+        volume = asdict(summarise(volumes, [case_id for case_id, _ in known], Bootstrap())[0])
+        found[name] = {"label": label, "n": len(rows), "metrics": {"volume_ml": volume}}
     return found
 
 
-def _has(summary: object) -> bool:
-    return isinstance(summary, Mapping) and summary.get("mean") is not None
+def _mean(row: tuple[str, _Summaries], metric: str) -> float | None:
+    return (row[1]["metrics"].get(metric) or {}).get("mean")
 
 
-def _cell(summary: Mapping[str, Any] | None, metric: str) -> dict[str, str] | None:
-    if summary is None or summary.get("mean") is None:
-        return None
-    interval = summary.get("ci95")
-    return {
-        "mean": number(summary["mean"], metric),
-        "std": number(summary.get("std"), metric).removeprefix("+"),
-        "median": number(summary.get("median"), metric),
-        "interval": f"{number(interval[0], metric)} to {number(interval[1], metric)}" if interval else "",
-    }
+def _count(summary: _Summaries, key: str) -> Cell:
+    return Cell(str(summary.get(key, 0)), tone="bad" if summary.get(key) else "")
 
 
-_LEARNT = "This image was used to train the model: its figures say nothing about new cases."
+def _averaged(row: tuple[str, _Summaries], metric: str) -> Cell:
+    if (mean := _mean(row, metric)) is None:
+        return Cell(_NOTHING)
+    summary = row[1]["metrics"][metric]
+    std = number(summary.get("std"), metric).removeprefix("+")
+    low_high = " to ".join(number(limit, metric) for limit in summary.get("ci95") or ())
+    notes = (*([low_high] if low_high else []), f"median {number(summary.get('median'), metric)}")
+    return Cell(number(mean, metric), aside=f"± {std}", notes=notes)
+
+
 _VERDICT_ORDER = {"reject": "0", "review": "1", "accept": "2"}
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What was drawn of one case.
-
-    Parameters
-    ----------
-    planes
-        Thumbnails, empty if there are none.
-    notes
-        What could not be shown, and why.
-    inlined, side_file
-        Volumes for the viewer inside the page, or the file beside it; both empty without a viewer.
-    missing
-        Why there are no thumbnails.
-    """
-
-    planes: tuple[Plane, ...] = ()
-    notes: tuple[str, ...] = ()
-    inlined: str = ""
-    side_file: str = ""
-    missing: str = "the prediction was not found or could not be read."
-
-
-def heads(study: Study) -> list[dict[str, str]]:
-    """Columns of the table: only those that this study can fill."""
-    columns = [("case", "Case", "text", "")]
+def case_table(study: Study) -> Table:
+    """One row per case, worst first; only the columns that this study can fill."""
+    columns: list[Column[Case]] = [Column("Case", lambda case: Cell(case.case_id, case.case_id), False, "case")]
     if any(case.status != "done" for case in study.cases):
-        columns.append(("status", "Status", "text", "descending"))
+        columns.append(Column("Status", _status, False, "status", "descending"))
     if any(case.verdict for case in study.cases):
-        columns.append(("verdict", "Trust", "text", ""))
+        columns.append(Column("Trust", _verdict, False, "verdict"))
     if any(case.predicted_dice is not None for case in study.cases):
-        columns.append(("predicted", "Predicted Dice", "num", ""))
+        columns.append(Column("Predicted Dice", _predicted, key="predicted"))
     if study.measured:
         columns += [
-            ("dice", "Worst Dice", "num", ""),
-            ("mean", "Mean Dice", "num", ""),
-            ("hd95", "HD95 [mm]", "num", "descending"),
+            Column("Worst Dice", _worst_dice, key="dice"),
+            Column("Mean Dice", lambda case: _figure(_average(case.dice), "dice"), key="mean"),
+            Column("HD95 [mm]", _distance, key="hd95", first="descending"),
         ]
-    columns.append(("volume", "Volume [ml]", "num", "descending"))
-    return [{"key": key, "name": name, "kind": kind, "first": first} for key, name, kind, first in columns]
+    columns.append(Column("Volume [ml]", _volume, key="volume", first="descending"))
+    return table(columns, study.cases)
 
 
 def metric_columns(study: Study) -> list[str]:
     """Metrics for which some structure of some case has a value."""
-    return [m for m in CSV_METRICS if any(s.values.get(m) is not None for case in study.cases for s in case.structures)]
+    return [m for m in CSV_METRICS if any(s.values.get(m) is not None for s in study.structures)]
 
 
-def case_rows(study: Study, pictures: Mapping[str, Pictures]) -> list[dict[str, Any]]:
-    """One dictionary per case for the template, in the study's order."""
-    columns = [head["key"] for head in heads(study)]
-    metrics = metric_columns(study)
-    return [
-        _row(case, pictures.get(case.case_id, Pictures()), i, (columns, metrics)) for i, case in enumerate(study.cases)
+def structures_of_case(case: Case, study: Study) -> Table:
+    """One row per structure of a case: estimates and every metric."""
+
+    def estimate(row: StructureResult) -> Cell:
+        found = case.estimates.get(row.label)
+        return Cell(_NOTHING if found is None else f"{found[0]:.3f} (at least {found[1]:.2f})")
+
+    columns: list[Column[StructureResult]] = [
+        Column("Structure", lambda row: Cell(row.name, swatch=row.label, pill=flag_of(row), tone="bad"), numeric=False)
     ]
+    if any(other.estimates for other in study.cases):
+        columns.append(Column("Predicted Dice", estimate))
+    for metric in metric_columns(study):
+        columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
+    return table(columns, sorted(case.structures, key=lambda row: row.label))
 
 
-def _row(case: Case, drawn: Pictures, index: int, shown: tuple[Sequence[str], Sequence[str]]) -> dict[str, Any]:
-    columns, metrics = shown
-    labels = {label for plane in drawn.planes for label in (*plane.prediction, *plane.reference)}
-    flags = [flag for s in case.structures if (flag := _flag(s))]
-    return {
-        "case_id": case.case_id,
-        "status": case.status,
-        "verdict": case.verdict,
-        "reason": case.reason,
-        "message": case.message or _told(case),
-        "wrong": bool(flags),
-        "search": " ".join([*_words(case), *flags]).lower(),
-        "number": index,
-        "key": f"v{index}",
-        "cells": [_rows_cell(case, column) for column in columns],
-        "notes": (*([_LEARNT] if case.trained_on else []), *drawn.notes),
-        "planes": drawn.planes,
-        "no_picture": drawn.missing,
-        "has_reference": any(plane.reference for plane in drawn.planes),
-        "viewer": bool(drawn.inlined or drawn.side_file),
-        "side_file": drawn.side_file,
-        "at": ",".join(str(plane.slice_number - 1) for plane in reversed(drawn.planes)),
-        "structures": [
-            {
-                "label": s.label,
-                "name": s.name,
-                "flag": _flag(s),
-                "drawn": s.label in labels,
-                "estimate": _estimate(case, s.label),
-                "dice": "" if s.values.get("dice") is None else number(s.values["dice"], "dice"),
-                "cells": [number(s.values.get(metric), metric) for metric in metrics],
-            }
-            for s in sorted(case.structures, key=lambda s: s.label)
-        ],
-    }
+def _value(structure: StructureResult, metric: str) -> Cell:
+    return Cell(number(structure.values.get(metric), metric))
 
 
-def _words(case: Case) -> list[str]:
-    """What the search field finds a case by."""
-    learnt = ["trained-on"] if case.trained_on else []
-    return [case.case_id, case.status, case.reason, case.verdict, *case.flags, *learnt]
-
-
-def _estimate(case: Case, label: int) -> str:
-    """Predicted Dice and lower bound of one structure; empty without."""
-    found = case.estimates.get(label)
-    return "" if found is None else f"{found[0]:.3f} (at least {found[1]:.2f})"
-
-
-def _told(case: Case) -> str:
-    """What to say of a case that was not done and whose message cannot be shown."""
-    return "" if case.status == "done" else " ".join([*remedy(case.reason), "Details are in run.json."]).strip()
-
-
-def _flag(structure: StructureResult) -> str:
+def flag_of(structure: StructureResult) -> str:
+    """``missed``, ``invented`` or nothing."""
     return "missed" if structure.missed else "invented" if structure.invented else ""
 
 
-def _rows_cell(case: Case, column: str) -> dict[str, object]:
-    """Text, sorting value and looks of one cell; numbers that do not exist sort last."""
-    return _CELLS[column](case)
+def search_text(case: Case) -> str:
+    """What the search field finds a case by."""
+    learnt = ["trained-on"] if case.trained_on else []
+    words = [case.case_id, case.status, case.reason, case.verdict, *case.flags, *learnt]
+    return " ".join([*words, *(flag for s in case.structures if (flag := flag_of(s)))]).lower()
 
 
-def _predicted(case: Case) -> dict[str, object]:
-    note = "" if case.lower_bound is None else f"at least {case.lower_bound:.2f}"
-    return _figure(case.predicted_dice, "dice", note)
+def message_of(case: Case) -> str:
+    """What is said of a case, also of one that was not done and whose message cannot be shown."""
+    if case.message or case.status == "done":
+        return case.message
+    return " ".join([*remedy(case.reason), "Details are in run.json."]).strip()
 
 
-def _worst_dice(case: Case) -> dict[str, object]:
+def _figure(value: float | None, metric: str, note: str = "") -> Cell:
+    sort = "" if value is None else repr(float(value))
+    return Cell(number(value, metric), sort, notes=(note,) if note else ())
+
+
+def _average(values: tuple[float, ...]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _status(case: Case) -> Cell:
+    return Cell(sort=case.status, pill=case.status, tone=case.status)
+
+
+def _verdict(case: Case) -> Cell:
+    """Badge of the verdict and, below, what was flagged; flagged cases sort first within a verdict."""
+    place = _VERDICT_ORDER.get(case.verdict, "")
+    flags = tuple(flag.replace("-", " ") for flag in case.flags)
+    return Cell(sort=place and place + str(int(not flags)), pill=case.verdict, tone=case.verdict, flags=flags)
+
+
+def _predicted(case: Case) -> Cell:
+    return _figure(case.predicted_dice, "dice", "" if case.lower_bound is None else f"at least {case.lower_bound:.2f}")
+
+
+def _worst_dice(case: Case) -> Cell:
     scored = [(d, s.name) for s in case.structures if (d := s.values.get("dice")) is not None]
     value, name = min(scored, default=(None, ""))
     return _figure(value, "dice", name if len(case.structures) > 1 else "")
 
 
-def _volume(case: Case) -> dict[str, object]:
+def _volume(case: Case) -> Cell:
     volumes = [v for s in case.structures if (v := s.values.get("volume_ml")) is not None]
     return _figure(sum(volumes) if volumes else None, "volume_ml")
 
 
-def _distance(case: Case) -> dict[str, object]:
+def _distance(case: Case) -> Cell:
     """Worst distance; a missed or invented structure has none, so it is named and sorts above every distance."""
     values = [v for s in case.structures if (v := s.values.get("hd95_mm")) is not None]
-    flags = [_flag(s) for s in case.structures if _flag(s)]
-    note = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("missed", "invented") if flag in flags)
+    flags = Counter(flag for s in case.structures if (flag := flag_of(s)))
+    note = ", ".join(f"{flags[flag]} {flag}" for flag in ("missed", "invented") if flags[flag])
     cell = _figure(max(values, default=None), "hd95_mm", note)
-    return {**cell, "value": "Infinity"} if flags else cell
-
-
-def _text(text: str, value: str, pill: str = "") -> dict[str, object]:
-    return {"kind": "text", "value": value, "text": text, "note": "", "pill": pill, "flags": []}
-
-
-def _verdict(case: Case) -> dict[str, object]:
-    """Badge of the verdict and, below, what was flagged; flagged cases sort first within a verdict."""
-    place = _VERDICT_ORDER.get(case.verdict, "")
-    cell = _text(case.verdict, place and place + ("0" if case.flags else "1"), pill=case.verdict)
-    return {**cell, "flags": [flag.replace("-", " ") for flag in case.flags]}
-
-
-def _figure(value: float | None, metric: str, note: str = "") -> dict[str, object]:
-    return {
-        "kind": "num",
-        "value": "" if value is None else repr(float(value)),
-        "text": number(value, metric),
-        "note": note,
-        "pill": "",
-        "flags": [],
-    }
-
-
-_CELLS: dict[str, Callable[[Case], dict[str, object]]] = {
-    "case": lambda case: _text(case.case_id, case.case_id),
-    "status": lambda case: _text(case.status, case.status, pill=case.status),
-    "verdict": _verdict,
-    "predicted": _predicted,
-    "dice": _worst_dice,
-    "mean": lambda case: _figure(sum(case.dice) / len(case.dice) if case.dice else None, "dice"),
-    "hd95": _distance,
-    "volume": _volume,
-}
+    return Cell(cell.text, "Infinity", notes=cell.notes) if flags else cell

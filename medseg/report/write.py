@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about an ``infer`` or ``evaluate`` folder."""
+"""The report: one self-contained HTML page about an ``infer``, ``evaluate`` or ``train`` folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from medseg.files import write_text
-from medseg.report.collect import Case, Locations, Study, collect
-from medseg.report.page import render
-from medseg.report.pictures import Reader, ViewerStore, library, planes, read_case
-from medseg.report.tables import Pictures
+from medseg.report.collect import Case, Locations, collect
+from medseg.report.page import page_of
+from medseg.report.pictures import Pictures, Reader, ViewerStore, library, planes, read_case
+from medseg.report.training import read_training
 
 REPORT_NAME = "report.html"
 SIDE_FOLDER = "report_files"
@@ -32,7 +32,7 @@ def write_report(
     reader: Reader | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write ``report.html`` into a folder that ``medseg infer`` or ``medseg evaluate`` (or both) filled.
+    """Write ``report.html`` into a folder that ``medseg infer``, ``evaluate`` (or both) or ``train`` filled.
 
     The page needs no server and no network. It names cases by their id only: no path, no header field of a
     source is copied into it. One case is in memory at a time.
@@ -40,7 +40,8 @@ def write_report(
     Parameters
     ----------
     folder
-        Holds ``run.json``, or ``metrics.csv`` and ``metrics.json``, and the ``CASE_seg.nii.gz`` to show.
+        Holds ``run.json``, or ``metrics.csv`` and ``metrics.json``, and the ``CASE_seg.nii.gz`` to show; or the
+        ``run.json``, ``metrics.csv`` and ``samples/`` of a training, for which only ``title`` counts.
     images, references
         Folder, or path per case id, if the folder's own files do not say where images and references lie.
     title
@@ -63,6 +64,9 @@ def write_report(
     UsageError
         If the folder holds nothing to report on, or a file in it is damaged.
     """
+    if training := read_training(folder):
+        write_text(folder / REPORT_NAME, training.page(title).render())
+        return folder / REPORT_NAME
     study = collect(folder, images, references)
     store = None
     if viewer != "never":
@@ -73,8 +77,8 @@ def write_report(
         if progress is not None:
             progress(index + 1, len(study.cases))
     used = any(p.inlined or p.side_file for p in pictures.values())
-    page = render(study, pictures, title or _title(study), library() if used else "")
-    write_text(folder / REPORT_NAME, page)
+    heading = title or study.model.replace("_", " ").capitalize() or "Segmentation report"
+    write_text(folder / REPORT_NAME, page_of(study, pictures, heading, library() if used else "").render())
     return folder / REPORT_NAME
 
 
@@ -90,9 +94,4 @@ def _pictures(case: Case, index: int, store: ViewerStore | None, reader: Reader 
     notes = volumes.notes
     if store and not inlined and not side_file:
         notes = (*notes, "No viewer for this case: the page is full. Write the report with --viewer always.")
-    return Pictures(planes(volumes), notes, inlined, side_file)
-
-
-def _title(study: Study) -> str:
-    name = str((study.run.get("bundle") or {}).get("name") or "")
-    return name.replace("_", " ").capitalize() if name else "Segmentation report"
+    return Pictures(planes(volumes), notes, f"v{index}", inlined, side_file)

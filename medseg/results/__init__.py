@@ -5,15 +5,12 @@ from medseg.results.json_shape import FLAG, NUMBER, TEXT, Spec, misfit
 from medseg.results.run_report import RunReport
 from medseg.results.worklist import MISS_BELOW, keep_worklist, worst_first, write_worklist
 
-RunFolder = RunReport  # the name that evaluation and report still use
-
 __all__ = [
     "FLAG",
     "MISS_BELOW",
     "NUMBER",
     "TEXT",
     "CaseResult",
-    "RunFolder",
     "RunReport",
     "Spec",
     "StructureVolume",

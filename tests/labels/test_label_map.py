@@ -53,7 +53,7 @@ def test_fractional_labels_have_one_true_reason(value: float) -> None:
     values = examine(array)[1]
     fault = fault_of(values, {7: "other"})
     assert fault is not None
-    assert fault.kind == "fractional-labels"
+    assert fault.code == "fractional-labels"
     assert "the labels are not whole numbers: 3 voxels" in fault.message
     assert values.voxels == {0: 69, 1: 40, 2: 8}
 

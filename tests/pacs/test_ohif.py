@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.browser import available
+from tests.report.browser import available
 
 _VERSION = "3.13.2"
 _SHA512 = "WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA=="

@@ -14,7 +14,7 @@ from medseg.evaluation.tables import measured_dice
 from medseg.report import write_report
 from medseg.results import RunReport, misfit, write_worklist
 from medseg.results.run_report import RUN
-from tests.evaluation.report_folders import make_folders, read_nifti
+from tests.report.report_folders import make_folders, read_nifti
 
 ODD: list[Any] = [None, 3, -1.5, "x", "", [], [1], {}, {"a": 1}, True, float("nan"), 10**400, [None], "é\0"]
 
