@@ -15,13 +15,18 @@ def lazily(face: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     face
         Its ``__name__``.
     homes
-        Modules of the room, each with the names that are public there, separated by spaces.
+        Modules of the room (or others by their full names), each with the names that are public there, separated by
+        spaces.
     """
-    home_of = {name: module for module, names in homes.items() for name in names.split()}
+    home_of = {
+        name: module if module.startswith("medseg.") else f"{face}.{module}"
+        for module, names in homes.items()
+        for name in names.split()
+    }
 
     def attribute(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {face!r} has no attribute {name!r}")
-        return getattr(import_module(f"{face}.{home_of[name]}"), name)
+        return getattr(import_module(home_of[name]), name)
 
     return attribute

@@ -14,12 +14,11 @@ import typer
 from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
-from medseg.cli import commands
 from medseg.cli.demo import NEXT
-from medseg.cli.main import app
+from medseg.cli.main import app, load_commands
 from tests.planning.test_create import write_dataset
 
-assert commands
+load_commands()
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from medseg.cli._command import is_quiet
+from medseg.cli._app import is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli._command import BundleArgument, Outcome, command, terminal
-from medseg.cli.main import app
+from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
 from medseg.cli.train import Datalist, DatasetDir, Device, Settings
 from medseg.errors import UsageError
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from medseg.cli._command import Outcome, command, terminal
-from medseg.cli.main import app
+from medseg.cli._app import Outcome, app, command, terminal
 
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {

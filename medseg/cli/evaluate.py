@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
-from medseg.cli.main import app
+from medseg.cli._app import Outcome, app, command, terminal
 from medseg.evaluation.definitions import PercentileRule, SurfaceRule
+from medseg.resources import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +72,7 @@ def evaluate(
         group_by=by,
         all_metrics=all_metrics,
         part=None if section is None and fold is None else Part(section, fold),
-        workers=workers or _cpus(),
+        workers=workers or usable_cores(),
     )
     console = terminal()
     with _progress(console) as advance:
@@ -91,28 +90,16 @@ def evaluate(
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
 
 
-def _cpus() -> int:
-    """CPUs that this process may use; a cluster's allotment where the system tells it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def _progress(console: Console) -> Iterator[Progress]:
     """A bar with the time left on a terminal, a plain line now and then in a log."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from medseg.cli._progress import progress_bar
 
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    with progress_bar(console, transient=True, fields=("case",)) as bar:
+        task = bar.add_task("evaluating", total=None, case="")
 
         def advance(done: int, total: int, case_id: str) -> None:
-            bar.update(task, completed=done, total=total, description=case_id)
+            bar.update(task, completed=done, total=total, case=case_id)
             if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
                 console.print(f"evaluated {done} of {total} cases")
 

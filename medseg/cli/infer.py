@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 
 import typer
 
-from medseg.cli._command import BundleArgument, Outcome, command, terminal
-from medseg.cli._isolation import cut_network
-from medseg.cli._lean import import_monai_quickly
-from medseg.cli.main import app
+from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
+from medseg.cli._progress import progress_bar
+from medseg.cli._startup import cut_network, import_monai_quickly
 from medseg.errors import UsageError
 from medseg.files import shown
 from medseg.inference.run.options import RunOptions
@@ -121,17 +120,8 @@ class _Progress:
     """A bar with the remaining time on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._console = terminal()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = progress_bar(self._console)
         self._task = self._bar.add_task("reading inputs", total=None)
 
     def __enter__(self) -> _Progress:

@@ -1,38 +1,25 @@
-"""The command tree. Command files import nothing heavy at module level, so ``medseg --help`` answers at once."""
+"""The ``medseg`` command. Only the file of the command that is asked for is imported, all of them for help."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from importlib import import_module
 
-import typer
+from medseg.cli._app import app
 
-app = typer.Typer(
-    name="medseg",
-    help="3D medical image segmentation on MONAI: from a folder of studies to label maps and figures.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: the decorated one costs three times the start-up
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["COMMANDS", "app", "load_commands", "main"]
+
+COMMANDS = (
+    "bundle", "crossval", "demo", "doctor", "evaluate", "index",
+    "infer", "manifest", "pacs", "report", "train", "trust",
+)  # fmt: skip
+"""Every command is a file of this folder; the order is that of ``medseg --help``."""
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        from medseg._version import medseg_version
-
-        typer.echo(f"medseg {medseg_version()}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+def load_commands(*names: str) -> None:
+    """Register commands with :data:`app`; all of them if none is named."""
+    for name in names or COMMANDS:
+        import_module(f"medseg.cli.{name}")
 
 
 def main() -> None:
@@ -40,6 +27,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # names on disk need not be valid text
-    from medseg.cli import commands  # noqa: F401  the command files import `app` from here
-
+    load_commands(*(word for word in sys.argv[1:2] if word in COMMANDS))
     app()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.cli._command import Outcome, command, terminal
-from medseg.cli.main import app
+from medseg.cli._app import Outcome, app, command, terminal
 from medseg.files import prepare_folder
 
 if TYPE_CHECKING:

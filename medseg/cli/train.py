@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.cli._command import BundleArgument, Outcome, command, terminal
-from medseg.cli._isolation import cut_network
-from medseg.cli.main import app
+from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
+from medseg.cli._startup import cut_network
 from medseg.errors import UsageError
 from medseg.files import prepare_folder
 

@@ -19,11 +19,10 @@ from types import ModuleType
 from typing import NoReturn
 
 import medseg
-from medseg.cli import commands
-from medseg.cli.main import main
+from medseg.cli.main import load_commands, main
 
 assert medseg
-assert commands
+load_commands()
 
 HEAVY = ("torch", "monai")
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from medseg.cli._command import Outcome, command, terminal
+from medseg.cli._app import Outcome, command, terminal
 from medseg.errors import Interrupted, Refusal, UsageError
 
 

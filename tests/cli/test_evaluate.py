@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from medseg.cli import commands  # noqa: F401  registers the commands
-from medseg.cli.main import app
+from medseg.cli.main import app, load_commands
 from tests.evaluation.label_folders import AFFINE, LABELS, reference_map, two_folders, write_labels, write_maps
+
+load_commands()
 
 
 def run(*arguments: Any) -> Result:

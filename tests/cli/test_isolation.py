@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.cli._isolation import network_is_off
+from medseg.cli._startup import network_is_off
 from medseg.errors import ExitCode
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
@@ -122,7 +122,7 @@ def test_training_refuses_code_too(with_code: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not _can_be_cut(), reason="this system does not let a process cut its own network")
 def test_a_network_namespace_counts_as_off() -> None:
-    code = "from medseg.cli._isolation import network_is_off; print(network_is_off())"
+    code = "from medseg.cli._startup import network_is_off; print(network_is_off())"
     for options in (["--net"], ["--user", "--map-current-user", "--net"]):
         done = subprocess.run(
             ["unshare", *options, sys.executable, "-c", code], capture_output=True, text=True, check=False

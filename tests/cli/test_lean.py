@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.cli._lean import import_monai_quickly
+from medseg.cli._startup import import_monai_quickly
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
 from tests.report.report_folders import make_folders
@@ -42,7 +42,7 @@ def test_infer_starts_without_optional_parts_and_labels_the_same(tmp_path: Path)
 
 
 def test_a_library_user_keeps_the_whole_of_monai() -> None:
-    code = "from medseg.cli._lean import import_monai_quickly as quick; import sys; sys.exit(quick())"
+    code = "from medseg.cli._startup import import_monai_quickly as quick; import sys; sys.exit(quick())"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert import_monai_quickly() is False
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medseg.cli import commands  # noqa: F401  registers the commands
-from medseg.cli.main import app
+from medseg.cli.main import app, load_commands
 from tests.training.bundles import SMALL, copy_bundle, write_data
+
+load_commands()
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
 

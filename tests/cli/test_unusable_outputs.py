@@ -11,15 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from medseg.cli import commands
-from medseg.cli._command import command, terminal
-from medseg.cli.main import app
+from medseg.cli._app import command, terminal
+from medseg.cli.main import app, load_commands
 from medseg.errors import ExitCode, OutputUnusable
 from medseg.files import atomic_path, prepare_file, prepare_folder
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, save
 
-assert commands
+load_commands()
 
 _COMMANDS = {
     "infer": "infer BUNDLE IMAGES -o FOLDER",

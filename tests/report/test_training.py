@@ -83,8 +83,9 @@ def test_other_folders_are_no_trainings(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_command_takes_a_training(folder: Path) -> None:
-    import medseg.cli.commands  # noqa: F401
-    from medseg.cli.main import app
+    from medseg.cli.main import app, load_commands
+
+    load_commands()
 
     result = CliRunner().invoke(app, ["report", str(folder), "--json"])
     assert result.exit_code == 0

@@ -110,8 +110,9 @@ def test_all_structures_absent_is_no_division_by_zero(tmp_path: Path) -> None:
 
 
 def test_command(folders: Folders) -> None:
-    import medseg.cli.commands  # noqa: F401
-    from medseg.cli.main import app
+    from medseg.cli.main import app, load_commands
+
+    load_commands()
 
     result = CliRunner().invoke(app, ["report", str(folders.results / "nothing-here"), "--json"])
     assert result.exit_code == 2

@@ -227,6 +227,9 @@ class RunOptions:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+Options = RunOptions  # the name in the documented interface
+
+
 def _check_section(section: str) -> None:
     from medseg.manifests.items import SECTIONS
 

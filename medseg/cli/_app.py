@@ -1,4 +1,4 @@
-"""What every command shares: ``--json``, ``--quiet``, ``-v``, ``--debug``, and errors that become exit codes."""
+"""The command tree, and what every command shares: ``--json``, ``--quiet``, ``-v``, ``--debug``, and exit codes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,34 @@ from medseg.files import shown
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+
+app = typer.Typer(
+    name="medseg",
+    help="3D medical image segmentation on MONAI: from a folder of studies to label maps and figures.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: the decorated one costs three times the start-up
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from medseg._version import medseg_version
+
+        typer.echo(f"medseg {medseg_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def _bundle(text: str) -> Path:
