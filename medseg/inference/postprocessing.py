@@ -101,17 +101,16 @@ def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int
         If a package that one of the transforms needs is not installed.
     """
     steps, saved, notes = _until_saved(_listed(transforms), bundle)
-    _probe(steps, saved, channels, bundle)
+    trial = _Trial(steps, saved, channels, bundle)
+    trial.check_labels()
     letters = [_letter(step, preprocessing, channels[1]) for step in steps]
     order = "".join(letter for letter in letters if letter != " ")
-    match = _BY_CHUNKS.fullmatch(order) if saved == _PRED and not _hides_image(steps) else None
-    kept = [step for step, letter in zip(steps, letters, strict=True) if letter != " "]
-    if match is None:
-        _check_numbers(steps, saved, channels, bundle)
-        first = next((_activation(step) for step in steps if isinstance(step, Activationsd)), None)
-        decoding = LabelDecoding(first or "none", _only_threshold(steps))
-        return Postprocessing(decoding, written=Compose(steps), saved=saved, notes=tuple(notes))
-    return _by_chunks(kept, order, notes)
+    if saved == _PRED and not _hides_image(steps) and _BY_CHUNKS.fullmatch(order):
+        return _by_chunks([step for step, letter in zip(steps, letters, strict=True) if letter != " "], order, notes)
+    trial.check_numbers()
+    first = next((_activation(step) for step in steps if isinstance(step, Activationsd)), None)
+    decoding = LabelDecoding(first or "none", _only_threshold(steps))
+    return Postprocessing(decoding, written=Compose(steps), saved=saved, notes=tuple(notes))
 
 
 def _by_chunks(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocessing:
@@ -255,56 +254,62 @@ def _cleaner(step: Any) -> Callable[..., Any]:
     return next((transform for transform in own if callable(transform)), lambda array: step({_PRED: array})[_PRED])
 
 
-def _probe(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: str) -> None:
-    """Try the transforms on a few random voxels, which stay where they are when they are taken back."""
-    generator = torch.Generator().manual_seed(0)
-    found = _tried(steps, saved, torch.randn(channels[1], *_PROBE, generator=generator) * 4, (channels[0], bundle))
-    if not torch.equal(found.float(), found.float().round()):
-        raise BundleError(f"postprocessing of {bundle} lacks AsDiscreted with argmax or a threshold")
-    if found.ndim != 4 or found.shape[0] != 1:
-        raise BundleError(
-            f"postprocessing of {bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a threshold"
-            " on one channel: a label map holds one label a voxel, and regions that overlap have no place in it"
-        )
+@dataclass(frozen=True)
+class _Trial:
+    """The transforms before the labels are saved, tried on a few voxels, which stay where they are when taken back."""
 
+    steps: Sequence[Any]
+    saved: str
+    channels: tuple[int, int]
+    bundle: str
 
-def _check_numbers(steps: Sequence[Any], saved: str, channels: tuple[int, int], bundle: str) -> None:
-    """Refuse a post-processing that renumbers: ``channel_def`` names channels, and its names would be wrong."""
-    classes = max(channels[1], 2)
-    for label in range(classes):
-        scores = torch.full((channels[1], *_PROBE), -_SURE)
-        if channels[1] > 1 or label:
-            scores[label if channels[1] > 1 else 0] = _SURE
-        found = set(_tried(steps, saved, scores, (channels[0], bundle)).flatten().tolist())
-        if not found <= {0.0, float(label)}:
+    def check_labels(self) -> None:
+        """Refuse what makes no label map of random scores."""
+        generator = torch.Generator().manual_seed(0)
+        found = self._run(torch.randn(self.channels[1], *_PROBE, generator=generator) * 4)
+        if not torch.equal(found.float(), found.float().round()):
+            raise BundleError(f"postprocessing of {self.bundle} lacks AsDiscreted with argmax or a threshold")
+        if found.ndim != 4 or found.shape[0] != 1:
             raise BundleError(
-                f"postprocessing of {bundle} makes {sorted(found)} of label {label}; channel_def names the network's"
-                " channels, and nothing names these numbers: leave the labels as they are numbered"
+                f"postprocessing of {self.bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a"
+                " threshold on one channel: a label map holds one label a voxel, and regions that overlap have no"
+                " place in it"
             )
 
+    def check_numbers(self) -> None:
+        """Refuse what renumbers: ``channel_def`` names channels, and its names would be wrong."""
+        classes = self.channels[1]
+        for label in range(max(classes, 2)):
+            scores = torch.full((classes, *_PROBE), -_SURE)
+            if classes > 1 or label:
+                scores[label if classes > 1 else 0] = _SURE
+            found = set(self._run(scores).flatten().tolist())
+            if not found <= {0.0, float(label)}:
+                raise BundleError(
+                    f"postprocessing of {self.bundle} makes {sorted(found)} of label {label}; channel_def names the"
+                    " network's channels, and nothing names these numbers: leave the labels as they are numbered"
+                )
 
-def _tried(steps: Sequence[Any], saved: str, scores: torch.Tensor, of: tuple[int, str]) -> torch.Tensor:
-    """What the transforms make of some scores."""
-    channels, bundle = of
-    data: Mapping[Any, Any] = {_IMAGE: MetaTensor(torch.zeros(channels, *_PROBE)), _PRED: MetaTensor(scores)}
-    for step in steps:
-        name = type(step).__name__
-        try:
-            data = _not_moved(step, data) if isinstance(step, Invertd) else step(data)
-        except Exception as error:
-            missing = missing_package(error, f"{name} in the postprocessing of {bundle}")
-            if missing is not None:
-                raise missing from error
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise BundleError(f"{name} in the postprocessing of {bundle} fails on scores or labels: {what}") from error
-    if saved not in data:
-        raise BundleError(f"the postprocessing of {bundle} leaves nothing under the key {saved!r}")
-    return torch.as_tensor(data[saved])
+    def _run(self, scores: torch.Tensor) -> torch.Tensor:
+        """What the transforms make of some scores."""
+        image = MetaTensor(torch.zeros(self.channels[0], *_PROBE))
+        data: Mapping[Any, Any] = {_IMAGE: image, _PRED: MetaTensor(scores)}
+        for step in self.steps:
+            where = f"{type(step).__name__} in the postprocessing of {self.bundle}"
+            try:
+                data = _not_moved(step, data) if isinstance(step, Invertd) else step(data)
+            except Exception as error:
+                missing = missing_package(error, where)
+                if missing is not None:
+                    raise missing from error
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise BundleError(f"{where} fails on scores or labels: {what}") from error
+        if self.saved not in data:
+            raise BundleError(f"the postprocessing of {self.bundle} leaves nothing under the key {self.saved!r}")
+        return torch.as_tensor(data[self.saved])
 
 
 def _not_moved(step: Invertd, data: Mapping[Any, Any]) -> dict[Any, Any]:
-    result = dict(data)
-    for key, after in zip(step.keys, step.post_func, strict=True):
-        if key in result and callable(after):
-            result[key] = after(result[key])
-    return result
+    """An inversion without the way back: only what it does to the values afterwards."""
+    after = dict(zip(step.keys, step.post_func, strict=True))
+    return {key: after[key](value) if callable(after.get(key)) else value for key, value in data.items()}
