@@ -56,6 +56,7 @@ def _train(batch_size: int) -> dict[str, Tensor]:
         optimizer=torch.optim.SGD(network.parameters(), lr=0.05),
         loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
         adversary=adversary,
+        precision="fp32",  # a reduced format rounds half a batch otherwise than the whole
     ).run()
     networks = {"g": network, "d": discriminator}
     return {f"{key}.{name}": v for key, net in networks.items() for name, v in net.state_dict().items()}
