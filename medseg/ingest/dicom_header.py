@@ -124,10 +124,10 @@ class Header(NamedTuple):
         """The record that :meth:`to_json` wrote."""
         header = cls._make(map(_tuple, json.loads(text)))
         if header.concatenation is not None:
-            header = header._replace(concatenation=Concatenation._make(header.concatenation))
+            header = header._replace(concatenation=Concatenation(*header.concatenation))
         if not header.frames:
             return header
-        return header._replace(frames=tuple(Frame._make(map(_tuple, frame)) for frame in header.frames))
+        return header._replace(frames=tuple(Frame(*map(_tuple, frame)) for frame in header.frames))
 
     def per_frame(self) -> tuple[Header, ...]:
         """One header for each frame of an enhanced multi-frame file; the header itself for a classic file."""
