@@ -63,8 +63,8 @@ class BoostedTrees:
         most = max((len(tree.feature) for tree in self.trees), default=1)
         parts = []
         for name in ("feature", "threshold", "left", "right", "value"):
-            kind = float if name in {"threshold", "value"} else np.intp
-            parts.append(np.full((len(self.trees), most), -1, dtype=kind))
+            dtype = float if name in {"threshold", "value"} else np.intp
+            parts.append(np.full((len(self.trees), most), -1, dtype=dtype))
             for row, tree in zip(parts[-1], self.trees, strict=True):
                 row[: len(tree.feature)] = getattr(tree, name)
         return tuple(parts)

@@ -198,8 +198,8 @@ class TrainingCases(Sequence[TrainingCase]):
 
 def _labels_of(file: CaseFile, image: Geometry, predictor: Predictor) -> NDArray[np.uint8]:
     """The labels of a case on the grid of its image; axes in another order or direction are turned."""
-    found = read_label_map(file.path, declared=predictor.bundle.labels, mapping=file.mapping)
-    labels, grid = along(found.array, found.geometry, image)
+    read = read_label_map(file.path, declared=predictor.bundle.labels, mapping=file.mapping)
+    labels, grid = along(read.array, read.geometry, image)
     if not grid.matches(image):
         raise Refusal("geometry-mismatch", f"{file.path.name}, on another grid than the image, {grid.mismatch(image)}")
     return np.asarray(labels, dtype=np.uint8)

@@ -78,7 +78,7 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     watchers
         Makes the watchers of one training, such as a progress bar.
     say
-        Told what begins.
+        Called with one line at the beginning of each step.
 
     Raises
     ------
@@ -122,9 +122,9 @@ def _manifest(
     return Manifest(read.content, read.dataset_dir.absolute())
 
 
-def _check_unchanged(place: Path, asked: Mapping[str, Any]) -> None:
+def _check_unchanged(place: Path, settings: Mapping[str, Any]) -> None:
     """Folds that were trained on other data or with other settings are not taken for those that are asked for."""
-    path, now = place / "asked.json", json.loads(json.dumps(asked, default=str))
+    path, now = place / "asked.json", json.loads(json.dumps(settings, default=str))
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
         raise UsageError(f"{place} holds folds of another datalist or other --set values; choose another --output")
     write_json(path, now)

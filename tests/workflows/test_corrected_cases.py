@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.errors import UsageError
+from medseg.errors import Refusal, UsageError
 from medseg.inference import Options, Predictor, run_batch
 from medseg.trust.fit_cases import CaseCache, TrustCase
-from medseg.workflows.corrected_cases import CorrectedCases
+from medseg.workflows.corrected_cases import CorrectedCases, TrainingCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
 
@@ -181,3 +181,24 @@ def test_the_cache_gives_back_what_was_put_in(ran: Path) -> None:
         with pytest.raises(IndexError):
             cache[len(cases)]
     assert not folder.exists()
+
+
+def test_labels_of_training_cases_lie_on_the_grid_of_their_image(ran: Path, tmp_path: Path) -> None:
+    image, straight = ran / "images" / "case0.nii.gz", ran / "masks" / "case0_seg.nii.gz"
+    labels, affine = load(straight)
+    plain = nib.Nifti1Image(labels.astype(np.float32), affine)
+    nib.save(plain.as_reoriented([[1, 1], [0, -1], [2, 1]]), tmp_path / "turned.nii.gz")
+    moved = affine.copy()
+    moved[:3, 3] += 5
+    save(labels.astype(np.float32), moved, tmp_path / "moved.nii.gz")
+    files = {"a": straight, "b": tmp_path / "turned.nii.gz", "c": tmp_path / "moved.nii.gz"}
+    items = []
+    for case_id, label in files.items():
+        items.append({"image": str(shutil.copy(image, tmp_path / f"{case_id}.nii.gz")), "label": str(label)})
+    names = {"0": "background", "1": "small", "2": "large"}
+    (tmp_path / "datalist.json").write_text(json.dumps({"labels": names, "training": items}))
+    cases = TrainingCases(Predictor(ran / "bundle", "cpu", "fp32"), tmp_path / "datalist.json")
+    assert len(cases) == 3
+    np.testing.assert_array_equal(cases[0].reference, cases[1].reference)
+    with pytest.raises(Refusal, match=r"moved\.nii\.gz, on another grid"):
+        cases[2]
