@@ -36,7 +36,6 @@ LONG: set[str] = {
     "medseg.ingest.index",
     "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
-    "medseg.cli.infer.infer",
     "medseg.cli.train.train",
 }
 """Files over 400 lines and functions over 60; the three are lists of options."""
@@ -48,8 +47,6 @@ SMALL: dict[str, str] = {
     "medseg.cli.crossval": _COMMAND,
     "medseg.cli.demo": _COMMAND,
     "medseg.cli.report": _COMMAND,
-    "medseg.inference.modality": "goes into inference.cases",
-    "medseg.inference.seen": "goes into inference.run.pipeline",
     "medseg.inference.spool": "goes into trust.fit_cases",
     "medseg.inference.worsened": "goes into trust.synthetic_faults",
     "medseg.ingest.header_defects": "goes into ingest.dicom_header",

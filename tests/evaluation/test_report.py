@@ -24,6 +24,7 @@ from medseg.report.collect import Case, collect
 from medseg.report.pictures import SIDE_PX, CaseVolumes, planes, read_case, worst_slice
 from medseg.report.tables import REMEDIES, number
 from medseg.results import RunReport, write_worklist
+from medseg.results.worklist import WorklistRow
 from tests.evaluation.browser import Browser, available, browser
 from tests.evaluation.report_folders import Folders, make_folders, read_nifti
 
@@ -32,7 +33,7 @@ LONG = "a_very_long_case_identifier_" * 4
 CASES = ("case_00", "case_01", "case_02", EVIL, LONG, "case_zz_missed")
 
 
-def _worklist(folder: Path) -> list[dict[str, Any]]:
+def _worklist(folder: Path) -> list[WorklistRow]:
     return write_worklist(RunReport.read(folder), folder / "worklist.csv", measured_dice(folder))
 
 
@@ -127,8 +128,8 @@ def test_the_worklist_has_the_order_of_the_report(folders: Folders, measured: bo
         shutil.copy(folders.results / "metrics.csv", tmp_path)
     rows = _worklist(tmp_path)
     listed = [case.case_id for case in collect(tmp_path).cases if case.status == "done"]
-    assert [row["case_id"] for row in rows] == listed
-    assert ("against the reference" in rows[0]["why"]) == measured
+    assert [row.case_id for row in rows] == listed
+    assert ("against the reference" in rows[0].why) == measured
 
 
 def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders: Folders, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders
     study = collect(tmp_path)
     assert "patient zero" not in {case.case_id for case in study.cases}
     assert next(case for case in study.cases if case.case_id == "case_00").dice
-    assert [row["case_id"] for row in _worklist(tmp_path)] == [c.case_id for c in study.cases if not c.reason]
+    assert [row.case_id for row in _worklist(tmp_path)] == [c.case_id for c in study.cases if not c.reason]
 
 
 @pytest.mark.parametrize(

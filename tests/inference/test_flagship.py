@@ -45,5 +45,5 @@ def test_whole_heads_are_refused_and_the_crop_is_labelled(tmp_path: Path) -> Non
     by_folder = {Path(case.source).name: case for case in report.cases}
     crop = by_folder.pop("13_HCropVolume")
     assert crop.status == "done"
-    assert all(structure["volume_ml"] > 0.3 for structure in crop.structures)
+    assert all((structure.volume_ml or 0.0) > 0.3 for structure in crop.structures)
     assert {case.reason for case in by_folder.values()} == {"outside-training-range"}

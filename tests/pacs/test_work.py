@@ -9,7 +9,7 @@ import pytest
 
 from medseg import inference
 from medseg.errors import CaseFailed, Refusal
-from medseg.inference.run.results import CaseResult, RunReport
+from medseg.results import CaseResult, RunReport
 from medseg.pacs.nodes import Route
 from medseg.pacs.work import run_route
 from tests.pacs.conftest import write_study
@@ -39,7 +39,7 @@ def test_what_becomes_of_a_study_of_several_series(
     statuses: tuple[str, str], error: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = tuple(CaseResult("c", "s", status, "no-geometry", "why") for status in statuses)  # type: ignore[arg-type]
-    monkeypatch.setattr(inference, "run_batch", lambda *_: RunReport(tmp_path, cases, {}))
+    monkeypatch.setattr(inference, "run_batch", lambda *_: RunReport(tmp_path, cases))
     (tmp_path / "c_seg.dcm").touch()
     route = Route("r", _BUNDLE, ("seg",), ())
     if error is None:

@@ -190,7 +190,7 @@ def _observe(folder: Path) -> None:
 
     whole_open = OpenedBundle.of
     pipeline.load = observed_load  # type: ignore[attr-defined]
-    OpenedBundle.of = observed_open  # type: ignore[method-assign,assignment]
+    OpenedBundle.of = observed_open  # type: ignore[method-assign]
 
 
 def _drive(bundle: Path, images: Path, output: Path, options: Options) -> None:
