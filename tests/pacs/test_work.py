@@ -9,9 +9,9 @@ import pytest
 
 from medseg import inference
 from medseg.errors import CaseFailed, Refusal
-from medseg.results import CaseResult, RunReport
 from medseg.pacs.nodes import Route
 from medseg.pacs.work import run_route
+from medseg.results import CaseResult, RunReport
 from tests.pacs.conftest import write_study
 
 _BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_segmentation"
