@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,12 +98,10 @@ def worklist(
     path = folder / "worklist.csv" if output is None else prepare_file(output)
     rows = write_worklist(RunReport.read(folder), path, measured_dice(folder))
     for row in rows[:top]:
-        where = f", look at {row['look_at_mm']} mm" if row["look_at_mm"] else ""
-        terminal().print(
-            f"{row['rank']:>4}  {row['case_id']}: {row['verdict'] or 'no verdict'}{where}. {row['why']}", markup=False
-        )
+        where = f", look at {row.look_at_mm} mm" if row.look_at_mm else ""
+        terminal().print(f"{row.rank:>4}  {row.case_id}: {row.verdict or 'no verdict'}{where}. {row.why}", markup=False)
     terminal().print(f"{len(rows)} cases in {path}", markup=False)
-    return Outcome({"worklist": str(path), "cases": rows})
+    return Outcome({"worklist": str(path), "cases": [asdict(row) for row in rows]})
 
 
 def _progress(finished: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,6 @@ _log = logging.getLogger(__name__)
 
 WORKLIST_NAME = "worklist.csv"
 
-_COLUMNS = (
-    "rank",
-    "case_id",
-    "todo",
-    "verdict",
-    "predicted_dice",
-    "lower_bound",
-    "structure",
-    "why",
-    "look_at_mm",
-    "prediction",
-    "source",
-)
 _TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
 _FLAGS = {
     "unlike-training": "the image is unlike those of the training",
@@ -93,7 +81,38 @@ def worst_first(
     return group, not flags, min((v for v in estimates if v is not None), default=unknown), case_id
 
 
-def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class WorklistRow:
+    """One case to look at; the fields are the columns of the table.
+
+    Parameters
+    ----------
+    todo, verdict
+        What is to be done, and what trust says.
+    predicted_dice, lower_bound
+        Of the case, in words.
+    structure
+        The one that is trusted least.
+    why, look_at_mm
+        Sentences for the person who opens the case, and where the planes of greatest doubt meet (RAS, mm).
+    prediction, source
+        The label map's file, and the image.
+    """
+
+    rank: int
+    case_id: str
+    todo: str
+    verdict: str
+    predicted_dice: str
+    lower_bound: str
+    structure: str
+    why: str
+    look_at_mm: str
+    prediction: str
+    source: str
+
+
+def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float]) -> list[WorklistRow]:
     """Write the worklist of a run: its cases that are done, worst first, as the report orders them.
 
     Parameters
@@ -122,7 +141,7 @@ def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float])
     ordered = sorted(done, key=lambda case: _rank(case, measured.get(case.case_id)))
     accept_at = (report.trust.get("thresholds") or {}).get("accept")
     rows = [_row(rank, case, accept_at, measured.get(case.case_id)) for rank, case in enumerate(ordered, start=1)]
-    write_text(path, table_text([_COLUMNS, *([row[column] for column in _COLUMNS] for row in rows)]))
+    write_text(path, table_text([[one.name for one in fields(WorklistRow)], *(astuple(row) for row in rows)]))
     return rows
 
 
@@ -150,53 +169,40 @@ def _rank(case: CaseResult, measured: float | None) -> tuple[int, bool, float, s
     )
 
 
-def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> dict[str, Any]:
+def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> WorklistRow:
     trust = case.trust or {}
-    verdict = trust.get("verdict") or ""
     worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
-    return {
-        "rank": rank,
-        "case_id": case.case_id,
-        "todo": _TODO.get(verdict, "look at it"),
-        "verdict": verdict,
-        "predicted_dice": _text(trust.get("predicted_dice")),
-        "lower_bound": _text(trust.get("lower_bound")),
-        "structure": "" if worst is None else worst["name"],
-        "why": "; ".join([*_missed(measured), *_why(trust, worst, accept_at)]),
-        "look_at_mm": " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
-        "prediction": case.label_map if case.label_map in case.outputs else next(iter(case.outputs), ""),
-        "source": case.source,
-    }
+    missed = measured is not None and measured < MISS_BELOW  # then it stands on top whatever its verdict is
+    return WorklistRow(
+        rank,
+        case.case_id,
+        _TODO.get(case.verdict, "look at it"),
+        case.verdict,
+        _text(case.estimates[0]),
+        _text(case.estimates[1]),
+        "" if worst is None else worst["name"],
+        "; ".join([*([f"Dice {measured:.2f} against the reference"] if missed else []), *_why(case, worst, accept_at)]),
+        " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
+        case.label_map if case.label_map in case.outputs else next(iter(case.outputs), ""),
+        case.source,
+    )
 
 
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _missed(measured: float | None) -> list[str]:
-    """Why a case stands on top whatever its verdict is."""
-    return [f"Dice {measured:.2f} against the reference"] if measured is not None and measured < MISS_BELOW else []
-
-
-def _why(trust: Mapping[str, Any], worst: Mapping[str, Any] | None, accept_at: float | None) -> list[str]:
+def _why(case: CaseResult, worst: Mapping[str, Any] | None, accept_at: float | None) -> list[str]:
     """Sentences for the person who opens the case."""
-    reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in trust.get("flags") or ()]
-    if trust.get("verdict") in {"review", "reject"} and worst is not None:
-        reasons.append(_expected(worst, accept_at))
-        reasons += _looks_like(trust.get("case_class") or {})
-    if not trust:
-        reasons.append("not judged")
+    if not case.trust:
+        return ["not judged"]
+    reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in case.flags]
+    if case.verdict in {"review", "reject"} and worst is not None:
+        asked = "" if accept_at is None else f", asked {accept_at:.2f}"
+        predicted, lowest = float(worst["predicted_dice"]), float(worst["lower_bound"])
+        reasons.append(f"{worst['name']}: Dice about {predicted:.2f}, perhaps only {lowest:.2f}{asked}")
+        kind = case.trust.get("case_class") or {}
+        name, probability = kind.get("name") or _USUAL, float(kind.get("probability") or 0.0)
+        if name != _USUAL and probability >= _SURE:
+            reasons.append(f"looks like {_KINDS.get(name, name)} ({probability:.0%})")
     return reasons
-
-
-def _looks_like(kind: Mapping[str, Any]) -> list[str]:
-    name, probability = kind.get("name") or _USUAL, float(kind.get("probability") or 0.0)
-    return [] if name == _USUAL or probability < _SURE else [f"looks like {_KINDS.get(name, name)} ({probability:.0%})"]
-
-
-def _expected(worst: Mapping[str, Any], accept_at: float | None) -> str:
-    asked = "" if accept_at is None else f", asked {accept_at:.2f}"
-    return (
-        f"{worst['name']}: Dice about {float(worst['predicted_dice']):.2f}, "
-        f"perhaps only {float(worst['lower_bound']):.2f}{asked}"
-    )

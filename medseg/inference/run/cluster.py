@@ -30,7 +30,6 @@ __all__ = ["ALLOWED_FAILURES", "connected", "distributed"]
 ALLOWED_FAILURES = 1
 """After so many deaths of a worker with a case in hand the next one blames the case; of schedulers started here."""
 
-_CONNECT_S = 30
 _KEYS = ".medseg-keys-"
 _BLAME = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
 _QUIET: dict[str, Any] = {
@@ -95,7 +94,7 @@ def _scheduler(place: Place, folder: Path) -> Iterator[Any]:
 
 def _client(target: Any) -> distributed.Client:
     try:
-        return distributed.Client(target, set_as_default=False, timeout=_CONNECT_S)
+        return distributed.Client(target, set_as_default=False)
     except (OSError, ValueError) as error:
         what = f"--cluster {target}: no Dask scheduler answers there ({type(error).__name__})"
         raise UsageError(f"{what}; start one with: dask scheduler") from error

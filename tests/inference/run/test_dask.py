@@ -136,6 +136,23 @@ def test_a_case_that_kills_its_worker_is_given_up_and_no_other(
     assert sum(reads.values()) <= CASES + 3  # a result still on a worker that the poison kills is computed again
 
 
+def test_the_last_worker_that_dies_is_replaced(thresholds: Path, tmp_path: Path) -> None:
+    for name in ("case0", "poison", "case1"):
+        save(blobs((12, 12, 10), len(name)), grid("plain"), tmp_path / "images" / f"{name}.nii.gz")
+    alone = Site(tmp_path / "alone", workers=1)
+    try:
+        options = Options(precision="fp32", cluster=alone.address)
+        report = run_batch(thresholds, [tmp_path / "images"], tmp_path / "out", options)
+    finally:
+        alone.close()
+    assert {case.case_id: case.reason for case in report.cases} == {
+        "case0": None,
+        "case1": None,
+        "poison": "worker-died",
+    }
+    assert report.workers_lost == 2 * (ALLOWED_FAILURES + 1)
+
+
 def test_sigterm_leaves_what_can_be_continued(
     site: Site, thresholds: Path, pictures: Path, here: Path, tmp_path: Path
 ) -> None:

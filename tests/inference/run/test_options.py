@@ -43,12 +43,13 @@ def test_says_how_to_install_what_is_missing(
         run_batch(thresholds, [images], tmp_path / "out", Options(cluster="local:2"))
 
 
-def test_an_address_without_a_scheduler_is_refused(
-    thresholds: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_without_a_scheduler_is_refused(thresholds: Path, images: Path, tmp_path: Path) -> None:
+    dask = pytest.importorskip("dask")
     pytest.importorskip("distributed")
-    monkeypatch.setattr("medseg.inference.run.cluster._CONNECT_S", 1)
-    with pytest.raises(UsageError, match="no Dask scheduler answers there"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(UsageError, match="no Dask scheduler answers there"),
+    ):
         run_batch(thresholds, [images], tmp_path / "out", Options(cluster="tcp://127.0.0.1:1"))
 
 
