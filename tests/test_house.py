@@ -24,7 +24,6 @@ KNOWN_CIRCLES: set[str] = {
     "medseg.cli.index medseg.cli.infer medseg.cli.main medseg.cli.manifest medseg.cli.pacs medseg.cli.report "
     "medseg.cli.train medseg.cli.trust",
     "medseg.ingest.dicom_header medseg.ingest.multiframe medseg.ingest.pixel_module",
-    "medseg.manifests.layout_nnunet medseg.manifests.manifest medseg.manifests.split",
     "medseg.pacs.network medseg.pacs.remote medseg.pacs.web",
     "medseg.training.trainer medseg.training.trial",
     "medseg.trust.trust_files medseg.trust.trust_model",
@@ -34,7 +33,6 @@ KNOWN_CIRCLES: set[str] = {
 LONG: set[str] = {
     "medseg.bundle.config",
     "medseg.ingest.index",
-    "medseg.report.tables",
     "medseg.cli.evaluate.evaluate",
     "medseg.cli.infer.infer",
     "medseg.cli.train.train",

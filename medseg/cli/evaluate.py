@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medseg.cli._command import Outcome, command, terminal
 from medseg.cli.main import app
-from medseg.evaluation.definitions import PercentileRule, SurfaceRule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-
-    from medseg.evaluation.folders import Progress
+from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRule
 
 
 @app.command()
@@ -44,10 +35,10 @@ def evaluate(
     ] = None,
     percentile_rule: Annotated[
         PercentileRule, typer.Option(help="HD95 per direction, the larger of both; or of both directions together.")
-    ] = "directed",
+    ] = Definitions.percentile_rule,
     surface: Annotated[
         SurfaceRule, typer.Option(help="Surface voxels with equal weights, or elements weighted by area.")
-    ] = "voxels",
+    ] = Definitions.surface,
     all_metrics: Annotated[
         bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
     ] = False,
@@ -65,18 +56,19 @@ def evaluate(
     """
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
-    from medseg.evaluation import Definitions, Options, evaluate_folders
+    from medseg.cli._progress import counted_progress
+    from medseg.evaluation import Options, evaluate_folders
     from medseg.manifests import Part
+    from medseg.resources import usable_cores
 
     options = Options(
         definitions=Definitions(percentile_rule=percentile_rule, surface=surface),
         group_by=by,
         all_metrics=all_metrics,
         part=None if section is None and fold is None else Part(section, fold),
-        workers=workers or _cpus(),
+        workers=workers or usable_cores(),
     )
-    console = terminal()
-    with _progress(console) as advance:
+    with counted_progress("evaluating") as progress:
         result = evaluate_folders(
             predictions,
             references,
@@ -85,35 +77,7 @@ def evaluate(
             tolerance_mm=tolerance_mm,
             compare_with=compare,
             options=options,
-            progress=advance,
+            progress=lambda done, total, _: progress(done, total),
         )
-    show_evaluation(console, result)
+    show_evaluation(terminal(), result)
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
-
-
-def _cpus() -> int:
-    """CPUs that this process may use; a cluster's allotment where the system tells it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    """A bar with the time left on a terminal, a plain line now and then in a log."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(done: int, total: int, case_id: str) -> None:
-            bar.update(task, completed=done, total=total, description=case_id)
-            if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
-                console.print(f"evaluated {done} of {total} cases")
-
-        yield advance
