@@ -1,6 +1,7 @@
-"""One slice drawn: grey values in physical proportions, outlines, edges, a scale; the same for every output.
+"""Slices as pictures, the same for every output: grey values in physical proportions, outlines, edges, a scale.
 
-Panels as coloured pictures: with their lines, letters and scale, and in rows under a title, over a legend.
+A panel is one slice; panels become pictures with their lines, letters and scale, and pictures rows of a sheet, under
+titles and over a legend.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ _BARS_MM = (10, 5, 2, 1)
 _BAR_PART = 0.4
 """Part of the width that a short bar may take: the letter at the lower edge stands beside it."""
 _LONG_BAR_FROM_MM = 120.0
+
+Colours = Mapping[int, tuple[int, int, int]]
+"""Colour by label, three numbers from 0 to 255."""
+
+_GROUND, _INK, _REFERENCE = (16, 20, 22), (223, 230, 234), (255, 255, 255)
+_TEXT_PX, _LINE_PX, _GAP_PX = 13, 20, 6
+_FINE = 2
+_DASH_PX, _SPACE_PX = 4.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -172,15 +181,6 @@ def _outlines(labels: NDArray[np.integer], box: Box, size: tuple[int, int]) -> d
         generator = contour_generator(z=(padded == label).astype(np.float32), line_type=LineType.Separate)
         found[int(label)] = [(np.asarray(line) + shift) * scale for line in generator.lines(0.5)]
     return found
-
-
-Colours = Mapping[int, tuple[int, int, int]]
-"""Colour by label, three numbers from 0 to 255."""
-
-_GROUND, _INK, _REFERENCE = (16, 20, 22), (223, 230, 234), (255, 255, 255)
-_TEXT_PX, _LINE_PX, _GAP_PX = 13, 20, 6
-_FINE = 2
-_DASH_PX, _SPACE_PX = 4.0, 3.0
 
 
 @dataclass(frozen=True)
