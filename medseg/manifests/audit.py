@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import fault_of, gap_message
+from medseg.labels import fault_of, renumbering_advice
 from medseg.manifests.audit_facts import CaseFacts, gather
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.items import patient_of
@@ -149,9 +149,9 @@ def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator
         yield AuditFinding(
             "no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning"
         )
-    gaps = gap_message(labels or present)
-    if gaps:
-        yield AuditFinding("label-gaps", gaps)
+    advice = renumbering_advice(labels or present)
+    if advice:
+        yield AuditFinding("label-gaps", advice)
     never = sorted(set(labels) - present - {0})
     if never:
         yield AuditFinding(

@@ -107,9 +107,9 @@ def around(marked: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> Box:
     return x - half[0], y - half[1], x + half[0], y + half[1]
 
 
-def _centre(wanted: float, half: float, size: int) -> float:
+def _centre(middle: float, half: float, size: int) -> float:
     """Move the view inside the picture where it fits; centre the picture where it does not."""
-    return size / 2 if 2 * half >= size else min(max(wanted, half), size - half)
+    return size / 2 if 2 * half >= size else min(max(middle, half), size - half)
 
 
 def draw(
@@ -324,7 +324,7 @@ def _write_legend(pen: ImageDraw.ImageDraw, line: Sequence[tuple[float, Entry]],
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic; without it Pillow's own."""
-    found = importlib.util.find_spec("matplotlib")  # not imported: only its file is wanted
+    found = importlib.util.find_spec("matplotlib")  # not imported: only its file is needed
     for folder in (found.submodule_search_locations or ()) if found else ():
         path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
         if path.is_file():

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from medseg.cli._lean import import_monai_quickly
-from tests.report.report_folders import make_folders
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
+from tests.report.report_folders import make_folders
 
 _RUN = """
 import runpy, sys

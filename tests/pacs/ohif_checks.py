@@ -26,10 +26,10 @@ from medseg import outputs
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord, read_volume, scan
 from medseg.pacs.web import WebRemote
-from tests.report.browser import Browser, browser
 from tests.outputs.series import FakeBundle, rotation, write_series
 from tests.pacs import orthanc_checks
 from tests.pacs.ohif_site import serve
+from tests.report.browser import Browser, browser
 
 orthanc = orthanc_checks._orthanc
 _BUNDLE = FakeBundle(
