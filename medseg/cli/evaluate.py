@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medseg.cli._app import Outcome, app, command, terminal
-from medseg.evaluation.definitions import PercentileRule, SurfaceRule
-from medseg.resources import usable_cores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-
-    from medseg.evaluation.folders import Progress
+from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRule
 
 
 @app.command()
@@ -43,10 +34,10 @@ def evaluate(
     ] = None,
     percentile_rule: Annotated[
         PercentileRule, typer.Option(help="HD95 per direction, the larger of both; or of both directions together.")
-    ] = "directed",
+    ] = Definitions.percentile_rule,
     surface: Annotated[
         SurfaceRule, typer.Option(help="Surface voxels with equal weights, or elements weighted by area.")
-    ] = "voxels",
+    ] = Definitions.surface,
     all_metrics: Annotated[
         bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
     ] = False,
@@ -64,8 +55,10 @@ def evaluate(
     """
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
-    from medseg.evaluation import Definitions, Options, evaluate_folders
+    from medseg.cli._progress import counted_progress
+    from medseg.evaluation import Options, evaluate_folders
     from medseg.manifests import Part
+    from medseg.resources import usable_cores
 
     options = Options(
         definitions=Definitions(percentile_rule=percentile_rule, surface=surface),
@@ -74,8 +67,7 @@ def evaluate(
         part=None if section is None and fold is None else Part(section, fold),
         workers=workers or usable_cores(),
     )
-    console = terminal()
-    with _progress(console) as advance:
+    with counted_progress("evaluating") as progress:
         result = evaluate_folders(
             predictions,
             references,
@@ -84,23 +76,7 @@ def evaluate(
             tolerance_mm=tolerance_mm,
             compare_with=compare,
             options=options,
-            progress=advance,
+            progress=lambda done, total, _: progress(done, total),
         )
-    show_evaluation(console, result)
+    show_evaluation(terminal(), result)
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    """A bar with the time left on a terminal, a plain line now and then in a log."""
-    from medseg.cli._progress import progress_bar
-
-    with progress_bar(console, transient=True, fields=("case",)) as bar:
-        task = bar.add_task("evaluating", total=None, case="")
-
-        def advance(done: int, total: int, case_id: str) -> None:
-            bar.update(task, completed=done, total=total, case=case_id)
-            if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
-                console.print(f"evaluated {done} of {total} cases")
-
-        yield advance

@@ -67,14 +67,14 @@ def create(
     from medseg.manifests import create as create_manifest
 
     prepare_file(output)
-    given = label or []
+    label = label or []
     manifest = create_manifest(
         images,
         labels,
         patient_pattern=patient_pattern,
         image_patterns=image or [],
-        label_pattern=_label_pattern([text for text in given if "=" not in text]),
-        names=parse_names([text for text in given if "=" in text]),
+        label_pattern=_label_pattern([text for text in label if "=" not in text]),
+        names=parse_names([text for text in label if "=" in text]),
         mapping=parse_mapping(map_ or []),
         checksums=checksums,
     )

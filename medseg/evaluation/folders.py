@@ -128,8 +128,8 @@ def evaluate_folders(
     options = options or Options()
     truth = collect(Path(references), "references", options.part)
     sides = [_match(Path(source), truth, labels) for source in (predictions, compare_with) if source is not None]
-    groups = None if options.group_by is None else _groups(truth, options.group_by)  # told before the work
-    prepare_folder(output)  # an unusable place is told before the work, and not made for unusable input
+    groups = None if options.group_by is None else _groups(truth, options.group_by)  # refused before the work
+    prepare_folder(output)  # an unusable place is refused before the work, and not made for unusable input
     done, total = count(1), sum(len(side.pairs) for side in sides)
     scores: list[list[ScoredCase]] = []
     for side in sides:

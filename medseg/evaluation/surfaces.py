@@ -1,17 +1,13 @@
 """Distances between two surfaces: computed once, every surface metric derives from them.
 
-The surface of a mask are its voxels that have a 6-neighbour outside the mask; beyond the array counts as
-outside. Distances are Euclidean between voxel centres, in mm. Three engines give the same result, each where it is
-cheapest: looking at the neighbours in order of distance (most points of a good prediction), a k-d tree (few points
-left, or a sheared grid), and the exact distance transform of ``edt`` (many points left; single precision, so its
-distances are right to about one part in ten million).
+A surface is made of voxels that have a 6-neighbour outside the mask (beyond the array counts as outside), or of
+elements: every cube between eight voxel centres that are not all inside or all outside holds the polygons that
+marching cubes draws through the middles of the crossed edges (Lorensen and Cline, SIGGRAPH 1987); they count with their
+area and lie at the centre of the cube (Nikolov et al., arXiv:1809.04430).
 
-Surfaces made of elements that are weighted by their area, instead of voxels that all weigh the same.
-
-Every cube between eight voxel centres that are not all inside or all outside holds a piece of the surface: the
-polygons that marching cubes draws through the middles of the crossed edges (Lorensen and Cline, SIGGRAPH 1987).
-The piece counts with its area in mm² and lies at the centre of its cube. That is the definition of Nikolov et al.
-(arXiv:1809.04430), whose surface Dice weighs surfaces and not voxels.
+Distances are Euclidean, in mm. Three engines give the same result, each where it is cheapest: looking at the
+neighbours in order of distance (most points of a good prediction), a k-d tree (few points left, or a sheared grid), and
+the exact distance transform of ``edt`` (many points left; single precision, so right to about one part in ten million).
 """
 
 from __future__ import annotations
@@ -29,12 +25,16 @@ from medseg.evaluation.definitions import PercentileRule
 
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.float64]
+Edge = frozenset[int]
 
 _NEARBY_VOXELS = 2.5
 """Radius in voxels (of the mean size) that is searched by looking, before any structure is built."""
 
 _TREE_COST_IN_VOXELS = 50
 """One query of a k-d tree for a far point costs as much as this many voxels cost the distance transform."""
+
+_CORNERS = np.array(list(product((0, 1), repeat=3)))
+"""Corner n of a cube; bit n of a code tells whether it is inside."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,6 @@ def _total(distances: Distances, weights: Distances | None) -> tuple[float, floa
     return float(distances @ weights), float(weights.sum())
 
 
-_CORNERS = np.array(list(product((0, 1), repeat=3)))
-"""Corner n of a cube; bit n of a code tells whether it is inside."""
-
-_WHOLE, _NOTHING = 255, 0
-
-Edge = frozenset[int]
-
-
 def measure_surface_elements(prediction: Mask, reference: Mask, axes_mm: NDArray[np.float64]) -> SurfaceDistances:
     """Distances between the surface elements of two masks that both have at least one voxel.
 
@@ -239,7 +231,7 @@ def _areas_mm2(axes_mm: bytes) -> NDArray[np.float64]:
 def element_areas_mm2(axes_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Area of the surface in a cube, for each of the 256 codes, in mm²."""
     areas = np.zeros(256)
-    for code in range(_NOTHING + 1, _WHOLE):
+    for code in range(1, 255):  # 0 has nothing inside, 255 everything
         areas[code] = sum(_polygon_area(loop @ axes_mm.T) for loop in _loops(code))
     return areas
 

@@ -13,11 +13,11 @@ from medseg.labels.label_map import (
 from medseg.labels.scheme import (
     MAPPING_KEY,
     LabelScheme,
-    gap_message,
     parse_mapping,
     parse_names,
     read_label_table,
     read_mapping,
+    renumbering_advice,
 )
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
     "check_labels",
     "examine",
     "fault_of",
-    "gap_message",
     "no_label",
     "parse_mapping",
     "parse_names",
     "read_label_map",
     "read_label_table",
     "read_mapping",
+    "renumbering_advice",
 ]

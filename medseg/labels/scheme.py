@@ -240,7 +240,7 @@ def _mapping(pairs: Iterable[tuple[str, str]], where: str) -> dict[int, int]:
     return dict(sorted(mapping.items()))
 
 
-def gap_message(values: Iterable[int]) -> str | None:
+def renumbering_advice(values: Iterable[int]) -> str | None:
     """What to do where the labels besides 0 are not 1, 2, … without gaps, as a network's classes are; else ``None``."""
     found = sorted(set(values) - {0})
     moves = ",".join(f"{value}={label}" for label, value in enumerate(found, start=1) if value != label)

@@ -1,11 +1,4 @@
-"""Check a manifest and its data before training: grids, labels, intensities, duplicates, leakage, checksums.
-
-What can be wrong with one case: its grids, its label values, its channels.
-
-What can only be seen over all cases: outliers, duplicates, labels that never occur.
-
-What would make a result look better than it is: one patient on both sides of a split; and what is not declared.
-"""
+"""Check a manifest and its data before training: grids, labels, intensities, duplicates, leakage, checksums."""
 
 from __future__ import annotations
 
@@ -16,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import fault_of, gap_message
+from medseg.labels import fault_of, renumbering_advice
 from medseg.manifests.audit_facts import CaseFacts, gather
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.items import patient_of
@@ -24,6 +17,16 @@ from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
+_ROUNDING_MM = 1e-6
+"""Below this, two grids are equal: double precision leaves about 1e-13 mm."""
+_TRAINING = ("training", "validation")
+_OUTLIER_Z = 6.0
+"""Robust z score (Iglewicz and Hoaglin 1993 suggest 3.5 for one look at one variable; here are many)."""
+_ENOUGH_CASES = 8
+_ONE_SCALE = 20.0
+_MAD_TO_SIGMA = 1.4826
+_MOST_OF_ONE_SCAN = 4
+"""A step that more cases share is a convention of the dataset (a normalisation), not the mark of one scan."""
 
 
 def audit(
@@ -54,12 +57,6 @@ def audit(
     ]
     findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.code, finding.cases))
     return AuditReport(len(facts), len({patient_of(case.item) for case in facts}), findings)
-
-
-_ROUNDING_MM = 1e-6
-"""Below this, two grids are equal: double precision leaves about 1e-13 mm."""
-
-_TRAINING = ("training", "validation")
 
 
 def check_cases(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
@@ -127,14 +124,6 @@ def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
         yield AuditFinding("rounding-noise", message, tuple(noisy))
 
 
-_OUTLIER_Z = 6.0
-"""Robust z score (Iglewicz and Hoaglin 1993 suggest 3.5 for one look at one variable; here are many)."""
-
-_ENOUGH_CASES = 8
-_ONE_SCALE = 20.0
-_MAD_TO_SIGMA = 1.4826
-
-
 def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
     """Findings that need all cases; ``labels`` are the declared values."""
     yield from _presence(facts, labels)
@@ -160,9 +149,9 @@ def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator
         yield AuditFinding(
             "no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning"
         )
-    gaps = gap_message(labels or present)
-    if gaps:
-        yield AuditFinding("label-gaps", gaps)
+    advice = renumbering_advice(labels or present)
+    if advice:
+        yield AuditFinding("label-gaps", advice)
     never = sorted(set(labels) - present - {0})
     if never:
         yield AuditFinding(
@@ -179,22 +168,21 @@ def _values(case: CaseFacts) -> set[int]:
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
-    images: dict[str, list[CaseFacts]] = defaultdict(list)
-    labels: dict[str, list[CaseFacts]] = defaultdict(list)
+    images: dict[str, list[str]] = defaultdict(list)
+    labels: dict[str, list[str]] = defaultdict(list)
     for case in facts:
         for image in case.images:
-            images[image.content].append(case)
+            images[image.content].append(case.case)
         for label in case.labels:
             if set(label.values.voxels) - {0}:
-                labels[label.content].append(case)
-    for cases in images.values():
-        if len(cases) > 1:
-            names = tuple(dict.fromkeys(case.case for case in cases))
-            yield AuditFinding("duplicate-content", f"{len(cases)} images have the very same voxel values", names)
-    for cases in labels.values():
-        if len(cases) > 1:
-            names = tuple(dict.fromkeys(case.case for case in cases))
-            yield AuditFinding("duplicate-label", f"{len(cases)} label maps are the very same", names)
+                labels[label.content].append(case.case)
+    for code, groups, words in (
+        ("duplicate-content", images, "images have the very same voxel values"),
+        ("duplicate-label", labels, "label maps are the very same"),
+    ):
+        for cases in groups.values():
+            if len(cases) > 1:
+                yield AuditFinding(code, f"{len(cases)} {words}", tuple(dict.fromkeys(cases)))
 
 
 def _intensities(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
@@ -203,27 +191,22 @@ def _intensities(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
         for channel, image in enumerate(case.images):
             by_channel[channel].append((case.case, image.percentiles))
     for channel, rows in by_channel.items():
-        yield from _channel_intensities(channel, rows)
-
-
-def _channel_intensities(
-    channel: int, rows: Sequence[tuple[str, tuple[float, float, float]]]
-) -> Iterator[AuditFinding]:
-    values = np.array([percentiles for _, percentiles in rows])
-    extents = np.maximum(values[:, 2] - values[:, 0], 1e-12)
-    smallest, largest = np.quantile(extents, [0.02, 0.98])
-    if largest > _ONE_SCALE * smallest:
-        message = f"channel {channel}: the images' intensity ranges differ by a factor of {largest / smallest:.3g}"
-        yield AuditFinding("no-common-scale", message)
-        return
-    scores = np.abs(np.stack([robust_z(column) for column in values.T])).max(axis=0)
-    for (case, (low, middle, high)), score in zip(rows, scores, strict=True):
-        if score > _OUTLIER_Z:
-            message = (
-                f"channel {channel}: 1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; "
-                f"the others' medians are {', '.join(f'{value:.4g}' for value in np.median(values, axis=0))}"
-            )
-            yield AuditFinding("intensity-outlier", message, (case,))
+        values = np.array([percentiles for _, percentiles in rows])
+        extents = np.maximum(values[:, 2] - values[:, 0], 1e-12)
+        smallest, largest = np.quantile(extents, [0.02, 0.98])
+        if largest > _ONE_SCALE * smallest:
+            message = f"channel {channel}: the images' intensity ranges differ by a factor of {largest / smallest:.3g}"
+            yield AuditFinding("no-common-scale", message)
+            continue
+        scores = np.abs(np.stack([robust_z(column) for column in values.T])).max(axis=0)
+        usual = ", ".join(f"{value:.4g}" for value in np.median(values, axis=0))
+        for (case_id, (low, middle, high)), score in zip(rows, scores, strict=True):
+            if score > _OUTLIER_Z:
+                message = (
+                    f"channel {channel}: 1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; "
+                    f"the others' medians are {usual}"
+                )
+                yield AuditFinding("intensity-outlier", message, (case_id,))
 
 
 def _volumes(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
@@ -267,36 +250,25 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((values - middle) / max(spread, 0.02 * abs(middle), 1e-6), dtype=np.float64)
 
 
-_MOST_OF_ONE_SCAN = 4
-"""A step that more cases share is a convention of the dataset (a normalisation), not the mark of one scan."""
-
-
 def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     """One patient in two folds, or in training and test; and pairs that look like one scan under two names."""
     by_patient: dict[str, list[CaseFacts]] = defaultdict(list)
+    by_step: dict[float, list[CaseFacts]] = defaultdict(list)
     for case in facts:
         by_patient[patient_of(case.item)].append(case)
+        for step in {image.step for image in case.images} - {0.0}:
+            by_step[step].append(case)
     for cases in by_patient.values():
-        names = tuple(case.case for case in cases)
-        parts = {_part(case) for case in cases}
+        names, parts = tuple(case.case for case in cases), {_part(case) for case in cases}
         if "test" in parts and len(parts) > 1:
             yield AuditFinding("patient-in-test", f"one patient is in {_list(parts)}", names)
         elif len(parts - {"training"}) > 1:
             yield AuditFinding("patient-in-two-folds", f"one patient is in {_list(parts)}", names)
-    yield from _suspected_same_scan(facts)
-
-
-def _suspected_same_scan(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
-    by_step: dict[float, list[CaseFacts]] = defaultdict(list)
-    for case in facts:
-        for step in {image.step for image in case.images} - {0.0}:
-            by_step[step].append(case)
     for step, cases in by_step.items():
-        patients = {patient_of(case.item) for case in cases}
-        parts = {_part(case) for case in cases}
-        if len(patients) > 1 and len(parts) > 1 and len(cases) <= _MOST_OF_ONE_SCAN:
+        names, parts = tuple(case.case for case in cases), {_part(case) for case in cases}
+        if len({patient_of(case.item) for case in cases}) > 1 and len(parts) > 1 and len(cases) <= _MOST_OF_ONE_SCAN:
             message = f"values in steps of {step:g} in these cases only, which are in {_list(parts)}"
-            yield AuditFinding("suspected-same-scan", message, tuple(case.case for case in cases))
+            yield AuditFinding("suspected-same-scan", message, names)
 
 
 def check_declarations(manifest: Manifest) -> Iterator[AuditFinding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 
 
-def task_name(wanted: str) -> str:
+def task_name(task: str) -> str:
     """The full name of a task, from ``Task04_Hippocampus``, ``4`` or ``hippocampus``.
 
     Raises
@@ -24,20 +24,20 @@ def task_name(wanted: str) -> str:
         If there is no such task.
     """
     names = list(_sources())
-    plain = re.sub(r"[^a-z0-9]", "", wanted.lower())
+    plain = re.sub(r"[^a-z0-9]", "", task.lower())
     for name in names:
         number, organ = name.removeprefix("Task").split("_")
         if plain in (re.sub("_", "", name.lower()), organ.lower(), number, str(int(number)), f"task{number}"):
             return name
-    raise UsageError(f"there is no task {wanted!r}; expected one of {', '.join(names)}")
+    raise UsageError(f"there is no task {task!r}; expected one of {', '.join(names)}")
 
 
-def download_task(wanted: str, output: str | os.PathLike[str], *, progress: bool = True) -> Path:
+def download_task(task: str, output: str | os.PathLike[str], *, progress: bool = True) -> Path:
     """Download and unpack a task; what is there already and sound is used.
 
     Parameters
     ----------
-    wanted
+    task
         The task, as :func:`task_name` understands it.
     output
         Folder for the archive and the dataset.
@@ -54,7 +54,7 @@ def download_task(wanted: str, output: str | os.PathLike[str], *, progress: bool
     UsageError
         If the archive cannot be fetched (the message says which file to put where) or is not the right one.
     """
-    name = task_name(wanted)
+    name = task_name(task)
     url, md5 = _sources()[name]
     folder, archive = Path(output) / name, Path(output) / f"{name}.tar"
     if (folder / "dataset.json").is_file():

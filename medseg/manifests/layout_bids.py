@@ -6,7 +6,6 @@ source; ``space-`` and the ``.tsv`` look-up table (``index``, ``name``) are read
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from medseg.ingest import case_id_of
 from medseg.ingest.left_out import without_own
 from medseg.manifests.items import Item, common_start, image_files, read_json_object, relative_name
 from medseg.manifests.manifest import Manifest
+from medseg.tables import read_table
 
 _LABEL_SUFFIXES = ("dseg", "mask")
 _IDENTITY = ("sub", "ses", "acq", "ce", "rec", "run", "echo", "part")
@@ -135,10 +135,8 @@ def _look_up_table(derivative: Path) -> dict[str, str]:
     """Label names from every ``*dseg.tsv`` of a derivative: BIDS wants one for all, or one beside each map."""
     names: dict[str, str] = {}
     for table in sorted(derivative.rglob("*dseg.tsv")):
-        with table.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-        for row in rows:
-            index, name = str(row.get("index") or "").strip(), str(row.get("name") or "").strip()
+        for row in read_table(table, delimiter="\t").rows:
+            index, name = row.get("index", "").strip(), row.get("name", "").strip()
             if index and name and names.setdefault(index, name) != name:
                 raise UsageError(
                     f"{table} has two names for the value {index}, {names[index]!r} and {name!r}; keep one"

@@ -1,8 +1,6 @@
-"""Plain folders: one of images, one of labels, matched by name.
+"""Images and labels in folders, matched by name or by pattern; images may be DICOM, one series a folder.
 
-Images as DICOM: one series a folder, matched with label files by the folder's name or the series' case id.
-
-Images and labels by pattern, such as ``*/t1.nii.gz`` and ``*/seg.nii.gz``: what wildcards stand for is the case.
+A pattern is such as ``*/t1.nii.gz`` or ``*/seg.nii.gz``: what its wildcards stand for is the case.
 """
 
 from __future__ import annotations
@@ -30,6 +28,10 @@ from medseg.manifests.manifest import Manifest
 
 _LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
 _IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)
+_WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
+_GROUPS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+_Key = tuple[str, ...]
+_log = logging.getLogger(__name__)
 
 
 def read_folders(images: Path, labels: Path | None) -> Manifest:
@@ -135,7 +137,7 @@ def _named(paths: Sequence[Path], *, channels: bool) -> list[tuple[_Case, Path]]
     if len(set(names)) == len(names):
         return [(_Case(name, name), path) for (name, _), path in zip(names, paths, strict=True)]
     shared = common_start(*(path.parent for path in paths))
-    folders = _telling([path.absolute().parent.relative_to(shared).parts for path in paths])
+    folders = _distinguishing([path.absolute().parent.relative_to(shared).parts for path in paths])
     cases = []
     for name, path, parts in zip(names, paths, folders, strict=True):
         namesakes = [other for other, known in zip(paths, names, strict=True) if known == name and other != path]
@@ -145,12 +147,12 @@ def _named(paths: Sequence[Path], *, channels: bool) -> list[tuple[_Case, Path]]
     return list(zip(cases, paths, strict=True))
 
 
-def _telling(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _distinguishing(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """The levels of folders that tell files apart: ``P1/scan``, ``P2/scan`` → ``P1``, ``P2``."""
     if len({len(parts) for parts in folders}) > 1:
         return list(folders)
-    telling = [level for level, names in enumerate(zip(*folders, strict=True)) if len(set(names)) > 1]
-    return [tuple(parts[level] for level in telling) for parts in folders]
+    levels = [level for level, names in enumerate(zip(*folders, strict=True)) if len(set(names)) > 1]
+    return [tuple(parts[level] for level in levels) for parts in folders]
 
 
 def _both_called(path: Path, other: Path, name: str) -> str:
@@ -158,9 +160,6 @@ def _both_called(path: Path, other: Path, name: str) -> str:
         f"{path} and {other} are both called {name}; give each case one name, or say where the images lie, one pattern "
         f"a channel: --image '*/{path.name}' --label '*/LABEL'"
     )
-
-
-_log = logging.getLogger(__name__)
 
 
 def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
@@ -216,11 +215,6 @@ def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, Se
         if len(series) > 1:
             raise UsageError(f"{source} holds {len(series)} usable series; expected one a folder: sort them apart")
     return {source: series[0] for source, series in found.items()}
-
-
-_WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
-_GROUPS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
-_Key = tuple[str, ...]
 
 
 def read_patterns(

@@ -1,6 +1,7 @@
-"""One slice drawn: grey values in physical proportions, outlines, edges, a scale; the same for every output.
+"""Slices as pictures, the same for every output: grey values in physical proportions, outlines, edges, a scale.
 
-Panels as coloured pictures: with their lines, letters and scale, and in rows under a title, over a legend.
+A panel is one slice; panels become pictures with their lines, letters and scale, and pictures rows of a sheet, under
+titles and over a legend.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ _BARS_MM = (10, 5, 2, 1)
 _BAR_PART = 0.4
 """Part of the width that a short bar may take: the letter at the lower edge stands beside it."""
 _LONG_BAR_FROM_MM = 120.0
+
+Colours = Mapping[int, tuple[int, int, int]]
+"""Colour by label, three numbers from 0 to 255."""
+
+_GROUND, _INK, _REFERENCE = (16, 20, 22), (223, 230, 234), (255, 255, 255)
+_TEXT_PX, _LINE_PX, _GAP_PX = 13, 20, 6
+_FINE = 2
+_DASH_PX, _SPACE_PX = 4.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,9 @@ def around(marked: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> Box:
     return x - half[0], y - half[1], x + half[0], y + half[1]
 
 
-def _centre(wanted: float, half: float, size: int) -> float:
+def _centre(middle: float, half: float, size: int) -> float:
     """Move the view inside the picture where it fits; centre the picture where it does not."""
-    return size / 2 if 2 * half >= size else min(max(wanted, half), size - half)
+    return size / 2 if 2 * half >= size else min(max(middle, half), size - half)
 
 
 def draw(
@@ -172,15 +181,6 @@ def _outlines(labels: NDArray[np.integer], box: Box, size: tuple[int, int]) -> d
         generator = contour_generator(z=(padded == label).astype(np.float32), line_type=LineType.Separate)
         found[int(label)] = [(np.asarray(line) + shift) * scale for line in generator.lines(0.5)]
     return found
-
-
-Colours = Mapping[int, tuple[int, int, int]]
-"""Colour by label, three numbers from 0 to 255."""
-
-_GROUND, _INK, _REFERENCE = (16, 20, 22), (223, 230, 234), (255, 255, 255)
-_TEXT_PX, _LINE_PX, _GAP_PX = 13, 20, 6
-_FINE = 2
-_DASH_PX, _SPACE_PX = 4.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _write_legend(pen: ImageDraw.ImageDraw, line: Sequence[tuple[float, Entry]],
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic; without it Pillow's own."""
-    found = importlib.util.find_spec("matplotlib")  # not imported: only its file is wanted
+    found = importlib.util.find_spec("matplotlib")  # not imported: only its file is needed
     for folder in (found.submodule_search_locations or ()) if found else ():
         path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
         if path.is_file():

@@ -1,9 +1,8 @@
 """How a slice is held when it is looked at: which way it is turned, what its edges are, how large its pixels are.
 
 The convention is the radiological one, and that of DICOM's usual axial, coronal and sagittal images: the patient's
-right on the viewer's left, anterior on the left of sagittal slices, anterior or superior on top.
-
-One colour per structure.
+right on the viewer's left, anterior on the left of sagittal slices, anterior or superior on top. Each structure has one
+colour.
 """
 
 from __future__ import annotations

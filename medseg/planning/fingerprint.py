@@ -14,7 +14,7 @@ from medseg.bundle.bundle import ras_axes
 from medseg.errors import UsageError
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.ingest import read_volume
-from medseg.labels import LabelScheme, gap_message, read_label_map
+from medseg.labels import LabelScheme, read_label_map, renumbering_advice
 from medseg.manifests import Item, Manifest
 
 _SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before
@@ -231,7 +231,7 @@ def _labels(scheme: LabelScheme, cases: Sequence[_Case]) -> dict[int, str]:
             f"values are shifted, map them (medseg manifest create --images DATALIST --map {shifts} -o DATALIST), else "
             "declare what they mean (--label VALUE=NAME)"
         )
-    gaps = gap_message(names)
+    gaps = renumbering_advice(names)
     if gaps:
         raise UsageError(gaps)
     return names

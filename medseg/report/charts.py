@@ -263,9 +263,9 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_na
         parts.append(f'<polyline class="curve s{i}" points="{path}"><title>{escape(name)}</title></polyline>')
         if len(points) <= _MOST_DOTS:
             values = zip(places, points, strict=True)
-            told = ((x, y, escape(f"{name}, {x_name} {at:g}: {value:.4g}")) for (x, y), (at, value) in values)
+            texts = ((x, y, escape(f"{name}, {x_name} {at:g}: {value:.4g}")) for (x, y), (at, value) in values)
             dot = '<circle class="knot s{}" cx="{:.1f}" cy="{:.1f}" r="2.6"><title>{}</title></circle>'
-            parts.extend(dot.format(i, x, y, text) for x, y, text in told)
+            parts.extend(dot.format(i, x, y, text) for x, y, text in texts)
     return Chart(title, _svg(parts, (520, 260), f"{title} over {x_name}s"), legend=tuple(series))
 
 

@@ -17,7 +17,7 @@ from medseg.evaluation.trained_on import summarised
 from medseg.results import RunReport, worst_first
 
 Locations = Path | Mapping[str, str | Path] | None
-"""Where images or references lie: a folder, a path per case id, or not told."""
+"""Where images or references lie: a folder, a path per case id, or not known."""
 
 _NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b", re.IGNORECASE)
 

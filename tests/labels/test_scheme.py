@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.labels import LabelScheme, gap_message, parse_mapping, parse_names, read_label_table, read_mapping
+from medseg.labels import LabelScheme, parse_mapping, parse_names, read_label_table, read_mapping, renumbering_advice
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_odd_names_are_refused(texts: list[str]) -> None:
 
 
 def test_gaps_are_told_with_the_way_out() -> None:
-    message = gap_message([0, 7, 200])
+    message = renumbering_advice([0, 7, 200])
     assert message is not None
     assert "--map 7=1,200=2" in message
-    assert gap_message([0, 1, 2]) is None
-    assert gap_message([2, 1]) is None
-    assert gap_message([]) is None
+    assert renumbering_advice([0, 1, 2]) is None
+    assert renumbering_advice([2, 1]) is None
+    assert renumbering_advice([]) is None

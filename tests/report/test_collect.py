@@ -14,6 +14,7 @@ from medseg.evaluation.tables import measured_dice, read_csv, write_csv
 from medseg.report import write_report
 from medseg.report.collect import collect
 from medseg.results import RunReport, write_worklist
+from medseg.results.worklist import WorklistRow
 from tests.report.report_folders import Folders
 
 
@@ -39,7 +40,7 @@ def test_messages_that_name_a_file_are_not_shown(tmp_path: Path, message: str, s
     assert collect(tmp_path).cases[0].message == shown
 
 
-def _worklist(folder: Path) -> list[dict[str, Any]]:
+def _worklist(folder: Path) -> list[WorklistRow]:
     return write_worklist(RunReport.read(folder), folder / "worklist.csv", measured_dice(folder))
 
 
@@ -57,8 +58,8 @@ def test_the_worklist_has_the_order_of_the_report(folders: Folders, measured: bo
         shutil.copy(folders.results / "metrics.csv", tmp_path)
     rows = _worklist(tmp_path)
     listed = [case.case_id for case in collect(tmp_path).cases if case.status == "done"]
-    assert [row["case_id"] for row in rows] == listed
-    assert ("against the reference" in rows[0]["why"]) == measured
+    assert [row.case_id for row in rows] == listed
+    assert ("against the reference" in rows[0].why) == measured
 
 
 def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders: Folders, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_an_evaluation_that_names_cases_otherwise_is_merged_with_its_run(folders
     study = collect(tmp_path)
     assert "patient zero" not in {case.case_id for case in study.cases}
     assert next(case for case in study.cases if case.case_id == "case_00").dice
-    assert [row["case_id"] for row in _worklist(tmp_path)] == [c.case_id for c in study.cases if not c.reason]
+    assert [row.case_id for row in _worklist(tmp_path)] == [c.case_id for c in study.cases if not c.reason]
 
 
 @pytest.mark.parametrize("spoil", [{"structures": 3}, {"trust": {"look_at_mm": ["x", 0, 0]}}, {"trust": [1]}])
