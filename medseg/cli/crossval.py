@@ -35,7 +35,10 @@ def crossval(
 
     Example: medseg crossval my_bundle --folds 0,1,2 --output runs/crossval
     """
+    from medseg.bundle import Bundle
+
     chosen = None if folds is None else _numbers(folds)
+    Bundle.open(bundle).check_trainable()  # told before seconds go into imports
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.cli._progress import TrainingProgress
     from medseg.training.configuration import parse_overrides

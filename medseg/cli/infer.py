@@ -96,9 +96,12 @@ def infer(
     Example: medseg infer bundles/hippocampus_mri_segmentation studies/ -o results
     """
     from medseg.bundle import Bundle
+    from medseg.inference.roi import parse_region
 
     Bundle.open(bundle)  # wrong paths and options are told before seconds go into imports
     options = RunOptions(**asked)
+    if options.roi:
+        parse_region(options.roi)
     missing = [str(path) for path in inputs if not path.exists()]
     if missing:
         raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")

@@ -148,6 +148,8 @@ def listen(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     found = read_settings(settings)
+    if found.listener is not None:
+        prepare_folder(found.listener.folder)
     _say_devices(found)
     with Listener(found) as listener:
         terminal().print(f"listening on port {listener.port}; stop with Ctrl-C")
@@ -176,6 +178,8 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = terminal()
     found = read_settings(settings)
+    if found.run is not None:
+        prepare_folder(found.run.folder)
     _say_devices(found)
     try:
         answered = answer_studies(found, progress=lambda study, state: console.print(f"{study}  {state}"))

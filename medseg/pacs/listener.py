@@ -31,7 +31,7 @@ from medseg.files import remove_leftovers
 from medseg.pacs.queue import Queue, State
 from medseg.pacs.receive import LABELMAP_STORAGE, no_delay, storage_entity, store_instance
 from medseg.pacs.settings import ListenerSettings, PacsSettings
-from medseg.pacs.study_worker import Compute, Worker, run_route
+from medseg.pacs.study_worker import Compute, Worker, routes_kept_open
 
 try:
     from pynetdicom import evt
@@ -64,13 +64,13 @@ _RESULTS = frozenset(
 class Listener:
     """A DICOM storage node in front of the queue; use it as a context manager."""
 
-    def __init__(self, settings: PacsSettings, compute: Compute = run_route) -> None:
+    def __init__(self, settings: PacsSettings, compute: Compute | None = None) -> None:
         if settings.listener is None:
             raise UsageError("the settings have no [listener] section; add one with folder, port and allowed_callers")
         self._settings = settings.listener
         self.queue = Queue(self._settings.folder / "queue.sqlite")
         self._studies = self._settings.folder / "studies"
-        self._worker = Worker(settings, self._settings, self.queue, compute)
+        self._worker = Worker(settings, self._settings, self.queue, compute or routes_kept_open())
         self._health = HealthServer(self._settings, self.queue) if self._settings.health_port is not None else None
         self._server: Any = None
 

@@ -21,7 +21,7 @@ from medseg.pacs.queue import Queue
 from medseg.pacs.receive import hash_uid
 from medseg.pacs.remote import LimitExceeded, PacsError, Remote, StudyMatch
 from medseg.pacs.settings import PacsSettings, RunSettings
-from medseg.pacs.study_worker import Compute, Work, run_route
+from medseg.pacs.study_worker import Compute, Work, routes_kept_open
 
 _log = logging.getLogger(__name__)
 _MOST_MATCHES = 100_000
@@ -56,7 +56,7 @@ class Answered:
 def answer_studies(
     settings: PacsSettings,
     *,
-    compute: Compute = run_route,
+    compute: Compute | None = None,
     progress: Callable[[str, str], None] | None = None,
 ) -> Answered:
     """Answer every study of ``settings.run.source`` that matches and was not answered before.
@@ -88,7 +88,9 @@ def answer_studies(
     with locked_folder(folder, refusal):
         queue = Queue(folder / "queue.sqlite")
         try:
-            return _Loop(settings, settings.run, queue, compute, progress or (lambda *_: None)).run()
+            return _Loop(
+                settings, settings.run, queue, compute or routes_kept_open(), progress or (lambda *_: None)
+            ).run()
         except sqlite3.OperationalError as error:
             raise CaseFailed(f"the queue cannot be written ({error}); free space and start again") from error
         finally:

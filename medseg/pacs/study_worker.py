@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from medseg.errors import CaseFailed, MedsegError, ReasonCode, Refusal
 from medseg.pacs.connect import open_remote
@@ -15,14 +16,26 @@ from medseg.pacs.queue import Queue, Study
 from medseg.pacs.remote import Remote
 from medseg.pacs.settings import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
 
+if TYPE_CHECKING:
+    from medseg.inference.run.pipeline import OpenedBundle
+
 _log = logging.getLogger(__name__)
 
 Compute = Callable[[Route, Path, Path], Sequence[Path]]
 """``(route, folder of the study, folder for results) → DICOM files to send``; a Refusal says that nothing fits."""
 
 
-def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
+def routes_kept_open() -> Compute:
+    """Runs routes as :func:`run_route` does; the networks of each stay open from study to study."""
+    return partial(run_route, kept={})
+
+
+def run_route(
+    route: Route, study_folder: Path, output: Path, *, kept: MutableMapping[str, OpenedBundle] | None = None
+) -> Sequence[Path]:
     """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped.
+
+    ``kept`` is as for :func:`medseg.inference.run_batch`.
 
     Raises
     ------
@@ -35,7 +48,7 @@ def run_route(route: Route, study_folder: Path, output: Path) -> Sequence[Path]:
 
     select = str(route.select) if route.select else None
     options = Options(write=route.write, select=select, device=route.device, precision=route.precision)
-    cases = run_batch(route.bundle, [study_folder], output, options).cases
+    cases = run_batch(route.bundle, [study_folder], output, options, kept=kept).cases
     for case in cases:
         if case.status == "failed":
             raise CaseFailed(f"{case.case_id}: {case.message}")
@@ -65,7 +78,7 @@ class WorkSettings(Protocol):
 class Work:
     """Moves studies of a queue on, one step at a time; to be called from one thread."""
 
-    def __init__(self, settings: PacsSettings, work: WorkSettings, queue: Queue, compute: Compute = run_route) -> None:
+    def __init__(self, settings: PacsSettings, work: WorkSettings, queue: Queue, compute: Compute) -> None:
         self._routes = settings.routes
         self._nodes = settings.nodes
         self._settings = work
@@ -137,9 +150,7 @@ class Work:
 class Worker:
     """One thread that works on complete studies, one at a time, until it is stopped."""
 
-    def __init__(
-        self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute = run_route
-    ) -> None:
+    def __init__(self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute) -> None:
         self._work = Work(settings, listener, queue, compute)
         self._settings = listener
         self._queue = queue

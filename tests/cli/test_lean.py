@@ -86,10 +86,6 @@ LEAN = {
 
 HEAVY_YET = {
     f"bundle info {FLAGSHIP}": "the state of trust is read by the judge's room",
-    f"{_INFER} --engine nonsense": "engines are asked which there are",
-    f"{_INFER} --device nonsense": "torch is asked which there are",
-    f"{_INFER} --roi nonsense": "the region is read beside what applies it",
-    "crossval nowhere -o run": "the room is imported before the bundle is looked for",
 }
 """Those that do not yet; the list only shrinks."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from medseg.inference.engines import AUTOCAST
 from medseg.inference.roi import parse_region
 from medseg.inference.run.export import check_kinds
 from medseg.inference.run.options import RunContext, RunOptions, leased
-from medseg.inference.run.pipeline import Pipeline
+from medseg.inference.run.pipeline import OpenedBundle, Pipeline
 from medseg.inference.run.state import Progress, RunState, locked
 from medseg.ingest import SeriesRecord
 from medseg.ingest.selection import read_rules
@@ -48,6 +48,7 @@ def run_batch(
     *,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    kept: MutableMapping[str, OpenedBundle] | None = None,
 ) -> RunReport:
     """Label every case behind ``inputs`` and write the results into ``output``.
 
@@ -69,6 +70,9 @@ def run_batch(
     announce
         Called first, with a line that says on which device and in which precision is computed, then with the notes on
         the bundle.
+    kept
+        For a process that makes many runs: what they open stays open here, by bundle, device and precision. Give all of
+        them the same dictionary, which is empty at first.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def run_batch(
         for note in head.notes:
             say(f"note: {note}")
         with closing(RunState(context, cases, progress)) as state:
-            return _execute(context, state, head)
+            return _execute(context, state, head, kept)
 
 
 def computing(options: RunOptions) -> str:
@@ -147,9 +151,11 @@ def _head(context: RunContext, trust: TrustState, skipped: Sequence[SeriesRecord
     )
 
 
-def _execute(context: RunContext, state: RunState, head: RunReport) -> RunReport:
+def _execute(
+    context: RunContext, state: RunState, head: RunReport, kept: MutableMapping[str, OpenedBundle] | None
+) -> RunReport:
     begin = time.perf_counter()
-    pipeline = _pipeline(context, state)
+    pipeline = _pipeline(context, state, kept)
     with signals_interrupt():
         try:
             cases = state.pending()
@@ -163,10 +169,12 @@ def _execute(context: RunContext, state: RunState, head: RunReport) -> RunReport
     return _report(state, head, begin)
 
 
-def _pipeline(context: RunContext, state: RunState) -> Pipeline | DaskPipeline:
+def _pipeline(
+    context: RunContext, state: RunState, kept: MutableMapping[str, OpenedBundle] | None
+) -> Pipeline | DaskPipeline:
     """What does the work: this process, or the workers of a cluster."""
     if context.options.cluster is None:
-        return Pipeline(context, state)
+        return Pipeline(context, state, kept)
     from medseg.inference.run.dask import DaskPipeline
 
     return DaskPipeline(context, state)

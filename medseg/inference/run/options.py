@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 Windows = Literal["auto", "bundle"]
+EngineName = Literal[
+    "auto",
+    "torch-fp32",
+    "torch-fp32-channels-last",
+    "torch-bf16-channels-last",
+    "cuda-fp16-autocast",
+    "openvino-fp32",
+    "openvino-bf16",
+]
+"""Engines of any machine; which of them this one has is known once torch is imported."""
 
 _GONE = {
     "int8": "integers cost too much Dice; --engine openvino-fp32 is fast and keeps the labels",
@@ -44,6 +54,7 @@ KINDS = {
 }
 """Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PLACES = (
     "local:N (N processes on this machine), slurm, slurm:FILE or the address of a Dask scheduler (tcp://HOST:PORT)"
 )
@@ -166,11 +177,14 @@ class RunOptions:
             raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
         if "doubt" in self.write and not self.judged:
             raise UsageError("--write doubt needs trust in the plain network; drop --no-trust, --mirror, --ensemble")
-        for name, known in (("precision", get_args(Precision)), ("windows", get_args(Windows))):
+        choices = {"precision": Precision, "windows": Windows, "engine": EngineName}
+        for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if (value := getattr(self, name)) in _GONE:
                 raise UsageError(f"--{name} {value} is gone: {_GONE[value]}")
             if value not in known:
                 raise UsageError(f"--{name} {value}: expected one of {', '.join(known)}")
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device {self.device}: expected auto, cpu, cuda, cuda:N or mps")
         if self.section is not None:
             _check_section(self.section)
         if self.cluster is not None:
@@ -207,6 +221,18 @@ class RunOptions:
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["reported"]}
         members = [{"name": Path(place).name, "sha256": member_digest(place)} for place in self.ensemble]
         return {**values, "write": list(self.write), "mirror": list(self.mirror), "ensemble": members}
+
+    def network_key(self, bundle: Bundle) -> str:
+        """Digest of what the opened networks depend on: the bundle's bytes, and how they are run."""
+        how = {name: getattr(self, name) for name in ("precision", "engine", "mirror", "trust")}
+        parts = {
+            **how,
+            "ensemble": self.to_json()["ensemble"],
+            "device": self.resolved.device,
+            "bundle": bundle.sha256,
+            "permission": bundle.permission,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def key(self, bundle: Bundle, region: Region | None) -> str:
         """Digest of everything but the input that a result depends on: of bundle, version and options."""

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -58,8 +58,21 @@ class OpenedBundle:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, context: RunContext) -> OpenedBundle:
-        """Open the bundle of a run, as its options ask."""
+    def of(cls, context: RunContext, kept: MutableMapping[str, OpenedBundle] | None = None) -> OpenedBundle:
+        """The bundle of a run, opened as its options ask, or taken from those that are ``kept`` open and kept there."""
+        if kept is None:
+            return cls._open(context)
+        key = context.options.network_key(context.bundle)
+        if key not in kept:
+            changed = [old for old, one in kept.items() if one.predictor.bundle.path == context.bundle.path]
+            for old in changed:
+                if kept[old].predictor.bundle.sha256 != context.bundle.sha256:
+                    del kept[old]
+            kept[key] = cls._open(context)
+        return kept[key]
+
+    @classmethod
+    def _open(cls, context: RunContext) -> OpenedBundle:
         options = context.options
         return cls(
             Predictor(
@@ -270,10 +283,14 @@ class Pipeline:
         What every case shares.
     state
         The cases and what became of them.
+    kept
+        Bundles that stay open between runs.
     """
 
-    def __init__(self, context: RunContext, state: RunState) -> None:
-        self._context, self._state = context, state
+    def __init__(
+        self, context: RunContext, state: RunState, kept: MutableMapping[str, OpenedBundle] | None = None
+    ) -> None:
+        self._context, self._state, self._kept = context, state, kept
         self._ahead = context.options.workers
         self._reading: deque[tuple[CaseTask, Future[ReadCase]]] = deque()
         self._writing: deque[tuple[CaseTask, str, Future[CaseResult]]] = deque()
@@ -281,7 +298,7 @@ class Pipeline:
     def run(self, cases: Iterable[InputCase]) -> None:
         """Read, compute and write cases; those that may kill the process come last, each alone."""
         waiting = deque(cases)
-        opened = OpenedBundle.of(self._context)
+        opened = OpenedBundle.of(self._context, self._kept)
         while waiting or self._reading:
             self._read_ahead(waiting)
             self._compute(*self._reading.popleft(), opened)
