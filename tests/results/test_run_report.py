@@ -76,11 +76,8 @@ RUN_KEYS = {"predicted_dice", "lower_bound", "verdict", "verdicts", "look_at_mm"
 """Keys of run.json that no other file of medseg has."""
 
 SPELLED_YET = {
-: "until the verdict is a record",
     "medseg/outputs/sr.py": "until the verdict is a record",
     "medseg/report/collect.py": "until it takes the run's records",
-: "until it takes the run's records",
-: "until it takes the run's records",
 }
 """Files elsewhere that spell such keys; the list only shrinks."""
 
