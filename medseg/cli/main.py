@@ -10,10 +10,9 @@ from medseg.cli._app import app
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
 COMMANDS = (
-    "bundle", "crossval", "demo", "doctor", "evaluate", "index",
-    "infer", "manifest", "pacs", "report", "train", "trust",
+    "demo", "doctor", "index", "manifest", "bundle", "train", "crossval", "infer", "evaluate", "report", "trust", "pacs",
 )  # fmt: skip
-"""Every command is a file of this folder; the order is that of ``medseg --help``."""
+"""Every command is a file of this folder, in the order of the walk (in ``--help`` groups of commands come last)."""
 
 
 def load_commands(*names: str) -> None:
