@@ -106,23 +106,10 @@ def trusted_parts(folder: Path, file: str, config: Mapping[str, Any], places: Se
     """Named parts of a stranger's config and what they refer to, once the audit of these alone is clean.
 
     Many bundles ship Python code, yet their network is a class of MONAI. Scripts, other imports and other configs are
-    neither judged nor evaluated.
-
-    Parameters
-    ----------
-    folder
-        The bundle's folder, whose weights are judged, too.
-    file, config
-        Name and content of its config for inference, laid out.
-    places
-        Ids of the parts; those that the config lacks are left out.
-
-    Raises
-    ------
-    UntrustedBundle
-        If one of the parts needs an import, a class or an expression that is not allowed.
-    BundleError
-        If none of them is there.
+    neither judged nor evaluated. ``folder``: The bundle's folder, whose weights are judged, too. ``file`` and
+    ``config``: Name and content of its config for inference, laid out. ``places``: Ids of the parts; those that the
+    config lacks are left out. Raises ``UntrustedBundle`` if one of the parts needs an import, a class or an expression
+    that is not allowed; ``BundleError`` if none of them is there.
     """
     reduced = parts_of(config, places)
     if not reduced:

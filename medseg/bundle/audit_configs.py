@@ -68,16 +68,9 @@ class ModulePlaces:
 def judge_config(file: str, config: Any, imports: Mapping[str, str], modules: ModulePlaces) -> list[Finding]:
     """Findings on one parsed config.
 
-    Parameters
-    ----------
-    file
-        Name of the config inside the bundle, for the findings.
-    config
-        Its tree, as it is evaluated.
-    imports
-        Names bound by the imports of this config and of those it is laid over.
-    modules
-        Where imports stand in those configs.
+    ``file``: Name of the config inside the bundle, for the findings. ``config``: Its tree, as it is evaluated.
+    ``imports``: Names bound by the imports of this config and of those it is laid over. ``modules``: Where imports
+    stand in those configs.
     """
     return list(_ConfigJudge(file, imports, modules).judge(config))
 

@@ -81,12 +81,8 @@ def judge_import(text: str) -> list[str]:
 def judge_expression(text: str, imports: Mapping[str, str]) -> list[str]:
     """Reasons why an expression is refused; empty if it is harmless.
 
-    Parameters
-    ----------
-    text
-        The expression without its leading ``$``.
-    imports
-        Names bound by the bundle's import statements, to dotted modules.
+    ``text``: The expression without its leading ``$``. ``imports``: Names bound by the bundle's import statements, to
+    dotted modules.
     """
     if len(text) > _LONGEST:
         return [f"the expression is {len(text)} characters long, at most {_LONGEST} are read"]

@@ -54,10 +54,7 @@ def list_bundles() -> list[Path]:
 def shipped_bundle(name: str) -> Path:
     """Folder of a bundle that comes with medseg; copy it before training writes into it.
 
-    Raises
-    ------
-    UsageError
-        If there is none of that name.
+    Raises ``UsageError`` if there is none of that name.
     """
     for place in _PLACES:
         if _is_bundle(place / name):

@@ -73,14 +73,8 @@ class Finding:
 def read_by(file: str, weights: Collection[str] = (), others: Collection[str] = ()) -> tuple[Command, ...]:
     """The commands that read a file of a bundle.
 
-    Parameters
-    ----------
-    file
-        Path inside the bundle.
-    weights
-        Files of weights that its ``inference.json`` may load.
-    others
-        All its files: medseg reads no YAML config that lies beside one of the same name in JSON.
+    ``file``: Path inside the bundle. ``weights``: Files of weights that its ``inference.json`` may load. ``others``:
+    All its files: medseg reads no YAML config that lies beside one of the same name in JSON.
     """
     if not file or file == "configs" or file in weights:
         return COMMANDS

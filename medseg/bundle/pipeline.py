@@ -36,40 +36,23 @@ _TRAINER = "train::trainer"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``.
+    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``."""
 
-    Parameters
-    ----------
-    preprocessing, inferer, postprocessing, network
-        Their ids; None for an inferer or a post-processing that the evaluator does without.
-    loaders
-        The ``CheckpointLoader``s, in the order in which they act.
-    notes
-        What medseg does although the config does not say so.
-    """
-
+    # preprocessing, inferer, postprocessing, network: their ids; None for an inferer or a post-processing that the
+    # evaluator does without
     preprocessing: str
     inferer: str | None
     postprocessing: str | None
     network: str
-    loaders: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    loaders: tuple[str, ...] = ()  # the ``CheckpointLoader``s, in the order in which they act
+    notes: tuple[str, ...] = ()  # what medseg does although the config does not say so
 
 
 def read_pipeline(config: Mapping[str, Any], where: str) -> Pipeline:
     """Find the parts of a run in a config that :func:`~medseg.bundle.config.laid_out` gave.
 
-    Parameters
-    ----------
-    config
-        The whole ``inference.json``.
-    where
-        Which file of which bundle, for messages.
-
-    Raises
-    ------
-    BundleError
-        If the evaluator does something that medseg does not do.
+    ``config``: The whole ``inference.json``. ``where``: Which file of which bundle, for messages. Raises
+    ``BundleError`` if the evaluator does something that medseg does not do.
     """
     _refuse_changes_of_the_network(config, where)
     evaluator = _evaluator(config)
@@ -185,10 +168,7 @@ def _loaders(config: Mapping[str, Any], evaluator: str | None) -> tuple[str, ...
 def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
     """Refuse a ``train.json`` that names a trainer of MONAI's: it has none of the ids that ``medseg train`` sets.
 
-    Raises
-    ------
-    BundleError
-        If there is no trainer in it, or one that is not medseg's.
+    Raises ``BundleError`` if there is no trainer in it, or one that is not medseg's.
     """
     trainer = item_at(config, follow(config, _TRAINER))
     target = str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""

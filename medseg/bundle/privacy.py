@@ -47,12 +47,8 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
     """New content for the texts of a bundle that tell of patients and machines, by path in the bundle.
 
     The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder. Words in
-    ``public`` are no secret: the bundle's name, its structures.
-
-    Raises
-    ------
-    BundleError
-        If another text names a file or a patient of the datalist, or a config a path from the root of a machine.
+    ``public`` are no secret: the bundle's name, its structures. Raises ``BundleError`` if another text names a file or
+    a patient of the datalist, or a config a path from the root of a machine.
     """
     datalist = _parsed(DATALIST, texts.get(DATALIST, b"{}"))
     names = _telling_names(datalist, " ".join((*public, str(datalist.get("name")), str(datalist.get("task")))))

@@ -32,50 +32,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The run that made a bundle's weights.
+    """The run that made a bundle's weights."""
 
-    Attributes
-    ----------
-    weights_sha256
-        Of ``models/model.pt``.
-    model
-        ``best``: chosen by the held-out fold; ``final``: of the last epoch, chosen by nothing.
-    epoch, epochs, iterations
-        When the weights were taken; the length of the run.
-    fold
-        The fold that was held out; negative if every case was trained on.
-    cases, held_out_cases
-        How many were trained on, and validated on.
-    figures
-        Of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative.
-    images, labels
-        SHA-256 sums of the files that were trained on, sorted.
-    """
-
-    weights_sha256: str
-    model: str
-    epoch: int
+    weights_sha256: str  # of ``models/model.pt``
+    model: str  # ``best``: chosen by the held-out fold; ``final``: of the last epoch, chosen by nothing
+    epoch: int  # epoch, epochs, iterations: when the weights were taken; the length of the run
     epochs: int
     iterations: int
-    fold: int
-    cases: int
+    fold: int  # the fold that was held out; negative if every case was trained on
+    cases: int  # cases and held_out_cases: how many were trained on, and validated on
     held_out_cases: int
+    # of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative
     figures: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     precision: str = ""
     medseg: str = ""
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # images and labels: SHA-256 sums of the files that were trained on, sorted
     labels: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, bundle: Bundle) -> TrainingRun | None:
-        """The record of a bundle; None if it has none.
-
-        Raises
-        ------
-        BundleError
-            If it cannot be read.
-        """
+        """The record of a bundle; None if it has none. Raises ``BundleError`` if it cannot be read."""
         path = bundle.path / TRAINING_RUN
         if not path.is_file():
             return None

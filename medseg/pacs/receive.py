@@ -38,11 +38,8 @@ def instance_path(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
 def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> tuple[Path, bool]:
     """Write a DICOM file's bytes, whole or not at all.
 
-    Returns
-    -------
-    tuple
-        The path, and whether it is new; a file that says the same is left alone, a different one under the same
-        SOPInstanceUID is replaced and counts as new.
+    Returns the path, and whether it is new; a file that says the same is left alone, a different one under the same
+    SOPInstanceUID is replaced and counts as new.
     """
     path = instance_path(folder, study_uid, sop_instance_uid)
     if path.is_file() and _same(path.read_bytes(), data):
@@ -128,13 +125,7 @@ class Arrival:
         return _SUCCESS
 
     def paths(self) -> Iterator[Path]:
-        """What has come since the last call.
-
-        Raises
-        ------
-        PacsError
-            If something could not be taken.
-        """
+        """What has come since the last call. Raises ``PacsError`` if something could not be taken."""
         while self._arrived:
             yield self._arrived.popleft()
         if self.failure is not None:
@@ -157,10 +148,7 @@ def storage_entity(ae_title: str, callers: Sequence[str], max_associations: int)
 def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
     """Keep a storage node open under our AE title that only ``node`` may call, for as long as the block runs.
 
-    Raises
-    ------
-    PacsError
-        If the port is taken.
+    Raises ``PacsError`` if the port is taken.
     """
     entity = storage_entity(node.calling_ae_title, [node.ae_title], _MOST_ASSOCIATIONS)
     try:

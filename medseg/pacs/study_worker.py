@@ -35,14 +35,8 @@ def run_route(
 ) -> Sequence[Path]:
     """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped.
 
-    ``kept`` is as for :func:`medseg.inference.run_batch`.
-
-    Raises
-    ------
-    Refusal
-        If no series of the study fits the route: another attempt would find the same.
-    CaseFailed
-        If a series that fits could not be labelled or written.
+    ``kept`` is as for :func:`medseg.inference.run_batch`. Raises ``Refusal`` if no series of the study fits the route:
+    another attempt would find the same; ``CaseFailed`` if a series that fits could not be labelled or written.
     """
     from medseg.inference import Options, run_batch
 

@@ -42,19 +42,15 @@ class StructureCalibration:
 
     label: int
     name: str
-    """The structure."""
-    features: tuple[str, ...]
-    """Names of the features that the regressor takes, in its order."""
-    regressor: BoostedTrees
-    """Features → Dice."""
+    features: tuple[str, ...]  # names of the features that the regressor takes, in its order
+    regressor: BoostedTrees  # features → Dice
     error_at: tuple[float, ...]
     error: tuple[float, ...]
     """Usual overestimate at some values of the predicted Dice (ascending); interpolated between."""
     quantile: float | None
     """Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage."""
     n_cases: int
-    n_patients: int
-    """What it was fitted on."""
+    n_patients: int  # n_cases and n_patients: what it was fitted on
 
     def __post_init__(self) -> None:
         if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
@@ -88,18 +84,12 @@ class Calibration(StoredPart):
     what = "trust calibration"
     file_format = "medseg-trust-calibration-3"
 
-    features: tuple[str, ...]
-    """Names of the features that it was fitted with."""
-    coverage: float
-    """Share of cases whose Dice lies above the lower bound."""
-    weights_sha256: str
-    """SHA-256 of the weights that made the predictions."""
-    thresholds: Thresholds
-    """When to accept, review or reject."""
-    structures: tuple[StructureCalibration, ...]
-    """One calibration per structure."""
-    provenance: str = ""
-    """Whose predictions it was fitted on, if not those of the weights themselves."""
+    features: tuple[str, ...]  # names of the features that it was fitted with
+    coverage: float  # share of cases whose Dice lies above the lower bound
+    weights_sha256: str  # SHA-256 of the weights that made the predictions
+    thresholds: Thresholds  # when to accept, review or reject
+    structures: tuple[StructureCalibration, ...]  # one calibration per structure
+    provenance: str = ""  # whose predictions it was fitted on, if not those of the weights themselves
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -108,13 +98,7 @@ class Calibration(StoredPart):
             raise ValueError("a structure rests on features that the calibration does not name")
 
     def estimate(self, features: Mapping[str, float]) -> tuple[StructureQuality, ...]:
-        """How good each structure of one case is expected to be.
-
-        Raises
-        ------
-        UsageError
-            If a feature is missing.
-        """
+        """How good each structure of one case is expected to be. Raises ``UsageError`` if a feature is missing."""
         if missing := [name for name in self.features if name not in features]:
             raise UsageError(f"the features {', '.join(missing)} are missing; the calibration was fitted with them")
         return tuple(structure.estimate(features) for structure in self.structures)
@@ -165,10 +149,8 @@ class Calibration(StoredPart):
 class FitOptions:
     """How a calibration is fitted."""
 
-    coverage: float = 0.9
-    """Probability that the Dice lies above the lower bound."""
-    folds: int = 5
-    """Over patients; they keep a case's error apart from the fit that predicted it."""
+    coverage: float = 0.9  # probability that the Dice lies above the lower bound
+    folds: int = 5  # over patients; they keep a case's error apart from the fit that predicted it
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:

@@ -167,17 +167,9 @@ class ProbabilityCrop:
     def crop(self, image: Tensor, affine: NDArray[np.float64], include: NDArray[np.bool_] | None = None) -> Crop | None:
         """The box round the structures with a margin, the whole volume if nothing was found.
 
-        Parameters
-        ----------
-        image, affine
-            The whole volume as the network saw it ``(C, H, W, D)``, and its grid.
-        include
-            Voxels ``(H, W, D)`` that must lie in the box too, such as a reference's.
-
-        Returns
-        -------
-        Crop or None
-            None if it takes more memory than allowed.
+        ``image`` and ``affine``: The whole volume as the network saw it ``(C, H, W, D)``, and its grid. ``include``:
+        Voxels ``(H, W, D)`` that must lie in the box too, such as a reference's. None if it takes more memory than
+        allowed.
         """
         low, high = self._extent(image.shape[1:], include)
         size = [int(n) for n in high - low]

@@ -65,8 +65,7 @@ class EstimatedErrors:
     false_positives: Tensor
     false_negatives: Tensor
     dice: Tensor
-    error_map: Tensor
-    """Share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1."""
+    error_map: Tensor  # share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1
 
 
 class ErrorNet(nn.Module):
@@ -133,10 +132,8 @@ class ErrorNet(nn.Module):
     def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> ErrorNet:
         """One in evaluation mode; nothing in the file is executed.
 
-        Raises
-        ------
-        BundleError
-            If the file is something else, or belongs to other weights than ``weights_sha256`` (None: any).
+        Raises ``BundleError`` if the file is something else, or belongs to other weights than ``weights_sha256`` (None:
+        any).
         """
         from safetensors import SafetensorError, safe_open
 
@@ -189,8 +186,7 @@ class FineTuning:
     """How a discriminator becomes an error net."""
 
     steps: int = 300
-    batch: int = 4
-    """Cases per step."""
+    batch: int = 4  # cases per step
 
 
 def fine_tune(error_net: ErrorNet, cases: Sequence[TrustCase], options: FineTuning | None = None) -> ErrorNet:

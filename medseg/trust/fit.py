@@ -189,10 +189,7 @@ def fold_of(patients: Sequence[str], folds: int) -> NDArray[np.int64]:
 def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorNet:
     """An error net that begins as a trained discriminator: a given one, else the bundle's, else with nothing.
 
-    Raises
-    ------
-    BundleError
-        If the weights are not those of such a discriminator.
+    Raises ``BundleError`` if the weights are not those of such a discriminator.
     """
     path = bundle.path / "trust" / "discriminator.json"
     try:

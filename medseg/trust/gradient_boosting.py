@@ -19,14 +19,11 @@ _LEARNING_RATE = 0.08
 class Tree:
     """One tree, node by node; node 0 is the root."""
 
-    feature: tuple[int, ...]
-    """Which input a node asks; −1 for a leaf."""
-    threshold: tuple[float, ...]
-    """To the left if the input is at most this."""
+    feature: tuple[int, ...]  # which input a node asks; −1 for a leaf
+    threshold: tuple[float, ...]  # to the left if the input is at most this
     left: tuple[int, ...]
     right: tuple[int, ...]
-    value: tuple[float, ...]
-    """What a leaf answers."""
+    value: tuple[float, ...]  # what a leaf answers
 
     def __post_init__(self) -> None:
         sizes = {len(part) for part in (self.feature, self.threshold, self.left, self.right, self.value)}
