@@ -95,9 +95,7 @@ class Bundle:
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited") -> None:
-        self.path = path
-        self.metadata = dict(metadata)
-        self.permission = permission
+        self.path, self.metadata, self.permission = path, dict(metadata), permission
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
@@ -307,10 +305,8 @@ class Bundle:
             return
         allowed = limits.get("modality") or []
         if modality and allowed and modality not in allowed:
-            raise Refusal(
-                "wrong-modality",
-                f"found {modality}, {self.name} was trained on {', '.join(allowed)}; choose such a series",
-            )
+            why = f"found {modality}, {self.name} was trained on {', '.join(allowed)}; choose such a series"
+            raise Refusal("wrong-modality", why)
         spacing = [geometry.spacing_mm[axis] for axis in ras_axes(geometry)]
         extent = [geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry)]
         checks = (
@@ -358,9 +354,8 @@ class Bundle:
 
 def _no_bundle(folder: Path) -> str:
     if folder.is_file():
-        return (
-            f"{folder} is a file, not a bundle's folder; open an archive with: medseg bundle unpack {folder} -o bundles"
-        )
+        remedy = f"open an archive with: medseg bundle unpack {folder} -o bundles"
+        return f"{folder} is a file, not a bundle's folder; {remedy}"
     what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
     names = ", ".join(path.name for path in list_bundles())
     return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"

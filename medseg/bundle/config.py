@@ -206,10 +206,8 @@ def follow(config: Mapping[str, Any], place: str) -> str:
     while place not in seen:
         seen.add(place)
         value = item_at(config, place)
-        found = (
-            _WHOLE_REFERENCE.fullmatch(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else None
-        )
-        if found is None:
+        text = absolute_text(value, place.split(SEPARATOR)) if isinstance(value, str) else ""
+        if (found := _WHOLE_REFERENCE.fullmatch(text)) is None:
             break
         place = found[1]
     return place
@@ -231,16 +229,14 @@ def visited(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
 
 def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Ids and contents of all components at or below ``start``, or referred to from there, in the order of the text."""
-    yield from ((place, value) for place, value in visited(config, start) if _is_component(value))
+    for place, value in visited(config, start):
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield place, value
 
 
 def steps(config: Mapping[str, Any], start: str) -> list[Mapping[str, Any]]:
     """The components that :func:`reached` finds and that are switched on, as far as the text tells."""
     return [part for _, part in reached(config, start) if not _is_off(config, part.get("_disabled_", False))]
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _is_off(config: Mapping[str, Any], value: Any) -> bool:
@@ -327,8 +323,7 @@ class Parsed:
                 raise
             except Exception as error:
                 where = f"{place} in {self._where}"
-                missing = missing_package(error, where)
-                if missing is not None:
+                if (missing := missing_package(error, where)) is not None:
                     raise missing from error
                 raise BundleError(f"{where} cannot be evaluated: {first_cause(error)}; correct the config") from error
 

@@ -13,16 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.config import (
-    ABSENT,
-    SEPARATOR,
-    absolute_text,
-    follow,
-    item_at,
-    reached,
-    strings_in,
-    target_of,
-)
+from medseg.bundle.config import ABSENT, SEPARATOR, absolute_text, follow, item_at, reached, strings_in, target_of
 from medseg.errors import BundleError
 
 _ENTRIES = ("run", "inference", "evaluating", "evaluate")
@@ -116,10 +107,8 @@ def _check_evaluator(config: Mapping[str, Any], evaluator: str, where: str) -> l
         raise BundleError(f"{here} has decollate {given['decollate']!r}, expected true; leave it out")
     for place, part in reached(config, f"{evaluator}::val_handlers"):
         if target_of(part) == "PostProcessing":
-            raise BundleError(
-                f"{place} in {where} is a PostProcessing handler, which medseg does not run; move its transforms into"
-                " the evaluator's postprocessing"
-            )
+            what = f"{place} in {where} is a PostProcessing handler, which medseg does not run"
+            raise BundleError(f"{what}; move its transforms into the evaluator's postprocessing")
     amp = given.get("amp", False)
     return [] if amp is False else ["the evaluator's amp counts on CUDA only; --precision says how medseg computes"]
 

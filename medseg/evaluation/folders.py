@@ -138,7 +138,10 @@ def evaluate_folders(
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)
-    names = _names(sides[0].structures, [case for cases in scores for case in cases])
+    structures = sides[0].structures  # in the tables: the declared ones, else those that have a name or occur
+    occur = {row.label: row.name for cases in scores for case in cases for row in case.rows}
+    names = structures.declared
+    names = dict(sorted({**occur, **structures.names}.items())) if names is None else names
     evaluated = [
         _Evaluated.of(side, cases, names, options.definitions) for side, cases in zip(sides, scores, strict=True)
     ]
@@ -214,14 +217,6 @@ def _groups(truth: Collection, key: str) -> dict[str, str]:
     if not groups:
         raise UsageError(f"no item of {truth.source} has {key!r}; subgroups need a reference datalist with that key")
     return groups
-
-
-def _names(structures: Structures, cases: list[ScoredCase]) -> dict[int, str]:
-    """Every structure of the tables: the declared ones, else those that have a name or occur."""
-    if structures.declared is not None:
-        return dict(structures.declared)
-    occur = {row.label: row.name for case in cases for row in case.rows}
-    return dict(sorted({**occur, **structures.names}.items()))
 
 
 def _write(
@@ -319,16 +314,12 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
     if not occur and not scored:
         yield f"no structure was scored: all {len(evaluated.side.pairs)} cases were refused"
     elif not occur:
-        yield (
-            "no structure was scored: all masks are empty on both sides; look whether these are the label maps you "
-            "meant, and whether their values survived"
-        )
+        what = "look whether these are the label maps you meant, and whether their values survived"
+        yield f"no structure was scored: all masks are empty on both sides; {what}"
     same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
-        yield (
-            f"{same} of {len(scored)} predictions are the very files that they are compared with: their figures say "
-            "nothing about a model"
-        )
+        what = f"{same} of {len(scored)} predictions are the very files that they are compared with"
+        yield f"{what}: their figures say nothing about a model"
     yield from structures.warnings
     never = [name for label, name in structures.names.items() if label not in occur]
     if occur and never:

@@ -138,9 +138,8 @@ def detect_lesions(
     A component counts as matched if more than ``overlap`` of its voxels lies in the other mask; with the default
     of 0 one common voxel is enough, so that the score tells detection apart from delineation.
     """
-    predicted, right = _matched(prediction, reference, connectivity, overlap)
-    real, found = _matched(reference, prediction, connectivity, overlap)
-    return LesionScores(predicted, right, real, found)
+    sides = ((prediction, reference), (reference, prediction))
+    return LesionScores(*(count for side in sides for count in _matched(*side, connectivity, overlap)))
 
 
 def _matched(mask: NDArray[np.bool_], other: NDArray[np.bool_], connectivity: int, overlap: float) -> tuple[int, int]:

@@ -115,9 +115,8 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     if source.is_dir():
         return _in_folder(source)
     if not source.is_file():
-        raise UsageError(
-            f"{source} does not exist; {role} are a label map, a folder of label maps or a datalist (JSON)"
-        )
+        what = "a label map, a folder of label maps or a datalist (JSON)"
+        raise UsageError(f"{source} does not exist; {role} are {what}")
     if is_image_name(source.name):
         run, warnings = _run(source.parent)
         known = run.label_maps.get(source.name) if run else None
@@ -229,17 +228,13 @@ def _partners(predictions: Collection, references: Collection) -> dict[str, str]
     if predictions.single and references.single:
         return dict(zip(references.files, predictions.files, strict=True))
     same = {case: case for case in references.files if case in predictions.files}
-    ours, theirs = _by_key(predictions), _by_key(references)
+    ours, theirs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for groups, side in ((ours, predictions), (theirs, references)):
+        for case_id in side.files:
+            groups[match_key(case_id)].append(case_id)
     alike = {
         cases[0]: ours[key][0]
         for key, cases in theirs.items()
         if len(cases) == 1 and len(ours.get(key, ())) == 1 and cases[0] not in same
     }
     return {**same, **alike}
-
-
-def _by_key(collection: Collection) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case_id in collection.files:
-        groups[match_key(case_id)].append(case_id)
-    return groups

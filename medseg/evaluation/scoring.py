@@ -42,11 +42,7 @@ class ScoredCase:
 
 
 def score_all(
-    pairs: Sequence[Pair],
-    labels: Mapping[int, str] | None,
-    tolerance_mm: float,
-    definitions: Definitions,
-    workers: int,
+    pairs: Sequence[Pair], labels: Mapping[int, str] | None, tolerance_mm: float, definitions: Definitions, workers: int
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 

@@ -30,18 +30,13 @@ def hash_uid(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:24]
 
 
-def instance_path(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
-    """Where an instance of a study lies below ``folder``."""
-    return folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
-
-
 def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> tuple[Path, bool]:
     """Write a DICOM file's bytes, whole or not at all.
 
     Returns the path, and whether it is new; a file that says the same is left alone, a different one under the same
     SOPInstanceUID is replaced and counts as new.
     """
-    path = instance_path(folder, study_uid, sop_instance_uid)
+    path = folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
     if path.is_file() and _same(path.read_bytes(), data):
         return path, False
     write_bytes(path, data)

@@ -41,10 +41,7 @@ class Answered:
 
 
 def answer_studies(
-    settings: PacsSettings,
-    *,
-    compute: Compute | None = None,
-    progress: Callable[[str, str], None] | None = None,
+    settings: PacsSettings, *, compute: Compute | None = None, progress: Callable[[str, str], None] | None = None
 ) -> Answered:
     """Answer every study of ``settings.run.source`` that matches and was not answered before.
 

@@ -20,12 +20,7 @@ from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tun
 from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
 from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
-from medseg.trust.out_of_distribution import (
-    Reinference,
-    TrainingStatistics,
-    fit_training_statistics,
-    limits_of,
-)
+from medseg.trust.out_of_distribution import Reinference, TrainingStatistics, fit_training_statistics, limits_of
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
 from medseg.trust.trust_files import (
     CALIBRATION_NAME,
@@ -88,7 +83,9 @@ def fit_trust(
     """
     options = options or TrustOptions()
     files = TrustFiles(bundle)
-    sha256 = _weights_sha256(files)
+    if not files.weights:
+        raise BundleError(f"{bundle.name} has no weights; train it first")
+    sha256 = files.weights.get(WEIGHT_FILES[0]) or next(iter(files.weights.values()))
     statistics = (
         fit_training_statistics(network, training, bundle.output_channels, sha256)
         if training
@@ -131,12 +128,6 @@ def write_trust(
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
-
-
-def _weights_sha256(files: TrustFiles) -> str:
-    if not files.weights:
-        raise BundleError(f"{files.bundle.name} has no weights; train it first")
-    return files.weights.get(WEIGHT_FILES[0]) or next(iter(files.weights.values()))
 
 
 def _limits(

@@ -15,7 +15,7 @@ from medseg.trust.calibration import Calibration
 from medseg.trust.crop import Crop
 from medseg.trust.error_net import ErrorNet
 from medseg.trust.fault_classifier import FaultClassifier
-from medseg.trust.features import CaseFeatures, case_features
+from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.trust_files import TrustFiles
 
@@ -89,19 +89,17 @@ class TrustModel:
                 fault = self.fault_classifier.most_probable(again.embedding)
         estimates = self.calibration.estimate(features)
         structures = [replace(one, name=self.names.get(one.label, str(one.label))) for one in estimates]
+        flags = self.training_statistics.flags(features) if self.training_statistics else ()
+        if any(case.shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures):
+            flags = (*flags, STRUCTURE_MISSING)
         verdict = Verdict(
             self.calibration.thresholds.decide(structures),
             tuple(sorted(structures, key=lambda structure: structure.label)),
-            self._flags(features, case),
+            flags,
             look_at_mm(case.error_map, crop),
             fault,
         )
         return Assessment(verdict, case.error_map, features)
-
-    def _flags(self, features: Mapping[str, float], case: CaseFeatures) -> tuple[str, ...]:
-        flags = self.training_statistics.flags(features) if self.training_statistics else ()
-        missing = any(case.shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures)
-        return (*flags, STRUCTURE_MISSING) if missing else flags
 
 
 def look_at_mm(error_map: NDArray[np.float32], crop: Crop) -> tuple[float, float, float] | None:

@@ -17,13 +17,7 @@ from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, TrustCase
 from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, TrustFiles
 from medseg.trust.trust_model import TrustModel
-from medseg.workflows.corrected_cases import (
-    IMAGE_FAULTS_EACH,
-    MASK_FAULTS_EACH,
-    CorrectedCases,
-    Skipped,
-    TrainingCases,
-)
+from medseg.workflows.corrected_cases import IMAGE_FAULTS_EACH, MASK_FAULTS_EACH, CorrectedCases, Skipped, TrainingCases
 
 _OWN_WEIGHT = 5.0 * (IMAGE_FAULTS_EACH + MASK_FAULTS_EACH)
 """What is asked is how good the hospital's own results are: they count five times as much as the faults together.
