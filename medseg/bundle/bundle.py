@@ -43,12 +43,13 @@ def find_bundle(path: str | PathLike[str], start: Path | None = None) -> Path:
 
 def list_bundles() -> list[Path]:
     """Folders of the bundles that a bare name finds from here, sorted by name."""
-    found: dict[str, Path] = {}
-    for place in (_OWN, *_PLACES):
-        for folder in sorted(place.iterdir()) if place.is_dir() else ():
-            if _is_bundle(folder):
-                found.setdefault(folder.name, folder)
-    return [found[name] for name in sorted(found)]
+    return list(_bundles_in(_OWN, *_PLACES).values())
+
+
+def _bundles_in(*places: Path) -> dict[str, Path]:
+    """Bundles by name, sorted; of several of one name that of the first place counts."""
+    folders = (folder for place in reversed(places) if place.is_dir() for folder in place.iterdir())
+    return dict(sorted({folder.name: folder for folder in folders if _is_bundle(folder)}.items()))
 
 
 def shipped_bundle(name: str) -> Path:
@@ -56,11 +57,10 @@ def shipped_bundle(name: str) -> Path:
 
     Raises ``UsageError`` if there is none of that name.
     """
-    for place in _PLACES:
-        if _is_bundle(place / name):
-            return place / name
-    known = sorted({path.name for place in _PLACES if place.is_dir() for path in place.iterdir() if path.is_dir()})
-    raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(known)}")
+    shipped = _bundles_in(*_PLACES)
+    if name not in shipped:
+        raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(shipped)}")
+    return shipped[name]
 
 
 def is_installed_with_medseg(folder: str | PathLike[str]) -> bool:

@@ -46,8 +46,10 @@ def read_pipeline(config: Mapping[str, Any], where: str) -> Pipeline:
     ``BundleError`` if the evaluator does something that medseg does not do.
     """
     _refuse_changes_of_the_network(config, where)
-    evaluator = _evaluator(config)
-    if evaluator is None:
+    entry = next((name for name in _ENTRIES if name in config), "")
+    places = [place for place, part in reached(config, entry) if target_of(part).endswith("Evaluator")]
+    evaluator = places[0] if places else "evaluator"
+    if not places and not isinstance(config.get("evaluator"), Mapping):
         post = "postprocessing" if "postprocessing" in config else None
         inferer = "inferer" if "inferer" in config else None
         return Pipeline("preprocessing", inferer, post, "network_def", _loaders(config, None))
@@ -80,14 +82,6 @@ def _refuse_changes_of_the_network(config: Mapping[str, Any], where: str) -> Non
                     f"{SEPARATOR.join(path)} in {where} changes the network by {text!r}; medseg reads weights from a"
                     " CheckpointLoader and changes nothing else"
                 )
-
-
-def _evaluator(config: Mapping[str, Any]) -> str | None:
-    entry = next((name for name in _ENTRIES if name in config), None)
-    places = [place for place, part in reached(config, entry or "") if target_of(part).endswith("Evaluator")]
-    if places:
-        return places[0]
-    return "evaluator" if isinstance(config.get("evaluator"), Mapping) else None
 
 
 def _check_evaluator(config: Mapping[str, Any], evaluator: str, where: str) -> list[str]:

@@ -122,10 +122,8 @@ def _outdated(bundle: Bundle) -> bool:
 
 def _next(version: str) -> str:
     """The next minor version; what cannot be counted is started anew."""
-    parts = version.split(".")
-    if not all(part.isdigit() for part in parts):
-        return "0.1.0"
-    return f"{parts[0]}.{int(parts[1]) + 1 if len(parts) > 1 else 1}.0"
+    parts = [*version.split("."), "0"]
+    return f"{parts[0]}.{int(parts[1]) + 1}.0" if all(part.isdigit() for part in parts) else "0.1.0"
 
 
 def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
@@ -163,17 +161,10 @@ class TrainingData:
     """SHA-256 sums (64 hex digits) of the files that a bundle's weights were trained on.
 
     A folder of DICOM files has one sum, see :func:`medseg.manifests.create.path_checksum`.
-
-    Parameters
-    ----------
-    images
-        Of the images, those without a label included: a network learns from them, too.
-    labels
-        Of their label maps.
     """
 
-    images: frozenset[str]
-    labels: frozenset[str]
+    images: frozenset[str]  # of the images, those without a label included: a network learns from them, too
+    labels: frozenset[str]  # of their label maps
 
 
 def trained_on(bundle: Bundle | str | Path) -> TrainingData | None:

@@ -60,21 +60,11 @@ class Options:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What :func:`evaluate_folders` found and wrote.
+    """What :func:`evaluate_folders` found and wrote."""
 
-    Parameters
-    ----------
-    output
-        The folder with ``metrics.csv`` and ``metrics.json``.
-    results
-        One row per case and structure.
-    summary
-        The content of ``metrics.json``.
-    """
-
-    output: Path
-    results: list[StructureResult]
-    summary: dict[str, Any]
+    output: Path  # the folder with ``metrics.csv`` and ``metrics.json``
+    results: list[StructureResult]  # one row per case and structure
+    summary: dict[str, Any]  # the content of ``metrics.json``
 
     @property
     def complete(self) -> bool:
@@ -145,7 +135,7 @@ def evaluate_folders(
     evaluated = [
         _Evaluated.of(side, cases, names, options.definitions) for side, cases in zip(sides, scores, strict=True)
     ]
-    return _write(evaluated, truth, groups, (labels, tolerance_mm), Path(output), options)
+    return _write(evaluated, truth, groups, labels, tolerance_mm, Path(output), options)
 
 
 @dataclass(frozen=True)
@@ -223,12 +213,12 @@ def _write(
     evaluated: list[_Evaluated],
     truth: Collection,
     groups: Mapping[str, str] | None,
-    asked: tuple[str | Path | Mapping[int, str] | None, float],
+    labels: str | Path | Mapping[int, str] | None,
+    tolerance_mm: float,
     output: Path,
     options: Options,
 ) -> EvaluationResult:
     first, *others = evaluated
-    labels, tolerance_mm = asked
     patients = {case: file.patient for case, file in truth.files.items()}
     known, learnt = first.trained_on(labels)
     summary = _header(first, truth, tolerance_mm, options)

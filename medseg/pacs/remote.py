@@ -60,16 +60,12 @@ class Meter:
     def check(self, instances: int, size: int = 0) -> None:
         """Refuse a study of so many instances and bytes. Raises ``LimitExceeded`` if it is larger than is allowed."""
         most, megabytes = self._limits.instances, self._limits.megabytes
+        what = f"{megabytes:g} MiB that limits.megabytes" if megabytes is not None and size > megabytes * 2**20 else ""
         if most is not None and instances > most:
-            raise LimitExceeded(
-                f"a study has more than the {most} instances that limits.instances of {self._peer} allows; raise it,"
-                " or choose fewer series"
-            )
-        if megabytes is not None and size > megabytes * 2**20:
-            raise LimitExceeded(
-                f"a study has more than the {megabytes:g} MiB that limits.megabytes of {self._peer} allows; raise it,"
-                " or choose fewer series"
-            )
+            what = f"{most} instances that limits.instances"
+        if what:
+            why = f"a study has more than the {what} of {self._peer} allows"
+            raise LimitExceeded(f"{why}; raise it, or choose fewer series")
 
 
 @dataclass(frozen=True)

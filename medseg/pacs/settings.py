@@ -222,11 +222,6 @@ def _build(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
         raise UsageError(f"[{where}] is incomplete: {error}") from error
 
 
-def _node(name: str, table: Mapping[str, Any]) -> DicomNode | WebNode:
-    node: DicomNode | WebNode = _build(WebNode if "url" in table else DicomNode, f"nodes.{name}", table)
-    return node
-
-
 def _route(base: Path, table: Mapping[str, Any]) -> Route:
     paths = {key: base / table[key] for key in ("select",) if key in table}
     if "bundle" in table:
@@ -251,7 +246,10 @@ def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
     if unknown := sorted(set(content) - {"nodes", "listener", "routes", "run"}):
         raise UsageError(f"{file} has unknown sections {unknown}; known are nodes, listener, routes, run")
     base = file.parent.resolve()
-    nodes = {name: _node(name, table) for name, table in content.get("nodes", {}).items()}
+    nodes = {
+        name: _build(WebNode if "url" in table else DicomNode, f"nodes.{name}", table)
+        for name, table in content.get("nodes", {}).items()
+    }
     routes = tuple(_route(base, table) for table in content.get("routes", []))
     listener, run = (
         _build(kind, name, {**content[name], "folder": base / content[name].get("folder", f"medseg-{folder}")})

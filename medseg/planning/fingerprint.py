@@ -163,20 +163,16 @@ def _channel(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid
             f"a channel with the grid {geometry.describe()} covers {coverage:.0%} of the first channel's "
             f"({grid.describe()}), expected {SMALLEST_COVERAGE:.0%} at least; are both of one patient and registered?"
         )
-    samples = _sample(values, geometry, label, grid)
-    return _Channel(samples, float(np.mean(values == 0)), geometry.matches(grid), coverage)
-
-
-def _sample(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry) -> NDArray[np.float64]:
-    """Some intensities at the voxels nearest to the labelled ones (of all if there are none), always the same ones."""
+    # some intensities at the voxels nearest to the labelled ones (of all if there are none), always the same ones
     inside = np.argwhere(label > 0)
-    if not len(inside):
-        return np.asarray(values.ravel()[:: max(1, values.size // _SAMPLES)], dtype=np.float64)
-    inside = inside[:: max(1, len(inside) // _SAMPLES)]
-    to_other = np.linalg.solve(geometry.affine, grid.affine)
-    index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)
-    index = index[((index >= 0) & (index < values.shape)).all(axis=1)]
-    return np.asarray(values[tuple(index.T)], dtype=np.float64)
+    samples = values.ravel()[:: max(1, values.size // _SAMPLES)]
+    if len(inside):
+        inside = inside[:: max(1, len(inside) // _SAMPLES)]
+        to_other = np.linalg.solve(geometry.affine, grid.affine)
+        index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)
+        samples = values[tuple(index[((index >= 0) & (index < values.shape)).all(axis=1)].T)]
+    zeros = float(np.mean(values == 0))
+    return _Channel(np.array(samples, dtype=np.float64), zeros, geometry.matches(grid), coverage)
 
 
 def _intensity(samples: Sequence[NDArray[np.float64]]) -> Intensity:

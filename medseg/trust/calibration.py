@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,30 +203,27 @@ def fit_calibration(
         known = np.isfinite(target)
         used = features_for(label, tuple(features))
         inputs = matrix[known][:, [list(features).index(name) for name in used]]
-        cases = _Cases(inputs, target[known], np.asarray(patients)[known], weight[known])
-        structures.append(_fit_structure(label, names[label], used, cases, options))
+        cases = inputs, target[known], np.asarray(patients)[known], weight[known]
+        structures.append(_fit_structure(label, names[label], used, *cases, options))
     return Calibration(tuple(features), options.coverage, weights_sha256, options.thresholds, tuple(structures))
 
 
-class _Cases(NamedTuple):
-    """Cases with a known Dice of one structure."""
-
-    features: Floats
-    dice: Floats
-    patients: NDArray[Any]
-    weight: Floats
-
-
 def _fit_structure(
-    label: int, name: str, used: tuple[str, ...], cases: _Cases, options: FitOptions
+    label: int,
+    name: str,
+    used: tuple[str, ...],
+    features: Floats,
+    dice: Floats,
+    patients: NDArray[Any],
+    weight: Floats,
+    options: FitOptions,
 ) -> StructureCalibration:
-    features, dice = cases.features, cases.dice
-    _, index = np.unique(cases.patients, return_inverse=True)
+    _, index = np.unique(patients, return_inverse=True)
     n_patients = int(index.max()) + 1 if len(index) else 0
     if n_patients < options.folds:
         raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
     # every patient counts once, whatever the number of its results
-    share = cases.weight / np.bincount(index, cases.weight)[index]
+    share = weight / np.bincount(index, weight)[index]
     fold = (np.random.default_rng(0).permutation(n_patients) % options.folds)[index]
     predicted = np.empty(len(dice))
     for number in range(options.folds):

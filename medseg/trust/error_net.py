@@ -141,7 +141,12 @@ class ErrorNet(nn.Module):
             with safe_open(path, "pt") as content:
                 facts: Mapping[str, str] = content.metadata() or {}
                 state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a mapping
-            net, belongs_to = cls._built(facts), facts["weights_sha256"]
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
+            shape: dict[str, Any] = json.loads(facts["shape"])
+            if not isinstance(shape, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in shape.values()):
+                raise ValueError("no sensible shape")
+            net, belongs_to = cls(ErrorNetShape(**shape)), facts["weights_sha256"]
             net.load_state_dict(state)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
             raise BundleError(f"{path} is not an error net ({error!r}); fit it again: medseg trust fit") from error
@@ -150,15 +155,6 @@ class ErrorNet(nn.Module):
         if weights_sha256 is not None:
             check_weights(path, belongs_to, weights_sha256)
         return net.eval()
-
-    @classmethod
-    def _built(cls, facts: Mapping[str, str]) -> ErrorNet:
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
-        shape: dict[str, Any] = json.loads(facts["shape"])
-        if not isinstance(shape, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in shape.values()):
-            raise ValueError("no sensible shape")
-        return cls(ErrorNetShape(**shape))
 
 
 def local_errors(labels: Tensor, truth: Tensor, stride: int) -> Tensor:

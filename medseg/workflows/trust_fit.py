@@ -117,18 +117,12 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
         patients, before = _collect(cases, cache, model)
         if not cache:
             raise UsageError(f"no case can be used; {cases.skipped[0].case_id}: {cases.skipped[0].message}")
-        removed = _remove_unusable(files)
+        removed = tuple(name for name, _ in files.unusable())
+        for name in removed:  # of other weights: they say nothing of these, and would stand in the way
+            (bundle.path / name).unlink()
         calibration = fit_trust(bundle, predictor.network, cache, training, options)
-    return Recalibration(
-        bundle.path / CALIBRATION_NAME,
-        calibration,
-        len(patients),
-        len(set(patients)),
-        before,
-        tuple(cases.skipped),
-        removed,
-        (bundle.path / STATISTICS_NAME).is_file(),
-    )
+    path, flags, counts = bundle.path / CALIBRATION_NAME, (bundle.path / STATISTICS_NAME).is_file(), len(set(patients))
+    return Recalibration(path, calibration, len(patients), counts, before, tuple(cases.skipped), removed, flags)
 
 
 def _options(request: FitRequest, files: TrustFiles) -> TrustOptions:
@@ -158,11 +152,3 @@ def _collect(
             if model is not None and before is not None:
                 before.count(case, model)
     return patients, before
-
-
-def _remove_unusable(files: TrustFiles) -> tuple[str, ...]:
-    """Remove parts of trust that belong to other weights: they say nothing of these, and would stand in the way."""
-    removed = tuple(name for name, _ in files.unusable())
-    for name in removed:
-        (files.bundle.path / name).unlink()
-    return removed
