@@ -85,9 +85,8 @@ class WebRemote:
         try:
             return store_instance(folder, study_uid, sop_instance_uid, data)[0]
         except OSError as error:
-            raise PacsError(
-                f"an instance could not be written ({error.strerror}); free space and start again"
-            ) from error
+            why = f"an instance could not be written ({error.strerror})"
+            raise PacsError(f"{why}; free space and start again") from error
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files by STOW-RS in requests of bounded size."""

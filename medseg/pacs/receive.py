@@ -155,9 +155,8 @@ def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
         )
     except OSError as error:
         where = f"{node.move_host}:{node.move_port}"
-        raise PacsError(
-            f"cannot listen on {where} for C-MOVE ({error.strerror}); is another transfer running?"
-        ) from error
+        why = f"cannot listen on {where} for C-MOVE ({error.strerror})"
+        raise PacsError(f"{why}; is another transfer running?") from error
     try:
         yield
     finally:

@@ -194,9 +194,8 @@ class PacsSettings:
     def __post_init__(self) -> None:
         for route in self.routes:
             if missing := sorted(set(route.send_to) - set(self.nodes)):
-                raise UsageError(
-                    f"route {route.name!r} sends to {missing}, expected names of [nodes]: {sorted(self.nodes)}"
-                )
+                why = f"route {route.name!r} sends to {missing}"
+                raise UsageError(f"{why}, expected names of [nodes]: {sorted(self.nodes)}")
         if self.run is None:
             return
         if self.run.source not in self.nodes:

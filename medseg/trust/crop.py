@@ -62,10 +62,8 @@ class Crop:
     def __post_init__(self) -> None:
         image, probabilities = tuple(self.image.shape), tuple(self.probabilities.shape)
         if len(image) != 4 or len(probabilities) != 4 or image[1:] != probabilities[1:]:
-            raise UsageError(
-                f"found an image of shape {image} and probabilities of shape {probabilities},"
-                " expected (C, H, W, D) and (K, H, W, D) on one grid"
-            )
+            found = f"found an image of shape {image} and probabilities of shape {probabilities}"
+            raise UsageError(f"{found}, expected (C, H, W, D) and (K, H, W, D) on one grid")
 
     @property
     def slices(self) -> Slices:

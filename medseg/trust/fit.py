@@ -41,14 +41,11 @@ Features = Mapping[str, float]
 class TrustOptions:
     """How trust is fitted."""
 
-    calibration: FitOptions = field(default_factory=FitOptions)
-    """Coverage, folds, thresholds."""
+    calibration: FitOptions = field(default_factory=FitOptions)  # coverage, folds, thresholds
     fine_tuning: FineTuning | None = field(default_factory=FineTuning)
     """How the discriminator becomes an error net; None keeps the bundle's error net, if it has one."""
-    folds: int = 5
-    """Parts of the patients for cross-fitting the error net."""
-    own_weight: float = 1.0
-    """How much a patient's own result counts beside each with a synthetic fault."""
+    folds: int = 5  # parts of the patients for cross-fitting the error net
+    own_weight: float = 1.0  # how much a patient's own result counts beside each with a synthetic fault
 
 
 def fit_trust(

@@ -24,28 +24,22 @@ from medseg.trust.trust_files import TrustFiles
 class Assessment:
     """What a trust model says of one crop."""
 
-    verdict: Verdict
-    """How far the result can be believed."""
+    verdict: Verdict  # how far the result can be believed
     error_map: NDArray[np.float32]
     """``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel."""
-    features: Mapping[str, float]
-    """What the estimates rest on, by name."""
+    features: Mapping[str, float]  # what the estimates rest on, by name
 
 
 @dataclass(frozen=True)
 class TrustModel:
     """Assesses results of the network whose bundle it was opened from."""
 
-    names: Mapping[int, str]
-    """Structures by label."""
-    network: nn.Module
-    """The bundle's, in evaluation mode; its encoder is used."""
-    calibration: Calibration
-    """From features to Dice."""
+    names: Mapping[int, str]  # structures by label
+    network: nn.Module  # the bundle's, in evaluation mode; its encoder is used
+    calibration: Calibration  # from features to Dice
     error_net: ErrorNet | None = None
     training_statistics: TrainingStatistics | None = None
-    fault_classifier: FaultClassifier | None = None
-    """What else the bundle has."""
+    fault_classifier: FaultClassifier | None = None  # and the two above: what else the bundle has
 
     @classmethod
     def open(cls, files: TrustFiles, network: nn.Module, device: str | torch.device = "cpu") -> TrustModel | None:
