@@ -5,12 +5,4 @@ from medseg.bundle.bundle import Bundle, Permission
 from medseg.bundle.findings import Finding
 from medseg.bundle.training_run import TrainingData, trained_on
 
-__all__ = [
-    "Bundle",
-    "Finding",
-    "Permission",
-    "TrainingData",
-    "audit",
-    "require_trusted",
-    "trained_on",
-]
+__all__ = ["Bundle", "Finding", "Permission", "TrainingData", "audit", "require_trusted", "trained_on"]

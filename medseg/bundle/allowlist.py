@@ -43,6 +43,9 @@ READERS_AND_WRITERS = frozenset(
 )
 """Names that ``reader``, ``writer`` and ``merger_cls`` may take: MONAI imports whatever string stands there."""
 
+_SINGLE_TARGETS = frozenset(
+    {"torch.device", "torch.nn.parallel.DistributedDataParallel", "torch.utils.tensorboard.SummaryWriter"}
+)
 _LOADERS = frozenset({"LoadImage", "SaveImage", "PatchInferer", "PersistentDataset", "CacheNTransDataset"})
 
 _FUNCTIONS = frozenset(f"{module}.{name}" for module, names in _STORED["functions"].items() for name in names)
@@ -83,14 +86,11 @@ def _medseg_names(module: str) -> frozenset[str]:
     source = next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
     names: set[str] = set()
     for node in ast.parse(source.read_text()).body if source else ():
-        if isinstance(node, ast.Assign | ast.AnnAssign) and _assigns_all(node) and node.value is not None:
-            names.update(str(c.value) for c in ast.walk(node.value) if isinstance(c, ast.Constant))
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+                names.update(str(c.value) for c in ast.walk(node.value) if isinstance(c, ast.Constant))
     return frozenset(names - _NOT_FOR_CONFIGS)
-
-
-def _assigns_all(node: ast.Assign | ast.AnnAssign) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
 
 
 def is_target(name: str) -> bool:
@@ -108,11 +108,7 @@ def is_target(name: str) -> bool:
     if module in packages:
         return last in packages[module]
     if module not in submodules:
-        return name in {
-            "torch.device",
-            "torch.nn.parallel.DistributedDataParallel",
-            "torch.utils.tensorboard.SummaryWriter",
-        }
+        return name in _SINGLE_TARGETS
     return any(module.startswith(f"{package}.") and last in names for package, names in packages.items())
 
 

@@ -24,7 +24,7 @@ from medseg.bundle.audit_files import (
 )
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
-from medseg.bundle.findings import COMMANDS, Command, Finding, blocks, read_by, sort_findings
+from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.privacy import privacy_findings
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
@@ -69,18 +69,13 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
     found += _judge_together(together)
     found += [finding for finding in _judge_together(configs) if finding.file in configs.keys() - together.keys()]
-    marked = [replace(finding, commands=_concerned(finding, weights, names)) for finding in found]
-    return sort_findings(finding if role in ("all", *finding.commands) else _told(finding) for finding in marked)
-
-
-def _told(finding: Finding) -> Finding:
-    """What concerns only files that nobody here reads forbids nothing."""
-    return replace(finding, severity="warn") if finding.severity == "block" else finding
-
-
-def _concerned(finding: Finding, weights: Sequence[str], names: Sequence[str]) -> tuple[Command, ...]:
-    """Names that can pass for others concern all commands; what a file holds concerns those that read it."""
-    return COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
+    marked = []
+    for finding in found:
+        # names that can pass for others concern all commands; what a file holds concerns those that read it
+        concerned = COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
+        forbids = role in ("all", *concerned) or finding.severity != "block"
+        marked.append(replace(finding, commands=concerned, severity=finding.severity if forbids else "warn"))
+    return sort_findings(marked)
 
 
 def require_trusted(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None) -> None:
@@ -106,23 +101,10 @@ def trusted_parts(folder: Path, file: str, config: Mapping[str, Any], places: Se
     """Named parts of a stranger's config and what they refer to, once the audit of these alone is clean.
 
     Many bundles ship Python code, yet their network is a class of MONAI. Scripts, other imports and other configs are
-    neither judged nor evaluated.
-
-    Parameters
-    ----------
-    folder
-        The bundle's folder, whose weights are judged, too.
-    file, config
-        Name and content of its config for inference, laid out.
-    places
-        Ids of the parts; those that the config lacks are left out.
-
-    Raises
-    ------
-    UntrustedBundle
-        If one of the parts needs an import, a class or an expression that is not allowed.
-    BundleError
-        If none of them is there.
+    neither judged nor evaluated. ``folder``: The bundle's folder, whose weights are judged, too. ``file`` and
+    ``config``: Name and content of its config for inference, laid out. ``places``: Ids of the parts; those that the
+    config lacks are left out. Raises ``UntrustedBundle`` if one of the parts needs an import, a class or an expression
+    that is not allowed; ``BundleError`` if none of them is there.
     """
     reduced = parts_of(config, places)
     if not reduced:
@@ -147,8 +129,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         try:
             configs[name] = parse_config((folder / name).read_bytes(), name)
         except DuplicateKey as error:
-            why = "readers disagree on which of the two counts"
-            findings.append(Finding("block", name, "", str(error), why))
+            findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
             kind = "JSON" if name.lower().endswith(".json") else "YAML"
             findings.append(Finding("block", name, "", f"not readable as {kind}: {error}", "repair or remove it"))

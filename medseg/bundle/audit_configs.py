@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_loader, is_target
-from medseg.bundle.audit_expressions import (
-    imported_names,
-    is_import,
-    judge_argument,
-    judge_expression,
-    judge_import,
-)
+from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
 from medseg.bundle.config import SEPARATOR, absolute_text, place_of, referred, strings_in
 from medseg.bundle.findings import Finding, Severity
 
@@ -29,6 +23,7 @@ _WORD = re.compile(r"\w+", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"})
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
+_SHOWN = 80
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
 
 
@@ -68,16 +63,9 @@ class ModulePlaces:
 def judge_config(file: str, config: Any, imports: Mapping[str, str], modules: ModulePlaces) -> list[Finding]:
     """Findings on one parsed config.
 
-    Parameters
-    ----------
-    file
-        Name of the config inside the bundle, for the findings.
-    config
-        Its tree, as it is evaluated.
-    imports
-        Names bound by the imports of this config and of those it is laid over.
-    modules
-        Where imports stand in those configs.
+    ``file``: Name of the config inside the bundle, for the findings. ``config``: Its tree, as it is evaluated.
+    ``imports``: Names bound by the imports of this config and of those it is laid over. ``modules``: Where imports
+    stand in those configs.
     """
     return list(_ConfigJudge(file, imports, modules).judge(config))
 
@@ -123,13 +111,11 @@ class _ConfigJudge:
         elif last in _SINKS:
             yield from self._sink(here, last, value)
         elif last in _CONSTANTS:
-            problem = judge_argument(last, value)
-            if problem:
+            if problem := judge_argument(last, value):
                 yield self._found(here, problem, "write the safe constant or leave it out")
         elif last.endswith("filename") and isinstance(value, str) and not _PLAIN_FILE.fullmatch(value):
-            yield self._found(
-                here, f"the file name {value!r}", "it can lead out of the output folder; write a plain name"
-            )
+            why = "it can lead out of the output folder; write a plain name"
+            yield self._found(here, f"the file name {value!r}", why)
         elif last in {"pretrained", "use_pretrained"} and value not in (None, False):
             yield self._found(here, "weights are fetched from the internet", "ship them in models/ instead", "warn")
 
@@ -137,9 +123,8 @@ class _ConfigJudge:
         if not isinstance(value, str) or value[:1] in "$@%":
             yield self._found(here, f"a target that is computed: {value!r}", "write the name of the class")
         elif not (is_target(value) or (value.startswith(("torch.", "monai.")) and is_function(value))):
-            yield self._found(
-                here, f"the target {value!r} is not on the list of allowed classes", "it would be imported and called"
-            )
+            what = f"the target {value!r} is not on the list of allowed classes"
+            yield self._found(here, what, "it would be imported and called")
         elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")
 
@@ -151,6 +136,7 @@ class _ConfigJudge:
 
     def _sink(self, here: tuple[str, ...], name: str, value: Any) -> Iterator[Finding]:
         """An argument from which MONAI imports whatever it names."""
+        why = "name one of MONAI's own readers and writers"
         if isinstance(value, list):
             for item in value:
                 yield from self._sink(here, name, item)
@@ -159,13 +145,9 @@ class _ConfigJudge:
             plain = expression.group(1) if expression else value
             problem = judge_argument(name, plain)
             if problem or (expression and plain not in READERS_AND_WRITERS):
-                yield self._found(
-                    here, problem or f"{name} is {value!r}", "name one of MONAI's own readers and writers"
-                )
+                yield self._found(here, problem or f"{name} is {value!r}", why)
         elif value is not None and not (isinstance(value, Mapping) and "_target_" in value):
-            yield self._found(
-                here, f"{name} is a {type(value).__name__}", "name one of MONAI's own readers and writers"
-            )
+            yield self._found(here, f"{name} is a {type(value).__name__}", why)
 
     def _text(self, value: str, path: tuple[str, ...]) -> Iterator[Finding]:
         if _hidden(value):
@@ -173,22 +155,16 @@ class _ConfigJudge:
         if "__local_refs" in value:
             yield self._found(path, "it names MONAI's own table of items", "write @id: references are judged, not this")
         if value.startswith("%") and not _PLAIN_MACRO.fullmatch(value[1:]):
-            yield self._found(
-                path, f"the macro {value!r} is no plain id", "it reads a file of the current directory, unjudged"
-            )
+            why = "it reads a file of the current directory, unjudged"
+            yield self._found(path, f"the macro {value!r} is no plain id", why)
         if _RELATIVE.search(value) and not all(_WORD.fullmatch(part) for part in place_of(path)):
             yield self._found(path, "a relative reference below an unusual id", "the id would become part of the code")
         absolute = absolute_text(value, path)
-        reached = self.modules.reached_by(absolute)
-        if reached is not None:
+        if (reached := self.modules.reached_by(absolute)) is not None:
             yield self._found(path, f"a reference to {reached}, which holds an import", "it would hand out a module")
         if not value.startswith("$"):
             return
         text = value[1:] if is_import(value[1:]) else absolute[1:]
-        problems = judge_import(text) if is_import(text) else judge_expression(text, self.imports)
-        for problem in problems:
-            yield self._found(path, problem, f"{_shorten(value)} would be executed")
-
-
-def _shorten(text: str, length: int = 80) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
+        shown = value if len(value) <= _SHOWN else f"{value[: _SHOWN - 1]}…"
+        for problem in judge_import(text) if is_import(text) else judge_expression(text, self.imports):
+            yield self._found(path, problem, f"{shown!r} would be executed")

@@ -81,17 +81,15 @@ def judge_import(text: str) -> list[str]:
 def judge_expression(text: str, imports: Mapping[str, str]) -> list[str]:
     """Reasons why an expression is refused; empty if it is harmless.
 
-    Parameters
-    ----------
-    text
-        The expression without its leading ``$``.
-    imports
-        Names bound by the bundle's import statements, to dotted modules.
+    ``text``: The expression without its leading ``$``. ``imports``: Names bound by the bundle's import statements, to
+    dotted modules.
     """
     if len(text) > _LONGEST:
         return [f"the expression is {len(text)} characters long, at most {_LONGEST} are read"]
-    substituted = _substitute(text)
-    tree = _parse(substituted, "eval")
+    text = _RELATIVE.sub("@relative::", text.replace("#", "::"))
+    for item in sorted(_REFERENCE.findall(text), key=len, reverse=True):  # as MONAI does: the longest first
+        text = text.replace(item, f"__local_refs['{item[1:]}']")
+    tree = _parse(text, "eval")
     if tree is None:
         return ["the expression is not valid Python"]
     judge = _Judge({**imports, **ROOTS})
@@ -128,23 +126,13 @@ def _parse(text: str, mode: str) -> ast.AST | None:
         return None
 
 
-def _substitute(text: str) -> str:
-    """Replace references as MONAI does: in the text, the longest first."""
-    text = _RELATIVE.sub("@relative::", text.replace("#", "::"))
-    for item in sorted(_REFERENCE.findall(text), key=len, reverse=True):
-        text = text.replace(item, f"__local_refs['{item[1:]}']")
-    return text
-
-
 class _Judge:
     """Walks one syntax tree and collects what is not allowed in it."""
 
     def __init__(self, roots: Mapping[str, str]) -> None:
         self.roots = roots
         self.problems: list[str] = []
-
-    def refuse(self, problem: str) -> None:
-        self.problems.append(problem)
+        self.refuse = self.problems.append
 
     def visit(self, node: ast.AST, local: frozenset[str]) -> None:
         """Judge ``node``; ``local`` are the names bound by enclosing comprehensions and lambdas."""
@@ -223,8 +211,7 @@ class _Judge:
             if node.args:
                 self.refuse(f"{path} must be called with keyword arguments")
         elif path in _RULES:
-            problem = _RULES[path](node)
-            if problem:
+            if problem := _RULES[path](node):
                 self.refuse(problem)
         else:
             self.visit(node.func, local)
@@ -236,8 +223,7 @@ class _Judge:
         if keyword.arg is None:
             self.refuse("** hides the arguments of a call")
         elif isinstance(keyword.value, ast.Constant):
-            problem = judge_argument(keyword.arg, keyword.value.value)
-            if problem:
+            if problem := judge_argument(keyword.arg, keyword.value.value):
                 self.refuse(problem)
         elif keyword.arg in _JUDGED_ARGUMENTS:
             self.refuse(f"{keyword.arg} must be a plain constant")

@@ -90,21 +90,16 @@ def judge_names(names: list[str]) -> Iterator[Finding]:
             yield Finding("block", name, "", "a file name outside plain ASCII", "it can pass for another file")
         other = folded.setdefault(name.casefold(), name)
         if other != name:
-            yield Finding(
-                "block", name, "", f"its name differs from {other} in case only", "systems disagree on which is read"
-            )
-        yield from _kind(name)
-
-
-def _kind(name: str) -> Iterator[Finding]:
-    path = PurePosixPath(name.lower())
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    if suffix in _CODE:
-        why = "a bundle is pure data; medseg never runs code that comes with one"
-        yield Finding("block", name, "", _CODE[suffix], why)
-    elif suffix not in _KNOWN_SUFFIXES and path.name not in _KNOWN_NAMES and not _TRAINING_LOG.fullmatch(name):
-        why = "only known kinds of data belong into a bundle; remove it"
-        yield Finding("block", name, "", "a file of an unknown kind", why)
+            what = f"its name differs from {other} in case only"
+            yield Finding("block", name, "", what, "systems disagree on which is read")
+        path = PurePosixPath(name.lower())
+        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+        if suffix in _CODE:
+            why = "a bundle is pure data; medseg never runs code that comes with one"
+            yield Finding("block", name, "", _CODE[suffix], why)
+        elif suffix not in _KNOWN_SUFFIXES and path.name not in _KNOWN_NAMES and not _TRAINING_LOG.fullmatch(name):
+            why = "only known kinds of data belong into a bundle; remove it"
+            yield Finding("block", name, "", "a file of an unknown kind", why)
 
 
 def judge_large_files(content: Any, file: str) -> Iterator[Finding]:
@@ -155,16 +150,10 @@ def _problems(parser: configparser.ConfigParser) -> Iterator[tuple[str, str]]:
             if option not in allowed:
                 yield section, f"the option {option!r} is not allowed"
             elif option in {"class", "args"}:
-                yield from _evaluated(section, option, parser.get(section, option))
-
-
-def _evaluated(section: str, option: str, value: str) -> Iterator[tuple[str, str]]:
-    if option == "args" and not _ARGUMENTS.fullmatch(value.strip()):
-        yield section, f"args = {value!r}"
-    if option == "class" and section.startswith("handler") and value.strip() not in _HANDLERS:
-        yield section, f"class = {value!r}"
-    if option == "class" and section.startswith("formatter") and value.strip() != "logging.Formatter":
-        yield section, f"class = {value!r}"
+                value = parser.get(section, option)
+                classes = _HANDLERS if section.startswith("handler") else {"logging.Formatter"}
+                if not (_ARGUMENTS.fullmatch(value.strip()) if option == "args" else value.strip() in classes):
+                    yield section, f"{option} = {value!r}"
 
 
 _PICKLE_LIMIT = 64 * 1024 * 1024
@@ -197,8 +186,7 @@ def judge_torch_archive(path: Path, file: str) -> list[Finding]:
         return [found("not a PyTorch zip archive", "the older formats are bare pickles; save it again with torch.save")]
     try:
         with zipfile.ZipFile(path) as archive:
-            problem = _layout_problem(archive, path)
-            if problem:
+            if problem := _layout_problem(archive, path):
                 return [found(problem)]
             pickled = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
             if pickled[0].file_size > _PICKLE_LIMIT:

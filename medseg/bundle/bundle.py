@@ -43,27 +43,24 @@ def find_bundle(path: str | PathLike[str], start: Path | None = None) -> Path:
 
 def list_bundles() -> list[Path]:
     """Folders of the bundles that a bare name finds from here, sorted by name."""
-    found: dict[str, Path] = {}
-    for place in (_OWN, *_PLACES):
-        for folder in sorted(place.iterdir()) if place.is_dir() else ():
-            if _is_bundle(folder):
-                found.setdefault(folder.name, folder)
-    return [found[name] for name in sorted(found)]
+    return list(_bundles_in(_OWN, *_PLACES).values())
+
+
+def _bundles_in(*places: Path) -> dict[str, Path]:
+    """Bundles by name, sorted; of several of one name that of the first place counts."""
+    folders = (folder for place in reversed(places) if place.is_dir() for folder in place.iterdir())
+    return dict(sorted({folder.name: folder for folder in folders if _is_bundle(folder)}.items()))
 
 
 def shipped_bundle(name: str) -> Path:
     """Folder of a bundle that comes with medseg; copy it before training writes into it.
 
-    Raises
-    ------
-    UsageError
-        If there is none of that name.
+    Raises ``UsageError`` if there is none of that name.
     """
-    for place in _PLACES:
-        if _is_bundle(place / name):
-            return place / name
-    known = sorted({path.name for place in _PLACES if place.is_dir() for path in place.iterdir() if path.is_dir()})
-    raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(known)}")
+    shipped = _bundles_in(*_PLACES)
+    if name not in shipped:
+        raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(shipped)}")
+    return shipped[name]
 
 
 def is_installed_with_medseg(folder: str | PathLike[str]) -> bool:
@@ -98,9 +95,7 @@ class Bundle:
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited") -> None:
-        self.path = path
-        self.metadata = dict(metadata)
-        self.permission = permission
+        self.path, self.metadata, self.permission = path, dict(metadata), permission
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
@@ -310,10 +305,8 @@ class Bundle:
             return
         allowed = limits.get("modality") or []
         if modality and allowed and modality not in allowed:
-            raise Refusal(
-                "wrong-modality",
-                f"found {modality}, {self.name} was trained on {', '.join(allowed)}; choose such a series",
-            )
+            why = f"found {modality}, {self.name} was trained on {', '.join(allowed)}; choose such a series"
+            raise Refusal("wrong-modality", why)
         spacing = [geometry.spacing_mm[axis] for axis in ras_axes(geometry)]
         extent = [geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry)]
         checks = (
@@ -361,9 +354,8 @@ class Bundle:
 
 def _no_bundle(folder: Path) -> str:
     if folder.is_file():
-        return (
-            f"{folder} is a file, not a bundle's folder; open an archive with: medseg bundle unpack {folder} -o bundles"
-        )
+        remedy = f"open an archive with: medseg bundle unpack {folder} -o bundles"
+        return f"{folder} is a file, not a bundle's folder; {remedy}"
     what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
     names = ", ".join(path.name for path in list_bundles())
     return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"

@@ -59,11 +59,8 @@ def fill_network(
     """Load the weights that a bundle's configuration names, one loader after the other, into its network.
 
     ``config`` is its laid-out text, ``parsed`` those parts of it that may be evaluated; paths start in ``folder``.
-
-    Raises
-    ------
-    BundleError
-        If weights are missing, do not fit, are not finite, or two files of weights contradict each other.
+    Raises ``BundleError`` if weights are missing, do not fit, are not finite, or two files of weights contradict each
+    other.
     """
     keys = {place: _key_of(config, place, pipeline) for place in pipeline.loaders if parsed.enabled(place)}
     loaders = {place: key for place, key in keys.items() if key is not None}
@@ -91,10 +88,7 @@ def fill_network(
 def state_in(read: tuple[Path, Any], key: str | None) -> dict[str, torch.Tensor]:
     """The state dict in what a file of weights holds: bare, or under the key that a loader names, or the only one.
 
-    Raises
-    ------
-    BundleError
-        If there is none, or more than one and none is named.
+    Raises ``BundleError`` if there is none, or more than one and none is named.
     """
     file, found = read
     if not isinstance(found, Mapping):
@@ -118,10 +112,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """State dict of one weights file (``.safetensors``, or ``.pt`` without code), as data only; checkpoints of a
     training that hold one state dict are read, too.
 
-    Raises
-    ------
-    BundleError
-        If it cannot be read, or holds no state dict.
+    Raises ``BundleError`` if it cannot be read, or holds no state dict.
     """
     return state_in((path, _read(path)), None)
 

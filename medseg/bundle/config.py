@@ -60,12 +60,8 @@ def config_file(folder: Path, name: str) -> Path | None:
 def parse_config(data: bytes, name: str) -> Any:
     """Parse strict JSON or plain YAML, by the suffix of ``name``.
 
-    Raises
-    ------
-    DuplicateKey
-        If an object holds the same key twice, also when written with the two separators of config ids.
-    ValueError
-        If it is neither, too large, nested too deeply, not UTF-8, or holds what JSON has no word for.
+    Raises ``DuplicateKey`` if an object holds the same key twice, also when written with the two separators of config
+    ids; ``ValueError`` if it is neither, too large, nested too deeply, not UTF-8, or holds what JSON has no word for.
     """
     suffix = Path(name).suffix.lower()
     if len(data) > _LARGEST_BYTES[suffix]:
@@ -83,10 +79,7 @@ def parse_config(data: bytes, name: str) -> Any:
 def read_config(path: Path) -> dict[str, Any]:
     """Read one config as plain data; expressions stay strings.
 
-    Raises
-    ------
-    BundleError
-        If it cannot be read, or is no object.
+    Raises ``BundleError`` if it cannot be read, or is no object.
     """
     try:
         value = parse_config(path.read_bytes(), path.name)
@@ -121,12 +114,8 @@ def _plain(value: Any) -> Any:
 def laid_out(*configs: Mapping[str, Any]) -> dict[str, Any]:
     """Configs laid over each other, as ``python -m monai.bundle run --config_file "[first,second]"`` does.
 
-    Keys such as ``part#key`` change a part; ``+part`` extends an object or a list.
-
-    Raises
-    ------
-    BundleError
-        If a key changes a part that is not there, or extends one by another kind.
+    Keys such as ``part#key`` change a part; ``+part`` extends an object or a list. Raises ``BundleError`` if a key
+    changes a part that is not there, or extends one by another kind.
     """
     result: dict[str, Any] = {}
     for config in configs:
@@ -217,10 +206,8 @@ def follow(config: Mapping[str, Any], place: str) -> str:
     while place not in seen:
         seen.add(place)
         value = item_at(config, place)
-        found = (
-            _WHOLE_REFERENCE.fullmatch(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else None
-        )
-        if found is None:
+        text = absolute_text(value, place.split(SEPARATOR)) if isinstance(value, str) else ""
+        if (found := _WHOLE_REFERENCE.fullmatch(text)) is None:
             break
         place = found[1]
     return place
@@ -242,16 +229,14 @@ def visited(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
 
 def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Ids and contents of all components at or below ``start``, or referred to from there, in the order of the text."""
-    yield from ((place, value) for place, value in visited(config, start) if _is_component(value))
+    for place, value in visited(config, start):
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield place, value
 
 
 def steps(config: Mapping[str, Any], start: str) -> list[Mapping[str, Any]]:
     """The components that :func:`reached` finds and that are switched on, as far as the text tells."""
     return [part for _, part in reached(config, start) if not _is_off(config, part.get("_disabled_", False))]
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _is_off(config: Mapping[str, Any], value: Any) -> bool:
@@ -311,12 +296,7 @@ def _graft(reduced: Any, config: Any, parts: Sequence[str]) -> None:
 class Parsed:
     """A config that MONAI's own parser resolves, id by id.
 
-    Parameters
-    ----------
-    config
-        What the audit has judged: it may be evaluated.
-    where
-        Which file of which bundle, for messages.
+    ``config``: What the audit has judged: it may be evaluated. ``where``: Which file of which bundle, for messages.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
@@ -326,12 +306,8 @@ class Parsed:
     def get(self, place: str, default: Any = None) -> Any:
         """What the id ``place`` stands for, instantiated and evaluated; ``default`` where nothing stands.
 
-        Raises
-        ------
-        BundleError
-            If MONAI cannot evaluate it.
-        MissingDependency
-            If a package that it needs is not installed.
+        Raises ``BundleError`` if MONAI cannot evaluate it; ``MissingDependency`` if a package that it needs is not
+        installed.
         """
         if item_at(self._config, place) is ABSENT:
             return default
@@ -347,8 +323,7 @@ class Parsed:
                 raise
             except Exception as error:
                 where = f"{place} in {self._where}"
-                missing = missing_package(error, where)
-                if missing is not None:
+                if (missing := missing_package(error, where)) is not None:
                     raise missing from error
                 raise BundleError(f"{where} cannot be evaluated: {first_cause(error)}; correct the config") from error
 

@@ -33,30 +33,17 @@ _RANK: dict[str, int] = {"block": 0, "warn": 1, "info": 2}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a reader of the bundle should know.
+    """One thing a reader of the bundle should know."""
 
-    Parameters
-    ----------
-    severity
-        ``block``: the bundle must not be used as it is; ``warn``: it works, but something is unusual; ``info``:
-        what it does, for the record.
-    file
-        Path inside the bundle, with forward slashes.
-    place
-        Where in the file: the config id (``train::trainer``), a pickle opcode, a section; empty for the whole file.
-    what
-        What was found.
-    why
-        Why it matters and what to do.
-    commands
-        The commands that read the file, and which a ``block`` therefore concerns.
-    """
-
+    # ``block``: the bundle must not be used as it is; ``warn``: it works, but something is unusual; ``info``: what it
+    # does, for the record
     severity: Severity
-    file: str
+    file: str  # path inside the bundle, with forward slashes
+    # where in the file: the config id (``train::trainer``), a pickle opcode, a section; empty for the whole file
     place: str
-    what: str
-    why: str
+    what: str  # what was found
+    why: str  # why it matters and what to do
+    # the commands that read the file, and which a ``block`` therefore concerns
     commands: tuple[Command, ...] = COMMANDS
 
     def __str__(self) -> str:
@@ -73,14 +60,8 @@ class Finding:
 def read_by(file: str, weights: Collection[str] = (), others: Collection[str] = ()) -> tuple[Command, ...]:
     """The commands that read a file of a bundle.
 
-    Parameters
-    ----------
-    file
-        Path inside the bundle.
-    weights
-        Files of weights that its ``inference.json`` may load.
-    others
-        All its files: medseg reads no YAML config that lies beside one of the same name in JSON.
+    ``file``: Path inside the bundle. ``weights``: Files of weights that its ``inference.json`` may load. ``others``:
+    All its files: medseg reads no YAML config that lies beside one of the same name in JSON.
     """
     if not file or file == "configs" or file in weights:
         return COMMANDS

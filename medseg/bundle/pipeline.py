@@ -13,16 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.config import (
-    ABSENT,
-    SEPARATOR,
-    absolute_text,
-    follow,
-    item_at,
-    reached,
-    strings_in,
-    target_of,
-)
+from medseg.bundle.config import ABSENT, SEPARATOR, absolute_text, follow, item_at, reached, strings_in, target_of
 from medseg.errors import BundleError
 
 _ENTRIES = ("run", "inference", "evaluating", "evaluate")
@@ -36,44 +27,29 @@ _TRAINER = "train::trainer"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``.
+    """Where the parts of a run stand in a config, as ids such as ``evaluator::postprocessing``."""
 
-    Parameters
-    ----------
-    preprocessing, inferer, postprocessing, network
-        Their ids; None for an inferer or a post-processing that the evaluator does without.
-    loaders
-        The ``CheckpointLoader``s, in the order in which they act.
-    notes
-        What medseg does although the config does not say so.
-    """
-
+    # preprocessing, inferer, postprocessing, network: their ids; None for an inferer or a post-processing that the
+    # evaluator does without
     preprocessing: str
     inferer: str | None
     postprocessing: str | None
     network: str
-    loaders: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    loaders: tuple[str, ...] = ()  # the ``CheckpointLoader``s, in the order in which they act
+    notes: tuple[str, ...] = ()  # what medseg does although the config does not say so
 
 
 def read_pipeline(config: Mapping[str, Any], where: str) -> Pipeline:
     """Find the parts of a run in a config that :func:`~medseg.bundle.config.laid_out` gave.
 
-    Parameters
-    ----------
-    config
-        The whole ``inference.json``.
-    where
-        Which file of which bundle, for messages.
-
-    Raises
-    ------
-    BundleError
-        If the evaluator does something that medseg does not do.
+    ``config``: The whole ``inference.json``. ``where``: Which file of which bundle, for messages. Raises
+    ``BundleError`` if the evaluator does something that medseg does not do.
     """
     _refuse_changes_of_the_network(config, where)
-    evaluator = _evaluator(config)
-    if evaluator is None:
+    entry = next((name for name in _ENTRIES if name in config), "")
+    places = [place for place, part in reached(config, entry) if target_of(part).endswith("Evaluator")]
+    evaluator = places[0] if places else "evaluator"
+    if not places and not isinstance(config.get("evaluator"), Mapping):
         post = "postprocessing" if "postprocessing" in config else None
         inferer = "inferer" if "inferer" in config else None
         return Pipeline("preprocessing", inferer, post, "network_def", _loaders(config, None))
@@ -108,14 +84,6 @@ def _refuse_changes_of_the_network(config: Mapping[str, Any], where: str) -> Non
                 )
 
 
-def _evaluator(config: Mapping[str, Any]) -> str | None:
-    entry = next((name for name in _ENTRIES if name in config), None)
-    places = [place for place, part in reached(config, entry or "") if target_of(part).endswith("Evaluator")]
-    if places:
-        return places[0]
-    return "evaluator" if isinstance(config.get("evaluator"), Mapping) else None
-
-
 def _check_evaluator(config: Mapping[str, Any], evaluator: str, where: str) -> list[str]:
     """Refuse what would give another result; notes on the rest."""
     given = item_at(config, evaluator)
@@ -133,10 +101,8 @@ def _check_evaluator(config: Mapping[str, Any], evaluator: str, where: str) -> l
         raise BundleError(f"{here} has decollate {given['decollate']!r}, expected true; leave it out")
     for place, part in reached(config, f"{evaluator}::val_handlers"):
         if target_of(part) == "PostProcessing":
-            raise BundleError(
-                f"{place} in {where} is a PostProcessing handler, which medseg does not run; move its transforms into"
-                " the evaluator's postprocessing"
-            )
+            what = f"{place} in {where} is a PostProcessing handler, which medseg does not run"
+            raise BundleError(f"{what}; move its transforms into the evaluator's postprocessing")
     amp = given.get("amp", False)
     return [] if amp is False else ["the evaluator's amp counts on CUDA only; --precision says how medseg computes"]
 
@@ -185,10 +151,7 @@ def _loaders(config: Mapping[str, Any], evaluator: str | None) -> tuple[str, ...
 def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
     """Refuse a ``train.json`` that names a trainer of MONAI's: it has none of the ids that ``medseg train`` sets.
 
-    Raises
-    ------
-    BundleError
-        If there is no trainer in it, or one that is not medseg's.
+    Raises ``BundleError`` if there is no trainer in it, or one that is not medseg's.
     """
     trainer = item_at(config, follow(config, _TRAINER))
     target = str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""

@@ -47,12 +47,8 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
     """New content for the texts of a bundle that tell of patients and machines, by path in the bundle.
 
     The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder. Words in
-    ``public`` are no secret: the bundle's name, its structures.
-
-    Raises
-    ------
-    BundleError
-        If another text names a file or a patient of the datalist, or a config a path from the root of a machine.
+    ``public`` are no secret: the bundle's name, its structures. Raises ``BundleError`` if another text names a file or
+    a patient of the datalist, or a config a path from the root of a machine.
     """
     datalist = _parsed(DATALIST, texts.get(DATALIST, b"{}"))
     names = _telling_names(datalist, " ".join((*public, str(datalist.get("name")), str(datalist.get("task")))))
@@ -67,7 +63,11 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
             json_text = f"{json.dumps(neutral, indent=2, allow_nan=False)}\n"
             changed[name] = (json_text if name.endswith(".json") else yaml.safe_dump(neutral, sort_keys=False)).encode()
     for name, content in texts.items():
-        found = list(_telling(name, changed.get(name, content), names))
+        text = changed.get(name, content).decode("utf-8", "replace")
+        found = sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
+        if _is_config(name):
+            strings = strings_in(_parsed(name, changed.get(name, content)))
+            found += [value for _, value in strings if _is_absolute(value)]
         if found:
             more = " and more" if len(found) > 3 else ""
             raise BundleError(
@@ -170,14 +170,6 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
         names |= folders[0].union(*folders) - folders[0].intersection(*folders) - _COMMON_FOLDERS
     known = public.casefold()
     return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
-
-
-def _telling(name: str, content: bytes, names: set[str]) -> Iterator[str]:
-    """Names that stand in a text as words of their own, and in a config paths from the root of a machine."""
-    text = content.decode("utf-8", "replace")
-    yield from sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
-    if _is_config(name):
-        yield from (value for _, value in strings_in(_parsed(name, content)) if _is_absolute(value))
 
 
 def _is_absolute(text: str) -> bool:

@@ -32,50 +32,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The run that made a bundle's weights.
+    """The run that made a bundle's weights."""
 
-    Attributes
-    ----------
-    weights_sha256
-        Of ``models/model.pt``.
-    model
-        ``best``: chosen by the held-out fold; ``final``: of the last epoch, chosen by nothing.
-    epoch, epochs, iterations
-        When the weights were taken; the length of the run.
-    fold
-        The fold that was held out; negative if every case was trained on.
-    cases, held_out_cases
-        How many were trained on, and validated on.
-    figures
-        Of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative.
-    images, labels
-        SHA-256 sums of the files that were trained on, sorted.
-    """
-
-    weights_sha256: str
-    model: str
-    epoch: int
+    weights_sha256: str  # of ``models/model.pt``
+    model: str  # ``best``: chosen by the held-out fold; ``final``: of the last epoch, chosen by nothing
+    epoch: int  # epoch, epochs, iterations: when the weights were taken; the length of the run
     epochs: int
     iterations: int
-    fold: int
-    cases: int
+    fold: int  # the fold that was held out; negative if every case was trained on
+    cases: int  # cases and held_out_cases: how many were trained on, and validated on
     held_out_cases: int
+    # of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative
     figures: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     precision: str = ""
     medseg: str = ""
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # images and labels: SHA-256 sums of the files that were trained on, sorted
     labels: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, bundle: Bundle) -> TrainingRun | None:
-        """The record of a bundle; None if it has none.
-
-        Raises
-        ------
-        BundleError
-            If it cannot be read.
-        """
+        """The record of a bundle; None if it has none. Raises ``BundleError`` if it cannot be read."""
         path = bundle.path / TRAINING_RUN
         if not path.is_file():
             return None
@@ -145,10 +122,8 @@ def _outdated(bundle: Bundle) -> bool:
 
 def _next(version: str) -> str:
     """The next minor version; what cannot be counted is started anew."""
-    parts = version.split(".")
-    if not all(part.isdigit() for part in parts):
-        return "0.1.0"
-    return f"{parts[0]}.{int(parts[1]) + 1 if len(parts) > 1 else 1}.0"
+    parts = [*version.split("."), "0"]
+    return f"{parts[0]}.{int(parts[1]) + 1}.0" if all(part.isdigit() for part in parts) else "0.1.0"
 
 
 def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
@@ -186,17 +161,10 @@ class TrainingData:
     """SHA-256 sums (64 hex digits) of the files that a bundle's weights were trained on.
 
     A folder of DICOM files has one sum, see :func:`medseg.manifests.create.path_checksum`.
-
-    Parameters
-    ----------
-    images
-        Of the images, those without a label included: a network learns from them, too.
-    labels
-        Of their label maps.
     """
 
-    images: frozenset[str]
-    labels: frozenset[str]
+    images: frozenset[str]  # of the images, those without a label included: a network learns from them, too
+    labels: frozenset[str]  # of their label maps
 
 
 def trained_on(bundle: Bundle | str | Path) -> TrainingData | None:

@@ -111,11 +111,8 @@ def evaluate_case(
     (0.75, 2.0)
     """
     if prediction.shape != reference.shape:
-        raise Refusal(
-            "geometry-mismatch",
-            f"the prediction has shape {prediction.shape} and the reference {reference.shape}; "
-            "resample the prediction to the reference's grid",
-        )
+        found = f"the prediction has shape {prediction.shape} and the reference {reference.shape}"
+        raise Refusal("geometry-mismatch", f"{found}; resample the prediction to the reference's grid")
     pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm))
     return [
         _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
@@ -125,12 +122,8 @@ def evaluate_case(
 
 def _axes(spacing_mm: Sequence[float], axes_mm: NDArray[np.float64] | None) -> NDArray[np.float64]:
     axes = np.diag(np.asarray(spacing_mm, dtype=np.float64)) if axes_mm is None else np.asarray(axes_mm, np.float64)
-    if (
-        axes.shape != (3, 3)
-        or not np.isfinite(axes).all()
-        or abs(np.linalg.det(axes)) < 1e-12
-        or (axes_mm is None and min(spacing_mm) <= 0)
-    ):
+    volume = abs(np.linalg.det(axes)) if axes.shape == (3, 3) and np.isfinite(axes).all() else 0.0
+    if volume < 1e-12 or (axes_mm is None and min(spacing_mm) <= 0):
         raise UsageError(f"the spacing is {tuple(spacing_mm)}; give three positive distances in mm")
     return axes
 

@@ -20,29 +20,14 @@ SurfaceRule = Literal["voxels", "elements"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of merit.
+    """One figure of merit."""
 
-    Parameters
-    ----------
-    name
-        Column name; carries the unit.
-    title
-        Short heading for people.
-    definition
-        What is computed, in one or two sentences.
-    lower_is_better
-        Whether a smaller value is better, as of a distance.
-    csv
-        Whether ``metrics.csv`` has a column for it.
-    empty_score
-        Value if exactly one of the two masks is empty; ``None`` where no value exists (distances).
-    """
-
-    name: str
-    title: str
-    definition: str
-    lower_is_better: bool = False
-    csv: bool = True
+    name: str  # column name; carries the unit
+    title: str  # short heading for people
+    definition: str  # what is computed, in one or two sentences
+    lower_is_better: bool = False  # whether a smaller value is better, as of a distance
+    csv: bool = True  # whether ``metrics.csv`` has a column for it
+    # value if exactly one of the two masks is empty; ``None`` where no value exists (distances)
     empty_score: float | None = None
 
 

@@ -60,21 +60,11 @@ class Options:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What :func:`evaluate_folders` found and wrote.
+    """What :func:`evaluate_folders` found and wrote."""
 
-    Parameters
-    ----------
-    output
-        The folder with ``metrics.csv`` and ``metrics.json``.
-    results
-        One row per case and structure.
-    summary
-        The content of ``metrics.json``.
-    """
-
-    output: Path
-    results: list[StructureResult]
-    summary: dict[str, Any]
+    output: Path  # the folder with ``metrics.csv`` and ``metrics.json``
+    results: list[StructureResult]  # one row per case and structure
+    summary: dict[str, Any]  # the content of ``metrics.json``
 
     @property
     def complete(self) -> bool:
@@ -138,11 +128,14 @@ def evaluate_folders(
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)
-    names = _names(sides[0].structures, [case for cases in scores for case in cases])
+    structures = sides[0].structures  # in the tables: the declared ones, else those that have a name or occur
+    occur = {row.label: row.name for cases in scores for case in cases for row in case.rows}
+    names = structures.declared
+    names = dict(sorted({**occur, **structures.names}.items())) if names is None else names
     evaluated = [
         _Evaluated.of(side, cases, names, options.definitions) for side, cases in zip(sides, scores, strict=True)
     ]
-    return _write(evaluated, truth, groups, (labels, tolerance_mm), Path(output), options)
+    return _write(evaluated, truth, groups, labels, tolerance_mm, Path(output), options)
 
 
 @dataclass(frozen=True)
@@ -216,24 +209,16 @@ def _groups(truth: Collection, key: str) -> dict[str, str]:
     return groups
 
 
-def _names(structures: Structures, cases: list[ScoredCase]) -> dict[int, str]:
-    """Every structure of the tables: the declared ones, else those that have a name or occur."""
-    if structures.declared is not None:
-        return dict(structures.declared)
-    occur = {row.label: row.name for case in cases for row in case.rows}
-    return dict(sorted({**occur, **structures.names}.items()))
-
-
 def _write(
     evaluated: list[_Evaluated],
     truth: Collection,
     groups: Mapping[str, str] | None,
-    asked: tuple[str | Path | Mapping[int, str] | None, float],
+    labels: str | Path | Mapping[int, str] | None,
+    tolerance_mm: float,
     output: Path,
     options: Options,
 ) -> EvaluationResult:
     first, *others = evaluated
-    labels, tolerance_mm = asked
     patients = {case: file.patient for case, file in truth.files.items()}
     known, learnt = first.trained_on(labels)
     summary = _header(first, truth, tolerance_mm, options)
@@ -319,16 +304,12 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
     if not occur and not scored:
         yield f"no structure was scored: all {len(evaluated.side.pairs)} cases were refused"
     elif not occur:
-        yield (
-            "no structure was scored: all masks are empty on both sides; look whether these are the label maps you "
-            "meant, and whether their values survived"
-        )
+        what = "look whether these are the label maps you meant, and whether their values survived"
+        yield f"no structure was scored: all masks are empty on both sides; {what}"
     same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
-        yield (
-            f"{same} of {len(scored)} predictions are the very files that they are compared with: their figures say "
-            "nothing about a model"
-        )
+        what = f"{same} of {len(scored)} predictions are the very files that they are compared with"
+        yield f"{what}: their figures say nothing about a model"
     yield from structures.warnings
     never = [name for label, name in structures.names.items() if label not in occur]
     if occur and never:

@@ -57,11 +57,9 @@ class StructureMetric(CumulativeIterationMetric):
         super().__init__()
         if metric not in _NAMES:
             raise UsageError(f"no metric is called {metric!r}; give one of {', '.join(_NAMES)}")
-        self.metric = metric
-        self.tolerance_mm = tolerance_mm
+        self.metric, self.tolerance_mm, self.n_classes = metric, tolerance_mm, n_classes
         self.spacing_mm = None if spacing_mm is None else tuple(spacing_mm)
         self.definitions = definitions or Definitions()
-        self.n_classes = n_classes
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         """Rows of one batch: (B, structures, metrics + 2)."""

@@ -14,14 +14,10 @@ Box = tuple[slice, slice, slice]
 def find_boxes(label_map: NDArray[np.integer]) -> dict[int, Box]:
     """A box around every label but 0.
 
-    Volumes are mostly background: eight bytes of it are recognised at once, and only the remaining words are looked
-    at in detail. The boxes are therefore right to a machine word: up to seven voxels larger than needed along the
-    last axis, and over its whole length where a word runs on into the next row.
-
-    Parameters
-    ----------
-    label_map
-        C-contiguous integers, axes (i, j, k).
+    Volumes are mostly background: eight bytes of it are recognised at once, and only the remaining words are looked at
+    in detail. The boxes are therefore right to a machine word: up to seven voxels larger than needed along the last
+    axis, and over its whole length where a word runs on into the next row. ``label_map``: C-contiguous integers, axes
+    (i, j, k).
     """
     words, values = _occupied_words(label_map)
     if not len(words):
@@ -142,9 +138,8 @@ def detect_lesions(
     A component counts as matched if more than ``overlap`` of its voxels lies in the other mask; with the default
     of 0 one common voxel is enough, so that the score tells detection apart from delineation.
     """
-    predicted, right = _matched(prediction, reference, connectivity, overlap)
-    real, found = _matched(reference, prediction, connectivity, overlap)
-    return LesionScores(predicted, right, real, found)
+    sides = ((prediction, reference), (reference, prediction))
+    return LesionScores(*(count for side in sides for count in _matched(*side, connectivity, overlap)))
 
 
 def _matched(mask: NDArray[np.bool_], other: NDArray[np.bool_], connectivity: int, overlap: float) -> tuple[int, int]:

@@ -76,33 +76,16 @@ class CaseFile:
 
 @dataclass(frozen=True)
 class Collection:
-    """The label maps of a file, folder or datalist.
+    """The label maps of a file, folder or datalist."""
 
-    Parameters
-    ----------
-    source
-        Where they were looked for.
-    files
-        By case id.
-    labels
-        What a datalist declares; empty if none.
-    run
-        The run of ``medseg infer`` that wrote the folder; None if none did.
-    left_out
-        Volumes of the folder that are no label maps, by file name, and what they are.
-    single
-        Whether one file was given, which makes its case the only one that is asked for.
-    warnings
-        What could not be learnt of the folder.
-    """
-
-    source: Path
-    files: Mapping[str, CaseFile]
-    labels: Mapping[int, str] = field(default_factory=dict)
-    run: RunReport | None = None
+    source: Path  # where they were looked for
+    files: Mapping[str, CaseFile]  # by case id
+    labels: Mapping[int, str] = field(default_factory=dict)  # what a datalist declares; empty if none
+    run: RunReport | None = None  # the run of ``medseg infer`` that wrote the folder; None if none did
+    # volumes of the folder that are no label maps, by file name, and what they are
     left_out: Mapping[str, str] = field(default_factory=dict)
-    single: bool = False
-    warnings: tuple[str, ...] = ()
+    single: bool = False  # whether one file was given, which makes its case the only one that is asked for
+    warnings: tuple[str, ...] = ()  # what could not be learnt of the folder
 
 
 @dataclass(frozen=True)
@@ -121,29 +104,19 @@ class Pair:
 def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     """Find the label maps of ``source``.
 
-    Parameters
-    ----------
-    source
-        A label map, a folder of label maps, or a datalist. Of a folder hidden files and subfolders are left out, and
-        so is what its ``run.json`` or, without one, its name tells to be no label map (doubt, probabilities).
-    role
-        ``"predictions"`` or ``"references"``: which key of a datalist's items holds the label map.
-    part
-        Which items of a datalist; all by default.
-
-    Raises
-    ------
-    UsageError
-        If there is nothing to read or two files have the same case id.
+    ``source``: A label map, a folder of label maps, or a datalist. Of a folder hidden files and subfolders are left
+    out, and so is what its ``run.json`` or, without one, its name tells to be no label map (doubt, probabilities).
+    ``role``: ``"predictions"`` or ``"references"``: which key of a datalist's items holds the label map. ``part``:
+    Which items of a datalist; all by default. Raises ``UsageError`` if there is nothing to read or two files have the
+    same case id.
     """
     if part is not None and source.suffix.lower() != ".json":
         raise UsageError(f"--section and --fold choose items of a datalist, and {source} is none; give one (.json)")
     if source.is_dir():
         return _in_folder(source)
     if not source.is_file():
-        raise UsageError(
-            f"{source} does not exist; {role} are a label map, a folder of label maps or a datalist (JSON)"
-        )
+        what = "a label map, a folder of label maps or a datalist (JSON)"
+        raise UsageError(f"{source} does not exist; {role} are {what}")
     if is_image_name(source.name):
         run, warnings = _run(source.parent)
         known = run.label_maps.get(source.name) if run else None
@@ -255,17 +228,13 @@ def _partners(predictions: Collection, references: Collection) -> dict[str, str]
     if predictions.single and references.single:
         return dict(zip(references.files, predictions.files, strict=True))
     same = {case: case for case in references.files if case in predictions.files}
-    ours, theirs = _by_key(predictions), _by_key(references)
+    ours, theirs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for groups, side in ((ours, predictions), (theirs, references)):
+        for case_id in side.files:
+            groups[match_key(case_id)].append(case_id)
     alike = {
         cases[0]: ours[key][0]
         for key, cases in theirs.items()
         if len(cases) == 1 and len(ours.get(key, ())) == 1 and cases[0] not in same
     }
     return {**same, **alike}
-
-
-def _by_key(collection: Collection) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case_id in collection.files:
-        groups[match_key(case_id)].append(case_id)
-    return groups

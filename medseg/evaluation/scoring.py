@@ -42,20 +42,12 @@ class ScoredCase:
 
 
 def score_all(
-    pairs: Sequence[Pair],
-    labels: Mapping[int, str] | None,
-    tolerance_mm: float,
-    definitions: Definitions,
-    workers: int,
+    pairs: Sequence[Pair], labels: Mapping[int, str] | None, tolerance_mm: float, definitions: Definitions, workers: int
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 
-    Parameters are those of :func:`~medseg.evaluation.case.evaluate_case`; cases come as they are finished.
-
-    Raises
-    ------
-    CaseFailed
-        If a worker process dies.
+    Parameters are those of :func:`~medseg.evaluation.case.evaluate_case`; cases come as they are finished. Raises
+    ``CaseFailed`` if a worker process dies.
     """
     score = partial(_score, labels=labels, tolerance_mm=tolerance_mm, definitions=definitions)
     start = time.monotonic()
@@ -85,12 +77,8 @@ def _score(pair: Pair, labels: Mapping[int, str] | None, tolerance_mm: float, de
 def along(array: NDArray[Any], grid: Geometry, target: Geometry) -> tuple[NDArray[Any], Geometry]:
     """Permute and flip the axes of a volume so that they run as closely as possible like ``target``'s.
 
-    No value is interpolated and every voxel stays at its place in the patient.
-
-    Returns
-    -------
-    array, Geometry
-        A view of the volume and its new grid; both unchanged if the axes run that way already.
+    No value is interpolated and every voxel stays at its place in the patient. Returns a view of the volume and its new
+    grid; both unchanged if the axes run that way already.
     """
     turn = nib.io_orientation(np.linalg.solve(target.affine, grid.affine))
     if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):

@@ -230,7 +230,7 @@ def _paired_test(
     plain = np.where(both, values[:, 0] - values[:, 1], np.nan)
     [summary] = summarise(plain[:, None], who, bootstrap)
     sign = -1.0 if metric_named(metric).lower_is_better else 1.0
-    gains = _per_patient(_gains(values, sign), who)
+    gains = _gains(values, sign, who)
     p, effect = _signed_rank(gains)
     return {
         "n_pairs": len(scored),
@@ -245,18 +245,14 @@ def _paired_test(
     }
 
 
-def _gains(values: Floats, sign: float) -> Floats:
-    """How much better the first side is per pair; a value on one side only beats every other difference."""
+def _gains(values: Floats, sign: float, patients: Sequence[str]) -> Floats:
+    """How much better the first side is per patient; a value on one side only beats every other difference."""
     gains = sign * (values[:, 0] - values[:, 1])
     beyond = 1.0 + np.nanmax(np.abs(gains), initial=0.0)
     first, second = np.isfinite(values).T
     gains[first & ~second], gains[second & ~first], gains[~first & ~second] = beyond, -beyond, 0.0
-    return gains
-
-
-def _per_patient(values: Floats, patients: Sequence[str]) -> Floats:
     _, index = np.unique(np.asarray(patients), return_inverse=True)
-    return np.asarray(np.bincount(index, weights=values) / np.bincount(index), dtype=np.float64)
+    return np.asarray(np.bincount(index, weights=gains) / np.bincount(index), dtype=np.float64)
 
 
 def _signed_rank(gains: Floats) -> tuple[float, float]:

@@ -20,21 +20,11 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Structures:
-    """Structures by label value.
+    """Structures by label value."""
 
-    Parameters
-    ----------
-    declared
-        The only values that may occur; None if whatever occurs is scored.
-    names
-        Names of values, whether or not they are declared.
-    warnings
-        What was found that contradicts these names.
-    """
-
-    declared: Mapping[int, str] | None
-    names: Mapping[int, str]
-    warnings: list[str] = field(default_factory=list)
+    declared: Mapping[int, str] | None  # the only values that may occur; None if whatever occurs is scored
+    names: Mapping[int, str]  # names of values, whether or not they are declared
+    warnings: list[str] = field(default_factory=list)  # what was found that contradicts these names
 
 
 def structures_of(
@@ -42,13 +32,9 @@ def structures_of(
 ) -> Structures:
     """Structures from the first source that has any; every further source is compared with it.
 
-    In order: what was asked for, the references' datalist (these two declare), the ``run.json`` beside the
-    predictions, their datalist, a ``dataset.json`` beside either side (these name).
-
-    Raises
-    ------
-    UsageError
-        If ``labels`` cannot be used, or two sources give one name to different values and none was asked for.
+    In order: what was asked for, the references' datalist (these two declare), the ``run.json`` beside the predictions,
+    their datalist, a ``dataset.json`` beside either side (these name). Raises ``UsageError`` if ``labels`` cannot be
+    used, or two sources give one name to different values and none was asked for.
     """
     warnings: list[str] = []
     asked = labels if isinstance(labels, Mapping) or labels is None else read_labels(Path(labels))
@@ -117,16 +103,8 @@ def _plain(name: str) -> str:
 def read_labels(source: Path) -> dict[int, str]:
     """Structures by label value, background left out; nothing is executed.
 
-    Parameters
-    ----------
-    source
-        A JSON file ``{"1": "liver"}``, a datalist or dataset.json with ``labels``, or a bundle's folder, whose
-        ``configs/metadata.json`` names the channels of its output.
-
-    Raises
-    ------
-    UsageError
-        If no labels are found.
+    ``source``: A JSON file ``{"1": "liver"}``, a datalist or dataset.json with ``labels``, or a bundle's folder, whose
+    ``configs/metadata.json`` names the channels of its output. Raises ``UsageError`` if no labels are found.
     """
     path = source / "configs" / "metadata.json" if source.is_dir() else source
     hint = "give a JSON file of labels or a bundle folder"

@@ -39,20 +39,13 @@ _CORNERS = np.array(list(product((0, 1), repeat=3)))
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """Distances from the points of each surface to the other surface.
+    """Distances from the points of each surface to the other surface."""
 
-    Parameters
-    ----------
-    to_reference_mm
-        One distance per point of the prediction's surface, to the nearest point of the reference's surface.
-    to_prediction_mm
-        One distance per point of the reference's surface.
-    prediction_weights, reference_weights
-        Area of each point's surface element in mm²; ``None`` if all points weigh the same.
-    """
-
+    # one distance per point of the prediction's surface, to the nearest point of the reference's surface
     to_reference_mm: Distances
-    to_prediction_mm: Distances
+    to_prediction_mm: Distances  # one distance per point of the reference's surface
+    # prediction_weights and reference_weights: area of each point's surface element in mm²; ``None`` if all points
+    # weigh the same
     prediction_weights: Distances | None = None
     reference_weights: Distances | None = None
 
@@ -94,13 +87,8 @@ class SurfaceDistances:
 def measure_voxel_surfaces(prediction: Mask, reference: Mask, axes_mm: NDArray[np.float64]) -> SurfaceDistances:
     """Distances between the surface voxels of two masks that both have at least one voxel.
 
-    Parameters
-    ----------
-    prediction, reference
-        Boolean arrays of one shape, axes (i, j, k).
-    axes_mm
-        3×3; column a is the step in mm from a voxel to its neighbour along array axis a. Diagonal for an
-        orthogonal grid.
+    ``prediction`` and ``reference``: Boolean arrays of one shape, axes (i, j, k). ``axes_mm``: 3×3; column a is the
+    step in mm from a voxel to its neighbour along array axis a. Diagonal for an orthogonal grid.
     """
     surface_p, surface_r = surface_of(prediction), surface_of(reference)
     return SurfaceDistances(distances_mm(surface_p, surface_r, axes_mm), distances_mm(surface_r, surface_p, axes_mm))
@@ -195,12 +183,8 @@ def _total(distances: Distances, weights: Distances | None) -> tuple[float, floa
 def measure_surface_elements(prediction: Mask, reference: Mask, axes_mm: NDArray[np.float64]) -> SurfaceDistances:
     """Distances between the surface elements of two masks that both have at least one voxel.
 
-    Parameters
-    ----------
-    prediction, reference
-        Boolean arrays of one shape, axes (i, j, k); beyond the array counts as outside.
-    axes_mm
-        3×3; column a is the step in mm from a voxel to its neighbour along array axis a.
+    ``prediction`` and ``reference``: Boolean arrays of one shape, axes (i, j, k); beyond the array counts as outside.
+    ``axes_mm``: 3×3; column a is the step in mm from a voxel to its neighbour along array axis a.
     """
     areas_mm2 = _areas_mm2(axes_mm.tobytes())
     codes_p, codes_r = _codes(prediction), _codes(reference)

@@ -97,10 +97,7 @@ def read_csv(path: Path) -> list[StructureResult]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """The object in an evaluation's ``metrics.json``; empty if there is none.
 
-    Raises
-    ------
-    UsageError
-        If it is damaged.
+    Raises ``UsageError`` if it is damaged.
     """
     path = folder / METRICS_JSON
     if not path.is_file():
@@ -123,10 +120,7 @@ def run_names(summary: Mapping[str, Any]) -> dict[str, str]:
 def measured_dice(folder: Path) -> dict[str, float]:
     """Dice of the worst structure by the run's case id, if an evaluation was written into ``folder``; else empty.
 
-    Raises
-    ------
-    UsageError
-        If the evaluation's files are damaged.
+    Raises ``UsageError`` if the evaluation's files are damaged.
     """
     if not (folder / METRICS_CSV).is_file():
         return {}

@@ -33,6 +33,14 @@ _SUCCESS = 0x0000
 _PENDING = (0xFF00, 0xFF01)
 _WARNINGS = (0xB000, 0xB006, 0xB007)
 _MOST_CONTEXTS = 128  # per association (PS3.8 9.3.2.2)
+_ALWAYS = {"StudyInstanceUID": "", "StudyDescription": ""}
+_OF_A_STUDY = {**_ALWAYS, "ModalitiesInStudy": "", "NumberOfStudyRelatedInstances": None}
+_OF_A_SERIES = {
+    **_ALWAYS,
+    **dict.fromkeys(("SeriesInstanceUID", "Modality", "SeriesDescription"), ""),
+    "NumberOfSeriesRelatedInstances": None,
+}
+"""What a query asks to be told, by DICOM keyword."""
 
 
 class _NothingAccepted(PacsError):
@@ -85,7 +93,10 @@ class NetworkRemote:
 
     def find(self, query: Mapping[str, str], *, level: str = "STUDY", limit: int = 100) -> list[StudyMatch]:
         """Studies or series that match; at most ``limit``."""
-        identifier = _identifier(query, level)
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = level
+        for keyword, value in {**(_OF_A_SERIES if level == "SERIES" else _OF_A_STUDY), **query}.items():
+            setattr(identifier, keyword, value)
         model = StudyRootQueryRetrieveInformationModelFind
         if level == "PATIENT":
             model = PatientRootQueryRetrieveInformationModelFind
@@ -106,9 +117,8 @@ class NetworkRemote:
     ) -> Iterator[Path]:
         """Bring a study or series by C-GET, which needs no port of our own, or by C-MOVE if the node wants that."""
         arrival = Arrival(study_uid, folder, meter or self.meter())
-        return (self._move if self._node.retrieve == "move" else self._get)(
-            identifier_of(study_uid, series_uid), arrival
-        )
+        bring = self._move if self._node.retrieve == "move" else self._get
+        return bring(identifier_of(study_uid, series_uid), arrival)
 
     def meter(self) -> Meter:
         """Counter of one transfer under this node's limits."""
@@ -161,12 +171,11 @@ class NetworkRemote:
         contexts = [build_context(sop_class, syntax) for (sop_class, syntax), _ in groups]
         meter = self.meter()
         with self._associate(contexts) as association:
-            for _, paths in groups:
-                for path in paths:
-                    if reason := self._store(association, path, meter):
-                        failed[path] = reason
-                    else:
-                        sent.append(path)
+            for path in (path for _, paths in groups for path in paths):
+                if reason := self._store(association, path, meter):
+                    failed[path] = reason
+                else:
+                    sent.append(path)
 
     def _store(self, association: Association, path: Path, meter: Meter) -> str | None:
         if not association.is_established:
@@ -189,21 +198,3 @@ class NetworkRemote:
             failed = status.get("NumberOfFailedSuboperations")
             lost = f"; {failed} instances did not come" if failed else ""
             raise PacsError(f"{self._node} answered {operation} with status 0x{status.Status:04X}{lost}")
-
-
-def _identifier(query: Mapping[str, str], level: str) -> Dataset:
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = level
-    identifier.StudyInstanceUID = ""
-    identifier.StudyDescription = ""
-    if level == "SERIES":
-        identifier.SeriesInstanceUID = ""
-        identifier.Modality = ""
-        identifier.SeriesDescription = ""
-        identifier.NumberOfSeriesRelatedInstances = None
-    else:
-        identifier.ModalitiesInStudy = ""
-        identifier.NumberOfStudyRelatedInstances = None
-    for keyword, value in query.items():
-        setattr(identifier, keyword, value)
-    return identifier

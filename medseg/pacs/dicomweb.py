@@ -85,9 +85,8 @@ class WebRemote:
         try:
             return store_instance(folder, study_uid, sop_instance_uid, data)[0]
         except OSError as error:
-            raise PacsError(
-                f"an instance could not be written ({error.strerror}); free space and start again"
-            ) from error
+            why = f"an instance could not be written ({error.strerror})"
+            raise PacsError(f"{why}; free space and start again") from error
 
     def send(self, files: Sequence[Path]) -> SendResult:
         """Store files by STOW-RS in requests of bounded size."""
@@ -95,17 +94,15 @@ class WebRemote:
         failed: dict[Path, str] = {}
         meter = self.meter()
         for batch in _batches(files):
-            allowed = [path for path in batch if self._allowed(path, meter, failed)]
+            allowed = []
+            for path in batch:
+                try:
+                    meter.count(_size(path))
+                    allowed.append(path)
+                except LimitExceeded as error:
+                    failed[path] = str(error)
             self._store(allowed, sent, failed)
         return SendResult(tuple(sent), failed)
-
-    def _allowed(self, path: Path, meter: Meter, failed: dict[Path, str]) -> bool:
-        try:
-            meter.count(path.stat().st_size if path.is_file() else 0)
-        except LimitExceeded as error:
-            failed[path] = str(error)
-            return False
-        return True
 
     def _store(self, paths: Sequence[Path], sent: list[Path], failed: dict[Path, str]) -> None:
         instances: dict[str, tuple[Path, Dataset]] = {}
@@ -154,15 +151,18 @@ class WebRemote:
             raise PacsError(f"{self._node} cannot be reached ({type(error).__name__}); check the URL") from error
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _batches(files: Sequence[Path]) -> Iterator[list[Path]]:
     batch: list[Path] = []
     size = 0
     for path in files:
-        length = path.stat().st_size if path.is_file() else 0
-        if batch and size + length > _BATCH_BYTES:
+        if batch and size + _size(path) > _BATCH_BYTES:
             yield batch
             batch, size = [], 0
         batch.append(path)
-        size += length
+        size += _size(path)
     if batch:
         yield batch

@@ -78,11 +78,18 @@ class Listener:
         for folder in self._studies.glob("*"):
             remove_leftovers(folder)
         self.queue.recover()
-        self._server = self._entity().start_server(
-            (self._settings.host, self._settings.port),
+        settings = self._settings
+        entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.max_associations)
+        entity.add_supported_context(Verification)
+        self._server = entity.start_server(
+            (settings.host, settings.port),
             block=False,
-            evt_handlers=[(evt.EVT_CONN_OPEN, no_delay), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, _echo)],
-            ssl_context=self._settings.tls.context(server=True) if self._settings.tls else None,
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, no_delay),
+                (evt.EVT_C_STORE, self._store),
+                (evt.EVT_C_ECHO, lambda _: _SUCCESS),
+            ],
+            ssl_context=settings.tls.context(server=True) if settings.tls else None,
         )
         self._worker.start()
         if self._health:
@@ -99,14 +106,7 @@ class Listener:
     @property
     def port(self) -> int:
         """Port that the node listens on (the one chosen, when the settings say 0)."""
-        port: int = self._server.server_address[1]
-        return port
-
-    def _entity(self) -> Any:
-        settings = self._settings
-        entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.max_associations)
-        entity.add_supported_context(Verification)
-        return entity
+        return int(self._server.server_address[1])
 
     def _store(self, event: Any) -> int:
         settings = self._settings
@@ -116,7 +116,7 @@ class Listener:
         if shutil.disk_usage(settings.folder).free < settings.min_free_gb * 2**30:
             _log.error("less than %g GB are free in the listener's folder: instances are refused", settings.min_free_gb)
             return _OUT_OF_RESOURCES
-        study_uid = _study_uid(event)
+        study_uid = str(event.dataset.get("StudyInstanceUID", ""))
         if not study_uid:
             return _CANNOT_UNDERSTAND
         try:
@@ -128,14 +128,6 @@ class Listener:
             return _SUCCESS  # kept, but no reason to compute: an archive that forwards our results would start a loop
         self.queue.arrived(path.parent.name, path.stem, changed=changed, now=time.time())
         return _SUCCESS
-
-
-def _study_uid(event: Any) -> str:
-    return str(event.dataset.get("StudyInstanceUID", ""))
-
-
-def _echo(_: Any) -> int:
-    return _SUCCESS
 
 
 class HealthServer:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 State = Literal["receiving", "waiting", "running", "sending", "done", "failed"]
 
@@ -64,6 +64,11 @@ class Queue:
                 raise
             self._database.execute("COMMIT")
 
+    def _do(self, statement: str, *values: str | float) -> list[Any]:
+        """The rows that one statement gives, in a transaction of its own."""
+        with self._transaction() as database:
+            return database.execute(statement, values).fetchall()
+
     def close(self) -> None:
         """Close the database."""
         with self._lock:
@@ -71,8 +76,7 @@ class Queue:
 
     def recover(self) -> None:
         """After a crash: what was running waits again; what was being sent goes on with what is left."""
-        with self._transaction() as database:
-            database.execute("UPDATE study SET state = 'waiting' WHERE state = 'running'")
+        self._do("UPDATE study SET state = 'waiting' WHERE state = 'running'")
 
     def arrived(self, study: str, instance: str, *, changed: bool, now: float) -> None:
         """Note at time ``now`` (s) an instance whose file lies in place; ``changed`` says that its bytes are new.
@@ -96,47 +100,37 @@ class Queue:
 
     def close_quiet(self, before: float) -> None:
         """Call studies complete that received nothing since ``before`` (s)."""
-        with self._transaction() as database:
-            database.execute(
-                "UPDATE study SET state = 'waiting' WHERE state = 'receiving' AND last_arrival <= ?", (before,)
-            )
+        self._do("UPDATE study SET state = 'waiting' WHERE state = 'receiving' AND last_arrival <= ?", before)
 
     def complete(self, study: str) -> None:
         """Call one study complete: everything of it has come."""
-        with self._transaction() as database:
-            database.execute("UPDATE study SET state = 'waiting' WHERE study = ? AND state = 'receiving'", (study,))
+        self._do("UPDATE study SET state = 'waiting' WHERE study = ? AND state = 'receiving'", study)
 
     def refuse(self, study: str, message: str, now: float) -> None:
         """End a study of which nothing is wanted as ``failed``, with the reason."""
-        with self._transaction() as database:
-            database.execute(
-                """INSERT INTO study (study, state, last_arrival, message) VALUES (?, 'failed', ?, ?)
-                   ON CONFLICT (study) DO UPDATE SET state = 'failed', message = excluded.message""",
-                (study, now, message),
-            )
+        self._do(
+            """INSERT INTO study (study, state, last_arrival, message) VALUES (?, 'failed', ?, ?)
+               ON CONFLICT (study) DO UPDATE SET state = 'failed', message = excluded.message""",
+            *(study, now, message),
+        )
 
     def revive(self, study: str) -> None:
         """Give a failed study new attempts, from its arrival on; what was computed or sent is not done again."""
-        with self._transaction() as database:
-            database.execute(
-                """UPDATE study SET state = 'receiving', attempts = 0, not_before = 0, message = ''
-                   WHERE study = ? AND state = 'failed'""",
-                (study,),
-            )
+        self._do(
+            """UPDATE study SET state = 'receiving', attempts = 0, not_before = 0, message = ''
+               WHERE study = ? AND state = 'failed'""",
+            study,
+        )
 
     def next_due(self) -> float | None:
         """When (s) the next study may be taken, which may be past; None if nothing is left to do."""
-        with self._transaction() as database:
-            row = database.execute(
-                "SELECT MIN(not_before) FROM study WHERE state IN ('waiting', 'running', 'sending')"
-            ).fetchone()
-        return None if row[0] is None else float(row[0])
+        [(due,)] = self._do("SELECT MIN(not_before) FROM study WHERE state IN ('waiting', 'running', 'sending')")
+        return None if due is None else float(due)
 
     def state_of(self, study: str) -> State | None:
         """State of a study; None if it is unknown."""
-        with self._transaction() as database:
-            row = database.execute("SELECT state FROM study WHERE study = ?", (study,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._do("SELECT state FROM study WHERE study = ?", study)
+        return rows[0][0] if rows else None
 
     def take(self, now: float) -> Study | None:
         """The next study to compute (it is then ``running``) or whose results are to be sent, or None."""
@@ -154,39 +148,28 @@ class Queue:
 
     def advance(self, study: Study, state: State, message: str = "") -> None:
         """Move a study on, unless an instance arrived meanwhile and opened it again."""
-        with self._transaction() as database:
-            database.execute(
-                "UPDATE study SET state = ?, message = ?, attempts = 0 WHERE study = ? AND revision = ?",
-                (state, message, study.study, study.revision),
-            )
+        statement = "UPDATE study SET state = ?, message = ?, attempts = 0 WHERE study = ? AND revision = ?"
+        self._do(statement, state, message, study.study, study.revision)
 
     def postpone(self, study: Study, message: str, *, attempts: int, until: float) -> None:
         """Count a failed attempt; try again after ``until`` (s), or fail the study after ``attempts``."""
         state = "failed" if study.attempts + 1 >= attempts else "sending" if study.state == "sending" else "waiting"
-        with self._transaction() as database:
-            database.execute(
-                """UPDATE study SET state = ?, message = ?, attempts = attempts + 1, not_before = ?
-                   WHERE study = ? AND revision = ?""",
-                (state, message, until, study.study, study.revision),
-            )
+        self._do(
+            """UPDATE study SET state = ?, message = ?, attempts = attempts + 1, not_before = ?
+               WHERE study = ? AND revision = ?""",
+            *(state, message, until, study.study, study.revision),
+        )
 
     def was_sent(self, study: str, file: str, destination: str) -> bool:
         """Whether a result reached a destination."""
-        with self._transaction() as database:
-            found = database.execute(
-                "SELECT 1 FROM sent WHERE study = ? AND file = ? AND destination = ?", (study, file, destination)
-            ).fetchone()
-        return found is not None
+        statement = "SELECT 1 FROM sent WHERE study = ? AND file = ? AND destination = ?"
+        return bool(self._do(statement, study, file, destination))
 
     def mark_sent(self, study: str, file: str, destination: str) -> None:
         """Note that a result reached a destination."""
-        with self._transaction() as database:
-            database.execute("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", (study, file, destination))
+        self._do("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", study, file, destination)
 
     def studies(self) -> list[Study]:
         """Every study, oldest arrival first."""
-        with self._transaction() as database:
-            rows = database.execute(
-                "SELECT study, state, revision, attempts, message FROM study ORDER BY last_arrival"
-            ).fetchall()
+        rows = self._do("SELECT study, state, revision, attempts, message FROM study ORDER BY last_arrival")
         return [Study(*row) for row in rows]

@@ -30,21 +30,13 @@ def hash_uid(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:24]
 
 
-def instance_path(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
-    """Where an instance of a study lies below ``folder``."""
-    return folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
-
-
 def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> tuple[Path, bool]:
     """Write a DICOM file's bytes, whole or not at all.
 
-    Returns
-    -------
-    tuple
-        The path, and whether it is new; a file that says the same is left alone, a different one under the same
-        SOPInstanceUID is replaced and counts as new.
+    Returns the path, and whether it is new; a file that says the same is left alone, a different one under the same
+    SOPInstanceUID is replaced and counts as new.
     """
-    path = instance_path(folder, study_uid, sop_instance_uid)
+    path = folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
     if path.is_file() and _same(path.read_bytes(), data):
         return path, False
     write_bytes(path, data)
@@ -128,13 +120,7 @@ class Arrival:
         return _SUCCESS
 
     def paths(self) -> Iterator[Path]:
-        """What has come since the last call.
-
-        Raises
-        ------
-        PacsError
-            If something could not be taken.
-        """
+        """What has come since the last call. Raises ``PacsError`` if something could not be taken."""
         while self._arrived:
             yield self._arrived.popleft()
         if self.failure is not None:
@@ -157,10 +143,7 @@ def storage_entity(ae_title: str, callers: Sequence[str], max_associations: int)
 def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
     """Keep a storage node open under our AE title that only ``node`` may call, for as long as the block runs.
 
-    Raises
-    ------
-    PacsError
-        If the port is taken.
+    Raises ``PacsError`` if the port is taken.
     """
     entity = storage_entity(node.calling_ae_title, [node.ae_title], _MOST_ASSOCIATIONS)
     try:
@@ -172,9 +155,8 @@ def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
         )
     except OSError as error:
         where = f"{node.move_host}:{node.move_port}"
-        raise PacsError(
-            f"cannot listen on {where} for C-MOVE ({error.strerror}); is another transfer running?"
-        ) from error
+        why = f"cannot listen on {where} for C-MOVE ({error.strerror})"
+        raise PacsError(f"{why}; is another transfer running?") from error
     try:
         yield
     finally:

@@ -25,14 +25,8 @@ class LimitExceeded(PacsError):
 class Meter:
     """Counts what passes in one transfer, and holds it to the limits.
 
-    Parameters
-    ----------
-    limits
-        What is allowed.
-    peer
-        Name of the peer, for messages.
-    clock, sleep
-        Time in seconds and how to wait; for tests.
+    ``limits``: What is allowed. ``peer``: Name of the peer, for messages. ``clock`` and ``sleep``: Time in seconds and
+    how to wait; for tests.
     """
 
     def __init__(
@@ -52,10 +46,7 @@ class Meter:
     def count(self, size: int) -> None:
         """Take note of an instance of ``size`` bytes before it passes; waits where the rate demands it.
 
-        Raises
-        ------
-        LimitExceeded
-            If the study becomes larger than is allowed.
+        Raises ``LimitExceeded`` if the study becomes larger than is allowed.
         """
         self.check(self.instances + 1, self.bytes + size)
         if self._begin is None:
@@ -67,24 +58,14 @@ class Meter:
         self.bytes += size
 
     def check(self, instances: int, size: int = 0) -> None:
-        """Refuse a study of so many instances and bytes.
-
-        Raises
-        ------
-        LimitExceeded
-            If it is larger than is allowed.
-        """
+        """Refuse a study of so many instances and bytes. Raises ``LimitExceeded`` if it is larger than is allowed."""
         most, megabytes = self._limits.instances, self._limits.megabytes
+        what = f"{megabytes:g} MiB that limits.megabytes" if megabytes is not None and size > megabytes * 2**20 else ""
         if most is not None and instances > most:
-            raise LimitExceeded(
-                f"a study has more than the {most} instances that limits.instances of {self._peer} allows; raise it,"
-                " or choose fewer series"
-            )
-        if megabytes is not None and size > megabytes * 2**20:
-            raise LimitExceeded(
-                f"a study has more than the {megabytes:g} MiB that limits.megabytes of {self._peer} allows; raise it,"
-                " or choose fewer series"
-            )
+            what = f"{most} instances that limits.instances"
+        if what:
+            why = f"a study has more than the {what} of {self._peer} allows"
+            raise LimitExceeded(f"{why}; raise it, or choose fewer series")
 
 
 @dataclass(frozen=True)

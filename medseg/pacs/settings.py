@@ -59,24 +59,12 @@ class Tls:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one peer; None is no limit.
+    """Limits of one peer; None is no limit."""
 
-    Parameters
-    ----------
-    studies
-        Studies that one ``medseg pacs run`` takes from the peer.
-    instances
-        Instances of one study, fetched, or sent in one go.
-    megabytes
-        Their size in MiB.
-    instances_per_second
-        Rate that is kept to on average from the first instance on.
-    """
-
-    studies: int | None = None
-    instances: int | None = None
-    megabytes: float | None = None
-    instances_per_second: float | None = None
+    studies: int | None = None  # studies that one ``medseg pacs run`` takes from the peer
+    instances: int | None = None  # instances of one study, fetched, or sent in one go
+    megabytes: float | None = None  # their size in MiB
+    instances_per_second: float | None = None  # rate that is kept to on average from the first instance on
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):
@@ -182,33 +170,15 @@ class ListenerSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Which studies of a node ``medseg pacs run`` answers, and where it keeps what it knows of them.
+    """Which studies of a node ``medseg pacs run`` answers, and where it keeps what it knows of them."""
 
-    Parameters
-    ----------
-    source
-        Name of the node that is searched and fetched from.
-    folder
-        Studies, queue and results; not the listener's.
-    where
-        DICOM keywords and values that studies must match.
-    modalities
-        Fetch only series of these; everything if empty.
-    keep_images
-        Keep fetched images after their study is answered; results are always kept.
-    min_free_gb
-        Fetch nothing while less is free in ``folder``.
-    attempts, retry_seconds
-        How often, and how far apart, a study is tried.
-    """
-
-    source: str
-    folder: Path
-    where: Mapping[str, str] = field(default_factory=dict)
-    modalities: tuple[str, ...] = ()
-    keep_images: bool = False
-    min_free_gb: float = 2.0
-    attempts: int = 3
+    source: str  # name of the node that is searched and fetched from
+    folder: Path  # studies, queue and results; not the listener's
+    where: Mapping[str, str] = field(default_factory=dict)  # DICOM keywords and values that studies must match
+    modalities: tuple[str, ...] = ()  # fetch only series of these; everything if empty
+    keep_images: bool = False  # keep fetched images after their study is answered; results are always kept
+    min_free_gb: float = 2.0  # fetch nothing while less is free in ``folder``
+    attempts: int = 3  # attempts and retry_seconds: how often, and how far apart, a study is tried
     retry_seconds: float = 30.0
 
 
@@ -224,9 +194,8 @@ class PacsSettings:
     def __post_init__(self) -> None:
         for route in self.routes:
             if missing := sorted(set(route.send_to) - set(self.nodes)):
-                raise UsageError(
-                    f"route {route.name!r} sends to {missing}, expected names of [nodes]: {sorted(self.nodes)}"
-                )
+                why = f"route {route.name!r} sends to {missing}"
+                raise UsageError(f"{why}, expected names of [nodes]: {sorted(self.nodes)}")
         if self.run is None:
             return
         if self.run.source not in self.nodes:
@@ -250,11 +219,6 @@ def _build(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
         return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
     except TypeError as error:
         raise UsageError(f"[{where}] is incomplete: {error}") from error
-
-
-def _node(name: str, table: Mapping[str, Any]) -> DicomNode | WebNode:
-    node: DicomNode | WebNode = _build(WebNode if "url" in table else DicomNode, f"nodes.{name}", table)
-    return node
 
 
 def _route(base: Path, table: Mapping[str, Any]) -> Route:
@@ -281,7 +245,10 @@ def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
     if unknown := sorted(set(content) - {"nodes", "listener", "routes", "run"}):
         raise UsageError(f"{file} has unknown sections {unknown}; known are nodes, listener, routes, run")
     base = file.parent.resolve()
-    nodes = {name: _node(name, table) for name, table in content.get("nodes", {}).items()}
+    nodes = {
+        name: _build(WebNode if "url" in table else DicomNode, f"nodes.{name}", table)
+        for name, table in content.get("nodes", {}).items()
+    }
     routes = tuple(_route(base, table) for table in content.get("routes", []))
     listener, run = (
         _build(kind, name, {**content[name], "folder": base / content[name].get("folder", f"medseg-{folder}")})

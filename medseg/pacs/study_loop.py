@@ -30,34 +30,18 @@ _UNFINISHED = "only part of it came before it was cut off, and the source does n
 
 @dataclass(frozen=True)
 class Answered:
-    """What one run did.
+    """What one run did."""
 
-    Parameters
-    ----------
-    found
-        Studies that match the rules.
-    known
-        Of these, studies that earlier runs have answered.
-    left
-        Of these, studies left for later runs by the limit on studies.
-    done
-        Studies answered by this run, with the reason where nothing fitted a route; keys are hashes of UIDs.
-    failed
-        Studies that could not be answered, with the reason; the next run tries them again.
-    """
-
-    found: int
-    known: int
-    left: int
+    found: int  # studies that match the rules
+    known: int  # of these, studies that earlier runs have answered
+    left: int  # of these, studies left for later runs by the limit on studies
+    # studies answered by this run, with the reason where nothing fitted a route; keys are hashes of UIDs
     done: dict[str, str]
-    failed: dict[str, str]
+    failed: dict[str, str]  # studies that could not be answered, with the reason; the next run tries them again
 
 
 def answer_studies(
-    settings: PacsSettings,
-    *,
-    compute: Compute | None = None,
-    progress: Callable[[str, str], None] | None = None,
+    settings: PacsSettings, *, compute: Compute | None = None, progress: Callable[[str, str], None] | None = None
 ) -> Answered:
     """Answer every study of ``settings.run.source`` that matches and was not answered before.
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from medseg.errors import CaseFailed, MedsegError, ReasonCode, Refusal
 from medseg.pacs.connect import open_remote
 from medseg.pacs.queue import Queue, Study
 from medseg.pacs.remote import Remote
-from medseg.pacs.settings import DicomNode, ListenerSettings, PacsSettings, Route, WebNode
+from medseg.pacs.settings import ListenerSettings, PacsSettings, Route, RunSettings
 
 if TYPE_CHECKING:
     from medseg.inference.run.pipeline import OpenedBundle
@@ -35,14 +35,8 @@ def run_route(
 ) -> Sequence[Path]:
     """Run a route's bundle over the series that its rules choose; goes on where a killed run stopped.
 
-    ``kept`` is as for :func:`medseg.inference.run_batch`.
-
-    Raises
-    ------
-    Refusal
-        If no series of the study fits the route: another attempt would find the same.
-    CaseFailed
-        If a series that fits could not be labelled or written.
+    ``kept`` is as for :func:`medseg.inference.run_batch`. Raises ``Refusal`` if no series of the study fits the route:
+    another attempt would find the same; ``CaseFailed`` if a series that fits could not be labelled or written.
     """
     from medseg.inference import Options, run_batch
 
@@ -59,31 +53,14 @@ def run_route(
     return sorted(output.glob("*.dcm"))
 
 
-class WorkSettings(Protocol):
-    """What work needs to know: where it keeps studies and results, and how often it tries."""
-
-    @property
-    def folder(self) -> Path:
-        """Folder of ``studies`` and ``results``."""
-
-    @property
-    def attempts(self) -> int:
-        """Attempts per study."""
-
-    @property
-    def retry_seconds(self) -> float:
-        """Seconds between two of them."""
-
-
 class Work:
     """Moves studies of a queue on, one step at a time; to be called from one thread."""
 
-    def __init__(self, settings: PacsSettings, work: WorkSettings, queue: Queue, compute: Compute) -> None:
-        self._routes = settings.routes
-        self._nodes = settings.nodes
-        self._settings = work
-        self._queue = queue
-        self._compute = compute
+    def __init__(
+        self, settings: PacsSettings, work: ListenerSettings | RunSettings, queue: Queue, compute: Compute
+    ) -> None:
+        self._routes, self._nodes, self._settings = settings.routes, settings.nodes, work
+        self._queue, self._compute = queue, compute
         self._remotes: dict[str, Remote] = {}
 
     def step(self) -> bool:
@@ -103,10 +80,8 @@ class Work:
                 self._queue.advance(study, "done", "" if study.attempts else study.message)
         except (MedsegError, OSError, RuntimeError, ValueError) as error:
             _log.warning("study %s: %s", study.study, error)
-            settings = self._settings
-            self._queue.postpone(
-                study, str(error), attempts=settings.attempts, until=time.time() + settings.retry_seconds
-            )
+            until = time.time() + self._settings.retry_seconds
+            self._queue.postpone(study, str(error), attempts=self._settings.attempts, until=until)
         return True
 
     def _results(self, study: Study, route: Route) -> Path:
@@ -137,14 +112,11 @@ class Work:
         left = [path for path in files if not self._queue.was_sent(study.study, names[path], destination)]
         if not left:
             return []
-        result = self._remote(destination).send(left)
+        remote = self._remotes.setdefault(destination, open_remote(self._nodes[destination]))
+        result = remote.send(left)
         for path in result.sent:
             self._queue.mark_sent(study.study, names[path], destination)
         return [f"{destination}: {reason}" for reason in result.failed.values()]
-
-    def _remote(self, name: str) -> Remote:
-        nodes: Mapping[str, DicomNode | WebNode] = self._nodes
-        return self._remotes.setdefault(name, open_remote(nodes[name]))
 
 
 class Worker:
@@ -152,8 +124,7 @@ class Worker:
 
     def __init__(self, settings: PacsSettings, listener: ListenerSettings, queue: Queue, compute: Compute) -> None:
         self._work = Work(settings, listener, queue, compute)
-        self._settings = listener
-        self._queue = queue
+        self._settings, self._queue = listener, queue
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="medseg-worker", daemon=True)
 

@@ -108,11 +108,23 @@ def _write(folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, auth
         write_text(configs / name, (_TEMPLATES / name).read_text())
     write_text(folder / "LICENSE", _UNLICENSED)
     write_text(folder / "docs" / "data_license.txt", (manifest.licence or "The datalist names no licence.") + "\n")
-    write_text(folder / "docs" / "plan.md", _plan_text(data, plan))
-    words = {"name": folder.name, "structures": ", ".join(data.labels.values()), "cases": data.cases}
-    words["untrained"] = UNTRAINED.capitalize()
-    readme = _PLACE.sub(lambda place: str(words[place[1]]), (_TEMPLATES / "README.md").read_text())
-    write_text(folder / "docs" / "README.md", readme)
+    volumes = [(value, name, f"{data.structure_ml.get(value, 0.0):.2f}") for value, name in data.labels.items()]
+    words = {
+        "name": folder.name,
+        "structures": ", ".join(data.labels.values()),
+        "cases": data.cases,
+        "untrained": UNTRAINED.capitalize(),
+        "cases_read": data.cases_read,
+        "channels": data.channels,
+        "modality": ", ".join(data.modality),
+        "shape": " × ".join(f"{value:.0f}" for value in np.median(data.shape, axis=0)),
+        "spacing": " × ".join(f"{value:.2f}" for value in np.median(data.spacing_mm, axis=0)),
+        "volumes": "\n".join(f"| {' | '.join(map(str, row))} |" for row in volumes),
+        "reasons": "\n".join(f"| {' | '.join(row)} |" for row in plan.reasons),
+    }
+    for name in ("README.md", "plan.md"):
+        text = _PLACE.sub(lambda place: str(words[place[1]]), (_TEMPLATES / name).read_text())
+        write_text(folder / "docs" / name, text)
     (folder / "models").mkdir()
 
 
@@ -218,25 +230,3 @@ def _training_range(data: Fingerprint) -> dict[str, Any]:
 
     modality = [name for name in dict.fromkeys(data.modality) if name != "unknown"]
     return {"spacing_mm": limits(data.spacing_mm), "fov_mm": limits(data.extent_mm), "modality": modality[:1]}
-
-
-def _plan_text(data: Fingerprint, plan: Plan) -> str:
-    spacing = " × ".join(f"{value:.2f}" for value in np.median(data.spacing_mm, axis=0))
-    shape = " × ".join(f"{value:.0f}" for value in np.median(data.shape, axis=0))
-    lines = [
-        "# Plan",
-        "",
-        f"{data.cases} cases, {data.cases_read} of them read. {data.channels} channel(s): {', '.join(data.modality)}. "
-        f"Median grid {shape} voxels of {spacing} mm (left-right, posterior-anterior, inferior-superior).",
-        "",
-        "| label | structure | median volume (ml) |",
-        "| --- | --- | --- |",
-        *(f"| {value} | {name} | {data.structure_ml.get(value, 0.0):.2f} |" for value, name in data.labels.items()),
-        "",
-        "| what | choice | why |",
-        "| --- | --- | --- |",
-        *(f"| {what} | {choice} | {why} |" for what, choice, why in plan.reasons),
-        "",
-        "Change any of it in `configs/train.json`; spacing, network and normalisation in `configs/inference.json` too.",
-    ]
-    return "\n".join(lines) + "\n"

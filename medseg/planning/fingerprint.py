@@ -33,43 +33,25 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A data set in numbers. Axes are left-right, posterior-anterior, inferior-superior.
+    """A data set in numbers. Axes are left-right, posterior-anterior, inferior-superior."""
 
-    Parameters
-    ----------
-    cases, cases_read
-        Number of training cases, and how many of them were read.
-    channels, modality
-        Image channels and the modality of each (``"unknown"`` if the datalist does not tell).
-    labels
-        Structures by label value, without the background.
-    spacing_mm, shape
-        Voxel spacing and size of each case read, ``(case, axis)``.
-    intensity
-        One per channel.
-    zero_fraction
-        Median fraction of voxels that are exactly 0 (a mask or a padded border), one per channel.
-    structure_ml, structure_fraction
-        Median volume of each structure where it occurs, and the median fraction of all voxels that belong to any.
-    one_grid
-        Whether the channels of every case lie on one grid.
-    coverage
-        Smallest share of a first channel's grid that another channel covers.
-    """
-
-    cases: int
+    cases: int  # cases and cases_read: number of training cases, and how many of them were read
     cases_read: int
+    # channels and modality: image channels and the modality of each (``"unknown"`` if the datalist does not tell)
     channels: int
     modality: tuple[str, ...]
-    labels: dict[int, str]
-    spacing_mm: NDArray[np.float64]
+    labels: dict[int, str]  # structures by label value, without the background
+    spacing_mm: NDArray[np.float64]  # spacing_mm and shape: voxel spacing and size of each case read, ``(case, axis)``
     shape: NDArray[np.float64]
-    intensity: tuple[Intensity, ...]
+    intensity: tuple[Intensity, ...]  # one per channel
+    # median fraction of voxels that are exactly 0 (a mask or a padded border), one per channel
     zero_fraction: tuple[float, ...]
+    # structure_ml and structure_fraction: median volume of each structure where it occurs, and the median fraction of
+    # all voxels that belong to any
     structure_ml: dict[int, float]
     structure_fraction: float
-    one_grid: bool = True
-    coverage: float = 1.0
+    one_grid: bool = True  # whether the channels of every case lie on one grid
+    coverage: float = 1.0  # smallest share of a first channel's grid that another channel covers
 
     @property
     def extent_mm(self) -> NDArray[np.float64]:
@@ -97,13 +79,9 @@ class _Channel:
 def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     """Read up to 60 training cases, evenly spread over the datalist, and describe them.
 
-    Raises
-    ------
-    UsageError
-        If there is no training case with a label, a label does not lie on the grid of its case's first channel,
-        another channel lies elsewhere, numbers of channels differ, or the labels are no classes for a network.
-    Refusal
-        If a volume cannot be used, or a label map holds values that are not whole or not declared.
+    Raises ``UsageError`` if there is no training case with a label, a label does not lie on the grid of its case's
+    first channel, another channel lies elsewhere, numbers of channels differ, or the labels are no classes for a
+    network; ``Refusal`` if a volume cannot be used, or a label map holds values that are not whole or not declared.
     """
     items = [item for item in manifest.training if item.get("label")]
     if not items:
@@ -185,20 +163,16 @@ def _channel(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid
             f"a channel with the grid {geometry.describe()} covers {coverage:.0%} of the first channel's "
             f"({grid.describe()}), expected {SMALLEST_COVERAGE:.0%} at least; are both of one patient and registered?"
         )
-    samples = _sample(values, geometry, label, grid)
-    return _Channel(samples, float(np.mean(values == 0)), geometry.matches(grid), coverage)
-
-
-def _sample(values: NDArray[Any], geometry: Geometry, label: NDArray[Any], grid: Geometry) -> NDArray[np.float64]:
-    """Some intensities at the voxels nearest to the labelled ones (of all if there are none), always the same ones."""
+    # some intensities at the voxels nearest to the labelled ones (of all if there are none), always the same ones
     inside = np.argwhere(label > 0)
-    if not len(inside):
-        return np.asarray(values.ravel()[:: max(1, values.size // _SAMPLES)], dtype=np.float64)
-    inside = inside[:: max(1, len(inside) // _SAMPLES)]
-    to_other = np.linalg.solve(geometry.affine, grid.affine)
-    index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)
-    index = index[((index >= 0) & (index < values.shape)).all(axis=1)]
-    return np.asarray(values[tuple(index.T)], dtype=np.float64)
+    samples = values.ravel()[:: max(1, values.size // _SAMPLES)]
+    if len(inside):
+        inside = inside[:: max(1, len(inside) // _SAMPLES)]
+        to_other = np.linalg.solve(geometry.affine, grid.affine)
+        index = np.rint(inside @ to_other[:3, :3].T + to_other[:3, 3]).astype(int)
+        samples = values[tuple(index[((index >= 0) & (index < values.shape)).all(axis=1)].T)]
+    zeros = float(np.mean(values == 0))
+    return _Channel(np.array(samples, dtype=np.float64), zeros, geometry.matches(grid), coverage)
 
 
 def _intensity(samples: Sequence[NDArray[np.float64]]) -> Intensity:

@@ -99,6 +99,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
     what = f"{total} iterations in epochs of {_EPOCH_ITERATIONS}"
     reasons.append(("schedule", what, f"{why} is ramped up over 20 %"))
     keys = _channel_keys(data, reasons)
+    channels = [range(data.channels)] if len(keys) == 1 else [range(n, n + 1) for n in range(data.channels)]
     return Plan(
         spacing_mm=grid.spacing_mm,
         patch_size=grid.patch,
@@ -106,7 +107,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
         width=grid.width,
         network=network,
         keys=keys,
-        normalisation=_normalisation(data, keys, reasons),
+        normalisation=tuple(_scaling(data, some, key, reasons) for some, key in zip(channels, keys, strict=True)),
         rotate_range=rotate,
         flip_axes=_flips(data, reasons),
         prob_foreground=prob_foreground,
@@ -132,14 +133,8 @@ def _channel_keys(data: Fingerprint, reasons: list[_Reason]) -> tuple[str, ...]:
     return ("image", *(f"channel_{number}" for number in range(1, data.channels)))
 
 
-def _normalisation(data: Fingerprint, keys: tuple[str, ...], reasons: list[_Reason]) -> tuple[dict[str, Any], ...]:
-    """Transforms that bring the intensities to one scale: one for each channel that has a name of its own."""
-    if len(keys) == 1:
-        return (_scaling(data, range(data.channels), keys[0], reasons),)
-    return tuple(_scaling(data, [number], key, reasons) for number, key in enumerate(keys))
-
-
 def _scaling(data: Fingerprint, channels: Sequence[int], key: str, reasons: list[_Reason]) -> dict[str, Any]:
+    """The transform that brings channels to one scale."""
     what = "normalisation" if len(channels) == data.channels else f"normalisation of {data.modality[channels[0]]}"
     if {data.modality[number] for number in channels} == {"CT"}:
         low = max(_CT_RANGE[0], min(data.intensity[number].low for number in channels))
@@ -226,13 +221,10 @@ def _poolings(spacing: Sequence[float], shape: Sequence[int]) -> tuple[tuple[int
     return tuple(pools), kernels
 
 
-def _bytes_per_voxel(data: Fingerprint, width: int) -> float:
-    """Activations kept for the backward pass: about 20 maps of the first width, the loss, the discriminator."""
-    return 4.0 * (20 * width + 6 * (len(data.labels) + 1) + 40)
-
-
 def _most_voxels(data: Fingerprint, width: int, budget: Budget) -> float:
-    memory = max(0.0, budget.memory_gb - _OVERHEAD_GB) * 1e9 / _bytes_per_voxel(data, width)
+    # activations kept for the backward pass: about 20 maps of the first width, the loss, the discriminator
+    bytes_per_voxel = 4.0 * (20 * width + 6 * (len(data.labels) + 1) + 40)
+    memory = max(0.0, budget.memory_gb - _OVERHEAD_GB) * 1e9 / bytes_per_voxel
     seconds = budget.minutes * 60 / 1500  # iterations that a small network needs at least
     return min(memory, seconds * _VOXELS_PER_SECOND * (16 / width) ** 1.5)
 

@@ -188,21 +188,19 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     if not _NAME.fullmatch(bundle.name):
         raise BundleError(f"the folder name {bundle.name!r} cannot be shared; use letters, digits, _, - and .")
     if "models/model.safetensors" not in sources:
-        sources["models/model.safetensors"] = _safetensors(bundle)
+        from safetensors.torch import save
+
+        state = {
+            name: tensor.detach().clone().contiguous() for name, tensor in bundle.load_network().state_dict().items()
+        }
+        # one metadata key, since more make the bytes depend on chance
+        sources["models/model.safetensors"] = save(state, {"format": "pt"})
     sources.setdefault("README.md", model_card(bundle).encode())
     if not with_names:
         texts = {name: _bytes_of(source) for name, source in sources.items() if is_text(name)}
         sources.update(without_names(texts, (bundle.name, *bundle.labels.values())))
     sources[PROVENANCE] = _json(_provenance(bundle, sources))
     return sources
-
-
-def _safetensors(bundle: Bundle) -> bytes:
-    """The weights of ``model.pt`` as safetensors; one metadata key, since more make the bytes depend on chance."""
-    from safetensors.torch import save
-
-    state = bundle.load_network().state_dict()
-    return save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, {"format": "pt"})
 
 
 def _provenance(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> dict[str, Any]:
@@ -247,15 +245,13 @@ def _safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[
     """Root folder, and the files by their path below it; refuses whatever could land elsewhere or never end."""
     infos = [info for info in source.infolist() if not info.is_dir()]
     if len(infos) > _MOST_FILES or sum(info.file_size for info in infos) > limit_bytes:
-        raise UntrustedBundle(
-            f"the archive unpacks to more than {limit_bytes} bytes or {_MOST_FILES} files; not unpacked"
-        )
+        why = f"the archive unpacks to more than {limit_bytes} bytes or {_MOST_FILES} files"
+        raise UntrustedBundle(f"{why}; not unpacked")
     members: dict[str, zipfile.ZipInfo] = {}
     roots: set[str] = set()
     for info in infos:
         parts = PurePosixPath(info.filename).parts
-        problem = _member_problem(info, parts)
-        if problem:
+        if problem := _member_problem(info, parts):
             raise UntrustedBundle(f"the archive holds {info.filename!r}, which is {problem}; not unpacked")
         roots.add(parts[0])
         name = "/".join(parts[1:])
@@ -263,9 +259,8 @@ def _safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[
             raise UntrustedBundle(f"the archive holds {name!r} twice; not unpacked")
         members[name] = info
     if len(roots) != 1:
-        raise UntrustedBundle(
-            f"the archive holds {len(roots)} folders, expected one named like the bundle; not unpacked"
-        )
+        why = f"the archive holds {len(roots)} folders, expected one named like the bundle"
+        raise UntrustedBundle(f"{why}; not unpacked")
     return roots.pop(), members
 
 
@@ -337,9 +332,8 @@ def _install(new: Path, place: Path, *, replace: bool, allow_older: bool) -> Non
         return
     old, found = Bundle.open(place).version, Bundle.open(new).version
     if not allow_older and _version(found) < _version(old):
-        raise UntrustedBundle(
-            f"{place} holds version {old}, the archive is older ({found}); give --allow-older to go back"
-        )
+        why = f"{place} holds version {old}, the archive is older ({found})"
+        raise UntrustedBundle(f"{why}; give --allow-older to go back")
     if not replace:
         raise UsageError(f"{place} exists (version {old}); give --replace to put version {found} in its place")
     kept = place.with_name(f"{place.name}-{old}")

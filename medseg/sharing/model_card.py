@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from medseg.bundle import Bundle
@@ -21,13 +20,39 @@ _LICENCES = {
 
 def model_card(bundle: Bundle) -> str:
     """Model card (Markdown with YAML front matter) of a bundle; the same bundle gives the same text."""
-    return "\n".join([*_front_matter(bundle), *_body(bundle)]) + "\n"
-
-
-def _licence(folder: Path) -> str:
-    path = folder / "LICENSE"
+    data, metrics = bundle.metadata, _numbers(bundle.metadata.get("eval_metrics", {}))
+    path = bundle.path / "LICENSE"
     text = " ".join(path.read_text(errors="replace").lower().split()) if path.is_file() else ""
-    return next((name for phrase, name in _LICENCES.items() if phrase in text), "other")
+    licence = next((name for phrase, name in _LICENCES.items() if phrase in text), "other")
+    image = next(iter(data["network_data_format"]["inputs"].values()))
+    tags = dict.fromkeys(["monai", "medical", "segmentation", "3d", str(image.get("modality", "")).lower()])
+    figures = "".join(f"    - type: {_quoted(name)}\n      value: {value}\n" for name, value in metrics.items())
+    source = _quoted(data.get("data_source", "not stated"))
+    index = (
+        f"model-index:\n- name: {_quoted(bundle.name)}\n  results:\n  - task:\n      type: image-segmentation\n"
+        f"    dataset:\n      name: {source}\n      type: {source}\n    metrics:\n{figures}"
+    )
+    sections = {
+        "Intended use": data.get("intended_use"),
+        "Data": data.get("data_source"),
+        "Authors": data.get("authors"),
+        "Structures": _table("value", "structure", bundle.labels),
+        "Results": _table("figure", "value", metrics) if metrics else "",
+        "Trained on": f"```json\n{json.dumps(bundle.training_range)}\n```" if bundle.training_range else "",
+        "Use": f"```\nmedseg infer {bundle.name} INPUT -o OUTPUT\n```\n\nWithout medseg: `python -m monai.bundle run"
+        " --config_file configs/inference.json` in this folder.",
+        "References": "\n".join(f"- {reference}" for reference in data.get("references") or ()),
+    }
+    return (
+        f"---\nlicense: {licence}\nlibrary_name: monai\npipeline_tag: image-segmentation\ntags:\n"
+        + "".join(f"- {_quoted(tag)}\n" for tag in tags if tag)
+        + (f"{index}---\n" if metrics else "---\n")
+        + f"# {data.get('name', bundle.name)}\n\n{data.get('description', '')}\n\n"
+        + f"Version {bundle.version}. {data.get('copyright', '')}\n"
+        + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items() if text)
+        + "\n## Changes\n\n"
+        + "".join(f"- {version}: {change}\n" for version, change in data.get("changelog", {}).items())
+    )
 
 
 def _quoted(text: Any) -> str:
@@ -35,26 +60,8 @@ def _quoted(text: Any) -> str:
     return json.dumps(" ".join(str(text).split()), ensure_ascii=False)
 
 
-def _front_matter(bundle: Bundle) -> Iterator[str]:
-    image = bundle.metadata["network_data_format"]["inputs"]
-    modality = str(next(iter(image.values())).get("modality", "")).lower()
-    yield "---"
-    yield f"license: {_licence(bundle.path)}"
-    yield "library_name: monai"
-    yield "pipeline_tag: image-segmentation"
-    yield "tags:"
-    for tag in dict.fromkeys(["monai", "medical", "segmentation", "3d", modality]):
-        if tag:
-            yield f"- {_quoted(tag)}"
-    metrics = _numbers(bundle.metadata.get("eval_metrics", {}))
-    if metrics:
-        yield from ("model-index:", f"- name: {_quoted(bundle.name)}", "  results:")
-        yield from ("  - task:", "      type: image-segmentation", "    dataset:")
-        source = _quoted(bundle.metadata.get("data_source", "not stated"))
-        yield from (f"      name: {source}", f"      type: {source}", "    metrics:")
-        for name, value in metrics.items():
-            yield from (f"    - type: {_quoted(name)}", f"      value: {value}")
-    yield "---"
+def _table(first: str, second: str, rows: Mapping[Any, Any]) -> str:
+    return "\n".join([f"| {first} | {second} |", "| --- | --- |", *(f"| {key} | {rows[key]} |" for key in rows)])
 
 
 def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
@@ -66,29 +73,3 @@ def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 found[f"{prefix}{name}"] = value
     return found
-
-
-def _body(bundle: Bundle) -> Iterator[str]:
-    data = bundle.metadata
-    yield f"# {data.get('name', bundle.name)}"
-    yield from ("", str(data.get("description", "")), "", f"Version {bundle.version}. {data.get('copyright', '')}")
-    for title, key in (("Intended use", "intended_use"), ("Data", "data_source"), ("Authors", "authors")):
-        if data.get(key):
-            yield from ("", f"## {title}", "", str(data[key]))
-    yield from ("", "## Structures", "", "| value | structure |", "| --- | --- |")
-    for value, name in bundle.labels.items():
-        yield f"| {value} | {name} |"
-    metrics = _numbers(data.get("eval_metrics", {}))
-    if metrics:
-        yield from ("", "## Results", "", "| figure | value |", "| --- | --- |")
-        for name, number in metrics.items():
-            yield f"| {name} | {number} |"
-    if bundle.training_range:
-        yield from ("", "## Trained on", "", "```json", json.dumps(bundle.training_range), "```")
-    yield from ("", "## Use", "", "```", f"medseg infer {bundle.name} INPUT -o OUTPUT", "```", "")
-    yield "Without medseg: `python -m monai.bundle run --config_file configs/inference.json` in this folder."
-    if data.get("references"):
-        yield from ("", "## References", "", *(f"- {reference}" for reference in data["references"]))
-    yield from ("", "## Changes", "")
-    for version, change in data.get("changelog", {}).items():
-        yield f"- {version}: {change}"

@@ -44,10 +44,7 @@ def create_key_pair(private_path: str | Path) -> tuple[Path, Path]:
 def read_private_key(path: str | Path) -> Ed25519PrivateKey:
     """Read an unencrypted Ed25519 private key (PEM).
 
-    Raises
-    ------
-    UsageError
-        If the file is missing or holds another kind of key.
+    Raises ``UsageError`` if the file is missing or holds another kind of key.
     """
     try:
         key = serialization.load_pem_private_key(Path(path).read_bytes(), password=None)
@@ -89,19 +86,9 @@ def sign(manifest: bytes, key: Ed25519PrivateKey) -> bytes:
 def verify_signature(manifest: bytes, signature_file: bytes, trusted: Ed25519PublicKey | None) -> str:
     """Check a signature and return the fingerprint of the key that made it.
 
-    Parameters
-    ----------
-    manifest
-        The signed bytes.
-    signature_file
-        What :func:`sign` wrote.
-    trusted
-        The sender's key. None checks only that the archive is in itself consistent, not who sent it.
-
-    Raises
-    ------
-    UntrustedBundle
-        If the signature does not fit, or was made by another key.
+    ``manifest``: The signed bytes. ``signature_file``: What :func:`sign` wrote. ``trusted``: The sender's key. None
+    checks only that the archive is in itself consistent, not who sent it. Raises ``UntrustedBundle`` if the signature
+    does not fit, or was made by another key.
     """
     try:
         parts = json.loads(signature_file)

@@ -168,9 +168,8 @@ def _network(bundle: Bundle) -> Iterator[Finding]:
     except MedsegError as error:
         yield Finding("block", "models", "", str(error), "the network cannot be used")
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        yield Finding(
-            "block", _METADATA, "network_data_format", f"the network fails on it: {error}", "correct the shapes"
-        )
+        what = f"the network fails on it: {error}"
+        yield Finding("block", _METADATA, "network_data_format", what, "correct the shapes")
 
 
 def _run_network(bundle: Bundle) -> Iterator[Finding]:
@@ -183,9 +182,8 @@ def _run_network(bundle: Bundle) -> Iterator[Finding]:
     with torch.inference_mode():
         answer = network(torch.rand(1, int(image["num_channels"]), *shape, generator=torch.Generator().manual_seed(0)))
     if not isinstance(answer, torch.Tensor):
-        yield Finding(
-            "block", "configs/inference.json", "network_def", f"gives a {type(answer).__name__}", "give a tensor"
-        )
+        what = f"gives a {type(answer).__name__}"
+        yield Finding("block", "configs/inference.json", "network_def", what, "give a tensor")
         return
     place = "network_data_format::outputs::pred"
     expected = (pred["num_channels"], *fake_shape(pred["spatial_shape"]))
@@ -193,9 +191,8 @@ def _run_network(bundle: Bundle) -> Iterator[Finding]:
         what = f"the network gives {tuple(answer.shape[1:])} for an input of {shape}"
         yield Finding("block", _METADATA, place, what, f"{expected} is declared")
     if str(answer.dtype).removeprefix("torch.") != str(pred["dtype"]):
-        yield Finding(
-            "block", _METADATA, f"{place}::dtype", f"the network gives {answer.dtype}", "state the right type"
-        )
+        what = f"the network gives {answer.dtype}"
+        yield Finding("block", _METADATA, f"{place}::dtype", what, "state the right type")
     if not bool(answer.isfinite().all()):
         yield Finding("block", "models", "", "the network gives numbers that are not finite", "train it again")
 
@@ -222,8 +219,7 @@ def _extent(item: int | str) -> int:
     text = item.replace(" ", "")
     if text == "*":
         return 16
-    power = re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text)
-    if power:
+    if power := re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text):
         base = int(power[1])
         return next((base**p for p in range(1, 8) if base**p >= 16), base)
     multiple = re.fullmatch(r"(\d+)(?:\*n)?|n\*(\d+)", text)

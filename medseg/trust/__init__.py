@@ -1,7 +1,8 @@
 """How far a result can be believed without its ground truth: predicted Dice with a lower bound, flags, an error map."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from medseg._lazy import lazily
 
 if TYPE_CHECKING:
     from medseg.trust.crop import Crop
@@ -9,18 +10,6 @@ if TYPE_CHECKING:
     from medseg.trust.fit_cases import TrainingCase, TrustCase
     from medseg.trust.trust_files import TrustFiles, TrustState
     from medseg.trust.trust_model import Assessment, TrustModel
-
-_HOMES = {
-    "Assessment": "trust_model",
-    "Crop": "crop",
-    "TrainingCase": "fit_cases",
-    "TrustCase": "fit_cases",
-    "TrustFiles": "trust_files",
-    "TrustModel": "trust_model",
-    "TrustOptions": "fit",
-    "TrustState": "trust_files",
-    "fit_trust": "fit",
-}
 
 __all__ = [
     "Assessment",
@@ -34,8 +23,13 @@ __all__ = [
     "fit_trust",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "crop": "Crop",
+        "fit": "TrustOptions fit_trust",
+        "fit_cases": "TrainingCase TrustCase",
+        "trust_files": "TrustFiles TrustState",
+        "trust_model": "Assessment TrustModel",
+    },
+)

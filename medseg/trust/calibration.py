@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,19 +42,15 @@ class StructureCalibration:
 
     label: int
     name: str
-    """The structure."""
-    features: tuple[str, ...]
-    """Names of the features that the regressor takes, in its order."""
-    regressor: BoostedTrees
-    """Features → Dice."""
+    features: tuple[str, ...]  # names of the features that the regressor takes, in its order
+    regressor: BoostedTrees  # features → Dice
     error_at: tuple[float, ...]
     error: tuple[float, ...]
     """Usual overestimate at some values of the predicted Dice (ascending); interpolated between."""
     quantile: float | None
     """Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage."""
     n_cases: int
-    n_patients: int
-    """What it was fitted on."""
+    n_patients: int  # n_cases and n_patients: what it was fitted on
 
     def __post_init__(self) -> None:
         if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
@@ -88,18 +84,12 @@ class Calibration(StoredPart):
     what = "trust calibration"
     file_format = "medseg-trust-calibration-3"
 
-    features: tuple[str, ...]
-    """Names of the features that it was fitted with."""
-    coverage: float
-    """Share of cases whose Dice lies above the lower bound."""
-    weights_sha256: str
-    """SHA-256 of the weights that made the predictions."""
-    thresholds: Thresholds
-    """When to accept, review or reject."""
-    structures: tuple[StructureCalibration, ...]
-    """One calibration per structure."""
-    provenance: str = ""
-    """Whose predictions it was fitted on, if not those of the weights themselves."""
+    features: tuple[str, ...]  # names of the features that it was fitted with
+    coverage: float  # share of cases whose Dice lies above the lower bound
+    weights_sha256: str  # SHA-256 of the weights that made the predictions
+    thresholds: Thresholds  # when to accept, review or reject
+    structures: tuple[StructureCalibration, ...]  # one calibration per structure
+    provenance: str = ""  # whose predictions it was fitted on, if not those of the weights themselves
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -108,13 +98,7 @@ class Calibration(StoredPart):
             raise ValueError("a structure rests on features that the calibration does not name")
 
     def estimate(self, features: Mapping[str, float]) -> tuple[StructureQuality, ...]:
-        """How good each structure of one case is expected to be.
-
-        Raises
-        ------
-        UsageError
-            If a feature is missing.
-        """
+        """How good each structure of one case is expected to be. Raises ``UsageError`` if a feature is missing."""
         if missing := [name for name in self.features if name not in features]:
             raise UsageError(f"the features {', '.join(missing)} are missing; the calibration was fitted with them")
         return tuple(structure.estimate(features) for structure in self.structures)
@@ -165,10 +149,8 @@ class Calibration(StoredPart):
 class FitOptions:
     """How a calibration is fitted."""
 
-    coverage: float = 0.9
-    """Probability that the Dice lies above the lower bound."""
-    folds: int = 5
-    """Over patients; they keep a case's error apart from the fit that predicted it."""
+    coverage: float = 0.9  # probability that the Dice lies above the lower bound
+    folds: int = 5  # over patients; they keep a case's error apart from the fit that predicted it
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -221,30 +203,27 @@ def fit_calibration(
         known = np.isfinite(target)
         used = features_for(label, tuple(features))
         inputs = matrix[known][:, [list(features).index(name) for name in used]]
-        cases = _Cases(inputs, target[known], np.asarray(patients)[known], weight[known])
-        structures.append(_fit_structure(label, names[label], used, cases, options))
+        cases = inputs, target[known], np.asarray(patients)[known], weight[known]
+        structures.append(_fit_structure(label, names[label], used, *cases, options))
     return Calibration(tuple(features), options.coverage, weights_sha256, options.thresholds, tuple(structures))
 
 
-class _Cases(NamedTuple):
-    """Cases with a known Dice of one structure."""
-
-    features: Floats
-    dice: Floats
-    patients: NDArray[Any]
-    weight: Floats
-
-
 def _fit_structure(
-    label: int, name: str, used: tuple[str, ...], cases: _Cases, options: FitOptions
+    label: int,
+    name: str,
+    used: tuple[str, ...],
+    features: Floats,
+    dice: Floats,
+    patients: NDArray[Any],
+    weight: Floats,
+    options: FitOptions,
 ) -> StructureCalibration:
-    features, dice = cases.features, cases.dice
-    _, index = np.unique(cases.patients, return_inverse=True)
+    _, index = np.unique(patients, return_inverse=True)
     n_patients = int(index.max()) + 1 if len(index) else 0
     if n_patients < options.folds:
         raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
     # every patient counts once, whatever the number of its results
-    share = cases.weight / np.bincount(index, cases.weight)[index]
+    share = weight / np.bincount(index, weight)[index]
     fold = (np.random.default_rng(0).permutation(n_patients) % options.folds)[index]
     predicted = np.empty(len(dice))
     for number in range(options.folds):

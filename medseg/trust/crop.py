@@ -62,10 +62,8 @@ class Crop:
     def __post_init__(self) -> None:
         image, probabilities = tuple(self.image.shape), tuple(self.probabilities.shape)
         if len(image) != 4 or len(probabilities) != 4 or image[1:] != probabilities[1:]:
-            raise UsageError(
-                f"found an image of shape {image} and probabilities of shape {probabilities},"
-                " expected (C, H, W, D) and (K, H, W, D) on one grid"
-            )
+            found = f"found an image of shape {image} and probabilities of shape {probabilities}"
+            raise UsageError(f"{found}, expected (C, H, W, D) and (K, H, W, D) on one grid")
 
     @property
     def slices(self) -> Slices:
@@ -167,17 +165,9 @@ class ProbabilityCrop:
     def crop(self, image: Tensor, affine: NDArray[np.float64], include: NDArray[np.bool_] | None = None) -> Crop | None:
         """The box round the structures with a margin, the whole volume if nothing was found.
 
-        Parameters
-        ----------
-        image, affine
-            The whole volume as the network saw it ``(C, H, W, D)``, and its grid.
-        include
-            Voxels ``(H, W, D)`` that must lie in the box too, such as a reference's.
-
-        Returns
-        -------
-        Crop or None
-            None if it takes more memory than allowed.
+        ``image`` and ``affine``: The whole volume as the network saw it ``(C, H, W, D)``, and its grid. ``include``:
+        Voxels ``(H, W, D)`` that must lie in the box too, such as a reference's. None if it takes more memory than
+        allowed.
         """
         low, high = self._extent(image.shape[1:], include)
         size = [int(n) for n in high - low]

@@ -65,8 +65,7 @@ class EstimatedErrors:
     false_positives: Tensor
     false_negatives: Tensor
     dice: Tensor
-    error_map: Tensor
-    """Share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1."""
+    error_map: Tensor  # share of voxels with a wrong label round every voxel, ``(H, W, D)``, 0 to 1
 
 
 class ErrorNet(nn.Module):
@@ -133,10 +132,8 @@ class ErrorNet(nn.Module):
     def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> ErrorNet:
         """One in evaluation mode; nothing in the file is executed.
 
-        Raises
-        ------
-        BundleError
-            If the file is something else, or belongs to other weights than ``weights_sha256`` (None: any).
+        Raises ``BundleError`` if the file is something else, or belongs to other weights than ``weights_sha256`` (None:
+        any).
         """
         from safetensors import SafetensorError, safe_open
 
@@ -144,7 +141,12 @@ class ErrorNet(nn.Module):
             with safe_open(path, "pt") as content:
                 facts: Mapping[str, str] = content.metadata() or {}
                 state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a mapping
-            net, belongs_to = cls._built(facts), facts["weights_sha256"]
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
+            shape: dict[str, Any] = json.loads(facts["shape"])
+            if not isinstance(shape, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in shape.values()):
+                raise ValueError("no sensible shape")
+            net, belongs_to = cls(ErrorNetShape(**shape)), facts["weights_sha256"]
             net.load_state_dict(state)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
             raise BundleError(f"{path} is not an error net ({error!r}); fit it again: medseg trust fit") from error
@@ -153,15 +155,6 @@ class ErrorNet(nn.Module):
         if weights_sha256 is not None:
             check_weights(path, belongs_to, weights_sha256)
         return net.eval()
-
-    @classmethod
-    def _built(cls, facts: Mapping[str, str]) -> ErrorNet:
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
-        shape: dict[str, Any] = json.loads(facts["shape"])
-        if not isinstance(shape, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in shape.values()):
-            raise ValueError("no sensible shape")
-        return cls(ErrorNetShape(**shape))
 
 
 def local_errors(labels: Tensor, truth: Tensor, stride: int) -> Tensor:
@@ -189,8 +182,7 @@ class FineTuning:
     """How a discriminator becomes an error net."""
 
     steps: int = 300
-    batch: int = 4
-    """Cases per step."""
+    batch: int = 4  # cases per step
 
 
 def fine_tune(error_net: ErrorNet, cases: Sequence[TrustCase], options: FineTuning | None = None) -> ErrorNet:

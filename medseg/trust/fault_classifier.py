@@ -31,19 +31,13 @@ class FaultClassifier(StoredPart):
     what = "fault classifier"
     file_format = "medseg-case-class-1"
 
-    classes: tuple[str, ...]
-    """Names of the fault kinds; :data:`medseg.results.verdict.USUAL` is none."""
+    classes: tuple[str, ...]  # names of the fault kinds; :data:`medseg.results.verdict.USUAL` is none
     mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    """Per feature."""
-    weight: tuple[tuple[float, ...], ...]
-    """Per class and scaled feature."""
-    bias: tuple[float, ...]
-    """Per class."""
-    recall: Mapping[str, float]
-    """By class: share that was recognised, in patients it was not fitted on."""
-    weights_sha256: str
-    """The weights whose encoder it reads."""
+    scale: tuple[float, ...]  # mean and scale, per feature
+    weight: tuple[tuple[float, ...], ...]  # per class and scaled feature
+    bias: tuple[float, ...]  # per class
+    recall: Mapping[str, float]  # by class: share that was recognised, in patients it was not fitted on
+    weights_sha256: str  # the weights whose encoder it reads
 
     def __post_init__(self) -> None:
         n = len(self.mean)

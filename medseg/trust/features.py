@@ -27,16 +27,12 @@ _LN_2 = 0.6931471805599453
 class CaseFeatures:
     """What is known of one case."""
 
-    values: Mapping[str, float]
-    """Features by name."""
-    shape: Mapping[str, float]
-    """Those of them that the mask alone tells."""
+    values: Mapping[str, float]  # features by name
+    shape: Mapping[str, float]  # those of them that the mask alone tells
     error_map: NDArray[np.float32]
     """``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel."""
-    image: Tensor
-    """The box round the structures, ``(C, h, w, d)``."""
-    probabilities: Tensor
-    """The same box, ``(K, h, w, d)``."""
+    image: Tensor  # the box round the structures, ``(C, h, w, d)``
+    probabilities: Tensor  # the same box, ``(K, h, w, d)``
 
 
 def case_features(crop: Crop, error_net: ErrorNet | None) -> CaseFeatures:

@@ -20,12 +20,7 @@ from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tun
 from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
 from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
-from medseg.trust.out_of_distribution import (
-    Reinference,
-    TrainingStatistics,
-    fit_training_statistics,
-    limits_of,
-)
+from medseg.trust.out_of_distribution import Reinference, TrainingStatistics, fit_training_statistics, limits_of
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
 from medseg.trust.trust_files import (
     CALIBRATION_NAME,
@@ -46,14 +41,11 @@ Features = Mapping[str, float]
 class TrustOptions:
     """How trust is fitted."""
 
-    calibration: FitOptions = field(default_factory=FitOptions)
-    """Coverage, folds, thresholds."""
+    calibration: FitOptions = field(default_factory=FitOptions)  # coverage, folds, thresholds
     fine_tuning: FineTuning | None = field(default_factory=FineTuning)
     """How the discriminator becomes an error net; None keeps the bundle's error net, if it has one."""
-    folds: int = 5
-    """Parts of the patients for cross-fitting the error net."""
-    own_weight: float = 1.0
-    """How much a patient's own result counts beside each with a synthetic fault."""
+    folds: int = 5  # parts of the patients for cross-fitting the error net
+    own_weight: float = 1.0  # how much a patient's own result counts beside each with a synthetic fault
 
 
 def fit_trust(
@@ -88,7 +80,9 @@ def fit_trust(
     """
     options = options or TrustOptions()
     files = TrustFiles(bundle)
-    sha256 = _weights_sha256(files)
+    if not files.weights:
+        raise BundleError(f"{bundle.name} has no weights; train it first")
+    sha256 = files.weights.get(WEIGHT_FILES[0]) or next(iter(files.weights.values()))
     statistics = (
         fit_training_statistics(network, training, bundle.output_channels, sha256)
         if training
@@ -131,12 +125,6 @@ def write_trust(
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
-
-
-def _weights_sha256(files: TrustFiles) -> str:
-    if not files.weights:
-        raise BundleError(f"{files.bundle.name} has no weights; train it first")
-    return files.weights.get(WEIGHT_FILES[0]) or next(iter(files.weights.values()))
 
 
 def _limits(
@@ -189,10 +177,7 @@ def fold_of(patients: Sequence[str], folds: int) -> NDArray[np.int64]:
 def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorNet:
     """An error net that begins as a trained discriminator: a given one, else the bundle's, else with nothing.
 
-    Raises
-    ------
-    BundleError
-        If the weights are not those of such a discriminator.
+    Raises ``BundleError`` if the weights are not those of such a discriminator.
     """
     path = bundle.path / "trust" / "discriminator.json"
     try:

@@ -13,23 +13,22 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _LEARNING_RATE = 0.08
+_LISTS: dict[str, Any] = {"feature": int, "threshold": float, "left": int, "right": int, "value": float}
+"""The lists of a tree, and what they hold."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """One tree, node by node; node 0 is the root."""
 
-    feature: tuple[int, ...]
-    """Which input a node asks; −1 for a leaf."""
-    threshold: tuple[float, ...]
-    """To the left if the input is at most this."""
+    feature: tuple[int, ...]  # which input a node asks; −1 for a leaf
+    threshold: tuple[float, ...]  # to the left if the input is at most this
     left: tuple[int, ...]
     right: tuple[int, ...]
-    value: tuple[float, ...]
-    """What a leaf answers."""
+    value: tuple[float, ...]  # what a leaf answers
 
     def __post_init__(self) -> None:
-        sizes = {len(part) for part in (self.feature, self.threshold, self.left, self.right, self.value)}
+        sizes = {len(getattr(self, name)) for name in _LISTS}
         if len(sizes) != 1 or not self.feature:
             raise ValueError("a tree's lists differ in length or are empty")
         for node, feature in enumerate(self.feature):
@@ -62,9 +61,8 @@ class BoostedTrees:
         """Feature, threshold, left, right and value, each ``(trees, nodes)``; what a tree lacks is never reached."""
         most = max((len(tree.feature) for tree in self.trees), default=1)
         parts = []
-        for name in ("feature", "threshold", "left", "right", "value"):
-            dtype = float if name in {"threshold", "value"} else np.intp
-            parts.append(np.full((len(self.trees), most), -1, dtype=dtype))
+        for name, kind in _LISTS.items():
+            parts.append(np.full((len(self.trees), most), -1, dtype=np.intp if kind is int else float))
             for row, tree in zip(parts[-1], self.trees, strict=True):
                 row[: len(tree.feature)] = getattr(tree, name)
         return tuple(parts)
@@ -73,14 +71,7 @@ class BoostedTrees:
     def from_json(cls, content: Mapping[str, Any]) -> BoostedTrees:
         """From what :func:`dataclasses.asdict` and JSON made of one; ``ValueError`` if a walk down would not end."""
         trees = tuple(
-            Tree(
-                tuple(map(int, tree["feature"])),
-                tuple(map(float, tree["threshold"])),
-                tuple(map(int, tree["left"])),
-                tuple(map(int, tree["right"])),
-                tuple(map(float, tree["value"])),
-            )
-            for tree in content["trees"]
+            Tree(**{name: tuple(map(kind, tree[name])) for name, kind in _LISTS.items()}) for tree in content["trees"]
         )
         return cls(float(content["constant"]), float(content["learning_rate"]), trees)
 

@@ -38,12 +38,9 @@ class OODDetector:
 
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    axes: tuple[tuple[float, ...], ...]
-    """Of the scaled features, one per row."""
-    spread: tuple[float, ...]
-    """Standard deviation along each axis after shrinkage."""
-    rest: float
-    """The standard deviation in all other directions."""
+    axes: tuple[tuple[float, ...], ...]  # of the scaled features, one per row
+    spread: tuple[float, ...]  # standard deviation along each axis after shrinkage
+    rest: float  # the standard deviation in all other directions
 
     def distance(self, features: Floats) -> float:
         """Mahalanobis distance per feature: about 1 for a training case."""
@@ -89,10 +86,8 @@ def fit_ood_detector(features: Floats, floor: float = 1e-3) -> OODDetector:
 class Reinference(NamedTuple):
     """What the network says of a case when it labels the structures once more, in a small box."""
 
-    features: dict[str, float]
-    """Distances from the training cases, and how well both results agree, by name."""
-    embedding: Floats
-    """Means and spreads of the encoder's channels, then statistics of the image."""
+    features: dict[str, float]  # distances from the training cases, and how well both results agree, by name
+    embedding: Floats  # means and spreads of the encoder's channels, then statistics of the image
 
 
 @dataclass(frozen=True)
@@ -102,16 +97,11 @@ class TrainingStatistics(StoredPart):
     what = "trust reference"
     file_format = "medseg-trust-reference-1"
 
-    layers: tuple[str, ...]
-    """Modules of the network whose channels are looked at."""
-    divisor: int
-    """Sides of the network's input are multiples of it."""
-    detectors: Mapping[str, OODDetector]
-    """For ``"encoder"``, ``"image"`` and ``"shape"``."""
-    limits: Mapping[str, float]
-    """Distances above which a case is flagged; one that is missing flags nothing."""
-    weights_sha256: str
-    """The weights whose encoder it is."""
+    layers: tuple[str, ...]  # modules of the network whose channels are looked at
+    divisor: int  # sides of the network's input are multiples of it
+    detectors: Mapping[str, OODDetector]  # for ``"encoder"``, ``"image"`` and ``"shape"``
+    limits: Mapping[str, float]  # distances above which a case is flagged; one that is missing flags nothing
+    weights_sha256: str  # the weights whose encoder it is
 
     def reinfer(self, network: nn.Module, case: CaseFeatures) -> Reinference:
         """Let the network label a case once more, in a box round the structures."""

@@ -20,8 +20,7 @@ SMALLEST_SPREAD: Final = 1e-9
 class StoredPart(ABC):
     """A part of trust as a record that knows its JSON, with a ``format`` of its own."""
 
-    what: ClassVar[str]
-    """What it is, for messages."""
+    what: ClassVar[str]  # what it is, for messages
     file_format: ClassVar[str]
     weights_sha256: str
 
@@ -42,10 +41,8 @@ class StoredPart(ABC):
     def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Self:
         """Read one.
 
-        Raises
-        ------
-        BundleError
-            If the file is something else, or belongs to none of the given weights (None: any will do).
+        Raises ``BundleError`` if the file is something else, or belongs to none of the given weights (None: any will
+        do).
         """
         try:
             text = path.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -113,15 +114,7 @@ def _shift(probabilities: Floats, rng: np.random.Generator) -> Floats:
     return _each(probabilities, lambda p: ndimage.shift(p, shift, order=1, mode="constant"))
 
 
-def _erode(probabilities: Floats, rng: np.random.Generator) -> Floats:
-    return _each(probabilities, _grey(ndimage.grey_erosion, rng))
-
-
-def _dilate(probabilities: Floats, rng: np.random.Generator) -> Floats:
-    return _each(probabilities, _grey(ndimage.grey_dilation, rng))
-
-
-def _grey(operation: Callable[..., Floats], rng: np.random.Generator) -> Callable[[Floats], Floats]:
+def _grey(operation: Callable[..., Floats], probabilities: Floats, rng: np.random.Generator) -> Floats:
     """One to three voxels of a ball, and a fraction of a step more."""
     whole, part = int(rng.integers(0, 3)), rng.random()
     ball = ndimage.generate_binary_structure(3, 1)
@@ -131,7 +124,7 @@ def _grey(operation: Callable[..., Floats], rng: np.random.Generator) -> Callabl
             p = operation(p, footprint=ball)
         return np.asarray((1 - part) * p + part * operation(p, footprint=ball))
 
-    return apply
+    return _each(probabilities, apply)
 
 
 def _warp(probabilities: Floats, rng: np.random.Generator) -> Floats:
@@ -180,8 +173,8 @@ def _each(probabilities: Floats, change: Callable[[Floats], Floats]) -> Floats:
 
 MASK_FAULTS: Mapping[str, Fault] = {
     "shift": _shift,
-    "erode": _erode,
-    "dilate": _dilate,
+    "erode": partial(_grey, ndimage.grey_erosion),
+    "dilate": partial(_grey, ndimage.grey_dilation),
     "warp": _warp,
     "cut": _cut,
     "blob": _blob,

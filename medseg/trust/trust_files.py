@@ -35,10 +35,8 @@ class TrustState:
     state: Literal["ready", "none", "stale", "damaged", "off"]
     """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
     used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts."""
-    message: str = ""
-    """Why not, and what to do."""
-    calibration: Calibration | None = None
-    """Coverage, thresholds, what it was fitted on, if it can be read."""
+    message: str = ""  # why not, and what to do
+    calibration: Calibration | None = None  # coverage, thresholds, what it was fitted on, if it can be read
 
     def as_json(self) -> dict[str, Any]:
         """For ``run.json`` and ``--json``."""
@@ -128,12 +126,8 @@ class TrustFiles:
 
     def unusable(self) -> Iterator[tuple[str, BundleError]]:
         """Files beside the calibration that cannot be used, by their place in the bundle, and why."""
-        parts = {
-            ERROR_NET_NAME: "error_net",
-            STATISTICS_NAME: "training_statistics",
-            FAULT_CLASSIFIER_NAME: "fault_classifier",
-        }
-        for name, part in parts.items():
+        names = (ERROR_NET_NAME, STATISTICS_NAME, FAULT_CLASSIFIER_NAME)
+        for name, part in zip(names, ("error_net", "training_statistics", "fault_classifier"), strict=True):
             try:
                 getattr(self, part)
             except BundleError as error:

@@ -15,7 +15,7 @@ from medseg.trust.calibration import Calibration
 from medseg.trust.crop import Crop
 from medseg.trust.error_net import ErrorNet
 from medseg.trust.fault_classifier import FaultClassifier
-from medseg.trust.features import CaseFeatures, case_features
+from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.trust_files import TrustFiles
 
@@ -24,28 +24,22 @@ from medseg.trust.trust_files import TrustFiles
 class Assessment:
     """What a trust model says of one crop."""
 
-    verdict: Verdict
-    """How far the result can be believed."""
+    verdict: Verdict  # how far the result can be believed
     error_map: NDArray[np.float32]
     """``(H, W, D)`` on the grid of the crop, 0 to 1: the share of wrong labels expected round each voxel."""
-    features: Mapping[str, float]
-    """What the estimates rest on, by name."""
+    features: Mapping[str, float]  # what the estimates rest on, by name
 
 
 @dataclass(frozen=True)
 class TrustModel:
     """Assesses results of the network whose bundle it was opened from."""
 
-    names: Mapping[int, str]
-    """Structures by label."""
-    network: nn.Module
-    """The bundle's, in evaluation mode; its encoder is used."""
-    calibration: Calibration
-    """From features to Dice."""
+    names: Mapping[int, str]  # structures by label
+    network: nn.Module  # the bundle's, in evaluation mode; its encoder is used
+    calibration: Calibration  # from features to Dice
     error_net: ErrorNet | None = None
     training_statistics: TrainingStatistics | None = None
-    fault_classifier: FaultClassifier | None = None
-    """What else the bundle has."""
+    fault_classifier: FaultClassifier | None = None  # and the two above: what else the bundle has
 
     @classmethod
     def open(cls, files: TrustFiles, network: nn.Module, device: str | torch.device = "cpu") -> TrustModel | None:
@@ -89,19 +83,17 @@ class TrustModel:
                 fault = self.fault_classifier.most_probable(again.embedding)
         estimates = self.calibration.estimate(features)
         structures = [replace(one, name=self.names.get(one.label, str(one.label))) for one in estimates]
+        flags = self.training_statistics.flags(features) if self.training_statistics else ()
+        if any(case.shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures):
+            flags = (*flags, STRUCTURE_MISSING)
         verdict = Verdict(
             self.calibration.thresholds.decide(structures),
             tuple(sorted(structures, key=lambda structure: structure.label)),
-            self._flags(features, case),
+            flags,
             look_at_mm(case.error_map, crop),
             fault,
         )
         return Assessment(verdict, case.error_map, features)
-
-    def _flags(self, features: Mapping[str, float], case: CaseFeatures) -> tuple[str, ...]:
-        flags = self.training_statistics.flags(features) if self.training_statistics else ()
-        missing = any(case.shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures)
-        return (*flags, STRUCTURE_MISSING) if missing else flags
 
 
 def look_at_mm(error_map: NDArray[np.float32], crop: Crop) -> tuple[float, float, float] | None:

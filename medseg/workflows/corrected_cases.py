@@ -56,35 +56,17 @@ class CorrectedCases:
     """The cases of an infer folder that have a reference; iterating gives one after the other, one in memory.
 
     Each comes as it is, then with some faults (:mod:`medseg.trust.synthetic_faults`).
-
-    Parameters
-    ----------
-    predictor
-        The bundle that made the folder.
-    folder
-        What ``medseg infer`` left.
-    references
-        Folder of corrected masks, or a datalist (which may name patients). A mask whose axes run in another order or
-        direction than those of its image is turned, which changes no value.
-    images
-        Where the images are now, if ``run.json`` does not lead to them.
-    progress
-        Called with the number of cases looked at, and of all.
-
-    Attributes
-    ----------
-    case_ids
-        The cases that have a reference.
-    skipped
-        Cases that turned out unusable; complete after the iteration.
     """
 
-    predictor: Predictor
-    folder: Path
+    predictor: Predictor  # the bundle that made the folder
+    folder: Path  # what ``medseg infer`` left
+    # folder of corrected masks, or a datalist (which may name patients). A mask whose axes run in another order or
+    # direction than those of its image is turned, which changes no value
     references: Path
-    images: Sequence[Path] = ()
-    progress: Callable[[int, int], None] = lambda _, __: None
-    case_ids: tuple[str, ...] = field(init=False)
+    images: Sequence[Path] = ()  # where the images are now, if ``run.json`` does not lead to them
+    progress: Callable[[int, int], None] = lambda _, __: None  # called with the number of cases looked at, and of all
+    case_ids: tuple[str, ...] = field(init=False)  # the cases that have a reference
+    # cases that turned out unusable; complete after the iteration
     skipped: list[Skipped] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -168,12 +150,7 @@ class CorrectedCases:
 class TrainingCases(Sequence[TrainingCase]):
     """Cases of a datalist as the network sees them; each is read when asked for.
 
-    Parameters
-    ----------
-    predictor
-        The bundle.
-    datalist
-        Names image and label of the cases that the network was trained on.
+    ``predictor``: The bundle. ``datalist``: Names image and label of the cases that the network was trained on.
     """
 
     def __init__(self, predictor: Predictor, datalist: Path) -> None:

@@ -31,20 +31,11 @@ _SHOWN = {"dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd": "
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What :func:`cross_validate` found.
+    """What :func:`cross_validate` found."""
 
-    Attributes
-    ----------
-    output
-        Folder with ``fold0/``, ``fold1/`` … and ``scores/``.
-    folds
-        The folds that were held out in turn.
-    evaluation
-        All held-out cases, each by the network of its fold; a case that inference refused is unpaired in it.
-    """
-
-    output: Path
-    folds: tuple[int, ...]
+    output: Path  # folder with ``fold0/``, ``fold1/`` … and ``scores/``
+    folds: tuple[int, ...]  # the folds that were held out in turn
+    # all held-out cases, each by the network of its fold; a case that inference refused is unpaired in it
     evaluation: EvaluationResult
 
 
@@ -90,14 +81,17 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     manifest = _manifest(opened, datalist, dataset_dir)
     known = sorted({item["fold"] for item in manifest.training if isinstance(item.get("fold"), int)})
     if len(known) < 2:
-        raise UsageError(
-            f"the datalist has {len(known) or 'no'} fold(s), expected at least two; make them: medseg manifest split"
-        )
+        why = f"the datalist has {len(known) or 'no'} fold(s), expected at least two"
+        raise UsageError(f"{why}; make them: medseg manifest split")
     chosen = tuple(known if folds is None else folds)
     if unknown := [fold for fold in chosen if fold not in known]:
         raise UsageError(f"found the folds {known} in the datalist, not {unknown}; choose among them")
     options = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
-    _check_unchanged(place, {"datalist": manifest.content, "overrides": dict(overrides or {})})
+    settings = json.loads(json.dumps({"datalist": manifest.content, "overrides": dict(overrides or {})}, default=str))
+    stated = place / "asked.json"  # folds of other data or settings are not taken for those that are asked for
+    if stated.is_file() and json.loads(stated.read_text(encoding="utf-8")) != settings:
+        raise UsageError(f"{place} holds folds of another datalist or other --set values; choose another --output")
+    write_json(stated, settings)
     predicted: list[Item] = []
     for number, fold in enumerate(chosen, 1):
         say(f"fold {fold} ({number} of {len(chosen)}): training")
@@ -122,14 +116,6 @@ def _manifest(
     return Manifest(read.content, read.dataset_dir.absolute())
 
 
-def _check_unchanged(place: Path, settings: Mapping[str, Any]) -> None:
-    """Folds that were trained on other data or with other settings are not taken for those that are asked for."""
-    path, now = place / "asked.json", json.loads(json.dumps(settings, default=str))
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
-        raise UsageError(f"{place} holds folds of another datalist or other --set values; choose another --output")
-    write_json(path, now)
-
-
 def _trained(bundle: Bundle, place: Path, fold: int, options: Mapping[str, Any], watchers: Sequence[Watcher]) -> Bundle:
     """The fold's own copy of the bundle, with weights."""
     from medseg.training import train_bundle
@@ -142,9 +128,8 @@ def _trained(bundle: Bundle, place: Path, fold: int, options: Mapping[str, Any],
         fresh.rename(copy)
     for name in ("train", "inference"):
         if bundle.config(name) != Bundle.open(copy).config(name):
-            raise UsageError(
-                f"{copy} was trained with another configs/{name}.json; choose another --output, or remove {place}"
-            )
+            why = f"{copy} was trained with another configs/{name}.json"
+            raise UsageError(f"{why}; choose another --output, or remove {place}")
     if TrainingRun.read(Bundle.open(copy)) is None:
         train_bundle(
             copy, fold=fold, output=place / "training", resume=True, publish="final", watchers=watchers, **options

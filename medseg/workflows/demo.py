@@ -27,27 +27,13 @@ _RULES = [{"channel": "ct", "modality": "CT", "exclude_description": "thin|local
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo left, and how well the model learned.
+    """What the demo left, and how well the model learned."""
 
-    Attributes
-    ----------
-    output
-        The demo's folder.
-    report
-        The page to open.
-    bundle
-        The trained bundle.
-    dice
-        Mean Dice of each structure over the test patients, missing structures counted as 0.
-    seconds
-        Wall-clock time per step.
-    """
-
-    output: Path
-    report: Path
-    bundle: Path
-    dice: Mapping[str, float]
-    seconds: Mapping[str, float]
+    output: Path  # the demo's folder
+    report: Path  # the page to open
+    bundle: Path  # the trained bundle
+    dice: Mapping[str, float]  # mean Dice of each structure over the test patients, missing structures counted as 0
+    seconds: Mapping[str, float]  # wall-clock time per step
 
     @property
     def mean_dice(self) -> float:

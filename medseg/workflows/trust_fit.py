@@ -17,13 +17,7 @@ from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, TrustCase
 from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, TrustFiles
 from medseg.trust.trust_model import TrustModel
-from medseg.workflows.corrected_cases import (
-    IMAGE_FAULTS_EACH,
-    MASK_FAULTS_EACH,
-    CorrectedCases,
-    Skipped,
-    TrainingCases,
-)
+from medseg.workflows.corrected_cases import IMAGE_FAULTS_EACH, MASK_FAULTS_EACH, CorrectedCases, Skipped, TrainingCases
 
 _OWN_WEIGHT = 5.0 * (IMAGE_FAULTS_EACH + MASK_FAULTS_EACH)
 """What is asked is how good the hospital's own results are: they count five times as much as the faults together.
@@ -33,40 +27,20 @@ Counted as one of six, an own result would be taken for a poor one, and its boun
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What to calibrate, on what.
+    """What to calibrate, on what."""
 
-    Parameters
-    ----------
-    bundle
-        The bundle's folder.
-    predictions
-        What ``medseg infer`` left.
-    references
-        Corrected masks: a folder, or a datalist.
-    images
-        Where the images are, if ``run.json`` does not lead to them.
-    coverage
-        How often the Dice shall lie above its lower bound.
-    accept, reject
-        Thresholds; those of the calibration so far, or the usual ones, if None.
-    training
-        Datalist of training cases, to tell what is unlike them; what the bundle knows of them if None.
-    fine_tune
-        Whether the bundle's error net is trained further on these cases.
-    device
-        Torch device; ``"auto"``: CUDA, else Apple's MPS, else the CPU.
-    """
-
-    bundle: Path
-    predictions: Path
-    references: Path
-    images: tuple[Path, ...] = ()
-    coverage: float = 0.9
+    bundle: Path  # the bundle's folder
+    predictions: Path  # what ``medseg infer`` left
+    references: Path  # corrected masks: a folder, or a datalist
+    images: tuple[Path, ...] = ()  # where the images are, if ``run.json`` does not lead to them
+    coverage: float = 0.9  # how often the Dice shall lie above its lower bound
+    # accept and reject: thresholds; those of the calibration so far, or the usual ones, if None
     accept: float | None = None
     reject: float | None = None
+    # datalist of training cases, to tell what is unlike them; what the bundle knows of them if None
     training: Path | None = None
-    fine_tune: bool = False
-    device: str = "auto"
+    fine_tune: bool = False  # whether the bundle's error net is trained further on these cases
+    device: str = "auto"  # torch device; ``"auto"``: CUDA, else Apple's MPS, else the CPU
 
 
 @dataclass
@@ -95,19 +69,14 @@ class Recalibration:
     """What :func:`recalibrate` found and wrote."""
 
     path: Path
-    calibration: Calibration
-    """Where it is, and what."""
+    calibration: Calibration  # path and calibration: where it is, and what
     n_cases: int
-    n_patients: int
-    """What it was fitted on."""
+    n_patients: int  # n_cases and n_patients: what it was fitted on
     before: Coverage | None = None
     """Coverage of the calibration so far on the same cases; None if there was none for these weights."""
-    skipped: tuple[Skipped, ...] = ()
-    """Cases that could not be used."""
-    removed: tuple[str, ...] = ()
-    """Files under ``trust/`` that belonged to other weights."""
-    flags: bool = False
-    """Whether images unlike those of the training can be flagged."""
+    skipped: tuple[Skipped, ...] = ()  # cases that could not be used
+    removed: tuple[str, ...] = ()  # files under ``trust/`` that belonged to other weights
+    flags: bool = False  # whether images unlike those of the training can be flagged
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -148,18 +117,12 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
         patients, before = _collect(cases, cache, model)
         if not cache:
             raise UsageError(f"no case can be used; {cases.skipped[0].case_id}: {cases.skipped[0].message}")
-        removed = _remove_unusable(files)
+        removed = tuple(name for name, _ in files.unusable())
+        for name in removed:  # of other weights: they say nothing of these, and would stand in the way
+            (bundle.path / name).unlink()
         calibration = fit_trust(bundle, predictor.network, cache, training, options)
-    return Recalibration(
-        bundle.path / CALIBRATION_NAME,
-        calibration,
-        len(patients),
-        len(set(patients)),
-        before,
-        tuple(cases.skipped),
-        removed,
-        (bundle.path / STATISTICS_NAME).is_file(),
-    )
+    path, flags, counts = bundle.path / CALIBRATION_NAME, (bundle.path / STATISTICS_NAME).is_file(), len(set(patients))
+    return Recalibration(path, calibration, len(patients), counts, before, tuple(cases.skipped), removed, flags)
 
 
 def _options(request: FitRequest, files: TrustFiles) -> TrustOptions:
@@ -189,11 +152,3 @@ def _collect(
             if model is not None and before is not None:
                 before.count(case, model)
     return patients, before
-
-
-def _remove_unusable(files: TrustFiles) -> tuple[str, ...]:
-    """Remove parts of trust that belong to other weights: they say nothing of these, and would stand in the way."""
-    removed = tuple(name for name, _ in files.unusable())
-    for name in removed:
-        (files.bundle.path / name).unlink()
-    return removed
