@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -183,8 +183,8 @@ def _observe(folder: Path) -> None:
             time.sleep(0.02)
         return load(case)
 
-    def observed_open(context: RunContext) -> OpenedBundle:
-        opened = whole_open(context)
+    def observed_open(context: RunContext, kept: MutableMapping[str, OpenedBundle] | None = None) -> OpenedBundle:
+        opened = whole_open(context, kept)
         note("opens", opened.predictor.choice.engine)
         return opened
 
