@@ -40,6 +40,7 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _LONGEST_WANTED: Final = 64 * 1024
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FIRST_READ: Final = 16 * 1024
+_FIRST_ELEMENT_BYTES: Final = 132
 _DEEPEST_NESTING: Final = 32
 _HEADS: Final = {
     order: (struct.Struct(order + "HH2sH"), struct.Struct(order + "HHI"), struct.Struct(order + "I")) for order in "<>"
@@ -114,7 +115,7 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
     try:
         source: _FileBytes | _InflatedBytes = _FileBytes(descriptor, size)
         source.grow(_FIRST_READ)
-        start = _first_element(source.buffer)
+        start = first_element(source.buffer)
         if start is None:
             return None
         found = Elements(file_size=size)
@@ -136,6 +137,12 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
         os.close(descriptor)
 
 
+def may_be_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as DICOM files do; no more than that is read."""
+    with open_file(path) as handle:
+        return first_element(handle.read(_FIRST_ELEMENT_BYTES) or b"") is not None
+
+
 def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
     """The first ``end`` bytes of the deflated data set that begins at ``offset``; fewer if it is shorter."""
     descriptor, _ = _open(path)
@@ -147,7 +154,7 @@ def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
         os.close(descriptor)
 
 
-def _first_element(buffer: bytes) -> int | None:
+def first_element(buffer: bytes) -> int | None:
     """Where the first element begins: after the preamble, or at 0 in files that lack one."""
     if buffer[128:132] == b"DICM":
         return 132

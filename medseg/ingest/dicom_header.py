@@ -213,14 +213,6 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     return header
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM by its content, whatever its name; false if it cannot be opened."""
-    try:
-        return read_header(path) is not None
-    except OSError:
-        return False
-
-
 def _is_dicom(elements: Elements, values: tags.DecodedValues) -> bool:
     """Without file meta information only a SOP class proves it: other files may begin with the same few bytes."""
     if tags.DIRECTORY_RECORDS in values or _UID.fullmatch(values.text(tags.SOP_CLASS_UID)):

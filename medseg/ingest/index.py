@@ -18,10 +18,11 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import walk as archives
-from medseg.ingest.dicom_header import Header, read_header
+from medseg.ingest.dicom_elements import first_element
 from medseg.ingest.index_database import Found, FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.left_out import (
     Leftover,
@@ -33,11 +34,12 @@ from medseg.ingest.left_out import (
     record_of_leftovers,
     warn_of_own,
 )
-from medseg.ingest.pseudonyms import pseudonym
-from medseg.ingest.record import SeriesRecord, case_id_of, first_of_pair, image_kind, is_apple_double, record_of_stack
-from medseg.ingest.stacks import Stack, split
+from medseg.ingest.record import SeriesRecord, case_id_of, dicom_header_of, first_of_pair, image_kind, is_apple_double
 from medseg.ingest.walk import Entry, walk
 from medseg.resources import bounded_map, usable_cores
+
+if TYPE_CHECKING:
+    from medseg.ingest.dicom_header import Header
 
 _log = logging.getLogger(__name__)
 
@@ -227,6 +229,9 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[str]:
     payloads = list(index.headers(group.series))
     if group.key.startswith("f"):  # an image file, whose record was made when its header was read
         return payloads
+    from medseg.ingest.dicom_header import Header  # not needed for other image files
+    from medseg.ingest.stacks import Stack, record_of_stack, split
+
     headers = [Header.from_json(payload) for payload in payloads]
     try:
         stacks = split(headers)
@@ -299,7 +304,7 @@ def _found(path: str) -> Found:
 
 
 def _of_member(path: str) -> Found:
-    if image_kind(path) is None and not archives.looks_like_dicom(start := archives.start_of(path)):
+    if image_kind(path) is None and first_element(start := archives.start_of(path)) is None:
         return _of_leftover(leftover_from(path, start))
     with archives.on_disk([path]) as (copy,):
         return _of_path(copy, path)
@@ -310,7 +315,7 @@ def _of_path(path: str, shown: str) -> Found:
 
     The content decides: some scanners name their DICOM files ``.img``, some archives ``.nii``.
     """
-    header = read_header(path)
+    header = dicom_header_of(path)
     if header is None:
         if is_apple_double(shown, path):
             return "", ""
@@ -381,6 +386,8 @@ def _without_dates(header: Header) -> Header:
 
 @lru_cache(maxsize=4096)
 def _shifted_day(date: str, patient_hash: str) -> str:
+    from medseg.ingest.pseudonyms import pseudonym
+
     try:
         day = datetime.datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=datetime.UTC).toordinal()
     except ValueError:

@@ -21,7 +21,6 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from medseg.errors import Refusal
 from medseg.files import shown
-from medseg.ingest import dicom_tags as tags
 from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
@@ -36,7 +35,7 @@ _log = logging.getLogger(__name__)
 _MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:2]}
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
-_CLASS_TAGS: Final = (tags.SOP_CLASS_UID, tags.MEDIA_SOP_CLASS_UID)
+_CLASS_TAGS: Final = (0x00080016, 0x00020002)  # of the object, and in the file meta information
 _WRITTEN_CLASSES: Final = ("7", "66.4", "66.7", "88.11", "88.22", "88.33", "88.34", "481.3")
 """Secondary captures, segmentations and label maps, reports, RT Structure Sets (PS3.4 annex B.5)."""
 _LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
@@ -93,7 +92,9 @@ def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
 
 def is_written_class(sop_class_uid: str) -> bool:
     """Whether medseg writes results of this SOP class; images that it made itself, as phantoms, are none."""
-    return tags.is_one_of(sop_class_uid, _WRITTEN_CLASSES)
+    from medseg.ingest.dicom_tags import is_one_of
+
+    return is_one_of(sop_class_uid, _WRITTEN_CLASSES)
 
 
 def _listed_beside(path: str | os.PathLike[str]) -> frozenset[str]:

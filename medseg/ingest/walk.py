@@ -201,8 +201,3 @@ def start_of(path: str) -> bytes:
     """The first 132 bytes of a member, by which DICOM is known; ``unreadable`` if it is damaged or missing."""
     with _opened(path) as (opened, info), opened.open(info) as member:
         return member.read(132)
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    """Whether the first bytes of a file may be those of a DICOM file, with or without preamble."""
-    return start[128:] == b"DICM" or start[:2] in (b"\x02\0", b"\x04\0", b"\x08\0", b"\0\x08")

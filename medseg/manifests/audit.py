@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
 from medseg.labels import fault_of, renumbering_advice
-from medseg.manifests.audit_facts import CaseFacts, gather
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.items import patient_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
+
+if TYPE_CHECKING:
+    from medseg.manifests.audit_facts import CaseFacts
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 _ROUNDING_MM = 1e-6
@@ -48,6 +51,8 @@ def audit(
     AuditReport
         All findings, errors first; ``blocks_training`` tells whether one of them is an error.
     """
+    from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
+
     facts = gather(manifest, workers=workers, progress=progress)
     findings = [
         *check_declarations(manifest),

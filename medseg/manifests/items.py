@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.ingest.dicom_header import is_dicom
-from medseg.ingest.record import image_kind, is_second_of_pair
+from medseg.ingest.image_files import is_image_file
+from medseg.ingest.record import is_second_of_pair
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -143,11 +143,10 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if image_kind(path) is not None
-        and not is_second_of_pair(path)
+        if not is_second_of_pair(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
-        and not is_dicom(path)
+        and is_image_file(path)
     )
 
 
