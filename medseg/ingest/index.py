@@ -160,9 +160,7 @@ class _Update:
     def _compare(self, folder: str, prefix: str, entries: Sequence[Entry], *, whole: bool) -> Iterator[FoundFile]:
         """Files that are new or changed; what is gone is dropped, and the folder comes into scope."""
         number, _ = self._index.folder(folder)
-        known = self._index.known(number)
-        stale = []
-        changed = []
+        known, stale, changed = self._index.known(number), [], []
         for entry in entries:
             before = known.pop(entry.name, None)
             if before is not None and before[1:] == (entry.size, entry.mtime_ns):
@@ -269,14 +267,9 @@ def _with_unique_ids(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     """Two inputs of one name in one run get a part of the hash of their paths."""
     named = [record if record.case_id else replace(record, case_id=Path(record.source).name) for record in records]
     counts = Counter(record.case_id for record in named)
-    return [
-        record if counts[record.case_id] == 1 else replace(record, case_id=f"{record.case_id}-{_path_hash(record)}")
-        for record in named
-    ]
-
-
-def _path_hash(record: SeriesRecord) -> str:
-    return hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    ids = ((record.case_id, hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape"))) for record in named)
+    unique = (name if counts[name] == 1 else f"{name}-{digest.hexdigest()[:8]}" for name, digest in ids)
+    return [replace(record, case_id=name) for record, name in zip(named, unique, strict=True)]
 
 
 def _parse(paths: Sequence[str]) -> list[Found]:
@@ -326,13 +319,11 @@ def _of_path(path: str, shown: str) -> Found:
         return "", ""
     if is_written_class(header.sop_class_uid) and is_own_output(path):
         return _of_own(shown)
-    if path != shown:
-        header = header._replace(path=shown)
-    if not header.series_uid_hash:
-        key = _key("p", shown)
-    else:
-        key = f"d{header.study_uid_hash[:_KEY_DIGITS]}{header.series_uid_hash[:_KEY_DIGITS]}"
-    return key, _without_dates(header).to_json()
+    uids = header.study_uid_hash[:_KEY_DIGITS] + header.series_uid_hash[:_KEY_DIGITS]
+    date = header.attributes.get("acquisition date")
+    if date is not None:
+        header.attributes["acquisition date"] = _shifted_day(date, header.patient_hash)
+    return f"d{uids}" if header.series_uid_hash else _key("p", shown), header._replace(path=shown).to_json()
 
 
 def _of_leftover(left: Leftover | None) -> Found:
@@ -361,31 +352,19 @@ def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
 
 
 def _unforeseen(error: Exception) -> str:
-    """The message of a record that was refused for an error no reader foresaw.
-
-    It names the class alone: the text of such an error may quote the header, and so the patient.
-    """
+    """A message that names the class alone: the text of an error may quote the header, and so the patient."""
     _log.debug("a reader failed", exc_info=error)
-    return (
-        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
-        "from its source, and report the fault of the reader"
-    )
+    name = type(error).__name__
+    return f"the reader failed on it ({name}); write it again from its source, and report the fault of the reader"
 
 
 def _of_own(path: str) -> Found:
     return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
 
 
-def _without_dates(header: Header) -> Header:
-    """Dates become day numbers with a secret shift per patient, so that their order is kept (PS3.15 annex E)."""
-    date = header.attributes.get("acquisition date")
-    if date is not None:
-        header.attributes["acquisition date"] = _shifted_day(date, header.patient_hash)
-    return header
-
-
 @lru_cache(maxsize=4096)
 def _shifted_day(date: str, patient_hash: str) -> str:
+    """A day number with a secret shift per patient, so that the order of dates is kept (PS3.15 annex E)."""
     from medseg.ingest.pseudonyms import pseudonym
 
     try:

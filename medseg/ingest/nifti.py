@@ -77,10 +77,8 @@ def _both_halves(path: str | os.PathLike[str]) -> tuple[str, str]:
     header, data = pair_of(path) or (os.fspath(path), os.fspath(path))
     for half, other in ((header, data), (data, header)):
         if half != other and not os.path.exists(half):  # noqa: PTH110 - names that are not UTF-8 survive
-            raise Refusal(
-                "unreadable",
-                f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files",
-            )
+            message = f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files"
+            raise Refusal("unreadable", message)
     return header, data
 
 
@@ -154,9 +152,8 @@ def _affine(header: Any, shape: tuple[int, int, int], notes: list[str]) -> NDArr
     if not 0 <= qcode <= 5 or not 0 <= scode <= 5:
         raise Refusal("no-geometry", f"qform_code {qcode} and sform_code {scode} are not NIfTI codes; set them right")
     if qcode == 0 and scode == 0:
-        raise Refusal(
-            "no-geometry", "qform_code and sform_code are both 0: the file does not say where it lies; set one"
-        )
+        message = "qform_code and sform_code are both 0: the file does not say where it lies; set one"
+        raise Refusal("no-geometry", message)
     unit = int(header["xyzt_units"]) & 7
     if unit not in _UNITS:
         raise Refusal("unreadable", f"spatial unit {unit} is not a NIfTI unit; write the file again")

@@ -139,14 +139,11 @@ def _files_below(folder: str, leftovers: list[Leftover]) -> list[str]:
 def _check_list(files: Sequence[str]) -> None:
     gone = [file for file in files if not os.path.exists(file)]  # noqa: PTH110
     if gone:
-        raise UsageError(
-            f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct the list"
-        )
+        raise UsageError(f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct them")
     folders = [file for file in files if os.path.isdir(file)]  # noqa: PTH112
     if folders:
         raise UsageError(
-            f"{len(folders)} of {len(files)} entries of the list are folders, such as {folders[0]!r}; a list holds the "
-            "files of one series, a folder is given by itself"
+            f"{len(folders)} of {len(files)} listed files are folders, such as {folders[0]!r}; give a folder by itself"
         )
 
 
@@ -208,9 +205,9 @@ def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
 
 
 def _several(found: _Candidates) -> Refusal:
-    stacks = (
+    names = [
         f"{s.case_id} ({s.headers[0].modality}, {len(s.headers)} slices, {s.reason or 'usable'})" for s in found.stacks
-    )
-    names = [*stacks, *(case_id_of(image) for image in found.images)]
+    ]
+    names += map(case_id_of, found.images)
     shown = "; ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return Refusal("several-volumes", f"found {len(names)} volumes where one was expected: {shown}; give one of them")

@@ -159,10 +159,8 @@ def _check_patient(headers: Sequence[Header]) -> tuple[str, ...]:
     if not ids - {""}:
         persons = {header.patient_hash for header in headers}
     if len(persons) > 1:
-        raise Refusal(
-            "mixed-patients",
-            "files of different patients carry one SeriesInstanceUID; sort them apart or export them again",
-        )
+        message = "files of different patients carry one SeriesInstanceUID; sort them apart or export them again"
+        raise Refusal("mixed-patients", message)
     return (f"the patient's name is spelt in {len(names)} ways under one PatientID",) if len(names) > 1 else ()
 
 
@@ -365,9 +363,8 @@ def _check_headers(headers: Sequence[Header]) -> None:
     """Refuse what no reader may turn into a volume, whatever its geometry."""
     for header in headers:
         if not header.pixel_tag and header.defect not in BROKEN:
-            raise Refusal(
-                "no-pixel-data", "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
-            )
+            message = "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
+            raise Refusal("no-pixel-data", message)
         if header.defect is not None:
             raise _defect(header, len(headers))
         check_pixels(header)

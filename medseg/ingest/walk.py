@@ -171,10 +171,8 @@ def _copied(path: str, target: Path) -> str:
     with _opened(path) as (opened, info):
         limit = max_volume_bytes()
         if info.file_size > limit or info.file_size > _LARGEST_RATIO * max(info.compress_size, 1024):
-            raise Refusal(
-                "too-large",
-                f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first",
-            )
+            message = f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first"
+            raise Refusal("too-large", message)
         with opened.open(info) as member, target.open("wb") as out:
             shutil.copyfileobj(member, out, 1 << 20)
     return str(target)
@@ -183,18 +181,14 @@ def _copied(path: str, target: Path) -> str:
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     """The archive of a member, and what it says of it."""
-    archive, name = _taken_apart(path)
+    cut = path.lower().index(f"{_SUFFIX}{MARK}") + len(_SUFFIX)
+    archive, name = path[:cut], path[cut + len(MARK) :]
     try:
         with zipfile.ZipFile(archive) as opened:
             yield opened, opened.getinfo(name)
     except _DAMAGE as error:
         short = os.path.basename(archive)  # noqa: PTH119
         raise Refusal("unreadable", f"a member of {short} cannot be read ({error}); copy it again") from error
-
-
-def _taken_apart(path: str) -> tuple[str, str]:
-    cut = path.lower().index(f"{_SUFFIX}{MARK}") + len(_SUFFIX)
-    return path[:cut], path[cut + len(MARK) :]
 
 
 def start_of(path: str) -> bytes:

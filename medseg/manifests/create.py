@@ -85,8 +85,7 @@ def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[
         )
     declared = {"labels": {str(value): name for value, name in sorted(table.items())}}
     moved = {str(value): label for value, label in sorted({**old, **mapping}.items())}
-    manifest = manifest.with_content(**declared)
-    return manifest.with_content(**{MAPPING_KEY: moved}) if moved else manifest
+    return manifest.with_content(**declared, **({MAPPING_KEY: moved} if moved else {}))
 
 
 def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:
