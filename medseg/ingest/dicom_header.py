@@ -190,13 +190,8 @@ def _tuple(value: Any) -> Any:
 def read_header(path: str | os.PathLike[str]) -> Header | None:
     """Read one file's header; ``None`` if the file is not DICOM.
 
-    A header that is damaged but recognisable as DICOM comes back with ``defect`` set. Pipes and devices are never
-    opened.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened or read.
+    A header that is damaged but recognisable as DICOM comes back with ``defect`` set. A file that cannot be opened is
+    an OSError; pipes and devices are never opened.
     """
     elements = read_elements(path, tags.READ)
     if elements is None:

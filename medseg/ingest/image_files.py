@@ -39,13 +39,7 @@ def _header(path: str | os.PathLike[str], kind: Kind) -> ImageHeader:
 
 
 def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Volume:
-    """Values with axes (i, j, k), grid and facts of one image file; as stored by default, float32 if scaled.
-
-    Raises
-    ------
-    Refusal
-        With the reason code of what is wrong.
-    """
+    """Values with axes (i, j, k), grid and facts of one image file, or a Refusal; as stored, float32 if scaled."""
     kind = image_kind(path)
     if kind is None:
         raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")

@@ -47,13 +47,8 @@ _LONGEST_AXIS: Final = 32767
 def read_nifti_header(path: str | os.PathLike[str]) -> ImageHeader:
     """The checked header of a .nii, .nii.gz, .hdr or .img file; nothing else is read.
 
-    Raises
-    ------
-    Refusal
-        ``unreadable``, ``truncated``, ``not-3d``, ``colour``, ``undecodable``, ``too-large``, ``no-geometry``,
-        ``singular-affine`` or ``non-finite`` (a scale).
-    OSError
-        The file cannot be read.
+    Refused are ``unreadable``, ``truncated``, ``not-3d``, ``colour``, ``undecodable``, ``too-large``, ``no-geometry``,
+    ``singular-affine`` and ``non-finite`` (a scale); a file that cannot be read is an OSError.
     """
     header_file, data_file = _both_halves(path)
     header, is_pair = _structure(read_begin(header_file, _LONGEST_HEADER))

@@ -122,12 +122,8 @@ def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
 def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> NDArray[Any]:
     """The values of sorted slices (or frames) of one grid, in modality units; by default of :func:`value_type`.
 
-    The axes are (i, j, k): columns, rows, slices; memory is ordered slice by slice.
-
-    Raises
-    ------
-    Refusal
-        ``truncated``, ``undecodable``, ``unreadable``, ``non-finite`` or ``too-large``.
+    The axes are (i, j, k): columns, rows, slices; memory is ordered slice by slice. Refused are ``truncated``,
+    ``undecodable``, ``unreadable``, ``non-finite`` and ``too-large`` pixels.
     """
     rows, columns = headers[0].grid
     chosen = value_type(headers) if dtype is None else np.dtype(dtype)

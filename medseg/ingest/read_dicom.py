@@ -45,12 +45,8 @@ def read_headers(files: Iterable[str | os.PathLike[str]]) -> list[Header]:
 def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: bool = False) -> Volume:
     """Read the volume of one stack, as :func:`read_volume` does.
 
-    Without ``allow_resample`` uneven spacing is refused and a tilt is kept as an exact sheared affine.
-
-    Raises
-    ------
-    Refusal
-        With the stack's own reason, or what the pixel data show.
+    Without ``allow_resample`` uneven spacing is refused and a tilt is kept as an exact sheared affine. A Refusal has
+    the stack's own reason, or what the pixel data show.
     """
     remedy = resampling.plan(stack) if allow_resample else None
     if remedy is None and stack.geometry is None:

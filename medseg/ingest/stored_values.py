@@ -112,14 +112,9 @@ def read_begin(path: str | os.PathLike[str], length: int) -> bytes:
 def read_stored(stored: StoredValues, dtype: DTypeLike | None = None) -> NDArray[np.generic]:
     """The values, axes (i, j, k), memory ordered as in the file.
 
-    By default of the stored type in native byte order, or float32 if the values are scaled.
-
-    Raises
-    ------
-    Refusal
-        ``too-large``, ``truncated``, ``unreadable`` (more data than declared), ``undecodable`` or ``non-finite``.
-    OSError
-        The file cannot be read.
+    By default of the stored type in native byte order, or float32 if the values are scaled. Refused are ``too-large``,
+    ``truncated``, ``unreadable`` (more data than declared), ``undecodable`` and ``non-finite``; a file that cannot be
+    read is an OSError.
     """
     default = stored.dtype.newbyteorder("=") if stored.scaling is None else np.dtype(np.float32)
     chosen = default if dtype is None else np.dtype(dtype)

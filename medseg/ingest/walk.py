@@ -146,13 +146,8 @@ def members(archive: str) -> list[Entry]:
 def on_disk(paths: Sequence[str]) -> Iterator[list[str]]:
     """Paths that any reader can open: members of archives are copied to a temporary folder for the time being.
 
-    Plain paths come back as they are. The copies have names of our own, so nothing an archive says can lead out of
-    the folder.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable`` for a damaged, encrypted or missing member, ``too-large`` for one that exceeds the limit.
+    Plain paths come back as they are. The copies have names of our own, so nothing an archive says can lead out of the
+    folder. Refused are ``unreadable`` members (damaged, encrypted, missing) and those ``too-large`` for the limit.
     """
     if not any(is_member(path) for path in paths):
         yield list(paths)
