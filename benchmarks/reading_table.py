@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume
-from medseg.ingest.read import read_headers, read_stack
+from medseg.ingest.read_dicom import read_headers, read_stack
 from medseg.ingest.record import image_kind
 from medseg.ingest.stacks import Stack, split
 

@@ -21,19 +21,10 @@ from medseg.ingest.pixels import check_pixels, read_slices
 from medseg.ingest.walk import on_disk
 
 _CLOCKS: Final = frozenset(("acquisition date", "acquisition time", "content time"))
-_DECIDING: Final = (
-    *("rows", "columns", "samples_per_pixel", "photometric", "pixel_spacing", "position", "orientation", "rescale"),
-    *(
-        "padding",
-        "image_type",
-        "number_of_frames",
-        "frames",
-        "modality",
-        "frame_of_reference_hash",
-        "id_hash",
-        "defect",
-    ),
-)
+_FIELDS: Final = """
+    rows columns samples_per_pixel photometric pixel_spacing position orientation rescale padding image_type
+    number_of_frames frames modality frame_of_reference_hash id_hash defect"""
+_DECIDING: Final = tuple(_FIELDS.split())
 """Fields of a header that decide values and place."""
 
 _MEANING: Final = ("bits_allocated", "bits_stored", "signed", "transfer_syntax", "frame")
@@ -49,10 +40,8 @@ def without_copies(headers: Sequence[Header]) -> tuple[list[Header], tuple[str, 
     for header in headers:
         known = kept.setdefault(header.sop_instance_hash or header.path, header)
         if known is not header and not _is_copy(known, header):
-            raise Refusal(
-                "duplicate-slices",
-                "different images carry one SOPInstanceUID (0008,0018); export the series again from its source",
-            )
+            message = "different images carry one SOPInstanceUID (0008,0018); export the series again from its source"
+            raise Refusal("duplicate-slices", message)
     copies = len(headers) - len(kept)
     return list(kept.values()), (f"{copies} second copies of slices were left out",) if copies else ()
 

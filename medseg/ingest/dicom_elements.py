@@ -40,6 +40,7 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _LONGEST_WANTED: Final = 64 * 1024
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FIRST_READ: Final = 16 * 1024
+_FIRST_ELEMENT_BYTES: Final = 132
 _DEEPEST_NESTING: Final = 32
 _HEADS: Final = {
     order: (struct.Struct(order + "HH2sH"), struct.Struct(order + "HHI"), struct.Struct(order + "I")) for order in "<>"
@@ -114,7 +115,7 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
     try:
         source: _FileBytes | _InflatedBytes = _FileBytes(descriptor, size)
         source.grow(_FIRST_READ)
-        start = _first_element(source.buffer)
+        start = first_element(source.buffer)
         if start is None:
             return None
         found = Elements(file_size=size)
@@ -136,6 +137,12 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
         os.close(descriptor)
 
 
+def may_be_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as DICOM files do; no more than that is read."""
+    with open_file(path) as handle:
+        return first_element(handle.read(_FIRST_ELEMENT_BYTES) or b"") is not None
+
+
 def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
     """The first ``end`` bytes of the deflated data set that begins at ``offset``; fewer if it is shorter."""
     descriptor, _ = _open(path)
@@ -147,7 +154,7 @@ def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
         os.close(descriptor)
 
 
-def _first_element(buffer: bytes) -> int | None:
+def first_element(buffer: bytes) -> int | None:
     """Where the first element begins: after the preamble, or at 0 in files that lack one."""
     if buffer[128:132] == b"DICM":
         return 132
@@ -155,9 +162,7 @@ def _first_element(buffer: bytes) -> int | None:
     if len(buffer) < 16:
         return None
     has_vr = buffer[4:6] in _VRS
-    if buffer[:2] == b"\x02\0":
-        return 0 if has_vr else None  # always explicit (PS3.10 section 7.1)
-    if buffer[:2] == b"\0\x08":
+    if buffer[:2] in (b"\x02\0", b"\0\x08"):  # the first is always explicit (PS3.10 section 7.1)
         return 0 if has_vr else None
     if buffer[:2] not in (b"\x04\0", b"\x08\0"):
         return None
@@ -175,9 +180,7 @@ class _FileBytes:
     """The begin of a file, read in growing steps."""
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._size = size
-        self.buffer = b""
+        self._descriptor, self._size, self.buffer = descriptor, size, b""
 
     def grow(self, end: int) -> bool:
         """Read on until ``end``; false if the file or the limit ends before."""
@@ -191,15 +194,12 @@ class _InflatedBytes:
     """The begin of a deflated data set; what it expands to is bounded by what is asked for."""
 
     def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor = descriptor
-        self._offset = offset
+        self._descriptor, self._offset, self.buffer = descriptor, offset, b""
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self.buffer = b""
 
     def grow(self, end: int) -> bool:
         """Inflate on until ``end``; false if the data end before or are damaged."""
-        parts = [self.buffer]
-        length = len(self.buffer)
+        parts, length = [self.buffer], len(self.buffer)
         try:
             while length < end and not self._inflater.eof:
                 packed = self._inflater.unconsumed_tail or self._read()
@@ -220,12 +220,7 @@ class _InflatedBytes:
 
 
 class _OutOfBytesError(Exception):
-    """The element at ``position`` needs bytes up to ``end``, which were not read yet."""
-
-    def __init__(self, position: int, end: int) -> None:
-        super().__init__(position, end)
-        self.position = position
-        self.end = end
+    """The element at the first position needs bytes up to the second, which were not read yet."""
 
 
 class _MalformedError(Exception):
@@ -243,10 +238,7 @@ class _Walk:
         last: int,
         byte_order: str = "<",
     ) -> None:
-        self._source = source
-        self._found = found
-        self._wanted = wanted
-        self._last = last
+        self._source, self._found, self._wanted, self._last = source, found, wanted, last
         self._stop = min(last + 1, FIRST_PIXEL_TAG)
         self._short, self._implicit, self._long = _HEADS[byte_order]
         self.explicit = True
@@ -259,8 +251,8 @@ class _Walk:
             try:
                 return self._elements(position)
             except _OutOfBytesError as need:
-                position = need.position
-                if not self._source.grow(need.end):
+                position, end = need.args
+                if not self._source.grow(end):
                     self._found.truncated = True
                     return position
             except _MalformedError as error:

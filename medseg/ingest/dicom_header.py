@@ -190,13 +190,8 @@ def _tuple(value: Any) -> Any:
 def read_header(path: str | os.PathLike[str]) -> Header | None:
     """Read one file's header; ``None`` if the file is not DICOM.
 
-    A header that is damaged but recognisable as DICOM comes back with ``defect`` set. Pipes and devices are never
-    opened.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened or read.
+    A header that is damaged but recognisable as DICOM comes back with ``defect`` set. A file that cannot be opened is
+    an OSError; pipes and devices are never opened.
     """
     elements = read_elements(path, tags.READ)
     if elements is None:
@@ -211,14 +206,6 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     if header.defect is None and header.is_image and (message := _excess_of(header)):
         header = header._replace(defect="unreadable", defect_message=message)
     return header
-
-
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM by its content, whatever its name; false if it cannot be opened."""
-    try:
-        return read_header(path) is not None
-    except OSError:
-        return False
 
 
 def _is_dicom(elements: Elements, values: tags.DecodedValues) -> bool:

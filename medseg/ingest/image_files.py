@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from medseg.errors import Refusal
-from medseg.geometry import Geometry
-from medseg.ingest.dicom_header import is_dicom
-from medseg.ingest.metaimage_nrrd import read_metaimage_header, read_nrrd_header
 from medseg.ingest.nifti import read_nifti_header
-from medseg.ingest.record import SeriesRecord, case_id_of, grid_of, image_kind, pair_of
-from medseg.ingest.stored_values import check_stored_size, read_stored
-
-_HEADERS: Final = {"nifti": read_nifti_header, "metaimage": read_metaimage_header, "nrrd": read_nrrd_header}
-
-Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
+from medseg.ingest.record import (
+    Kind,
+    SeriesRecord,
+    Volume,
+    case_id_of,
+    dicom_header_of,
+    grid_of,
+    image_kind,
+    pair_of,
+)
+from medseg.ingest.stored_values import ImageHeader, check_stored_size, read_stored
 
 
 def is_image_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is one of those read here: by its name, unless it is DICOM by its content (some are ``.img``)."""
-    return image_kind(path) is not None and not is_dicom(path)
+    """Whether a file is one of those read here: by its name, unless it is DICOM by its content."""
+    try:
+        return image_kind(path) is not None and dicom_header_of(path) is None
+    except OSError:
+        return True
+
+
+def _header(path: str | os.PathLike[str], kind: Kind) -> ImageHeader:
+    if kind == "nifti":
+        return read_nifti_header(path)
+    from medseg.ingest import metaimage_nrrd
+
+    return (metaimage_nrrd.read_nrrd_header if kind == "nrrd" else metaimage_nrrd.read_metaimage_header)(path)
 
 
 def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Volume:
-    """Values with axes (i, j, k), grid and facts of one image file; as stored by default, float32 if scaled.
-
-    Raises
-    ------
-    Refusal
-        With the reason code of what is wrong.
-    """
+    """Values with axes (i, j, k), grid and facts of one image file, or a Refusal; as stored, float32 if scaled."""
     kind = image_kind(path)
     if kind is None:
         raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")
     try:
-        header = _HEADERS[kind](path)
+        header = _header(path, kind)
         values = read_stored(header.stored, dtype)
     except OSError as error:
         raise Refusal("unreadable", f"the file cannot be read ({error.strerror or error}); check the path") from error
@@ -54,7 +61,7 @@ def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:
     files = tuple(half for half in halves if half == source or os.path.exists(half))  # noqa: PTH110
     known: dict[str, Any] = {"case_id": case_id_of(path), "source": source, "kind": kind, "files": files}
     try:
-        header = _HEADERS[kind](path)
+        header = _header(path, kind)
         check_stored_size(header.stored)
     except Refusal as refusal:
         return SeriesRecord(**known, usable=False, reason=refusal.code, message=refusal.message)

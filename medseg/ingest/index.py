@@ -18,10 +18,11 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.errors import ReasonCode, Refusal
 from medseg.ingest import walk as archives
-from medseg.ingest.dicom_header import Header, read_header
+from medseg.ingest.dicom_elements import first_element
 from medseg.ingest.index_database import Found, FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.left_out import (
     Leftover,
@@ -33,11 +34,12 @@ from medseg.ingest.left_out import (
     record_of_leftovers,
     warn_of_own,
 )
-from medseg.ingest.pseudonyms import pseudonym
-from medseg.ingest.record import SeriesRecord, case_id_of, first_of_pair, image_kind, is_apple_double, record_of_stack
-from medseg.ingest.stacks import Stack, split
+from medseg.ingest.record import SeriesRecord, case_id_of, dicom_header_of, first_of_pair, image_kind, is_apple_double
 from medseg.ingest.walk import Entry, walk
 from medseg.resources import bounded_map, usable_cores
+
+if TYPE_CHECKING:
+    from medseg.ingest.dicom_header import Header
 
 _log = logging.getLogger(__name__)
 
@@ -158,9 +160,7 @@ class _Update:
     def _compare(self, folder: str, prefix: str, entries: Sequence[Entry], *, whole: bool) -> Iterator[FoundFile]:
         """Files that are new or changed; what is gone is dropped, and the folder comes into scope."""
         number, _ = self._index.folder(folder)
-        known = self._index.known(number)
-        stale = []
-        changed = []
+        known, stale, changed = self._index.known(number), [], []
         for entry in entries:
             before = known.pop(entry.name, None)
             if before is not None and before[1:] == (entry.size, entry.mtime_ns):
@@ -227,6 +227,9 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[str]:
     payloads = list(index.headers(group.series))
     if group.key.startswith("f"):  # an image file, whose record was made when its header was read
         return payloads
+    from medseg.ingest.dicom_header import Header  # not needed for other image files
+    from medseg.ingest.stacks import Stack, record_of_stack, split
+
     headers = [Header.from_json(payload) for payload in payloads]
     try:
         stacks = split(headers)
@@ -264,14 +267,9 @@ def _with_unique_ids(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     """Two inputs of one name in one run get a part of the hash of their paths."""
     named = [record if record.case_id else replace(record, case_id=Path(record.source).name) for record in records]
     counts = Counter(record.case_id for record in named)
-    return [
-        record if counts[record.case_id] == 1 else replace(record, case_id=f"{record.case_id}-{_path_hash(record)}")
-        for record in named
-    ]
-
-
-def _path_hash(record: SeriesRecord) -> str:
-    return hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    ids = ((record.case_id, hashlib.sha256(record.files[0].encode("utf-8", "surrogateescape"))) for record in named)
+    unique = (name if counts[name] == 1 else f"{name}-{digest.hexdigest()[:8]}" for name, digest in ids)
+    return [replace(record, case_id=name) for record, name in zip(named, unique, strict=True)]
 
 
 def _parse(paths: Sequence[str]) -> list[Found]:
@@ -299,7 +297,7 @@ def _found(path: str) -> Found:
 
 
 def _of_member(path: str) -> Found:
-    if image_kind(path) is None and not archives.looks_like_dicom(start := archives.start_of(path)):
+    if image_kind(path) is None and first_element(start := archives.start_of(path)) is None:
         return _of_leftover(leftover_from(path, start))
     with archives.on_disk([path]) as (copy,):
         return _of_path(copy, path)
@@ -310,7 +308,7 @@ def _of_path(path: str, shown: str) -> Found:
 
     The content decides: some scanners name their DICOM files ``.img``, some archives ``.nii``.
     """
-    header = read_header(path)
+    header = dicom_header_of(path)
     if header is None:
         if is_apple_double(shown, path):
             return "", ""
@@ -321,13 +319,11 @@ def _of_path(path: str, shown: str) -> Found:
         return "", ""
     if is_written_class(header.sop_class_uid) and is_own_output(path):
         return _of_own(shown)
-    if path != shown:
-        header = header._replace(path=shown)
-    if not header.series_uid_hash:
-        key = _key("p", shown)
-    else:
-        key = f"d{header.study_uid_hash[:_KEY_DIGITS]}{header.series_uid_hash[:_KEY_DIGITS]}"
-    return key, _without_dates(header).to_json()
+    uids = header.study_uid_hash[:_KEY_DIGITS] + header.series_uid_hash[:_KEY_DIGITS]
+    date = header.attributes.get("acquisition date")
+    if date is not None:
+        header.attributes["acquisition date"] = _shifted_day(date, header.patient_hash)
+    return f"d{uids}" if header.series_uid_hash else _key("p", shown), header._replace(path=shown).to_json()
 
 
 def _of_leftover(left: Leftover | None) -> Found:
@@ -356,31 +352,21 @@ def _of_refused(path: str, code: ReasonCode, message: str) -> Found:
 
 
 def _unforeseen(error: Exception) -> str:
-    """The message of a record that was refused for an error no reader foresaw.
-
-    It names the class alone: the text of such an error may quote the header, and so the patient.
-    """
+    """A message that names the class alone: the text of an error may quote the header, and so the patient."""
     _log.debug("a reader failed", exc_info=error)
-    return (
-        f"the reader failed on it ({type(error).__name__}), expected a sound file or a known fault; write it again "
-        "from its source, and report the fault of the reader"
-    )
+    name = type(error).__name__
+    return f"the reader failed on it ({name}); write it again from its source, and report the fault of the reader"
 
 
 def _of_own(path: str) -> Found:
     return _of_refused(path, "own-output", "medseg wrote this file as a result; it is no input")
 
 
-def _without_dates(header: Header) -> Header:
-    """Dates become day numbers with a secret shift per patient, so that their order is kept (PS3.15 annex E)."""
-    date = header.attributes.get("acquisition date")
-    if date is not None:
-        header.attributes["acquisition date"] = _shifted_day(date, header.patient_hash)
-    return header
-
-
 @lru_cache(maxsize=4096)
 def _shifted_day(date: str, patient_hash: str) -> str:
+    """A day number with a secret shift per patient, so that the order of dates is kept (PS3.15 annex E)."""
+    from medseg.ingest.pseudonyms import pseudonym
+
     try:
         day = datetime.datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=datetime.UTC).toordinal()
     except ValueError:

@@ -10,16 +10,12 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from medseg.errors import UsageError
 from medseg.ingest.walk import Entry
-
-_GEOMETRY = "geometry.py"
-"""The one module outside this package that decides on verdicts."""
 
 _TOKEN_BYTES = 5
 _COMMIT_EVERY = 5000
@@ -71,8 +67,7 @@ class FoundFile(NamedTuple):
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesGroup:
+class SeriesGroup(NamedTuple):
     """The files of one series that lie within the scanned paths, told by a fingerprint."""
 
     series: int
@@ -124,9 +119,8 @@ class IndexDatabase:
 
     def folder(self, path: str) -> tuple[int, tuple[int, int] | None]:
         """Number of a folder, and for an archive the size and time it had when its members were listed."""
-        found = self._connection.execute(
-            "SELECT id, size, mtime_ns FROM folders WHERE path = ?", (os.fsencode(path),)
-        ).fetchone()
+        query = "SELECT id, size, mtime_ns FROM folders WHERE path = ?"
+        found = self._connection.execute(query, (os.fsencode(path),)).fetchone()
         if found is not None:
             return found[0], None if found[1] is None else (found[1], found[2])
         cursor = self._connection.execute("INSERT INTO folders (path) VALUES (?)", (os.fsencode(path),))
@@ -161,8 +155,7 @@ class IndexDatabase:
     def add(self, files: Sequence[FoundFile], found: Sequence[Found]) -> None:
         """Store what was found in some files."""
         (last,) = self._connection.execute("SELECT COALESCE(MAX(id), 0) FROM files").fetchone()
-        rows = []
-        headers = []
+        rows, headers = [], []
         for number, ((folder, _, entry), (key, payload)) in enumerate(zip(files, found, strict=True), last + 1):
             name, size, mtime_ns = entry
             rows.append((number, folder, os.fsencode(name), size, mtime_ns, _token(folder, entry), self._number(key)))
@@ -213,18 +206,16 @@ class IndexDatabase:
     def records(self) -> Mapping[tuple[int, str], list[str]]:
         """All stored verdicts, by series and fingerprint."""
         found: dict[tuple[int, str], list[str]] = {}
-        for series, fingerprint, payload in self._connection.execute(
-            "SELECT series, fingerprint, payload FROM records ORDER BY rowid"
-        ):
+        rows = self._connection.execute("SELECT series, fingerprint, payload FROM records ORDER BY rowid")
+        for series, fingerprint, payload in rows:
             found.setdefault((series, fingerprint), []).append(payload)
         return found
 
     def store_records(self, group: SeriesGroup, payloads: Sequence[str]) -> None:
         """Store the verdicts on a series, in the place of older ones."""
         self._connection.execute("DELETE FROM records WHERE series = ?", (group.series,))
-        self._connection.executemany(
-            "INSERT INTO records VALUES (?, ?, ?)", [(group.series, group.fingerprint, payload) for payload in payloads]
-        )
+        rows = [(group.series, group.fingerprint, payload) for payload in payloads]
+        self._connection.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
 
 
 @cache
@@ -235,7 +226,7 @@ def _rules_version() -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.blake2b(digest_size=16)
-    for module in (*sorted(here.glob("*.py")), here.parent / _GEOMETRY):
+    for module in (*sorted(here.glob("*.py")), here.parent / "geometry.py"):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

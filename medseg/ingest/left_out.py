@@ -21,7 +21,6 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from medseg.errors import Refusal
 from medseg.files import shown
-from medseg.ingest import dicom_tags as tags
 from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
@@ -36,7 +35,7 @@ _log = logging.getLogger(__name__)
 _MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:2]}
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
-_CLASS_TAGS: Final = (tags.SOP_CLASS_UID, tags.MEDIA_SOP_CLASS_UID)
+_CLASS_TAGS: Final = (0x00080016, 0x00020002)  # of the object, and in the file meta information
 _WRITTEN_CLASSES: Final = ("7", "66.4", "66.7", "88.11", "88.22", "88.33", "88.34", "481.3")
 """Secondary captures, segmentations and label maps, reports, RT Structure Sets (PS3.4 annex B.5)."""
 _LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
@@ -93,7 +92,9 @@ def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
 
 def is_written_class(sop_class_uid: str) -> bool:
     """Whether medseg writes results of this SOP class; images that it made itself, as phantoms, are none."""
-    return tags.is_one_of(sop_class_uid, _WRITTEN_CLASSES)
+    from medseg.ingest.dicom_tags import is_one_of
+
+    return is_one_of(sop_class_uid, _WRITTEN_CLASSES)
 
 
 def _listed_beside(path: str | os.PathLike[str]) -> frozenset[str]:
@@ -118,22 +119,19 @@ def _listed(run: str, _mtime_ns: int) -> frozenset[str]:
 
 
 LOCKED: Final = "not readable"
-_HEAD_BYTES: Final = 4
 _GZIP: Final = b"\x1f\x8b"
 _SLICES: Final = (".dcm", ".dicom", ".dic", ".ima", ".dcm30")
-_TEXTS: Final = (
-    ".txt .md .rst .rtf .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .csv .tsv .json .jsonl .xml .xsl .log"
-)
-_SETTINGS: Final = (
-    ".yaml .yml .toml .ini .cfg .inf .lnk .url .lock .tmp .bak .swp .md5 .sha256 .sum .bvec .bval .db .sqlite"
-)
-_PROGRAMS: Final = ".exe .dll .so .bat .cmd .sh .py .pyc .ipynb .m .r .jar .class .html .htm .css .js"
-_PICTURES: Final = ".svg .png .jpg .jpeg .gif .bmp .tif .tiff .ico .webp .mp4 .avi .mov .wav .stl .obj .ply .vtk .vtp"
-_ARRAYS: Final = ".pt .pth .onnx .npy .npz .mat .h5 .pkl"
-_SUFFIXES: Final = frozenset(" ".join((_TEXTS, _SETTINGS, _PROGRAMS, _PICTURES, _ARRAYS)).split())
-_SYSTEM: Final = "thumbs.db ehthumbs.db desktop.ini dicomdir autorun.inf lockfile version index"
-_README: Final = "readme license licence changes copying makefile md5sums sha1sums sha256sums"
-_NAMES: Final = frozenset(f"{_SYSTEM} {_README}".split())
+_ENDINGS: Final = """
+    .txt .md .rst .rtf .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .csv .tsv .json .jsonl .xml .xsl .log
+    .yaml .yml .toml .ini .cfg .inf .lnk .url .lock .tmp .bak .swp .md5 .sha256 .sum .bvec .bval .db .sqlite
+    .exe .dll .so .bat .cmd .sh .py .pyc .ipynb .m .r .jar .class .html .htm .css .js
+    .svg .png .jpg .jpeg .gif .bmp .tif .tiff .ico .webp .mp4 .avi .mov .wav .stl .obj .ply .vtk .vtp
+    .pt .pth .onnx .npy .npz .mat .h5 .pkl"""
+_SUFFIXES: Final = frozenset(_ENDINGS.split())
+_OTHERS: Final = """
+    thumbs.db ehthumbs.db desktop.ini dicomdir autorun.inf lockfile version index
+    readme license licence changes copying makefile md5sums sha1sums sha256sums"""
+_NAMES: Final = frozenset(_OTHERS.split())
 
 
 class Leftover(NamedTuple):
@@ -148,7 +146,7 @@ def leftover_of(path: str, shown: str | None = None) -> Leftover | None:
     known_as = shown or path
     try:
         with open_file(path) as handle:
-            return leftover_from(known_as, handle.read(_HEAD_BYTES) or b"")
+            return leftover_from(known_as, handle.read(4) or b"")
     except FileNotFoundError:
         return _named(known_as, "links to nothing")
     except OSError:
@@ -168,12 +166,8 @@ def _named(path: str, why: str) -> Leftover | None:
 def note_on(leftovers: Iterable[Leftover], files: Sequence[str]) -> tuple[str, ...]:
     """One note if files that could not be read lie beside those of a volume, and may be slices; else empty."""
     folders, suffixes = {os.path.dirname(file) for file in files}, {_suffix(file) for file in files}  # noqa: PTH120
-    beside = [
-        left
-        for left in leftovers
-        if os.path.dirname(left.path) in folders  # noqa: PTH120
-        and (_suffix(left.path) not in _SUFFIXES or _suffix(left.path) in suffixes)
-    ]
+    near = [left for left in leftovers if os.path.dirname(left.path) in folders]  # noqa: PTH120
+    beside = [left for left in near if _suffix(left.path) not in _SUFFIXES - suffixes]
     return (f"{describe(beside)} beside the slices, which may lack some: look at them",) if beside else ()
 
 

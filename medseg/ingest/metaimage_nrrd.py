@@ -57,10 +57,8 @@ def read_metaimage_header(path: str | os.PathLike[str]) -> ImageHeader:
     if last is None:
         raise Refusal("unreadable", "not a MetaImage: no line ElementDataFile; check what the file is")
     if last.group(1).strip().lower() != b"local":
-        raise Refusal(
-            "unreadable",
-            "the MetaImage's values are in another file, expected ElementDataFile = LOCAL; convert it to .mha",
-        )
+        message = "the MetaImage's values are in another file, expected ElementDataFile = LOCAL; convert it to .mha"
+        raise Refusal("unreadable", message)
     pairs = (line.partition("=") for line in header_lines(begin[: last.end()]))
     fields = Fields((name, value) for name, separator, value in pairs if separator)
     notes: list[str] = []
@@ -134,10 +132,8 @@ def _offset(fields: Fields, stored: StoredValues, *, packed: bool) -> int:
     if size == -1 and not packed and stored.encoding == "raw":
         return max(stored.offset, there - stored.data_bytes)
     if not stored.offset <= size <= there:
-        raise Refusal(
-            "unreadable",
-            f"HeaderSize is {size}, the header ends after {stored.offset} of {there} bytes; write the file again",
-        )
+        message = f"HeaderSize is {size}, the header ends after {stored.offset} of {there} bytes; write the file again"
+        raise Refusal("unreadable", message)
     return size
 
 
@@ -204,9 +200,8 @@ def read_nrrd_header(path: str | os.PathLike[str]) -> ImageHeader:
         raise Refusal("unreadable", "not NRRD: no magic at its begin; check what the file is")
     fields = _fields(begin if end is None else begin[: end.start()])
     if fields.get("data file", "datafile"):
-        raise Refusal(
-            "unreadable", "the NRRD's values are in another file, expected them in the .nrrd itself; convert it"
-        )
+        message = "the NRRD's values are in another file, expected them in the .nrrd itself; convert it"
+        raise Refusal("unreadable", message)
     if end is None:
         raise Refusal("unreadable", "the NRRD's header has no end (an empty line); copy the file again")
     notes: list[str] = []
@@ -261,10 +256,8 @@ def _affine(fields: Fields, notes: list[str]) -> NDArray[np.float64]:
     written = fields.get("space")
     signs = _SPACES.get(re.sub(r"[-\s]", "", written.lower()))
     if signs is None:
-        raise Refusal(
-            "no-geometry",
-            f"NRRD space is {written or 'nothing'!r}, expected an anatomical one such as left-posterior-superior",
-        )
+        message = f"NRRD space is {written or 'nothing'!r}, expected an anatomical one such as left-posterior-superior"
+        raise Refusal("no-geometry", message)
     directions = [match.group(1) for match in _VECTOR.finditer(fields.get("space directions"))]
     origin = [match.group(1) for match in _VECTOR.finditer(fields.get("space origin"))]
     if len(directions) != 3 or len(origin) != 1 or None in (*directions, *origin):

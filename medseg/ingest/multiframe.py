@@ -179,10 +179,7 @@ def _text(value: Any) -> str:
 def check_concatenations(parts: Iterable[tuple[Concatenation, int]]) -> tuple[str, ...]:
     """Notes on the concatenations among the files of one series, each with its number of frames.
 
-    Raises
-    ------
-    Refusal
-        ``missing-slices`` if a part is not there, as far as the others tell.
+    A missing part is refused (``missing-slices``), as far as the others tell.
     """
     objects: dict[str, list[tuple[Concatenation, int]]] = defaultdict(list)
     for part, frames in parts:

@@ -47,13 +47,8 @@ _LONGEST_AXIS: Final = 32767
 def read_nifti_header(path: str | os.PathLike[str]) -> ImageHeader:
     """The checked header of a .nii, .nii.gz, .hdr or .img file; nothing else is read.
 
-    Raises
-    ------
-    Refusal
-        ``unreadable``, ``truncated``, ``not-3d``, ``colour``, ``undecodable``, ``too-large``, ``no-geometry``,
-        ``singular-affine`` or ``non-finite`` (a scale).
-    OSError
-        The file cannot be read.
+    Refused are ``unreadable``, ``truncated``, ``not-3d``, ``colour``, ``undecodable``, ``too-large``, ``no-geometry``,
+    ``singular-affine`` and ``non-finite`` (a scale); a file that cannot be read is an OSError.
     """
     header_file, data_file = _both_halves(path)
     header, is_pair = _structure(read_begin(header_file, _LONGEST_HEADER))
@@ -77,10 +72,8 @@ def _both_halves(path: str | os.PathLike[str]) -> tuple[str, str]:
     header, data = pair_of(path) or (os.fspath(path), os.fspath(path))
     for half, other in ((header, data), (data, header)):
         if half != other and not os.path.exists(half):  # noqa: PTH110 - names that are not UTF-8 survive
-            raise Refusal(
-                "unreadable",
-                f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files",
-            )
+            message = f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files"
+            raise Refusal("unreadable", message)
     return header, data
 
 
@@ -154,9 +147,8 @@ def _affine(header: Any, shape: tuple[int, int, int], notes: list[str]) -> NDArr
     if not 0 <= qcode <= 5 or not 0 <= scode <= 5:
         raise Refusal("no-geometry", f"qform_code {qcode} and sform_code {scode} are not NIfTI codes; set them right")
     if qcode == 0 and scode == 0:
-        raise Refusal(
-            "no-geometry", "qform_code and sform_code are both 0: the file does not say where it lies; set one"
-        )
+        message = "qform_code and sform_code are both 0: the file does not say where it lies; set one"
+        raise Refusal("no-geometry", message)
     unit = int(header["xyzt_units"]) & 7
     if unit not in _UNITS:
         raise Refusal("unreadable", f"spatial unit {unit} is not a NIfTI unit; write the file again")

@@ -22,30 +22,23 @@ from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICI
 from medseg.ingest.dicom_header import Header
 from medseg.resources import check_volume_size, max_volume_bytes, usable_cores
 
+_JPEG: Final = "1.2.840.10008.1.2.4."
+_RLE: Final = "1.2.840.10008.1.2.5"
 _CODECS: Final = {
-    "1.2.840.10008.1.2.5": "pylibjpeg",
-    "1.2.840.10008.1.2.4.80": "pyjpegls",
-    "1.2.840.10008.1.2.4.81": "pyjpegls",
-    "1.2.840.10008.1.2.4.90": "pylibjpeg",
-    "1.2.840.10008.1.2.4.91": "pylibjpeg",
-    "1.2.840.10008.1.2.4.201": "pylibjpeg",
-    "1.2.840.10008.1.2.4.202": "pylibjpeg",
-    "1.2.840.10008.1.2.4.203": "pylibjpeg",
-    "1.2.840.10008.1.2.4.50": "gdcm",
-    "1.2.840.10008.1.2.4.51": "gdcm",
-    "1.2.840.10008.1.2.4.57": "gdcm",
-    "1.2.840.10008.1.2.4.70": "gdcm",
+    **dict.fromkeys((_RLE, *(f"{_JPEG}{end}" for end in (90, 91, 201, 202, 203))), "pylibjpeg"),
+    **dict.fromkeys((f"{_JPEG}{end}" for end in (80, 81)), "pyjpegls"),
+    **dict.fromkeys((f"{_JPEG}{end}" for end in (50, 51, 57, 70)), "gdcm"),
 }
 """Compressed transfer syntaxes that are decoded, and pydicom's plugin that decodes each."""
 
 _NATIVE: Final = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 _INTEGER_PIXELS: Final = 0x7FE00010
 LOSSY_SYNTAXES: Final = {
-    "1.2.840.10008.1.2.4.50": "JPEG baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG extended",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-    "1.2.840.10008.1.2.4.203": "HTJ2K",
+    f"{_JPEG}50": "JPEG baseline",
+    f"{_JPEG}51": "JPEG extended",
+    f"{_JPEG}81": "JPEG-LS near-lossless",
+    f"{_JPEG}91": "JPEG 2000",
+    f"{_JPEG}203": "HTJ2K",
 }
 _LARGE_FRAME_BYTES: Final = 64 * 1024 * 1024
 _HIGHEST_RATIO: Final = 1000
@@ -54,7 +47,6 @@ _NO_RESCALE: Final = (1.0, 0.0)
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0"
 _LENGTH: Final = struct.Struct("<I")
-_RLE: Final = "1.2.840.10008.1.2.5"
 _STREAM_STARTS: Final = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 """How a JPEG or JPEG-LS image begins, and a JPEG 2000 one."""
 
@@ -67,13 +59,11 @@ def check_pixels(header: Header) -> None:
     if header.samples_per_pixel != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         raise Refusal("colour", f"the images are in colour ({header.photometric}); give the original grey-scale series")
     if "MOSAIC" in header.image_type:
-        raise Refusal(
-            "mosaic", "Siemens mosaic: many slices tiled in one image; convert it first, for example by dcm2niix"
-        )
+        message = "Siemens mosaic: many slices tiled in one image; convert it first, for example by dcm2niix"
+        raise Refusal("mosaic", message)
     if min(header.grid) < 1:
-        raise Refusal(
-            "no-pixel-data", f"Rows and Columns are {header.rows} and {header.columns}; export the images again"
-        )
+        message = f"Rows and Columns are {header.rows} and {header.columns}; export the images again"
+        raise Refusal("no-pixel-data", message)
     if header.number_of_frames > 1 and header.frame is None:
         raise Refusal("no-geometry", "several frames without per-frame positions; export an enhanced or classic series")
     _check_syntax(header)
@@ -92,11 +82,8 @@ def _check_syntax(header: Header) -> None:
             "Endian, for example by dcmconv or gdcmconv",
         )
     if header.pixel_length is None:
-        raise Refusal(
-            "undecodable",
-            f"the pixel data are in compressed fragments, but the transfer syntax {syntax} is uncompressed; export the "
-            "files again",
-        )
+        message = f"compressed fragments where the transfer syntax {syntax} is uncompressed; export the files again"
+        raise Refusal("undecodable", message)
 
 
 def _check_length(header: Header) -> None:
@@ -135,12 +122,8 @@ def value_type(headers: Sequence[Header]) -> np.dtype[Any]:
 def read_slices(headers: Sequence[Header], dtype: DTypeLike | None = None) -> NDArray[Any]:
     """The values of sorted slices (or frames) of one grid, in modality units; by default of :func:`value_type`.
 
-    The axes are (i, j, k): columns, rows, slices; memory is ordered slice by slice.
-
-    Raises
-    ------
-    Refusal
-        ``truncated``, ``undecodable``, ``unreadable``, ``non-finite`` or ``too-large``.
+    The axes are (i, j, k): columns, rows, slices; memory is ordered slice by slice. Refused are ``truncated``,
+    ``undecodable``, ``unreadable``, ``non-finite`` and ``too-large`` pixels.
     """
     rows, columns = headers[0].grid
     chosen = value_type(headers) if dtype is None else np.dtype(dtype)
@@ -164,9 +147,8 @@ def _read_file(headers: Sequence[Header], indices: list[int], values: NDArray[An
         else:
             decoded = [_native(headers[i]) for i in indices]
     except OSError as error:
-        raise Refusal(
-            "unreadable", f"a slice cannot be read ({error.strerror}); check the disk and try again"
-        ) from error
+        message = f"a slice cannot be read ({error.strerror}); check the disk and try again"
+        raise Refusal("unreadable", message) from error
     for index, stored in zip(indices, decoded, strict=True):
         if stored.shape != header.grid:
             raise Refusal("undecodable", f"a decoded slice has shape {stored.shape}, its header says {header.grid}")
@@ -240,15 +222,11 @@ def _decoded(header: Header, frames: Sequence[int]) -> list[NDArray[Any]]:
 
     _check_plausible(header)
     fragments = _fragments(header)
+    same = ("rows", "columns", "samples_per_pixel", "bits_allocated", "bits_stored", "number_of_frames")
     described = {
-        "rows": header.rows,
-        "columns": header.columns,
-        "samples_per_pixel": header.samples_per_pixel,
-        "bits_allocated": header.bits_allocated,
-        "bits_stored": header.bits_stored,
+        **{name: getattr(header, name) for name in same},
         "pixel_representation": int(header.signed),
         "photometric_interpretation": header.photometric or "MONOCHROME2",
-        "number_of_frames": header.number_of_frames,
         "pixel_keyword": "PixelData",
         "correct_unused_bits": False,
         "decoding_plugin": _CODECS[header.transfer_syntax],
@@ -289,8 +267,7 @@ def _fragments(header: Header) -> bytes:
     if streams != header.number_of_frames:
         raise Refusal(
             "undecodable",
-            f"{streams} compressed images where Number of Frames (0028,0008) is {header.number_of_frames}; export "
-            "the file again",
+            f"{streams} compressed images where Number of Frames (0028,0008) is {header.number_of_frames}; export it",
         )
     return found[:end] + _DELIMITER + bytes(4)
 
@@ -300,9 +277,8 @@ def _check_plausible(header: Header) -> None:
     frame = header.rows * header.columns * header.bits_allocated // 8
     packed = header.size - header.pixel_offset
     if frame > _LARGE_FRAME_BYTES and packed * _HIGHEST_RATIO < frame * header.number_of_frames:
-        raise Refusal(
-            "truncated", f"{packed} bytes of compressed data for frames of {frame} bytes; copy the file again"
-        )
+        message = f"{packed} bytes of compressed data for frames of {frame} bytes; copy the file again"
+        raise Refusal("truncated", message)
     if header.size > max_volume_bytes():
         raise Refusal("too-large", f"the file has {header.size} bytes, the limit is {max_volume_bytes()}")
 

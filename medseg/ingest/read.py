@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from medseg.errors import Refusal, UsageError
-from medseg.geometry import Geometry
-from medseg.ingest import resampling
-from medseg.ingest.dicom_header import BROKEN, Header, read_header
 from medseg.ingest.image_files import read_image
 from medseg.ingest.left_out import LOCKED, Leftover, describe, leftover_of, named_as_dicom, note_on
-from medseg.ingest.pixels import LOSSY_SYNTAXES, read_slices
-from medseg.ingest.record import SeriesRecord, case_id_of, header_path, image_kind, is_apple_double
-from medseg.ingest.stacks import Stack, split
-from medseg.ingest.suv import suv_facts
+from medseg.ingest.record import (
+    SeriesRecord,
+    Volume,
+    case_id_of,
+    dicom_header_of,
+    header_path,
+    image_kind,
+    is_apple_double,
+)
 from medseg.ingest.walk import on_disk, walk
 
+if TYPE_CHECKING:
+    from medseg.ingest.dicom_header import Header
+    from medseg.ingest.stacks import Stack
+
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | SeriesRecord
-Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
         if len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
             raise _several(found)
         return read_image(found.images[0], dtype)
+    from medseg.ingest.read_dicom import read_stack  # not needed for other image files
+
     stack = _the_one(found)
     values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
     notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
@@ -84,26 +90,14 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
 def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: bool) -> Volume:
     with on_disk(record.files) as files:
         if record.kind == "dicom":
-            values, geometry, facts = read_stack(_stack_of(record, files), dtype, allow_resample=allow_resample)
+            from medseg.ingest.read_dicom import read_stack, stack_of
+
+            values, geometry, facts = read_stack(stack_of(record, files), dtype, allow_resample=allow_resample)
         else:
             values, geometry, facts = read_image(files[0], dtype)
     # The index knows what lay beside the files of the record.
     notes = tuple(dict.fromkeys((*facts["notes"], *record.notes)))
     return values, geometry, {**facts, "case_id": record.case_id, "notes": notes}
-
-
-def _stack_of(record: SeriesRecord, files: Sequence[str]) -> Stack:
-    try:
-        stacks = split(read_headers(files))
-    except OSError as error:
-        message = f"a file of this record cannot be opened ({error.strerror or error}); scan again"
-        raise Refusal("unreadable", message) from error
-    # A multi-frame file holds all stacks of its series; files of classic slices only those of this record.
-    chosen = [stack for stack in stacks if stack.case_id == record.case_id] if len(stacks) > 1 else stacks
-    if len(chosen) != 1:
-        message = record.message or "the files of this record are not what they were; scan again"
-        raise Refusal(record.reason or "unreadable", message)
-    return chosen[0]
 
 
 def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Candidates:
@@ -123,7 +117,10 @@ def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
         _sort_in(file, found)
     # The second half of a pair is no image of its own.
     found.images[:] = [i for i in found.images if header_path(i) == i or header_path(i) not in found.images]
-    found.stacks.extend(split(found.headers))
+    if found.headers:
+        from medseg.ingest.stacks import split
+
+        found.stacks.extend(split(found.headers))
     if given:
         _check_all_read(found, len(files))
     if not found.images and not found.stacks:
@@ -142,21 +139,18 @@ def _files_below(folder: str, leftovers: list[Leftover]) -> list[str]:
 def _check_list(files: Sequence[str]) -> None:
     gone = [file for file in files if not os.path.exists(file)]  # noqa: PTH110
     if gone:
-        raise UsageError(
-            f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct the list"
-        )
+        raise UsageError(f"{len(gone)} of {len(files)} listed files do not exist, such as {gone[0]!r}; correct them")
     folders = [file for file in files if os.path.isdir(file)]  # noqa: PTH112
     if folders:
         raise UsageError(
-            f"{len(folders)} of {len(files)} entries of the list are folders, such as {folders[0]!r}; a list holds the "
-            "files of one series, a folder is given by itself"
+            f"{len(folders)} of {len(files)} listed files are folders, such as {folders[0]!r}; give a folder by itself"
         )
 
 
 def _sort_in(file: str, found: _Candidates) -> None:
     """Recognise one file: by its content as DICOM, else by its name as another image."""
     try:
-        header = read_header(file)
+        header = dicom_header_of(file)
         if header is None and is_apple_double(file):
             return
     except OSError:
@@ -193,7 +187,7 @@ def _why_nothing(found: _Candidates, count: int) -> str:
 
 def _the_one(found: _Candidates) -> Stack:
     volumes = [stack for stack in found.stacks if stack.is_volume]
-    broken = [stack for stack in volumes if stack.reason in BROKEN]
+    broken = [stack for stack in volumes if stack.is_broken]
     if broken:  # which volume lacks the broken file, nobody knows
         return broken[0]
     if len(volumes) > 1:
@@ -211,66 +205,9 @@ def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
 
 
 def _several(found: _Candidates) -> Refusal:
-    stacks = (
+    names = [
         f"{s.case_id} ({s.headers[0].modality}, {len(s.headers)} slices, {s.reason or 'usable'})" for s in found.stacks
-    )
-    names = [*stacks, *(case_id_of(image) for image in found.images)]
+    ]
+    names += map(case_id_of, found.images)
     shown = "; ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return Refusal("several-volumes", f"found {len(names)} volumes where one was expected: {shown}; give one of them")
-
-
-def read_headers(files: Iterable[str | os.PathLike[str]]) -> list[Header]:
-    """The headers of the DICOM files among ``files``, without directories; other files are passed over.
-
-    A file that cannot be opened is an OSError: a volume without it would lack a slice.
-    """
-    headers = (read_header(file) for file in files)
-    return [header for header in headers if header is not None and not header.is_directory]
-
-
-def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: bool = False) -> Volume:
-    """Read the volume of one stack, as :func:`read_volume` does.
-
-    Without ``allow_resample`` uneven spacing is refused and a tilt is kept as an exact sheared affine.
-
-    Raises
-    ------
-    Refusal
-        With the stack's own reason, or what the pixel data show.
-    """
-    remedy = resampling.plan(stack) if allow_resample else None
-    if remedy is None and stack.geometry is None:
-        raise Refusal(stack.reason or "unreadable", stack.message)
-    values = read_slices(stack.headers, np.float32 if remedy is not None and dtype is None else dtype)
-    facts = _facts(stack)
-    if remedy is None:
-        assert stack.geometry is not None  # refused above
-        return values, stack.geometry, facts
-    values, geometry = resampling.apply(remedy, values)
-    facts["resampled"] = remedy.describe()
-    facts["notes"] = (*facts["notes"], f"resampled on request: {remedy.because}")
-    return values, geometry, facts
-
-
-def _facts(stack: Stack) -> dict[str, Any]:
-    first = stack.headers[0]
-    notes = list(stack.notes)
-    lossy = LOSSY_SYNTAXES.get(first.transfer_syntax)
-    if lossy:
-        notes.append(f"compressed with loss or by a syntax that allows it ({lossy})")
-    facts: dict[str, Any] = {
-        "kind": "dicom",
-        "case_id": stack.case_id,
-        "series_uid_hash": first.series_uid_hash,
-        "frame_of_reference_hash": first.frame_of_reference_hash,
-        "modality": first.modality,
-        "transfer_syntax": first.transfer_syntax,
-        "photometric": first.photometric,
-        "rescale": sorted({header.rescale or (1.0, 0.0) for header in stack.headers}),
-        "padding": first.padding,
-        "notes": tuple(notes),
-        "resampled": None,
-    }
-    if first.modality == "PT":
-        facts["pet"] = suv_facts(first.path)
-    return facts

@@ -9,14 +9,21 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from numpy.typing import NDArray
 
 from medseg.errors import ReasonCode
 from medseg.geometry import Geometry
-from medseg.ingest.stacks import Stack
+from medseg.ingest.dicom_elements import may_be_dicom
+
+if TYPE_CHECKING:
+    from medseg.ingest.dicom_header import Header
 
 Kind = Literal["dicom", "nifti", "metaimage", "nrrd"]
 Rows = tuple[tuple[float, ...], ...]
+Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
+"""Values, grid and facts of one volume, as :func:`medseg.ingest.read_volume` returns them."""
 
 
 @dataclass(frozen=True)
@@ -97,31 +104,6 @@ def grid_of(geometry: Geometry | None) -> dict[str, Any]:
     }
 
 
-def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
-    """The record of one stack of DICOM slices; ``source`` defaults to the folder that holds its files."""
-    first = stack.headers[0]
-    return SeriesRecord(
-        case_id=stack.case_id,
-        source=os.path.dirname(first.path) if source is None else source,  # noqa: PTH120 - bytes of odd names survive
-        kind="dicom",
-        files=stack.files,
-        series_uid_hash=first.series_uid_hash,
-        study_uid_hash=first.study_uid_hash,
-        patient_hash=first.patient_hash,
-        modality=first.modality,
-        description=first.description,
-        transfer_syntax=first.transfer_syntax,
-        usable=stack.usable,
-        reason=stack.reason,
-        message=stack.message,
-        notes=stack.notes,
-        is_volume=stack.is_volume,
-        series_number=first.series_number,
-        contrast=first.contrast_agent,
-        **grid_of(stack.geometry),
-    )
-
-
 IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), "nifti"),
     **dict.fromkeys((".mha", ".mhd"), "metaimage"),
@@ -196,6 +178,18 @@ def image_kind(path: str | os.PathLike[str]) -> Kind | None:
     if not name.endswith(_SUFFIXES):
         return None
     return next((kind for suffix, kind in IMAGE_SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def dicom_header_of(path: str | os.PathLike[str]) -> Header | None:
+    """The header of a file that is DICOM by its content, whatever its name (some are ``.img``); an OSError if closed.
+
+    What reads DICOM is imported only for what may be DICOM.
+    """
+    if image_kind(path) is not None and not may_be_dicom(path):
+        return None
+    from medseg.ingest.dicom_header import read_header
+
+    return read_header(path)
 
 
 def case_id_of(path: str | os.PathLike[str]) -> str:

@@ -111,12 +111,8 @@ def fit_geometry(headers: Sequence[Header], normal: Vectors) -> tuple[Geometry, 
     The affine puts the first and the last slice exactly where their headers say; every slice between must lie
     within max(0.05 mm, 2 % of the spacing) of its regular place. Where positions were written with few digits, the
     grid that fits all best is taken, if it explains each within 0.05 mm and half a unit of the last digit.
-    Source: DICOM PS3.3 C.7.6.2.1.1.
-
-    Raises
-    ------
-    Refusal
-        ``missing-slices``, ``non-uniform-spacing``, ``no-geometry`` or ``singular-affine``.
+    Refused are ``missing-slices``, ``non-uniform-spacing``, ``no-geometry`` and ``singular-affine``. Source: DICOM
+    PS3.3 C.7.6.2.1.1.
     """
     first = headers[0]
     if first.pixel_spacing is None or min(first.pixel_spacing) <= 0:

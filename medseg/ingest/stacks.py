@@ -5,6 +5,7 @@ Nothing is read but headers (and the pixels of what seem to be copies): index an
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from medseg.ingest.dicom_tags import is_projection_class
 from medseg.ingest.multiframe import check_concatenations
 from medseg.ingest.pixels import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
+from medseg.ingest.record import SeriesRecord, grid_of
 from medseg.ingest.splitting import mixture_in, separate_stacked
 from medseg.resources import check_volume_size
 
@@ -79,11 +81,41 @@ class Stack:
         """Whether it is a volume, or was meant as one: no report, single slice, dose report or screen shot."""
         return self.usable or not (self.reason in _BESIDE_IMAGES or self._is_picture())
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a defect hides which stack one of its slices belongs to."""
+        return self.reason in BROKEN
+
     def _is_picture(self) -> bool:
         """An image without a place in the patient, whatever else is wrong with it."""
-        if self.reason in BROKEN or any(header.position is not None for header in self.headers):
+        if self.is_broken or any(header.position is not None for header in self.headers):
             return False
         return len(self.headers) == 1 or all(is_projection_class(header.sop_class_uid) for header in self.headers)
+
+
+def record_of_stack(stack: Stack, source: str | None = None) -> SeriesRecord:
+    """The record of one stack of DICOM slices; ``source`` defaults to the folder that holds its files."""
+    first = stack.headers[0]
+    return SeriesRecord(
+        case_id=stack.case_id,
+        source=os.path.dirname(first.path) if source is None else source,  # noqa: PTH120 - bytes of odd names survive
+        kind="dicom",
+        files=stack.files,
+        series_uid_hash=first.series_uid_hash,
+        study_uid_hash=first.study_uid_hash,
+        patient_hash=first.patient_hash,
+        modality=first.modality,
+        description=first.description,
+        transfer_syntax=first.transfer_syntax,
+        usable=stack.usable,
+        reason=stack.reason,
+        message=stack.message,
+        notes=stack.notes,
+        is_volume=stack.is_volume,
+        series_number=first.series_number,
+        contrast=first.contrast_agent,
+        **grid_of(stack.geometry),
+    )
 
 
 def split(headers: Sequence[Header]) -> list[Stack]:
@@ -127,10 +159,8 @@ def _check_patient(headers: Sequence[Header]) -> tuple[str, ...]:
     if not ids - {""}:
         persons = {header.patient_hash for header in headers}
     if len(persons) > 1:
-        raise Refusal(
-            "mixed-patients",
-            "files of different patients carry one SeriesInstanceUID; sort them apart or export them again",
-        )
+        message = "files of different patients carry one SeriesInstanceUID; sort them apart or export them again"
+        raise Refusal("mixed-patients", message)
     return (f"the patient's name is spelt in {len(names)} ways under one PatientID",) if len(names) > 1 else ()
 
 
@@ -333,9 +363,8 @@ def _check_headers(headers: Sequence[Header]) -> None:
     """Refuse what no reader may turn into a volume, whatever its geometry."""
     for header in headers:
         if not header.pixel_tag and header.defect not in BROKEN:
-            raise Refusal(
-                "no-pixel-data", "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
-            )
+            message = "there is no Pixel Data element (7FE0,0010); export the images, not only headers"
+            raise Refusal("no-pixel-data", message)
         if header.defect is not None:
             raise _defect(header, len(headers))
         check_pixels(header)

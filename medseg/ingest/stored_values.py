@@ -13,7 +13,7 @@ import os
 from bz2 import BZ2Decompressor
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from isal import igzip_lib
@@ -37,18 +37,12 @@ _LONGEST_NUMBER: Final = 40
 """Characters of one number written as text; a double takes 24."""
 
 
-class _Codec(NamedTuple):
-    """One kind of compression: what decompresses a member, and how a further member begins (empty: there is none)."""
-
-    stream: Callable[[], IgzipDecompressor | BZ2Decompressor]
-    magic: bytes
-
-
-_CODECS: Final = {
-    "gzip": _Codec(lambda: IgzipDecompressor(flag=DECOMP_GZIP), _GZIP_MAGIC),
-    "zlib": _Codec(lambda: IgzipDecompressor(flag=DECOMP_ZLIB), b""),
-    "bzip2": _Codec(BZ2Decompressor, b"BZh"),
+_CODECS: Final[dict[str, tuple[Callable[[], IgzipDecompressor | BZ2Decompressor], bytes]]] = {
+    "gzip": (lambda: IgzipDecompressor(flag=DECOMP_GZIP), _GZIP_MAGIC),
+    "zlib": (lambda: IgzipDecompressor(flag=DECOMP_ZLIB), b""),
+    "bzip2": (BZ2Decompressor, b"BZh"),
 }
+"""What decompresses a member, and how a further member begins (empty: there is none)."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +112,9 @@ def read_begin(path: str | os.PathLike[str], length: int) -> bytes:
 def read_stored(stored: StoredValues, dtype: DTypeLike | None = None) -> NDArray[np.generic]:
     """The values, axes (i, j, k), memory ordered as in the file.
 
-    By default of the stored type in native byte order, or float32 if the values are scaled.
-
-    Raises
-    ------
-    Refusal
-        ``too-large``, ``truncated``, ``unreadable`` (more data than declared), ``undecodable`` or ``non-finite``.
-    OSError
-        The file cannot be read.
+    By default of the stored type in native byte order, or float32 if the values are scaled. Refused are ``too-large``,
+    ``truncated``, ``unreadable`` (more data than declared), ``undecodable`` and ``non-finite``; a file that cannot be
+    read is an OSError.
     """
     default = stored.dtype.newbyteorder("=") if stored.scaling is None else np.dtype(np.float32)
     chosen = default if dtype is None else np.dtype(dtype)
@@ -144,10 +133,8 @@ def check_stored_size(stored: StoredValues) -> None:
     if there < least:
         raise Refusal("truncated", f"the file holds {max(there, 0)} of {least} bytes of values; copy it again")
     if stored.encoding == "raw" and there > stored.data_bytes + stored.spare_bytes:
-        raise Refusal(
-            "unreadable",
-            f"the file holds {there} bytes of values, its header declares {stored.data_bytes}; write it again",
-        )
+        message = f"the file holds {there} bytes of values, its header declares {stored.data_bytes}; write it again"
+        raise Refusal("unreadable", message)
 
 
 def _fill(values: NDArray[Any], stored: StoredValues) -> None:
@@ -188,20 +175,18 @@ def _decompressed_parts(stored: StoredValues) -> Iterator[bytes]:
         if low < high:
             yield part[low:high]
         if position > end + stored.spare_bytes:
-            raise Refusal(
-                "unreadable",
-                f"the file holds more than the {length} bytes of values its header declares; write it again",
-            )
+            message = f"the file holds more than the {length} bytes of values its header declares; write it again"
+            raise Refusal("unreadable", message)
     if position < end:
         raise Refusal("truncated", f"the file holds {max(position - stored.skip, 0)} of {length} bytes; copy it again")
 
 
 def _members(stored: StoredValues, most: int) -> Iterator[bytes]:
     """Decompressed parts of all members, at most ``most`` bytes and one part more."""
-    codec = _CODECS[stored.encoding]
+    begin, magic = _CODECS[stored.encoding]
     with open_file(stored.path) as handle:
         handle.seek(stored.offset)
-        stream = codec.stream()
+        stream = begin()
         packed, produced = handle.read(_CHUNK), 0
         while produced < most:
             part = _decompressed(stream, packed, min(_CHUNK, most - produced), stored.encoding)
@@ -210,11 +195,11 @@ def _members(stored: StoredValues, most: int) -> Iterator[bytes]:
                 yield part
             if stream.eof:
                 packed = stream.unused_data
-                if len(packed) < len(codec.magic):
+                if len(packed) < len(magic):
                     packed += handle.read(_CHUNK)
-                if not codec.magic or not packed.startswith(codec.magic):  # the end, or padding after it
+                if not magic or not packed.startswith(magic):  # the end, or padding after it
                     return
-                stream = codec.stream()
+                stream = begin()
             elif stream.needs_input:
                 packed = handle.read(_CHUNK)
                 if not packed:
@@ -246,9 +231,8 @@ def _text_parts(stored: StoredValues) -> Iterator[bytes]:
             if numbers:
                 yield _from_text(numbers, stored.dtype)
             elif not part:
-                raise Refusal(
-                    "truncated", f"{count} numbers stand in the file, its header declares {expected}; copy it again"
-                )
+                message = f"{count} numbers stand in the file, its header declares {expected}; copy it again"
+                raise Refusal("truncated", message)
         if rest or count > expected or handle.read(_MOST_SPARE_BYTES).strip():
             raise Refusal("unreadable", f"more than {expected} numbers stand in the file; write it again")
 
@@ -282,6 +266,5 @@ def check_finite(values: NDArray[Any]) -> None:
     # Minimum and maximum together see NaN and both infinities, in two fast passes.
     if not np.isfinite([values.min(), values.max()]).all():
         count = int((~np.isfinite(values)).sum())
-        raise Refusal(
-            "non-finite", f"at least {count} voxels are NaN or infinite; replace them by a value that is meant"
-        )
+        message = f"at least {count} voxels are NaN or infinite; replace them by a value that is meant"
+        raise Refusal("non-finite", message)

@@ -20,8 +20,6 @@ from typing import Any, Final
 from medseg.ingest.dicom_elements import open_file
 from medseg.ingest.dicom_tags import numbers_of
 
-_ADMINISTERED: Final = "ADMIN"
-_AT_START: Final = "START"
 _LONGEST_UPTAKE: Final = timedelta(hours=12)
 """Where only times of day are known: a later scan could as well be on another day."""
 _MOST_HALF_LIVES: Final = 10
@@ -114,9 +112,9 @@ def _factor(text: _Text, tracers: Sequence[_Text]) -> float:
     if dose_bq < _LEAST_DOSE_BQ_PER_KG * weight_kg:
         raise _MissingError(f"RadionuclideTotalDose is {dose_bq:g} for {weight_kg:g} kg, which cannot be Bq")
     correction = text("DecayCorrection")
-    if correction == _ADMINISTERED:
+    if correction == "ADMIN":
         return weight_kg * 1000 / dose_bq
-    if correction != _AT_START:
+    if correction != "START":
         raise _MissingError(f"DecayCorrection is {correction or 'absent'}, expected START or ADMIN")
     half_life_s = _half_life_s(tracer)
     uptake_s = _uptake(text, tracer, half_life_s).total_seconds()
@@ -143,9 +141,7 @@ def _uptake(text: _Text, tracer: _Text, half_life_s: float) -> timedelta:
         if started < _FIRST_DAY:
             raise _MissingError("the date of the scan is absent")
         if clock is not None and abs(_of_day(injected) - clock) > timedelta(minutes=1):
-            raise _MissingError(
-                "RadiopharmaceuticalStartDateTime and RadiopharmaceuticalStartTime contradict each other"
-            )
+            raise _MissingError("RadiopharmaceuticalStartDateTime and RadiopharmaceuticalStartTime contradict")
         uptake, longest = started - injected, timedelta(seconds=_MOST_HALF_LIVES * half_life_s)
     elif clock is not None:
         # Without a date the injection was on the day of the scan, or late on the evening before.
@@ -153,17 +149,14 @@ def _uptake(text: _Text, tracer: _Text, half_life_s: float) -> timedelta:
     else:
         raise _MissingError("the time of the injection is absent or no time")
     if not timedelta(0) <= uptake <= longest:
-        raise _MissingError(
-            f"the scan began {uptake.total_seconds() / 3600:.1f} h after the injection, which cannot be"
-        )
+        raise _MissingError(f"the scan began {uptake / timedelta(hours=1):.1f} h after the injection, which cannot be")
     return uptake
 
 
 def _started(text: _Text) -> datetime:
     """When the scan began: SeriesTime, unless it is later than the acquisition, as that of a reconstruction is."""
     series = _moment(text, "Series")
-    acquired = _moment(text, "Acquisition")
-    if series > acquired:
+    if series > _moment(text, "Acquisition"):
         raise _MissingError("SeriesTime is later than AcquisitionTime: it is not that of the scan")
     return series
 

@@ -48,10 +48,8 @@ class Fields:
         found = [value for name in names for value in self._values.get(_plain(name), ())]
         for other in found[1:]:
             if not _same(found[0], other):
-                raise Refusal(
-                    "unreadable",
-                    f"the header gives {names[0]} as {found[0]!r} and as {other!r}; correct it at its source",
-                )
+                message = f"the header gives {names[0]} as {found[0]!r} and as {other!r}; correct it at its source"
+                raise Refusal("unreadable", message)
         return found[0] if found else ""
 
     def number(self, name: str, absent: int) -> int:

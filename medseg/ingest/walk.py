@@ -146,13 +146,8 @@ def members(archive: str) -> list[Entry]:
 def on_disk(paths: Sequence[str]) -> Iterator[list[str]]:
     """Paths that any reader can open: members of archives are copied to a temporary folder for the time being.
 
-    Plain paths come back as they are. The copies have names of our own, so nothing an archive says can lead out of
-    the folder.
-
-    Raises
-    ------
-    Refusal
-        ``unreadable`` for a damaged, encrypted or missing member, ``too-large`` for one that exceeds the limit.
+    Plain paths come back as they are. The copies have names of our own, so nothing an archive says can lead out of the
+    folder. Refused are ``unreadable`` members (damaged, encrypted, missing) and those ``too-large`` for the limit.
     """
     if not any(is_member(path) for path in paths):
         yield list(paths)
@@ -171,10 +166,8 @@ def _copied(path: str, target: Path) -> str:
     with _opened(path) as (opened, info):
         limit = max_volume_bytes()
         if info.file_size > limit or info.file_size > _LARGEST_RATIO * max(info.compress_size, 1024):
-            raise Refusal(
-                "too-large",
-                f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first",
-            )
+            message = f"a member of an archive expands to {info.file_size} bytes; the limit is {limit}; unpack it first"
+            raise Refusal("too-large", message)
         with opened.open(info) as member, target.open("wb") as out:
             shutil.copyfileobj(member, out, 1 << 20)
     return str(target)
@@ -183,7 +176,8 @@ def _copied(path: str, target: Path) -> str:
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     """The archive of a member, and what it says of it."""
-    archive, name = _taken_apart(path)
+    cut = path.lower().index(f"{_SUFFIX}{MARK}") + len(_SUFFIX)
+    archive, name = path[:cut], path[cut + len(MARK) :]
     try:
         with zipfile.ZipFile(archive) as opened:
             yield opened, opened.getinfo(name)
@@ -192,17 +186,7 @@ def _opened(path: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
         raise Refusal("unreadable", f"a member of {short} cannot be read ({error}); copy it again") from error
 
 
-def _taken_apart(path: str) -> tuple[str, str]:
-    cut = path.lower().index(f"{_SUFFIX}{MARK}") + len(_SUFFIX)
-    return path[:cut], path[cut + len(MARK) :]
-
-
 def start_of(path: str) -> bytes:
     """The first 132 bytes of a member, by which DICOM is known; ``unreadable`` if it is damaged or missing."""
     with _opened(path) as (opened, info), opened.open(info) as member:
         return member.read(132)
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    """Whether the first bytes of a file may be those of a DICOM file, with or without preamble."""
-    return start[128:] == b"DICM" or start[:2] in (b"\x02\0", b"\x04\0", b"\x08\0", b"\0\x08")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
 from medseg.labels import fault_of, renumbering_advice
-from medseg.manifests.audit_facts import CaseFacts, gather
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.items import patient_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
 
+if TYPE_CHECKING:
+    from medseg.manifests.audit_facts import CaseFacts
+
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 _ROUNDING_MM = 1e-6
 """Below this, two grids are equal: double precision leaves about 1e-13 mm."""
-_TRAINING = ("training", "validation")
 _OUTLIER_Z = 6.0
 """Robust z score (Iglewicz and Hoaglin 1993 suggest 3.5 for one look at one variable; here are many)."""
 _ENOUGH_CASES = 8
@@ -48,29 +51,28 @@ def audit(
     AuditReport
         All findings, errors first; ``blocks_training`` tells whether one of them is an error.
     """
+    from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
+
     facts = gather(manifest, workers=workers, progress=progress)
+    labels = manifest.labels
     findings = [
-        *check_declarations(manifest),
-        *check_cases(facts, manifest.labels),
-        *check_whole(facts, manifest.labels),
-        *check_leakage(facts),
+        *_declarations(manifest),
+        *(finding for case in facts for finding in _of_case(case, labels)),
+        *_presence(facts, labels),
+        *chain.from_iterable(check(facts) for check in _CHECKS),
     ]
     findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.code, finding.cases))
     return AuditReport(len(facts), len({patient_of(case.item) for case in facts}), findings)
 
 
-def check_cases(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
-    """Findings that concern one case each; ``labels`` are the declared values."""
-    for case in facts:
-        yield from case.problems
-        yield from _grids(case)
-        yield from _label_values(case, labels)
-        if any(image.constant for image in case.images):
-            yield AuditFinding("constant-image", "all voxels have the same value", (case.case,))
-        if case.section in _TRAINING and not case.item.get("label"):
-            yield AuditFinding("no-label", "a case to train on has no label", (case.case,))
-    yield from _channel_counts(facts)
-    yield from _rounding_noise(facts)
+def _of_case(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[AuditFinding]:
+    yield from case.problems
+    yield from _grids(case)
+    yield from _label_values(case, declared)
+    if any(image.constant for image in case.images):
+        yield AuditFinding("constant-image", "all voxels have the same value", (case.case,))
+    if case.section in ("training", "validation") and not case.item.get("label"):
+        yield AuditFinding("no-label", "a case to train on has no label", (case.case,))
 
 
 def _grids(case: CaseFacts) -> Iterator[AuditFinding]:
@@ -112,25 +114,12 @@ def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
 
 
 def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
-    noise = {
-        case.case: case.images[0].geometry.displacement_mm(label.geometry)
-        for case in facts
-        for label in case.labels
-        if case.images
-    }
+    both = [(case, label) for case in facts if case.images for label in case.labels]
+    noise = {case.case: case.images[0].geometry.displacement_mm(label.geometry) for case, label in both}
     noisy = {name: distance for name, distance in noise.items() if _ROUNDING_MM < distance <= POSITION_TOLERANCE_MM}
     if noisy:
         message = f"image and label differ by up to {max(noisy.values()):.2g} mm, within {POSITION_TOLERANCE_MM} mm"
         yield AuditFinding("rounding-noise", message, tuple(noisy))
-
-
-def check_whole(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
-    """Findings that need all cases; ``labels`` are the declared values."""
-    yield from _presence(facts, labels)
-    yield from _duplicates(facts)
-    yield from _intensities(facts)
-    yield from _volumes(facts)
-    yield from _spacings(facts)
 
 
 def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
@@ -140,31 +129,20 @@ def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator
         return
     present = {value for label in maps for value in label.values.voxels}
     if 0 not in present:
-        message = f"no voxel is 0 in any of the {len(maps)} label maps, so the background never occurs"
-        yield AuditFinding("no-background", message)
+        yield AuditFinding("no-background", f"no voxel is 0 in any of {len(maps)} label maps: no background occurs")
     if not present - {0}:
         yield AuditFinding("nothing-labelled", f"{len(maps)} label maps hold nothing but background")
         return
     if not labels:
-        yield AuditFinding(
-            "no-declared-labels", f"the label maps hold the values {sorted(present)}, of unknown meaning"
-        )
-    advice = renumbering_advice(labels or present)
-    if advice:
+        yield AuditFinding("no-declared-labels", f"label maps hold the values {sorted(present)}, of unknown meaning")
+    if advice := renumbering_advice(labels or present):
         yield AuditFinding("label-gaps", advice)
-    never = sorted(set(labels) - present - {0})
-    if never:
-        yield AuditFinding(
-            "label-never-present", "no case has " + ", ".join(f"{value} ({labels[value]})" for value in never)
-        )
-    trained = [(case.item.get("fold"), case) for case in facts if case.section == "training" and case.labels]
-    without = describe_missing([(fold, _values(case)) for fold, case in trained], labels)
-    if without:
+    if never := ", ".join(f"{value} ({labels[value]})" for value in sorted(set(labels) - present - {0})):
+        yield AuditFinding("label-never-present", f"no case has {never}")
+    trained = [case for case in facts if case.section == "training" and case.labels]
+    values_of = [(case.item.get("fold"), set().union(*(one.values.voxels for one in case.labels))) for case in trained]
+    if without := describe_missing(values_of, labels):
         yield AuditFinding("fold-without-class", without)
-
-
-def _values(case: CaseFacts) -> set[int]:
-    return {value for label in case.labels for value in label.values.voxels}
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
@@ -202,11 +180,10 @@ def _intensities(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
         usual = ", ".join(f"{value:.4g}" for value in np.median(values, axis=0))
         for (case_id, (low, middle, high)), score in zip(rows, scores, strict=True):
             if score > _OUTLIER_Z:
-                message = (
-                    f"channel {channel}: 1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; "
-                    f"the others' medians are {usual}"
+                found = (
+                    f"1st, 50th, 99th percentile {low:.4g}, {middle:.4g}, {high:.4g}; the others' medians are {usual}"
                 )
-                yield AuditFinding("intensity-outlier", message, (case_id,))
+                yield AuditFinding("intensity-outlier", f"channel {channel}: {found}", (case_id,))
 
 
 def _volumes(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
@@ -238,10 +215,9 @@ def _spacings(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the median in units of the spread (scaled median absolute deviation).
+    """Distance from the median in units of the spread (scaled median absolute deviation); zero for fewer than eight.
 
-    Zero for fewer than eight values. The spread is at least 2 % of the median, so that a set of nearly equal values
-    has no outliers by rounding.
+    The spread is at least 2 % of the median, so that nearly equal values have no outliers by rounding.
     """
     if len(values) < _ENOUGH_CASES:
         return np.zeros(len(values))
@@ -250,7 +226,7 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((values - middle) / max(spread, 0.02 * abs(middle), 1e-6), dtype=np.float64)
 
 
-def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
+def _leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     """One patient in two folds, or in training and test; and pairs that look like one scan under two names."""
     by_patient: dict[str, list[CaseFacts]] = defaultdict(list)
     by_step: dict[float, list[CaseFacts]] = defaultdict(list)
@@ -261,17 +237,17 @@ def check_leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     for cases in by_patient.values():
         names, parts = tuple(case.case for case in cases), {_part(case) for case in cases}
         if "test" in parts and len(parts) > 1:
-            yield AuditFinding("patient-in-test", f"one patient is in {_list(parts)}", names)
+            yield AuditFinding("patient-in-test", f"one patient is in {' and '.join(sorted(parts))}", names)
         elif len(parts - {"training"}) > 1:
-            yield AuditFinding("patient-in-two-folds", f"one patient is in {_list(parts)}", names)
+            yield AuditFinding("patient-in-two-folds", f"one patient is in {' and '.join(sorted(parts))}", names)
     for step, cases in by_step.items():
         names, parts = tuple(case.case for case in cases), {_part(case) for case in cases}
         if len({patient_of(case.item) for case in cases}) > 1 and len(parts) > 1 and len(cases) <= _MOST_OF_ONE_SCAN:
-            message = f"values in steps of {step:g} in these cases only, which are in {_list(parts)}"
+            message = f"values in steps of {step:g} in these cases only, which are in {' and '.join(sorted(parts))}"
             yield AuditFinding("suspected-same-scan", message, names)
 
 
-def check_declarations(manifest: Manifest) -> Iterator[AuditFinding]:
+def _declarations(manifest: Manifest) -> Iterator[AuditFinding]:
     """Licence, patients, folds and checksums: what a reader needs to trust a split."""
     items = [item for _, _, item in manifest.items()]
     training = manifest.training
@@ -285,11 +261,9 @@ def check_declarations(manifest: Manifest) -> Iterator[AuditFinding]:
     if training and not split and "validation" not in manifest.content:
         yield AuditFinding("no-folds", "no training item has a fold")
     elif split and len(split) < len(training):
-        yield AuditFinding(
-            "partly-split", f"{len(training) - len(split)} of {len(training)} training items have no fold"
-        )
-    without = sum("sha256" not in item for item in items)
-    if without:
+        unsplit = len(training) - len(split)
+        yield AuditFinding("partly-split", f"{unsplit} of {len(training)} training items have no fold")
+    if without := sum("sha256" not in item for item in items):
         yield AuditFinding("no-checksums", f"{without} of {len(items)} items have no SHA-256 sums")
 
 
@@ -300,5 +274,5 @@ def _part(case: CaseFacts) -> str:
     return case.section if fold is None else f"fold {fold}"
 
 
-def _list(parts: set[str]) -> str:
-    return " and ".join(sorted(parts))
+_CHECKS = (_channel_counts, _rounding_noise, _duplicates, _intensities, _volumes, _spacings, _leakage)
+"""Those that need all cases."""

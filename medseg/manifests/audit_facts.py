@@ -25,33 +25,18 @@ from medseg.resources import bounded_map, usable_cores
 _SAMPLE_VOXELS = 1_000_000
 _FEW_CASES = 24
 _MOST_WORKERS = 4
-_PERCENTILES = (1, 50, 99)
 
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """One file of a case in numbers.
-
-    Parameters
-    ----------
-    geometry
-        Its grid.
-    content
-        Hash of its voxel values in canonical orientation: equal for copies in another file format or orientation.
-    percentiles
-        1st, 50th and 99th percentile of its values.
-    step
-        Common step of its values if that is an unusual number, else 0; see :func:`value_step`.
-    values
-        How much of each label there is (labels only).
-    """
+    """One file of a case in numbers."""
 
     geometry: Geometry
-    content: str
-    percentiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    step: float = 0.0
+    content: str  # hash of the values: equal for copies in another format or orientation
+    percentiles: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the 1st, 50th and 99th
+    step: float = 0.0  # see value_step
     constant: bool = False
-    values: LabelValues = field(default_factory=lambda: LabelValues({}))
+    values: LabelValues = field(default_factory=lambda: LabelValues({}))  # labels only
 
 
 @dataclass(frozen=True)
@@ -75,17 +60,7 @@ def case_of(item: Item) -> str:
 def gather(
     manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[CaseFacts]:
-    """Read every case once.
-
-    Parameters
-    ----------
-    manifest
-        Whose cases to read.
-    workers
-        Number of processes; by default the cores that this process may use, four at most. Each holds one case.
-    progress
-        Called with the number of finished cases and of all cases.
-    """
+    """Read every case once; the parameters are those of :func:`medseg.manifests.audit`."""
     scheme = manifest.scheme
     tasks = [(manifest.dataset_dir, scheme, section, item) for section, _, item in manifest.items()]
     if len(tasks) < _FEW_CASES:  # starting processes costs more than it saves
@@ -138,7 +113,7 @@ def _facts(path: Path, scheme: LabelScheme | None) -> VolumeFacts:
     if scheme is not None:
         return VolumeFacts(geometry, content, values=examine(array, scheme.mapping)[1])
     sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE_VOXELS)]
-    low, middle, high = (float(value) for value in np.percentile(sample, _PERCENTILES))
+    low, middle, high = (float(value) for value in np.percentile(sample, (1, 50, 99)))
     return VolumeFacts(geometry, content, (low, middle, high), value_step(sample), bool(array.min() == array.max()))
 
 

@@ -12,16 +12,10 @@ Severity = Literal["error", "warning", "note"]
 
 CODES: Mapping[str, tuple[Severity, str]] = {
     "missing-file": ("error", "restore the file, or give the right --dataset-dir"),
-    "checksum-mismatch": (
-        "error",
-        "the file has changed since the manifest was made: restore it or make a new manifest",
-    ),
+    "checksum-mismatch": ("error", "the file has changed since: restore it or make a new manifest"),
     "geometry-mismatch": ("error", "resample the label onto its image's grid, or restore the right label"),
     "channel-mismatch": ("error", "give every case the same number of channels, of one field of view"),
-    "unexpected-labels": (
-        "error",
-        "correct the label map, declare the value under `labels`, or map it: `manifest create --map VALUE=LABEL`",
-    ),
+    "unexpected-labels": ("error", "correct it, declare the value, or map it: `manifest create --map VALUE=LABEL`"),
     "fractional-labels": ("error", "the label map was interpolated: make it again with nearest neighbour"),
     "several-labels": ("error", "join the files into one label map, one value for each structure"),
     "label-gaps": ("error", "renumber: `medseg manifest create --images FILE --map VALUE=LABEL,... -o FILE`"),
@@ -37,10 +31,7 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "the voxel values of these cases have one unusual step in common, as crops of one scan do: if they are of one "
         "patient, give them one patient_id and split again",
     ),
-    "channels-on-different-grids": (
-        "warning",
-        "right for a bundle that resamples its channels, as `medseg bundle new` plans it; else resample them first",
-    ),
+    "channels-on-different-grids": ("warning", "right for a bundle that resamples its channels; else do so first"),
     "duplicate-label": ("warning", "two cases have the very same label map: check that neither is a copy of the other"),
     "empty-label": ("warning", "right if the structure is absent; otherwise complete the label"),
     "label-never-present": ("warning", "drop it from `labels`, or check that its cases are listed"),
@@ -51,10 +42,7 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     "fold-without-class": ("warning", "use fewer folds, split again, or add cases that have the structure"),
     "no-declared-labels": ("warning", 'declare what the values mean: "labels": {"0": "background", "1": ...}'),
     "label-volume-outlier": ("warning", "look at the case: a label much smaller or larger than the others"),
-    "intensity-outlier": (
-        "warning",
-        "look at the case: intensities far from the others' (units, rescale, damage)",
-    ),
+    "intensity-outlier": ("warning", "look at the case: intensities far from the others' (units, rescale, damage)"),
     "spacing-outlier": ("warning", "look at the case: its voxels are of another size than the others'"),
     "partly-split": ("warning", "some training cases have no fold: split again"),
     "no-licence": ("warning", "name the licence or the approval under which the data may be used: `licence`"),
@@ -72,14 +60,8 @@ CODES: Mapping[str, tuple[Severity, str]] = {
 class AuditFinding:
     """One thing that is wrong, or worth knowing.
 
-    Parameters
-    ----------
-    code
-        A key of :data:`CODES`, or the reason code of a volume that was refused.
-    message
-        What was found and what was expected.
-    cases
-        The cases it is about; empty if it is about the whole manifest.
+    ``code`` is a key of :data:`CODES`, or the reason code of a refused volume; without ``cases`` it is about the whole
+    manifest.
     """
 
     code: str
@@ -94,34 +76,17 @@ class AuditFinding:
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        if self.code in CODES:
-            return CODES[self.code][1]
-        return "repair or drop the case" if self.code in REASON_CODES else ""
+        return CODES[self.code][1] if self.code in CODES else "repair or drop the case" * (self.code in REASON_CODES)
 
     def as_json(self) -> dict[str, Any]:
         """The finding as a JSON object."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "cases": list(self.cases),
-            "message": self.message,
-            "remedy": self.remedy,
-        }
+        known = {"code": self.code, "severity": self.severity, "cases": list(self.cases)}
+        return {**known, "message": self.message, "remedy": self.remedy}
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All findings, the gravest first.
-
-    Parameters
-    ----------
-    n_cases
-        Number of cases that were looked at.
-    n_patients
-        Number of patients they belong to, as far as the manifest tells.
-    findings
-        What was found.
-    """
+    """All findings, the gravest first; how many cases were looked at, and of how many patients, as far as is told."""
 
     n_cases: int
     n_patients: int

@@ -12,9 +12,7 @@ from medseg.errors import UsageError
 from medseg.files import sha256_file
 from medseg.ingest.record import is_apple_double
 from medseg.labels.scheme import MAPPING_KEY, read_label_table, read_mapping
-from medseg.manifests import layout_bids
 from medseg.manifests.items import Item
-from medseg.manifests.layout_folders import read_folders, read_patterns
 from medseg.manifests.manifest import Manifest
 
 
@@ -56,17 +54,19 @@ def create(
     UsageError
         If nothing usable is found, or images and labels cannot be matched without guessing.
     """
+    from medseg.manifests import layout_bids, layout_folders  # not needed for sums of files
+
     for path in (images, labels):
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
     if image_patterns or label_pattern:
-        manifest = read_patterns(images, image_patterns, label_pattern, labels)
+        manifest = layout_folders.read_patterns(images, image_patterns, label_pattern, labels)
     elif images.is_file() or (labels is None and (images / "dataset.json").is_file()):
         manifest = Manifest.read(images)
     elif layout_bids.is_bids(images):
         manifest = layout_bids.read(images, labels)
     else:
-        manifest = read_folders(images, labels)
+        manifest = layout_folders.read_folders(images, labels)
     if patient_pattern is not None:
         manifest = manifest.with_keys(_patients(patient_pattern))
     manifest = _with_labels(manifest, names or {}, mapping or {})
@@ -85,8 +85,7 @@ def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[
         )
     declared = {"labels": {str(value): name for value, name in sorted(table.items())}}
     moved = {str(value): label for value, label in sorted({**old, **mapping}.items())}
-    manifest = manifest.with_content(**declared)
-    return manifest.with_content(**{MAPPING_KEY: moved}) if moved else manifest
+    return manifest.with_content(**declared, **({MAPPING_KEY: moved} if moved else {}))
 
 
 def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:

@@ -16,13 +16,7 @@ from medseg.errors import UsageError
 
 
 def task_name(task: str) -> str:
-    """The full name of a task, from ``Task04_Hippocampus``, ``4`` or ``hippocampus``.
-
-    Raises
-    ------
-    UsageError
-        If there is no such task.
-    """
+    """The full name of a task, from ``Task04_Hippocampus``, ``4`` or ``hippocampus``; a UsageError if there is none."""
     names = list(_sources())
     plain = re.sub(r"[^a-z0-9]", "", task.lower())
     for name in names:
@@ -33,26 +27,10 @@ def task_name(task: str) -> str:
 
 
 def download_task(task: str, output: str | os.PathLike[str], *, progress: bool = True) -> Path:
-    """Download and unpack a task; what is there already and sound is used.
+    """Download and unpack a task (see :func:`task_name`) into ``output``; what is there already and sound is used.
 
-    Parameters
-    ----------
-    task
-        The task, as :func:`task_name` understands it.
-    output
-        Folder for the archive and the dataset.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Path
-        The dataset's folder, with its ``dataset.json``.
-
-    Raises
-    ------
-    UsageError
-        If the archive cannot be fetched (the message says which file to put where) or is not the right one.
+    Returns the dataset's folder, with its ``dataset.json``. A UsageError if the archive cannot be fetched (the message
+    says which file to put where) or is not the right one.
     """
     name = task_name(task)
     url, md5 = _sources()[name]

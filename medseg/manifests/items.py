@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.ingest.dicom_header import is_dicom
-from medseg.ingest.record import image_kind, is_second_of_pair
+from medseg.ingest.image_files import is_image_file
+from medseg.ingest.record import is_second_of_pair
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
 
 Item = dict[str, Any]
 """One case: ``image`` (one path, or one per channel), ``label``, ``patient_id``, ``fold``, ``sha256`` and more."""
-
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -38,13 +36,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ, for ``object_pairs_hook``: JSON readers drop the first of two without a word.
-
-    Raises
-    ------
-    ValueError
-        If a key stands twice.
-    """
+    """An object, for ``object_pairs_hook``; a ValueError if a key stands twice (JSON drops one)."""
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -55,10 +47,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_items(entries: Any, section: str, datalist: Path) -> list[Item]:
     """The items of a section, checked; MSD lists its test images as bare strings and writes paths with a ``./``.
 
-    Raises
-    ------
-    UsageError
-        If it is no list, or an item is odd; see :func:`check_item`.
+    A UsageError if it is no list, or an item is odd.
     """
     if not isinstance(entries, list):
         raise UsageError(f"{datalist}: {section!r} is a {type(entries).__name__}; expected a list of items")
@@ -79,13 +68,7 @@ def _without_dot(value: Any) -> Any:
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
-    """Refuse an item whose known keys hold another kind of value than they may.
-
-    Raises
-    ------
-    UsageError
-        With the key, what was found and what was expected.
-    """
+    """Refuse an item whose known keys hold another kind of value than they may (a UsageError)."""
     for key, (holds, expected) in _HELD.items():
         value = item.get(key)
         if value is not None and not holds(value):
@@ -105,10 +88,6 @@ def _name(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _sums(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) and _paths(sums) for name, sums in value.items())
 
@@ -118,7 +97,7 @@ _HELD = {
     "label": (_paths, "one path or several"),
     "case_id": (_name, "a name"),
     "patient_id": (_name, "a name"),
-    "fold": (_whole, "a whole number"),
+    "fold": (lambda value: _name(value) and not isinstance(value, str), "a whole number"),
     "sha256": (_sums, 'sums by key, as {"image": "...", "label": "..."}'),
 }
 
@@ -131,7 +110,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 def split_channel(name: str) -> tuple[str, int | None]:
     """nnU-Net's ``CASE_0001`` as ``("CASE", 1)``; any other name has no channel."""
-    match = _CHANNEL.match(name)
+    match = re.match(r"^(?P<case>.+)_(?P<channel>\d{4})$", name)
     return (match["case"], int(match["channel"])) if match else (name, None)
 
 
@@ -143,11 +122,10 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if image_kind(path) is not None
-        and not is_second_of_pair(path)
+        if not is_second_of_pair(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
-        and not is_dicom(path)
+        and is_image_file(path)
     )
 
 

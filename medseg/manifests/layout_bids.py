@@ -43,19 +43,10 @@ def is_bids(folder: Path) -> bool:
 
 
 def read(images: Path, labels: Path | None) -> Manifest:
-    """Match a BIDS dataset's images with the label maps of a derivative.
+    """Match a BIDS dataset (its root, or a folder in it) with the label maps of a derivative's folder.
 
-    Parameters
-    ----------
-    images
-        The dataset's root, or a folder in it.
-    labels
-        The derivative's folder; by default the one folder below ``derivatives`` that holds label maps.
-
-    Raises
-    ------
-    UsageError
-        If no derivative or several could be meant, or a label could belong to several images.
+    By default that is the one folder below ``derivatives`` that holds label maps. A UsageError if no derivative or
+    several could be meant, or a label could belong to several images.
     """
     derivative = labels if labels is not None else _only_derivative(images)
     start = common_start(images, derivative)
@@ -80,9 +71,7 @@ def read(images: Path, labels: Path | None) -> Manifest:
 
 def _only_derivative(images: Path) -> Path:
     folders = sorted(path for path in (images / "derivatives").glob("*") if path.is_dir())
-    holding = [
-        folder for folder in folders if any(_Name.of(path).suffix in _LABEL_SUFFIXES for path in image_files(folder))
-    ]
+    holding = [one for one in folders if any(_Name.of(path).suffix in _LABEL_SUFFIXES for path in image_files(one))]
     if len(holding) != 1:
         found = ", ".join(folder.name for folder in holding) or "none"
         raise UsageError(f"derivatives with label maps below {images}: {found}; give one of them with --labels")
@@ -90,9 +79,8 @@ def _only_derivative(images: Path) -> Path:
 
 
 def _is_derivative(path: Path, images: Path, derivative: Path) -> bool:
-    return "derivatives" in path.relative_to(images).parts or path.is_relative_to(derivative) != images.is_relative_to(
-        derivative
-    )
+    inside = path.is_relative_to(derivative) != images.is_relative_to(derivative)
+    return inside or "derivatives" in path.relative_to(images).parts
 
 
 def _source_of(label: _Name, candidates: Sequence[_Name]) -> _Name:
@@ -110,19 +98,17 @@ def _source_of(label: _Name, candidates: Sequence[_Name]) -> _Name:
 
 
 def _same_scan(label: _Name, image: _Name) -> bool:
-    return all(
-        label.entities[entity] == image.entities.get(entity) for entity in _IDENTITY if entity in label.entities
-    ) and ("ses" in label.entities) == ("ses" in image.entities)
+    known = [entity for entity in _IDENTITY if entity in label.entities]
+    same = all(label.entities[entity] == image.entities.get(entity) for entity in known)
+    return same and ("ses" in label.entities) == ("ses" in image.entities)
 
 
 def _refuse_twice(items: Sequence[Item]) -> None:
     seen: dict[str, str] = {}
-    for item in items:
-        if item["image"] in seen:
-            raise UsageError(
-                f"{item['label']} and {seen[item['image']]} are both labels of {item['image']}; keep one a derivative"
-            )
-        seen[item["image"]] = item["label"]
+    for image, label in ((item["image"], item["label"]) for item in items):
+        if image in seen:
+            raise UsageError(f"{label} and {seen[image]} are both labels of {image}; keep one a derivative")
+        seen[image] = label
 
 
 def _description(images: Path) -> dict[str, object]:
@@ -138,7 +124,5 @@ def _look_up_table(derivative: Path) -> dict[str, str]:
         for row in read_table(table, delimiter="\t").rows:
             index, name = row.get("index", "").strip(), row.get("name", "").strip()
             if index and name and names.setdefault(index, name) != name:
-                raise UsageError(
-                    f"{table} has two names for the value {index}, {names[index]!r} and {name!r}; keep one"
-                )
+                raise UsageError(f"{table} has two names for the value {index}, {names[index]!r}, {name!r}; keep one")
     return {"0": "background"} | names if names else {}

@@ -16,14 +16,7 @@ from medseg.errors import UsageError
 from medseg.ingest import SeriesRecord, case_id_of, scan
 from medseg.ingest.left_out import without_own
 from medseg.labels.label_map import describe_unread, unread_objects
-from medseg.manifests.items import (
-    Item,
-    common_start,
-    image_files,
-    one_or_list,
-    relative_name,
-    split_channel,
-)
+from medseg.manifests.items import Item, common_start, image_files, one_or_list, relative_name, split_channel
 from medseg.manifests.manifest import Manifest
 
 _LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
@@ -40,12 +33,8 @@ def read_folders(images: Path, labels: Path | None) -> Manifest:
     An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
     as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
     are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
-    of their numbers. A folder without image files is searched for DICOM series, one a folder.
-
-    Raises
-    ------
-    UsageError
-        If two images have one name, an image has no label, or nothing is found.
+    of their numbers. A folder without image files is searched for DICOM series, one a folder. A UsageError if two
+    images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
     cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))
@@ -60,10 +49,13 @@ def read_folders(images: Path, labels: Path | None) -> Manifest:
         }
         for case, files in sorted(cases.items())
     ]
-    if labels is None:
-        return Manifest({"name": start.name, "labels": {}, "test": items}, start)
-    _add_labels(items, labels, label_files, start)
-    return Manifest({"name": start.name, "labels": {}, "training": items}, start)
+    if labels is not None:
+        _add_labels(items, labels, label_files, start)
+    return _manifest(start, items, labelled=labels is not None)
+
+
+def _manifest(start: Path, items: list[Item], *, labelled: bool) -> Manifest:
+    return Manifest({"name": start.name, "labels": {}, "training" if labelled else "test": items}, start)
 
 
 def _label_files(images: Path, labels: Path | None) -> list[Path]:
@@ -163,34 +155,19 @@ def _both_called(path: Path, other: Path, name: str) -> str:
 
 
 def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
-    """Make a manifest of the usable series below a folder.
+    """Make a manifest of the usable series below a folder; the image of an item is the folder that holds its series.
 
-    Parameters
-    ----------
-    images
-        Where to look for series. The image of an item is the folder that holds the series.
-    labels
-        The folder of label files, or ``None`` for images without labels.
-    label_of
-        Label files by the name of their case: the series' ``case_id``, or its folder's name.
-
-    Raises
-    ------
-    UsageError
-        If there is no usable series, a folder holds several, or a series has no label.
+    ``label_of`` holds label files by the name of their case: the series' ``case_id``, or its folder's name. A
+    UsageError if there is no usable series, a folder holds several, or a series has no label.
     """
     start = common_start(images, labels or images)
     items: list[Item] = []
     records = scan(images)
-    beside = describe_unread(records)
-    if beside:
+    if beside := describe_unread(records):
         _log.warning("%s%s", images, beside)
     for source, record in sorted(_one_a_folder(images, records).items()):
-        item: Item = {
-            "image": relative_name(Path(source), start),
-            "case_id": record.case_id,
-            "patient_id": record.patient_hash,
-        }
+        item: Item = {"image": relative_name(Path(source), start), "case_id": record.case_id}
+        item["patient_id"] = record.patient_hash
         if labels is not None:
             label = label_of.get(record.case_id) or label_of.get(Path(source).name)
             if label is None:
@@ -200,8 +177,7 @@ def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) 
                 )
             item["label"] = relative_name(label, start)
         items.append(item)
-    section = "training" if labels is not None else "test"
-    return Manifest({"name": start.name, "labels": {}, section: items}, start)
+    return _manifest(start, items, labelled=labels is not None)
 
 
 def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, SeriesRecord]:
@@ -220,24 +196,11 @@ def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, Se
 def read_patterns(
     images: Path, image_patterns: Sequence[str], label_pattern: str | None, labels: Path | None
 ) -> Manifest:
-    """Make a manifest of what matches.
+    """Make a manifest of what matches: one image pattern for each channel, labels below ``labels`` (or ``images``).
 
-    Parameters
-    ----------
-    images
-        The folder that image patterns start in.
-    image_patterns
-        One for each channel: ``*`` and ``?`` stay inside a name, ``**/`` stands for any folders, ``[ab]`` for one of
-        these letters. A pattern may name folders, each with one DICOM series.
-    label_pattern
-        The same for the labels, below ``labels`` (or ``images``); ``None`` for images without labels.
-    labels
-        The folder that ``label_pattern`` starts in.
-
-    Raises
-    ------
-    UsageError
-        If a pattern has no wildcard, nothing matches, or a case lacks a channel or its label.
+    ``*`` and ``?`` stay inside a name, ``**/`` stands for any folders, ``[ab]`` for one of these letters. A pattern may
+    name folders, each with one DICOM series. A UsageError if a pattern has no wildcard, nothing matches, or a case
+    lacks a channel or its label.
     """
     if not image_patterns:
         raise UsageError("--label without --image: give a pattern for the images too, such as --image '*/t1.nii.gz'")
@@ -259,17 +222,15 @@ def read_patterns(
             "patient_id": _patient(key, image_patterns[0]),
         }
         items.append(item | ({"label": relative_name(label_of[key], start)} if label_of else {}))
-    section = "training" if label_of else "test"
-    return Manifest({"name": start.name, "labels": {}, section: items}, start)
+    return _manifest(start, items, labelled=bool(label_of))
 
 
 def _matches(folder: Path, pattern: str) -> dict[_Key, Path]:
     parts = _WILDCARDS.split(pattern.removeprefix("./"))
     if len(parts) == 1:
         raise UsageError(f"the pattern {pattern!r} has no wildcard, so it names one file; write * for the case")
-    expression = re.compile(
-        "".join(_GROUPS.get(part, f"({part})") if n % 2 else re.escape(part) for n, part in enumerate(parts))
-    )
+    groups = (_GROUPS.get(part, f"({part})") if n % 2 else re.escape(part) for n, part in enumerate(parts))
+    expression = re.compile("".join(groups))
     found: dict[_Key, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

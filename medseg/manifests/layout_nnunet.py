@@ -25,19 +25,9 @@ def is_nnunet(content: Mapping[str, Any]) -> bool:
 
 
 def read_nnunet(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The datalist of an nnU-Net dataset (version 2).
+    """The datalist of an nnU-Net dataset (version 2): the object in its ``dataset.json``, folds by its splits.
 
-    Parameters
-    ----------
-    path
-        Its ``dataset.json``; a ``splits_final.json`` beside it assigns the folds.
-    content
-        The object in it.
-
-    Raises
-    ------
-    UsageError
-        If an image has no label or lacks a channel, or the splits name a case twice or one that does not exist.
+    A UsageError if an image has no label or lacks a channel, or the splits name a case twice or one that is not there.
     """
     _check(content, path)
     training = _training(path.parent, content)

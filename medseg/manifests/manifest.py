@@ -31,15 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Manifest:
-    """A datalist and the folder that its paths start from.
-
-    Parameters
-    ----------
-    content
-        The whole JSON object, unknown keys included.
-    dataset_dir
-        Folder that relative paths of items start from.
-    """
+    """A datalist: the whole JSON object, unknown keys included, and the folder that relative paths start from."""
 
     content: Mapping[str, Any]
     dataset_dir: Path
@@ -48,17 +40,9 @@ class Manifest:
     def read(cls, path: str | os.PathLike[str], *, dataset_dir: str | os.PathLike[str] | None = None) -> Manifest:
         """Read a datalist: MONAI's or the Decathlon's JSON, or an nnU-Net ``dataset.json`` with its splits.
 
-        Parameters
-        ----------
-        path
-            The JSON file, or a folder that holds a ``dataset.json``.
-        dataset_dir
-            Where relative paths start; by default the datalist's own ``dataset_dir``, else the folder it lies in.
-
-        Raises
-        ------
-        UsageError
-            If the file is missing, is not JSON, or has no list of items.
+        ``path`` is the file, or a folder that holds a ``dataset.json``. Relative paths start at ``dataset_dir``; by
+        default at the datalist's own, else in the folder it lies in. A UsageError if the file is missing, is not JSON,
+        or has no list of items.
         """
         path = Path(path)
         path = path / "dataset.json" if path.is_dir() else path
@@ -102,10 +86,7 @@ class Manifest:
     def scheme(self) -> LabelScheme:
         """What the label values mean: declared names, and which values of the files are mapped to them.
 
-        Raises
-        ------
-        UsageError
-            If the table of labels is odd; see :func:`medseg.labels.read_label_table`.
+        A UsageError if the table of labels is odd; see :func:`medseg.labels.read_label_table`.
         """
         return LabelScheme.of(self.content)
 
@@ -132,19 +113,11 @@ class Manifest:
         return [self.dataset_dir / name for name in names]
 
     def fold(self, number: int) -> tuple[list[Item], list[Item]]:
-        """Items to train on and items to validate on when fold ``number`` is held out.
-
-        Raises
-        ------
-        UsageError
-            If no training item carries that fold.
-        """
+        """Items to train on and items to validate on when a fold is held out; a UsageError if there are none."""
         held_out = [item for item in self.training if item.get("fold") == number]
         if not held_out:
             found = sorted({item["fold"] for item in self.training if isinstance(item.get("fold"), int)})
-            raise UsageError(
-                f"no training item is in fold {number} (folds found: {found or 'none'}); split the manifest"
-            )
+            raise UsageError(f"no training item is in fold {number} (folds found: {found or 'none'}); split them")
         return [item for item in self.training if item.get("fold") != number], held_out
 
     def split(self, folds: int, seed: int, test_fraction: float = 0.0, *, stratify: bool = True) -> Manifest:
@@ -199,9 +172,7 @@ class Manifest:
         volumes: dict[int, float] = {}
         for path in self.files(item, "label"):
             if not path.exists():
-                raise UsageError(
-                    f"cannot find the label {path}; check the manifest's dataset_dir or give --dataset-dir"
-                )
+                raise UsageError(f"cannot find the label {path}; check the dataset_dir or give --dataset-dir")
             volumes |= read_label_map(path, mapping=self.scheme.mapping).volumes_ml
         return volumes
 
@@ -212,34 +183,23 @@ class Manifest:
     def with_keys(self, keys: Callable[[Item], Mapping[str, Any]]) -> Manifest:
         """The same manifest with some keys of every item replaced by what ``keys`` gives for it."""
         sections = [section for section in SECTIONS if section in self.content]
-        return self.with_content(
-            **{section: [{**item, **keys(item)} for item in self.content[section]] for section in sections}
-        )
+        changes = {section: [{**item, **keys(item)} for item in self.content[section]] for section in sections}
+        return self.with_content(**changes)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which items of a datalist are meant.
+    """Which items of a datalist are meant; ``None`` for all.
 
-    Parameters
-    ----------
-    section
-        ``"training"``, ``"validation"`` or ``"test"`` (also called ``"testing"``); None for all.
-    fold
-        The training items that this fold holds out; None for all.
+    ``section`` is ``"training"``, ``"validation"`` or ``"test"`` (also called ``"testing"``), ``fold`` the one that
+    holds them out of training.
     """
 
     section: str | None = None
     fold: int | None = None
 
     def of(self, manifest: Manifest, path: Path) -> list[Item]:
-        """The items of a datalist that are meant; ``path`` is where it lies, for messages.
-
-        Raises
-        ------
-        UsageError
-            If there are none, or a fold is asked for outside of training.
-        """
+        """The items of the datalist at ``path``; a UsageError if there are none, or the fold is not in it."""
         if self.fold is not None:
             if self.section not in {None, "training"}:
                 raise UsageError(f"--fold {self.fold} chooses training items, found --section {self.section}; drop one")

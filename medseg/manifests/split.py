@@ -32,10 +32,6 @@ def assign_folds(
 
     Parameters
     ----------
-    items
-        The cases.
-    folds
-        Number of folds of nearly equal size.
     seed
         Decides the order among equals: the same seed and items give the same folds on every machine.
     test_fraction
@@ -50,9 +46,7 @@ def assign_folds(
         If there are fewer patients than parts.
     """
     if folds < 1 or not 0 <= test_fraction < 1:
-        raise UsageError(
-            f"found {folds} folds, test fraction {test_fraction}; expected at least 1 and a share in [0, 1)"
-        )
+        raise UsageError(f"found {folds} folds, test fraction {test_fraction}; expected 1 or more, a share in [0, 1)")
     rows = stratify(volumes_ml) if volumes_ml else np.ones((len(items), 1))
     features: dict[str, NDArray[np.float64]] = {}
     for item, row in zip(items, rows, strict=True):
@@ -106,12 +100,7 @@ def stratify(volumes_ml: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
 def describe_missing(cases: Sequence[tuple[int | None, Collection[int]]], names: Mapping[int, str]) -> str:
     """What each fold lacks of the structures that occur, in words; empty if nothing, or if there is one fold only.
 
-    Parameters
-    ----------
-    cases
-        Fold (``None``: trained on in every fold) and label values of each labelled training case.
-    names
-        Structures by value.
+    ``cases`` holds fold (``None``: trained on in every fold) and label values of each labelled training case.
     """
     folds = sorted({fold for fold, _ in cases if fold is not None})
     if len(folds) < 2:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import SimpleITK
 
 from medseg.errors import Refusal
-from medseg.ingest import case_id_of, inspect_image, read_volume
+from medseg.ingest import case_id_of, inspect_image, read_volume, save_nifti
 
 SHAPE = (7, 6, 5)
 KINDS = {"v.mha": "metaimage", "v.nrrd": "nrrd"}
@@ -124,3 +126,15 @@ def test_several_images_in_a_folder_are_refused(tmp_path: Path) -> None:
     assert read_volume(tmp_path)[1].shape == SHAPE
     write(tmp_path / "w.nrrd")
     assert refusal_of(tmp_path) == "several-volumes"
+
+
+def test_a_nifti_file_is_scanned_and_read_without_what_reads_dicom(tmp_path: Path) -> None:
+    save_nifti(np.zeros((3, 4, 5), np.uint8), np.eye(4), tmp_path / "a.nii.gz")
+    code = (
+        "import sys; from medseg.ingest import read_volume, scan; path = sys.argv[1]; read_volume(path); "
+        "read_volume(*scan(path)); print([name for name in sys.modules if name.startswith('medseg.ingest') and "
+        "any(part in name for part in ('dicom', 'stacks', 'pixels', 'nrrd'))])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.nii.gz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['medseg.ingest.dicom_elements']"

@@ -14,7 +14,6 @@ import pytest
 
 from medseg.errors import UsageError
 from medseg.ingest import index as parsing
-from medseg.ingest import index as series_index
 from medseg.ingest import read_volume, save_nifti, scan
 from medseg.ingest.dicom_header import Header
 from medseg.ingest.record import SeriesRecord
@@ -300,7 +299,7 @@ def test_bounded_map_draws_tasks_only_as_results_are_taken() -> None:
     assert len(drawn) == 3
 
 
-@pytest.mark.parametrize("reader", ["_of_image", "read_header"])
+@pytest.mark.parametrize("reader", ["_of_image", "dicom_header_of"])
 def test_an_error_that_no_reader_foresaw_costs_one_record(
     tree: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
@@ -332,7 +331,7 @@ def test_a_series_that_cannot_be_judged_costs_one_record(tree: Path, monkeypatch
             raise ZeroDivisionError
         return split(headers)
 
-    monkeypatch.setattr(series_index, "split", fail)
+    monkeypatch.setattr("medseg.ingest.stacks.split", fail)
     records = scan(tree)
     (refused,) = (record for record in records if record.modality == "MR")
     assert (refused.reason, "ZeroDivisionError" in refused.message) == ("unreadable", True)

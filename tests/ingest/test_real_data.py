@@ -10,7 +10,7 @@ import pytest
 
 from medseg.errors import Refusal
 from medseg.ingest import inspect_image, read_volume
-from medseg.ingest.read import read_headers, read_stack
+from medseg.ingest.read_dicom import read_headers, read_stack
 from medseg.ingest.stacks import split
 
 

@@ -15,7 +15,7 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume
-from medseg.ingest.read import read_headers
+from medseg.ingest.read_dicom import read_headers
 from medseg.ingest.stacks import Stack, split
 from tests.ingest.synthetic import (
     AXIAL,

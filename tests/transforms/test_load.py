@@ -14,9 +14,8 @@ from monai.transforms import Compose, LoadImaged
 
 from medseg.errors import Refusal
 from medseg.ingest import inspect_image, save_nifti
-from medseg.ingest.read import read_headers
-from medseg.ingest.record import record_of_stack
-from medseg.ingest.stacks import split
+from medseg.ingest.read_dicom import read_headers
+from medseg.ingest.stacks import record_of_stack, split
 from medseg.transforms import LoadVolume, LoadVolumed
 from tests.ingest.synthetic import make_series
 
