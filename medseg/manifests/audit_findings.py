@@ -12,10 +12,16 @@ Severity = Literal["error", "warning", "note"]
 
 CODES: Mapping[str, tuple[Severity, str]] = {
     "missing-file": ("error", "restore the file, or give the right --dataset-dir"),
-    "checksum-mismatch": ("error", "the file has changed since: restore it or make a new manifest"),
+    "checksum-mismatch": (
+        "error",
+        "the file has changed since the manifest was made: restore it or make a new manifest",
+    ),
     "geometry-mismatch": ("error", "resample the label onto its image's grid, or restore the right label"),
     "channel-mismatch": ("error", "give every case the same number of channels, of one field of view"),
-    "unexpected-labels": ("error", "correct it, declare the value, or map it: `manifest create --map VALUE=LABEL`"),
+    "unexpected-labels": (
+        "error",
+        "correct the label map, declare the value under `labels`, or map it: `manifest create --map VALUE=LABEL`",
+    ),
     "fractional-labels": ("error", "the label map was interpolated: make it again with nearest neighbour"),
     "several-labels": ("error", "join the files into one label map, one value for each structure"),
     "label-gaps": ("error", "renumber: `medseg manifest create --images FILE --map VALUE=LABEL,... -o FILE`"),
@@ -31,7 +37,10 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "the voxel values of these cases have one unusual step in common, as crops of one scan do: if they are of one "
         "patient, give them one patient_id and split again",
     ),
-    "channels-on-different-grids": ("warning", "right for a bundle that resamples its channels; else do so first"),
+    "channels-on-different-grids": (
+        "warning",
+        "right for a bundle that resamples its channels, as `medseg bundle new` plans it; else resample them first",
+    ),
     "duplicate-label": ("warning", "two cases have the very same label map: check that neither is a copy of the other"),
     "empty-label": ("warning", "right if the structure is absent; otherwise complete the label"),
     "label-never-present": ("warning", "drop it from `labels`, or check that its cases are listed"),
