@@ -22,6 +22,7 @@ from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, segment_codes
 from medseg.outputs.source import Frame, SourceImages, embed, placed
+from medseg.results.verdict import Verdict
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
 SegmentationType = Literal["AUTO", "BINARY", "FRACTIONAL", "LABELMAP"]
@@ -76,8 +77,7 @@ class WriteOptions:
     probabilities
         One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
     trust
-        The case's trust as in ``run.json``: ``verdict``, ``predicted_dice``, ``lower_bound``, ``flags``, and under
-        ``structures`` the two figures per ``label``; goes into the report.
+        The verdict on the case; goes into the report.
     doubt
         Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
     when
@@ -88,7 +88,7 @@ class WriteOptions:
     run: str = ""
     segmentation_type: SegmentationType = "AUTO"
     probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
-    trust: Mapping[str, Any] = field(default_factory=dict)
+    trust: Verdict | None = None
     doubt: NDArray[np.floating[Any]] | None = None
     when: datetime | None = None
 

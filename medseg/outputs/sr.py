@@ -26,59 +26,53 @@ from medseg.errors import CaseFailed
 from medseg.labels.codes import SegmentCode
 from medseg.outputs.common import Job, copy_identity, save_checked, series_description
 from medseg.outputs.seg import coded
+from medseg.results.verdict import Verdict
 
 _NO_UNITS = CodedConcept("1", "UCUM", "no units")
 _SCHEME = "99MEDSEG"
-_MEASURES = {
-    "predicted_dice": CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient"),
-    "lower_bound": CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice"),
-}
+_DICE = CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient")
+_LOWER_BOUND = CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice")
 _VERDICT = CodedConcept("TRUST", _SCHEME, "Trust verdict")
 _FLAG = CodedConcept("FLAG", _SCHEME, "Trust flag")
 _RESULT = CodedConcept("RESULT", _SCHEME, "Whole segmentation result")
 _LONGEST_MEANING = 64
 
 
-def of_structure(trust: Mapping[str, Any], label: int) -> list[sr.Measurement]:
-    """Predicted Dice and lower bound of one structure; those of the whole result where structures have none."""
-    own = [item for item in trust.get("structures") or () if item.get("label") == label]
-    if trust.get("structures") and not own:
-        return []
-    return _measures(own[0] if own else trust)
+def of_structure(trust: Verdict | None, label: int) -> list[sr.Measurement]:
+    """Predicted Dice and lower bound of one structure, if it was assessed."""
+    own = [structure for structure in (trust.structures if trust else ()) if structure.label == label]
+    return _measures(own[0].predicted_dice, own[0].lower_bound) if own else []
 
 
-def verdict_of(trust: Mapping[str, Any]) -> list[sr.QualitativeEvaluation] | None:
+def verdict_of(trust: Verdict | None) -> list[sr.QualitativeEvaluation] | None:
     """The verdict on the case, as it stands in every group: no structure is to be read without it."""
-    verdict = trust.get("verdict")
-    if not verdict:
+    if trust is None:
         return None
-    return [sr.QualitativeEvaluation(name=_VERDICT, value=_term(str(verdict).upper(), str(verdict).capitalize()))]
+    return [sr.QualitativeEvaluation(name=_VERDICT, value=_term(trust.decision.upper(), trust.decision.capitalize()))]
 
 
 def of_result(
-    trust: Mapping[str, Any], tracking: sr.TrackingIdentifier, algorithm: sr.AlgorithmIdentification
+    trust: Verdict | None, tracking: sr.TrackingIdentifier, algorithm: sr.AlgorithmIdentification
 ) -> list[sr.MeasurementsAndQualitativeEvaluations]:
     """A group of its own (TID 1501) for what is known of the whole result: both measures, verdict, flags."""
-    measures, verdict = _measures(trust), verdict_of(trust)
-    flags = [sr.QualitativeEvaluation(name=_FLAG, value=_term(str(flag), str(flag))) for flag in trust.get("flags", ())]
-    if not measures and not verdict and not flags:
+    if trust is None:
         return []
+    flags = [sr.QualitativeEvaluation(name=_FLAG, value=_term(flag, flag)) for flag in trust.flags]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
         finding_type=_RESULT,
         algorithm_id=algorithm,
-        measurements=measures or None,
-        qualitative_evaluations=[*(verdict or ()), *flags],
+        measurements=_measures(trust.predicted_dice, trust.lower_bound) or None,
+        qualitative_evaluations=[*(verdict_of(trust) or ()), *flags],
     )
     return [group]
 
 
-def _measures(stated: Mapping[str, Any]) -> list[sr.Measurement]:
-    values = ((stated.get(key), name) for key, name in _MEASURES.items())
+def _measures(predicted_dice: float | None, lower_bound: float | None) -> list[sr.Measurement]:
     return [
         sr.Measurement(name=name, value=float(f"{value:.4f}"), unit=_NO_UNITS)
-        for value, name in values
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in ((_DICE, predicted_dice), (_LOWER_BOUND, lower_bound))
+        if value is not None
     ]
 
 

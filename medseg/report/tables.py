@@ -273,7 +273,7 @@ def case_table(study: Study) -> Table:
         columns.append(Column("Status", _status, False, "status", "descending"))
     if any(case.verdict for case in study.cases):
         columns.append(Column("Trust", _verdict, False, "verdict"))
-    if any(case.predicted_dice is not None for case in study.cases):
+    if any(case.trust and case.trust.structures for case in study.cases):
         columns.append(Column("Predicted Dice", _predicted, key="predicted"))
     if study.measured:
         columns += [
@@ -293,14 +293,16 @@ def metric_columns(study: Study) -> list[str]:
 def structures_of_case(case: Case, study: Study) -> Table:
     """One row per structure of a case: estimates and every metric."""
 
+    estimates = {s.label: s for s in case.trust.structures} if case.trust else {}
+
     def estimate(row: StructureResult) -> Cell:
-        found = case.estimates.get(row.label)
-        return Cell(_NOTHING if found is None else f"{found[0]:.3f} (at least {found[1]:.2f})")
+        found = estimates.get(row.label)
+        return Cell(_NOTHING if found is None else f"{found.predicted_dice:.3f} (at least {found.lower_bound:.2f})")
 
     columns: list[Column[StructureResult]] = [
         Column("Structure", lambda row: Cell(row.name, swatch=row.label, pill=flag_of(row), tone="bad"), numeric=False)
     ]
-    if any(other.estimates for other in study.cases):
+    if any(other.trust and other.trust.structures for other in study.cases):
         columns.append(Column("Predicted Dice", estimate))
     for metric in metric_columns(study):
         columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
@@ -351,7 +353,8 @@ def _verdict(case: Case) -> Cell:
 
 
 def _predicted(case: Case) -> Cell:
-    return _figure(case.predicted_dice, "dice", "" if case.lower_bound is None else f"at least {case.lower_bound:.2f}")
+    predicted, low = (case.trust.predicted_dice, case.trust.lower_bound) if case.trust else (None, None)
+    return _figure(predicted, "dice", "" if low is None else f"at least {low:.2f}")
 
 
 def _worst_dice(case: Case) -> Cell:

@@ -32,6 +32,11 @@ def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def one_of(*texts: str) -> Spec:
+    """The test that a value is one of these texts."""
+    return (lambda value: isinstance(value, str) and value in texts), f"one of {', '.join(texts)}"
+
+
 NUMBER, WHOLE = (_number, "a number"), (_whole, "a whole number")
 TEXT, FLAG, PLACE = (_text, "a text"), (_flag, "true or false"), (_place, "three numbers")
 

@@ -18,7 +18,8 @@ from typing import Any
 from medseg.errors import OutputUnusable, UsageError
 from medseg.files import shown, write_json, write_text
 from medseg.results.case_result import CaseResult
-from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit
+from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, one_of
+from medseg.results.verdict import DECISIONS
 from medseg.tables import table_text
 
 RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
@@ -27,13 +28,10 @@ RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
 STATE_NAME = ".medseg-journal.sqlite"
 """What a batch run has finished so far; the run's own bookkeeping, in the folder of its outputs."""
 
-_VERDICTS = ("accept", "review", "reject")
-
-
-_ESTIMATES = {
+_VERDICT = {
     "predicted_dice": NUMBER,
     "lower_bound": NUMBER,
-    "verdict": TEXT,
+    "verdict": one_of(*DECISIONS),
     "flags": [TEXT],
     "look_at_mm": PLACE,
     "case_class": {"name!": TEXT, "probability!": NUMBER},
@@ -48,7 +46,7 @@ _CASE = {
     "seconds": NUMBER,
     "outputs": [TEXT],
     "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
-    "trust": _ESTIMATES,
+    "trust": _VERDICT,
     "stages": {"*": NUMBER},
     "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
     "trained_on": FLAG,
@@ -167,7 +165,7 @@ class RunReport:
         judged = [case for case in self.cases if case.trust]
         if not judged:
             return None
-        counts = {verdict: sum(case.verdict == verdict for case in judged) for verdict in _VERDICTS}
+        counts: dict[str, int] = {verdict: sum(case.verdict == verdict for case in judged) for verdict in DECISIONS}
         return {**counts, "flagged": sum(bool(case.flags) for case in judged)}
 
     @property

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Decision = Literal["accept", "review", "reject"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 UNLIKE_TRAINING = "unlike-training"
 """Flag: predicted Dice means nothing for an image so far from those of the training."""
@@ -144,8 +145,8 @@ class Verdict:
             If the content is something else.
         """
         decision = content["verdict"]
-        if decision not in {"accept", "review", "reject"}:
-            raise ValueError(f"the verdict {decision!r} is none of accept, review, reject")
+        if decision not in DECISIONS:
+            raise ValueError(f"the verdict {decision!r} is none of {', '.join(DECISIONS)}")
         structures = [
             StructureQuality(int(s["label"]), str(s["name"]), float(s["predicted_dice"]), float(s["lower_bound"]))
             for s in content.get("structures") or ()
