@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -16,7 +15,6 @@ from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.statistics import by_structure
 from medseg.report.collect import Case, Study
 from medseg.report.tables import number
-from medseg.results.verdict import StructureQuality
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 38.0
 _MOST_PANELS = 12
@@ -111,7 +109,7 @@ def _agreement(groups: Mapping[str, Sequence[StructureResult]]) -> Section:
 
 
 def _trust(study: Study) -> Section:
-    predicted = [(c, d) for c in study.cases if c.trust and (d := c.trust.predicted_dice) is not None]
+    predicted = [(case, dice) for case in study.cases if (dice := case.estimates[0]) is not None]
     pairs = [pair for case, _ in predicted for pair in _foretold(case)]
     charts = [_calibration(pairs)] if len(pairs) > 1 else []
     rows = [
@@ -127,24 +125,20 @@ def _trust(study: Study) -> Section:
     return Section("trust", "Trust", lead, "wide", tuple(charts))
 
 
-class _Foretold(NamedTuple):
-    """What trust said of one structure, and its measured Dice."""
-
-    case_id: str
-    quality: StructureQuality
-    measured: float
-
-
-def _foretold(case: Case) -> list[_Foretold]:
+def _foretold(case: Case) -> list[tuple[Point, bool]]:
+    """Predicted against measured Dice of every structure, and whether the latter reaches its lower bound."""
     measured = {s.label: d for s in case.structures if (d := s.values.get("dice")) is not None}
-    known = [quality for quality in (case.trust.structures if case.trust else ()) if quality.label in measured]
-    return [_Foretold(case.case_id, quality, measured[quality.label]) for quality in known]
+    return [
+        (Point(quality.predicted_dice, dice, case.case_id, dice < 0.5), dice >= quality.lower_bound)
+        for quality in case.assessed
+        if (dice := measured.get(quality.label)) is not None
+    ]
 
 
-def _calibration(pairs: Sequence[_Foretold]) -> Chart:
-    points = [Point(p.quality.predicted_dice, p.measured, p.case_id, p.measured < 0.5) for p in pairs]
+def _calibration(pairs: Sequence[tuple[Point, bool]]) -> Chart:
+    points = [point for point, _ in pairs]
     error = float(np.mean([abs(point.x - point.y) for point in points]))
-    reached = sum(p.measured >= p.quality.lower_bound for p in pairs)
+    reached = sum(reaches for _, reaches in pairs)
     note = f"mean absolute error {error:.3f}; {reached} of {len(pairs)} structures reach their lower bound"
     return Chart("Predicted against measured Dice", calibration(points), note)
 

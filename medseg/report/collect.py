@@ -15,7 +15,7 @@ from medseg.evaluation.statistics import by_structure
 from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_names
 from medseg.evaluation.trained_on import summarised
 from medseg.results import CaseResult, RunReport, worst_first
-from medseg.results.verdict import Verdict
+from medseg.results.verdict import Judged, Verdict
 
 Locations = Path | Mapping[str, str | Path] | None
 """Where images or references lie: a folder, a path per case id, or not known."""
@@ -24,7 +24,7 @@ _NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b",
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Judged):
     """One row of the report's table and what belongs to it.
 
     ``doubt`` is the map of it in per cent, ``trained_on`` whether the model has learnt from the image (None if that is
@@ -48,16 +48,6 @@ class Case:
     def dice(self) -> tuple[float, ...]:
         """Dice of the structures for which it is defined."""
         return tuple(d for s in self.structures if (d := s.values.get("dice")) is not None)
-
-    @property
-    def verdict(self) -> str:
-        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
-        return self.trust.decision if self.trust else ""
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What trust has found that no estimate says."""
-        return self.trust.flags if self.trust else ()
 
     @property
     def rank(self) -> tuple[int, bool, float, str]:

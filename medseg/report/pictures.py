@@ -78,7 +78,6 @@ def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
             notes.append(f"The {what} is on another grid than the prediction and is not shown.")
     placed = {what: np.asarray(nib.orientations.apply_orientation(a, turn)) for what, a in found.items()}
     image, reference, doubt = (placed.get(what) for what in sources)
-    point_mm = case.trust.look_at_mm if case.trust else None
     return CaseVolumes(
         prediction=_labels(placed["prediction"]),
         affine=affine,
@@ -86,7 +85,7 @@ def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
         reference=None if reference is None else _labels(reference),
         notes=tuple(notes),
         doubt=None if doubt is None else doubt.astype(np.float32),
-        look_at=_voxel(point_mm, affine, placed["prediction"].shape) if point_mm else None,
+        look_at=_voxel(case.look_at_mm, affine, placed["prediction"].shape) if case.look_at_mm else None,
     )
 
 

@@ -273,7 +273,7 @@ def case_table(study: Study) -> Table:
         columns.append(Column("Status", _status, False, "status", "descending"))
     if any(case.verdict for case in study.cases):
         columns.append(Column("Trust", _verdict, False, "verdict"))
-    if any(case.trust and case.trust.structures for case in study.cases):
+    if any(case.assessed for case in study.cases):
         columns.append(Column("Predicted Dice", _predicted, key="predicted"))
     if study.measured:
         columns += [
@@ -293,7 +293,7 @@ def metric_columns(study: Study) -> list[str]:
 def structures_of_case(case: Case, study: Study) -> Table:
     """One row per structure of a case: estimates and every metric."""
 
-    estimates = {s.label: s for s in case.trust.structures} if case.trust else {}
+    estimates = {quality.label: quality for quality in case.assessed}
 
     def estimate(row: StructureResult) -> Cell:
         found = estimates.get(row.label)
@@ -302,7 +302,7 @@ def structures_of_case(case: Case, study: Study) -> Table:
     columns: list[Column[StructureResult]] = [
         Column("Structure", lambda row: Cell(row.name, swatch=row.label, pill=flag_of(row), tone="bad"), numeric=False)
     ]
-    if any(other.trust and other.trust.structures for other in study.cases):
+    if any(other.assessed for other in study.cases):
         columns.append(Column("Predicted Dice", estimate))
     for metric in metric_columns(study):
         columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
@@ -353,7 +353,7 @@ def _verdict(case: Case) -> Cell:
 
 
 def _predicted(case: Case) -> Cell:
-    predicted, low = (case.trust.predicted_dice, case.trust.lower_bound) if case.trust else (None, None)
+    predicted, low = case.estimates
     return _figure(predicted, "dice", "" if low is None else f"at least {low:.2f}")
 
 

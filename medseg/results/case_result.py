@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
-from medseg.results.verdict import Verdict
+from medseg.results.verdict import Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
 
@@ -43,7 +43,7 @@ class FileStamp:
 
 
 @dataclass(frozen=True)
-class CaseResult:
+class CaseResult(Judged):
     """One case of a run.
 
     Parameters
@@ -123,21 +123,6 @@ class CaseResult:
             return cls(case_id, source, "refused", error.code, error.message)
         reason, message = _failure(error, stage)
         return cls(case_id, source, "failed", reason, message)
-
-    @property
-    def verdict(self) -> str:
-        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
-        return self.trust.decision if self.trust else ""
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What trust has found that no estimate says."""
-        return self.trust.flags if self.trust else ()
-
-    @property
-    def estimates(self) -> tuple[float | None, float | None]:
-        """Predicted Dice (mean of the structures) and its lower bound (the lowest), where there are any."""
-        return (self.trust.predicted_dice, self.trust.lower_bound) if self.trust else (None, None)
 
     @property
     def label_map(self) -> str:

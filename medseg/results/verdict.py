@@ -160,3 +160,34 @@ class Verdict:
             (x, y, z) if point else None,
             FaultKind(str(fault["name"]), float(fault["probability"])) if fault else None,
         )
+
+
+class Judged:
+    """A case that may have a verdict, and what it says in short."""
+
+    trust: Verdict | None
+
+    @property
+    def verdict(self) -> str:
+        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
+        return self.trust.decision if self.trust else ""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What trust has found that no estimate says."""
+        return self.trust.flags if self.trust else ()
+
+    @property
+    def estimates(self) -> tuple[float | None, float | None]:
+        """Predicted Dice (mean of the structures) and its lower bound (the lowest), where there are any."""
+        return (self.trust.predicted_dice, self.trust.lower_bound) if self.trust else (None, None)
+
+    @property
+    def assessed(self) -> tuple[StructureQuality, ...]:
+        """What is expected of each structure."""
+        return self.trust.structures if self.trust else ()
+
+    @property
+    def look_at_mm(self) -> tuple[float, float, float] | None:
+        """Where the planes of most expected errors meet (RAS, mm), if that is known."""
+        return self.trust.look_at_mm if self.trust else None

@@ -167,8 +167,7 @@ def _rank(case: CaseResult, measured: float | None) -> tuple[int, bool, float, s
 
 
 def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> WorklistRow:
-    structures, point = (case.trust.structures, case.trust.look_at_mm) if case.trust else ((), None)
-    worst = min(structures, key=lambda structure: structure.predicted_dice, default=None)
+    worst = min(case.assessed, key=lambda structure: structure.predicted_dice, default=None)
     missed = measured is not None and measured < MISS_BELOW  # then it stands on top whatever its verdict is
     return WorklistRow(
         rank,
@@ -179,7 +178,7 @@ def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float |
         _text(case.estimates[1]),
         "" if worst is None else worst.name,
         "; ".join([*([f"Dice {measured:.2f} against the reference"] if missed else []), *_why(case, worst, accept_at)]),
-        " ".join(f"{value:.1f}" for value in point or ()),
+        " ".join(f"{value:.1f}" for value in case.look_at_mm or ()),
         case.label_map if case.label_map in case.outputs else next(iter(case.outputs), ""),
         case.source,
     )
