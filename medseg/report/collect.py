@@ -115,13 +115,8 @@ class Study:
     @property
     def measured(self) -> bool:
         """Whether there are references, so that Dice and distances are known."""
-        return any(
-            s.values.get("reference_volume_ml") is not None
-            or s.missed
-            or s.invented
-            or s.values.get("dice") is not None
-            for s in self.structures
-        )
+        known = ("reference_volume_ml", "dice")
+        return any(s.missed or s.invented or any(s.values.get(k) is not None for k in known) for s in self.structures)
 
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
@@ -282,11 +277,9 @@ def _facts(run: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _trust(stated: Mapping[str, Any]) -> Trust:
-    limits = stated.get("thresholds") or {}
-    coverage = stated.get("coverage")
-    return Trust(
-        stated.get("state") or "", limits.get("accept"), limits.get("reject"), 0.9 if coverage is None else coverage
-    )
+    limits, coverage = stated.get("thresholds") or {}, stated.get("coverage")
+    covers = 0.9 if coverage is None else coverage
+    return Trust(stated.get("state") or "", limits.get("accept"), limits.get("reject"), covers)
 
 
 def _definitions(stated: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

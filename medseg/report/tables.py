@@ -17,6 +17,7 @@ from medseg.evaluation.definitions import CSV_METRICS, metric_named
 from medseg.evaluation.statistics import Bootstrap, by_structure, summarise, summarise_structures
 from medseg.pictures import colour, rgb
 from medseg.report.collect import Case, Study
+from medseg.results.verdict import DECISIONS, UNLIKE_TRAINING
 
 _NOTHING = "–"
 Row = TypeVar("Row")
@@ -180,7 +181,7 @@ def tiles(study: Study) -> list[Tile]:
     found += [Tile(str(status[s]), s, tone=tone) for s, tone in (("refused", "mid"), ("failed", "bad")) if status[s]]
     flagged = sum(bool(case.flags) for case in study.cases)
     if flagged:
-        unlike = sum("unlike-training" in case.flags for case in study.cases)
+        unlike = sum(UNLIKE_TRAINING in case.flags for case in study.cases)
         found.append(Tile(str(flagged), "flagged", f"{unlike} unlike the training" if unlike else "", "bad"))
     if study.measured:
         dice = [d for case in study.cases for d in case.dice]
@@ -195,7 +196,7 @@ def tiles(study: Study) -> list[Tile]:
 def verdict_counts(study: Study) -> dict[str, int]:
     """How many cases trust accepts, wants reviewed, rejects; empty without trust."""
     counts = Counter(case.verdict for case in study.cases if case.verdict)
-    return {name: counts[name] for name in ("accept", "review", "reject")} if counts else {}
+    return {name: counts[name] for name in DECISIONS} if counts else {}
 
 
 def not_done(study: Study) -> Table:
@@ -270,7 +271,15 @@ def case_table(study: Study) -> Table:
     """One row per case, worst first; only the columns that this study can fill."""
     columns: list[Column[Case]] = [Column("Case", lambda case: Cell(case.case_id, case.case_id), False, "case")]
     if any(case.status != "done" for case in study.cases):
-        columns.append(Column("Status", _status, False, "status", "descending"))
+        columns.append(
+            Column(
+                "Status",
+                lambda case: Cell("", case.status, pill=case.status, tone=case.status),
+                False,
+                "status",
+                "descending",
+            )
+        )
     if any(case.verdict for case in study.cases):
         columns.append(Column("Trust", _verdict, False, "verdict"))
     if any(case.assessed for case in study.cases):
@@ -278,7 +287,11 @@ def case_table(study: Study) -> Table:
     if study.measured:
         columns += [
             Column("Worst Dice", _worst_dice, key="dice"),
-            Column("Mean Dice", lambda case: _figure(_average(case.dice), "dice"), key="mean"),
+            Column(
+                "Mean Dice",
+                lambda case: _figure(sum(case.dice) / len(case.dice) if case.dice else None, "dice"),
+                key="mean",
+            ),
             Column("HD95 [mm]", _distance, key="hd95", first="descending"),
         ]
     columns.append(Column("Volume [ml]", _volume, key="volume", first="descending"))
@@ -335,14 +348,6 @@ def message_of(case: Case) -> str:
 def _figure(value: float | None, metric: str, note: str = "") -> Cell:
     sort = "" if value is None else repr(float(value))
     return Cell(number(value, metric), sort, notes=(note,) if note else ())
-
-
-def _average(values: tuple[float, ...]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _status(case: Case) -> Cell:
-    return Cell(sort=case.status, pill=case.status, tone=case.status)
 
 
 def _verdict(case: Case) -> Cell:

@@ -100,14 +100,10 @@ class RunReport:
 
     Parameters
     ----------
-    folder
-        Where the outputs are.
-    cases
-        Every case of the run, in the order of the inputs.
-    medseg, versions
-        What computed: the version of medseg, and of others by name.
-    bundle, device, precision, engine
-        The bundle, and how its network was run.
+    folder, cases
+        Where the outputs are; every case of the run, in the order of the inputs.
+    medseg, versions, bundle, device, precision, engine
+        What computed: versions of medseg and, by name, of others; the bundle, and how its network was run.
     trust
         Whether cases come with a verdict (``state``), why not (``message``), and what the calibration says of itself.
     notes

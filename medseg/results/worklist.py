@@ -11,7 +11,16 @@ from medseg.errors import UsageError
 from medseg.files import write_text
 from medseg.results.case_result import CaseResult
 from medseg.results.run_report import RunReport
-from medseg.results.verdict import USUAL, StructureQuality, Verdict
+from medseg.results.verdict import (
+    IMPLAUSIBLE_SHAPE,
+    NOT_JUDGED,
+    STRUCTURE_MISSING,
+    TOO_LARGE,
+    UNLIKE_TRAINING,
+    USUAL,
+    StructureQuality,
+    Verdict,
+)
 from medseg.tables import table_text
 
 _log = logging.getLogger(__name__)
@@ -20,11 +29,11 @@ WORKLIST_NAME = "worklist.csv"
 
 _TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
 _FLAGS = {
-    "unlike-training": "the image is unlike those of the training",
-    "implausible-shape": "a structure has an unusual shape",
-    "structure-missing": "a structure is missing",
-    "too-large": "too large to be judged",
-    "not-judged": "could not be judged",
+    UNLIKE_TRAINING: "the image is unlike those of the training",
+    IMPLAUSIBLE_SHAPE: "a structure has an unusual shape",
+    STRUCTURE_MISSING: "a structure is missing",
+    TOO_LARGE: "too large to be judged",
+    NOT_JUDGED: "could not be judged",
 }
 _KINDS = {
     "bias-field": "uneven brightness",
@@ -39,7 +48,7 @@ MISS_BELOW = 0.5
 """A structure whose measured Dice is below is a miss, which no verdict outranks."""
 
 _GROUPS = {"reject": 1, "review": 2, "accept": 4}
-_NOT_JUDGED, _NOT_DONE = 3, 5
+_UNJUDGED, _NOT_DONE = 3, 5
 
 
 def worst_first(
@@ -71,7 +80,7 @@ def worst_first(
     elif measured_dice is not None and measured_dice < MISS_BELOW:
         group = 0
     else:
-        group = _GROUPS[trust.decision] if trust else _NOT_JUDGED
+        group = _GROUPS[trust.decision] if trust else _UNJUDGED
     if measured_dice is not None:
         return group, True, measured_dice, case_id
     if trust is None:  # never looked at: it stands behind the measured
@@ -137,7 +146,9 @@ def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float])
         why = report.trust.get("message") or "the bundle has no trust calibration"
         raise UsageError(f"no case in {report.folder} has a verdict: {why}; a worklist orders cases by trust")
     done = [case for case in report.cases if case.status == "done"]
-    ordered = sorted(done, key=lambda case: _rank(case, measured.get(case.case_id)))
+    ordered = sorted(
+        done, key=lambda case: worst_first(case.case_id, trust=case.trust, measured_dice=measured.get(case.case_id))
+    )
     accept_at = (report.trust.get("thresholds") or {}).get("accept")
     rows = [_row(rank, case, accept_at, measured.get(case.case_id)) for rank, case in enumerate(ordered, start=1)]
     write_text(path, table_text([[one.name for one in fields(WorklistRow)], *(astuple(row) for row in rows)]))
@@ -160,10 +171,6 @@ def keep_worklist(report: RunReport, measured_in: Callable[[Path], Mapping[str, 
         _log.warning("the worklist is ordered by trust alone: %s", error)
         measured = {}
     write_worklist(report, path, measured)
-
-
-def _rank(case: CaseResult, measured: float | None) -> tuple[int, bool, float, str]:
-    return worst_first(case.case_id, trust=case.trust, measured_dice=measured)
 
 
 def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> WorklistRow:
