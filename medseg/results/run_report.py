@@ -112,10 +112,10 @@ class RunReport:
         What was asked for, see :class:`~medseg.inference.Options`.
     skipped
         Inputs that were left out with a warning.
-    started, finished
-        ISO 8601, UTC.
-    seconds, computed, workers_lost, pending
-        Wall time; cases computed by this run, workers of a cluster lost, cases without a result.
+    started, finished, seconds
+        ISO 8601, UTC; wall time.
+    computed, workers_lost, pending
+        Cases computed by this run, workers of a cluster lost, cases without a result.
     stored
         Cases that the folder's state file holds besides, of other inputs, or of a run that was killed.
     unfinished

@@ -68,10 +68,8 @@ def worst_first(
     ----------
     case_id
         Decides between equals.
-    status
-        As in ``run.json``.
-    trust
-        The verdict; None for what was not judged.
+    status, trust
+        As in ``run.json``; no verdict for what was not judged.
     measured_dice
         Dice of the worst structure against a reference; None without one.
     """
@@ -95,16 +93,10 @@ class WorklistRow:
 
     Parameters
     ----------
-    todo, verdict
-        What is to be done, and what trust says.
-    predicted_dice, lower_bound
-        Of the case, in words.
     structure
         The one that is trusted least.
     why, look_at_mm
         Sentences for the person who opens the case, and where the planes of greatest doubt meet (RAS, mm).
-    prediction, source
-        The label map's file, and the image.
     """
 
     rank: int
