@@ -10,44 +10,48 @@ import typer
 from medseg.cli._app import Outcome, app, command, terminal
 from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRule
 
+_Predictions = Annotated[
+    Path, typer.Argument(help="Label map, folder of label maps (such as medseg infer leaves), or datalist.")
+]
+_References = Annotated[Path, typer.Argument(help="Reference label map, folder of these, or datalist.")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")]
+_Labels = Annotated[
+    Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle.')
+]
+_Tolerance = Annotated[float, typer.Option(min=0.0, help="Tolerance of the normalised surface distance (NSD).")]
+_Compare = Annotated[Path | None, typer.Option(help="Other predictions of the same cases: adds a paired test.")]
+_By = Annotated[str | None, typer.Option(help="Key of the reference datalist's items: adds a table per value.")]
+_PercentileRule = Annotated[
+    PercentileRule, typer.Option(help="HD95 per direction, the larger of both; or of both directions together.")
+]
+_Surface = Annotated[SurfaceRule, typer.Option(help="Surface voxels with equal weights, or elements weighted by area.")]
+_AllMetrics = Annotated[
+    bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
+]
+_Section = Annotated[
+    str | None, typer.Option(help="Of a reference datalist only this section: test, training or validation.")
+]
+_Fold = Annotated[int | None, typer.Option(help="Of a reference datalist only the cases that this fold holds out.")]
+_Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per CPU.")]
+
 
 @app.command()
 @command
 def evaluate(
-    predictions: Annotated[
-        Path, typer.Argument(help="Label map, folder of label maps (such as medseg infer leaves), or datalist.")
-    ],
-    references: Annotated[Path, typer.Argument(help="Reference label map, folder of these, or datalist.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")],
+    predictions: _Predictions,
+    references: _References,
+    output: _Output,
     *,
-    labels: Annotated[
-        Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle.')
-    ] = None,
-    tolerance_mm: Annotated[
-        float, typer.Option(min=0.0, help="Tolerance of the normalised surface distance (NSD).")
-    ] = 1.0,
-    compare: Annotated[
-        Path | None, typer.Option(help="Other predictions of the same cases: adds a paired test.")
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option(help="Key of the reference datalist's items: adds a table per value.")
-    ] = None,
-    percentile_rule: Annotated[
-        PercentileRule, typer.Option(help="HD95 per direction, the larger of both; or of both directions together.")
-    ] = Definitions.percentile_rule,
-    surface: Annotated[
-        SurfaceRule, typer.Option(help="Surface voxels with equal weights, or elements weighted by area.")
-    ] = Definitions.surface,
-    all_metrics: Annotated[
-        bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
-    ] = False,
-    section: Annotated[
-        str | None, typer.Option(help="Of a reference datalist only this section: test, training or validation.")
-    ] = None,
-    fold: Annotated[
-        int | None, typer.Option(help="Of a reference datalist only the cases that this fold holds out.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per CPU.")] = 0,
+    labels: _Labels = None,
+    tolerance_mm: _Tolerance = 1.0,
+    compare: _Compare = None,
+    by: _By = None,
+    percentile_rule: _PercentileRule = Definitions.percentile_rule,
+    surface: _Surface = Definitions.surface,
+    all_metrics: _AllMetrics = False,
+    section: _Section = None,
+    fold: _Fold = None,
+    workers: _Workers = 0,
 ) -> Outcome:
     """Compare label maps with references: Dice, Hausdorff and surface distances in mm, with missed structures counted.
 

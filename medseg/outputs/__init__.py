@@ -9,17 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medseg._lazy import lazily
-from medseg.outputs.write import KINDS, write, write_rtstruct, write_sc, write_seg, write_sr
+from medseg.outputs.write import KINDS, write
 
 if TYPE_CHECKING:
     from medseg.outputs.common import WriteOptions
 
-__all__ = ["KINDS", "WriteOptions", "write", "write_rtstruct", "write_sc", "write_seg", "write_sr"]
+__all__ = ["KINDS", "WriteOptions", "write"]
 
-
-__getattr__ = lazily(
-    __name__,
-    {
-        "common": "WriteOptions",
-    },
-)
+__getattr__ = lazily(__name__, {"common": "WriteOptions"})

@@ -22,6 +22,7 @@ from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, segment_codes
 from medseg.outputs.source import Frame, SourceImages, embed, placed
+from medseg.results.verdict import Verdict
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
 SegmentationType = Literal["AUTO", "BINARY", "FRACTIONAL", "LABELMAP"]
@@ -76,8 +77,7 @@ class WriteOptions:
     probabilities
         One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
     trust
-        The case's trust as in ``run.json``: ``verdict``, ``predicted_dice``, ``lower_bound``, ``flags``, and under
-        ``structures`` the two figures per ``label``; goes into the report.
+        The verdict on the case; goes into the report.
     doubt
         Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
     when
@@ -88,7 +88,7 @@ class WriteOptions:
     run: str = ""
     segmentation_type: SegmentationType = "AUTO"
     probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
-    trust: Mapping[str, Any] = field(default_factory=dict)
+    trust: Verdict | None = None
     doubt: NDArray[np.floating[Any]] | None = None
     when: datetime | None = None
 
@@ -157,14 +157,8 @@ class Job:
         """
         digest = hashlib.sha256()
         first = self.source.first
-        for part in (
-            first.SeriesInstanceUID,
-            first.SOPInstanceUID,
-            self.bundle.name,
-            self.bundle.sha256,
-            self.options.run,
-            *parts,
-        ):
+        made = (first.SeriesInstanceUID, first.SOPInstanceUID, self.bundle.name, self.bundle.sha256, self.options.run)
+        for part in (*made, *parts):
             digest.update(str(part).encode() + b"\0")
         digest.update(self._content)
         return f"2.25.{int.from_bytes(digest.digest()[:16])}"
@@ -201,6 +195,28 @@ class Job:
 def series_description(job: Job, what: str) -> str:
     """At most 64 characters: what it is, by which bundle, and the notice."""
     return f"{what} {job.bundle.name} {job.bundle.version}"[: 62 - len(job.options.notice)] + f", {job.options.notice}"
+
+
+def series_and_equipment(job: Job, kind: Kind, what: str) -> dict[str, Any]:
+    """Series, instance and equipment as highdicom's classes take them."""
+    return {
+        "series_instance_uid": job.uid(kind, "series"),
+        "series_number": _SERIES_NUMBERS[kind],
+        "sop_instance_uid": job.uid(kind),
+        "instance_number": 1,
+        "manufacturer": "medseg",
+        "manufacturer_model_name": job.bundle.name[:64],
+        "software_versions": [version("medseg"), str(job.bundle.version)[:64]],
+        "device_serial_number": job.bundle.sha256,
+        "series_description": series_description(job, what),
+    }
+
+
+def reference_to(image: Dataset) -> Dataset:
+    """An item that refers to an object by its class and identifier."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    return item
 
 
 def start_dataset(job: Job, kind: Kind, sop_class: str, modality: str) -> Dataset:

@@ -20,7 +20,7 @@ from pydicom.uid import RTStructureSetStorage
 from medseg.errors import CaseFailed
 from medseg.geometry import Geometry
 from medseg.labels.codes import Code, SegmentCode
-from medseg.outputs.common import Job, save_checked, series_description, start_dataset
+from medseg.outputs.common import Job, reference_to, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame, SourceImages, embed
 
 _LEAST_DICE = 0.999
@@ -39,6 +39,7 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     """
     job.covered()
     codes = list(job.codes.values())
+    numbers = dict(enumerate(job.codes, start=1))
     dataset = start_dataset(job, "rtstruct", RTStructureSetStorage, "RTSTRUCT")
     dataset.SeriesDescription = series_description(job, "RTSTRUCT")
     dataset.OperatorsName = None
@@ -58,7 +59,7 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.ApprovalStatus = "UNAPPROVED"
 
     def check(partial: Path) -> None:
-        found = read_labels(partial, job.geometry, job.source, {n: code.label for n, code in enumerate(codes, start=1)})
+        found = read_labels(partial, job.geometry, job.source, numbers)
         for code in codes:
             dice = _dice(found == code.label, job.labels == code.label)
             if dice < _LEAST_DICE:
@@ -66,14 +67,17 @@ def write_rtstruct(job: Job, path: Path) -> Path:
                     f"{path.name}: filling the contours of {code.name} gives Dice {dice:.4f}; nothing was written"
                 )
 
-    _state_dice(dataset, job, codes)
+    found = _filled(dataset, job.geometry, job.source, numbers)
+    for roi, code in zip(dataset.StructureSetROISequence, codes, strict=True):
+        dice = _dice(found == code.label, job.labels == code.label)
+        roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
     return save_checked(dataset, path, check)
 
 
 def _references(source: SourceImages) -> Dataset:
     series = Dataset()
     series.SeriesInstanceUID = source.first.SeriesInstanceUID
-    series.ContourImageSequence = [_image(dataset, None) for dataset in source.datasets]
+    series.ContourImageSequence = [reference_to(dataset) for dataset in source.datasets]
     study = Dataset()
     study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_COMPONENT, source.first.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
@@ -84,8 +88,7 @@ def _references(source: SourceImages) -> Dataset:
 
 
 def _image(dataset: Dataset, number: int | None) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    item = reference_to(dataset)
     if number is not None:
         item.ReferencedFrameNumber = number
     return item
@@ -156,14 +159,6 @@ def _decimal(value: float) -> str:
     """A decimal string: 16 characters at most (PS3.5, 6.2), here to 1e-5 mm."""
     text = f"{value:.5f}".rstrip("0").rstrip(".")
     return "0" if text in ("-0", "") else text
-
-
-def _state_dice(dataset: Dataset, job: Job, codes: list[SegmentCode]) -> None:
-    numbers = {n: code.label for n, code in enumerate(codes, start=1)}
-    found = _filled(dataset, job.geometry, job.source, numbers)
-    for roi, code in zip(dataset.StructureSetROISequence, codes, strict=True):
-        dice = _dice(found == code.label, job.labels == code.label)
-        roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -12,9 +12,9 @@ from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, RLELoss
 
 from medseg.errors import CaseFailed
 from medseg.ingest import read_volume
-from medseg.outputs.common import Job, save_checked, series_description, start_dataset
+from medseg.outputs.common import Job, reference_to, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame
-from medseg.pictures import Entry, Layer, View, Window, draw, render, sheet, view_of_frame, window_of
+from medseg.pictures import Entry, Layer, Window, draw, render, sheet, view_of_frame, window_of
 
 _SMALLEST_PX, _LARGEST_PX = 384, 768
 _TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -29,9 +29,7 @@ def write_sc(job: Job, path: Path) -> Path:
         If the pictures read again differ from what was drawn.
     """
     job.covered()
-    image, _, _ = (
-        read_volume(job.record) if job.record is not None else (np.zeros(job.labels.shape, np.float32), None, None)
-    )
+    image = np.zeros(job.labels.shape, np.float32) if job.record is None else read_volume(job.record)[0]
     window = window_of(image)
     frames = chosen_frames(job)
     pictures = _stacked(
@@ -87,12 +85,9 @@ def _picture(job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[in
     colours = {code.label: code.rgb for code in job.codes.values()}
     legend = [Entry(code.rgb, code.name) for code in job.codes.values()]
     notice = f"{job.options.notice}   {job.bundle.name} {job.bundle.version}   {number}/{count}"
-    return sheet([(_title(job, view), [render(panel, colours, fine=1)]), (notice, [])], legend)
-
-
-def _title(job: Job, view: View) -> str:
-    """The case's id, never a name from its headers, and the plane."""
-    return view.plane if job.record is None else f"{job.record.case_id}   {view.plane}"
+    # the case's id, never a name from its headers
+    title = view.plane if job.record is None else f"{job.record.case_id}   {view.plane}"
+    return sheet([(title, [render(panel, colours, fine=1)]), (notice, [])], legend)
 
 
 def _describe(dataset: Dataset, job: Job, frames: list[Frame]) -> None:
@@ -105,12 +100,8 @@ def _describe(dataset: Dataset, job: Job, frames: list[Frame]) -> None:
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.ImageComments = f"{job.options.notice}; {job.bundle.name} {job.bundle.version} {job.bundle.sha256}"
     dataset.DerivationDescription = "contours of a segmentation drawn on its source images"
-    dataset.SourceImageSequence = []
-    for index in sorted({frame.dataset for frame in frames}):
-        item = Dataset()
-        item.ReferencedSOPClassUID = job.source.datasets[index].SOPClassUID
-        item.ReferencedSOPInstanceUID = job.source.datasets[index].SOPInstanceUID
-        dataset.SourceImageSequence.append(item)
+    shown = sorted({frame.dataset for frame in frames})
+    dataset.SourceImageSequence = [reference_to(job.source.datasets[index]) for index in shown]
     dataset.PageNumberVector = list(range(1, len(frames) + 1))
     dataset.FrameIncrementPointer = 0x00182001
 

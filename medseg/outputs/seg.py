@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from medseg.errors import CaseFailed, UsageError
 from medseg.geometry import Geometry
 from medseg.labels.codes import Code, SegmentCode
-from medseg.outputs.common import Job, copy_identity, save_checked, series_description
+from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.source import embed, frames_of, slice_spacing_mm
 
 
@@ -50,11 +49,9 @@ def write_seg(job: Job, path: Path) -> Path:
                 f"{path.name}: the segmentation read again differs from the mask; nothing was written, report this"
             )
 
-    return save_checked(dataset, path, check if job.options.segmentation_type != "FRACTIONAL" else _readable)
-
-
-def _readable(partial: Path) -> None:
-    hd.seg.segread(partial)
+    if job.options.segmentation_type == "FRACTIONAL":  # its values are rounded, so that it is only read again
+        return save_checked(dataset, path, hd.seg.segread)
+    return save_checked(dataset, path, check)
 
 
 def _kind(job: Job) -> SegmentationTypeValues:
@@ -83,20 +80,12 @@ def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Da
             fractional_type="PROBABILITY" if probable else "OCCUPANCY",
             max_fractional_value=255 if probable else 1,
             segment_descriptions=[_description(job, code, numbers[code.label]) for code in codes],
-            series_instance_uid=job.uid("seg", "series"),
-            series_number=9101,
-            sop_instance_uid=job.uid("seg"),
-            instance_number=1,
-            manufacturer="medseg",
-            manufacturer_model_name=job.bundle.name[:64],
-            software_versions=[version("medseg"), str(job.bundle.version)[:64]],
-            device_serial_number=job.bundle.sha256,
+            **series_and_equipment(job, "seg", "SEG"),
             transfer_syntax_uid=ExplicitVRLittleEndian,  # no codec between the mask and its reader
             omit_empty_frames=not empty,
             **_places(job),
             content_label="SEGMENTATION",
             content_description=job.options.notice[:64],
-            series_description=series_description(job, "SEG"),
         )
 
 

@@ -21,16 +21,9 @@ from medseg.ingest import SeriesRecord
 from medseg.ingest.walk import on_disk
 
 _TYPE_2 = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
 _SHIFT_VOXELS = 0.1
 """Largest distance, in voxels, between a frame of the source and the label map's grid (it is rounding noise)."""
 
@@ -234,7 +227,7 @@ def embed(volume: NDArray[np.generic], geometry: Geometry, frame: Frame) -> NDAr
     origin, column, row = place
     column_axis, row_axis = int(np.flatnonzero(column)[0]), int(np.flatnonzero(row)[0])
     across = 3 - column_axis - row_axis
-    plane = _slice(volume, across, int(origin[across]))
+    plane = np.moveaxis(volume, across, 0)[int(origin[across])]
     if column_axis < row_axis:
         plane = plane.T
     return plane[:: int(row[row_axis]), :: int(column[column_axis])]
@@ -254,9 +247,3 @@ def slice_spacing_mm(geometry: Geometry, frame: Frame) -> float:
     normal = np.cross(frame.along_columns, frame.along_rows)
     area = float(np.linalg.norm(normal))
     return geometry.voxel_volume_mm3 / area
-
-
-def _slice(volume: NDArray[np.generic], axis: int, index: int) -> NDArray[np.generic]:
-    place: list[slice | int] = [slice(None)] * 3
-    place[axis] = index
-    return volume[tuple(place)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +23,56 @@ from scipy.spatial.distance import pdist
 
 from medseg.errors import CaseFailed
 from medseg.labels.codes import SegmentCode
-from medseg.outputs.common import Job, copy_identity, save_checked, series_description
+from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.seg import coded
+from medseg.results.case_result import volumes_of
+from medseg.results.verdict import Verdict
 
 _NO_UNITS = CodedConcept("1", "UCUM", "no units")
 _SCHEME = "99MEDSEG"
-_MEASURES = {
-    "predicted_dice": CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient"),
-    "lower_bound": CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice"),
-}
+_DICE = CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient")
+_LOWER_BOUND = CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice")
 _VERDICT = CodedConcept("TRUST", _SCHEME, "Trust verdict")
 _FLAG = CodedConcept("FLAG", _SCHEME, "Trust flag")
 _RESULT = CodedConcept("RESULT", _SCHEME, "Whole segmentation result")
 _LONGEST_MEANING = 64
 
 
-def of_structure(trust: Mapping[str, Any], label: int) -> list[sr.Measurement]:
-    """Predicted Dice and lower bound of one structure; those of the whole result where structures have none."""
-    own = [item for item in trust.get("structures") or () if item.get("label") == label]
-    if trust.get("structures") and not own:
-        return []
-    return _measures(own[0] if own else trust)
+def of_structure(trust: Verdict | None, label: int) -> list[sr.Measurement]:
+    """Predicted Dice and lower bound of one structure, if it was assessed."""
+    own = [structure for structure in (trust.structures if trust else ()) if structure.label == label]
+    return _measures(own[0].predicted_dice, own[0].lower_bound) if own else []
 
 
-def verdict_of(trust: Mapping[str, Any]) -> list[sr.QualitativeEvaluation] | None:
+def verdict_of(trust: Verdict | None) -> list[sr.QualitativeEvaluation] | None:
     """The verdict on the case, as it stands in every group: no structure is to be read without it."""
-    verdict = trust.get("verdict")
-    if not verdict:
+    if trust is None:
         return None
-    return [sr.QualitativeEvaluation(name=_VERDICT, value=_term(str(verdict).upper(), str(verdict).capitalize()))]
+    return [sr.QualitativeEvaluation(name=_VERDICT, value=_term(trust.decision.upper(), trust.decision.capitalize()))]
 
 
 def of_result(
-    trust: Mapping[str, Any], tracking: sr.TrackingIdentifier, algorithm: sr.AlgorithmIdentification
+    trust: Verdict | None, tracking: sr.TrackingIdentifier, algorithm: sr.AlgorithmIdentification
 ) -> list[sr.MeasurementsAndQualitativeEvaluations]:
     """A group of its own (TID 1501) for what is known of the whole result: both measures, verdict, flags."""
-    measures, verdict = _measures(trust), verdict_of(trust)
-    flags = [sr.QualitativeEvaluation(name=_FLAG, value=_term(str(flag), str(flag))) for flag in trust.get("flags", ())]
-    if not measures and not verdict and not flags:
+    if trust is None:
         return []
+    flags = [sr.QualitativeEvaluation(name=_FLAG, value=_term(flag, flag)) for flag in trust.flags]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
         finding_type=_RESULT,
         algorithm_id=algorithm,
-        measurements=measures or None,
-        qualitative_evaluations=[*(verdict or ()), *flags],
+        measurements=_measures(trust.predicted_dice, trust.lower_bound) or None,
+        qualitative_evaluations=[*(verdict_of(trust) or ()), *flags],
     )
     return [group]
 
 
-def _measures(stated: Mapping[str, Any]) -> list[sr.Measurement]:
-    values = ((stated.get(key), name) for key, name in _MEASURES.items())
+def _measures(predicted_dice: float | None, lower_bound: float | None) -> list[sr.Measurement]:
     return [
         sr.Measurement(name=name, value=float(f"{value:.4f}"), unit=_NO_UNITS)
-        for value, name in values
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in ((_DICE, predicted_dice), (_LOWER_BOUND, lower_bound))
+        if value is not None
     ]
 
 
@@ -99,22 +93,15 @@ def write_sr(job: Job, path: Path) -> Path:
         If the file read again does not hold the measured volumes.
     """
     job.covered()
-    volumes = volumes_ml(job)
+    found = volumes_of(job.labels, job.geometry, job.bundle.labels)
+    volumes = {structure.label: structure.volume_ml or 0.0 for structure in found}
     codes = list(job.codes.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # highdicom comments on names and on identifiers
         dataset = sr.Comprehensive3DSR(
             evidence=_evidence(job),
             content=_report(job, codes, volumes),
-            series_instance_uid=job.uid("sr", "series"),
-            series_number=9102,
-            sop_instance_uid=job.uid("sr"),
-            instance_number=1,
-            manufacturer="medseg",
-            manufacturer_model_name=job.bundle.name[:64],
-            software_versions=[version("medseg"), str(job.bundle.version)[:64]],
-            device_serial_number=job.bundle.sha256,
-            series_description=series_description(job, "SR"),
+            **series_and_equipment(job, "sr", "SR"),
             is_complete=True,
             is_final=False,
             is_verified=False,
@@ -122,9 +109,9 @@ def write_sr(job: Job, path: Path) -> Path:
     copy_identity(job.source.first, dataset)
 
     def check(partial: Path) -> None:
-        found = sorted(_stated_volumes(pydicom.dcmread(partial)))
+        stated = sorted(_stated_volumes(pydicom.dcmread(partial)))
         expected = sorted(volumes[code.label] for code in codes)
-        if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-6):
+        if len(stated) != len(expected) or not np.allclose(stated, expected, rtol=1e-4, atol=1e-6):
             raise CaseFailed(
                 f"{path.name}: the report read again states other volumes; nothing was written, please report this"
             )
@@ -132,18 +119,14 @@ def write_sr(job: Job, path: Path) -> Path:
     return save_checked(dataset, path, check)
 
 
-def volumes_ml(job: Job) -> dict[int, float]:
-    """Volume of every label of the bundle, in ml."""
-    counts = np.bincount(np.asarray(job.labels).ravel(), minlength=max(job.bundle.labels) + 1)
-    return {label: float(counts[label]) * job.geometry.voxel_volume_mm3 / 1000.0 for label in job.bundle.labels}
-
-
 def longest_diameter_mm(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> float:
     """Largest distance between the centres of two voxels of a structure, in mm; 0 for one voxel.
 
     The farthest two points of a set are corners of its convex hull, so only those are compared.
     """
-    points = np.argwhere(mask & ~_inner(mask)) @ affine[:3, :3].T
+    inner = np.zeros_like(mask)  # voxels with a neighbour on both sides along the first axis are never extreme
+    inner[1:-1] = mask[:-2] & mask[2:]
+    points = np.argwhere(mask & ~inner) @ affine[:3, :3].T
     if len(points) < 2:
         return 0.0
     try:
@@ -151,13 +134,6 @@ def longest_diameter_mm(mask: NDArray[np.bool_], affine: NDArray[np.float64]) ->
     except QhullError:  # flat or straight structures have no hull in 3D; few points, so all are compared
         points = points[np.linspace(0, len(points) - 1, min(len(points), 3000)).astype(int)]
     return float(pdist(points).max())
-
-
-def _inner(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels with a neighbour on both sides along the first axis: they are never extreme."""
-    inner = np.zeros_like(mask)
-    inner[1:-1] = mask[:-2] & mask[2:]
-    return inner
 
 
 def _evidence(job: Job) -> list[pydicom.Dataset]:

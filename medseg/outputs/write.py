@@ -75,23 +75,3 @@ def write(
     job = Job(label_map, geometry, read_source(record), bundle, options or WriteOptions(), record)
     room = import_module(f"{__package__}.{_MODULES[kind]}")
     return Path(getattr(room, f"write_{kind}")(job, Path(path)))
-
-
-def write_seg(*args: Any, **keywords: Any) -> Path:
-    """:func:`write` with kind ``"seg"``."""
-    return write("seg", *args, **keywords)
-
-
-def write_sr(*args: Any, **keywords: Any) -> Path:
-    """:func:`write` with kind ``"sr"``."""
-    return write("sr", *args, **keywords)
-
-
-def write_rtstruct(*args: Any, **keywords: Any) -> Path:
-    """:func:`write` with kind ``"rtstruct"``."""
-    return write("rtstruct", *args, **keywords)
-
-
-def write_sc(*args: Any, **keywords: Any) -> Path:
-    """:func:`write` with kind ``"sc"``."""
-    return write("sc", *args, **keywords)

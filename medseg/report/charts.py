@@ -109,8 +109,8 @@ def _agreement(groups: Mapping[str, Sequence[StructureResult]]) -> Section:
 
 
 def _trust(study: Study) -> Section:
-    predicted = [(case, case.predicted_dice) for case in study.cases if case.predicted_dice is not None]
-    pairs = [pair for case, _ in predicted for pair in _predictions(case)]
+    predicted = [(case, dice) for case in study.cases if (dice := case.estimates[0]) is not None]
+    pairs = [pair for case, _ in predicted for pair in _foretold(case)]
     charts = [_calibration(pairs)] if len(pairs) > 1 else []
     rows = [
         (verdict, [Point(p, 0.0, c.case_id, bool(c.flags)) for c, p in predicted if c.verdict == verdict])
@@ -125,35 +125,21 @@ def _trust(study: Study) -> Section:
     return Section("trust", "Trust", lead, "wide", tuple(charts))
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    """Predicted and measured Dice of one structure, or of a case as a whole."""
-
-    case_id: str
-    structure: str
-    predicted: float
-    lower: float | None
-    measured: float
-
-
-def _predictions(case: Case) -> list[_Predicted]:
-    """Of every structure; of the case as a whole where trust says no more."""
-    measured = {s.label: (s.name, d) for s in case.structures if (d := s.values.get("dice")) is not None}
-    if case.estimates:
-        known = [(label, *pair) for label, pair in case.estimates.items() if label in measured]
-        return [_Predicted(case.case_id, measured[k][0], p, low, measured[k][1]) for k, p, low in known]
-    if case.predicted_dice is None or not case.dice:
-        return []
-    return [_Predicted(case.case_id, "", case.predicted_dice, case.lower_bound, sum(case.dice) / len(case.dice))]
+def _foretold(case: Case) -> list[tuple[Point, bool]]:
+    """Predicted against measured Dice of every structure, and whether the latter reaches its lower bound."""
+    measured = {s.label: d for s in case.structures if (d := s.values.get("dice")) is not None}
+    return [
+        (Point(quality.predicted_dice, dice, case.case_id, dice < 0.5), dice >= quality.lower_bound)
+        for quality in case.assessed
+        if (dice := measured.get(quality.label)) is not None
+    ]
 
 
-def _calibration(pairs: Sequence[_Predicted]) -> Chart:
-    points = [Point(p.predicted, p.measured, p.case_id, p.measured < 0.5) for p in pairs]
-    error = float(np.mean([abs(p.predicted - p.measured) for p in pairs]))
-    bounded = [p.measured >= p.lower for p in pairs if p.lower is not None]
-    what = "structures" if any(p.structure for p in pairs) else "cases"
-    covered = f"; {sum(bounded)} of {len(bounded)} {what} reach their lower bound" if bounded else ""
-    note = f"mean absolute error {error:.3f}{covered}"
+def _calibration(pairs: Sequence[tuple[Point, bool]]) -> Chart:
+    points = [point for point, _ in pairs]
+    error = float(np.mean([abs(point.x - point.y) for point in points]))
+    reached = sum(reaches for _, reaches in pairs)
+    note = f"mean absolute error {error:.3f}; {reached} of {len(pairs)} structures reach their lower bound"
     return Chart("Predicted against measured Dice", calibration(points), note)
 
 

@@ -14,7 +14,8 @@ from medseg.evaluation.pairing import EXTENSIONS, case_id_of_name, is_image_name
 from medseg.evaluation.statistics import by_structure
 from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_names
 from medseg.evaluation.trained_on import summarised
-from medseg.results import RunReport, worst_first
+from medseg.results import CaseResult, RunReport, worst_first
+from medseg.results.verdict import Judged, Verdict
 
 Locations = Path | Mapping[str, str | Path] | None
 """Where images or references lie: a folder, a path per case id, or not known."""
@@ -23,12 +24,11 @@ _NAMES_A_FILE = re.compile(r"[/\\]|\.(?:dcm|ima|img|hdr|nii|gz|mha|mhd|nrrd)\b",
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Judged):
     """One row of the report's table and what belongs to it.
 
-    ``estimates`` are predicted Dice and lower bound by label; ``look_at_mm`` is where the planes of greatest doubt
-    meet (RAS, mm), ``doubt`` its map in per cent, ``trained_on`` whether the model has learnt from the image (None if
-    that is not known).
+    ``doubt`` is the map of it in per cent, ``trained_on`` whether the model has learnt from the image (None if that is
+    not known).
     """
 
     case_id: str
@@ -36,12 +36,7 @@ class Case:
     reason: str = ""
     message: str = ""
     seconds: float | None = None
-    verdict: str = ""
-    predicted_dice: float | None = None
-    lower_bound: float | None = None
-    flags: tuple[str, ...] = ()
-    estimates: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    look_at_mm: tuple[float, float, float] | None = None
+    trust: Verdict | None = None
     structures: tuple[StructureResult, ...] = ()
     image: str | Path | None = None
     prediction: Path | None = None
@@ -60,9 +55,7 @@ class Case:
         return worst_first(
             self.case_id,
             status=self.status,
-            verdict=self.verdict,
-            flags=self.flags,
-            estimates=(self.predicted_dice, self.lower_bound),
+            trust=self.trust,
             measured_dice=min(self.dice, default=None),
         )
 
@@ -122,13 +115,8 @@ class Study:
     @property
     def measured(self) -> bool:
         """Whether there are references, so that Dice and distances are known."""
-        return any(
-            s.values.get("reference_volume_ml") is not None
-            or s.missed
-            or s.invented
-            or s.values.get("dice") is not None
-            for s in self.structures
-        )
+        known = ("reference_volume_ml", "dice")
+        return any(s.missed or s.invented or any(s.values.get(k) is not None for k in known) for s in self.structures)
 
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
@@ -165,16 +153,16 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
     metrics = read_summary(folder)
     predictions = _folder_named(metrics.get("predictions"), folder)
     found = RunReport.find(folder) or (RunReport.find(predictions) if predictions else None)
-    run = found.content if found else {}
+    run = None if found is None or found.unfinished else found
     scored = read_csv(folder / METRICS_CSV) if (folder / METRICS_CSV).is_file() else []
-    if not run.get("cases") and not scored and not metrics:
+    if not (run and run.cases) and not scored and not metrics:
         raise UsageError(
             f"{folder} holds neither run.json (from `medseg infer`) nor metrics.csv (from `medseg evaluate`), "
             "expected at least one of them; name the folder given to their -o option"
         )
     references = references or _folder_named(metrics.get("references"), folder)
     files = _Files(folder, predictions or folder, images, references, metrics)
-    cases = {case.case_id: case for case in (_from_run(item, files) for item in run.get("cases", []))}
+    cases = {case.case_id: case for case in (_from_run(result, files) for result in (run.cases if run else ()))}
     learnt = {files.names.get(case_id, case_id) for case_id in (metrics.get("trained_on") or {}).get("case_ids") or ()}
     rows: dict[str, list[StructureResult]] = {}
     for row in scored:
@@ -182,13 +170,12 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
     for case_id, structures in rows.items():
         cases[case_id] = replace(cases.get(case_id) or files.of(Case(case_id), None), structures=tuple(structures))
     marked = [replace(case, trained_on=True) if case.case_id in learnt else case for case in cases.values()]
-    bundle = run.get("bundle") or {}
     return Study(
         tuple(sorted(marked, key=lambda case: case.rank)),
-        of_run=bool(run),
-        model=str(bundle.get("name") or ""),
-        facts=tuple(_facts(run, bundle)),
-        trust=_trust(run.get("trust") or {}),
+        of_run=run is not None,
+        model=run.bundle.name if run else "",
+        facts=tuple(_facts(run)) if run else (),
+        trust=_trust(run.trust if run else {}),
         summaries={name: row for name, row in (metrics.get("structures") or {}).items() if "metrics" in row},
         learnt=metrics.get("trained_on"),
         definitions=tuple(_definitions(metrics.get("definitions") or {})),
@@ -254,30 +241,23 @@ def _folder_named(named: str | None, folder: Path) -> Path | None:
     return found if found is None or found.is_dir() else found.parent
 
 
-def _from_run(item: Mapping[str, Any], files: _Files) -> Case:
-    case_id, source, trust = item["case_id"], item.get("source") or "", item.get("trust") or {}
-    estimates = trust.get("structures") or ()
+def _from_run(result: CaseResult, files: _Files) -> Case:
     case = Case(
-        case_id=case_id,
-        status=item.get("status") or "done",
-        reason=item.get("reason") or "",
-        message=_safe_message(item.get("message") or "", source, case_id),
-        seconds=item.get("seconds"),
-        verdict=trust.get("verdict") or "",
-        predicted_dice=trust.get("predicted_dice"),
-        lower_bound=trust.get("lower_bound"),
-        flags=tuple(trust.get("flags") or ()),
-        estimates={s["label"]: (s["predicted_dice"], s["lower_bound"]) for s in estimates},
-        look_at_mm=trust.get("look_at_mm"),
-        structures=tuple(
-            StructureResult(s["label"], s["name"], {"volume_ml": s.get("volume_ml")}, case_id=case_id)
-            for s in item.get("structures") or ()
+        result.case_id,
+        result.status,
+        result.reason or "",
+        _safe_message(result.message, result.source, result.case_id),
+        result.seconds,
+        result.trust,
+        tuple(
+            StructureResult(s.label, s.name, {"volume_ml": s.volume_ml}, case_id=result.case_id)
+            for s in result.structures
         ),
-        trained_on=item.get("trained_on"),
+        trained_on=result.trained_on,
     )
     if case.status != "done":
         return case
-    return replace(files.of(case, source), doubt=files.doubt(case_id) if trust else None)
+    return replace(files.of(case, result.source), doubt=files.doubt(case.case_id) if case.trust else None)
 
 
 def _safe_message(message: str, source: str, case_id: str) -> str:
@@ -286,22 +266,20 @@ def _safe_message(message: str, source: str, case_id: str) -> str:
     return "" if _NAMES_A_FILE.search(text.replace(case_id, "")) else text
 
 
-def _facts(run: Mapping[str, Any], bundle: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(run: RunReport) -> Iterator[tuple[str, str]]:
     facts = {
-        "model": " ".join(filter(None, (bundle.get("name"), bundle.get("version")))),
-        "weights": (bundle.get("sha256") or "")[:12],
-        "device": " · ".join(filter(None, (run.get("device"), run.get("precision")))),
-        "finished": (run.get("finished") or "")[:16].replace("T", " "),
+        "model": " ".join(filter(None, (run.bundle.name, run.bundle.version))),
+        "weights": run.bundle.sha256[:12],
+        "device": " · ".join(filter(None, (run.device, run.precision))),
+        "finished": run.finished[:16].replace("T", " "),
     }
     yield from ((name, value) for name, value in facts.items() if value)
 
 
 def _trust(stated: Mapping[str, Any]) -> Trust:
-    limits = stated.get("thresholds") or {}
-    coverage = stated.get("coverage")
-    return Trust(
-        stated.get("state") or "", limits.get("accept"), limits.get("reject"), 0.9 if coverage is None else coverage
-    )
+    limits, coverage = stated.get("thresholds") or {}, stated.get("coverage")
+    covers = 0.9 if coverage is None else coverage
+    return Trust(stated.get("state") or "", limits.get("accept"), limits.get("reject"), covers)
 
 
 def _definitions(stated: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

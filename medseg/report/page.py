@@ -195,7 +195,7 @@ def _looked_at(study: Study) -> str:
     """Which slice the pictures show."""
     if study.measured:
         return "of greatest disagreement"
-    doubted = any(case.look_at_mm is not None or case.doubt is not None for case in study.cases)
+    doubted = any(case.look_at_mm or case.doubt for case in study.cases)
     return "of greatest doubt" if doubted else "of largest area"
 
 

@@ -85,7 +85,7 @@ def read_case(case: Case, reader: Reader | None = None) -> CaseVolumes | None:
         reference=None if reference is None else _labels(reference),
         notes=tuple(notes),
         doubt=None if doubt is None else doubt.astype(np.float32),
-        look_at=None if case.look_at_mm is None else _voxel(case.look_at_mm, affine, placed["prediction"].shape),
+        look_at=_voxel(case.look_at_mm, affine, placed["prediction"].shape) if case.look_at_mm else None,
     )
 
 

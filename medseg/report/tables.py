@@ -17,6 +17,7 @@ from medseg.evaluation.definitions import CSV_METRICS, metric_named
 from medseg.evaluation.statistics import Bootstrap, by_structure, summarise, summarise_structures
 from medseg.pictures import colour, rgb
 from medseg.report.collect import Case, Study
+from medseg.results.verdict import DECISIONS, UNLIKE_TRAINING
 
 _NOTHING = "–"
 Row = TypeVar("Row")
@@ -180,7 +181,7 @@ def tiles(study: Study) -> list[Tile]:
     found += [Tile(str(status[s]), s, tone=tone) for s, tone in (("refused", "mid"), ("failed", "bad")) if status[s]]
     flagged = sum(bool(case.flags) for case in study.cases)
     if flagged:
-        unlike = sum("unlike-training" in case.flags for case in study.cases)
+        unlike = sum(UNLIKE_TRAINING in case.flags for case in study.cases)
         found.append(Tile(str(flagged), "flagged", f"{unlike} unlike the training" if unlike else "", "bad"))
     if study.measured:
         dice = [d for case in study.cases for d in case.dice]
@@ -195,7 +196,7 @@ def tiles(study: Study) -> list[Tile]:
 def verdict_counts(study: Study) -> dict[str, int]:
     """How many cases trust accepts, wants reviewed, rejects; empty without trust."""
     counts = Counter(case.verdict for case in study.cases if case.verdict)
-    return {name: counts[name] for name in ("accept", "review", "reject")} if counts else {}
+    return {name: counts[name] for name in DECISIONS} if counts else {}
 
 
 def not_done(study: Study) -> Table:
@@ -270,15 +271,27 @@ def case_table(study: Study) -> Table:
     """One row per case, worst first; only the columns that this study can fill."""
     columns: list[Column[Case]] = [Column("Case", lambda case: Cell(case.case_id, case.case_id), False, "case")]
     if any(case.status != "done" for case in study.cases):
-        columns.append(Column("Status", _status, False, "status", "descending"))
+        columns.append(
+            Column(
+                "Status",
+                lambda case: Cell("", case.status, pill=case.status, tone=case.status),
+                False,
+                "status",
+                "descending",
+            )
+        )
     if any(case.verdict for case in study.cases):
         columns.append(Column("Trust", _verdict, False, "verdict"))
-    if any(case.predicted_dice is not None for case in study.cases):
+    if any(case.assessed for case in study.cases):
         columns.append(Column("Predicted Dice", _predicted, key="predicted"))
     if study.measured:
         columns += [
             Column("Worst Dice", _worst_dice, key="dice"),
-            Column("Mean Dice", lambda case: _figure(_average(case.dice), "dice"), key="mean"),
+            Column(
+                "Mean Dice",
+                lambda case: _figure(sum(case.dice) / len(case.dice) if case.dice else None, "dice"),
+                key="mean",
+            ),
             Column("HD95 [mm]", _distance, key="hd95", first="descending"),
         ]
     columns.append(Column("Volume [ml]", _volume, key="volume", first="descending"))
@@ -293,14 +306,16 @@ def metric_columns(study: Study) -> list[str]:
 def structures_of_case(case: Case, study: Study) -> Table:
     """One row per structure of a case: estimates and every metric."""
 
+    estimates = {quality.label: quality for quality in case.assessed}
+
     def estimate(row: StructureResult) -> Cell:
-        found = case.estimates.get(row.label)
-        return Cell(_NOTHING if found is None else f"{found[0]:.3f} (at least {found[1]:.2f})")
+        found = estimates.get(row.label)
+        return Cell(_NOTHING if found is None else f"{found.predicted_dice:.3f} (at least {found.lower_bound:.2f})")
 
     columns: list[Column[StructureResult]] = [
         Column("Structure", lambda row: Cell(row.name, swatch=row.label, pill=flag_of(row), tone="bad"), numeric=False)
     ]
-    if any(other.estimates for other in study.cases):
+    if any(other.assessed for other in study.cases):
         columns.append(Column("Predicted Dice", estimate))
     for metric in metric_columns(study):
         columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
@@ -335,14 +350,6 @@ def _figure(value: float | None, metric: str, note: str = "") -> Cell:
     return Cell(number(value, metric), sort, notes=(note,) if note else ())
 
 
-def _average(values: tuple[float, ...]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _status(case: Case) -> Cell:
-    return Cell(sort=case.status, pill=case.status, tone=case.status)
-
-
 def _verdict(case: Case) -> Cell:
     """Badge of the verdict and, below, what was flagged; flagged cases sort first within a verdict."""
     place = _VERDICT_ORDER.get(case.verdict, "")
@@ -351,7 +358,8 @@ def _verdict(case: Case) -> Cell:
 
 
 def _predicted(case: Case) -> Cell:
-    return _figure(case.predicted_dice, "dice", "" if case.lower_bound is None else f"at least {case.lower_bound:.2f}")
+    predicted, low = case.estimates
+    return _figure(predicted, "dice", "" if low is None else f"at least {low:.2f}")
 
 
 def _worst_dice(case: Case) -> Cell:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
+from medseg.results.verdict import Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
 
@@ -42,7 +43,7 @@ class FileStamp:
 
 
 @dataclass(frozen=True)
-class CaseResult:
+class CaseResult(Judged):
     """One case of a run.
 
     Parameters
@@ -58,9 +59,7 @@ class CaseResult:
     structures
         Volume of every structure of the bundle.
     trust
-        The verdict as in ``run.json``: predicted Dice (mean of the structures), lower bound (lowest), verdict,
-        structures, flags, where doubt is greatest; None without a trust calibration for these weights, and for cases
-        that are refused or failed.
+        The verdict; None without a trust calibration for these weights, and for cases that are refused or failed.
     stages
         Wall time per stage, seconds.
     not_written
@@ -79,7 +78,7 @@ class CaseResult:
     seconds: float = 0.0
     outputs: tuple[str, ...] = ()
     structures: tuple[StructureVolume, ...] = ()
-    trust: Mapping[str, Any] | None = None
+    trust: Verdict | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     not_written: Mapping[str, Reason] = field(default_factory=dict)
     trained_on: bool | None = None
@@ -87,11 +86,17 @@ class CaseResult:
 
     def to_json(self) -> dict[str, Any]:
         """The case as in ``run.json``."""
-        return {**asdict(self), "outputs": list(self.outputs), "structures": [asdict(one) for one in self.structures]}
+        return {
+            **asdict(self),
+            "outputs": list(self.outputs),
+            "structures": [asdict(one) for one in self.structures],
+            "trust": self.trust and self.trust.to_json(),
+        }
 
     @classmethod
     def from_json(cls, item: Mapping[str, Any]) -> CaseResult:
         """The case behind an entry of ``cases`` that fits :data:`medseg.results.run_report.RUN`, of older runs too."""
+        trust = item.get("trust") or {}
         return cls(
             item["case_id"],
             item.get("source") or "",
@@ -101,7 +106,7 @@ class CaseResult:
             float(item.get("seconds") or 0.0),
             tuple(item.get("outputs") or ()),
             tuple(StructureVolume(s["label"], s["name"], s.get("volume_ml")) for s in item.get("structures") or ()),
-            item.get("trust") or None,
+            Verdict.from_json(trust) if trust.get("verdict") else None,
             item.get("stages") or {},
             {kind: Reason(why["reason"], why["message"]) for kind, why in (item.get("not_written") or {}).items()},
             item.get("trained_on"),
@@ -118,22 +123,6 @@ class CaseResult:
             return cls(case_id, source, "refused", error.code, error.message)
         reason, message = _failure(error, stage)
         return cls(case_id, source, "failed", reason, message)
-
-    @property
-    def verdict(self) -> str:
-        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
-        return str((self.trust or {}).get("verdict") or "")
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What trust has found that no estimate says."""
-        return tuple((self.trust or {}).get("flags") or ())
-
-    @property
-    def estimates(self) -> tuple[float | None, float | None]:
-        """Predicted Dice (mean of the structures) and its lower bound (the lowest), where there are any."""
-        trust = self.trust or {}
-        return trust.get("predicted_dice"), trust.get("lower_bound")
 
     @property
     def label_map(self) -> str:

@@ -16,24 +16,18 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
 
 
-def _place(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_number, value))
+def one_of(*texts: str) -> Spec:
+    """The test that a value is one of these texts."""
+    return (lambda value: isinstance(value, str) and value in texts), f"one of {', '.join(texts)}"
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-NUMBER, WHOLE = (_number, "a number"), (_whole, "a whole number")
-TEXT, FLAG, PLACE = (_text, "a text"), (_flag, "true or false"), (_place, "three numbers")
+TEXT, FLAG, NUMBER = (_is(str), "a text"), (_is(bool), "true or false"), (_number, "a number")
+WHOLE = (lambda value: isinstance(value, int) and _number(value)), "a whole number"
+PLACE = (lambda value: isinstance(value, list) and len(value) == 3 and all(map(_number, value))), "three numbers"
 
 
 def misfit(value: object, spec: Spec, where: str = "") -> str:

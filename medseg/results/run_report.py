@@ -18,7 +18,8 @@ from typing import Any
 from medseg.errors import OutputUnusable, UsageError
 from medseg.files import shown, write_json, write_text
 from medseg.results.case_result import CaseResult
-from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit
+from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, one_of
+from medseg.results.verdict import DECISIONS
 from medseg.tables import table_text
 
 RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
@@ -27,13 +28,10 @@ RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
 STATE_NAME = ".medseg-journal.sqlite"
 """What a batch run has finished so far; the run's own bookkeeping, in the folder of its outputs."""
 
-_VERDICTS = ("accept", "review", "reject")
-
-
-_ESTIMATES = {
+_VERDICT = {
     "predicted_dice": NUMBER,
     "lower_bound": NUMBER,
-    "verdict": TEXT,
+    "verdict": one_of(*DECISIONS),
     "flags": [TEXT],
     "look_at_mm": PLACE,
     "case_class": {"name!": TEXT, "probability!": NUMBER},
@@ -48,7 +46,7 @@ _CASE = {
     "seconds": NUMBER,
     "outputs": [TEXT],
     "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
-    "trust": _ESTIMATES,
+    "trust": _VERDICT,
     "stages": {"*": NUMBER},
     "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
     "trained_on": FLAG,
@@ -102,14 +100,10 @@ class RunReport:
 
     Parameters
     ----------
-    folder
-        Where the outputs are.
-    cases
-        Every case of the run, in the order of the inputs.
-    medseg, versions
-        What computed: the version of medseg, and of others by name.
-    bundle, device, precision, engine
-        The bundle, and how its network was run.
+    folder, cases
+        Where the outputs are; every case of the run, in the order of the inputs.
+    medseg, versions, bundle, device, precision, engine
+        What computed: versions of medseg and, by name, of others; the bundle, and how its network was run.
     trust
         Whether cases come with a verdict (``state``), why not (``message``), and what the calibration says of itself.
     notes
@@ -118,10 +112,10 @@ class RunReport:
         What was asked for, see :class:`~medseg.inference.Options`.
     skipped
         Inputs that were left out with a warning.
-    started, finished
-        ISO 8601, UTC.
-    seconds, computed, workers_lost, pending
-        Wall time; cases computed by this run, workers of a cluster lost, cases without a result.
+    started, finished, seconds
+        ISO 8601, UTC; wall time.
+    computed, workers_lost, pending
+        Cases computed by this run, workers of a cluster lost, cases without a result.
     stored
         Cases that the folder's state file holds besides, of other inputs, or of a run that was killed.
     unfinished
@@ -167,7 +161,7 @@ class RunReport:
         judged = [case for case in self.cases if case.trust]
         if not judged:
             return None
-        counts = {verdict: sum(case.verdict == verdict for case in judged) for verdict in _VERDICTS}
+        counts: dict[str, int] = {verdict: sum(case.verdict == verdict for case in judged) for verdict in DECISIONS}
         return {**counts, "flagged": sum(bool(case.flags) for case in judged)}
 
     @property

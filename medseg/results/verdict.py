@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Decision = Literal["accept", "review", "reject"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 UNLIKE_TRAINING = "unlike-training"
 """Flag: predicted Dice means nothing for an image so far from those of the training."""
@@ -144,8 +145,8 @@ class Verdict:
             If the content is something else.
         """
         decision = content["verdict"]
-        if decision not in {"accept", "review", "reject"}:
-            raise ValueError(f"the verdict {decision!r} is none of accept, review, reject")
+        if decision not in DECISIONS:
+            raise ValueError(f"the verdict {decision!r} is none of {', '.join(DECISIONS)}")
         structures = [
             StructureQuality(int(s["label"]), str(s["name"]), float(s["predicted_dice"]), float(s["lower_bound"]))
             for s in content.get("structures") or ()
@@ -159,3 +160,34 @@ class Verdict:
             (x, y, z) if point else None,
             FaultKind(str(fault["name"]), float(fault["probability"])) if fault else None,
         )
+
+
+class Judged:
+    """A case that may have a verdict, and what it says in short."""
+
+    trust: Verdict | None
+
+    @property
+    def verdict(self) -> str:
+        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
+        return self.trust.decision if self.trust else ""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What trust has found that no estimate says."""
+        return self.trust.flags if self.trust else ()
+
+    @property
+    def estimates(self) -> tuple[float | None, float | None]:
+        """Predicted Dice (mean of the structures) and its lower bound (the lowest), where there are any."""
+        return (self.trust.predicted_dice, self.trust.lower_bound) if self.trust else (None, None)
+
+    @property
+    def assessed(self) -> tuple[StructureQuality, ...]:
+        """What is expected of each structure."""
+        return self.trust.structures if self.trust else ()
+
+    @property
+    def look_at_mm(self) -> tuple[float, float, float] | None:
+        """Where the planes of most expected errors meet (RAS, mm), if that is known."""
+        return self.trust.look_at_mm if self.trust else None

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_text
 from medseg.results.case_result import CaseResult
 from medseg.results.run_report import RunReport
+from medseg.results.verdict import (
+    IMPLAUSIBLE_SHAPE,
+    NOT_JUDGED,
+    STRUCTURE_MISSING,
+    TOO_LARGE,
+    UNLIKE_TRAINING,
+    USUAL,
+    StructureQuality,
+    Verdict,
+)
 from medseg.tables import table_text
 
 _log = logging.getLogger(__name__)
@@ -20,11 +29,11 @@ WORKLIST_NAME = "worklist.csv"
 
 _TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
 _FLAGS = {
-    "unlike-training": "the image is unlike those of the training",
-    "implausible-shape": "a structure has an unusual shape",
-    "structure-missing": "a structure is missing",
-    "too-large": "too large to be judged",
-    "not-judged": "could not be judged",
+    UNLIKE_TRAINING: "the image is unlike those of the training",
+    IMPLAUSIBLE_SHAPE: "a structure has an unusual shape",
+    STRUCTURE_MISSING: "a structure is missing",
+    TOO_LARGE: "too large to be judged",
+    NOT_JUDGED: "could not be judged",
 }
 _KINDS = {
     "bias-field": "uneven brightness",
@@ -33,22 +42,20 @@ _KINDS = {
     "contrast": "another contrast",
     "crop": "a wrong crop",
 }
-_USUAL, _SURE = "usual", 0.5
+_SURE = 0.5
 
 MISS_BELOW = 0.5
 """A structure whose measured Dice is below is a miss, which no verdict outranks."""
 
-_GROUPS = {"reject": 1, "review": 2, "": 3, "accept": 4}
-_NOT_DONE = 5
+_GROUPS = {"reject": 1, "review": 2, "accept": 4}
+_UNJUDGED, _NOT_DONE = 3, 5
 
 
 def worst_first(
     case_id: str,
     *,
     status: str = "done",
-    verdict: str = "",
-    flags: Sequence[str] = (),
-    estimates: Sequence[float | None] = (),
+    trust: Verdict | None = None,
     measured_dice: float | None = None,
 ) -> tuple[int, bool, float, str]:
     """Sorting key that puts the case to look at first on top.
@@ -61,10 +68,8 @@ def worst_first(
     ----------
     case_id
         Decides between equals.
-    status, verdict, flags
-        As in ``run.json``; an unknown verdict is looked at as early as a rejected case.
-    estimates
-        Predicted Dice and its lower bound, where there are any.
+    status, trust
+        As in ``run.json``; no verdict for what was not judged.
     measured_dice
         Dice of the worst structure against a reference; None without one.
     """
@@ -73,12 +78,13 @@ def worst_first(
     elif measured_dice is not None and measured_dice < MISS_BELOW:
         group = 0
     else:
-        group = _GROUPS.get(verdict, 1)
+        group = _GROUPS[trust.decision] if trust else _UNJUDGED
     if measured_dice is not None:
         return group, True, measured_dice, case_id
-    # What was looked at without a figure could not be judged; what was never looked at stands behind the measured.
-    unknown = -1.0 if verdict or flags else 2.0
-    return group, not flags, min((v for v in estimates if v is not None), default=unknown), case_id
+    if trust is None:  # never looked at: it stands behind the measured
+        return group, True, 2.0, case_id
+    lowest = (value for value in (trust.predicted_dice, trust.lower_bound) if value is not None)
+    return group, not trust.flags, min(lowest, default=-1.0), case_id
 
 
 @dataclass(frozen=True)
@@ -87,16 +93,10 @@ class WorklistRow:
 
     Parameters
     ----------
-    todo, verdict
-        What is to be done, and what trust says.
-    predicted_dice, lower_bound
-        Of the case, in words.
     structure
         The one that is trusted least.
     why, look_at_mm
         Sentences for the person who opens the case, and where the planes of greatest doubt meet (RAS, mm).
-    prediction, source
-        The label map's file, and the image.
     """
 
     rank: int
@@ -138,7 +138,9 @@ def write_worklist(report: RunReport, path: Path, measured: Mapping[str, float])
         why = report.trust.get("message") or "the bundle has no trust calibration"
         raise UsageError(f"no case in {report.folder} has a verdict: {why}; a worklist orders cases by trust")
     done = [case for case in report.cases if case.status == "done"]
-    ordered = sorted(done, key=lambda case: _rank(case, measured.get(case.case_id)))
+    ordered = sorted(
+        done, key=lambda case: worst_first(case.case_id, trust=case.trust, measured_dice=measured.get(case.case_id))
+    )
     accept_at = (report.trust.get("thresholds") or {}).get("accept")
     rows = [_row(rank, case, accept_at, measured.get(case.case_id)) for rank, case in enumerate(ordered, start=1)]
     write_text(path, table_text([[one.name for one in fields(WorklistRow)], *(astuple(row) for row in rows)]))
@@ -163,26 +165,19 @@ def keep_worklist(report: RunReport, measured_in: Callable[[Path], Mapping[str, 
     write_worklist(report, path, measured)
 
 
-def _rank(case: CaseResult, measured: float | None) -> tuple[int, bool, float, str]:
-    return worst_first(
-        case.case_id, verdict=case.verdict, flags=case.flags, estimates=case.estimates, measured_dice=measured
-    )
-
-
 def _row(rank: int, case: CaseResult, accept_at: float | None, measured: float | None) -> WorklistRow:
-    trust = case.trust or {}
-    worst = min(trust.get("structures") or [], key=lambda s: float(s["predicted_dice"]), default=None)
+    worst = min(case.assessed, key=lambda structure: structure.predicted_dice, default=None)
     missed = measured is not None and measured < MISS_BELOW  # then it stands on top whatever its verdict is
     return WorklistRow(
         rank,
         case.case_id,
-        _TODO.get(case.verdict, "look at it"),
+        _TODO[case.trust.decision] if case.trust else "look at it",
         case.verdict,
         _text(case.estimates[0]),
         _text(case.estimates[1]),
-        "" if worst is None else worst["name"],
+        "" if worst is None else worst.name,
         "; ".join([*([f"Dice {measured:.2f} against the reference"] if missed else []), *_why(case, worst, accept_at)]),
-        " ".join(f"{value:.1f}" for value in trust.get("look_at_mm") or ()),
+        " ".join(f"{value:.1f}" for value in case.look_at_mm or ()),
         case.label_map if case.label_map in case.outputs else next(iter(case.outputs), ""),
         case.source,
     )
@@ -192,17 +187,17 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _why(case: CaseResult, worst: Mapping[str, Any] | None, accept_at: float | None) -> list[str]:
+def _why(case: CaseResult, worst: StructureQuality | None, accept_at: float | None) -> list[str]:
     """Sentences for the person who opens the case."""
-    if not case.trust:
+    if case.trust is None:
         return ["not judged"]
     reasons = [_FLAGS.get(flag, flag.replace("-", " ")) for flag in case.flags]
-    if case.verdict in {"review", "reject"} and worst is not None:
+    if case.verdict != "accept" and worst is not None:
         asked = "" if accept_at is None else f", asked {accept_at:.2f}"
-        predicted, lowest = float(worst["predicted_dice"]), float(worst["lower_bound"])
-        reasons.append(f"{worst['name']}: Dice about {predicted:.2f}, perhaps only {lowest:.2f}{asked}")
-        kind = case.trust.get("case_class") or {}
-        name, probability = kind.get("name") or _USUAL, float(kind.get("probability") or 0.0)
-        if name != _USUAL and probability >= _SURE:
-            reasons.append(f"looks like {_KINDS.get(name, name)} ({probability:.0%})")
+        reasons.append(
+            f"{worst.name}: Dice about {worst.predicted_dice:.2f}, perhaps only {worst.lower_bound:.2f}{asked}"
+        )
+        fault = case.trust.fault
+        if fault and fault.name != USUAL and fault.probability >= _SURE:
+            reasons.append(f"looks like {_KINDS.get(fault.name, fault.name)} ({fault.probability:.0%})")
     return reasons

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def test_doubt_lies_where_the_network_hesitates(
         np.testing.assert_allclose(doubt, expected, atol=1.01)
     else:  # blurred by two interpolations, but in the right place and none where the answer is clear
         assert np.corrcoef(doubt.ravel(), expected.ravel())[0, 1] > 0.8
-    point = report.cases[0].trust["look_at_mm"] if report.cases[0].trust else None
+    point = report.cases[0].trust.look_at_mm if report.cases[0].trust else None
     assert point is not None
     index = np.linalg.inv(affine) @ [*point, 1]
     planes = [int(np.argmax(expected.sum(axis=tuple(b for b in range(3) if b != a)))) for a in range(3)]
@@ -179,9 +178,8 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
     assert case.outputs == ("sound_seg.nii.gz",)
     assert case.not_written["doubt"].reason == "not-judged"
     assert case.trust is not None
-    assert (case.trust["verdict"], case.trust["flags"]) == ("review", ["not-judged"])
-    assert case.trust["predicted_dice"] is None
-    json.dumps(case.trust)
+    assert (case.trust.decision, case.trust.flags) == ("review", ("not-judged",))
+    assert case.trust.predicted_dice is None
 
 
 def test_a_case_too_large_to_be_judged_is_to_be_reviewed(
@@ -190,8 +188,8 @@ def test_a_case_too_large_to_be_judged_is_to_be_reviewed(
     monkeypatch.setattr("medseg.trust.crop.LIMIT_BYTES", 1000)
     report = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out")
     assert report.cases[0].trust is not None
-    assert report.cases[0].trust["flags"] == ["too-large"]
-    assert report.cases[0].trust["verdict"] == "review"
+    assert report.cases[0].trust.flags == ("too-large",)
+    assert report.cases[0].trust.decision == "review"
     assert not judge.seen
 
 

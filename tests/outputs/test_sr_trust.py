@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,14 @@ import pytest
 from pydicom import Dataset
 
 from medseg import outputs
+from medseg.results.verdict import StructureQuality, Verdict
 from tests.outputs.series import FakeBundle, blobs, read, write_series
 from tests.outputs.validators import errors, needs_validator
 
 SHAPE = (9, 8, 6)
-TRUST: dict[str, Any] = {
-    "predicted_dice": 0.74,
-    "lower_bound": 0.61234,
-    "verdict": "review",
-    "structures": [
-        {"label": 1, "predicted_dice": 0.8125, "lower_bound": 0.7},
-        {"label": 3, "predicted_dice": 0.66, "lower_bound": 0},
-    ],
-    "flags": ["far-from-training-data", "small"],
-}
+FLAGS = ("far-from-training-data", "small")
+HIPPOCAMPUS = StructureQuality(1, "hippocampus", 0.8125, 0.7)
+TRUST = Verdict("review", (HIPPOCAMPUS, StructureQuality(3, "tumour", 0.66, 0.61234)), FLAGS)
 WHOLE = "Whole segmentation result"
 
 
@@ -33,7 +27,7 @@ def report(tmp_path: Path, request: pytest.FixtureRequest) -> Dataset:
     return read(write_report(tmp_path, request.param))
 
 
-def write_report(folder: Path, trust: Mapping[str, Any]) -> Path:
+def write_report(folder: Path, trust: Verdict | None) -> Path:
     record, geometry = write_series(folder / "in", np.diag([0.8, 1.1, 2.0, 1.0]), SHAPE)
     options = outputs.WriteOptions(trust=trust)
     return outputs.write("sr", blobs(SHAPE), geometry, record, FakeBundle(), folder / "sr.dcm", options=options)
@@ -85,39 +79,28 @@ def _figures(dice: float, low: float, **more: list[str]) -> dict[str, list[Any]]
 def test_each_structure_and_the_whole_result_state_their_own_figures(report: Dataset) -> None:
     assert stated(report) == {
         "Hippocampus structure": _figures(0.8125, 0.7),
-        "Neoplasm": _figures(0.66, 0.0),
-        WHOLE: _figures(0.74, 0.6123, Trust_flag=["far-from-training-data", "small"]),
+        "Neoplasm": _figures(0.66, 0.6123),
+        WHOLE: _figures(0.7362, 0.6123, Trust_flag=list(FLAGS)),
     }
 
 
-@pytest.mark.parametrize(
-    "report", [{"predicted_dice": 0.74, "lower_bound": 0.5, "verdict": "review", "flags": []}], indirect=True
-)
-def test_without_figures_per_structure_those_of_the_result_stand_in_every_group(report: Dataset) -> None:
-    assert stated(report) == dict.fromkeys(("Hippocampus structure", "Neoplasm", WHOLE), _figures(0.74, 0.5))
-
-
-@pytest.mark.parametrize("report", [{**TRUST, "structures": TRUST["structures"][:1]}], indirect=True)
+@pytest.mark.parametrize("report", [Verdict("review", (HIPPOCAMPUS,))], indirect=True)
 def test_a_structure_that_was_not_judged_borrows_no_figures(report: Dataset) -> None:
     assert stated(report)["Neoplasm"] == {"Trust verdict": ["Review"]}
 
 
-@pytest.mark.parametrize(
-    "report",
-    [{"predicted_dice": None, "lower_bound": None, "verdict": "review", "structures": [], "flags": ["too-large"]}],
-    indirect=True,
-)
+@pytest.mark.parametrize("report", [Verdict.not_assessed("too-large")], indirect=True)
 def test_a_case_that_could_not_be_judged_says_so_without_figures(report: Dataset) -> None:
     assert stated(report)[WHOLE] == {"Trust verdict": ["Review"], "Trust flag": ["too-large"]}
 
 
-@pytest.mark.parametrize("report", [{}], indirect=True)
+@pytest.mark.parametrize("report", [None], indirect=True)
 def test_without_trust_nothing_is_said(report: Dataset) -> None:
     assert set(stated(report)) == {"Hippocampus structure", "Neoplasm"}
     assert not any(stated(report).values())
 
 
 @needs_validator
-@pytest.mark.parametrize("trust", [TRUST, {"verdict": "reject", "flags": ["too-large"]}])
-def test_dciodvfy_finds_no_error(tmp_path: Path, trust: dict[str, Any]) -> None:
+@pytest.mark.parametrize("trust", [TRUST, Verdict("reject", flags=("too-large",))])
+def test_dciodvfy_finds_no_error(tmp_path: Path, trust: Verdict) -> None:
     assert errors(write_report(tmp_path, trust)) == set()

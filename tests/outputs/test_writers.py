@@ -89,7 +89,7 @@ def test_same_inputs_same_identifiers_other_results_others(series: Series, tmp_p
 
 def test_segments_carry_terms_and_colours(series: Series, tmp_path: Path) -> None:
     record, geometry = series
-    written = read(outputs.write_seg(blobs(SHAPE), geometry, record, FakeBundle(), tmp_path / "o.dcm"))
+    written = read(outputs.write("seg", blobs(SHAPE), geometry, record, FakeBundle(), tmp_path / "o.dcm"))
     first, second = written.SegmentSequence
     assert first.SegmentedPropertyTypeCodeSequence[0].CodeValue == "2421000"
     modifier = first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
@@ -113,7 +113,7 @@ def test_report_states_volumes_tied_to_segments(series: Series, tmp_path: Path) 
 
 def test_structure_set_states_its_round_trip(series: Series, tmp_path: Path) -> None:
     record, geometry = series
-    written = read(outputs.write_rtstruct(blobs(SHAPE), geometry, record, FakeBundle(), tmp_path / "o.dcm"))
+    written = read(outputs.write("rtstruct", blobs(SHAPE), geometry, record, FakeBundle(), tmp_path / "o.dcm"))
     assert "1.0000" in written.StructureSetROISequence[0].ROIDescription
     kinds = {c.ContourGeometricType for c in written.ROIContourSequence[0].ContourSequence}
     assert "CLOSEDPLANAR_XOR" in kinds

@@ -115,7 +115,7 @@ def _item(case_id: str, folders: Folders, scored: Sequence[StructureResult], pre
 
 def _trust(scored: Sequence[StructureResult], predicted: float) -> dict[str, Any]:
     """A verdict with estimates that miss the truth as much for each structure; the worst cases are flagged."""
-    lower = max(predicted - 0.08, 0.0)
+    predicted, lower = round(predicted, 6), round(max(predicted - 0.08, 0.0), 6)
     structures = [{"label": s.label, "name": s.name, "predicted_dice": predicted, "lower_bound": lower} for s in scored]
     return {
         "predicted_dice": predicted,

@@ -11,10 +11,12 @@ from tests.report.report_folders import Folders
 def test_the_calibration_plot_counts_structures_and_their_bounds(folders: Folders) -> None:
     study = collect(folders.results)
     trust = next(section for section in sections(study) if section.anchor == "trust")
-    rows = [(case.estimates[s.label], s.values["dice"]) for case in study.cases for s in case.structures]
-    known = [(estimate, dice) for estimate, dice in rows if dice is not None]
-    error = np.mean([abs(estimate[0] - dice) for estimate, dice in known])
-    covered = sum(dice >= estimate[1] for estimate, dice in known)
+    known = []
+    for case in study.cases:
+        dice = {s.label: s.values["dice"] for s in case.structures}
+        known += [(one, d) for one in case.assessed if (d := dice[one.label]) is not None]
+    error = np.mean([abs(estimate.predicted_dice - dice) for estimate, dice in known])
+    covered = sum(dice >= estimate.lower_bound for estimate, dice in known)
     assert trust.charts[0].note == (
         f"mean absolute error {error:.3f}; {covered} of {len(known)} structures reach their lower bound"
     )

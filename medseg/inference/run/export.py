@@ -165,4 +165,4 @@ def _dicom_options(kind: str, prediction: Prediction) -> WriteOptions | None:
     from medseg.outputs.common import WriteOptions
 
     errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
-    return WriteOptions(trust=prediction.verdict.to_json(), doubt=errors)
+    return WriteOptions(trust=prediction.verdict, doubt=errors)

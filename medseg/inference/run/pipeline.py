@@ -223,7 +223,7 @@ class CaseTask:
             self._seconds(),
             outputs=tuple(found.stamps),
             structures=volumes,
-            trust=None if prediction.verdict is None else prediction.verdict.to_json(),
+            trust=prediction.verdict,
             stages={name: round(value, 4) for name, value in stages.items()},
             not_written=found.not_written,
             trained_on=facts.trained_on,
