@@ -153,7 +153,7 @@ def _datalists(root: Path) -> list[Seed]:
 
 def _audit(case: Path) -> str:
     from medseg.manifests import Manifest
-    from medseg.manifests.audit import audit
+    from medseg.manifests.audit_checks import audit
 
     manifest = Manifest.read(case)
     report = audit(manifest, workers=1)

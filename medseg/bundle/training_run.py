@@ -160,7 +160,7 @@ def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
 class TrainingData:
     """SHA-256 sums (64 hex digits) of the files that a bundle's weights were trained on.
 
-    A folder of DICOM files has one sum, see :func:`medseg.manifests.create.path_checksum`.
+    A folder of DICOM files has one sum, see :func:`medseg.manifests.layouts.path_checksum`.
     """
 
     images: frozenset[str]  # of the images, those without a label included: a network learns from them, too

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.evaluation.pairing import CaseFile, Collection, Pair
-from medseg.manifests.create import path_checksum
+from medseg.manifests.layouts import path_checksum
 
 
 def trained_on(pairs: Sequence[Pair], predictions: Collection, labels: object) -> dict[str, bool | None]:

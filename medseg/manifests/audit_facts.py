@@ -17,8 +17,8 @@ from medseg.geometry import Geometry
 from medseg.ingest import case_id_of, read_volume
 from medseg.labels import LabelScheme, LabelValues, examine
 from medseg.manifests.audit_findings import AuditFinding
-from medseg.manifests.create import path_checksum
 from medseg.manifests.items import Item
+from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
 

@@ -22,7 +22,7 @@ from torch import nn
 from medseg.errors import UsageError
 from medseg.files import atomic_path, remove_leftovers
 from medseg.labels import MAPPING_KEY
-from medseg.manifests.create import path_checksum
+from medseg.manifests.layouts import path_checksum
 from medseg.training.configuration import Change, differences, enclosing_parser, shortened, values_used
 from medseg.training.data import random_state, set_random_state
 from medseg.training.distributed import is_first

@@ -17,7 +17,7 @@ from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import save_nifti
 from medseg.manifests import AuditFinding, AuditReport, Manifest, audit
-from medseg.manifests.audit import robust_z
+from medseg.manifests.audit_checks import robust_z
 from medseg.manifests.audit_facts import content_hash, value_step
 from medseg.manifests.audit_findings import CODES
 from tests.manifests.conftest import AFFINE, SHAPE, image_of, label_of

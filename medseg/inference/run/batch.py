@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,6 @@ from medseg._version import medseg_version
 from medseg.bundle import Bundle, trained_on
 from medseg.devices import described
 from medseg.errors import Interrupted
-from medseg.evaluation.tables import measured_dice
 from medseg.files import prepare_file, prepare_folder, remove_leftovers
 from medseg.inference.cases import InputCase, check_modality, collect, expected_modalities
 from medseg.inference.config import channels_of, read_inference_config
@@ -191,8 +190,17 @@ def _report(state: RunState, head: RunReport, begin: float) -> RunReport:
         pending=state.left,
     )
     report.write()
-    keep_worklist(report, measured_dice)
+    keep_worklist(report, _measured_dice)
     return report
+
+
+def _measured_dice(folder: Path) -> Mapping[str, float]:
+    """Dice of an evaluation in the folder; what reads one is not imported for every run."""
+    if not (folder / "metrics.csv").is_file():
+        return {}
+    from medseg.evaluation.tables import measured_dice
+
+    return measured_dice(folder)
 
 
 def _now() -> str:

@@ -32,7 +32,7 @@ from medseg.inference.run.options import RunContext
 from medseg.inference.run.state import RunState
 from medseg.ingest import SeriesRecord
 from medseg.ingest import walk as archives
-from medseg.manifests.create import path_checksum
+from medseg.manifests.layouts import path_checksum
 from medseg.results.case_result import CaseResult, volumes_of
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from medseg.inference import Options, run_batch
 from medseg.inference.cases import expected_modalities
 from medseg.inference.run.state import RunState
 from medseg.ingest import scan
-from medseg.manifests.create import path_checksum
+from medseg.manifests.layouts import path_checksum
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, save
 from tests.ingest.synthetic import make_series

@@ -13,7 +13,7 @@ import pytest
 from medseg.errors import UsageError
 from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, create
-from medseg.manifests.create import path_checksum
+from medseg.manifests.layouts import path_checksum
 from tests.ingest.trees import write_series
 from tests.manifests.conftest import AFFINE, image_of, label_of
 
