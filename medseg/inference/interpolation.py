@@ -19,15 +19,7 @@ _ROUNDING = 1e-4
 
 
 class Lerp:
-    """Linear interpolation at given positions along one axis.
-
-    Parameters
-    ----------
-    position
-        Where to interpolate, in voxels, within ``0`` and ``size - 1``.
-    size
-        Length of the axis.
-    """
+    """Linear interpolation at positions, in voxels within ``0`` and ``size - 1``, along an axis of length ``size``."""
 
     def __init__(self, position: NDArray[np.float64], size: int) -> None:
         lower = np.clip(np.floor(position), 0, max(size - 2, 0)).astype(np.int64)
@@ -59,17 +51,10 @@ class _Strip:
 
 
 class TiledLabels:
-    """Labels of planes whose two axes are interpolated.
+    """Labels of planes whose two axes are interpolated, at positions on the coarser grid, whose planes have ``shape``.
 
-    Parameters
-    ----------
-    rows, columns
-        Positions along the two axes on the coarser grid.
-    shape
-        Size of the coarser planes.
-    normalised
-        Whether scores are probabilities of which each voxel's add up to one: then a class below one part in as many
-        as there are classes cannot win.
+    If scores are ``normalised``, each voxel's add up to one: then a class below one part in as many as there are
+    classes cannot win.
     """
 
     def __init__(

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +47,7 @@ _R = TypeVar("_R")
 class Prediction:
     """What one case gave.
 
-    Parameters
+    Attributes
     ----------
     label_map
         uint8 or uint16, on the source image's grid, axes ``(i, j, k)`` as there.
@@ -161,7 +160,7 @@ class Predictor:
         crop = ProbabilityCrop(self.config.post.decoding) if self._trust else None
         watching: list[Callable[[Chunk], None]] = [watch] if watch else []
         if crop is not None:
-            watching.append(clock.timed("trust", partial(_keep, crop)))
+            watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
             scores_of = clock.timed("network", self._scores_of(prepared))
             chunks = sliding_window(prepared.as_tensor().float(), self.config.windows, scores_of)
@@ -234,10 +233,6 @@ class _Stopwatch:
                 return function(argument)
 
         return call
-
-
-def _keep(crop: ProbabilityCrop, chunk: Chunk) -> None:
-    crop.add(chunk.start, chunk.scores)
 
 
 def _watched(chunks: Iterable[Chunk], watching: Sequence[Callable[[Chunk], None]]) -> Iterator[Chunk]:
