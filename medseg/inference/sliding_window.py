@@ -26,8 +26,8 @@ class WindowSettings:
 
     ``roi_size`` is in voxels along the three array axes, below 1 the volume's own size; ``overlap`` the fraction of a
     window that the next one repeats, per axis. Overlapping windows are weighted by the ``mode`` ``"constant"`` or
-    ``"gaussian"``, whose width ``sigma_scale`` is a fraction of the window. ``batch_size`` windows are computed at once;
-    a volume smaller than a window is padded.
+    ``"gaussian"``, whose width ``sigma_scale`` is a fraction of the window. ``batch_size`` windows are computed at
+    once; a volume smaller than a window is padded.
     """
 
     roi_size: tuple[int, ...]
@@ -57,7 +57,7 @@ class WindowPlan:
 class Chunk:
     """Finished planes of the first axis, from the index ``start`` in the unpadded volume on.
 
-    ``scores`` are the network's stitched output, float32, ``(C, planes, W, D)``; valid until the next chunk is asked for.
+    ``scores`` are the stitched network output, float32, ``(C, planes, W, D)``; valid until the next chunk is asked for.
     """
 
     start: int

@@ -28,15 +28,9 @@ from medseg.training.record import settings_of
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
 SCALARS = (
-    "loss",
-    "consistency_loss",
-    "adversarial_loss",
-    "discriminator_loss",
-    "real_accuracy",
-    "fake_accuracy",
-    "discriminator_accuracy",
-    "discriminator_rested",
-)
+    "loss", "consistency_loss", "adversarial_loss", "discriminator_loss",
+    "real_accuracy", "fake_accuracy", "discriminator_accuracy", "discriminator_rested",
+)  # fmt: skip
 """Figures of an iteration that are averaged over an epoch."""
 
 EXPERIMENT = "medseg"
@@ -67,18 +61,9 @@ class MetricsLogger:
     Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
     List it after ``ValidationHandler`` and before ``Checkpoints``.
 
-    Parameters
-    ----------
-    folder
-        Output folder of the run.
-    evaluator
-        The validation whose metrics are added to the rows.
-    label_names
-        Names of the structures, in the order of the channels without the background, for which the key metric is given.
-    tensorboard
-        Whether to write TensorBoard events.
-    mlflow
-        Address for :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
+    The ``folder`` is that of the run; metrics of the ``evaluator``'s validation are added to the rows, the key metric
+    also for each structure in ``label_names``, in the order of the channels without the background. ``mlflow`` is the
+    address for :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
     """
 
     def __init__(
@@ -116,8 +101,7 @@ class MetricsLogger:
         """Go back to a saved state."""
         saved = json.loads(state["json"])
         self.rows = saved["rows"]
-        self._sums = defaultdict(float, saved["sums"])
-        self._counts = defaultdict(int, saved["counts"])
+        self._sums, self._counts = defaultdict(float, saved["sums"]), defaultdict(int, saved["counts"])
         seconds, cpu_seconds = saved["spent"]
         self._before = seconds, cpu_seconds
 

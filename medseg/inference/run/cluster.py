@@ -61,18 +61,15 @@ def connected(place: Place, folder: Path) -> Iterator[distributed.Client]:
         if place.kind != "scheduler":
             started = _local(int(target)) if place.kind == "local" else _slurm_jobs(target, folder)
             target = stack.enter_context(started)
-        yield stack.enter_context(closing(_client(target)))
+        try:
+            client = distributed.Client(target, set_as_default=False)
+        except (OSError, ValueError) as error:
+            what = f"--cluster {target}: no Dask scheduler answers there ({type(error).__name__})"
+            raise UsageError(f"{what}; start one with: dask scheduler") from error
+        yield stack.enter_context(closing(client))
     finally:
         with signals_ignored():
             stack.close()
-
-
-def _client(target: Any) -> distributed.Client:
-    try:
-        return distributed.Client(target, set_as_default=False)
-    except (OSError, ValueError) as error:
-        what = f"--cluster {target}: no Dask scheduler answers there ({type(error).__name__})"
-        raise UsageError(f"{what}; start one with: dask scheduler") from error
 
 
 @contextmanager
