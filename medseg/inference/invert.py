@@ -11,7 +11,7 @@ Three ways, chosen by how the bundle's transforms moved the volume, all with the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -290,7 +290,8 @@ def _linear_aligned(chunks: Iterable[Chunk], decoding: LabelDecoding, grid: Grid
         final = last == grid.model_shape[0] - 1
         ready = [int(i) for i in pending if final or lower[i] < last]
         pending = pending[len(ready) :]
-        for planes in _batches(ready, scores[:, 0].numel() + result[0].size):
+        batch = max(1, _CHUNK_VOXELS * 4 // max(scores[:, 0].numel() + result[0].size, 1))
+        for planes in (ready[begin : begin + batch] for begin in range(0, len(ready), batch)):
             along = Lerp(position[planes] - first, scores.shape[1])
             result[planes] = labels_of(along(scores, 1))
         carried, first = scores[:, -1:].clone(), last
@@ -307,12 +308,6 @@ def _labels_across(
         return TiledLabels(rows, columns, (width, depth), normalised=decoding.activation == "softmax")
     along_rows, along_columns = Lerp(rows, width), Lerp(columns, depth)
     return lambda scores: _discrete(along_columns(along_rows(scores, 2), 3), decoding)
-
-
-def _batches(planes: Sequence[int], voxels_per_plane: int) -> Iterable[list[int]]:
-    count = max(1, _CHUNK_VOXELS * 4 // max(voxels_per_plane, 1))
-    for begin in range(0, len(planes), count):
-        yield list(planes[begin : begin + count])
 
 
 def _linear_affine(scores: torch.Tensor, decoding: LabelDecoding, grid: GridMap) -> LabelMap:

@@ -139,8 +139,8 @@ class Checkpoints:
     It leaves ``checkpoint-NNNNNN.pt`` (by iteration), ``best.pt``, ``final.pt`` and, with a discriminator,
     ``best_discriminator.pt`` and ``final_discriminator.pt`` (bare state dicts). List it after ``ValidationHandler``.
 
-    The ``folder`` is outside of a bundle's ``models/``. The key metric of the ``evaluator``'s validation decides what is
-    best; its best value is part of the checkpoint. One is written every ``interval`` epochs, the last ``keep`` are kept.
+    The ``folder`` is outside of a bundle's ``models/``. The key metric of the ``evaluator``'s validation decides what
+    is best; its best value is part of the checkpoint. One is written every ``interval`` epochs; ``keep`` are kept.
     """
 
     def __init__(
@@ -262,10 +262,9 @@ class Checkpoints:
     def _epoch_completed(self, engine: AdversarialSegmentationTrainer) -> None:
         epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
         best = self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch
-        for name in [*(["best"] if best else []), *(["final"] if last else [])] if is_first() else []:
-            save_weights(
-                engine.network if engine.averaged is None else engine.averaged.module, self.folder / f"{name}.pt"
-            )
+        shipped = engine.network if engine.averaged is None else engine.averaged.module
+        for name in ["best"] * best + ["final"] * last if is_first() else ():
+            save_weights(shipped, self.folder / f"{name}.pt")
             if engine.adversary is not None:
                 save_weights(engine.adversary.discriminator, self.folder / f"{name}_discriminator.pt")
         if last or epoch % self.interval == 0:

@@ -37,8 +37,8 @@ class MeanTeacher:
     arXiv 1703.01780). The discriminator itself learns from labelled cases alone: else it could tell fakes by the
     image. Which batch belongs to which iteration depends on the seed alone, so nothing has to be saved.
 
-    The ``loader``, from :func:`medseg.training.training_loader`, gives ``image`` and, if the generator shall see another
-    view, ``strong``. ``consistency`` is the final weight of the supervised loss between the prediction and the moving
+    The ``loader``, from :func:`medseg.training.training_loader`, gives ``image`` and, if the generator shall see
+    another view, ``strong``. ``consistency`` is the final weight of the supervised loss against the moving
     average's labels, 0 for none; the teacher counts from iteration ``start`` on, its weight rises over ``ramp``. If
     ``adversarial``, the discriminator judges these predictions too, with the weight of the adversarial loss.
     """

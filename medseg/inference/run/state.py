@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with _writing(folder):
         connection = sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None)
-    try:
+    with closing(connection):
         try:
             with _writing(folder):
                 connection.execute("BEGIN EXCLUSIVE")
@@ -83,8 +83,6 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another run is writing to {folder}; wait until it ends, or choose another folder with -o"
             ) from error
         yield
-    finally:
-        connection.close()
 
 
 @dataclass(frozen=True)
