@@ -23,7 +23,7 @@ from monai.engines import Evaluator
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import write_json, write_text
 from medseg.tables import table_text
-from medseg.training.distributed import is_first, summed
+from medseg.training.distributed import is_first, over_processes
 from medseg.training.record import settings_of
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
@@ -131,8 +131,8 @@ class MetricsLogger:
             "cpu_seconds": round(cpu_seconds, 2),
             "learning_rate": engine.optimizer.param_groups[0]["lr"],
         }
-        sums = summed([self._sums[name] for name in SCALARS])
-        counts = summed([float(self._counts[name]) for name in SCALARS])
+        sums = over_processes([self._sums[name] for name in SCALARS], "SUM")
+        counts = over_processes([float(self._counts[name]) for name in SCALARS], "SUM")
         row |= {name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]}
         if engine.adversary is not None:
             row["adversarial_weight"] = engine.plan.weight
