@@ -43,20 +43,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InputCase:
-    """One thing to label.
+    """One thing to label: one record per input channel in the network's order, as the bundle takes them (``taken``).
 
-    Parameters
-    ----------
-    case_id
-        Unique in the run.
-    source
-        The path as given, to show.
-    channels
-        One record per input channel, in the network's order.
-    allow_resample
-        Uneven spacing or a tilt is resampled onto a regular grid instead of being refused or kept.
-    taken
-        How the bundle takes its channels.
+    ``case_id`` is unique in the run, ``source`` the path as given, to show. With ``allow_resample`` uneven spacing or a
+    tilt is resampled onto a regular grid instead of being refused or kept.
     """
 
     case_id: str
@@ -94,17 +84,9 @@ def _absolute(file: str) -> str:
 class LoadedCase:
     """A case in memory.
 
-    Parameters
-    ----------
-    case
-        The case.
-    images
-        ``image``, ``(C, H, W, D)`` on the source grid; for a bundle that takes channels on different grids the first
-        channel, and the others by the bundle's keys.
-    geometry
-        The source grid, that of the first channel.
-    note
-        What was done to the source on request, and how well other channels cover the first; empty if nothing.
+    ``images`` holds ``image``, ``(C, H, W, D)`` on the source grid ``geometry``; for a bundle that takes channels on
+    different grids the first channel, and the others by the bundle's keys. The ``note`` says what was done to the
+    source on request, and how well other channels cover the first.
     """
 
     case: InputCase
@@ -243,7 +225,8 @@ def _unique(cases: Sequence[InputCase], channels: int) -> list[InputCase]:
     for case in cases:
         seen.setdefault((case.source, *case.files), case)
     count = Counter(case.case_id for case in seen.values())
-    unique = [with_path_hash(case) if count[case.case_id] > 1 else _short(case) for case in seen.values()]
+    hashed = {name for name in count if count[name] > 1 or len(name.encode()) > _LONGEST_ID_BYTES}
+    unique = [with_path_hash(case) if case.case_id in hashed else case for case in seen.values()]
     return [_with_channels(case, channels) for case in unique]
 
 
@@ -264,10 +247,6 @@ def with_path_hash(case: InputCase) -> InputCase:
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
     kept = case.case_id.encode()[:_LONGEST_ID_BYTES].decode(errors="ignore")
     return replace(case, case_id=f"{kept}-{digest}")
-
-
-def _short(case: InputCase) -> InputCase:
-    return case if len(case.case_id.encode()) <= _LONGEST_ID_BYTES else with_path_hash(case)
 
 
 def expected_modalities(bundle: Bundle) -> tuple[frozenset[str], ...]:
@@ -351,15 +330,14 @@ def load(case: InputCase) -> LoadedCase:
         note = "; ".join(part for part in (note, together) if part)
     else:
         _check_one_grid(case, volumes)
+    arrays = [np.asarray(array, dtype=np.float32) for array, _, _ in volumes]
     if len(case.taken.keys) == 1:
-        stacked = np.stack([np.asarray(array, dtype=np.float32) for array, _, _ in volumes])
-        return LoadedCase(case, {"image": MetaTensor(stacked, affine=np.array(geometry.affine))}, geometry, note)
-    channels = (_one_channel(array, grid) for array, grid, _ in volumes)
-    return LoadedCase(case, dict(zip(case.taken.keys, channels, strict=True)), geometry, note)
-
-
-def _one_channel(array: NDArray[Any], grid: Geometry) -> MetaTensor:
-    return MetaTensor(np.asarray(array, dtype=np.float32)[None], affine=np.array(grid.affine))
+        return LoadedCase(
+            case, {"image": MetaTensor(np.stack(arrays), affine=np.array(geometry.affine))}, geometry, note
+        )
+    parts = zip(case.taken.keys, arrays, volumes, strict=True)
+    images = {key: MetaTensor(array[None], affine=np.array(grid.affine)) for key, array, (_, grid, _) in parts}
+    return LoadedCase(case, images, geometry, note)
 
 
 def _check_one_grid(case: InputCase, volumes: Sequence[tuple[NDArray[Any], Geometry, Mapping[str, Any]]]) -> None:

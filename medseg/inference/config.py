@@ -22,13 +22,8 @@ _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
 class Channels:
     """How a bundle takes its channels.
 
-    Parameters
-    ----------
-    keys
-        Names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``, on whose
-        grid results are made.
-    resampled
-        Whether it resamples the others onto the grid of the first, so that they may lie on grids of their own.
+    ``keys`` are names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``,
+    on whose grid results are made. If others are ``resampled`` onto it, they may lie on grids of their own.
     """
 
     keys: tuple[str, ...] = ("image",)
@@ -39,20 +34,10 @@ class Channels:
 class InferenceConfig:
     """The parts of ``inference.json`` that a prediction needs; :attr:`medseg.bundle.Bundle.weight_files` has the rest.
 
-    Parameters
-    ----------
-    preprocessing
-        The bundle's dict transforms without loading; they act on the keys of ``channels``.
-    windows
-        The bundle's own sliding window; one as large as the volume if its inferer takes the whole volume at once.
-    post
-        What becomes of the network's output.
-    channels
-        How it takes its channels.
-    notes
-        Where medseg does something else than the config says, and why.
-    exact_affine
-        Whether the affine of the preprocessed image says where its voxels were sampled.
+    ``preprocessing`` is without loading, and acts on the keys of ``channels``; the sliding window is as large as the
+    volume if the bundle's inferer takes the whole volume at once; ``post`` is what becomes of the network's output;
+    ``notes`` say where medseg does something else than the config says, and why; ``exact_affine`` is whether the affine
+    of the preprocessed image says where its voxels were sampled.
     """
 
     preprocessing: Compose

@@ -12,7 +12,7 @@ import copy
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -48,16 +48,9 @@ class EngineChoice:
 
     @classmethod
     def by_rule(cls, device: str, precision: str = "auto", engine: str = "auto") -> EngineChoice:
-        """The engine for what was asked.
+        """The engine for what was asked: one by name, or ``"auto"``, that for ``precision`` on a torch device.
 
-        Parameters
-        ----------
-        device
-            Torch device.
-        precision
-            ``"fp32"`` or ``"bf16"``; ``"auto"``: as the rule says.
-        engine
-            An engine by name; ``"auto"``: the one for ``precision``.
+        ``precision`` is ``"fp32"``, ``"bf16"`` or ``"auto"``, as the rule says.
 
         Raises
         ------
@@ -83,15 +76,6 @@ class EngineChoice:
     def precision(self) -> str:
         """What the engine computes in: ``fp32``, ``bf16`` or ``amp-fp16``."""
         return "amp-fp16" if self.engine == AUTOCAST else self.engine.split("-")[1]
-
-    def to_json(self) -> dict[str, Any]:
-        """The choice as in ``run.json``."""
-        return {"engine": self.engine, "windows": "bundle"}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EngineChoice:
-        """Read what :meth:`to_json` wrote."""
-        return cls(value["engine"])
 
 
 def candidates(device: str = "cpu") -> list[str]:
@@ -136,16 +120,9 @@ def build_engine(name: str, network: nn.Module, device: str = "cpu") -> Engine:
 
 
 class TorchEngine:
-    """A network under torch.
+    """A network under torch, whose weights lie on the device and have the type ``dtype``, as its windows will.
 
-    Parameters
-    ----------
-    network
-        The network, on the device, with weights of type ``dtype``.
-    device, dtype, channels_last
-        Where and in which type and memory layout it gets windows.
-    autocast
-        The type of automatic mixed precision; None computes in ``dtype`` throughout.
+    ``autocast`` is the type of automatic mixed precision; None computes in ``dtype`` throughout.
     """
 
     def __init__(
@@ -172,15 +149,7 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """A network compiled by OpenVINO, once per size of window; the last few sizes are kept.
-
-    Parameters
-    ----------
-    name
-        Name of the engine.
-    network
-        The network in evaluation mode.
-    """
+    """A network in evaluation mode, compiled by OpenVINO once per size of window; the last few sizes are kept."""
 
     def __init__(self, name: str, network: nn.Module) -> None:
         if importlib.util.find_spec("openvino") is None:

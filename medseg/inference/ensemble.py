@@ -37,33 +37,19 @@ _REFERENCE = re.compile(r"@([\w:#]+)$")
 
 
 def ensemble_of(engines: Sequence[Engine], axes: Sequence[int], activation: str) -> Engine:
-    """What maps windows to the mean of every engine with every combination of mirrored axes.
+    """What maps windows to the mean of every engine with every combination of mirrored axes (0, 1, 2) of its grid.
 
-    Parameters
-    ----------
-    engines
-        One per network.
-    axes
-        Axes of the network's grid (0, 1, 2) along which windows are mirrored, too.
-    activation
-        What turns scores into probabilities: ``"softmax"``, ``"sigmoid"`` or ``"none"``, which averages the scores.
+    ``activation`` turns scores into probabilities: ``"softmax"``, ``"sigmoid"`` or ``"none"``, which averages scores.
     """
     flips = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
-    views = [TTAView(engine, chosen) if chosen else engine for engine in engines for chosen in flips]
+    views = [_mirrored(engine, chosen) if chosen else engine for engine in engines for chosen in flips]
     return views[0] if len(views) == 1 else Ensemble(views, activation)
 
 
-@dataclass(frozen=True)
-class TTAView:
-    """An engine that sees windows mirrored along some axes (0, 1, 2) of the network's grid."""
-
-    engine: Engine
-    flips: tuple[int, ...]
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Map windows to scores, which lie as the windows do."""
-        axes = [axis + 2 for axis in self.flips]
-        return self.engine(batch.flip(axes)).flip(axes)
+def _mirrored(engine: Engine, flips: tuple[int, ...]) -> Engine:
+    """An engine that sees windows mirrored; its scores lie as the windows do."""
+    axes = [axis + 2 for axis in flips]
+    return lambda batch: engine(batch.flip(axes)).flip(axes)
 
 
 @dataclass(frozen=True)
@@ -92,14 +78,7 @@ def _mean_sigmoid(scores: Iterator[torch.Tensor]) -> torch.Tensor:
 
 
 def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
-    """Refuse mirroring that makes no sense.
-
-    Raises
-    ------
-    UsageError
-        For an unknown axis, and for left–right where a structure has a side: in a mirrored patient the network
-        would name the other side.
-    """
+    """Refuse an unknown axis, and left–right where a structure has a side, as it would have the other one mirrored."""
     unknown = [name for name in mirror if name not in MIRRORS]
     if unknown or len(set(mirror)) != len(mirror):
         raise UsageError(f"--mirror {','.join(mirror)}: expected some of {', '.join(MIRRORS)}, each once")
@@ -127,14 +106,8 @@ def load_models(
 ) -> list[torch.nn.Module]:
     """Load the networks that are averaged with a bundle's own, in evaluation mode.
 
-    Parameters
-    ----------
-    bundle, network
-        The bundle that says how images are prepared and labels are made, and its network.
-    ensemble
-        Folders of bundles, whose networks may differ, and weights files for ``network`` (folds).
-    device
-        Torch device.
+    The bundle says how images are prepared and labels are made; ``ensemble`` are folders of bundles, whose networks may
+    differ, and weights files for its ``network`` (folds).
 
     Raises
     ------
@@ -147,19 +120,15 @@ def load_models(
 
 
 def member_digest(place: str) -> str:
-    """SHA-256 of what a member's scores depend on.
-
-    Raises
-    ------
-    UsageError
-        If there is no such file or folder.
-    """
+    """SHA-256 of what a member's scores depend on; a ``UsageError`` if there is no such file or folder."""
     path = Path(place)
-    if path.is_dir():
-        return Bundle.open(path).sha256
+    return Bundle.open(path).sha256 if path.is_dir() else sha256_file(_weights_file(path))
+
+
+def _weights_file(path: Path) -> Path:
     if not path.is_file():
-        raise UsageError(f"--ensemble {place}: there is no such bundle or weights file")
-    return sha256_file(path)
+        raise UsageError(f"--ensemble {path}: there is no such bundle or weights file")
+    return path
 
 
 def _load(path: Path, bundle: Bundle, network: torch.nn.Module, device: str) -> torch.nn.Module:
@@ -167,10 +136,8 @@ def _load(path: Path, bundle: Bundle, network: torch.nn.Module, device: str) -> 
         other = Bundle.open(path, bundle.permission)
         _check_alike(other, bundle)
         return other.load_network(device)
-    if not path.is_file():
-        raise UsageError(f"--ensemble {path}: there is no such bundle or weights file")
+    state = read_weights(_weights_file(path))
     member = copy.deepcopy(network)
-    state = read_weights(path)
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise BundleError(f"the weights in {path.name} are not finite in {bad[0]}; train them again")

@@ -8,7 +8,6 @@ interpolation. Over most of a body that is so, whatever the number of classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,15 +18,7 @@ _ROUNDING = 1e-4
 
 
 class Lerp:
-    """Linear interpolation at given positions along one axis.
-
-    Parameters
-    ----------
-    position
-        Where to interpolate, in voxels, within ``0`` and ``size - 1``.
-    size
-        Length of the axis.
-    """
+    """Linear interpolation at positions, in voxels within ``0`` and ``size - 1``, along an axis of length ``size``."""
 
     def __init__(self, position: NDArray[np.float64], size: int) -> None:
         lower = np.clip(np.floor(position), 0, max(size - 2, 0)).astype(np.int64)
@@ -49,27 +40,15 @@ class Lerp:
         return low.lerp_(scores.index_select(axis, self.upper), self.weight.reshape(shape))
 
 
-@dataclass(frozen=True)
-class _Strip:
-    """Part of an axis: positions ``fine`` on the finer grid, and the voxels ``coarse`` that they lie between."""
-
-    fine: slice
-    coarse: slice
-    along: Lerp
+_Strip = tuple[slice, slice, Lerp]
+"""Part of an axis: positions on the finer grid, the voxels of the coarser one that they lie between, the way there."""
 
 
 class TiledLabels:
-    """Labels of planes whose two axes are interpolated.
+    """Labels of planes whose two axes are interpolated, at positions on the coarser grid, whose planes have ``shape``.
 
-    Parameters
-    ----------
-    rows, columns
-        Positions along the two axes on the coarser grid.
-    shape
-        Size of the coarser planes.
-    normalised
-        Whether scores are probabilities of which each voxel's add up to one: then a class below one part in as many
-        as there are classes cannot win.
+    If scores are ``normalised``, each voxel's add up to one: then a class below one part in as many as there are
+    classes cannot win.
     """
 
     def __init__(
@@ -85,17 +64,16 @@ class TiledLabels:
         if all(along.identity for along in self._whole):
             return np.asarray(scores.max(dim=0)[1].numpy())
         labels = np.empty((scores.shape[1], *self._shape), dtype=np.int64)
-        for row in self._rows:
-            strip = scores[:, :, row.coarse]
+        for row, coarse_row, along_row in self._rows:
+            strip = scores[:, :, coarse_row]
             lowest, highest = strip.amin(dim=(1, 2)), strip.amax(dim=(1, 2))
-            for column in self._columns:
-                chosen = self._contenders(lowest[:, column.coarse], highest[:, column.coarse])
-                place = (slice(None), row.fine, column.fine)
+            for column, coarse, along_column in self._columns:
+                chosen = self._contenders(lowest[:, coarse], highest[:, coarse])
+                place = (slice(None), row, column)
                 if len(chosen) == 1:
                     labels[place] = int(chosen[0])
                     continue
-                part = strip[chosen][..., column.coarse]
-                winner = column.along(row.along(part, 2), 3).max(dim=0)[1]
+                winner = along_column(along_row(strip[chosen][..., coarse], 2), 3).max(dim=0)[1]
                 labels[place] = chosen[winner].numpy()
         return labels
 
@@ -111,5 +89,4 @@ def _strips(position: NDArray[np.float64]) -> Iterator[_Strip]:
     for begin in range(0, len(position), _TILE):
         part = position[begin : begin + _TILE]
         low, high = int(np.floor(part.min())), int(np.ceil(part.max())) + 1
-        along = Lerp(part - low, high - low)
-        yield _Strip(slice(begin, begin + len(part)), slice(low, high), along)
+        yield slice(begin, begin + len(part)), slice(low, high), Lerp(part - low, high - low)

@@ -11,7 +11,7 @@ Three ways, chosen by how the bundle's transforms moved the volume, all with the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -42,15 +42,7 @@ _LABEL_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class GridMap:
-    """How a voxel of the source grid is found on the network's grid.
-
-    Parameters
-    ----------
-    source_shape, model_shape
-        Sizes of both grids.
-    matrix
-        4×4, index on the source grid → index on the network's grid.
-    """
+    """How a voxel of the source grid is found on the network's: ``matrix``, 4×4, takes index to index."""
 
     source_shape: tuple[int, ...]
     model_shape: tuple[int, ...]
@@ -102,12 +94,7 @@ class GridMap:
 class Inverter:
     """Takes what lies on the network's grid back to the source grid of one image.
 
-    Parameters
-    ----------
-    config
-        What the bundle asks for.
-    source, prepared
-        The image before and after the bundle's preprocessing, ``(C, H, W, D)``.
+    ``source`` and ``prepared`` are the image before and after the bundle's preprocessing, ``(C, H, W, D)``.
     """
 
     def __init__(self, config: InferenceConfig, source: MetaTensor, prepared: MetaTensor) -> None:
@@ -118,10 +105,7 @@ class Inverter:
     def labels(self, chunks: Iterable[Chunk]) -> LabelMap:
         """The label map ``(H, W, D)`` on the source grid, of the network's stitched output.
 
-        Raises
-        ------
-        CaseFailed
-            If a post-processing that is run as written fails, or gives no labels.
+        A post-processing that is run as written, and fails or gives no labels, is ``CaseFailed``.
         """
         if self._post.written is not None:
             return self._as_written(_stitched(chunks, self._prepared), self._post.written)
@@ -192,23 +176,21 @@ class Inverter:
     def _traced(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
         """MONAI's own inversion of what it recorded on the prepared image."""
         invert = Invertd("pred", self._preprocessing, "image", nearest_interp=nearest, to_tensor=True)
-        trace = MetaTensor(
-            torch.zeros(1, 1, 1, 1),
-            meta=deepcopy(self._prepared.meta),
-            applied_operations=deepcopy(self._prepared.applied_operations),
-        )
-        item = _quietly(invert, {"pred": MetaTensor(values.clone()), "image": trace})
-        inverted: torch.Tensor = item["pred"].as_tensor()
+        trace = self._with_trace(torch.zeros(1, 1, 1, 1))
+        inverted: torch.Tensor = _quietly(invert, {"pred": MetaTensor(values.clone()), "image": trace})[
+            "pred"
+        ].as_tensor()
         return inverted
+
+    def _with_trace(self, values: torch.Tensor) -> MetaTensor:
+        meta, operations = deepcopy(self._prepared.meta), deepcopy(self._prepared.applied_operations)
+        return MetaTensor(values, meta=meta, applied_operations=operations)
 
     def _as_written(self, scores: torch.Tensor, written: Compose) -> LabelMap:
         """What the bundle's own post-processing gives, with the trace of the preprocessing on image and scores."""
         prepared = self._prepared
-        traced = MetaTensor(
-            scores, meta=deepcopy(prepared.meta), applied_operations=deepcopy(prepared.applied_operations)
-        )
         try:
-            item = _quietly(written, {"image": prepared, "pred": traced})
+            item = _quietly(written, {"image": prepared, "pred": self._with_trace(scores)})
         except (ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "alloc" in first_cause(error):
                 raise
@@ -308,7 +290,8 @@ def _linear_aligned(chunks: Iterable[Chunk], decoding: LabelDecoding, grid: Grid
         final = last == grid.model_shape[0] - 1
         ready = [int(i) for i in pending if final or lower[i] < last]
         pending = pending[len(ready) :]
-        for planes in _batches(ready, scores[:, 0].numel() + result[0].size):
+        batch = max(1, _CHUNK_VOXELS * 4 // max(scores[:, 0].numel() + result[0].size, 1))
+        for planes in (ready[begin : begin + batch] for begin in range(0, len(ready), batch)):
             along = Lerp(position[planes] - first, scores.shape[1])
             result[planes] = labels_of(along(scores, 1))
         carried, first = scores[:, -1:].clone(), last
@@ -325,12 +308,6 @@ def _labels_across(
         return TiledLabels(rows, columns, (width, depth), normalised=decoding.activation == "softmax")
     along_rows, along_columns = Lerp(rows, width), Lerp(columns, depth)
     return lambda scores: _discrete(along_columns(along_rows(scores, 2), 3), decoding)
-
-
-def _batches(planes: Sequence[int], voxels_per_plane: int) -> Iterable[list[int]]:
-    count = max(1, _CHUNK_VOXELS * 4 // max(voxels_per_plane, 1))
-    for begin in range(0, len(planes), count):
-        yield list(planes[begin : begin + count])
 
 
 def _linear_affine(scores: torch.Tensor, decoding: LabelDecoding, grid: GridMap) -> LabelMap:

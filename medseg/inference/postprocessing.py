@@ -51,22 +51,11 @@ _SURE = 8.0
 class Postprocessing:
     """What becomes of the network's output.
 
-    Parameters
-    ----------
-    decoding
-        How scores become labels: the first activation, and argmax or a threshold.
-    back
-        Whether scores or labels are taken back to the source grid.
-    nearest
-        Whether nearest-neighbour interpolation is used on the way back.
-    clean_model, clean_source
-        Label transforms applied on the network's grid and on the source grid.
-    written
-        The transforms as written, if their order is none of the usual ones; then the other fields only describe.
-    saved
-        The key under which ``written`` leaves the labels.
-    notes
-        Where medseg does something else than the config says, and why.
+    ``decoding`` is how scores become labels: the first activation, and argmax or a threshold. Scores or labels are
+    taken ``back`` to the source grid, by the ``nearest`` voxel or linearly, and cleaned on the network's grid and on
+    the source grid. If the order is none of the usual ones, the transforms are kept as ``written``, leave the labels
+    under the key ``saved``, and the other fields only describe. ``notes`` say where medseg does something else than the
+    config says, and why.
     """
 
     decoding: LabelDecoding = field(default_factory=LabelDecoding)
@@ -80,18 +69,10 @@ class Postprocessing:
 
 
 def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int, int], bundle: str) -> Postprocessing:
-    """Understand the post-processing of a bundle.
+    """Understand the post-processing of a bundle: what its config evaluates to.
 
-    Parameters
-    ----------
-    transforms
-        What the config's post-processing evaluates to.
-    preprocessing
-        What its preprocessing does; ``Invertd`` refers to it.
-    channels
-        Number of channels of the image and of the network's output.
-    bundle
-        The bundle's name, for messages.
+    ``preprocessing`` is what ``Invertd`` refers to; ``channels`` are those of the image and of the network's output;
+    the bundle's name is for messages.
 
     Raises
     ------

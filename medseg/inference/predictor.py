@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +26,7 @@ from medseg.devices import resolve_device
 from medseg.errors import BundleError, CaseFailed, MedsegError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
-from medseg.inference.engines import Engine, EngineChoice, build_engine
+from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
@@ -48,7 +47,7 @@ _R = TypeVar("_R")
 class Prediction:
     """What one case gave.
 
-    Parameters
+    Attributes
     ----------
     label_map
         uint8 or uint16, on the source image's grid, axes ``(i, j, k)`` as there.
@@ -161,11 +160,14 @@ class Predictor:
         crop = ProbabilityCrop(self.config.post.decoding) if self._trust else None
         watching: list[Callable[[Chunk], None]] = [watch] if watch else []
         if crop is not None:
-            watching.append(clock.timed("trust", partial(_keep, crop)))
+            watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
-            scores_of = clock.timed("network", self._scores_of(prepared))
-            chunks = sliding_window(prepared.as_tensor().float(), self.config.windows, scores_of)
-            labels = inverter.labels(_watched(chunks, watching) if watching else chunks)
+            axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
+            scores_of = ensemble_of(self._engines, axes, self.config.post.decoding.activation)
+            chunks = sliding_window(
+                prepared.as_tensor().float(), self.config.windows, clock.timed("network", scores_of)
+            )
+            labels = inverter.labels(_watched(chunks, watching))
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
@@ -185,11 +187,6 @@ class Predictor:
         if isinstance(image, Mapping):
             return {key: image[key] for key in self.config.channels.keys if key in image}
         return {"image": image}
-
-    def _scores_of(self, prepared: MetaTensor) -> Engine:
-        """What maps the windows of a prepared image to the mean of all networks and mirrored views."""
-        axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
-        return ensemble_of(self._engines, axes, self.config.post.decoding.activation)
 
     def _assess(
         self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None
@@ -234,10 +231,6 @@ class _Stopwatch:
                 return function(argument)
 
         return call
-
-
-def _keep(crop: ProbabilityCrop, chunk: Chunk) -> None:
-    crop.add(chunk.start, chunk.scores)
 
 
 def _watched(chunks: Iterable[Chunk], watching: Sequence[Callable[[Chunk], None]]) -> Iterator[Chunk]:

@@ -21,21 +21,9 @@ Case = Mapping[str, MetaTensor]
 
 
 def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: str | None = None) -> MetaTensor:
-    """Check one case and do the bundle's preprocessing.
+    """Check one case, of a DICOM modality if that is known, and do the bundle's preprocessing.
 
-    Parameters
-    ----------
-    case
-        The image; for a bundle that takes channels on different grids also the others by their keys.
-    bundle, config
-        The bundle and what its ``inference.json`` asks for.
-    modality
-        DICOM modality code, if known.
-
-    Returns
-    -------
-    MetaTensor
-        The image as the network sees it, ``(C, H, W, D)`` on the network's grid.
+    Gives the image as the network sees it, ``(C, H, W, D)`` on the network's grid.
 
     Raises
     ------
@@ -90,10 +78,7 @@ def check_together(
 ) -> str:
     """Refuse channels that cannot be laid over the first one; gives what is worth noting of the others.
 
-    Raises
-    ------
-    Refusal
-        ``mixed-patients``, or ``geometry-mismatch`` if frames of reference differ or a channel covers too little.
+    They are of ``mixed-patients``; or a ``geometry-mismatch``: frames of reference differ, a channel covers too little.
     """
     first, notes = records[0], []
     for number, (record, grid, found) in enumerate(zip(records[1:], grids[1:], facts[1:], strict=True), start=2):

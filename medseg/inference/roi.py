@@ -50,16 +50,10 @@ class IndexBox:
 
 @dataclass(frozen=True)
 class Region:
-    """Where to look.
+    """Where to look: in the box that holds the ``corners``.
 
-    Parameters
-    ----------
-    corners
-        ``(n, 3)`` points that the box must hold: mm in patient space (RAS), or voxel indices.
-    in_voxels
-        Whether ``corners`` are voxel indices of each image's own grid.
-    key
-        Text that identifies the region, for the run's state.
+    These are ``(n, 3)`` points in mm in patient space (RAS), or, ``in_voxels``, indices of each image's own grid. The
+    ``key`` identifies the region, for the run's state.
     """
 
     corners: tuple[tuple[float, float, float], ...]
@@ -69,10 +63,7 @@ class Region:
     def box(self, geometry: Geometry) -> IndexBox:
         """Smallest box of voxels of a grid that holds the region, cut off at the grid's edge.
 
-        Raises
-        ------
-        Refusal
-            ``geometry-mismatch`` if the region lies outside the volume.
+        A region that lies outside the volume is refused as ``geometry-mismatch``.
         """
         points = np.asarray(self.corners, dtype=np.float64)
         if not self.in_voxels:

@@ -24,20 +24,10 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 class WindowSettings:
     """A sliding window.
 
-    Parameters
-    ----------
-    roi_size
-        Window size in voxels along the three array axes; a value below 1 means the volume's own size.
-    overlap
-        Fraction of a window that the next one repeats, per axis.
-    mode
-        ``"gaussian"`` or ``"constant"`` weighting of overlapping windows.
-    sigma_scale
-        Width of the gaussian as a fraction of the window.
-    batch_size
-        Windows computed at once.
-    padding_mode, padding_value
-        How a volume smaller than a window is padded.
+    ``roi_size`` is in voxels along the three array axes, below 1 the volume's own size; ``overlap`` the fraction of a
+    window that the next one repeats, per axis. Overlapping windows are weighted by the ``mode`` ``"constant"`` or
+    ``"gaussian"``, whose width ``sigma_scale`` is a fraction of the window. ``batch_size`` windows are computed at
+    once; a volume smaller than a window is padded.
     """
 
     roi_size: tuple[int, ...]
@@ -53,14 +43,8 @@ class WindowSettings:
 class WindowPlan:
     """Windows of one size over one volume, padded to at least one window.
 
-    Parameters
-    ----------
-    roi_size, padded_shape
-        Sizes of every window and of the padded volume.
-    pad_before
-        Planes added in front along each axis.
-    starts
-        First voxel of every window, in the order in which they are computed (first axis slowest).
+    ``pad_before`` are the planes added in front along each axis; ``starts`` the first voxel of every window, in the
+    order in which they are computed (first axis slowest).
     """
 
     roi_size: tuple[int, ...]
@@ -71,14 +55,9 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Finished planes of the first axis.
+    """Finished planes of the first axis, from the index ``start`` in the unpadded volume on.
 
-    Parameters
-    ----------
-    start
-        Index of the first plane in the unpadded volume.
-    scores
-        Stitched network output, float32, ``(C, planes, W, D)``; valid until the next chunk is asked for.
+    ``scores`` are the stitched network output, float32, ``(C, planes, W, D)``; valid until the next chunk is asked for.
     """
 
     start: int
@@ -99,19 +78,8 @@ def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
 def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Network) -> Iterator[Chunk]:
     """Run ``network`` over all windows of a volume and hand on the stitched planes as soon as they are final.
 
-    Parameters
-    ----------
-    volume
-        ``(C, H, W, D)`` float32 on the CPU.
-    settings
-        The window.
-    network
-        Maps a batch ``(N, C, *roi)`` to scores ``(N, K, *roi)``.
-
-    Yields
-    ------
-    Chunk
-        Consecutive chunks that together cover the first axis.
+    The volume is ``(C, H, W, D)`` float32 on the CPU; the network maps a batch ``(N, C, *roi)`` to scores
+    ``(N, K, *roi)``; consecutive chunks together cover the first axis.
 
     Raises
     ------
@@ -121,13 +89,14 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     plan = plan_windows(volume.shape[1:], settings)
     padded = _pad(volume, plan, settings)
     weights = compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
+    height, width, depth = plan.roi_size
     stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
     for first, group in groupby(plan.starts, key=lambda start: start[0]):
         yield from stitcher.advance(first)
         row = list(group)
         for begin in range(0, len(row), settings.batch_size):
             part = row[begin : begin + settings.batch_size]
-            batch = torch.stack([_window(padded, start, plan.roi_size) for start in part])
+            batch = torch.stack([padded[:, i : i + height, j : j + width, k : k + depth] for i, j, k in part])
             stitcher.add(_checked(network(batch), plan), part)
     yield from stitcher.advance(plan.padded_shape[0])
 
@@ -186,11 +155,6 @@ def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> to
         return volume
     value = {"value": settings.padding_value} if settings.padding_mode == "constant" else {}
     return functional.pad(volume[None], margins, mode=settings.padding_mode, **value)[0]
-
-
-def _window(volume: torch.Tensor, start: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:
-    (i, j, k), (height, width, depth) = start, size
-    return volume[:, i : i + height, j : j + width, k : k + depth]
 
 
 def _checked(scores: torch.Tensor, plan: WindowPlan) -> torch.Tensor:

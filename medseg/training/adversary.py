@@ -38,16 +38,14 @@ class AdversarialLoss:
     """
 
     def __init__(self, kind: AdversarialKind = "classical") -> None:
-        if kind not in get_args(AdversarialKind):
-            raise ValueError(
-                f"found the adversarial loss {kind!r}, expected one of {', '.join(get_args(AdversarialKind))}"
-            )
+        if kind not in (known := get_args(AdversarialKind)):
+            raise ValueError(f"found the adversarial loss {kind!r}, expected one of {', '.join(known)}")
         self.kind = kind
 
     def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
         """Loss of the discriminator from the logits of real and fake pairs."""
-        losses = [self._judged(r, 1.0) + self._judged(f, 0.0) for r, f in zip(real, fake, strict=True)]
-        return torch.stack(losses).mean()
+        pairs = zip(real, fake, strict=True)
+        return torch.stack([self._judged(r, 1.0) + self._judged(f, 0.0) for r, f in pairs]).mean()
 
     def generator(self, fake: Sequence[Tensor]) -> Tensor:
         """Loss of the generator from the logits that its pairs received."""

@@ -121,10 +121,6 @@ class RunPart:
     to_iteration: int | None = None
     changed: tuple[Change, ...] = ()
 
-    def until(self, iteration: int) -> RunPart:
-        """The part as far as it has come after an iteration."""
-        return replace(self, to_iteration=iteration if iteration >= self.from_iteration else None)
-
     @classmethod
     def read(cls, text: str) -> list[RunPart]:
         """Parts from a checkpoint."""
@@ -143,16 +139,8 @@ class Checkpoints:
     It leaves ``checkpoint-NNNNNN.pt`` (by iteration), ``best.pt``, ``final.pt`` and, with a discriminator,
     ``best_discriminator.pt`` and ``final_discriminator.pt`` (bare state dicts). List it after ``ValidationHandler``.
 
-    Parameters
-    ----------
-    folder
-        Where to; outside of a bundle's ``models/``.
-    evaluator
-        The validation whose key metric decides what is best; its best value is part of the checkpoint.
-    interval
-        Epochs between checkpoints.
-    keep
-        How many are kept.
+    The ``folder`` is outside of a bundle's ``models/``. The key metric of the ``evaluator``'s validation decides what
+    is best; its best value is part of the checkpoint. One is written every ``interval`` epochs; ``keep`` are kept.
     """
 
     def __init__(
@@ -198,8 +186,11 @@ class Checkpoints:
         return self._conditions
 
     def parts_until(self, iteration: int) -> list[RunPart]:
-        """The parts of the run so far."""
-        return [*self.parts[:-1], *(part.until(iteration) for part in self.parts[-1:])]
+        """The parts of the run as far as it has come after an iteration."""
+        if not self.parts:
+            return []
+        end = iteration if iteration >= self.parts[-1].from_iteration else None
+        return [*self.parts[:-1], replace(self.parts[-1], to_iteration=end)]
 
     def save(self, engine: AdversarialSegmentationTrainer) -> Path:
         """Write the state of the run as it is between two iterations."""
@@ -269,21 +260,15 @@ class Checkpoints:
         return changes
 
     def _epoch_completed(self, engine: AdversarialSegmentationTrainer) -> None:
-        last = engine.state.epoch == engine.state.max_epochs
-        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == engine.state.epoch:
-            self._ship(engine, "best")
-        if last:
-            self._ship(engine, "final")
-        if last or engine.state.epoch % self.interval == 0:
-            self.save(engine)
-
-    def _ship(self, engine: AdversarialSegmentationTrainer, name: str) -> None:
-        if not is_first():
-            return
+        epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        best = self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch
         shipped = engine.network if engine.averaged is None else engine.averaged.module
-        save_weights(shipped, self.folder / f"{name}.pt")
-        if engine.adversary is not None:
-            save_weights(engine.adversary.discriminator, self.folder / f"{name}_discriminator.pt")
+        for name in ["best"] * best + ["final"] * last if is_first() else ():
+            save_weights(shipped, self.folder / f"{name}.pt")
+            if engine.adversary is not None:
+                save_weights(engine.adversary.discriminator, self.folder / f"{name}_discriminator.pt")
+        if last or epoch % self.interval == 0:
+            self.save(engine)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.pt"))

@@ -46,10 +46,7 @@ def check_ids(known: Sequence[str]) -> None:
     typo then trains with the default. ``known`` are the ids on the first level, and those inside of each group that is
     listed like ``train#dataset``; what is inside of a component is left to its class.
 
-    Raises
-    ------
-    UsageError
-        Naming every unknown id and the closest known ones.
+    A ``UsageError`` names every unknown id and the closest known ones.
     """
     parser = enclosing_parser()
     if parser is None:

@@ -21,22 +21,9 @@ class DeepSupervision(nn.Module):
     counts 2⁻ᵏ (at least 1/16), the label being brought to its grid by nearest neighbour (Lee et al. 2015,
     arXiv 1409.5185; the weights of nnU-Net).
 
-    Parameters
-    ----------
-    layers
-        Names of submodules of the network whose outputs are read, finest first: ``["upcat_2", "upcat_3"]`` are the
-        levels of half and quarter resolution of MONAI's ``BasicUNet``.
-    channels
-        Feature maps of each.
-    out_channels
-        Classes, background included.
-    spatial_dims
-        2 or 3.
-
-    Raises
-    ------
-    ValueError
-        If layers and channels differ in number, or there are none.
+    ``layers`` are names of submodules of the network whose outputs are read, finest first: BasicUNet of MONAI has
+    ``upcat_2`` and ``upcat_3`` at half and quarter resolution. ``channels`` are the feature maps of each; another
+    number of them, or none, is a ``ValueError``. ``out_channels`` counts the background; ``spatial_dims`` is 2 or 3.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,20 +83,22 @@ def mean_over_processes(value: float) -> float:
     return _together(value / world()[1])
 
 
-def summed(values: Sequence[float]) -> list[float]:
-    """Sum of each of any number of values over the processes."""
-    return _reduced(values, "SUM")
-
-
-def largest(values: Sequence[float]) -> list[float]:
-    """Largest of each of any number of values over the processes."""
-    return _reduced(values, "MAX")
+def over_processes(values: Sequence[float], operation: Literal["SUM", "MAX"]) -> list[float]:
+    """Sum or largest of each of any number of values over the processes."""
+    if world()[1] == 1:
+        return list(values)
+    _together()
+    numbers = torch.tensor(values, dtype=torch.float64, device=_device())
+    dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
+    found: list[float] = numbers.tolist()
+    return found
 
 
 def require_same(**plan: float) -> None:
     """Refuse processes whose plans differ, in each of them, with the names of what differs."""
-    highest, lowest = largest(list(plan.values())), [-v for v in largest([-v for v in plan.values()])]
-    other = [name for name, high, low in zip(plan, highest, lowest, strict=True) if high != low]
+    values = list(plan.values())
+    highest, negated_lowest = over_processes(values, "MAX"), over_processes([-value for value in values], "MAX")
+    other = [name for name, high, low in zip(plan, highest, negated_lowest, strict=True) if high != -low]
     if other:
         raise UsageError(
             f"the processes of this training differ in {' and '.join(other)}; expected the same in each. Give all of "
@@ -164,16 +167,6 @@ def _exchange(value: float, *, failed: bool = False, patience: timedelta | None 
         work.wait(patience)
     count, total = numbers.tolist()
     return count, total
-
-
-def _reduced(values: Sequence[float], operation: str) -> list[float]:
-    if world()[1] == 1:
-        return list(values)
-    _together()
-    numbers = torch.tensor(values, dtype=torch.float64, device=_device())
-    dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
-    found: list[float] = numbers.tolist()
-    return found
 
 
 def _device() -> torch.device:

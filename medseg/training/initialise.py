@@ -42,18 +42,8 @@ class Transfer:
 def started(network: nn.Module, init: str | PathLike[str] | None = None, rescaled: bool = False) -> nn.Module:
     """The network of a configuration with the starting weights that its ids ``init`` and ``rescale`` ask for.
 
-    Parameters
-    ----------
-    network
-        Fresh; changed in place and returned.
-    init, rescaled
-        As for :func:`initialise_from`; without ``init`` the network stays as it is.
-
-    Raises
-    ------
-    UsageError
-        As :func:`initialise_from` does; if there is something to rescale and nothing to start from; or if a value is of
-        the wrong kind, such as the text "false".
+    It is changed in place and returned; without ``init`` (:func:`initialise_from`) it stays as it is. To rescale with
+    nothing to start from is a ``UsageError``, and so is a value of the wrong kind, such as the text "false".
     """
     if not isinstance(rescaled, bool):
         raise UsageError(f"rescale is {rescaled!r}, expected true or false (True or False on MONAI's command line)")
@@ -74,10 +64,7 @@ def started(network: nn.Module, init: str | PathLike[str] | None = None, rescale
 def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled: bool = False) -> Transfer:
     """Start ``network`` from a bundle's folder or from a ``.pt`` file with a bare state dict: copy what fits.
 
-    Raises
-    ------
-    UsageError
-        If there is nothing, no name and shape fits, or nothing can be rescaled (:func:`rescale`).
+    It is a ``UsageError`` if there is nothing, no name and shape fits, or nothing can be rescaled (:func:`rescale`).
     """
     path = Path(source)
     if path.is_dir():
@@ -107,12 +94,7 @@ def rescale(network: nn.Module, start: dict[str, Tensor]) -> int:
 
     The size of such weights does not matter to what the network computes, but training enlarges them, and the same
     step of the optimiser then turns them less: a network that goes on to another task learns it more slowly than a
-    fresh one (van Laarhoven, arXiv:1706.05350).
-
-    Raises
-    ------
-    UsageError
-        If there is no such convolution.
+    fresh one (van Laarhoven, arXiv:1706.05350). Without such a convolution it is a ``UsageError``.
     """
     count = 0
     for name, block in network.named_modules():

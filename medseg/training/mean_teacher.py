@@ -17,18 +17,10 @@ from medseg.training.schedule import StepPlan, ramped
 
 @dataclass
 class UnlabelledBatch:
-    """One batch of unlabelled images.
+    """One batch of unlabelled images ``(B, C, …)``.
 
-    Attributes
-    ----------
-    weak
-        ``(B, C, …)``, what the teacher and the discriminator see.
-    strong
-        The same patches disturbed further, what the generator sees.
-    target
-        The teacher's label map ``(B, 1, …)``, where it is needed.
-    prediction
-        Logits of the generator, once it has seen them.
+    The teacher and the discriminator see ``weak``, the generator ``strong``, the same patches disturbed further.
+    ``target`` is the teacher's label map ``(B, 1, …)``, where it is needed; ``prediction`` the generator's logits.
     """
 
     weak: Tensor
@@ -45,17 +37,10 @@ class MeanTeacher:
     arXiv 1703.01780). The discriminator itself learns from labelled cases alone: else it could tell fakes by the
     image. Which batch belongs to which iteration depends on the seed alone, so nothing has to be saved.
 
-    Parameters
-    ----------
-    loader
-        Batches with ``image`` and, if the generator shall see another view, ``strong``; from
-        :func:`medseg.training.training_loader`.
-    consistency
-        Final weight of the supervised loss between the prediction and the moving average's labels; 0 for none.
-    start, ramp
-        Iterations before the teacher counts, and over which its weight rises.
-    adversarial
-        Whether the discriminator judges these predictions too, with the weight of the adversarial loss.
+    The ``loader``, from :func:`medseg.training.training_loader`, gives ``image`` and, if the generator shall see
+    another view, ``strong``. ``consistency`` is the final weight of the supervised loss against the moving
+    average's labels, 0 for none; the teacher counts from iteration ``start`` on, its weight rises over ``ramp``. If
+    ``adversarial``, the discriminator judges these predictions too, with the weight of the adversarial loss.
     """
 
     def __init__(

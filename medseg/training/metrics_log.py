@@ -23,20 +23,14 @@ from monai.engines import Evaluator
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import write_json, write_text
 from medseg.tables import table_text
-from medseg.training.distributed import is_first, summed
+from medseg.training.distributed import is_first, over_processes
 from medseg.training.record import settings_of
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
 SCALARS = (
-    "loss",
-    "consistency_loss",
-    "adversarial_loss",
-    "discriminator_loss",
-    "real_accuracy",
-    "fake_accuracy",
-    "discriminator_accuracy",
-    "discriminator_rested",
-)
+    "loss", "consistency_loss", "adversarial_loss", "discriminator_loss",
+    "real_accuracy", "fake_accuracy", "discriminator_accuracy", "discriminator_rested",
+)  # fmt: skip
 """Figures of an iteration that are averaged over an epoch."""
 
 EXPERIMENT = "medseg"
@@ -67,18 +61,9 @@ class MetricsLogger:
     Its rows are part of the checkpoints, so a resumed run continues the table without a gap or a repetition.
     List it after ``ValidationHandler`` and before ``Checkpoints``.
 
-    Parameters
-    ----------
-    folder
-        Output folder of the run.
-    evaluator
-        The validation whose metrics are added to the rows.
-    label_names
-        Names of the structures, in the order of the channels without the background, for which the key metric is given.
-    tensorboard
-        Whether to write TensorBoard events.
-    mlflow
-        Address for :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
+    The ``folder`` is that of the run; metrics of the ``evaluator``'s validation are added to the rows, the key metric
+    also for each structure in ``label_names``, in the order of the channels without the background. ``mlflow`` is the
+    address for :class:`~medseg.training.metrics_log.Tracking`; None for nowhere.
     """
 
     def __init__(
@@ -116,8 +101,7 @@ class MetricsLogger:
         """Go back to a saved state."""
         saved = json.loads(state["json"])
         self.rows = saved["rows"]
-        self._sums = defaultdict(float, saved["sums"])
-        self._counts = defaultdict(int, saved["counts"])
+        self._sums, self._counts = defaultdict(float, saved["sums"]), defaultdict(int, saved["counts"])
         seconds, cpu_seconds = saved["spent"]
         self._before = seconds, cpu_seconds
 
@@ -147,8 +131,8 @@ class MetricsLogger:
             "cpu_seconds": round(cpu_seconds, 2),
             "learning_rate": engine.optimizer.param_groups[0]["lr"],
         }
-        sums = summed([self._sums[name] for name in SCALARS])
-        counts = summed([float(self._counts[name]) for name in SCALARS])
+        sums = over_processes([self._sums[name] for name in SCALARS], "SUM")
+        counts = over_processes([float(self._counts[name]) for name in SCALARS], "SUM")
         row |= {name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]}
         if engine.adversary is not None:
             row["adversarial_weight"] = engine.plan.weight

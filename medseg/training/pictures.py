@@ -181,16 +181,8 @@ class Samples(_Pictures):
     affine or from the transforms that made them. The pictures, ``epoch-NNNN.png`` every ``interval`` epochs, go to
     ``folder`` and to ``tensorboard/`` beside it.
 
-    Parameters
-    ----------
-    dataset
-        Validation cases with ``image`` and ``label``, each ``(1, H, W, D)``; of several channels the first is drawn.
-    network, inferer
-        What is validated, and how.
-    cases
-        Indices of the cases.
-    label_names
-        Names of the structures from value 1 on; their values if not given.
+    The ``dataset`` has ``image`` and ``label``, each ``(1, H, W, D)``; of several channels the first is drawn. The
+    ``cases`` are indices in it; ``label_names`` are for the structures from value 1 on, their values if not given.
     """
 
     def __init__(

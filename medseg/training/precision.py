@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medseg.devices import FORMAT_NAMES, Precision, fast_dtype, processor
 from medseg.training.data import random_state, set_random_state
-from medseg.training.distributed import largest
+from medseg.training.distributed import over_processes
 from medseg.training.layer_check import FILLS, LayerCheck, difference, filled_memory, keep_in_fp32
 from medseg.training.step import Buffers
 
@@ -263,7 +263,7 @@ def _with_less(image: Tensor, label: Tensor, work: Callable[[Tensor, Tensor], No
 
 def _worst(errors: Mapping[str, float]) -> dict[str, float]:
     """The errors of all processes, those that are none left out: each must compute as the others do."""
-    worst = largest([min(error, _LARGEST) for error in errors.values()])
+    worst = over_processes([min(error, _LARGEST) for error in errors.values()], "MAX")
     return {name: error for name, error in zip(errors, worst, strict=True) if error > 0.0}
 
 

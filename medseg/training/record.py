@@ -101,20 +101,16 @@ def publish(bundle: Bundle, folder: Path, run: TrainingRun, discriminator: Mappi
     with atomic_path(target) as partial:
         shutil.copyfile(chosen, partial)
     (target.with_suffix(".safetensors")).unlink(missing_ok=True)  # of the weights before; packing writes it anew
-    opponent = chosen.with_name(f"{run.model}_discriminator.pt")
+    opponent, trust = chosen.with_name(f"{run.model}_discriminator.pt"), bundle.path / "trust"
     if opponent.exists():
-        _publish_discriminator(opponent, discriminator, bundle.path / "trust")
+        from safetensors.torch import save_file
+
+        with atomic_path(trust / "discriminator.safetensors") as partial:
+            save_file(torch.load(opponent, map_location="cpu", weights_only=True), partial)
+        if discriminator is not None:
+            write_json(trust / "discriminator.json", discriminator)
     replace(run, weights_sha256=sha256_file(target)).write(bundle)
     return target
-
-
-def _publish_discriminator(weights: Path, definition: Mapping[str, Any] | None, trust: Path) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(trust / "discriminator.safetensors") as partial:
-        save_file(torch.load(weights, map_location="cpu", weights_only=True), partial)
-    if definition is not None:
-        write_json(trust / "discriminator.json", definition)
 
 
 def describe_run(
@@ -151,11 +147,5 @@ def describe_run(
 
 def _sums(cases: Iterable[CaseSums], *, labels: bool) -> tuple[str, ...]:
     """SHA-256 sums of the labels, or of the images under whatever key each channel has."""
-    found = {
-        one
-        for case in cases
-        for key, value in case.items()
-        if (key == "label") == labels
-        for one in (value if isinstance(value, list) else [value])
-    }
-    return tuple(sorted(found))
+    chosen = [value for case in cases for key, value in case.items() if (key == "label") == labels]
+    return tuple(sorted({one for value in chosen for one in (value if isinstance(value, list) else [value])}))

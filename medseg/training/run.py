@@ -235,7 +235,11 @@ class _Run:
         if state.iteration < trainer.iterations:
             self._train(trainer)
         self._require_end(trainer)
-        published = self._publish(trainer, chosen) if chosen else None
+        published = None
+        if chosen:
+            parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
+            described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
+            published = publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
         best, epoch, evaluator = None, 0, self.checkpoints.evaluator
         if evaluator is not None and evaluator.state.best_metric_epoch >= 0:
             best, epoch = float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
@@ -278,11 +282,6 @@ class _Run:
                 "least one. Look at epochs, iterations and train#handlers",
                 "nothing-saved",
             )
-
-    def _publish(self, trainer: AdversarialSegmentationTrainer, which: Which) -> Path:
-        parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
-        described = describe_run(which, parser, trainer, self.checkpoints, rows)
-        return publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
 
     def _write(self, status: Literal["running", "done", "interrupted", "failed"], **outcome: Any) -> None:
         parser, trainer = self.workflow.parser, self.trainer

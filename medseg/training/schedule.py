@@ -104,17 +104,9 @@ def planned_updates(schedule: AdversarialSchedule, iterations: int, epoch_length
 class OneCycle:
     """Factor of the learning rate: linear rise, then half a cosine down (Smith 2018), for torch's ``LambdaLR``.
 
-    Parameters
-    ----------
-    total
-        Iterations of the whole run.
-    rise
-        Fraction of them spent rising.
-    start, end
-        Factor at the beginning and at the end.
-    updates
-        Updates of the network in ``total`` iterations, over which the cycle goes; None if there is one in each. The
-        trainer says how many there are. Later updates keep the last factor.
+    It goes from the factor ``start`` up for the fraction ``rise`` of a whole run of ``total`` iterations, then down to
+    ``end``. ``updates`` are those of the network in them, over which the cycle goes; None if there is one in each. The
+    trainer says how many there are. Later updates keep the last factor.
     """
 
     total: int

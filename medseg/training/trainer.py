@@ -208,7 +208,10 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         engine.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
         if not self.format.tried:
             self._trial().run(image, label)
-        plan = self.plan = self._planned()
+        plan = self.schedule.plan(self.state.iteration, self.state.epoch)
+        if self.unlabelled is not None:
+            plan = replace(plan, consistency=self.unlabelled.weight_at(self.state.iteration))
+        self.plan = plan
         self.network.train()
         before = Buffers(self.network)
         unlabelled = self._unlabelled_batch(plan)
@@ -230,12 +233,6 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
 
     def _laid_out(self, image: Tensor) -> Tensor:
         return channels_last(image) if self.channels_last else image
-
-    def _planned(self) -> StepPlan:
-        plan = self.schedule.plan(self.state.iteration, self.state.epoch)
-        if self.unlabelled is None:
-            return plan
-        return replace(plan, consistency=self.unlabelled.weight_at(self.state.iteration))
 
     def _unlabelled_batch(self, plan: StepPlan) -> UnlabelledBatch | None:
         if self.unlabelled is None or not plan.generator_steps:
@@ -276,8 +273,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         return loss
 
     def _supervised_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        loss = self._supervised(prediction, label)
-        self.state.output[CommonKeys.LOSS] = loss
+        loss = self.state.output[CommonKeys.LOSS] = self._supervised(prediction, label)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return loss
 

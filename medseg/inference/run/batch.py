@@ -91,7 +91,8 @@ def run_batch(
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
     key = options.key(bundle, region)
-    trust = _trust_state(bundle, options)
+    off = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
+    trust = trust_state(bundle) if options.judged else TrustState("off", off)
     folder = prepare_folder(output)
     for name in (RUN_JSON, RESULTS_CSV):
         prepare_file(folder / name)
@@ -117,11 +118,6 @@ def computing(options: RunOptions) -> str:
     where = described(device) if options.cluster is None else f"{device} of the workers"
     by_rule = "; --precision fp32 for float32 throughout" if choice.engine == AUTOCAST else ""
     return f"computing on {where} in {choice.precision} ({choice.engine}{by_rule})"
-
-
-def _trust_state(bundle: Bundle, options: RunOptions) -> TrustState:
-    why = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
-    return trust_state(bundle) if options.judged else TrustState("off", why)
 
 
 def _made_for(bundle: Bundle, options: RunOptions, found: Sequence[InputCase]) -> list[InputCase]:
@@ -154,7 +150,13 @@ def _execute(
     context: RunContext, state: RunState, head: RunReport, kept: MutableMapping[str, OpenedBundle] | None
 ) -> RunReport:
     begin = time.perf_counter()
-    pipeline = _pipeline(context, state, kept)
+    pipeline: Pipeline | DaskPipeline
+    if context.options.cluster is None:
+        pipeline = Pipeline(context, state, kept)
+    else:
+        from medseg.inference.run.dask import DaskPipeline
+
+        pipeline = DaskPipeline(context, state)
     with signals_interrupt():
         try:
             cases = state.pending()
@@ -166,17 +168,6 @@ def _execute(
                 _report(state, head, begin)
             raise Interrupted(f"{error}; {state.left} cases are left: run the same command again to go on") from None
     return _report(state, head, begin)
-
-
-def _pipeline(
-    context: RunContext, state: RunState, kept: MutableMapping[str, OpenedBundle] | None
-) -> Pipeline | DaskPipeline:
-    """What does the work: this process, or the workers of a cluster."""
-    if context.options.cluster is None:
-        return Pipeline(context, state, kept)
-    from medseg.inference.run.dask import DaskPipeline
-
-    return DaskPipeline(context, state)
 
 
 def _report(state: RunState, head: RunReport, begin: float) -> RunReport:

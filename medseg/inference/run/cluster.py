@@ -25,13 +25,12 @@ try:
 except ImportError as error:
     raise MissingDependency("dask.distributed", "cluster", "--cluster") from error
 
-__all__ = ["ALLOWED_FAILURES", "connected", "distributed"]
-
-ALLOWED_FAILURES = 1
-"""After so many deaths of a worker with a case in hand the next one blames the case; of schedulers started here."""
+__all__ = ["connected", "distributed"]
 
 _KEYS = ".medseg-keys-"
-_BLAME = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+_BLAME = {"distributed.scheduler.allowed-failures": 1}
+"""After so many deaths of a worker with a case in hand the next one blames the case; of schedulers started here."""
+
 _QUIET: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -51,79 +50,49 @@ _NEVER_PAUSE = [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False" for wha
 def connected(place: Place, folder: Path) -> Iterator[distributed.Client]:
     """A client of the workers' scheduler; what was started here is ended afterwards.
 
-    Raises
-    ------
-    UsageError
-        If the scheduler cannot be reached, or a settings file makes no sense.
+    A scheduler that cannot be reached, or a settings file that makes no sense, is a ``UsageError``.
     """
-    stack = ExitStack()
+    stack, logger = ExitStack(), logging.getLogger("distributed")
+    stack.callback(logger.setLevel, logger.level)
     try:
-        stack.enter_context(_quiet(place))
-        target = stack.enter_context(_scheduler(place, folder))
-        yield stack.enter_context(closing(_client(target)))
+        if not logging.getLogger("medseg").isEnabledFor(logging.DEBUG):  # what Dask logs of itself
+            logger.setLevel(logging.CRITICAL if place.kind == "local" else logging.WARNING)
+        target: Any = place.detail
+        if place.kind != "scheduler":
+            started = _local(int(target)) if place.kind == "local" else _slurm_jobs(target, folder)
+            target = stack.enter_context(started)
+        try:
+            client = distributed.Client(target, set_as_default=False)
+        except (OSError, ValueError) as error:
+            what = f"--cluster {target}: no Dask scheduler answers there ({type(error).__name__})"
+            raise UsageError(f"{what}; start one with: dask scheduler") from error
+        yield stack.enter_context(closing(client))
     finally:
         with signals_ignored():
             stack.close()
 
 
 @contextmanager
-def _quiet(place: Place) -> Iterator[None]:
-    """Keep what Dask logs of itself out of the log, unless everything is asked for."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    if not logging.getLogger("medseg").isEnabledFor(logging.DEBUG):
-        logger.setLevel(logging.CRITICAL if place.kind == "local" else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
-def _scheduler(place: Place, folder: Path) -> Iterator[Any]:
-    """What a client connects to."""
-    if place.kind == "local":
-        with dask.config.set({**_BLAME, **_QUIET}), _forked_workers(), _local(int(place.detail)) as cluster:
-            yield cluster
-    elif place.kind == "slurm":
-        with dask.config.set(_BLAME), _slurm_jobs(place.detail, folder) as cluster:
-            yield cluster
-    else:
-        yield place.detail
-
-
-def _client(target: Any) -> distributed.Client:
-    try:
-        return distributed.Client(target, set_as_default=False)
-    except (OSError, ValueError) as error:
-        what = f"--cluster {target}: no Dask scheduler answers there ({type(error).__name__})"
-        raise UsageError(f"{what}; start one with: dask scheduler") from error
-
-
-def _local(processes: int) -> distributed.LocalCluster:
+def _local(processes: int) -> Iterator[distributed.LocalCluster]:
     """Processes on this machine that share its threads, reachable only from it and only with its own certificates."""
-    return distributed.LocalCluster(
-        n_workers=processes,
-        threads_per_worker=max(1, torch.get_num_threads() // processes),
-        host="127.0.0.1",
-        security=True,
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # a free port instead of 8787, which may be taken
-        memory_limit=0,  # arrays of torch cannot be spilled: stopping a worker because of them helps nobody
-        silence_logs=logging.CRITICAL,  # in the workers
-    )
-
-
-@contextmanager
-def _forked_workers() -> Iterator[None]:
-    """Fork workers from one process that has imported everything: they start at once, also in place of a dead one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        yield
-        return
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-        distributed.utils.get_mp_context()  # sets Dask's own list of imports, which ours replaces
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["medseg.inference.run.dask", "distributed"])
-        yield
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    method = {"distributed.worker.multiprocessing-method": "forkserver"} if forks else {}
+    with dask.config.set({**_BLAME, **_QUIET, **method}):
+        if forks:  # from one process that has imported everything, workers start at once, in place of a dead one too
+            distributed.utils.get_mp_context()  # sets Dask's own list of imports, which ours replaces
+            server = multiprocessing.get_context("forkserver")
+            server.set_forkserver_preload(["medseg.inference.run.dask", "distributed"])
+        with distributed.LocalCluster(
+            n_workers=processes,
+            threads_per_worker=max(1, torch.get_num_threads() // processes),
+            host="127.0.0.1",
+            security=True,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # a free port instead of 8787, which may be taken
+            memory_limit=0,  # arrays of torch cannot be spilled: stopping a worker because of them helps nobody
+            silence_logs=logging.CRITICAL,  # in the workers
+        ) as cluster:
+            yield cluster
 
 
 @contextmanager
@@ -139,7 +108,7 @@ def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
         raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
     prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
     settings["job_script_prologue"] = [*_NEVER_PAUSE, *prologue]
-    with _certificates(folder) as security:
+    with dask.config.set(_BLAME), _certificates(folder) as security:
         if "protocol" not in settings:
             settings = {"security": security, **settings}
         try:
@@ -175,12 +144,9 @@ def _certificates(folder: Path) -> Iterator[distributed.Security]:
         shutil.rmtree(left)
     made = distributed.Security.temporary()
     with tempfile.TemporaryDirectory(prefix=_KEYS, dir=folder.absolute()) as hidden:
-        key, certificate = Path(hidden, "key.pem"), Path(hidden, "certificate.pem")
-        key.write_text(made.tls_worker_key)
-        certificate.write_text(made.tls_worker_cert)
-        pairs = {
-            f"tls_{role}_{part}": str(file)
-            for role in ("client", "scheduler", "worker")
-            for part, file in (("key", key), ("cert", certificate))
-        }
-        yield distributed.Security(require_encryption=True, tls_ca_file=str(certificate), **pairs)
+        files = {part: Path(hidden, f"{part}.pem") for part in ("key", "cert")}
+        files["key"].write_text(made.tls_worker_key)
+        files["cert"].write_text(made.tls_worker_cert)
+        roles = ("client", "scheduler", "worker")
+        pairs = {f"tls_{role}_{part}": str(file) for role in roles for part, file in files.items()}
+        yield distributed.Security(require_encryption=True, tls_ca_file=str(files["cert"]), **pairs)

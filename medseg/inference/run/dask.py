@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ _POLL_S = 1.0
 _ANSWER_S = 30.0
 _PATIENCE_S = 60.0
 _MAX_FAILED_STARTS = 5
+_KILLER = (
+    "one worker after another died while this case was in hand (out of memory, a crash in a decoder, or the"
+    " machine); it was given up so that the others finish; try it alone without --cluster, or crop with --roi"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +61,7 @@ class OpenBundlePlugin(distributed.WorkerPlugin):
         self._opened: tuple[RunContext, OpenedBundle] | None = None
 
     async def setup(self, worker: distributed.Worker) -> None:
-        """Open the bundle, then offer to work for the run: as many cases at once as are read ahead, and one."""
+        """Open the bundle, then offer to take as many cases at once as are read ahead, and one."""
         threads = worker.state.nthreads
         self.refusal = await asyncio.to_thread(self.open, threads)
         if not self.refusal:
@@ -83,12 +88,9 @@ class OpenBundlePlugin(distributed.WorkerPlugin):
         return ""
 
     def process(self, case: Hidden[InputCase]) -> Hidden[tuple[CaseResult, str]]:
-        """Take one case through all stages: its result and the digest of its bytes.
+        """Take one case through all stages: its result, and the digest of its bytes.
 
-        Raises
-        ------
-        Interrupted
-            If the run has ended or another one has taken its place.
+        A run that has ended, or that another one has replaced, is ``Interrupted``.
         """
         if self._opened is None:
             raise Interrupted("the run that this case belongs to has ended")
@@ -98,8 +100,8 @@ class OpenBundlePlugin(distributed.WorkerPlugin):
 
 
 def _process(name: str, case: Hidden[InputCase]) -> Hidden[tuple[CaseResult, str]]:
-    plugin: OpenBundlePlugin = distributed.get_worker().plugins[name]
-    return plugin.process(case)
+    found: Hidden[tuple[CaseResult, str]] = distributed.get_worker().plugins[name].process(case)
+    return found
 
 
 def _refusal(name: str, dask_worker: distributed.Worker) -> str | None:
@@ -107,28 +109,8 @@ def _refusal(name: str, dask_worker: distributed.Worker) -> str | None:
     return getattr(dask_worker.plugins.get(name), "refusal", None)
 
 
-@dataclass
-class _Task:
-    case: InputCase
-    begin: float
-    slow: bool = False
-
-
 class DaskPipeline:
-    """Has the cases of a run computed by the workers of a cluster.
-
-    Parameters
-    ----------
-    context
-        What every case shares.
-    state
-        The cases and what became of them.
-
-    Raises
-    ------
-    UsageError
-        If the bundle's own code is to run, which needs a process without network.
-    """
+    """Has the cases of a run computed by the workers of a cluster; not for a bundle whose own code is to run."""
 
     def __init__(self, context: RunContext, state: RunState) -> None:
         if context.bundle.permission == "everything":
@@ -137,7 +119,8 @@ class DaskPipeline:
             )
         self._context, self._state = context, state
         self._plugin = OpenBundlePlugin(RunSpec.of(context))
-        self._tasks: dict[distributed.Future, _Task] = {}
+        self._tasks: dict[distributed.Future, InputCase] = {}
+        self._begun: dict[distributed.Future, float] = {}
         self._number = 0
         self._ready_at, self._lost_before = time.monotonic(), 0
 
@@ -152,7 +135,7 @@ class DaskPipeline:
                 blamed += self._compute(client, [case for case in cases if case not in blamed])
                 for case in blamed:
                     if self._compute(client, [case]):
-                        self._state.settle(_given_up(case))
+                        self._state.settle(CaseResult(case.case_id, case.source, "failed", "worker-died", _KILLER))
             finally:
                 with signals_ignored(), suppress(Exception):  # a scheduler that is gone needs no telling
                     self._let_go(client)
@@ -168,7 +151,7 @@ class DaskPipeline:
             for _ in range(min(len(waiting), self._room(client) - len(self._tasks))):
                 self._submit(client, waiting.popleft())
             for future in self._ready():
-                case = self._tasks[future].case
+                case = self._tasks[future]
                 try:
                     result, content_key = future.result(timeout=_ANSWER_S).value
                 except TimeoutError:  # its worker died before it could answer: Dask has it computed again
@@ -185,16 +168,15 @@ class DaskPipeline:
                     self._state.settle(CaseResult.of_error(case.case_id, case.source, error, "computing"))
                 else:
                     self._state.settle(result, content_key)
-                del self._tasks[future]
+                del self._tasks[future], self._begun[future]
         return blamed
 
     def _submit(self, client: distributed.Client, case: InputCase) -> None:
         self._number += 1
-        name = self._plugin.name
-        key = f"medseg-{self._context.lease}-{self._number}"
+        name, key = self._plugin.name, f"medseg-{self._context.lease}-{self._number}"
         sent = Hidden(case.absolute)
         future = client.submit(_process, name, sent, key=key, resources={name: 1}, retries=1, pure=False)
-        self._tasks[future] = _Task(case, time.monotonic())
+        self._tasks[future], self._begun[future] = case, time.monotonic()
 
     def _ready(self) -> list[distributed.Future]:
         """Wait until some task has ended, for a moment; name the cases that take long."""
@@ -204,10 +186,10 @@ class DaskPipeline:
         with suppress(TimeoutError, distributed.CancelledError):
             distributed.wait(list(self._tasks), timeout=_POLL_S, return_when="FIRST_COMPLETED")
         limit_s = 2 * self._context.options.stall_s
-        for task in self._tasks.values():
-            if not task.slow and time.monotonic() - task.begin > limit_s:
-                task.slow = True
-                _log.warning("%s: a worker has had it for more than %.0f s", task.case.case_id, limit_s)
+        for future, case in self._tasks.items():
+            if time.monotonic() - self._begun[future] > limit_s:
+                self._begun[future] = math.inf  # it is named once
+                _log.warning("%s: a worker has had it for more than %.0f s", case.case_id, limit_s)
         return [future for future in self._tasks if future.done()]
 
     def _let_go(self, client: distributed.Client) -> None:
@@ -219,8 +201,6 @@ class DaskPipeline:
         client.cancel(list(self._tasks))
         client.unsubscribe_topic("all")
         client.unregister_worker_plugin(self._plugin.name)
-
-    # --- the workers ------------------------------------------------------------------------------------------------
 
     def _open_bundle(self, client: distributed.Client) -> None:
         try:
@@ -235,11 +215,6 @@ class DaskPipeline:
     def _count_lost(self, event: tuple[float, Any]) -> None:
         if event[1].get("action") == "remove-worker" and not event[1].get("expected"):
             self._state.workers_lost += 1
-
-    def _refusals(self, client: distributed.Client) -> list[str | None]:
-        found = client.run(_refusal, self._plugin.name, on_error="return").values()
-        strange = "it raised {}; is the same medseg installed there?"
-        return [strange.format(type(why).__name__) if isinstance(why, Exception) else why for why in found]
 
     def _room(self, client: distributed.Client) -> int:
         """How many cases the workers that have opened the bundle can have in hand.
@@ -269,10 +244,7 @@ class DaskPipeline:
             self._ready_at = time.monotonic() + 10 * _PATIENCE_S
             _log.warning("no worker can be given a case yet: %d have joined; still waiting", len(refusals))
 
-
-def _given_up(case: InputCase) -> CaseResult:
-    message = (
-        "one worker after another died while this case was in hand (out of memory, a crash in a decoder, or the"
-        " machine); it was given up so that the others finish; try it alone without --cluster, or crop with --roi"
-    )
-    return CaseResult(case.case_id, case.source, "failed", "worker-died", message)
+    def _refusals(self, client: distributed.Client) -> list[str | None]:
+        found = client.run(_refusal, self._plugin.name, on_error="return").values()
+        strange = "it raised {}; is the same medseg installed there?"
+        return [strange.format(type(why).__name__) if isinstance(why, Exception) else why for why in found]

@@ -62,14 +62,9 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where the workers of a cluster are.
+    """Where the workers of a cluster are: processes on this machine, jobs, or whatever an address leads to.
 
-    Parameters
-    ----------
-    kind
-        ``"local"``: processes on this machine; ``"slurm"``: jobs; ``"scheduler"``: whatever an address leads to.
-    detail
-        The number of processes, the settings file (may be empty), or the address.
+    ``detail`` is the number of processes, the settings file (may be empty), or the address.
     """
 
     kind: Literal["local", "slurm", "scheduler"]
@@ -77,13 +72,7 @@ class Place:
 
 
 def parse_place(text: str) -> Place:
-    """Read what ``--cluster`` says.
-
-    Raises
-    ------
-    UsageError
-        If it is none of the known forms.
-    """
+    """Read what ``--cluster`` says; none of the known forms is a ``UsageError``."""
     kind, _, detail = text.partition(":")
     if kind == "local" and re.fullmatch(r"[1-9]\d{0,3}", detail):
         return Place("local", detail)
@@ -196,10 +185,7 @@ class RunOptions:
     def resolved(self) -> RunOptions:
         """With the device that ``auto`` stands for; of other machines this one knows nothing, so there it is the CPU.
 
-        Raises
-        ------
-        UsageError
-            If this machine has no such device.
+        A device that this machine does not have is a ``UsageError``.
         """
         from medseg.devices import resolve_device
 
@@ -298,20 +284,9 @@ def holds_lease(folder: Path, lease: str) -> bool:
 class RunContext:
     """What every case of a run shares.
 
-    Parameters
-    ----------
-    bundle, folder
-        The bundle, and where results go.
-    options
-        With the device that is computed on.
-    region
-        Where to look; None for everywhere.
-    run_key
-        See :meth:`RunOptions.key`.
-    lease
-        The run's hold on the folder.
-    training_data
-        What the bundle says that it has learnt from.
+    Results go to ``folder``, of which the ``lease`` is the run's hold; the options have the device that is computed on;
+    a ``region`` of None is everywhere; ``run_key`` is that of :meth:`RunOptions.key`; ``training_data`` is what the
+    bundle says that it has learnt from.
     """
 
     bundle: Bundle
@@ -323,17 +298,10 @@ class RunContext:
     training_data: TrainingData | None = None
 
     def require_lease(self) -> None:
-        """Refuse to go on if the folder belongs to another run by now, or to none.
-
-        Raises
-        ------
-        Interrupted
-            If it does.
-        """
+        """Be interrupted if the folder belongs to another run by now, or to none."""
         if not holds_lease(self.folder, self.lease):
-            raise Interrupted(
-                f"the run that this case belongs to has ended, or another one has taken over {self.folder}"
-            )
+            what = "the run that this case belongs to has ended, or another one has taken over"
+            raise Interrupted(f"{what} {self.folder}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -369,11 +337,7 @@ class RunSpec:
     def open(self) -> RunContext:
         """The context of the run in this process.
 
-        Raises
-        ------
-        MedsegError
-            If this process cannot work for the run: it does not see the output folder, has another version of medseg,
-            another bundle, other networks.
+        One that does not see the output folder, or has another medseg, bundle or network, cannot work: ``MedsegError``.
         """
         from medseg.bundle import Bundle, trained_on
 

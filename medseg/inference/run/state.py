@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,10 @@ LOCK_NAME = ".medseg-lock.sqlite"
 MAX_DEATHS = 5
 """How often the process may die with a case in hand before the case is given up."""
 
+_GIVEN_UP = (
+    "the process died {} times while this case was in hand (out of memory, or a crash in a decoder);"
+    " it was given up so that the others finish; try it alone with --fresh, or crop with --roi"
+)
 _CHANGED = ".changed"
 """Added to the name of an output that somebody changed: it may hold corrections made by hand."""
 
@@ -64,16 +68,11 @@ def _writing(place: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the operating system releases it even if the process is killed.
 
-    Raises
-    ------
-    OutputLocked
-        If another run holds it.
-    OutputUnusable
-        If there is no room or no permission for it.
+    If another run holds it that is ``OutputLocked``, if there is no room or permission for it ``OutputUnusable``.
     """
     with _writing(folder):
         connection = sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None)
-    try:
+    with closing(connection):
         try:
             with _writing(folder):
                 connection.execute("BEGIN EXCLUSIVE")
@@ -84,26 +83,15 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another run is writing to {folder}; wait until it ends, or choose another folder with -o"
             ) from error
         yield
-    finally:
-        connection.close()
 
 
 @dataclass(frozen=True)
 class Entry:
     """One case as the file holds it.
 
-    Parameters
-    ----------
-    case_id, source
-        As in ``run.json``.
-    run_key
-        Digest of bundle and options.
-    stat_key, content_key
-        Digests of the input files' names, sizes and times, and of their bytes.
-    deaths
-        How often a process died while this case was in hand.
-    result
-        None while it is in hand.
+    ``run_key`` is the digest of bundle and options, ``stat_key`` that of the input files' names, sizes and times,
+    ``content_key`` that of their bytes. A process died ``deaths`` times while the case was in hand; until then there is
+    no ``result``.
     """
 
     case_id: str
@@ -116,23 +104,9 @@ class Entry:
 
 
 class RunState:
-    """The cases of a run and their results; use it under :func:`locked`, from one thread.
+    """The cases of a run and their results by case id; use it under :func:`locked`, from one thread.
 
-    Parameters
-    ----------
-    context
-        What every case shares.
-    cases
-        Every case of the run.
-    progress
-        Called after every case.
-
-    Attributes
-    ----------
-    results
-        By case id.
-    computed, workers_lost
-        Cases that this run has computed, and workers of a cluster that died.
+    It counts the cases that this run has ``computed``, and workers of a cluster that died.
     """
 
     def __init__(self, context: RunContext, cases: Sequence[InputCase], progress: Progress | None = None) -> None:
@@ -171,8 +145,8 @@ class RunState:
     def _read(self) -> dict[str, Entry]:
         entries = {}
         columns = "case_id, source, run_key, stat_key, content_key, deaths, result"
-        for row in self._connection.execute(f"SELECT {columns} FROM cases"):  # noqa: S608  our words
-            case_id, source, run_key, stat, content, deaths, text = row
+        found = self._connection.execute(f"SELECT {columns} FROM cases")  # noqa: S608  our words
+        for case_id, source, run_key, stat, content, deaths, text in found:
             result = None if text is None else CaseResult.from_json(json.loads(text))
             entries[case_id] = Entry(case_id, os.fsdecode(source), run_key, stat, content, deaths, result)
         return entries
@@ -180,8 +154,8 @@ class RunState:
     def _write(self, entry: Entry) -> None:
         """Insert or replace one case, durably."""
         result = None if entry.result is None else json.dumps(entry.result.to_json())
-        keys = (entry.run_key, entry.stat_key, entry.content_key, entry.deaths)
-        values = (entry.case_id, os.fsencode(entry.source), *keys, result)
+        source, keys = os.fsencode(entry.source), (entry.run_key, entry.stat_key, entry.content_key, entry.deaths)
+        values = (entry.case_id, source, *keys, result)
         self._execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     # --- what is left to do -----------------------------------------------------------------------------------------
@@ -213,7 +187,8 @@ class RunState:
         if entry.result is not None:
             self._note(replace(entry.result, source=case.source))
         elif entry.deaths >= MAX_DEATHS:
-            self._note(_given_up(case, entry.deaths))
+            message = _GIVEN_UP.format(entry.deaths)
+            self._note(CaseResult(case.case_id, case.source, "failed", "crashed", message))
         return case.case_id not in self.results
 
     def _known(self, case: InputCase) -> Entry:
@@ -224,15 +199,12 @@ class RunState:
             return new
         if old.stat_key != new.stat_key and (old.content_key == "" or old.content_key != content_key(case)):
             return new
-        usable = old.result is not None and old.result.status != "failed" and self._outputs_hold(old.result)
-        return replace(old, stat_key=new.stat_key, source=case.source, result=old.result if usable else None)
-
-    def _outputs_hold(self, result: CaseResult) -> bool:
-        """Whether every output is still the file that was written."""
-        held = [self._holds(name, result) for name in result.outputs]  # each is looked at
-        return all(held)
+        result = old.result if old.result is not None and old.result.status != "failed" else None
+        held = [self._holds(name, result) for name in result.outputs] if result else []  # each is looked at
+        return replace(old, stat_key=new.stat_key, source=case.source, result=result if all(held) else None)
 
     def _holds(self, name: str, result: CaseResult) -> bool:
+        """Whether an output is still the file that was written."""
         path, known = self.context.folder / name, result.checksums.get(name)
         if not path.is_file():
             return False
@@ -264,9 +236,8 @@ class RunState:
 
     def died(self, case_id: str) -> None:
         """Note that workers died with a case in hand."""
-        entry = self._entries[case_id]
-        self._entries[case_id] = replace(entry, deaths=entry.deaths + 1)
-        self._write(self._entries[case_id])
+        entry = self._entries[case_id] = replace(self._entries[case_id], deaths=self._entries[case_id].deaths + 1)
+        self._write(entry)
 
     def settle(self, result: CaseResult, content_key: str = "") -> None:
         """Note the result of a case, and the digest of its bytes if they were read."""
@@ -286,11 +257,3 @@ class RunState:
         self.results[result.case_id] = result
         if self.progress is not None:
             self.progress(len(self.results), len(self.cases), result)
-
-
-def _given_up(case: InputCase, deaths: int) -> CaseResult:
-    message = (
-        f"the process died {deaths} times while this case was in hand (out of memory, or a crash in a decoder);"
-        " it was given up so that the others finish; try it alone with --fresh, or crop with --roi"
-    )
-    return CaseResult(case.case_id, case.source, "failed", "crashed", message)
