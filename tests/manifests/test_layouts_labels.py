@@ -17,7 +17,7 @@ from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, audit, create
 from tests.ingest.trees import write_series
 from tests.manifests.conftest import AFFINE, label_of
-from tests.manifests.test_create import nnunet, touch
+from tests.manifests.test_layouts import nnunet, touch
 
 SEG = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG"}
 RTSTRUCT = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
@@ -176,7 +176,7 @@ def test_a_rare_structure_is_told_when_the_folds_are_made(dataset: Path, caplog:
     ("rows", "words"), [("1\thead\n1\ttail\n", "two names for the value 1"), ("-1\thead\n", "labels are whole numbers")]
 )
 def test_a_bids_table_that_is_odd_is_refused(rows: str, words: str, tmp_path: Path) -> None:
-    from tests.manifests.test_create import bids
+    from tests.manifests.test_layouts import bids
 
     root = bids(tmp_path / "study")
     (root / "derivatives" / "manual" / "dseg.tsv").write_text("index\tname\n" + rows)
