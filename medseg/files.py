@@ -1,9 +1,4 @@
-"""Files that appear whole or not at all, places that are tried before the work, SHA-256 sums, one process per folder.
-
-Files that appear whole or not at all, places that are tried before the work, and SHA-256 sums.
-
-One process per folder: a lock that the operating system lets go when its holder ends, however it ends.
-"""
+"""Files that appear whole or not at all, places tried before the work, SHA-256 sums, one process per folder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""``medseg doctor``: what this machine offers to medseg.
-
-What this machine offers to medseg: versions, devices, memory, DICOM decoders, extras, and what to install.
-
-``medseg doctor``.
-"""
+"""``medseg doctor``: versions, devices, memory, DICOM decoders, extras, and what to install for what is missing."""
 
 from __future__ import annotations
 
