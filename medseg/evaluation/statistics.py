@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import metric_named
@@ -259,6 +258,8 @@ def _signed_rank(gains: Floats) -> tuple[float, float]:
     """Two-sided p and rank-biserial correlation; identical sides give p = 1 and no effect."""
     if not np.any(gains):
         return 1.0, 0.0
+    from scipy import stats  # half a second that few evaluations need
+
     p = float(stats.wilcoxon(gains, zero_method="pratt").pvalue)
     ranks = stats.rankdata(np.abs(gains))
     up, down = ranks[gains > 0].sum(), ranks[gains < 0].sum()
