@@ -1,24 +1,31 @@
 """Which structures a label map holds, and whether it holds what it promises: one meaning for all rooms."""
 
-from medseg.labels.label_map import (
-    LabelFault,
-    LabelMap,
-    LabelValues,
-    check_labels,
-    examine,
-    fault_of,
-    no_label,
-    read_label_map,
-)
-from medseg.labels.scheme import (
-    MAPPING_KEY,
-    LabelScheme,
-    parse_mapping,
-    parse_names,
-    read_label_table,
-    read_mapping,
-    renumbering_advice,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medseg._lazy import lazily
+
+if TYPE_CHECKING:
+    from medseg.labels.label_map import (
+        LabelFault,
+        LabelMap,
+        LabelValues,
+        check_labels,
+        examine,
+        fault_of,
+        no_label,
+        read_label_map,
+    )
+    from medseg.labels.scheme import (
+        MAPPING_KEY,
+        LabelScheme,
+        parse_mapping,
+        parse_names,
+        read_label_table,
+        read_mapping,
+        renumbering_advice,
+    )
 
 __all__ = [
     "MAPPING_KEY",
@@ -37,3 +44,11 @@ __all__ = [
     "read_mapping",
     "renumbering_advice",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "label_map": "LabelFault LabelMap LabelValues check_labels examine fault_of no_label read_label_map",
+        "scheme": "MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping renumbering_advice",
+    },
+)
