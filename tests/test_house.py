@@ -242,3 +242,12 @@ def test_names_that_lead_nowhere_are_found(tmp_path: Path) -> None:
 def test_lists_only_shrink() -> None:
     assert differences(["a", "b"], ["b"]) == ["new: a"]
     assert differences(["b"], {"b": "why", "c": "why"}) == ["gone, strike it from the list: c"]
+
+
+def test_no_name_of_a_lazy_face_is_a_file_of_its_room() -> None:
+    """Once the file is imported, Python puts the module in the name's place."""
+    for face in ROOT.glob("medseg/*/__init__.py"):
+        text = face.read_text(encoding="utf-8")
+        homes = re.findall(r'": "([\w ]+)"', text.partition("lazily(\n")[2])
+        lazy = {name for words in homes for name in words.split()}
+        assert not lazy & {file.stem for file in face.parent.glob("*.py")}, face

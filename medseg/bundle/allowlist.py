@@ -15,7 +15,7 @@ from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 _STORED: dict[str, Any] = json.loads((_PACKAGE / "data" / "allowed_names.json").read_text())
-_MEDSEG_ROOMS = ("training", "networks", "transforms", "trust")
+_MEDSEG_ROOMS = ("training", "networks", "transforms")
 _MEDSEG_MODULES = ("evaluation.handlers",)  # the rest of that room writes files
 
 _MODULE_NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -60,8 +60,10 @@ class Training:
             "precision": (self.run.get("precision") or {}).get("used"),
             "seed": self.run.get("seed"),
         }
-        status, reason = self.run.get("status") or "done", self.run.get("reason")
+        status, reason = self.run.get("status"), self.run.get("reason")
         ended = f"The training has not reached its last iteration: {status}{f' ({reason})' if reason else ''}."
+        if not status:  # MONAI ran the bundle by itself
+            ended = "No run.json says how the training ended: whether it has reached its last iteration is not known."
         columns: list[Column[str]] = [
             Column("Figure", Cell, numeric=False),
             *(Column(f"Epoch {epoch['epoch']:g}", partial(_value, epoch)) for epoch in self._shown),

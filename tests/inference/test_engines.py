@@ -6,7 +6,7 @@ import importlib.util
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,9 +15,15 @@ from monai.networks.nets import UNet
 from medseg.errors import MissingDependency, UsageError
 from medseg.inference import Options, run_batch
 from medseg.inference.engines import REFERENCE, EngineChoice, build_engine, candidates, fold_norms
+from medseg.inference.run.options import EngineName
 from tests.inference.volumes import blobs, grid, save
 
 OPENVINO = "openvino-fp32" in candidates()
+
+
+def test_options_know_the_engines_of_every_device() -> None:
+    known = set(get_args(EngineName)) - {"auto"}
+    assert {*candidates("cpu"), *candidates("cuda"), *candidates("mps")} <= known
 
 
 def _unet(norm: str) -> torch.nn.Module:

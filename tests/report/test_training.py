@@ -67,6 +67,12 @@ def test_a_training_without_a_record_is_known_by_its_table(folder: Path) -> None
     assert "<h1>Training</h1>" in write_report(folder).read_text(encoding="utf-8")
 
 
+def test_how_an_unrecorded_training_ended_is_not_known(folder: Path) -> None:
+    (folder / "run.json").unlink()
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "whether it has reached its last iteration is not known" in page
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("run.json", json.dumps({**RUN, "device": 3})), ("metrics.csv", "epoch,loss\n1,much\n")]
 )

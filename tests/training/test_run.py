@@ -200,6 +200,15 @@ def test_another_trainer_is_refused_with_the_way_to_run_it(bundle: Path, tmp_pat
         _train(bundle, tmp_path / "out")
 
 
+def test_a_knob_that_is_gone_is_refused_with_what_to_write(bundle: Path, tmp_path: Path) -> None:
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    config["adversary"]["scaled"] = 0.6
+    (bundle / "configs" / "train.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"adversary#scaled.*gone.*adversary#smoothing"):
+        train_bundle(bundle, output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_overrides_are_json_where_they_can_be() -> None:
     assert parse_overrides(["a=1", "b=[1, 2]", "c=null", "d=x=y"]) == {"a": 1, "b": [1, 2], "c": None, "d": "x=y"}
     with pytest.raises(UsageError, match="ID=VALUE"):
