@@ -35,6 +35,7 @@ Role = Literal["infer", "train", "all"]
 
 _SHOWN = 5
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
+_OVERLAYS = frozenset({"evaluate", "multi_gpu_train", "multi_gpu_evaluate"})
 _INFERS = re.compile(r"inference")
 """Configs that are of a training and for inference: one is not laid over the other."""
 
@@ -184,6 +185,8 @@ def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
             laid = [base, *(middle if stem == "train" and names[over].startswith("multi_gpu") else ()), over]
             if not all(isinstance(configs[name], Mapping) for name in laid):
                 continue
+            if names[over] not in _OVERLAYS and {"network_def", "run"} <= configs[over].keys():
+                continue  # it stands alone
             try:
                 whole = laid_out(*(configs[name] for name in laid))
             except BundleError:

@@ -12,12 +12,11 @@ from typing import Any
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
 from medseg.bundle.audit_places import REQUIRED, SAVERS, Places, Problem, by_keyword_only, is_reader, kind_of, leads_out
-from medseg.bundle.audit_texts import Texts
+from medseg.bundle.audit_texts import Texts, whole_reference
 from medseg.bundle.config import (
     META_ID,
     SEPARATOR,
     absolute_text,
-    is_moved,
     is_plain_id,
     place_of,
     referred,
@@ -25,6 +24,7 @@ from medseg.bundle.config import (
     target_of,
 )
 from medseg.bundle.findings import COMMANDS, Command, Finding, Severity
+from medseg.bundle.resolve import is_moved
 
 METADATA = "configs/metadata.json"
 
@@ -90,12 +90,20 @@ class Together:
     imports: Mapping[str, str]
     modules: ModulePlaces
     places: Places
+    posts: frozenset[str] = frozenset()  # what their ids ``postprocessing`` refer to
     strict: bool = False
 
     @classmethod
     def of(cls, configs: Collection[Any], imports: Mapping[str, str], given: Collection[str], strict: bool) -> Together:
         """What the parsed ``configs`` say together; ``given`` are the ids whose values the user gave."""
-        return cls(imports, ModulePlaces(configs), Places(Texts(configs, given)), strict)
+        named = {
+            whole_reference(absolute_text(text, path))
+            for config in configs
+            for path, text in strings_in(config)
+            if path and place_of(path)[-1].startswith(_POST)
+        }
+        posts = frozenset(name for name in named if name is not None)
+        return cls(imports, ModulePlaces(configs), Places(Texts(configs, given)), posts, strict)
 
 
 def judge_config(file: str, config: Any, together: Together) -> list[Finding]:
@@ -118,7 +126,7 @@ class _ConfigJudge:
     def __init__(self, file: str, together: Together) -> None:
         self.file = file
         self.modules, self.imports = together.modules, together.imports
-        self.places, self.strict = together.places, together.strict
+        self.places, self.posts, self.strict = together.places, together.posts, together.strict
         self._savers: dict[str, bool] = {}
         self.is_metadata = file == METADATA
         self.infers = Path(file).stem.startswith("inference")
@@ -160,14 +168,10 @@ class _ConfigJudge:
         elif last in _CONSTANTS:
             if problem := judge_argument(last, value):
                 yield self._found(here, problem, "write the safe constant or leave it out")
-        elif (kind := kind_of(last, owner)) is not None or here in _FOLDERS:
-            if here in _FOLDERS:
-                problem = self.places.root_problem(last, value) if self.is_config else None
-            elif owner or (self.is_config and (last != key or kind in ("write", "address"))):
-                problem = self.places.problem(last, value, here, owner)
-            else:
-                problem = None
-            yield from self._place(here, problem, owner)
+        elif here in _FOLDERS and self.is_config:
+            yield from self._place(here, self.places.root_problem(last, value), owner)
+        elif owner or (self.is_config and (last != key or kind_of(last) in ("write", "address"))):
+            yield from self._place(here, self.places.problem(last, value, here, owner), owner)
 
     def _id(self, key: str, path: tuple[str, ...]) -> Iterator[Finding]:
         """MONAI finds an item by its id, whose parts are the keys: none may look like another, or like two."""
@@ -215,8 +219,7 @@ class _ConfigJudge:
             yield self._found(path, what, "it imports, writes or reads whatever it is called with")
         if self.infers and name in _WRITERS:
             yield self._found(path, f"{name} in a config for inference", "it writes as soon as it is made")
-        step = path[-1:] != () and (path[-1].startswith(_POST) or (owner == "Compose" and path[-2] == "transforms"))
-        if name in SAVERS and not (_in_postprocessing(path) and step):
+        if name in SAVERS and not self._is_step(path, owner):
             why = "it would save a copy of each patient's image; save in the postprocessing, as a step of its Compose"
             yield self._found(path, f"{name} outside of the postprocessing", why)
         needed = REQUIRED.get(name, "")
@@ -224,6 +227,16 @@ class _ConfigJudge:
             fetches = needed == "pretrained"
             what = f"{name} without {needed} " + ("fetches weights" if fetches else "writes to the current folder")
             yield from self._place(path, Problem(what, usual=True), name)
+
+    def _is_step(self, path: tuple[str, ...], owner: str) -> bool:
+        """Whether a path is that of the postprocessing, of what it refers to, or of the steps of its Compose."""
+        parts = place_of(path)
+        if not parts or parts[0] == "preprocessing":  # which medseg takes by this name where no data set names another
+            return False
+        within = [SEPARATOR.join(parts[: end + 1]) for end in range(len(parts))]
+        inside = any(part.startswith(_POST) for part in parts) or not self.posts.isdisjoint(within)
+        step = owner == "Compose" and "transforms" in parts[-2:]
+        return inside and (step or parts[-1].startswith(_POST) or within[-1] in self.posts)
 
     def _sink(self, here: tuple[str, ...], name: str, value: Any) -> Iterator[Finding]:
         """An argument from which MONAI imports whatever it names."""
@@ -291,8 +304,7 @@ class _ConfigJudge:
 
     def _saver_reached(self, text: str, path: tuple[str, ...], owner: str) -> str | None:
         """First reference to a step that saves images, where it is no step itself."""
-        step = _in_postprocessing(path) and (path[-1].startswith(_POST) or owner == "Compose")
-        if step and _JOINED_REFERENCES.fullmatch(text):
+        if self._is_step(path, owner) and _JOINED_REFERENCES.fullmatch(text):
             return None
         return next((name for name in referred(text) if self._saves(name, frozenset())), None)
 
@@ -312,7 +324,3 @@ class _ConfigJudge:
         if not isinstance(value, Mapping) or target.endswith(_ENGINES):
             return False
         return target in SAVERS or any(self._holds_saver(part, above) for part in value.values())
-
-
-def _in_postprocessing(path: tuple[str, ...]) -> bool:
-    return any(part.startswith(_POST) for part in place_of(path))

@@ -171,8 +171,8 @@ def _read(name: str, text: str) -> Problem | None:
     if text[:1] in {*ROOTS.values(), USER}:
         problem = _path_problem(text[1:])
     else:
-        problem = "lies outside the bundle" if text.startswith("/") else _path_problem(f"/{text}")
-    return Problem(f"{name} is {_shown(text)}, which {problem}") if problem else None
+        problem = "begins elsewhere" if text.startswith("/") else _path_problem(f"/{text}")
+    return Problem(f"{name} is {_shown(text)}, which is not in the bundle: it {problem}") if problem else None
 
 
 def _address(name: str, text: str) -> Problem | None:
@@ -184,7 +184,7 @@ def _address(name: str, text: str) -> Problem | None:
 def _name(name: str, text: str) -> Problem | None:
     plain = text.replace(USER, "x")
     if name.endswith("filename"):
-        fine = _PLAIN_FILE.fullmatch(plain)
+        fine = _PLAIN_FILE.fullmatch(plain) is not None
     else:
         fine = plain.isprintable() and not set(plain) & {"/", "\\", ":", *ROOTS.values()} and ".." not in plain
     return None if fine else Problem(f"the file name {_shown(text)}")

@@ -22,10 +22,10 @@ _READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
     (re.compile(r"configs/metadata\.json"), COMMANDS),
     (re.compile(r"configs/(multi_gpu_[^/]*|evaluate|inference_[^/]*)\.(json|ya?ml)"), ("monai",)),
     (re.compile(r"configs/[^/]*\.(json|ya?ml)"), ("train", "monai")),
-    # readers of images follow what such a header names, and unpickle
-    (re.compile(r".*\.(mhd|mha|nhdr|nrrd|hdr|vti|npy|npz|pkl|pickle)", re.IGNORECASE), COMMANDS),
-    # the bundle's folder is on the path of Python's imports while MONAI trains or runs it
-    (re.compile(r".*\.(py|pyc|pyd|so|pth)"), ("train", "monai")),
+    # readers of images follow what such a header names
+    (re.compile(r".*\.(mhd|mha|nhdr|nrrd|hdr|vti)", re.IGNORECASE), COMMANDS),
+    # a data set of the bundle's own may name arrays; its folder is on the path of Python's imports while MONAI runs it
+    (re.compile(r".*\.(py|pyc|pyd|so|pth|npy|npz|pkl|pickle)"), ("train", "monai")),
 )
 """Which command reads a file, by its path in the bundle: MONAI's may read any, and weights that ``inference.json``
 names count for all."""
