@@ -11,7 +11,18 @@ from typing import Any
 
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
-from medseg.bundle.audit_places import REQUIRED, SAVERS, Places, Problem, by_keyword_only, is_reader, kind_of, leads_out
+from medseg.bundle.audit_places import (
+    REQUIRED,
+    SAVERS,
+    WRITERS,
+    Places,
+    Problem,
+    by_keyword_only,
+    is_file_step,
+    is_reader,
+    kind_of,
+    leads_out,
+)
 from medseg.bundle.audit_texts import Texts, whole_reference
 from medseg.bundle.config import (
     META_ID,
@@ -35,10 +46,9 @@ _IMPORT_LISTS = frozenset({"imports", "initialize", "run", "training"})
 _ENGINES = ("Evaluator", "Trainer")
 _POST = "postprocessing"
 _FOLDERS = frozenset({("bundle_root",), ("output_dir",)})
-_WRITERS = frozenset(REQUIRED) - SAVERS - {name for name, needed in REQUIRED.items() if needed == "pretrained"} | {
-    "PersistentDataset", "CacheNTransDataset", "CheckpointSaver", "LogfileHandler",
-}  # fmt: skip
-_JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*", re.ASCII)
+_CALLED = re.compile(r"(.*_)?(func|fn|function|transform)")
+"""Arguments that are called with whatever their owner has at hand."""
+_JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*|\$copy\.deepcopy\(@[\w:]+\)", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"})
 _SHOWN = 80
@@ -217,16 +227,27 @@ class _ConfigJudge:
         if by_keyword_only(name) and component.get("_mode_", "default") != "default":
             what = f"{component['_target_']} as a callable"
             yield self._found(path, what, "it imports, writes or reads whatever it is called with")
-        if self.infers and name in _WRITERS:
+        if self.infers and name in WRITERS:
             yield self._found(path, f"{name} in a config for inference", "it writes as soon as it is made")
         if name in SAVERS and not self._is_step(path, owner):
             why = "it would save a copy of each patient's image; save in the postprocessing, as a step of its Compose"
             yield self._found(path, f"{name} outside of the postprocessing", why)
-        needed = REQUIRED.get(name, "")
-        if needed and needed not in component and not component.get("summary_writer"):
+        if self.infers and is_file_step(name) and self._is_called(path):
+            yield self._found(path, f"{name} as a function", "it would read whatever it is called with")
+        if (needed := REQUIRED.get(name, "")) and self._lacks(component, needed, path):
             fetches = needed == "pretrained"
             what = f"{name} without {needed} " + ("fetches weights" if fetches else "writes to the current folder")
             yield from self._place(path, Problem(what, usual=True), name)
+
+    def _lacks(self, component: Mapping[str, Any], needed: str, path: tuple[str, ...]) -> bool:
+        if needed == "pretrained":
+            return needed not in component
+        given, writer = (self.places.texts.of_value(component.get(name), path) for name in (needed, "summary_writer"))
+        return given in (frozenset(), {""}) and writer == frozenset()
+
+    @staticmethod
+    def _is_called(path: tuple[str, ...]) -> bool:
+        return any(_CALLED.fullmatch(part) and part != "transform" for part in path)
 
     def _is_step(self, path: tuple[str, ...], owner: str) -> bool:
         """Whether a path is that of the postprocessing, of what it refers to, or of the steps of its Compose."""
@@ -272,6 +293,11 @@ class _ConfigJudge:
     def _references(self, absolute: str, path: tuple[str, ...], owner: str) -> Iterator[Finding]:
         if (reached := self.modules.reached_by(absolute)) is not None:
             yield self._found(path, f"a reference to {reached}, which holds an import", "it would hand out a module")
+        if self.infers and (absolute.startswith("$") or self._is_called(path)):
+            joined = not self._is_called(path) and _JOINED_REFERENCES.fullmatch(absolute)
+            if not joined and (step := next(filter(self.places.is_file_step, referred(absolute)), None)) is not None:
+                why = "it would read whatever it is called with"
+                yield self._found(path, f"a reference to {step}, which reads images, in an expression", why)
         if (saver := self._saver_reached(absolute, path, owner)) is not None:
             why = "a step that saves images may be named by the postprocessing alone"
             yield self._found(path, f"a reference to {saver}, which saves images", why)

@@ -280,6 +280,8 @@ def parts_of(config: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]
     waiting, done = list(places), set[str]()
     while waiting:
         place = waiting.pop()
+        if not place:
+            raise BundleError("a part of the config refers to the whole of it by '@'; name what it needs")
         value = item_at(config, place)
         if place in done or value is ABSENT or place.partition(SEPARATOR)[0] == "imports":
             continue
