@@ -22,7 +22,7 @@ def forget_current_folder() -> None:
 
     Only for a process that is the command. The folder that medseg itself was imported from stays.
     """
-    global _done  # noqa: PLW0603  a second call would not know which entry was that of the current folder
+    global _done  # a second call would not know which entry was that of the current folder
     if _done:
         return
     _done = True
