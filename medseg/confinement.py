@@ -161,6 +161,8 @@ def confine(writable: Iterable[str | os.PathLike[str]], reach: Reach = NOTHING) 
     if version:
         folders = [Path(folder).resolve(strict=True) for folder in writable]
         folders += _private_folder(folders)
+        if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
+            notes += (f"{threads - 1} threads that ran before are not held by Landlock",)
         try:
             _restrict_files(version, folders, reach)
         except OSError as error:
@@ -235,11 +237,11 @@ def _give_up_privileges() -> None:
 
 
 def _deny_sockets(*, workers: bool) -> None:
-    """Deny every socket but Unix ones; without ``workers`` also to connect these, as to a desktop's bus or to Docker."""
+    """Deny every socket but Unix ones; without ``workers`` also to connect these, to a desktop's bus or to Docker."""
     processor, seccomp, socket, connect = _PROCESSORS[platform.machine()]
     calls = [_IO_URING, *([] if workers else [connect])]
     # number, processor and first argument of a call lie at bytes 0, 4 and 16 of what the kernel shows
-    steps = [(_LOAD, 0, 0, 4), (_EQUALS, 1, 0, processor), (_RETURN, 0, 0, _DENY), (_LOAD, 0, 0, 0)]
+    steps: list[Any] = [(_LOAD, 0, 0, 4), (_EQUALS, 1, 0, processor), (_RETURN, 0, 0, _DENY), (_LOAD, 0, 0, 0)]
     steps += [(_AT_LEAST, 0, 1, _OTHER_FACE), (_RETURN, 0, 0, _DENY)]
     for call in calls:
         steps += [(_EQUALS, 0, 1, call), (_RETURN, 0, 0, _DENY)]
@@ -257,7 +259,8 @@ def _private_folder(others: Sequence[Path]) -> list[Path]:
     """A new folder that is now the one for temporary files; none if there is no place for it.
 
     A process behind the wall cannot remove it, since it lies in a folder that is not its own: a child that is not
-    confined waits for its end, however that comes, and does.
+    confined waits for its end, however that comes, and does. To fork also ends the threads that OpenBLAS started when
+    numpy was imported (it starts them again when they are needed), which Landlock would not hold.
     """
     try:
         base = tempfile.gettempdir()

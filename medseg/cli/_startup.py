@@ -64,11 +64,10 @@ def _is_offline() -> bool:
 
 def _keep_bytecode(module: str) -> None:
     """Let a child import what the command will, if nobody has yet: behind the wall each run would compile it anew."""
-    spec = find_spec("monai")
-    if sys.dont_write_bytecode or spec is None or spec.origin is None:
-        return
-    kept = Path(cache_from_source(spec.origin))
-    if kept.exists() or not os.access(kept.parent.parent, os.W_OK):
+    found = [spec.origin for spec in map(find_spec, ("monai", module)) if spec is not None and spec.origin is not None]
+    kept = [Path(cache_from_source(origin)) for origin in found]
+    lacking = [path for path in kept if not path.exists() and os.access(path.parent.parent, os.W_OK)]
+    if sys.dont_write_bytecode or not lacking:
         return
     child = os.fork()
     if child == 0:
