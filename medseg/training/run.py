@@ -15,8 +15,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import Bundle, Permission
-from medseg.bundle.config import ABSENT, item_at
-from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
+from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
 from medseg.files import locked_folder, sha256_file
 from medseg.signals import signals_noted
 from medseg.training.checkpoints import Checkpoints
@@ -162,9 +161,6 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 
 def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
     check_overrides(bundle.training, given)
-    if item_at(bundle.training, "adversary::scaled") is not ABSENT:
-        gone = "train.json sets adversary#scaled, which is gone"
-        raise UsageError(f"{bundle.name}: {gone}; delete it and set adversary#smoothing, such as 0.1")
     workflow = ConfigWorkflow(
         config_file=str(bundle.config_file("train")),
         meta_file=str(bundle.path / "configs" / "metadata.json"),
