@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Subject:
     """A bundle's data and its frozen generator."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.bundle, self.steps = Bundle.open(options.bundle), options.steps
+        self.bundle, self.steps, self.output = Bundle.open(options.bundle), options.steps, options.output
         given = {"datalist": str(options.datalist)} if options.datalist else {}
         workflow = ConfigWorkflow(
             config_file=str(self.bundle.path / "configs" / "train.json"),
@@ -109,18 +110,34 @@ class Subject:
         print(f"{name}: {cost['learning']:.0f} core-seconds", flush=True)
         return discriminator.eval(), definition, cost
 
+    def cases(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image and label of the held-out cases."""
+        for number in range(len(self.held_out)):
+            case = self.held_out[number]
+            yield torch.as_tensor(case["image"]), torch.as_tensor(case["label"])
+
+    def predictions(self) -> list[list[Tensor]]:
+        """The generator's label maps of each held-out case, by the noise on its image; made once, and kept."""
+        path = self.output / "predictions.pt"
+        if not path.is_file():
+            found = []
+            for number, (image, _) in enumerate(self.cases()):
+                with torch.inference_mode():
+                    logits = [self.inferer(_noisy(image, number, sigma)[None], self.network)[0] for sigma in NOISE]
+                found.append([one.argmax(0, keepdim=True).to(torch.uint8) for one in logits])
+            torch.save(found, path)
+        kept: list[list[Tensor]] = torch.load(path, weights_only=True)
+        return kept
+
     def ordered(self, discriminator: nn.Module, judging: Judging) -> dict[str, float]:
         """Rank correlation of mean logit and Dice, over predictions of clean and noisy images, and of clean ones."""
-        noise, rows = torch.Generator().manual_seed(0), []
-        for number in range(len(self.held_out)):
-            image, label = (torch.as_tensor(self.held_out[number][key]) for key in ("image", "label"))
+        rows, kept = [], self.predictions()
+        for number, (image, label) in enumerate(self.cases()):
             truth = judging.structures(judging.segmentation(label))
-            for sigma in NOISE:
-                seen = image + sigma * torch.randn(image.shape, generator=noise)
-                with torch.inference_mode():
-                    found = judging.segmentation(self.inferer(seen[None], self.network)[0].argmax(0, keepdim=True))
-                dice = _dice(judging.structures(found), truth)
-                rows.append((sigma, dice, mean_logit(discriminator, seen, found, judging)))
+            for sigma, found in zip(NOISE, kept[number], strict=True):
+                segmentation = judging.segmentation(found)
+                logit = mean_logit(discriminator, _noisy(image, number, sigma), segmentation, judging)
+                rows.append((sigma, _dice(judging.structures(segmentation), truth), logit))
         table = np.array(rows)
         clean = table[table[:, 0] == 0.0]
         return {
@@ -129,6 +146,10 @@ class Subject:
             "dice": float(table[:, 1].mean()),
             "dice_clean": float(clean[:, 1].mean()),
         }
+
+
+def _noisy(image: Tensor, number: int, sigma: float) -> Tensor:
+    return image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(number))
 
 
 class Timed(Adversary):

@@ -28,7 +28,7 @@ from medseg.trust.discriminator_acceptance import (
 
 MARGIN_VOXELS = 4
 """Round the structures: a wrong segmentation may be shifted or dilated by as much."""
-_WHY = {"swapped": "there is one structure", "another's": "there is one case"}
+_WHY = {"swapped": "there is one structure", "another's": "there is no other segmentation"}
 
 
 def read_discriminator(bundle: Bundle) -> ConditionalPatchDiscriminator:

@@ -18,6 +18,7 @@ from medseg.files import locked_folder, sha256_file
 from medseg.training import TrainingResult, train_bundle
 from medseg.training.configuration import check_overrides, parse_overrides
 from medseg.training.trainer import AdversarialSegmentationTrainer
+from medseg.trust.discriminator_acceptance import DiscriminatorAcceptance
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
@@ -72,6 +73,14 @@ def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Pat
     assert all(torch.equal(published[name], value) for name, value in best.items())
     assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
     assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+    tried = DiscriminatorAcceptance.read(bundle / "trust" / "discriminator_acceptance.json")
+    assert tried.weights_sha256 == sha256_file(bundle / "trust" / "discriminator.safetensors")
+    assert (tried.cases, tried.held_out) == (2, True)
+    assert result.discriminator is not None
+    assert record["result"]["discriminator"]["real"]["of"] == 2
+    assert record["result"]["discriminator"]["weights_sha256"] == "", "of the last epoch, which was not published"
+    assert float(rows[1]["adversarial_share"]) == 0.1
+    assert float(rows[1]["adversarial_weight"]) > 0.0
 
 
 def test_what_was_missed_is_counted_and_has_no_distance(bundle: Path, tmp_path: Path) -> None:
