@@ -175,8 +175,11 @@ def measure(subject: Subject, name: str, output: Path) -> dict[str, Any]:
     """One option, as kept in ``NAME.json``; weights as ``NAME.pt``."""
     arguments = OPTIONS[name]
     judging = replace(subject.judging, threshold=arguments.get("loss", AdversarialLoss()).threshold)
+    discriminator: nn.Module
+    definition: dict[str, Any] | None = None
+    cost: dict[str, float] = {}
     if name == "shipped":
-        discriminator, definition, cost = read_discriminator(subject.bundle), None, {}
+        discriminator = read_discriminator(subject.bundle)
     else:
         discriminator, definition, cost = subject.learn(name, arguments)
         torch.save(discriminator.state_dict(), output / f"{name}.pt")
