@@ -125,6 +125,9 @@ def _told(bundle: Path, result: TrainingResult) -> Outcome:
     console, metric = terminal(), result.best_metric
     best = "no validation" if metric is None else f"best {metric:.4f} in epoch {result.best_epoch}"
     console.print(f"trained {result.epochs} epochs ({best}); everything is in {result.output}")
+    if result.discriminator is not None:
+        missing = "" if result.discriminator["accepted"] else "not "
+        console.print(f"the discriminator is {missing}accepted as a judge; run.json has its figures")
     if result.published is not None:
         console.print(f"published {result.published}")
         if trust_state(Bundle.open(bundle)).state == "stale":

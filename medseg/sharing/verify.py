@@ -18,6 +18,7 @@ from medseg.bundle.config import ABSENT, config_file, item_at, laid_out, read_co
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
+from medseg.trust.discriminator_acceptance import discriminator_findings
 from medseg.trust.trust_files import CALIBRATION_NAME, TrustFiles
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
@@ -55,7 +56,7 @@ def verify(path: str | Path) -> list[Finding]:
     bundle = Bundle.open(path)
     findings = audit(path, "infer")
     trusted = not blocks(findings)
-    checks = (_files, _schema, _versions, _ids, _labels, _trust, training_run_findings)
+    checks = (_files, _schema, _versions, _ids, _labels, _trust, discriminator_findings, training_run_findings)
     findings += [finding for check in checks for finding in check(bundle)]
     if trusted:
         findings.extend(_network(bundle))
