@@ -29,7 +29,7 @@ from medseg.bundle.privacy import privacy_findings
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
 Role = Literal["infer", "train", "evaluate", "all"]
-"""What a bundle is opened for: labelling (and all that runs its network), training, evaluating with MONAI, or any run."""
+"""What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
 

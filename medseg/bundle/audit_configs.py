@@ -123,7 +123,9 @@ class _ConfigJudge:
         if not isinstance(value, str) or value[:1] in "$@%":
             yield self._found(here, f"a target that is computed: {value!r}", "write the name of the class")
         elif not (is_target(value) or (value.startswith(("torch.", "monai.")) and is_function(value))):
-            outside = "is code that comes with the bundle" if is_shipped(value) else "is not on the list of allowed classes"
+            outside = (
+                "is code that comes with the bundle" if is_shipped(value) else "is not on the list of allowed classes"
+            )
             yield self._found(here, f"the target {value!r} {outside}", "it would be imported and called")
         elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")

@@ -113,9 +113,7 @@ def judge_argument(name: str, value: object) -> str | None:
         return "allow_pickle lets a data file run code"
     if name == "weights_only" and value is not True:
         return "weights_only must be true, or a weights file can run code"
-    if name == "pretrained_url" and value is not None:
-        return "pretrained_url fetches weights from wherever it names"
-    if name in {"pickle_module", "_debug_"}:
+    if name in {"pickle_module", "_debug_"} or (name == "pretrained_url" and value is not None):
         return f"{name} must not be given"
     if name == "compile_kwargs" and value is not None:
         options = value.items() if isinstance(value, Mapping) else [("", value)]

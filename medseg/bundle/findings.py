@@ -28,6 +28,7 @@ _READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
     (re.compile(r"configs/metadata\.json"), COMMANDS),
     (re.compile(r"configs/(train|datalist)\.(json|ya?ml)"), ("train", "evaluate", "monai")),
     (re.compile(r"configs/(evaluate\.(json|ya?ml)|logging\.conf)"), ("evaluate", "monai")),
+    (re.compile(r".*\.(ipynb|sh)"), ()),  # for people
     # MONAI puts the bundle's folder before all others on the path of Python's imports while it trains or runs it, so
     # that a file of another place can hide a module of any library; a script is imported where a config names it alone
     (re.compile(r"(?!scripts/).*\.(py|pyc|pyd|so|pth)"), ("train", "evaluate", "monai")),
