@@ -285,12 +285,12 @@ STAMPED = {
     "output_dir": "$datetime.datetime.now().strftime(@results_dir + '/output_%y%m%d_%H%M%S')",
     "log": {"_target_": "LogfileHandler", "output_dir": "@output_dir"},
 }
-SHOWN = {
+SHOWN: Config = {
     "run": ["$@evaluator.run()", "$print('Dice:\\n', @evaluator.state.metric_details['val_mean_dice'].cpu().numpy())"]
 }
-ARCHITECTURE = {
+ARCHITECTURE: Config = {
     "searched_file": "$@bundle_root + '/models/search_code.pt'",
     "searched": "$torch.load(@searched_file, map_location=torch.device('cuda'))",
     "space": {**SPACE, "arch_code": ["$@searched['arch_code_a']", "$@searched['arch_code_c']"]},
 }
-LISTED = {"listed": "$@bundle_root + '/configs/datalist.json'"}
+LISTED: Config = {"listed": "$@bundle_root + '/configs/datalist.json'"}

@@ -66,7 +66,7 @@ def test_what_training_reads_forbids_training(strange: Path) -> None:
     (strange / "glob.py").write_text("raise SystemExit")
     for role in ("train", "evaluate", "all"):
         with pytest.raises(UntrustedBundle, match="does not pass"):
-            require_trusted(strange, role)  # type: ignore[arg-type]
+            require_trusted(strange, role)
     concerned = {finding.file: finding.commands for finding in audit(strange)}
     assert concerned["glob.py"] == ("train", "evaluate", "monai")
     assert concerned["configs/evaluate.yaml"] == concerned["configs/logging.conf"] == ("evaluate", "monai")

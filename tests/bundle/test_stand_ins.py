@@ -137,7 +137,7 @@ def test_weights_are_not_fetched_from_elsewhere(network: dict[str, Any], bundle:
 def test_no_false_alarm_on_what_the_zoo_does(name: str, bundle: Path) -> None:
     STAND_INS[name].write(bundle)
     for role in ("infer", "train", "evaluate", "all"):
-        assert blocks(audit(bundle, role)) == [], role  # type: ignore[arg-type]
+        assert blocks(audit(bundle, role)) == [], role
 
 
 @pytest.mark.parametrize("name", STAND_INS)
