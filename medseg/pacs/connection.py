@@ -27,8 +27,9 @@ _MOST_UNANSWERED = 8
 class Connection:
     """Looks like a socket to pynetdicom's ``AssociationSocket``, which asks for no more than is public here.
 
-    ``first``: the association request, read and checked before. ``refuse``: told from which host and why, if we end it. ``readable``: a socket that always has something to
-    read, whose descriptor stands for ours as long as something is buffered.
+    ``first``: the association request, read and checked before. ``readable``: a socket that always has something to
+    read, whose descriptor stands for ours as long as something is buffered. ``refuse``: told from which host and why,
+    if we end it.
     """
 
     def __init__(

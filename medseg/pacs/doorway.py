@@ -89,13 +89,8 @@ class Doorway:
         incoming: Incoming,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._server, self._limits, self._most, self._incoming, self._tls = (
-            server,
-            limits,
-            max_associations,
-            incoming,
-            tls,
-        )
+        self._server, self._limits, self._incoming, self._tls = server, limits, incoming, tls
+        self._most = max_associations
         self._called = server.ae_title.strip().encode("ascii")
         self._callers = frozenset(caller.strip().encode("ascii") for caller in callers)
         self._contexts = list(server.contexts)
@@ -318,11 +313,12 @@ class Doorway:
             elif age > (limits.request_seconds if begun else limits.first_pdu_seconds):
                 self.refusals(waiting.host, "an association request that did not come in time")
                 self._drop(waiting)
+        kept = []
         for connection in self._connections:
             if connection.closed_at and now - connection.closed_at > _KEPT_SECONDS:
                 connection.forget()
-        self._connections = [
-            one for one in self._connections if not one.closed_at or now - one.closed_at <= _KEPT_SECONDS
-        ]
+            else:
+                kept.append(connection)
+        self._connections = kept
         for host in [host for host, times in self._accepted.items() if not times or times[-1] < now - 60]:
             del self._accepted[host]

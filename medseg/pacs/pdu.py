@@ -157,7 +157,7 @@ def fragment(context: int, control: int, value: bytes | memoryview) -> bytes:
 
 
 def read_command(data: bytes | bytearray) -> Command:
-    """Read a command set (implicit, little endian). Raises ``Violation`` unless it is a sound C-STORE-RQ or C-ECHO-RQ."""
+    """Read a command set (implicit, little endian). Raises ``Violation`` unless it soundly asks to store or to echo."""
     values: dict[int, bytes] = {}
     position = 0
     while position < len(data):
