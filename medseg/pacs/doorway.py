@@ -57,7 +57,7 @@ class Refusals:
     """Counts what was refused; logs the first of a kind and host, and then once a minute how many more."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._told: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -65,7 +65,7 @@ class Refusals:
         """Note one."""
         now = time.monotonic()
         with self._lock:
-            self.counts[reason] += 1
+            self._counts[reason] += 1
             last, silent = self._told.pop((host, reason), (-_LOG_SECONDS, 0))
             if now - last < _LOG_SECONDS:
                 self._told[host, reason] = last, silent + 1
@@ -74,6 +74,11 @@ class Refusals:
                 del self._told[next(iter(self._told))]
             self._told[host, reason] = now, 0
         _log.warning("refused from %s: %s%s", host, reason, f" (and {silent} before)" if silent else "")
+
+    def counts(self) -> dict[str, int]:
+        """How many so far, by reason."""
+        with self._lock:
+            return dict(self._counts)
 
 
 class Doorway:

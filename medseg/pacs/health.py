@@ -11,7 +11,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -67,9 +67,9 @@ class _Server(ThreadingHTTPServer):
 
 
 class HealthServer:
-    """Answers on 127.0.0.1 only; ``refused`` counts the connections that the DICOM port refused, by reason."""
+    """Answers on 127.0.0.1 only; ``refused`` gives how many the DICOM port refused, by reason."""
 
-    def __init__(self, settings: ListenerSettings, queue: Queue, refused: Mapping[str, int]) -> None:
+    def __init__(self, settings: ListenerSettings, queue: Queue, refused: Callable[[], Mapping[str, int]]) -> None:
         class Handler(BaseHTTPRequestHandler):
             """Answers /health and /metrics."""
 
@@ -84,7 +84,7 @@ class HealthServer:
                     self._answer(200 if healthy else 503, "application/json", body)
                 elif self.path == "/metrics":
                     lines = [f'medseg_studies{{state="{state}"}} {count}' for state, count in queue.counts().items()]
-                    lines += [f'medseg_refused{{reason="{why}"}} {count}' for why, count in refused.copy().items()]
+                    lines += [f'medseg_refused{{reason="{why}"}} {count}' for why, count in refused().items()]
                     self._answer(200, "text/plain; version=0.0.4", "\n".join([*lines, f"medseg_free_bytes {free}", ""]))
                 else:
                     self._answer(404, "text/plain", "found are /health and /metrics\n")

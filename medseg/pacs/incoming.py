@@ -32,7 +32,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, most_bytes: float, min_free_bytes: float) -> None:
-        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=folder)  # noqa: SIM115  closed by its taker
+        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(folder))  # noqa: SIM115  closed by its taker
         self.size, self.refused = 0, ""
         self._folder, self._most, self._min_free, self._next_check = folder, most_bytes, min_free_bytes, 0
 

@@ -95,7 +95,7 @@ class Listener:
                 )
             )
             if settings.health_port is not None:
-                self._health = HealthServer(settings, self.queue, refused)
+                self._health = HealthServer(settings, self.queue, refused.counts)
                 running.enter_context(self._health)
             self._worker.start()
             self._running = running.pop_all()

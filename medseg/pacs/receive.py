@@ -14,7 +14,7 @@ import struct
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -27,7 +27,7 @@ from pydicom.errors import InvalidDicomError
 from medseg.errors import MissingDependency
 from medseg.files import atomic_path, write_bytes
 from medseg.ingest.dicom_elements import DEFLATED
-from medseg.pacs.doorway import Doorway
+from medseg.pacs.doorway import Doorway, Refusals
 from medseg.pacs.incoming import Arrived, Incoming
 from medseg.pacs.remote import Meter, PacsError
 from medseg.pacs.settings import DicomNode, PortLimits, Tls
@@ -82,17 +82,10 @@ def _same(known: bytes, data: bytes) -> bool:
             warnings.simplefilter("ignore", UserWarning)  # odd values are no matter here
             one, other = _elements(known), _elements(data)
             return one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID and one == other
-    except (
-        InvalidDicomError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        struct.error,
-    ):
+    except (InvalidDicomError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error):
         return False  # what cannot be read cannot be known to be the same
+    except RuntimeError:  # nested too deep, or not implemented
+        return False
 
 
 def _elements(data: bytes) -> Dataset:
@@ -200,16 +193,16 @@ def open_port(
     max_associations: int,
     incoming: Incoming,
     tls: Tls | None,
-) -> Iterator[tuple[int, Mapping[str, int]]]:
+) -> Iterator[tuple[int, Refusals]]:
     """Let the callers of ``entity`` in at ``address`` for as long as the block runs.
 
-    Gives the port, and how many connections were refused, by reason. Raises ``OSError`` if the port is taken.
+    Gives the port, and what counts the connections that were refused. Raises ``OSError`` if the port is taken.
     """
     log = logging.getLogger("pynetdicom")
     if log.level == logging.NOTSET:
         log.setLevel(logging.CRITICAL + 1)  # it tells AE titles and UIDs as they came, line breaks included
-    server = entity.make_server(address, evt_handlers=list(handlers))
     context = tls.context(server=True) if tls else None
+    server = entity.make_server(address, evt_handlers=list(handlers))
     doorway = Doorway(
         server,
         entity.require_calling_aet,
@@ -220,7 +213,7 @@ def open_port(
     )
     doorway.start()
     try:
-        yield int(server.server_address[1]), doorway.refusals.counts
+        yield int(server.server_address[1]), doorway.refusals
     finally:
         doorway.stop()
 
