@@ -120,7 +120,11 @@ class WebNode:
     token_env: str | None = None
     ca: str | None = None
     timeout_seconds: float = 60.0
+    max_instance_mb: int = 2048  # an instance that comes larger ends the transfer
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, f"nodes {self.url}", "timeout_seconds", "max_instance_mb")
 
     def secret(self, variable: str | None) -> str | None:
         """Value of an environment variable that the settings name."""
