@@ -66,16 +66,17 @@ class _Held:
         is_instance = "json" not in (kind := response.headers.get("Content-Type", "")) and "xml" not in kind
         most = self._node.max_instance_mb * 2**20 if is_instance else _MOST_LIST_BYTES
         begin, received, self.taken = time.monotonic(), 0, 0
-        while chunk := self._next(response):
-            self.taken += len(chunk)
-            if self.taken > most:
-                raise PacsError(f"{self._node} answers more than {most / 2**20:g} MiB, and does not come to an end")
-            yield chunk
-            received += len(chunk)
-            if (now := time.monotonic()) - begin > self._node.timeout_seconds:
-                if received < _MIN_BYTES_PER_SECOND * (now - begin):
-                    raise PacsError(f"{self._node} answers too slowly to come to an end")
-                begin, received = now, 0
+        with response:
+            while chunk := self._next(response):
+                self.taken += len(chunk)
+                if self.taken > most:
+                    raise PacsError(f"{self._node} answers more than {most / 2**20:g} MiB, and does not come to an end")
+                yield chunk
+                received += len(chunk)
+                if (now := time.monotonic()) - begin > self._node.timeout_seconds:
+                    if received < _MIN_BYTES_PER_SECOND * (now - begin):
+                        raise PacsError(f"{self._node} answers too slowly to come to an end")
+                    begin, received = now, 0
 
     def _next(self, response: requests.Response) -> bytes:
         try:

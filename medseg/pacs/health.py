@@ -89,6 +89,10 @@ class HealthServer:
                 else:
                     self._answer(404, "text/plain", "found are /health and /metrics\n")
 
+            def send_error(self, code: int, *_: object) -> None:
+                """Tell nothing of the request back."""
+                self._answer(code, "text/plain", "only GET is answered, and only short requests\n")
+
             def _answer(self, status: int, kind: str, body: str) -> None:
                 data = body.encode()
                 self.send_response(status)

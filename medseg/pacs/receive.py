@@ -14,9 +14,10 @@ import struct
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ try:
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
+_log = logging.getLogger(__name__)
+
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage, which pydicom and pynetdicom do not name yet."""
 
@@ -183,6 +186,19 @@ def storage_entity(ae_title: str, callers: Sequence[str], limits: PortLimits) ->
     return entity
 
 
+def _contain(event: Any) -> None:
+    """Let the two threads of an association end without a word of what the peer sent, whatever it has led them to."""
+    for thread in (event.assoc, event.assoc.dul):
+        thread.run = partial(_run_contained, thread.run)
+
+
+def _run_contained(run: Callable[[], None]) -> None:
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001  pynetdicom raises in states that a hostile peer can bring about
+        _log.warning("an association ended by %s", type(error).__name__)
+
+
 @contextmanager
 def open_port(
     entity: AE,
@@ -202,7 +218,7 @@ def open_port(
     if log.level == logging.NOTSET:
         log.setLevel(logging.CRITICAL + 1)  # it tells AE titles and UIDs as they came, line breaks included
     context = tls.context(server=True) if tls else None
-    server = entity.make_server(address, evt_handlers=list(handlers))
+    server = entity.make_server(address, evt_handlers=[(evt.EVT_CONN_OPEN, _contain), *handlers])
     doorway = Doorway(
         server,
         entity.require_calling_aet,
