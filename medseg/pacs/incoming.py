@@ -72,13 +72,17 @@ class Arrived:
     sop_instance_uid: str
 
 
+def clear_incoming(folder: Path) -> None:
+    """Delete what killed processes left half-arrived below ``folder`` (call it while no other process uses it)."""
+    for leftover in folder.glob(f"{_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 class Incoming:
     """Data sets that are arriving below ``folder``; a context manager that leaves nothing behind."""
 
     def __init__(self, folder: Path, max_instance_mb: float = 2048, min_free_gb: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_PREFIX}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         self._limits = max_instance_mb * 2**20, min_free_gb * 2**30
         self._place = tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX, ignore_cleanup_errors=True)
         self._waiting: dict[bytes, Spool] = {}

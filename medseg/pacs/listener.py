@@ -24,7 +24,7 @@ from pydicom.uid import (
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import remove_leftovers
 from medseg.pacs.health import HealthServer
-from medseg.pacs.incoming import Arrived, Incoming
+from medseg.pacs.incoming import Arrived, Incoming, clear_incoming
 from medseg.pacs.queue import Queue
 from medseg.pacs.receive import LABELMAP_STORAGE, hash_uid, open_port, storage_entity, store_file
 from medseg.pacs.settings import PacsSettings
@@ -75,6 +75,7 @@ class Listener:
         settings = self._settings
         for folder in self._studies.glob("*"):
             remove_leftovers(folder)
+        clear_incoming(settings.folder)
         self.queue.recover()
         entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.port_limits)
         entity.add_supported_context(Verification)
@@ -82,6 +83,7 @@ class Listener:
             running.callback(self.queue.close)
             incoming = Incoming(settings.folder, settings.max_instance_mb, settings.min_free_gb)
             self._incoming = running.enter_context(incoming)
+            self._worker.start()
             running.callback(self._worker.stop)
             self._port, refused = running.enter_context(
                 open_port(
@@ -97,7 +99,6 @@ class Listener:
             if settings.health_port is not None:
                 self._health = HealthServer(settings, self.queue, refused.counts)
                 running.enter_context(self._health)
-            self._worker.start()
             self._running = running.pop_all()
         return self
 

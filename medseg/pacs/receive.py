@@ -188,15 +188,18 @@ def storage_entity(ae_title: str, callers: Sequence[str], limits: PortLimits) ->
 
 def _contain(event: Any) -> None:
     """Let the two threads of an association end without a word of what the peer sent, whatever it has led them to."""
-    for thread in (event.assoc, event.assoc.dul):
-        thread.run = partial(_run_contained, thread.run)
+    association, connection = event.assoc, event.assoc.dul.socket.socket
+    association.run = partial(_run_contained, association.run, connection.close)
+    association.dul.run = partial(_run_contained, association.dul.run, lambda: None)
 
 
-def _run_contained(run: Callable[[], None]) -> None:
+def _run_contained(run: Callable[[], None], then: Callable[[], None]) -> None:
     try:
         run()
     except Exception as error:  # noqa: BLE001  pynetdicom raises in states that a hostile peer can bring about
         _log.warning("an association ended by %s", type(error).__name__)
+    finally:
+        then()
 
 
 @contextmanager

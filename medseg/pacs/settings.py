@@ -197,6 +197,8 @@ class ListenerSettings:
         if not self.allowed_callers:
             raise UsageError("the listener's allowed_callers is empty; name the AE titles that may send to it")
         _check_positive(self, "listener", "max_associations", "max_instance_mb", "max_open_studies")
+        if not isinstance(self.port_limits, PortLimits):
+            raise UsageError(f"listener.port_limits is {self.port_limits!r}, expected a table of limits")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import socket
 import threading
 import time
 from collections import namedtuple
@@ -206,3 +207,22 @@ def test_pynetdicom_asks_of_a_socket_only_what_a_connection_has() -> None:
     assert "self.server.contexts" in inspect.getsource(RequestHandler._create_association)
     assert "select.select([self.socket], [], [], 0)" in inspect.getsource(AssociationSocket)
     assert "finish_request" in inspect.getsource(AssociationServer.process_request)
+
+
+def test_what_a_killed_listener_left_half_arrived_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / "in" / ".medseg-incoming-x"
+    left.mkdir(parents=True)
+    (left / "half.dcm").write_bytes(b"half")
+    with listening(tmp_path / "in"):
+        assert not left.exists()
+
+
+def test_a_port_that_is_taken_is_told_and_leaves_no_threads(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="in use"),
+        listening(tmp_path / "in", port=taken.getsockname()[1]),
+    ):
+        pass
+    assert threading.active_count() <= threads
