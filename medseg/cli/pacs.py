@@ -59,6 +59,8 @@ def _confine(settings: PacsSettings, work: ListenerSettings | RunSettings) -> No
 
 def _say_devices(settings: PacsSettings) -> None:
     """Say on what each route computes, and find out now whether it can."""
+    if not settings.routes:
+        return  # a node that only keeps what comes needs no torch, which takes 400 MB
     from medseg.inference import Options
     from medseg.inference.run.batch import computing
 
