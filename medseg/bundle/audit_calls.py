@@ -108,9 +108,10 @@ def _environment(node: ast.Call) -> str | None:
 
 def _partial(node: ast.Call) -> str | None:
     """The function is judged where it is handed on, and each keyword as that of any call."""
-    if len(node.args) == 1 and all(_literal(keyword.value) for keyword in node.keywords):
+    named = len(node.args) == 1 and re.fullmatch(r"[\w.]+", ast.unparse(node.args[0])) is not None
+    if named and all(_literal(keyword.value) for keyword in node.keywords):
         return None
-    return "partial may only fix keywords of one function, to literals"
+    return "partial may only fix keywords of one function, which it names, to literals"
 
 
 def judge_table(node: ast.Call) -> str | None:

@@ -41,6 +41,7 @@ NEIGHBOURS = {
         "handed on",
     ),
     "literal keywords": ("partial(torch.sum, dim=[1, 2])", "partial(torch.sum, dim=@dims.pop)", "to literals"),
+    "a named function": ("partial(torch.clamp)", "partial(@loader, dtype=None)", "which it names"),
     "weights": ("torch.load(@path)", "torch.load(@path, weights_only=False)", "weights_only"),
     "weights on a device": (
         "torch.load(@path, map_location=torch.device('cuda'))",
