@@ -35,7 +35,8 @@ Role = Literal["infer", "train", "evaluate", "all"]
 
 _SHOWN = 5
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
-"""Configs that are of a training, and not laid over one for inference."""
+_INFERS = re.compile(r"inference")
+"""Configs that are of a training and for inference: one is not laid over the other."""
 
 
 def audit(
@@ -163,29 +164,32 @@ def _judge_together(
             if imports.setdefault(bound, module) != module:
                 what = f"imported as {imports[bound]} and as {module}"
                 yield Finding("block", "configs", bound, what, "use two names")
-    together = Together.of(list(configs.values()), imports, given, strict)
-    for name, config in configs.items():
-        yield from judge_config(name, config, together)
+    for other in (_TRAINS, _INFERS):  # configs for inference are not laid over those of a training
+        laid = {name: config for name, config in configs.items() if not other.match(Path(name).stem)}
+        together = Together.of(list(laid.values()), imports, given, strict)
+        for name, config in laid.items():
+            if other is _TRAINS or _TRAINS.match(Path(name).stem):
+                yield from judge_config(name, config, together)
 
 
 def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
     """What configs hold only once they are laid over those that they change."""
     found: list[Finding] = []
-    stems = {Path(name).stem: name for name in configs if name.startswith("configs/") and name != METADATA}
-    for base in filter(stems.__contains__, ("inference", "train")):
-        for stem in stems.keys() - {base}:
-            if _TRAINS.match(stem) if base == "inference" else stem.startswith("inference"):
+    names = {name: Path(name).stem for name in configs if name.startswith("configs/") and name != METADATA}
+    middle = [name for name, stem in names.items() if stem == "evaluate"]
+    for base, stem in ((base, stem) for base, stem in names.items() if stem in ("inference", "train")):
+        for over in names.keys() - {base}:
+            if (_INFERS if stem == "train" else _TRAINS).match(names[over]):
                 continue
-            between = ["evaluate"] if base == "train" and "evaluate" in stems and stem.startswith("multi_gpu") else []
-            names = [stems[part] for part in (base, *between, stem)]
-            if not all(isinstance(configs[name], Mapping) for name in names):
+            laid = [base, *(middle if stem == "train" and names[over].startswith("multi_gpu") else ()), over]
+            if not all(isinstance(configs[name], Mapping) for name in laid):
                 continue
             try:
-                whole = laid_out(*(configs[name] for name in names))
+                whole = laid_out(*(configs[name] for name in laid))
             except BundleError:
                 continue  # nor does MONAI lay it over this one
             metadata = {METADATA: configs[METADATA]} if METADATA in configs else {}
-            found += [f for f in _judge_together({**metadata, names[-1]: whole}) if f.file == names[-1]]
+            found += [f for f in _judge_together({**metadata, over: whole}) if f.file == over]
     return found
 
 

@@ -13,13 +13,22 @@ from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_shipped
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
 from medseg.bundle.audit_places import REQUIRED, SAVERS, Places, Problem, by_keyword_only, is_reader, kind_of, leads_out
 from medseg.bundle.audit_texts import Texts
-from medseg.bundle.config import META_ID, SEPARATOR, absolute_text, is_moved, place_of, referred, strings_in, target_of
+from medseg.bundle.config import (
+    META_ID,
+    SEPARATOR,
+    absolute_text,
+    is_moved,
+    is_plain_id,
+    place_of,
+    referred,
+    strings_in,
+    target_of,
+)
 from medseg.bundle.findings import COMMANDS, Command, Finding, Severity
 
 METADATA = "configs/metadata.json"
 
 _PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
-_PLAIN_ID = re.compile(r"\+?\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
 _IMPORT_LISTS = frozenset({"imports", "initialize", "run", "training"})
@@ -167,7 +176,7 @@ class _ConfigJudge:
             yield self._found(here, f"the id {key!r} holds letters outside ASCII", "it can pass for another id")
         elif key != key.strip() or not key or not key.isprintable():
             yield self._found(here, f"the id {key!r} is empty or holds invisible characters", "it can pass for another")
-        elif (SEPARATOR in key or "#" in key or key.startswith("+")) and (path or not _PLAIN_ID.fullmatch(key)):
+        elif not is_plain_id(key) or (path and place_of([key]) != [key]):
             yield self._found(here, f"the id {key!r} is no plain name", "MONAI takes it for several ids")
         elif self.is_config and leads_out(key):
             yield self._found(here, f"the id {key!r} is a path", "handlers make names of files of it")

@@ -33,6 +33,7 @@ ABSENT: Any = object()
 _LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
 _REFERENCE = re.compile(rf"@(\w*(?:{SEPARATOR}\w*)*)")
+_PLAIN_ID = re.compile(rf"\+?\w+((#|{SEPARATOR})\w+)*", re.ASCII)
 _WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
 
 
@@ -163,7 +164,14 @@ def is_moved(text: str) -> bool:
     )
 
 
+def is_plain_id(key: str) -> bool:
+    """Whether a key that names a part of a config is read as the same id by MONAI and here."""
+    return _PLAIN_ID.fullmatch(key) is not None or not (SEPARATOR in key or "#" in key or key.startswith("+"))
+
+
 def _lay(result: dict[str, Any], key: str, value: Any) -> None:
+    if not is_plain_id(key):
+        raise BundleError(f"the key {key!r} is no plain id; write words joined by '::'")
     *above, last = key.removeprefix("+").replace("#", SEPARATOR).split(SEPARATOR)
     parent = item_at(result, SEPARATOR.join(above))
     here = item_at(parent, last)
