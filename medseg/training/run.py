@@ -136,7 +136,6 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         If anything else ends the run before its last iteration; ``run.json`` says what.
     """
     opened = Bundle.open(Path(bundle), permission)
-    opened.permit("train", train=opened.training)
     named = {
         "datalist": datalist,
         "dataset_dir": dataset_dir,
@@ -166,6 +165,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 
 
 def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
+    config = bundle.permitted_training(given)
     check_overrides(bundle.training, given)
     workflow = ConfigWorkflow(
         config_file=str(bundle.config_file("train")),
@@ -175,9 +175,8 @@ def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
         run_id="training",
     )
     # what was judged is evaluated, not what the files hold by now
-    workflow.parser.set(copy.deepcopy(bundle.training))
+    workflow.parser.set(config)
     workflow.parser.set(copy.deepcopy(bundle.metadata), workflow.parser.meta_key)
-    workflow.parser.update({"bundle_root": str(bundle.path), **given})
     return workflow
 
 

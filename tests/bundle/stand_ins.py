@@ -189,7 +189,10 @@ STAND_INS: dict[str, StandIn] = {
                 initialize=[c.BENCHMARK],
             ),
             "train": c.train(
-                c.UNET, imports=["$import pandas", *c.TRAINING_IMPORTS], images=c.COLUMN.replace("pd.", "pandas.")
+                c.UNET,
+                imports=["$import pandas", *c.TRAINING_IMPORTS],
+                images=c.COLUMN.replace("pd.", "pandas."),
+                labels="@images",
             ),
         },
         labels=False,

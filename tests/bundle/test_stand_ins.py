@@ -41,6 +41,7 @@ NEIGHBOURS = {
         "handed on",
     ),
     "literal keywords": ("partial(torch.sum, dim=[1, 2])", "partial(torch.sum, dim=@dims.pop)", "to literals"),
+    "a named function": ("partial(torch.clamp)", "partial(@loader, dtype=None)", "which it names"),
     "weights": ("torch.load(@path)", "torch.load(@path, weights_only=False)", "weights_only"),
     "weights on a device": (
         "torch.load(@path, map_location=torch.device('cuda'))",
@@ -53,12 +54,15 @@ NEIGHBOURS = {
         "to_",
     ),
     "a column by name": (
-        "pd.read_csv(@file, sep=',')['image'].values",
+        "pd.read_csv(os.path.join(@dir, 'a.csv'), sep=',')['image'].values",
         "pd.read_csv(@file).eval('a.b(1)')",
         "one column",
     ),
-    "a table": ("pd.read_csv(@file)['image'].tolist()", "pd.read_csv('https://x.org/' + @name).t2", "local file"),
-    "two columns": ("pd.read_csv(@file)['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
+    "a table": ("pd.read_csv('cases.csv')['image'].tolist()", "pd.read_csv('https://x.org/' + @name).t2", "local file"),
+    "a list of cases": ("pd.read_csv(@dir + '/a.csv').t2", "pd.read_csv('/etc/passwd', sep=':')['root']", "ends in .csv"),
+    "a file's name": ("pd.read_csv(@dir + 'a.csv')['a']", "pd.read_csv(@dir + '/../a.csv')['a']", "ends in .csv"),
+    "a file at all": ("pd.read_csv('a.csv')['a']", "pd.read_csv('/home/a.csv')['a']", "local file"),
+    "two columns": ("pd.read_csv('cases/test.tsv')['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
     "an event": ("Events.ITERATION_COMPLETED(every=50)", "Events.ITERATION_COMPLETED.__class__", "__class__"),
     "a filter of events": (
         "Events.EPOCH_STARTED(event_filter=lambda engine, event: event % 5 == 0)",
