@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "least-squares": {"loss": AdversarialLoss("least-squares")},
     "spectral": {"definition": {"spectral": True, "norm": None}},
     "R1": {"penalty": 1.0},
+    "R1-weak": {"penalty": 0.01},
     "two-scales": {"definition": {"scales": 2}},
     "predictions-alone": {"wrong_pairs": 0.0},
     "wrong-pairs-alone": {"wrong_pairs": 1.0},

@@ -65,12 +65,13 @@ def bounded_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         return
     from joblib.externals.loky import get_reusable_executor  # it is not needed for small trees
 
-    with safe_children():  # its resource tracker
+    with safe_children():  # loky's resource tracker
         executor = get_reusable_executor(max_workers=workers, timeout=60, env={VARIABLE: "1"})
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            pending.append(executor.submit(function, task))
+            with safe_children():  # Python's own resource tracker
+                pending.append(executor.submit(function, task))
             if len(pending) >= _TASKS_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:

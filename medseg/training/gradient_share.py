@@ -48,7 +48,9 @@ class GradientShare:
         return share * self.supervised / self.adversarial if self.adversarial else 0.0
 
     def _measure(self, supervised: Tensor, adversarial: Tensor, outputs: Sequence[Tensor], scale: float) -> None:
-        norms = [mean_over_processes(_norm(loss, outputs, scale)) for loss in (supervised, adversarial)]
+        # squares, which add up over the items of a batch: their ratio is that of one process with all the items
+        squares = [mean_over_processes(_norm(loss, outputs, scale) ** 2) for loss in (supervised, adversarial)]
+        norms = [math.sqrt(square) for square in squares]
         if not all(map(math.isfinite, norms)):
             return
         old = min(self.memory, self._measured / (self._measured + 1.0))  # the first measurements count alike

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,8 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(tmp_path_factory: pytest.TempPathFactory, canary: Path) -> Path:
     """A stranger's folder with a module of every name that Python or a dependency of ours could look for."""
     folder = tmp_path_factory.mktemp("study")
-    names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
+    installed = (module.name for module in pkgutil.iter_modules())
+    names = {*sys.stdlib_module_names, *installed, "sitecustomize", "usercustomize"}
     trap = f"open({str(canary)!r}, 'a').write(__name__ + chr(10))\n"
     for name in names:
         (folder / f"{name}.py").write_text(trap)

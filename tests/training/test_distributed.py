@@ -46,6 +46,7 @@ def _train(batch_size: int) -> dict[str, Tensor]:
         torch.optim.SGD(discriminator.parameters(), lr=0.01),
         AdversarialSchedule(share=0.1),
         noise=0.0,
+        wrong_pairs=0.0,  # drawn for each item of a batch, whatever its size
     )
     dataset = TrainingDataset(balls(4), Compose([RandScaleIntensityd("image", 0.2, prob=1.0)]), seed=2)
     AdversarialSegmentationTrainer(
