@@ -19,14 +19,14 @@ from medseg.bundle.audit_files import (
     judge_large_files,
     judge_logging_conf,
     judge_names,
-    judge_safetensors,
-    judge_torch_archive,
     list_files,
 )
+from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
 Role = Literal["infer", "train", "all"]
@@ -128,7 +128,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            configs[name] = parse_config((folder / name).read_bytes(), name)
+            configs[name] = parse_config(read_config_bytes(folder / name), name)
         except DuplicateKey as error:
             findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
@@ -173,6 +173,6 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     elif suffix == ".safetensors":
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
-        yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
+        yield from judge_logging_conf(path, name)
     elif path.name == "large_files.yml" and content is not None:
         yield from judge_large_files(content, name)
