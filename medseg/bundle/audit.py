@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.bundle.audit_configs import METADATA, Together, judge_config, read_imports
+from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
     judge_large_files,
     judge_logging_conf,
     judge_names,
-    judge_safetensors,
-    judge_torch_archive,
     list_files,
 )
+from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
 Role = Literal["infer", "train", "evaluate", "all"]
@@ -144,7 +145,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            configs[name] = parse_config((folder / name).read_bytes(), name)
+            configs[name] = parse_config(read_config_bytes(folder / name), name)
         except DuplicateKey as error:
             findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
@@ -170,6 +171,7 @@ def _judge_together(
         for name, config in laid.items():
             if other is _TRAINS or _TRAINS.match(Path(name).stem):
                 yield from judge_config(name, config, together)
+                yield from judge_costs(name, laid, imports)
 
 
 def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
@@ -214,6 +216,6 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     elif suffix == ".safetensors":
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
-        yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
+        yield from judge_logging_conf(path, name)
     elif path.name == "large_files.yml" and content is not None:
         yield from judge_large_files(content, name)
