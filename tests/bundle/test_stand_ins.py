@@ -59,7 +59,11 @@ NEIGHBOURS = {
         "one column",
     ),
     "a table": ("pd.read_csv('cases.csv')['image'].tolist()", "pd.read_csv('https://x.org/' + @name).t2", "local file"),
-    "a list of cases": ("pd.read_csv(@dir + '/a.csv').t2", "pd.read_csv('/etc/passwd', sep=':')['root']", "ends in .csv"),
+    "a list of cases": (
+        "pd.read_csv(@dir + '/a.csv').t2",
+        "pd.read_csv('/etc/passwd', sep=':')['root']",
+        "ends in .csv",
+    ),
     "a file's name": ("pd.read_csv(@dir + 'a.csv')['a']", "pd.read_csv(@dir + '/../a.csv')['a']", "ends in .csv"),
     "a file at all": ("pd.read_csv('a.csv')['a']", "pd.read_csv('/home/a.csv')['a']", "local file"),
     "two columns": ("pd.read_csv('cases/test.tsv')['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
