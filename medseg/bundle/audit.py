@@ -190,6 +190,9 @@ def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
                 whole = laid_out(*(configs[name] for name in laid))
             except BundleError:
                 continue  # nor does MONAI lay it over this one
+            # a config of its own brings its imports, and would leave those of the other without theirs
+            lists = [configs[name].get("imports", []) for name in laid]
+            whole["imports"] = [text for texts in lists if isinstance(texts, list) for text in texts]
             metadata = {METADATA: configs[METADATA]} if METADATA in configs else {}
             found += [f for f in _judge_together({**metadata, over: whole}) if f.file == over]
     return found
