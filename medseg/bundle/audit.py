@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.bundle.audit_configs import METADATA, Together, judge_config, read_imports
+from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
     judge_large_files,
     judge_logging_conf,
     judge_names,
-    judge_safetensors,
-    judge_torch_archive,
     list_files,
 )
+from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
-Role = Literal["infer", "train", "all"]
-"""What a bundle is opened for: labelling (and all that runs its network), training, or anything with MONAI's tools."""
+Role = Literal["infer", "train", "evaluate", "all"]
+"""What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
@@ -89,7 +90,7 @@ def audit(
         # names that can pass for others concern all commands; what a file holds concerns those that read it
         concerned = COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
         concerned = tuple(command for command in concerned if command in finding.commands)
-        forbids = role in ("all", *concerned) or finding.severity != "block"
+        forbids = (role in concerned or (role == "all" and concerned)) or finding.severity != "block"
         marked.append(replace(finding, commands=concerned, severity=finding.severity if forbids else "warn"))
     return sort_findings(dict.fromkeys(marked))
 
@@ -145,7 +146,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            configs[name] = parse_config((folder / name).read_bytes(), name)
+            configs[name] = parse_config(read_config_bytes(folder / name), name)
         except DuplicateKey as error:
             findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
@@ -171,6 +172,7 @@ def _judge_together(
         for name, config in laid.items():
             if other is _TRAINS or _TRAINS.match(Path(name).stem):
                 yield from judge_config(name, config, together)
+                yield from judge_costs(name, laid, imports)
 
 
 def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
@@ -191,6 +193,9 @@ def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
                 whole = laid_out(*(configs[name] for name in laid))
             except BundleError:
                 continue  # nor does MONAI lay it over this one
+            # a config of its own brings its imports, and would leave those of the other without theirs
+            lists = [configs[name].get("imports", []) for name in laid]
+            whole["imports"] = [text for texts in lists if isinstance(texts, list) for text in texts]
             metadata = {METADATA: configs[METADATA]} if METADATA in configs else {}
             found += [f for f in _judge_together({**metadata, over: whole}) if f.file == over]
     return found
@@ -217,6 +222,6 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     elif suffix == ".safetensors":
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
-        yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
+        yield from judge_logging_conf(path, name)
     elif path.name == "large_files.yml" and content is not None:
         yield from judge_large_files(content, name)

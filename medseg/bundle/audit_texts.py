@@ -20,7 +20,12 @@ ROOTS = {"output_dir": OUTPUT, "bundle_root": BUNDLE, "dataset_dir": DATA}
 
 _REFERENCE = re.compile(rf"@\w*(?:{SEPARATOR}\w*)*")
 _WHOLE = re.compile(rf"[@%](\w+(?:{SEPARATOR}\w+)*)")
-_JOIN, _SAME = frozenset({"os.path.join"}), frozenset({"os.path.abspath", "os.path.normpath", "os.path.realpath"})
+_JOIN = frozenset({"os.path.join"})
+_SAME = frozenset(
+    {"os.path.abspath", "os.path.normpath", "os.path.realpath"}
+    # digits and names of days in the place of its directives
+    | {"datetime.datetime.now().strftime", "datetime.now().strftime"}
+)
 _LISTINGS = frozenset({"glob.glob", "glob.iglob", "os.listdir"})
 _PATH_TEXTS = frozenset(
     f"os.path.{name}" for name in ("join", "basename", "dirname", "abspath", "normpath", "realpath", "relpath")

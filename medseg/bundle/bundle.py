@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
-from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
+from medseg.bundle.audit_costs import check_parts
+from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.resolve import may_hold, resolved
@@ -147,12 +148,12 @@ class Bundle:
     @cached_property
     def inference(self) -> dict[str, Any]:
         """``inference.json`` as plain data, with its overlaying keys in their places."""
-        return laid_out(self.config("inference"))
+        return check_parts(laid_out(self.config("inference")), self._where("inference"))
 
     @cached_property
     def training(self) -> dict[str, Any]:
         """``train.json`` as plain data, with its overlaying keys in their places."""
-        return laid_out(self.config("train"))
+        return check_parts(laid_out(self.config("train")), self._where("train"))
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -353,10 +354,14 @@ class Bundle:
         """
         pipeline = self.pipeline
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
-        network = parsed.get(pipeline.network)
-        if network is None:
-            raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
-        return fill_network(network, self.path, self.inference, pipeline, parsed).eval().to(device)
+
+        def build() -> torch.nn.Module:
+            network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)
+            if network is None:
+                raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
+            return network
+
+        return filled_network(build, self.path, self.inference, pipeline, parsed).eval().to(device)
 
     def _channels(self) -> dict[int, str]:
         """What ``channel_def`` says of the channels of the network's output."""

@@ -119,6 +119,9 @@ LOOKS = re.compile(
 )
 HARMLESS = frozenset(
     {
+        "formatter",
+        "create_dir",
+        "pretrained_state_dict_key",
         "save_details",
         "separate_folder",
         "save_param",
