@@ -46,7 +46,7 @@ READERS_AND_WRITERS = frozenset(
 _SINGLE_TARGETS = frozenset(
     {"torch.device", "torch.nn.parallel.DistributedDataParallel", "torch.utils.tensorboard.SummaryWriter"}
 )
-_LOADERS = frozenset({"LoadImage", "SaveImage", "PatchInferer", "PersistentDataset", "CacheNTransDataset"})
+_LOADERS = frozenset({"LoadImage", "SaveImage", "PatchInferer", "PersistentDataset", "CacheNTransDataset", "HoVerNet"})
 
 _FUNCTIONS = frozenset(f"{module}.{name}" for module, names in _STORED["functions"].items() for name in names)
 _VALUES = frozenset(f"{module}.{name}" for module, names in _STORED["values"].items() for name in names)
@@ -117,8 +117,17 @@ def is_function(name: str) -> bool:
     return name in _FUNCTIONS or ("." in name and is_target(name))
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a dotted name is that of code in the bundle: the model zoo's bundles keep theirs in ``scripts``.
+
+    >>> is_shipped("scripts.networks.Evil"), is_shipped("monai.bundle.scripts")
+    (True, False)
+    """
+    return name.partition(".")[0] == "scripts"
+
+
 def is_loader(name: str) -> bool:
-    """Whether an allowed class imports, or unpickles, what one of its positional arguments names.
+    """Whether an allowed class imports, unpickles or fetches what one of its positional arguments names.
 
     Such a class may be instantiated with literal keyword arguments, but not be handed on or called by position.
     """

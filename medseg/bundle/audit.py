@@ -28,8 +28,8 @@ from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_find
 from medseg.bundle.privacy import privacy_findings
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
-Role = Literal["infer", "train", "all"]
-"""What a bundle is opened for: labelling (and all that runs its network), training, or anything with MONAI's tools."""
+Role = Literal["infer", "train", "evaluate", "all"]
+"""What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
 
@@ -73,7 +73,7 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
     for finding in found:
         # names that can pass for others concern all commands; what a file holds concerns those that read it
         concerned = COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
-        forbids = role in ("all", *concerned) or finding.severity != "block"
+        forbids = (role in concerned or (role == "all" and concerned)) or finding.severity != "block"
         marked.append(replace(finding, commands=concerned, severity=finding.severity if forbids else "warn"))
     return sort_findings(marked)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_loader, is_target
+from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_loader, is_shipped, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
 from medseg.bundle.config import SEPARATOR, absolute_text, place_of, referred, strings_in
 from medseg.bundle.findings import Finding, Severity
@@ -21,7 +21,7 @@ _PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
-_CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"})
+_CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs", "pretrained_url"})
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
 _SHOWN = 80
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
@@ -123,8 +123,10 @@ class _ConfigJudge:
         if not isinstance(value, str) or value[:1] in "$@%":
             yield self._found(here, f"a target that is computed: {value!r}", "write the name of the class")
         elif not (is_target(value) or (value.startswith(("torch.", "monai.")) and is_function(value))):
-            what = f"the target {value!r} is not on the list of allowed classes"
-            yield self._found(here, what, "it would be imported and called")
+            outside = (
+                "is code that comes with the bundle" if is_shipped(value) else "is not on the list of allowed classes"
+            )
+            yield self._found(here, f"the target {value!r} {outside}", "it would be imported and called")
         elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from medseg.bundle.allowlist import (
     ATTRIBUTES,
@@ -19,19 +19,20 @@ from medseg.bundle.allowlist import (
     ROOTS,
     is_function,
     is_loader,
+    is_shipped,
     is_value,
 )
+from medseg.bundle.audit_calls import CALLS, is_conversion, is_rank, is_switch, judge_table, table_of
 
 _LONGEST = 4000
 _REFERENCE = re.compile(r"@\w*(?:::\w*)*")
 _RELATIVE = re.compile(r"@(?:::)+")
 _RESERVED = re.compile(r"__\w*__|(?<!\w)_(target|mode|requires|disabled|debug|desc|meta)_(?!\w)")
-_LOCAL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_CUDNN = frozenset({"torch.backends.cudnn", "torch.backends.cuda.matmul"})
-_CUDNN_SWITCHES = frozenset({"benchmark", "deterministic", "enabled", "allow_tf32"})
+_LOCAL_NAME = re.compile(r"_?[A-Za-z][A-Za-z0-9_]*|_")
 
 _JUDGED_ARGUMENTS = frozenset(
     {"reader", "writer", "merger_cls", "allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"}
+    | {"pretrained_url"}
 )
 _COMPILATION = frozenset({"mode", "dynamic", "fullgraph"})
 
@@ -75,6 +76,8 @@ def judge_import(text: str) -> list[str]:
         return []
     if is_function(module) or is_value(module):
         return [] if name == module.rpartition(".")[2] else [f"{module} is imported under another name, {name!r}"]
+    if is_shipped(module):
+        return [f"it imports {module}, code that comes with the bundle"]
     return [f"it imports {module}, which is not on the list of allowed modules"]
 
 
@@ -110,7 +113,7 @@ def judge_argument(name: str, value: object) -> str | None:
         return "allow_pickle lets a data file run code"
     if name == "weights_only" and value is not True:
         return "weights_only must be true, or a weights file can run code"
-    if name in {"pickle_module", "_debug_"}:
+    if name in {"pickle_module", "_debug_"} or (name == "pretrained_url" and value is not None):
         return f"{name} must not be given"
     if name == "compile_kwargs" and value is not None:
         options = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -168,6 +171,8 @@ class _Judge:
     def _attribute(self, node: ast.Attribute, local: frozenset[str]) -> None:
         path = self._dotted(node, local)
         if path is None:
+            if self._column(node, local):
+                return
             if node.attr not in ATTRIBUTES:
                 self.refuse(f"the attribute .{node.attr} is not on the list of allowed attributes")
             self.visit(node.value, local)
@@ -194,10 +199,22 @@ class _Judge:
             return None
         return ".".join([self.roots[node.id], *reversed(parts)])
 
+    def _column(self, node: ast.AST, local: frozenset[str]) -> bool:
+        """Judge the reading of a table if ``node`` is a column of it."""
+        table = table_of(node, lambda part: self._dotted(part, local))
+        if table is not None:
+            if problem := judge_table(table):
+                self.refuse(problem)
+            for part in (*table.args, *(keyword.value for keyword in table.keywords)):
+                self.visit(part, local)
+        return table is not None
+
     def _subscript(self, node: ast.Subscript, local: frozenset[str]) -> None:
         if isinstance(node.value, ast.Name) and node.value.id == "__local_refs":
             if not isinstance(node.slice, ast.Constant):
                 self.refuse("__local_refs is not used by reference")
+            return
+        if (self._dotted(node.value, local) == "os.environ" and is_rank(node.slice)) or self._column(node, local):
             return
         self._children(node, local)
 
@@ -210,12 +227,12 @@ class _Judge:
         elif is_loader(path) and is_function(path):
             if node.args:
                 self.refuse(f"{path} must be called with keyword arguments")
-        elif path in _RULES:
-            if problem := _RULES[path](node):
+        elif path in CALLS:
+            if problem := CALLS[path](node):
                 self.refuse(problem)
         else:
             self.visit(node.func, local)
-        if not _is_switch(node, self.roots):
+        if not is_switch(node, self.roots):
             for argument in node.args:
                 self.visit(argument, local)
 
@@ -231,13 +248,13 @@ class _Judge:
 
     def _callee_without_module(self, node: ast.Call, local: frozenset[str]) -> None:
         function = node.func
-        if _is_switch(node, self.roots):
+        if is_switch(node, self.roots):
             return
         if isinstance(function, ast.Name):
             if function.id in local or function.id not in BUILTINS:
                 self.refuse(f"a call of {function.id!r} is not allowed")
         elif isinstance(function, ast.Attribute):
-            self.visit(function, local)
+            self.visit(function.value if is_conversion(node) else function, local)
         elif not (isinstance(function, ast.Subscript) and ast.unparse(function.value) == "__local_refs"):
             self.refuse("only a reference, a method or a listed function can be called")
             self.visit(function, local)
@@ -268,8 +285,10 @@ class _Judge:
 
     def _lambda(self, node: ast.Lambda, local: frozenset[str]) -> None:
         spec = node.args
-        if spec.defaults or spec.kw_defaults or spec.kwonlyargs or spec.vararg or spec.kwarg:
+        if spec.kw_defaults or spec.kwonlyargs or spec.vararg or spec.kwarg:
             self.refuse("a lambda may only have plain parameters")
+        for default in spec.defaults:  # it is handed on and not called: names that are bound here never are
+            self.visit(default, local)
         self.visit(node.body, local | self._bind([argument.arg for argument in [*spec.posonlyargs, *spec.args]]))
 
     def _bind(self, names: list[str]) -> frozenset[str]:
@@ -294,40 +313,3 @@ class _Judge:
                 self.visit(part, local)
 
     _listcomp = _setcomp = _generatorexp = _dictcomp = _comprehension
-
-
-def _is_switch(node: ast.Call, roots: Mapping[str, str]) -> bool:
-    """The one use of setattr that is allowed: a switch of cuDNN or of TF32."""
-    if not (
-        isinstance(node.func, ast.Name) and node.func.id == "setattr" and len(node.args) == 3 and not node.keywords
-    ):
-        return False
-    where, what, value = node.args
-    first, _, rest = ast.unparse(where).partition(".")
-    return (
-        f"{roots.get(first)}.{rest}" in _CUDNN
-        and isinstance(what, ast.Constant)
-        and what.value in _CUDNN_SWITCHES
-        and isinstance(value, ast.Constant)
-        and isinstance(value.value, bool)
-    )
-
-
-def _judge_load(node: ast.Call) -> str | None:
-    only = next((keyword.value for keyword in node.keywords if keyword.arg == "weights_only"), None)
-    safe = isinstance(only, ast.Constant) and only.value is True and len(node.args) == 1
-    return None if safe else "torch.load is called without weights_only=True"
-
-
-def _judge_process_group(node: ast.Call) -> str | None:
-    given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "backend")]
-    plain = len(given) == 1 == len(node.args) + len(node.keywords) and isinstance(given[0], ast.Constant)
-    return None if plain else "init_process_group may only name its backend"
-
-
-_RULES: dict[str, Callable[[ast.Call], str | None]] = {
-    "torch.load": _judge_load,
-    "torch.distributed.init_process_group": _judge_process_group,
-    "os.makedirs": lambda _: None,  # an empty folder does no harm
-}
-"""Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""

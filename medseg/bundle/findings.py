@@ -9,23 +9,31 @@ from typing import Any, Literal
 
 Severity = Literal["block", "warn", "info"]
 
-Command = Literal["infer", "train", "monai"]
+Command = Literal["infer", "train", "evaluate", "monai"]
 """What may read a bundle: ``medseg infer`` and all that runs its network (verify, pack, export, trust); ``medseg
-train``; ``python -m monai.bundle run`` with whatever config it is given."""
+train``; ``python -m monai.bundle run`` with ``evaluate.json`` laid over ``train.json``, and with whatever config it is
+given."""
 
-COMMANDS: tuple[Command, ...] = ("infer", "train", "monai")
-SPOKEN: dict[Command, str] = {"infer": "medseg infer", "train": "medseg train", "monai": "python -m monai.bundle run"}
+COMMANDS: tuple[Command, ...] = ("infer", "train", "evaluate", "monai")
+SPOKEN: dict[Command, str] = {
+    "infer": "medseg infer",
+    "train": "medseg train",
+    "evaluate": "python -m monai.bundle run evaluating",
+    "monai": "python -m monai.bundle run",
+}
 """How the commands are called."""
 
 _READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
     (re.compile(r"configs/inference\.(json|ya?ml)|trust/.*"), ("infer", "monai")),
     (re.compile(r"configs/metadata\.json"), COMMANDS),
-    (re.compile(r"configs/(multi_gpu_[^/]*|evaluate|inference_[^/]*)\.(json|ya?ml)"), ("monai",)),
-    (re.compile(r"configs/[^/]*\.(json|ya?ml)"), ("train", "monai")),
-    # the bundle's folder is on the path of Python's imports while MONAI trains or runs it
-    (re.compile(r".*\.(py|pyc|pyd|so|pth)"), ("train", "monai")),
+    (re.compile(r"configs/(train|datalist)\.(json|ya?ml)"), ("train", "evaluate", "monai")),
+    (re.compile(r"configs/(evaluate\.(json|ya?ml)|logging\.conf)"), ("evaluate", "monai")),
+    (re.compile(r".*\.(ipynb|sh)"), ()),  # for people
+    # MONAI puts the bundle's folder before all others on the path of Python's imports while it trains or runs it, so
+    # that a file of another place can hide a module of any library; a script is imported where a config names it alone
+    (re.compile(r"(?!scripts/).*\.(py|pyc|pyd|so|pth)"), ("train", "evaluate", "monai")),
 )
-"""Which command reads a file, by its path in the bundle: MONAI's may read any, and weights that ``inference.json``
+"""Which command reads a file, by its path in the bundle: MONAI's own may read any, and weights that ``inference.json``
 names count for all."""
 
 _RANK: dict[str, int] = {"block": 0, "warn": 1, "info": 2}
@@ -48,7 +56,7 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"{self.file} at {self.place}" if self.place else self.file
-        limited = self.severity == "block" and self.commands != COMMANDS
+        limited = self.severity != "info" and self.commands != COMMANDS
         scope = f" [{', '.join(SPOKEN[command] for command in self.commands)}]" if limited else ""
         return f"{self.severity}{scope}: {where}: {self.what}; {self.why}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +121,9 @@ def audit(bundle: BundleArgument) -> Outcome:
     """
     from medseg.bundle import audit as audit_bundle
 
-    return _report(bundle, audit_bundle(bundle), "The audit found nothing outside its allow-lists.", by_command=True)
+    findings = audit_bundle(bundle)
+    _by_command(findings)
+    return _report(bundle, findings, "The audit found nothing outside its allow-lists.", listed=True)
 
 
 @bundle_app.command()
@@ -266,21 +269,51 @@ def _warn(bundle: Path) -> None:
             terminal().print(str(finding), style=_STYLES["warn"], markup=False)
 
 
-def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, by_command: bool = False) -> Outcome:
+def _by_command(findings: Sequence[Finding]) -> None:
+    """For each command whether it is allowed, and what forbids it; what forbids several is listed under the first."""
     from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
 
-    blocked = {SPOKEN[name]: sum(name in finding.commands for finding in blocks(findings)) for name in COMMANDS}
-    for finding in findings:
+    above: set[Finding] = set()
+    for name in COMMANDS:
+        forbidding = {finding: None for finding in blocks(findings) if name in finding.commands}
+        known = len(above & forbidding.keys())
+        count = f"{len(forbidding)} finding{'s' if len(forbidding) > 1 else ''}"
+        told = f"forbidden by {count}{f', {known} of them above' if known else ''}" if forbidding else "allowed"
+        terminal().print(f"{SPOKEN[name]}: {told}", style=_STYLES["block"] if forbidding else "", markup=False)
+        for finding in forbidding:
+            if finding not in above:
+                _print_finding(finding)
+        above |= forbidding.keys()
+    others = [finding for finding in findings if finding not in above]
+    if others:
+        terminal().print("no obstacle, but unusual or good to know:", style=_STYLES["warn"])
+    for finding in others:
+        _print_finding(finding)
+
+
+def _print_finding(finding: Finding) -> None:
+    """Where it is, then what and why, within the width of the terminal."""
+    console = terminal()
+    place = f"{finding.file} at {finding.place}" if finding.place else finding.file
+    for indent, text in (("  ", place), ("    ", f"{finding.what}; {finding.why}")):
+        width, hanging = console.width, indent if indent != "  " else "      "
+        lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
+        console.print("\n".join(lines), style=_STYLES[finding.severity] if indent == "  " else "", markup=False)
+
+
+def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bool = False) -> Outcome:
+    """The outcome of a check; ``listed``: its findings have been printed."""
+    from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
+
+    for finding in () if listed else findings:
         terminal().print(str(finding), style=_STYLES[finding.severity], markup=False)
     if not findings:
         terminal().print(clean)
-    count = sum(finding.severity == "block" for finding in findings)
-    for name, number in blocked.items() if by_command else ():
-        terminal().print(f"{name}: {f'forbidden by {number} findings' if number else 'allowed'}", markup=False)
+    count = len(blocks(findings))
     result = {
         "bundle": str(bundle),
         "passed": count == 0,
-        "blocked": [name for name, number in blocked.items() if number],
+        "blocked": [SPOKEN[name] for name in COMMANDS if any(name in found.commands for found in blocks(findings))],
         "findings": [finding.as_dict() for finding in findings],
     }
     return Outcome(result, complete=count == 0)

@@ -277,7 +277,7 @@ LIVE: dict[str, Attack] = {
     "numpy file writer": _expression("numpy.savetxt('CANARY', [1])", "numpy.savetxt"),
     "numpy tofile": _expression("numpy.zeros(1).tofile('CANARY')", "tofile"),
     "torch save": _expression("torch.save(1, 'CANARY')", "torch.save"),
-    "lambda default": _expression("(lambda f=open: f('CANARY', 'w'))()", "lambda"),
+    "lambda default": _expression("(lambda f=open: f('CANARY', 'w'))()", "open"),
     "lambda hides a name": _expression("(lambda torch: torch('CANARY', 'w'))(open)", "hides"),
     "comprehension call": _expression("[f('CANARY', 'w') for f in [open]]", "call of 'f'"),
     "comprehension hides a name": _expression("[list('CANARY', 'w') for list in [open]]", "hides"),
@@ -335,7 +335,7 @@ ATTACKS: dict[str, Attack] = {
     "unsafe torch.load": _expression(
         "torch.load(@bundle_root + '/models/model.pt', weights_only=False)", "weights_only"
     ),
-    "torch.load by default": _expression("torch.load('model.pt')", "weights_only"),
+    "torch.load with a pickle module": _expression("torch.load('model.pt', pickle_module=@evil)", "pickle_module"),
     "torch.hub": _expression("torch.hub.load('a/b', 'c')", "torch.hub.load"),
     "torch.jit": _expression("torch.jit.load('model.pt')", "torch.jit.load"),
     "load a library": _expression("torch.ops.load_library('x.so')", "load_library"),

@@ -1,215 +1,263 @@
-"""Clean configs with the constructs that segmentation bundles in MONAI's model zoo use; none may raise an alarm."""
+"""Whole bundles of the constructs that MONAI's model zoo uses; none may raise a false alarm.
+
+One for each way in which an inference config of the zoo's segmentation bundles does without the bundle's scripts, with
+training, evaluation and several GPUs.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
 
-__all__ = ["STAND_INS"]
+import yaml
 
-_DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
-_LOSS_OUTPUT = "$monai.handlers.from_engine(['loss'], first=True)"
-_METRIC_OUTPUT = "$monai.handlers.from_engine(['pred', 'label'])"
-_LOADER = {
-    "_target_": "CheckpointLoader",
-    "load_path": "$@bundle_root + '/models/model.pt'",
-    "load_dict": {"model": "@network"},
-}
-_SAVE = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "resample": False}
-_INVERT = {
-    "_target_": "Invertd",
-    "keys": "pred",
-    "transform": "@preprocessing",
-    "orig_keys": "image",
-    "nearest_interp": False,
-    "to_tensor": True,
-}
+from tests.bundle import constructs as c
+from tests.bundle.sample import read_config, write_config
+
+__all__ = ["STAND_INS", "StandIn"]
 
 
-def _inference(network: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "imports": ["$import glob", "$import os"],
-        "bundle_root": ".",
-        "output_dir": "$@bundle_root + '/eval'",
-        "dataset_dir": "/workspace/data/Task",
-        "datalist": "$list(sorted(glob.glob(@dataset_dir + '/imagesTs/*.nii.gz')))",
-        "device": _DEVICE,
-        "network_def": network,
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": "image"}]},
-        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
-        "postprocessing": {"_target_": "Compose", "transforms": [_INVERT, _SAVE]},
-        "checkpointloader": _LOADER,
-        "initialize": ["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
-        "run": ["$@evaluator.run()"],
-        **more,
-    }
+@dataclass(frozen=True)
+class StandIn:
+    """A bundle of the zoo's kind: its configs by name, and what its metadata say of the network."""
+
+    configs: dict[str, c.Config]
+    inputs: int = 1
+    outputs: int = 2
+    background: bool = True
+    suffix: str = "json"
+    # what its weights are filled from, whether medseg labels a volume with it, and which files of it are no configs
+    weights: str = "models/model.pt"
+    labels: bool = True
+    files: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Put it in the place of the sample bundle's configs."""
+        for name in ("inference", "train"):
+            (folder / "configs" / f"{name}.json").unlink()
+        for name, config in self.configs.items():
+            text = json.dumps(config)
+            if self.suffix == "yaml":  # through JSON, so that no part is written as an alias of another
+                text = yaml.safe_dump(json.loads(text), sort_keys=False)
+            (folder / "configs" / f"{name}.{self.suffix}").write_text(text)
+        for name, text in self.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+        metadata = read_config(folder, "metadata")
+        described = metadata["network_data_format"]
+        channels = {str(i): "background" if i == 0 and self.background else f"organ {i}" for i in range(self.outputs)}
+        described["outputs"]["pred"].update(num_channels=self.outputs, channel_def=channels)
+        described["outputs"]["pred"].pop("segment_codes")
+        described["inputs"]["image"].update(num_channels=self.inputs)
+        write_config(folder, "metadata", metadata)
 
 
-def _train(network: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "imports": ["$import glob", "$import os", "$import ignite"],
-        "bundle_root": ".",
-        "ckpt_dir": "$@bundle_root + '/models'",
-        "images": "$list(sorted(glob.glob(@dataset_dir + '/imagesTr/*.nii.gz')))",
-        "labels": "$list(sorted(glob.glob(@dataset_dir + '/labelsTr/*.nii.gz')))",
-        "device": _DEVICE,
-        "network_def": network,
-        "network": "$@network_def.to(@device)",
-        "loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True},
-        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 1e-4},
-        "train": {
-            "deterministic_transforms": [{"_target_": "LoadImaged", "keys": ["image", "label"]}],
-            "random_transforms": [{"_target_": "RandCropByPosNegLabeld", "keys": ["image"], "label_key": "label"}],
-            "preprocessing": {
-                "_target_": "Compose",
-                "transforms": "$@train#deterministic_transforms + @train#random_transforms",
-            },
-            "dataset": {
-                "_target_": "CacheDataset",
-                "data": "$[{'image': i, 'label': l} for i, l in zip(@images[:-9], @labels[:-9])]",
-            },
-            "handlers": [
-                {"_target_": "ValidationHandler", "validator": "@validate#evaluator", "interval": 5},
-                {"_target_": "StatsHandler", "tag_name": "train_loss", "output_transform": _LOSS_OUTPUT},
-                {"_target_": "TensorBoardStatsHandler", "log_dir": "@output_dir", "output_transform": _LOSS_OUTPUT},
-            ],
-            "key_metric": {
-                "train_accuracy": {"_target_": "ignite.metrics.Accuracy", "output_transform": _METRIC_OUTPUT}
-            },
-            "trainer": {"_target_": "SupervisedTrainer", "max_epochs": 300, "amp": True},
+STAND_INS: dict[str, StandIn] = {
+    "one organ, weights loaded first": StandIn(
+        {
+            "inference": c.inference(c.UNET, initialize=[c.SEED, c.LOADED_FIRST]),
+            "train": c.train(c.UNET),
+            "evaluate": c.EVALUATION,
+            "multi_gpu_train": c.SEVERAL_GPUS,
+            "multi_gpu_evaluate": c.SEVERAL_GPUS_EVALUATE,
+        }
+    ),
+    "regions of a tumour in four channels": StandIn(
+        {
+            "inference": c.inference(
+                {**c.REGIONS, "in_channels": 4},
+                c.compose(c.step("LoadImaged", image_only=False), c.step("NormalizeIntensityd", nonzero=True)),
+                c.compose(c.SIGMOID, c.BACK, c.THRESHOLD, c.step("Lambdad", "pred", func=c.RENUMBERED), c.SAVED),
+                datalist=c.decathlon("testing"),
+                dataset={"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+                **c.LISTED,
+            ),
+            "train": c.train(c.REGIONS, loss={"_target_": "DiceLoss", "sigmoid": True}),
+            "evaluate": {**c.EVALUATION, "initialize": [c.BENCHMARK]},
         },
-        "validate": {
-            "preprocessing": {"_target_": "Compose", "transforms": "%train#deterministic_transforms"},
-            "postprocessing": "%train#postprocessing",
-            "handlers": [
-                {"_target_": "CheckpointSaver", "save_dir": "@ckpt_dir", "save_dict": {"model": "@network"}},
-            ],
+        inputs=4,
+        outputs=3,
+        background=False,
+        labels=False,  # its numbers are no channels' and have no names, which medseg says
+    ),
+    "whole body at two resolutions": StandIn(
+        {
+            "inference": c.inference(
+                c.BODY,
+                c.compose(*c.LOADED, {**c.SPACED, "pixdim": "@pixdim"}, c.step("NormalizeIntensityd", nonzero=True)),
+                c.compose(c.SOFTMAX, c.ARGMAX, {**c.BACK, "nearest_interp": True}, c.SAVED),
+                displayable_configs={"highres": False, "overlap": 0.25},
+                pixdim="$[1.5, 1.5, 1.5] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
+                modelname="$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'",
+                inferer={**c.GAUSSIAN, "overlap": "@displayable_configs#overlap"},
+                checkpointloader={**c.LOADER, "load_path": "$@bundle_root + '/models/' + @modelname"},
+            )
         },
-        "initialize": [
-            "$monai.utils.set_determinism(seed=123)",
-            "$setattr(torch.backends.cudnn, 'benchmark', True)",
-        ],
-        "run": ["$@train#trainer.run()"],
-        **more,
-    }
-
-
-_UNET = {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [16, 32]}
-_SEGRESNET = {"_target_": "SegResNet", "blocks_down": [1, 2, 2, 4], "in_channels": 4, "out_channels": 3}
-_SWIN = {"_target_": "SwinUNETR", "spatial_dims": 3, "in_channels": 1, "out_channels": 14, "use_checkpoint": True}
-_DYNUNET = {"_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 4}
-
-_MULTI_GPU = {
-    "device": "$torch.device(f'cuda:{dist.get_rank()}')",
-    "network": {
-        "_target_": "torch.nn.parallel.DistributedDataParallel",
-        "module": "$@network_def.to(@device)",
-        "device_ids": ["@device"],
-    },
-    "train#sampler": {"_target_": "DistributedSampler", "dataset": "@train#dataset", "even_divisible": True},
-    "train#dataloader#sampler": "@train#sampler",
-    "train#trainer#train_handlers": "$@train#handlers[: -2 if dist.get_rank() > 0 else None]",
-    "validate#evaluator#val_handlers": "$None if dist.get_rank() > 0 else @validate#handlers",
-    "initialize": [
-        "$import torch.distributed as dist",
-        "$dist.is_initialized() or dist.init_process_group(backend='nccl')",
-        "$torch.cuda.set_device(@device)",
-        "$import logging",
-        "$@train#trainer.logger.setLevel(logging.WARNING if dist.get_rank() > 0 else logging.INFO)",
-    ],
-    "run": ["$@train#trainer.run()"],
-    "finalize": ["$dist.is_initialized() and dist.destroy_process_group()"],
+        outputs=5,
+        weights="models/model_lowres.pt",
+    ),
+    "transformer for 14 labels": StandIn(
+        {
+            "inference": c.inference(
+                c.TRANSFORMER,
+                c.compose(c.step("LoadImaged", reader="ITKReader"), *c.LOADED[1:], c.SPACED, c.WINDOWED, c.TENSOR),
+                checkpoint=c.WEIGHTS,
+                checkpointloader={**c.LOADER, "load_path": "$@checkpoint", "map_location": "@device"},
+            ),
+            "train": c.train(c.TRANSFORMER),
+        },
+        outputs=14,
+        labels=False,  # needs einops
+    ),
+    "foreground, strides and numbers of a file": StandIn(
+        {
+            "inference": c.inference(
+                {**c.DYNAMIC, "norm_name": "instance", "out_channels": "@outputs", "res_block": True},
+                c.compose(
+                    *c.LOADED, c.SPACED, c.WINDOWED, c.step("CropForegroundd", source_key="image", mode=["minimum"])
+                ),
+                c.compose(c.SOFTMAX, c.BACK, c.ARGMAX, {**c.SAVED, "output_dtype": "$torch.int16"}),
+                window=[32, 32, 32],
+                outputs=4,
+            )
+        },
+        outputs=4,
+        suffix="yaml",
+    ),
+    "a searched network": StandIn(
+        {
+            "inference": c.inference(
+                {**c.SEARCHED, "node_a": "$torch.from_numpy(@searched['node_a'])"},
+                **c.ARCHITECTURE,
+                **c.LISTED,
+                datalist=c.decathlon("testing"),
+            ),
+            "train": c.train(
+                c.SEARCHED,
+                **c.ARCHITECTURE,
+                **c.LISTED,
+                listed_items=c.decathlon("training"),
+                train_listed="@listed_items",
+            ),
+            "evaluate": c.EVALUATION,
+            "multi_gpu_train": c.PARTITIONS,
+        },
+        outputs=3,
+        suffix="yaml",
+        labels=False,
+    ),
+    "constants of the library, paths and patterns": StandIn(
+        {
+            "inference": c.inference(
+                c.UNET,
+                {"_target_": "Compose", "transforms": "$@transforms"},
+                c.compose(
+                    {**c.SOFTMAX, "keys": "@pred"}, {**c.ARGMAX, "keys": "@pred"}, {**c.SAVED, "output_dtype": "$None"}
+                ),
+                image="$monai.utils.CommonKeys.IMAGE",
+                pred="$monai.utils.CommonKeys.PRED",
+                ckpt_path=c.WEIGHTS,
+                output_dir="./outputs",
+                pattern="*.nii*",
+                datalist="$list(sorted(glob.glob(os.path.join(@dataset_dir, @pattern))))",
+                items="$[{@image: i} for i in @datalist]",
+                transforms=[c.step("LoadImaged", "@image", image_only=True), c.step("ScaleIntensityd", "@image")],
+                inferer={"_target_": "SimpleInferer"},
+                handlers=[
+                    {**c.LOADER, "_disabled_": "$not os.path.exists(@ckpt_path)", "load_path": "@ckpt_path"},
+                    {**c.STATS, "name": None, "output_transform": "$lambda x: None"},
+                ],
+                initialize=[],
+            ),
+            "train": c.train(c.UNET, **c.STAMPED),
+            "test": c.inference(c.UNET, **c.SHOWN),
+        },
+        suffix="yaml",
+        files={"docs/show.ipynb": "{}", "docs/run.sh": "true"},
+    ),
+    "a table of cases": StandIn(
+        {
+            "inference": c.inference(
+                c.UNET,
+                postprocessing=c.compose(
+                    c.ARGMAX, c.step("KeepLargestConnectedComponentd", "pred", applied_labels=[1]), c.BACK, c.SAVED
+                ),
+                imports=["$import pandas as pd", c.OS],
+                datalist=c.COLUMN,
+                handlers=[{**c.LOADER, "map_location": {"_target_": "torch.device", "device": "@device"}}, c.STATS],
+                initialize=[c.BENCHMARK],
+            ),
+            "train": c.train(
+                c.UNET,
+                imports=["$import pandas", *c.TRAINING_IMPORTS],
+                images=c.COLUMN.replace("pd.", "pandas."),
+                labels="@images",
+            ),
+        },
+        labels=False,
+    ),
+    "slices, and another word for the run": StandIn(
+        {
+            "inference": {
+                **{key: part for key, part in c.inference({**c.UNET, "spatial_dims": 2}).items() if key != "run"},
+                "inferer": {"_target_": "SliceInferer", "roi_size": [64, 64], "spatial_dim": 2},
+                "evaluating": ["$@evaluator.run()"],
+            },
+            "train": c.train(c.UNET, **c.ARRAYS),
+        },
+        labels=False,
+    ),
+    "frames of a film": StandIn(
+        {
+            "inference": c.inference(
+                {**c.ENDOSCOPE, "spatial_dims": 2, "pretrained": False, "is_pad": False, "pre_conv": None},
+                c.compose(
+                    c.step("LoadImaged", image_only=False),
+                    c.step("EnsureChannelFirstd", channel_dim=-1),
+                    c.step("Resized", ["image"], spatial_size=[736, 480], mode=["bilinear"]),
+                ),
+                c.compose(
+                    c.BACK, c.step("Lambdad", ["pred"], func="$lambda x : x[1:]"), {**c.SAVED, "output_ext": ".png"}
+                ),
+                datalist=c.PATTERN,
+                inferer={"_target_": "SimpleInferer"},
+            )
+        },
+        inputs=3,
+        labels=False,
+    ),
+    "nuclei under a microscope": StandIn(
+        {
+            "inference": c.inference(
+                c.NUCLEI,
+                c.compose(
+                    c.step("LoadImaged", reader="$monai.data.PILReader", converter="$lambda x: x.convert('RGB')"),
+                    c.step("CastToTyped", dtype="float32"),
+                ),
+                c.compose(
+                    c.step("FlattenSubKeysd", "pred", sub_keys="$@parts", delete_keys=True),
+                    {"_target_": "HoVerNetInstanceMapPostProcessingd", "sobel_kernel_size": 21, "marker_radius": 2},
+                    {"_target_": "HoVerNetNuclearTypePostProcessingd"},
+                    c.step("FromMetaTensord", ["image"]),
+                    c.step("SaveImaged", "type_map", output_dir="@output_dir", output_postfix="type_map"),
+                ),
+                mode="fast",
+                patch=256,
+                out=164,
+                parts=["horizontal_vertical", "nucleus_prediction", "type_prediction"],
+                output_dir="$os.path.join(@bundle_root, 'eval')",
+                inferer={
+                    "_target_": "SlidingWindowHoVerNetInferer",
+                    "roi_size": "@patch",
+                    "overlap": "$1.0 - float(@out) / float(@patch)",
+                    "extra_input_padding": "$((@patch - @out) // 2,) * 4",
+                },
+            )
+        },
+        inputs=3,
+        outputs=5,
+        labels=False,
+    ),
 }
-
-_EVALUATE = {
-    "validate#dataset#cache_rate": 0,
-    "validate#postprocessing": {"_target_": "Compose", "transforms": [{**_SAVE, "_disabled_": True}]},
-    "validate#handlers": [
-        {**_LOADER, "load_path": "$@ckpt_dir + '/model.pt'"},
-        {"_target_": "MetricsSaver", "save_dir": "@output_dir", "metrics": ["val_mean_dice"], "summary_ops": "*"},
-    ],
-    "run": ["$@validate#evaluator.run()"],
-}
-
-STAND_INS: dict[str, dict[str, dict[str, Any]]] = {
-    "organ in CT, U-Net": {"inference": _inference(_UNET), "train": _train(_UNET)},
-    "several processes": {"train": _train(_UNET), "multi_gpu_train": _MULTI_GPU},
-    "evaluation overlay": {"train": _train(_UNET), "evaluate": _EVALUATE},
-    "tumour in four MR channels": {
-        "train": _train(
-            _SEGRESNET,
-            train_datalist="$monai.data.load_decathlon_datalist(@bundle_root + '/configs/datalist.json', "
-            "data_list_key='training', base_dir=@dataset_dir)",
-            lr_scheduler={"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "optimizer": "@optimizer"},
-            labels_to_channels={"_target_": "ConvertToMultiChannelBasedOnBratsClassesd", "keys": "label"},
-            training=["$monai.utils.set_determinism(seed=123)", "$@train#trainer.run()"],
-        )
-    },
-    "whole body with two resolutions": {
-        "inference": _inference(
-            _SEGRESNET,
-            imports=["$import glob", "$import numpy", "$import os"],
-            displayable_configs={"highres": True, "sw_overlap": 0.25},
-            pixdim="$[1.5, 1.5, 1.5] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
-            modelname="$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'",
-            output_dtype="$numpy.float32",
-            checkpointloader={**_LOADER, "load_path": "$@bundle_root + '/models/' + @modelname"},
-        )
-    },
-    "transformer with 14 labels": {"inference": _inference(_SWIN), "train": _train(_SWIN)},
-    "callables in transforms": {
-        "inference": _inference(
-            _DYNUNET,
-            crop={
-                "_target_": "CropForegroundd",
-                "keys": "image",
-                "source_key": "image",
-                "select_fn": "$lambda x: x > 0",
-            },
-            scale={"_target_": "Lambdad", "keys": "image", "func": "$lambda x: (x - x.min()) / (x.max() - x.min())"},
-            collate={
-                "_target_": "DataLoader",
-                "dataset": "@dataset",
-                "collate_fn": "$monai.data.pad_list_data_collate",
-            },
-            act={"_target_": "torch.nn.Softmax", "_mode_": "callable", "dim": 1},
-        )
-    },
-    "folds and fine-tuning": {
-        "train": _train(
-            _DYNUNET,
-            fold=0,
-            training_cases="$[d for d in @datalist if d['fold'] != @fold]",
-            names="$[os.path.basename(d['image']).replace('.nii.gz', '') for d in @datalist]",
-            pretrained_state="$torch.load(@bundle_root + '/models/model.pt', weights_only=True)",
-            optimizer={
-                "_target_": "Novograd",
-                "params": "$@network.parameters()",
-                "_desc_": "an optimiser with little memory",
-            },
-            initialize=[
-                "$monai.utils.set_determinism(seed=@seed)",
-                "$os.makedirs(@output_dir, exist_ok=True)",
-                "$@network.load_state_dict(@pretrained_state)",
-                "$print('fine-tuning from', @ckpt_dir)",
-            ],
-        )
-    },
-    "early stop and schedule": {
-        "train": _train(
-            _UNET,
-            stopper={
-                "_target_": "EarlyStopHandler",
-                "patience": 10,
-                "score_function": "$monai.handlers.stopping_fn_from_metric('val_mean_dice')",
-                "trainer": "@train#trainer",
-            },
-            schedule={
-                "_target_": "torch.optim.lr_scheduler.LambdaLR",
-                "optimizer": "@optimizer",
-                "lr_lambda": "$lambda epoch: (1 - epoch / @epochs) ** 0.9",
-            },
-            key=f"$monai.utils.{'CommonKeys.PRED'}",
-        )
-    },
-}
+"""By what is special about each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -62,14 +63,28 @@ def test_what_labelling_does_not_read_does_not_forbid_it(strange: Path, tmp_path
 
 
 def test_what_training_reads_forbids_training(strange: Path) -> None:
-    with pytest.raises(UntrustedBundle, match="Python code"):
-        require_trusted(strange, "train")
-    with pytest.raises(UntrustedBundle):
-        require_trusted(strange)
-    concerned = {finding.file: finding.commands for finding in blocks(audit(strange))}
-    assert concerned["scripts/prepare.py"] == ("train", "monai")
-    assert concerned["configs/inference_trt.json"] == ("monai",)
-    assert "medseg train" in str(next(f for f in audit(strange) if f.file == "scripts/prepare.py"))
+    (strange / "glob.py").write_text("raise SystemExit")
+    for role in ("train", "evaluate", "all"):
+        with pytest.raises(UntrustedBundle, match="does not pass"):
+            require_trusted(strange, role)
+    concerned = {finding.file: finding.commands for finding in audit(strange)}
+    assert concerned["glob.py"] == ("train", "evaluate", "monai")
+    assert concerned["configs/evaluate.yaml"] == concerned["configs/logging.conf"] == ("evaluate", "monai")
+    assert concerned["configs/inference_trt.json"] == concerned["scripts/prepare.py"] == ("monai",)
+    assert concerned["docs/notes.ipynb"] == ()
+    assert "medseg train" in str(next(found for found in audit(strange) if found.file == "glob.py"))
+
+
+def test_a_script_forbids_the_commands_whose_config_names_it(strange: Path) -> None:
+    require_trusted(strange, "train")
+    for config, command in (("train", "train"), ("inference", "infer")):
+        content = read_config(strange, config)
+        write_config(strange, config, {**content, "imports": [*content["imports"], "$import scripts.prepare"]})
+        with pytest.raises(UntrustedBundle, match=r"imports scripts\.prepare, code that comes with the bundle"):
+            require_trusted(strange, command)  # type: ignore[arg-type]
+        write_config(strange, config, {**content, "loss": {"_target_": "scripts.prepare.Loss"}})
+        with pytest.raises(UntrustedBundle, match=r"'scripts\.prepare\.Loss' is code that comes with the bundle"):
+            require_trusted(strange, command)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("config", "command", "other"), [("inference", "infer", "train"), ("train", "train", "infer")])
@@ -133,12 +148,15 @@ def test_an_attack_in_what_labelling_reads_is_not_received(bundle: Path, tmp_pat
 
 
 def test_the_command_line_says_which_command_is_forbidden(strange: Path) -> None:
+    (strange / "glob.py").write_text("raise SystemExit")
     said = CliRunner().invoke(app, ["bundle", "audit", str(strange)])
     assert said.exit_code == 1
-    assert "medseg infer: allowed" in said.stdout
-    assert "medseg train: forbidden" in said.stdout
+    assert "medseg infer: allowed\nmedseg train: forbidden by 1 finding\n  glob.py\n    Python code;" in said.stdout
+    assert re.search(r"run evaluating: forbidden by \d findings, 1 of them above\n", said.stdout)
+    assert "unusual or good to know:\n  docs/notes.ipynb\n    a notebook" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 80
     told = json.loads(CliRunner().invoke(app, ["bundle", "audit", str(strange), "--json"]).stdout)
-    assert told["blocked"] == ["medseg train", "python -m monai.bundle run"]
+    assert told["blocked"] == ["medseg train", "python -m monai.bundle run evaluating", "python -m monai.bundle run"]
 
 
 CHANNELS = {

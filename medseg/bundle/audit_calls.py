@@ -1,0 +1,135 @@
+"""Constructs of expressions that are harmless with certain arguments only: what each may be given, and why not more.
+
+Functions that merely compute stand in the lists of :mod:`medseg.bundle.allowlist`, whatever they are called with. Those
+here read files, the environment or the network's peers, so that their arguments are judged; none may be handed on.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Callable, Mapping
+
+RANKS = frozenset({"LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"})
+"""What torchrun tells a process about its place among the others. The rest of the environment can hold secrets."""
+
+_CUDNN = frozenset({"torch.backends.cudnn", "torch.backends.cuda.matmul"})
+_CUDNN_SWITCHES = frozenset({"benchmark", "deterministic", "enabled", "allow_tf32"})
+_UNPICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_TABLE = "pandas.read_csv"
+_COLUMN = re.compile(r"[A-Za-z]+[0-9]\w*", re.ASCII)
+_IMAGE_MODES = frozenset({"1", "L", "RGB", "RGBA", "I", "F"})
+_ROW_OPTIONS = frozenset({"sep", "index_col", "usecols", "nrows", "skiprows"})
+
+
+def is_switch(node: ast.Call, roots: Mapping[str, str]) -> bool:
+    """Whether a call is the one use of setattr that is allowed: a switch of cuDNN or of TF32.
+
+    ``roots``: Names that are bound to modules.
+    """
+    if not (
+        isinstance(node.func, ast.Name) and node.func.id == "setattr" and len(node.args) == 3 and not node.keywords
+    ):
+        return False
+    where, what, value = node.args
+    first, _, rest = ast.unparse(where).partition(".")
+    return (
+        f"{roots.get(first)}.{rest}" in _CUDNN
+        and isinstance(what, ast.Constant)
+        and what.value in _CUDNN_SWITCHES
+        and isinstance(value, ast.Constant)
+        and isinstance(value.value, bool)
+    )
+
+
+def is_rank(node: ast.AST) -> bool:
+    """Whether a key of ``os.environ`` is the literal name of one of :data:`RANKS`."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in RANKS
+
+
+def table_of(node: ast.AST, dotted: Callable[[ast.AST], str | None]) -> ast.Call | None:
+    """The call of ``pd.read_csv`` of which ``node`` takes one column, as ``.t2`` or ``['image']``, else None.
+
+    No attribute of a pandas table holds a digit, so that a name with one can only be a column. A whole table is never
+    handed out: it has methods that write files, and an ``eval`` of its own. ``dotted``: The module path of a name, if
+    it has one.
+    """
+    if isinstance(node, ast.Attribute):
+        column = _COLUMN.fullmatch(node.attr) is not None
+    elif isinstance(node, ast.Subscript):
+        column = isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str)
+    else:
+        return None
+    call = node.value
+    return call if column and isinstance(call, ast.Call) and dotted(call.func) == _TABLE else None
+
+
+def is_conversion(node: ast.Call) -> bool:
+    """Whether a call is ``image.convert('RGB')``, or into another of Pillow's plain modes."""
+    if not (isinstance(node.func, ast.Attribute) and node.func.attr == "convert" and len(node.args) == 1):
+        return False
+    mode = node.args[0]
+    return not node.keywords and isinstance(mode, ast.Constant) and mode.value in _IMAGE_MODES
+
+
+def _literal(node: ast.AST) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _load(node: ast.Call) -> str | None:
+    """Tensors alone are torch's default, as long as the environment does not take it back."""
+    given = {keyword.arg: keyword.value for keyword in node.keywords}
+    only = given.get("weights_only")
+    default = "weights_only" not in given and os.environ.get(_UNPICKLES, "0").lower() in ("", "0", "false", "n", "no")
+    if not (default or (isinstance(only, ast.Constant) and only.value is True)):
+        return "torch.load is called without weights_only=True"
+    if len(node.args) != 1 or not given.keys() <= {"map_location", "weights_only", "mmap"}:
+        return "torch.load may only name its file, map_location, mmap and weights_only=True"
+    return None
+
+
+def _process_group(node: ast.Call) -> str | None:
+    given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "backend")]
+    plain = len(given) == 1 == len(node.args) + len(node.keywords) and isinstance(given[0], ast.Constant)
+    return None if plain else "init_process_group may only name its backend"
+
+
+def _environment(node: ast.Call) -> str | None:
+    rank = bool(node.args) and is_rank(node.args[0])
+    if rank and not node.keywords and all(map(_literal, node.args[1:])):
+        return None
+    return f"the environment may only be asked for {', '.join(sorted(RANKS))}, by its literal name"
+
+
+def _partial(node: ast.Call) -> str | None:
+    """The function is judged where it is handed on, and each keyword as that of any call."""
+    named = len(node.args) == 1 and re.fullmatch(r"[\w.]+", ast.unparse(node.args[0])) is not None
+    if named and all(_literal(keyword.value) for keyword in node.keywords):
+        return None
+    return "partial may only fix keywords of one function, which it names, to literals"
+
+
+def judge_table(node: ast.Call) -> str | None:
+    """Why a call of ``pd.read_csv`` is refused, or None; one row of names, so that a column is no table again."""
+    addresses = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and "://" in str(part.value)]
+    plain = all(keyword.arg in _ROW_OPTIONS and _literal(keyword.value) for keyword in node.keywords)
+    if len(node.args) == 1 and plain and not addresses:
+        return None
+    return f"{_TABLE} may only name a local file, and {', '.join(sorted(_ROW_OPTIONS))} as literals"
+
+
+CALLS: dict[str, Callable[[ast.Call], str | None]] = {
+    "torch.load": _load,
+    "torch.distributed.init_process_group": _process_group,
+    "os.makedirs": lambda _: None,  # an empty folder does no harm
+    "os.getenv": _environment,
+    "os.environ.get": _environment,
+    "functools.partial": _partial,
+    _TABLE: lambda _: f"{_TABLE} may only be asked for one column, as in pd.read_csv(path)['image']",
+}
+"""Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""
