@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all, places tried before the work, SHA-256 sums, one process per folder."""
+"""Files whole or not at all, places tried before the work, SHA-256 sums, bounded reading, one process per folder."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
 import unicodedata
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +144,68 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     A path that is not UTF-8 keeps its odd bytes as escapes (``\\udcff``), by which Python finds the file again.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_at_most(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
+    """All bytes of a file that somebody else made; one that is larger than the limit is not read into memory.
+
+    Raises
+    ------
+    ValueError
+        If there are more than ``limit_bytes``.
+    """
+    with Path(path).open("rb") as handle:
+        data = handle.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise ValueError(f"{Path(path).stat().st_size} bytes, expected at most {limit_bytes}")
+    return data
+
+
+class _BoundedFile(io.FileIO):
+    """A file that gives no more than a limit at once."""
+
+    def __init__(self, path: str | os.PathLike[str], limit_bytes: int) -> None:
+        super().__init__(path)
+        self._limit_bytes = limit_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self._limit_bytes:
+            raise zipfile.BadZipFile(f"its directory is of {size} bytes, expected at most {self._limit_bytes}")
+        return super().read(-1 if size is None else size)
+
+
+@contextmanager
+def open_zip(path: str | os.PathLike[str], largest_directory_bytes: int = 4 << 20) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive that somebody else made, whose directory is no larger than the limit.
+
+    ``zipfile`` reads the directory whole and makes an object of each of its entries, twenty times as large. Read
+    members by :func:`read_member`, or in pieces that are smaller than the limit.
+
+    Raises
+    ------
+    zipfile.BadZipFile
+        If it is no zip archive, or the directory is larger.
+    """
+    with _BoundedFile(path, largest_directory_bytes) as handle, zipfile.ZipFile(handle) as archive:
+        yield archive
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int) -> bytes:
+    """One member of an archive, whole, unpacking no more of it than the limit, whatever size it states.
+
+    ``ZipFile.read`` unpacks a member to its end and cuts it to the stated size afterwards.
+
+    Raises
+    ------
+    ValueError
+        If it states more than ``limit_bytes``.
+    zipfile.BadZipFile
+        If it holds something else than it states.
+    """
+    if (size := max(info.file_size, info.compress_size)) > limit_bytes:
+        raise ValueError(f"{info.filename} is of {size} bytes, expected at most {limit_bytes}")
+    with archive.open(info) as member:
+        return member.read(limit_bytes)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.bundle.audit_configs import META_ID, METADATA, ModulePlaces, judge_config, read_imports
+from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
@@ -148,6 +149,7 @@ def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
     modules = ModulePlaces(configs.values())
     for name, config in configs.items():
         yield from judge_config(name, config, imports, modules)
+        yield from judge_costs(name, configs, imports)
 
 
 def _as_evaluated(name: str, config: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
+from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
@@ -146,12 +147,12 @@ class Bundle:
     @cached_property
     def inference(self) -> dict[str, Any]:
         """``inference.json`` as plain data, with its overlaying keys in their places."""
-        return laid_out(self.config("inference"))
+        return check_parts(laid_out(self.config("inference")), self._where("inference"))
 
     @cached_property
     def training(self) -> dict[str, Any]:
         """``train.json`` as plain data, with its overlaying keys in their places."""
-        return laid_out(self.config("train"))
+        return check_parts(laid_out(self.config("train")), self._where("train"))
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from medseg.bundle import Bundle
+from medseg.errors import BundleError
+from medseg.files import read_at_most
+
+_LARGEST_LICENCE = 1 << 20
 
 _LICENCES = {
     "apache license": "apache-2.0",
@@ -22,7 +27,7 @@ def model_card(bundle: Bundle) -> str:
     """Model card (Markdown with YAML front matter) of a bundle; the same bundle gives the same text."""
     data, metrics = bundle.metadata, _numbers(bundle.metadata.get("eval_metrics", {}))
     path = bundle.path / "LICENSE"
-    text = " ".join(path.read_text(errors="replace").lower().split()) if path.is_file() else ""
+    text = " ".join(_licence(path).lower().split()) if path.is_file() else ""
     licence = next((name for phrase, name in _LICENCES.items() if phrase in text), "other")
     image = next(iter(data["network_data_format"]["inputs"].values()))
     tags = dict.fromkeys(["monai", "medical", "segmentation", "3d", str(image.get("modality", "")).lower()])
@@ -53,6 +58,14 @@ def model_card(bundle: Bundle) -> str:
         + "\n## Changes\n\n"
         + "".join(f"- {version}: {change}\n" for version, change in data.get("changelog", {}).items())
     )
+
+
+def _licence(path: Path) -> str:
+    """The text of a licence, which is a few pages long."""
+    try:
+        return read_at_most(path, _LARGEST_LICENCE).decode(errors="replace")
+    except ValueError as error:
+        raise BundleError(f"{path} cannot be a licence: {error}") from error
 
 
 def _quoted(text: Any) -> str:

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from medseg.errors import UntrustedBundle, UsageError
-from medseg.files import write_bytes
+from medseg.files import read_at_most, write_bytes
 
 _DOMAIN = b"medseg bundle manifest, version 1\n"  # a signature made for something else never fits a manifest
+_LARGEST_KEY = 16 << 10  # a PEM of Ed25519 has 120 bytes
 
 
 def create_key_pair(private_path: str | Path) -> tuple[Path, Path]:
@@ -47,7 +48,7 @@ def read_private_key(path: str | Path) -> Ed25519PrivateKey:
     Raises ``UsageError`` if the file is missing or holds another kind of key.
     """
     try:
-        key = serialization.load_pem_private_key(Path(path).read_bytes(), password=None)
+        key = serialization.load_pem_private_key(read_at_most(path, _LARGEST_KEY), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no readable private key ({error}); make one with: medseg bundle keygen") from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -58,7 +59,7 @@ def read_private_key(path: str | Path) -> Ed25519PrivateKey:
 def read_public_key(path: str | Path) -> Ed25519PublicKey:
     """Read an Ed25519 public key (PEM); raises as :func:`read_private_key`."""
     try:
-        key = serialization.load_pem_public_key(Path(path).read_bytes())
+        key = serialization.load_pem_public_key(read_at_most(path, _LARGEST_KEY))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no readable public key ({error}); give the sender's .pub file") from error
     if not isinstance(key, Ed25519PublicKey):
@@ -94,7 +95,7 @@ def verify_signature(manifest: bytes, signature_file: bytes, trusted: Ed25519Pub
         parts = json.loads(signature_file)
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(parts["public_key"], validate=True))
         signature = base64.b64decode(parts["signature"], validate=True)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UntrustedBundle(f"manifest.sig cannot be read ({error}); ask the sender for the bundle again") from error
     if trusted is not None and trusted.public_bytes_raw() != key.public_bytes_raw():
         raise UntrustedBundle(
