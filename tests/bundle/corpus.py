@@ -52,7 +52,7 @@ _LOADER = {
     "load_dict": {"model": "@network"},
 }
 INFERENCE: dict[str, Any] = {
-    "imports": ["$import glob", "$import os"],
+    "imports": ["$import glob", "$import os", "$import itertools"],
     "bundle_root": ".",
     "output_dir": "$@bundle_root + '/eval'",
     "dataset_dir": "data",
@@ -91,7 +91,7 @@ INFERENCE: dict[str, Any] = {
     "run": ["$@evaluator.run()"],
 }
 TRAIN: dict[str, Any] = {
-    "imports": ["$import glob", "$import os"],
+    "imports": ["$import glob", "$import os", "$import itertools"],
     "bundle_root": ".",
     "output_dir": "$@bundle_root + '/runs/fold0'",
     "dataset_dir": "data",
@@ -210,6 +210,15 @@ class Variant:
     commands: tuple[Command, ...]
     change: Callable[[Draft], None]
     proof: str = ""
+    whole: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Which bundle has what its commands read."""
+        commands = set(self.commands)
+        if self.whole or not (commands <= set(_N) or commands <= set(_T)):
+            return "whole"
+        return "training" if commands <= set(_T) else "labelling"
 
     @property
     def name(self) -> str:
@@ -217,19 +226,27 @@ class Variant:
 
 
 class Workbench:
-    """The bundle on disk; variants are written into it and taken back."""
+    """Bundles on disk; variants are written into the smallest one that has what their commands read, and taken back."""
 
     def __init__(self, parent: Path) -> None:
-        self.folder, self.canary, self.files = parent / NAME, parent / "canary", base_files()
-        for name, content in self.files.items():
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_bytes(content)
+        self.canary, self.files, self._parent = parent / "canary", base_files(), parent
         self.canary.mkdir()
         self._written: dict[str, bytes | None] = {}
+        for kind in ("labelling", "training", "whole"):
+            self._use(kind)
+            for name, content in self._kept.items():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_bytes(content)
+
+    def _use(self, kind: str) -> None:
+        self.folder = self._parent / kind / NAME
+        left_out = _LEFT_OUT.get(kind, frozenset())
+        self._kept = {name: content for name, content in self.files.items() if name not in left_out}
 
     def apply(self, variant: Variant) -> None:
         """Write one variant in the place of the one before."""
         self.restore()
+        self._use(variant.kind)
         draft = Draft(self.files, self.canary, self.folder)
         variant.change(draft)
         self._written = draft.result()
@@ -245,13 +262,24 @@ class Workbench:
         """The clean bundle again."""
         for name in self._written:
             path = self.folder / name
-            if name in self.files:
-                path.write_bytes(self.files[name])
+            if name in self._kept:
+                path.write_bytes(self._kept[name])
                 continue
-            path.unlink()
-            for folder in (f for f in path.parents if f.is_relative_to(self.folder) and not any(f.iterdir())):
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == self.folder or any(folder.iterdir()):
+                    break
                 folder.rmdir()
         self._written = {}
+
+
+_TRAINING = frozenset(f"configs/{name}.json" for name in ("train", "evaluate", "datalist"))
+_LEFT_OUT = {
+    "labelling": _TRAINING | {"docs/README.md", "docs/data_license.txt", "LICENSE", "configs/logging.conf"},
+    "training": frozenset(
+        {"configs/inference.json", "models/model.pt", "configs/logging.conf", "configs/datalist.json"}
+    ),
+}
 
 
 def _at(config: str, *path: str | int) -> Callable[[Draft, Any], None]:
@@ -309,7 +337,11 @@ CONFIG_PLACES: dict[str, tuple[tuple[Command, ...], Callable[[Draft, Any], None]
     "preprocessing": (_I, _at("inference", *_PRE, "factor"), "inference:preprocessing"),
     "a step of preprocessing": (_I, _at("inference", "preprocessing", "transforms", 3), "inference:preprocessing"),
     "inferer": (_I, _at("inference", "inferer", "overlap"), "inference:inferer"),
-    "postprocessing": (_I, _at("inference", "postprocessing", "transforms", 0, "to_onehot"), "inference:postprocessing"),
+    "postprocessing": (
+        _I,
+        _at("inference", "postprocessing", "transforms", 0, "to_onehot"),
+        "inference:postprocessing",
+    ),
     "network_def": (_N, _at("inference", "network_def", "bias"), "inference:network_def"),
     "_requires_": (_N, _at("inference", "network_def", "_requires_"), "inference:network_def"),
     "_desc_": (_N, _at("inference", "network_def", "_desc_"), "inference:network_def"),

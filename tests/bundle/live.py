@@ -11,19 +11,21 @@ import copy
 import json
 import logging.config
 import os
+import re
 import resource
 import runpy
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
 
-_SECONDS = 8
+_SECONDS = 3
 _BYTES = 6 << 30
 _STOPPED = frozenset(
     {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown"}
@@ -31,6 +33,7 @@ _STOPPED = frozenset(
     | {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request", "sqlite3.connect"}
     | {"shutil.move", "shutil.copyfile", "shutil.rmtree", "ctypes.dlopen", "webbrowser.open", "os.utime", "os.mkfifo"}
 )
+_NO_MEMORY = re.compile("allocate memory|Unable to allocate|Storage size calculation overflowed|array is too big")
 _HARMLESS = ("/dev/null", "__pycache__", "/torchinductor_")
 
 
@@ -63,7 +66,7 @@ class _Watch:
             if not isinstance(path, str | bytes | os.PathLike):
                 return None
             writes = any(letter in str(mode or "") for letter in "wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR)
-            name = os.path.abspath(os.fsdecode(path))
+            name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  links are not followed
             if name.startswith(str(self.canary)) or (writes and not self._allowed(name)):
                 return f"open {name} {mode}"
         elif event in _STOPPED and not (event in {"os.mkdir", "os.remove"} and self._allowed(str(arguments[0]))):
@@ -71,8 +74,27 @@ class _Watch:
         return None
 
     def _allowed(self, name: str) -> bool:
-        absolute = Path(os.path.abspath(name))
+        absolute = Path(os.path.abspath(name))  # noqa: PTH100  as above
         return any(word in name for word in _HARMLESS) or any(absolute.is_relative_to(out) for out in self.outputs)
+
+
+_ERRORS: list[BaseException] = []
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Go on after an error, which is kept."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever a bundle raises
+        _ERRORS.append(error)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def _config(folder: Path, *names: str) -> Any:
@@ -89,7 +111,7 @@ def _config(folder: Path, *names: str) -> Any:
 
 def _resolve(parser: Any, *places: str) -> None:
     for place in places or tuple(parser.config):
-        with suppress(Exception):
+        with _noted():
             parser.get_parsed_content(place)
 
 
@@ -103,9 +125,9 @@ def _infer(folder: Path, permission: Any = "everything") -> None:
     from medseg.inference.config import read_inference_config
 
     opened = Bundle.open(folder, permission)
-    with suppress(Exception):
+    with _noted():
         opened.load_network()
-    with suppress(Exception):
+    with _noted():
         read = read_inference_config(opened)
         read.preprocessing({"image": MetaTensor(torch.rand(1, 8, 8, 8))})
     if permission == "everything":
@@ -136,8 +158,9 @@ def _train(folder: Path) -> None:
 
 
 def _monai(folder: Path) -> None:
-    with suppress(Exception):
-        logging.config.fileConfig(folder / "configs" / "logging.conf", disable_existing_loggers=False)
+    if (file := folder / "configs" / "logging.conf").is_file():
+        with _noted():
+            logging.config.fileConfig(file, disable_existing_loggers=False)
     _resolve(_config(folder, "inference"))
     for name in ("multi_gpu_train",):
         if (folder / "configs" / f"{name}.json").is_file():
@@ -193,7 +216,6 @@ def _done(task: dict[str, Any], pipe: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     watch = _Watch(canary, (folder / "eval", folder / "runs", folder / "models"))
     sys.addaudithook(watch)
-    told = ""
     try:
         if command := task.get("command"):
             _COMMANDS[command](folder)
@@ -202,13 +224,12 @@ def _done(task: dict[str, Any], pipe: int) -> None:
     except _Stopped:
         pass
     except BaseException as error:  # noqa: BLE001  told to the caller
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-            causes.append(cause)
-        told = f"{type(causes[-1]).__name__}: {causes[-1]}"[:300]
-        if any(isinstance(cause, MemoryError) or "allocate memory" in str(cause) for cause in causes):
-            watch.seen.append("memory")
+        _ERRORS.append(error)
     watch.busy = True
+    causes = [cause for error in _ERRORS for cause in _causes(error)]
+    told = "; ".join(f"{type(cause).__name__}: {cause}"[:120] for cause in causes[:4])
+    if any(isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)) for cause in causes):
+        watch.seen.append("memory")
     with os.fdopen(pipe, "w") as out:
         json.dump({"seen": watch.seen, "error": told}, out)
     os._exit(0)
@@ -230,6 +251,8 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     if not text:
         found["seen"].append("hang" if os.WTERMSIG(status) == signal.SIGALRM else f"ended by {status}")
     found["seen"] += sorted(f"canary: {path.name}" for path in canary.iterdir() if path.name not in _EXPECTED)
+    if (canary / "secret").stat().st_atime > 1:
+        found["seen"].append("the secret was read")
     if not (canary / "victim").exists():
         found["seen"].append("the victim is gone")
     return found
@@ -241,13 +264,19 @@ _EXPECTED = frozenset({"victim", "secret", "fifo"})
 def main() -> None:
     """Answer tasks until the input ends."""
     warnings.simplefilter("ignore")
+    import monai.engines  # noqa: F401
     import torch
+    import torch._dynamo
+    import torch.utils.tensorboard
     from monai.bundle import ComponentLocator
+    from monai.transforms import LoadImage
 
     import medseg.inference.config
     import medseg.training  # noqa: F401  imported before the forks
 
     torch.set_num_threads(1)
+    tempfile.gettempdir()
+    LoadImage()  # what it imports is there before the forks
     table = (locator := ComponentLocator())._find_classes_or_functions(locator._find_module_names())
     ComponentLocator._find_module_names = lambda self: []  # type: ignore[method-assign]
     ComponentLocator._find_classes_or_functions = lambda self, _: table  # type: ignore[method-assign]
