@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,7 +288,7 @@ def _at(config: str, *path: str | int) -> Callable[[Draft, Any], None]:
 
     def put(draft: Draft, payload: Any) -> None:
         here: Any = draft.config(config)
-        for step, following in zip(path, path[1:], strict=False):
+        for step, following in pairwise(path):
             if isinstance(here, dict):
                 here = here.setdefault(step, [] if isinstance(following, int) else {})
             else:

@@ -65,7 +65,7 @@ EXPRESSIONS: dict[str, str] = {
         ".__init__.__globals__['__builtins__']['open']('CANARY/x', 'w')"
     ),
     "globals of a function": "monai.utils.first.__globals__['warnings'].sys.modules['os'].mkdir('CANARY/x')",
-    "closure of a method": "torch.nn.Module.train.__globals__['functools'].os.mkdir('CANARY/x') if 0 else torch.os.mkdir('CANARY/x')",
+    "globals of a method": "torch.nn.Module.train.__globals__['torch'].os.mkdir('CANARY/x')",
     "attribute in full-width letters": "torch.ｏｓ.mkdir('CANARY/x')",
     "module inside torch": "torch.os.mkdir('CANARY/x')",
     "module inside a module of torch": "torch.serialization.os.mkdir('CANARY/x')",
@@ -119,7 +119,9 @@ EXPRESSIONS: dict[str, str] = {
     "a writer of events": "torch.utils.tensorboard.SummaryWriter(log_dir='CANARY/d')",
     "a writer of events by position": "torch.utils.tensorboard.SummaryWriter('CANARY/d')",
     "a cache": "monai.data.PersistentDataset(data=[1], transform=[], cache_dir='CANARY/d')",
-    "a cache of several": "monai.data.CacheNTransDataset(data=[1], transform=[], cache_n_trans=1, cache_dir='CANARY/d')",
+    "a cache of several": (
+        "monai.data.CacheNTransDataset(data=[1], transform=[], cache_n_trans=1, cache_dir='CANARY/d')"
+    ),
     "a writer that is called": "monai.transforms.SaveImage(output_dir='CANARY/d')(torch.zeros(1, 2, 2, 2))",
     "weights from a network": (
         "monai.networks.nets.DenseNet121(spatial_dims=2, in_channels=3, out_channels=2, pretrained=True)"
@@ -127,7 +129,9 @@ EXPRESSIONS: dict[str, str] = {
     "weights by default": "monai.networks.nets.EfficientNetBN('efficientnet-b0')",
     "a reader that is called": "monai.transforms.LoadImage(reader='NibabelReader')('CANARY/secret.nii')",
     "a list of cases outside": "monai.data.load_decathlon_datalist('CANARY/secret')",
-    "loader with processes": "next(iter(monai.data.DataLoader(@bundle_root, num_workers=2, multiprocessing_context='spawn')))",
+    "loader with processes": (
+        "next(iter(monai.data.DataLoader(@bundle_root, num_workers=2, multiprocessing_context='spawn')))"
+    ),
 }
 """What stands behind ``$``; ``CANARY`` is the folder that is reached, and the imports are ``glob`` and ``os``."""
 
