@@ -91,7 +91,7 @@ class Plan:
     iterations: int
     batch_size: int
     pretraining_iterations: int
-    adversarial_weight: float
+    adversarial_share: float
 
     @property
     def bundle(self) -> Path:
@@ -105,7 +105,7 @@ class Plan:
             # in the same number of steps: beside every labelled image one that a teacher has labelled
             "batch_size": self.batch_size * (2 if variant.taught and variant.steps == 1 else 1),
             "seed": 20 + run.draw,
-            "adversarial_weight": self.adversarial_weight if variant.adversarial else 0.0,
+            "adversarial_share": self.adversarial_share if variant.adversarial else 0.0,
             "warm_up": total * 3 // 8,
             "ramp": total // 4,
             "consistency_weight": 1.0 if variant.teacher else 0.0,
@@ -125,7 +125,7 @@ class Plan:
         return {
             **self._length(self.pretraining_iterations),
             "batch_size": 4,
-            "adversarial_weight": 0.0,
+            "adversarial_share": 0.0,
             "network_def": {**network, "out_channels": 1},
             "loss": {"_target_": "torch.nn.L1Loss"},
             "train#preprocessing_transforms": _reading(),
@@ -288,7 +288,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--pretraining-iterations", type=int, default=1000)
-    parser.add_argument("--adversarial-weight", type=float, default=0.005)
+    parser.add_argument("--adversarial-share", type=float, default=0.1)
     options = parser.parse_args()
     if (
         len(options.draws) != len(options.labels)
@@ -317,7 +317,7 @@ def main() -> None:
     """Pretrain once, run what is missing, write the tables."""
     options = parse()
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})  # of the worker processes
-    budget = (options.iterations, options.batch_size, options.pretraining_iterations, options.adversarial_weight)
+    budget = (options.iterations, options.batch_size, options.pretraining_iterations, options.adversarial_share)
     plan = Plan(options.data, options.output, *budget)
     if not plan.bundle.exists():
         shutil.copytree(BUNDLE, plan.bundle, ignore=shutil.ignore_patterns("models", "trust", "runs"))

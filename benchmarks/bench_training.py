@@ -30,7 +30,6 @@ from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer,
 
 CLASSES = 3
 WEIGHT = 0.02
-SMOOTHING = 0.1
 STOCK = "MONAI stock fp32"
 LOSSES = ("loss", "adversarial_loss", "discriminator_loss")
 Batch = dict[str, Tensor]
@@ -64,13 +63,14 @@ def stock_step(network: nn.Module, judge: nn.Module, rate: float) -> Step:
         network.train()
         optimizers[0].zero_grad(set_to_none=True)
         logits = network(image)
-        fake = logits.softmax(1)
+        soft = logits.softmax(1)
+        fake = one_hot(soft.argmax(1, keepdim=True), CLASSES) + soft - soft.detach()
         recon = loss(logits, label)
         deceive = adversarial(judge(torch.cat([image, fake], 1))[-1], target_is_real=True, for_discriminator=False)
         (recon + WEIGHT * deceive).backward()
         optimizers[0].step()
         optimizers[1].zero_grad(set_to_none=True)
-        real = one_hot(label.long(), CLASSES) * (1.0 - SMOOTHING) + SMOOTHING / CLASSES
+        real = one_hot(label.long(), CLASSES)
         judged = [judge(torch.cat([image, part], 1))[-1] for part in (real, fake.detach())]
         sides = [
             adversarial(j, target_is_real=r, for_discriminator=True) for j, r in zip(judged, (True, False), strict=True)
@@ -87,7 +87,7 @@ def medseg_step(network: nn.Module, judge: nn.Module, rate: float, **options: An
     discriminator = ConditionalPatchDiscriminator(CLASSES, channels=16, layers=2)
     discriminator.scales[0] = judge
     optimizers = [torch.optim.AdamW(net.parameters(), lr=rate) for net in (network, discriminator)]
-    schedule = AdversarialSchedule(weight=WEIGHT)
+    schedule = AdversarialSchedule(share=WEIGHT)
     trainer = AdversarialSegmentationTrainer(
         device="cpu",
         max_epochs=1,
@@ -95,7 +95,7 @@ def medseg_step(network: nn.Module, judge: nn.Module, rate: float, **options: An
         network=network,
         optimizer=optimizers[0],
         loss_function=supervised(),
-        adversary=Adversary(discriminator, optimizers[1], schedule, smoothing=SMOOTHING, noise=0.0),
+        adversary=Adversary(discriminator, optimizers[1], schedule, wrong_pairs=0.0, noise=0.0),
         decollate=False,
         **options,
     )

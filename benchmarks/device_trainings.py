@@ -170,7 +170,7 @@ class Trainings:
             "spacing_mm": self._spacing_mm,
             "warm_up": 0,
             "ramp": 0,
-            "adversarial_weight": 0.1,
+            "adversarial_share": 0.1,
             "discriminator_def#channels": size.judge,
             "adversary#noise": 0.0,  # it is drawn on the device, and devices draw differently
         }
@@ -306,7 +306,7 @@ class Steps:
 
         judge = ConditionalPatchDiscriminator(3, channels=self.setting.size.judge, layers=2).to(self.setting.device)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-4)
-        return Adversary(judge, optimizer, AdversarialSchedule(weight=0.02))
+        return Adversary(judge, optimizer, AdversarialSchedule(share=0.02))
 
 
 class _Clock:

@@ -10,8 +10,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from medseg._safe_path import VARIABLE
 from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry
 
@@ -26,6 +28,23 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def safe_children() -> Iterator[None]:
+    """Python processes that are started meanwhile import nothing from the current folder, which may be a stranger's.
+
+    The command sees to that for all that it starts (:mod:`medseg._safe_path`); this is for those who use the library.
+    """
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def bounded_map(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
@@ -46,11 +65,13 @@ def bounded_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         return
     from joblib.externals.loky import get_reusable_executor  # it is not needed for small trees
 
-    executor = get_reusable_executor(max_workers=workers, timeout=60)
+    with safe_children():  # loky's resource tracker
+        executor = get_reusable_executor(max_workers=workers, timeout=60, env={VARIABLE: "1"})
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            pending.append(executor.submit(function, task))
+            with safe_children():  # Python's own resource tracker
+                pending.append(executor.submit(function, task))
             if len(pending) >= _TASKS_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:

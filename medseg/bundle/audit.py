@@ -6,12 +6,13 @@ harmless is refused. Neither torch nor MONAI is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg.bundle.audit_configs import META_ID, METADATA, ModulePlaces, judge_config, read_imports
+from medseg.bundle.audit_configs import METADATA, Together, judge_config, read_imports
 from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
@@ -19,23 +20,29 @@ from medseg.bundle.audit_files import (
     judge_large_files,
     judge_logging_conf,
     judge_names,
-    judge_safetensors,
-    judge_torch_archive,
     list_files,
 )
+from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
-from medseg.bundle.config import SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
+from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
+from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
 Role = Literal["infer", "train", "evaluate", "all"]
 """What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
+_TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
+_INFERS = re.compile(r"inference")
+"""Configs that are of a training and for inference: one is not laid over the other."""
 
 
-def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None) -> list[Finding]:
+def audit(
+    path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None, given: Collection[str] = ()
+) -> list[Finding]:
     """Findings on the bundle in the folder ``path``, most serious first; empty if there is nothing to say.
 
     Parameters
@@ -48,6 +55,8 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
     read
         Configs by path inside the bundle, as they are going to be evaluated, overrides included: they are judged
         instead of what lies on disk by now.
+    given
+        Ids in them whose values the user gave: these are not judged.
 
     Raises
     ------
@@ -68,18 +77,26 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
         found.extend(_judge_file(folder / name, name, configs.get(name)))
     # imports of one config count in others only where both are read together
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
-    found += _judge_together(together)
-    found += [finding for finding in _judge_together(configs) if finding.file in configs.keys() - together.keys()]
+    strict = role == "train" and trains_by_medseg(configs)
+    found += _judge_together(together, given, strict=strict)
+    rest = _judge_together(configs, given, strict=strict)
+    found += [finding for finding in rest if finding.file in configs.keys() - together.keys()]
+    if role == "all":
+        known = {(finding.place, finding.what) for finding in found}
+        found += [finding for finding in _judge_overlays(configs) if (finding.place, finding.what) not in known]
     marked = []
     for finding in found:
         # names that can pass for others concern all commands; what a file holds concerns those that read it
         concerned = COMMANDS if finding.what.startswith(AMBIGUOUS) else read_by(finding.file, weights, names)
+        concerned = tuple(command for command in concerned if command in finding.commands)
         forbids = (role in concerned or (role == "all" and concerned)) or finding.severity != "block"
         marked.append(replace(finding, commands=concerned, severity=finding.severity if forbids else "warn"))
-    return sort_findings(marked)
+    return sort_findings(dict.fromkeys(marked))
 
 
-def require_trusted(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None) -> None:
+def require_trusted(
+    path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | None = None, given: Collection[str] = ()
+) -> None:
     """Pass if the audit of the bundle blocks nothing that ``role`` reads; parameters as :func:`audit`.
 
     Raises
@@ -87,7 +104,7 @@ def require_trusted(path: str | Path, role: Role = "all", *, read: Mapping[str, 
     UntrustedBundle
         Names what would run, and where.
     """
-    blocking = blocks(audit(path, role, read=read))
+    blocking = blocks(audit(path, role, read=read, given=given))
     if not blocking:
         return
     listed = "\n".join(f"  {finding}" for finding in blocking[:_SHOWN])
@@ -115,7 +132,7 @@ def trusted_parts(folder: Path, file: str, config: Mapping[str, Any], places: Se
     found = [*_judge_together({f"configs/{file}": reduced})]
     for name in weight_files(folder):
         found += _judge_file(folder / name, name, None)
-    if blocking := blocks(found):
+    if blocking := [finding for finding in blocks(found) if "infer" in finding.commands]:
         raise UntrustedBundle(f"this part of {folder.resolve().name} cannot be taken over alone: {blocking[0]}")
     return reduced
 
@@ -128,7 +145,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            configs[name] = parse_config((folder / name).read_bytes(), name)
+            configs[name] = parse_config(read_config_bytes(folder / name), name)
         except DuplicateKey as error:
             findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
@@ -137,7 +154,9 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
     return configs, findings
 
 
-def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
+def _judge_together(
+    configs: Mapping[str, Any], given: Collection[str] = (), *, strict: bool = False
+) -> Iterator[Finding]:
     """Findings on configs that are laid over each other: their imports count together."""
     configs = {name: _as_evaluated(name, config) for name, config in configs.items()}
     imports: dict[str, str] = {}
@@ -146,10 +165,37 @@ def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
             if imports.setdefault(bound, module) != module:
                 what = f"imported as {imports[bound]} and as {module}"
                 yield Finding("block", "configs", bound, what, "use two names")
-    modules = ModulePlaces(configs.values())
-    for name, config in configs.items():
-        yield from judge_config(name, config, imports, modules)
-        yield from judge_costs(name, configs, imports)
+    for other in (_TRAINS, _INFERS):  # configs for inference are not laid over those of a training
+        laid = {name: config for name, config in configs.items() if not other.match(Path(name).stem)}
+        together = Together.of(list(laid.values()), imports, given, strict)
+        for name, config in laid.items():
+            if other is _TRAINS or _TRAINS.match(Path(name).stem):
+                yield from judge_config(name, config, together)
+                yield from judge_costs(name, laid, imports)
+
+
+def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
+    """What configs hold only once they are laid over those that they change."""
+    found: list[Finding] = []
+    names = {name: Path(name).stem for name in configs if name.startswith("configs/") and name != METADATA}
+    middle = [name for name, stem in names.items() if stem == "evaluate"]
+    for base, stem in ((base, stem) for base, stem in names.items() if stem in ("inference", "train")):
+        for over in names.keys() - {base}:
+            if (_INFERS if stem == "train" else _TRAINS).match(names[over]):
+                continue
+            laid = [base, *(middle if stem == "train" and names[over].startswith("multi_gpu") else ()), over]
+            if not all(isinstance(configs[name], Mapping) for name in laid):
+                continue
+            try:
+                whole = laid_out(*(configs[name] for name in laid))
+            except BundleError:
+                continue  # nor does MONAI lay it over this one
+            # a config of its own brings its imports, and would leave those of the other without theirs
+            lists = [configs[name].get("imports", []) for name in laid]
+            whole["imports"] = [text for texts in lists if isinstance(texts, list) for text in texts]
+            metadata = {METADATA: configs[METADATA]} if METADATA in configs else {}
+            found += [f for f in _judge_together({**metadata, over: whole}) if f.file == over]
+    return found
 
 
 def _as_evaluated(name: str, config: Any) -> Any:
@@ -173,6 +219,6 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     elif suffix == ".safetensors":
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
-        yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
+        yield from judge_logging_conf(path, name)
     elif path.name == "large_files.yml" and content is not None:
         yield from judge_large_files(content, name)

@@ -19,6 +19,7 @@ _CUDNN_SWITCHES = frozenset({"benchmark", "deterministic", "enabled", "allow_tf3
 _UNPICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _TABLE = "pandas.read_csv"
 _COLUMN = re.compile(r"[A-Za-z]+[0-9]\w*", re.ASCII)
+_TABLE_FILE = re.compile(r"(?!.*\.\.)(\w[\w.-]*/)*\w[\w.-]*\.(csv|tsv)", re.ASCII)
 _IMAGE_MODES = frozenset({"1", "L", "RGB", "RGBA", "I", "F"})
 _ROW_OPTIONS = frozenset({"sep", "index_col", "usecols", "nrows", "skiprows"})
 
@@ -118,9 +119,21 @@ def judge_table(node: ast.Call) -> str | None:
     """Why a call of ``pd.read_csv`` is refused, or None; one row of names, so that a column is no table again."""
     addresses = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and "://" in str(part.value)]
     plain = all(keyword.arg in _ROW_OPTIONS and _literal(keyword.value) for keyword in node.keywords)
-    if len(node.args) == 1 and plain and not addresses:
+    if len(node.args) == 1 and plain and not addresses and _names_a_table(node.args[0]):
         return None
-    return f"{_TABLE} may only name a local file, and {', '.join(sorted(_ROW_OPTIONS))} as literals"
+    return f"{_TABLE} may only name a local file that ends in .csv, and {', '.join(sorted(_ROW_OPTIONS))} as literals"
+
+
+def _names_a_table(node: ast.AST) -> bool:
+    """Whether a path is sure to end in ``.csv``: other files hold what is no list of cases."""
+    match node:
+        case ast.Constant(value=str() as name):
+            return _TABLE_FILE.fullmatch(name) is not None
+        case ast.BinOp(op=ast.Add(), right=ast.Constant(value=str() as name)):
+            return _TABLE_FILE.fullmatch(name.removeprefix("/")) is not None
+        case ast.Call(func=ast.Attribute(attr="join"), args=[_, *_, last], keywords=[]):
+            return _names_a_table(last)
+    return False
 
 
 CALLS: dict[str, Callable[[ast.Call], str | None]] = {

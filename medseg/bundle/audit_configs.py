@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_loader, is_shipped, is_target
+from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_shipped, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
-from medseg.bundle.config import SEPARATOR, absolute_text, place_of, referred, strings_in
-from medseg.bundle.findings import Finding, Severity
+from medseg.bundle.audit_places import REQUIRED, SAVERS, Places, Problem, by_keyword_only, is_reader, kind_of, leads_out
+from medseg.bundle.audit_texts import Texts
+from medseg.bundle.config import (
+    META_ID,
+    SEPARATOR,
+    absolute_text,
+    is_moved,
+    is_plain_id,
+    place_of,
+    referred,
+    strings_in,
+    target_of,
+)
+from medseg.bundle.findings import COMMANDS, Command, Finding, Severity
 
 METADATA = "configs/metadata.json"
-META_ID = "_meta_"
-"""Where MONAI mounts the metadata in a config."""
 
 _PLAIN_MACRO = re.compile(r"(#|::)*\w+((#|::)\w+)*", re.ASCII)
 _RELATIVE = re.compile(r"[@%](#|::)")
 _WORD = re.compile(r"\w+", re.ASCII)
+_IMPORT_LISTS = frozenset({"imports", "initialize", "run", "training"})
+_ENGINES = ("Evaluator", "Trainer")
+_POST = "postprocessing"
+_FOLDERS = frozenset({("bundle_root",), ("output_dir",)})
+_WRITERS = frozenset(REQUIRED) - SAVERS - {name for name, needed in REQUIRED.items() if needed == "pretrained"} | {
+    "PersistentDataset", "CacheNTransDataset", "CheckpointSaver", "LogfileHandler",
+}  # fmt: skip
+_JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs", "pretrained_url"})
-_PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
 _SHOWN = 80
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
 
@@ -31,8 +49,9 @@ def read_imports(config: Any) -> dict[str, str]:
     """Names that the import statements of a parsed config bind, to dotted modules; refused imports are left out."""
     bound: dict[str, str] = {}
     for _, value in strings_in(config):
-        if value.startswith("$") and is_import(value[1:]) and not judge_import(value[1:]):
-            bound.update(imported_names(value[1:]))
+        text = value.replace("#", SEPARATOR)  # as MONAI does before anything else
+        if text.startswith("$") and is_import(text[1:]) and not judge_import(text[1:]):
+            bound.update(imported_names(text[1:]))
     return bound
 
 
@@ -48,7 +67,7 @@ class ModulePlaces:
             tuple(place_of(path)[:-1])
             for config in configs
             for path, text in strings_in(config)
-            if text.startswith("$") and is_import(text[1:])
+            if text.startswith("$") and is_import(text[1:].replace("#", SEPARATOR))
         }
 
     def reached_by(self, text: str) -> str | None:
@@ -60,49 +79,77 @@ class ModulePlaces:
         return None
 
 
-def judge_config(file: str, config: Any, imports: Mapping[str, str], modules: ModulePlaces) -> list[Finding]:
+@dataclass(frozen=True)
+class Together:
+    """What is known of configs that are laid over each other.
+
+    ``imports``: names bound by their imports, to dotted modules; ``strict``: whether what is usual in MONAI's trainings
+    and not done by medseg (to write into the bundle, to fetch weights) forbids their use or is told only.
+    """
+
+    imports: Mapping[str, str]
+    modules: ModulePlaces
+    places: Places
+    strict: bool = False
+
+    @classmethod
+    def of(cls, configs: Collection[Any], imports: Mapping[str, str], given: Collection[str], strict: bool) -> Together:
+        """What the parsed ``configs`` say together; ``given`` are the ids whose values the user gave."""
+        return cls(imports, ModulePlaces(configs), Places(Texts(configs, given)), strict)
+
+
+def judge_config(file: str, config: Any, together: Together) -> list[Finding]:
     """Findings on one parsed config.
 
     ``file``: Name of the config inside the bundle, for the findings. ``config``: Its tree, as it is evaluated.
-    ``imports``: Names bound by the imports of this config and of those it is laid over. ``modules``: Where imports
-    stand in those configs.
+    ``together``: What is known of it and of those it is laid over.
     """
-    return list(_ConfigJudge(file, imports, modules).judge(config))
+    judge = _ConfigJudge(file, together)
+    return [finding for finding in judge.judge(config) if not together.places.texts.is_given(judge.place_of(finding))]
 
 
 def _hidden(text: str) -> bool:
-    """Whether a text holds characters that are invisible or change the reading order."""
-    return any(unicodedata.category(char) in {"Cf", "Cc", "Co", "Cs"} and char not in "\n\r\t" for char in text)
+    """Whether a text holds characters that are invisible, end a line or change the reading order."""
+    kinds = {"Cf", "Cc", "Co", "Cs", "Zl", "Zp"}
+    return any(unicodedata.category(char) in kinds and char not in "\n\r\t" for char in text)
 
 
 class _ConfigJudge:
-    def __init__(self, file: str, imports: Mapping[str, str], modules: ModulePlaces) -> None:
+    def __init__(self, file: str, together: Together) -> None:
         self.file = file
-        self.modules = modules
-        self.imports = imports
+        self.modules, self.imports = together.modules, together.imports
+        self.places, self.strict = together.places, together.strict
+        self._savers: dict[str, bool] = {}
         self.is_metadata = file == METADATA
+        self.infers = Path(file).stem.startswith("inference")
+        self.is_config = file.startswith("configs/") and not self.is_metadata
 
     def _found(self, path: tuple[str, ...], what: str, why: str, severity: Severity = "block") -> Finding:
         return Finding(severity, self.file, SEPARATOR.join(path[self.is_metadata :]), what, why)
 
-    def judge(self, value: Any, path: tuple[str, ...] = ()) -> Iterator[Finding]:
+    def place_of(self, finding: Finding) -> str:
+        """The id that a finding is about, in the configs laid over each other."""
+        place = SEPARATOR.join(place_of(finding.place.split(SEPARATOR)))
+        return f"{META_ID}{SEPARATOR}{place}" if self.is_metadata else place
+
+    def judge(self, value: Any, path: tuple[str, ...] = (), owner: str = "") -> Iterator[Finding]:
+        """``owner`` is the class of the closest component above ``value``."""
         if isinstance(value, Mapping):
-            yield from self._callable(value, path)
+            if "_target_" in value:
+                yield from self._component(value, path, owner)
+                owner = target_of(value)
             for key, item in value.items():
-                yield from self._key(key, item, path)
-                yield from self.judge(item, (*path, key))
+                yield from self._key(key, item, path, owner)
+                yield from self.judge(item, (*path, key), owner)
         elif isinstance(value, list):
             for index, item in enumerate(value):
-                yield from self.judge(item, (*path, str(index)))
+                yield from self.judge(item, (*path, str(index)), owner)
         elif isinstance(value, str):
-            yield from self._text(value, path)
+            yield from self._text(value, path, owner)
 
-    def _key(self, key: str, value: Any, path: tuple[str, ...]) -> Iterator[Finding]:
+    def _key(self, key: str, value: Any, path: tuple[str, ...], owner: str) -> Iterator[Finding]:
         here = (*path, key)
-        if not key.isascii() and not self.is_metadata:
-            yield self._found(here, f"the id {key!r} holds letters outside ASCII", "it can pass for another id")
-        elif _hidden(key):
-            yield self._found(here, "an id holds invisible characters", "it can pass for another id")
+        yield from self._id(key, path)
         last = place_of([key])[-1]
         if last == "_target_":
             yield from self._target(here, value)
@@ -113,11 +160,44 @@ class _ConfigJudge:
         elif last in _CONSTANTS:
             if problem := judge_argument(last, value):
                 yield self._found(here, problem, "write the safe constant or leave it out")
-        elif last.endswith("filename") and isinstance(value, str) and not _PLAIN_FILE.fullmatch(value):
-            why = "it can lead out of the output folder; write a plain name"
-            yield self._found(here, f"the file name {value!r}", why)
-        elif last in {"pretrained", "use_pretrained"} and value not in (None, False):
-            yield self._found(here, "weights are fetched from the internet", "ship them in models/ instead", "warn")
+        elif (kind := kind_of(last, owner)) is not None or here in _FOLDERS:
+            if here in _FOLDERS:
+                problem = self.places.root_problem(last, value) if self.is_config else None
+            elif owner or (self.is_config and (last != key or kind in ("write", "address"))):
+                problem = self.places.problem(last, value, here, owner)
+            else:
+                problem = None
+            yield from self._place(here, problem, owner)
+
+    def _id(self, key: str, path: tuple[str, ...]) -> Iterator[Finding]:
+        """MONAI finds an item by its id, whose parts are the keys: none may look like another, or like two."""
+        here = (*path, key)
+        if not key.isascii() and not self.is_metadata:
+            yield self._found(here, f"the id {key!r} holds letters outside ASCII", "it can pass for another id")
+        elif key != key.strip() or not key or not key.isprintable():
+            yield self._found(here, f"the id {key!r} is empty or holds invisible characters", "it can pass for another")
+        elif not is_plain_id(key) or (path and place_of([key]) != [key]):
+            yield self._found(here, f"the id {key!r} is no plain name", "MONAI takes it for several ids")
+        elif self.is_config and leads_out(key):
+            yield self._found(here, f"the id {key!r} is a path", "handlers make names of files of it")
+
+    def _place(self, here: tuple[str, ...], problem: Problem | None, owner: str) -> Iterator[Finding]:
+        """A finding on an argument that names a place, a file or a host."""
+        if problem is None:
+            return
+        why = "write below @output_dir, read below @bundle_root; what else is needed the user gives on the command line"
+        usual = problem.usual and not self.infers
+        if problem.usual and self.infers and owner in SAVERS:
+            return  # medseg does not save by them, MONAI's users do, into the bundle
+        if not usual or self.strict:
+            only: tuple[Command, ...] = ("monai",) if self._is_monais(here, owner) else COMMANDS
+            yield replace(self._found(here, problem.what, why), commands=only)
+        else:
+            yield self._found(here, problem.what, f"medseg train refuses it: {why}", "warn")
+
+    def _is_monais(self, here: tuple[str, ...], owner: str) -> bool:
+        """Whether medseg does without an argument: it sets ``bundle_root``, and saves labels by itself."""
+        return here == ("bundle_root",) or (self.infers and (owner in SAVERS or here == ("output_dir",)))
 
     def _target(self, here: tuple[str, ...], value: Any) -> Iterator[Finding]:
         if not isinstance(value, str) or value[:1] in "$@%":
@@ -130,11 +210,22 @@ class _ConfigJudge:
         elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")
 
-    def _callable(self, component: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Finding]:
-        """A class that imports by name, kept as a callable, could be called with any argument later."""
-        target = component.get("_target_")
-        if isinstance(target, str) and is_loader(target) and component.get("_mode_", "default") != "default":
-            yield self._found(path, f"{target} as a callable", "it imports whatever it is called with")
+    def _component(self, component: Mapping[str, Any], path: tuple[str, ...], owner: str) -> Iterator[Finding]:
+        name = target_of(component)
+        if by_keyword_only(name) and component.get("_mode_", "default") != "default":
+            what = f"{component['_target_']} as a callable"
+            yield self._found(path, what, "it imports, writes or reads whatever it is called with")
+        if self.infers and name in _WRITERS:
+            yield self._found(path, f"{name} in a config for inference", "it writes as soon as it is made")
+        step = path[-1:] != () and (path[-1].startswith(_POST) or (owner == "Compose" and path[-2] == "transforms"))
+        if name in SAVERS and not (_in_postprocessing(path) and step):
+            why = "it would save a copy of each patient's image; save in the postprocessing, as a step of its Compose"
+            yield self._found(path, f"{name} outside of the postprocessing", why)
+        needed = REQUIRED.get(name, "")
+        if needed and needed not in component and not component.get("summary_writer"):
+            fetches = needed == "pretrained"
+            what = f"{name} without {needed} " + ("fetches weights" if fetches else "writes to the current folder")
+            yield from self._place(path, Problem(what, usual=True), name)
 
     def _sink(self, here: tuple[str, ...], name: str, value: Any) -> Iterator[Finding]:
         """An argument from which MONAI imports whatever it names."""
@@ -148,25 +239,82 @@ class _ConfigJudge:
             problem = judge_argument(name, plain)
             if problem or (expression and plain not in READERS_AND_WRITERS):
                 yield self._found(here, problem or f"{name} is {value!r}", why)
-        elif value is not None and not (isinstance(value, Mapping) and "_target_" in value):
+        elif value is not None and not (isinstance(value, Mapping) and is_reader(value.get("_target_"))):
             yield self._found(here, f"{name} is a {type(value).__name__}", why)
 
-    def _text(self, value: str, path: tuple[str, ...]) -> Iterator[Finding]:
-        if _hidden(value):
+    def _text(self, value: str, path: tuple[str, ...], owner: str) -> Iterator[Finding]:
+        if _hidden(value) or (value[:1] in "@%" and not value.isprintable()):
             yield self._found(path, "a text holds invisible characters", "what is shown is not what is read")
-        if "__local_refs" in value:
+        if "__local_refs" in unicodedata.normalize("NFKC", value):
             yield self._found(path, "it names MONAI's own table of items", "write @id: references are judged, not this")
-        if value.startswith("%") and not _PLAIN_MACRO.fullmatch(value[1:]):
-            why = "it reads a file of the current directory, unjudged"
-            yield self._found(path, f"the macro {value!r} is no plain id", why)
+        if value.startswith("%"):
+            yield from self._macro(value, path)
         if _RELATIVE.search(value) and not all(_WORD.fullmatch(part) for part in place_of(path)):
             yield self._found(path, "a relative reference below an unusual id", "the id would become part of the code")
         absolute = absolute_text(value, path)
+        yield from self._references(absolute, path, owner)
+        if value.startswith("$") and is_import(absolute[1:]):
+            yield from self._import(absolute[1:], path)
+        elif value.startswith("$"):
+            yield from self._expression(absolute[1:], path)
+
+    def _references(self, absolute: str, path: tuple[str, ...], owner: str) -> Iterator[Finding]:
         if (reached := self.modules.reached_by(absolute)) is not None:
             yield self._found(path, f"a reference to {reached}, which holds an import", "it would hand out a module")
-        if not value.startswith("$"):
+        if (saver := self._saver_reached(absolute, path, owner)) is not None:
+            why = "a step that saves images may be named by the postprocessing alone"
+            yield self._found(path, f"a reference to {saver}, which saves images", why)
+
+    def _import(self, text: str, path: tuple[str, ...]) -> Iterator[Finding]:
+        place = place_of(path)
+        if self.is_metadata or len(place) > 2 or place[0] not in _IMPORT_LISTS:
+            yield self._found(path, f"an import outside of the list imports: {text!r}", "it would hand out a module")
+        for problem in judge_import(text):
+            yield self._found(path, problem, f"{text!r} would be executed")
+
+    def _expression(self, text: str, path: tuple[str, ...]) -> Iterator[Finding]:
+        shown = f"${text}" if len(text) < _SHOWN else f"${text[: _SHOWN - 2]}…"
+        for problem in judge_expression(text, self.imports, self.places, infers=self.infers):
+            if isinstance(problem, Problem):
+                yield from self._place(path, problem, "")
+            else:
+                yield self._found(path, problem, f"{shown!r} would be executed")
+
+    def _macro(self, value: str, path: tuple[str, ...]) -> Iterator[Finding]:
+        if not _PLAIN_MACRO.fullmatch(value[1:]):
+            why = "it reads a file of the current directory, unjudged"
+            yield self._found(path, f"the macro {value!r} is no plain id", why)
             return
-        text = value[1:] if is_import(value[1:]) else absolute[1:]
-        shown = value if len(value) <= _SHOWN else f"{value[: _SHOWN - 1]}…"
-        for problem in judge_import(text) if is_import(text) else judge_expression(text, self.imports):
-            yield self._found(path, problem, f"{shown!r} would be executed")
+        for copied in self.places.texts.items(absolute_text(value, path)[1:]):
+            for _, text in strings_in(copied):
+                if is_moved(text):
+                    why = "where it leads depends on when MONAI copies it; write the ids in full"
+                    yield self._found(path, f"the macro {value!r} copies {text!r}", why)
+
+    def _saver_reached(self, text: str, path: tuple[str, ...], owner: str) -> str | None:
+        """First reference to a step that saves images, where it is no step itself."""
+        step = _in_postprocessing(path) and (path[-1].startswith(_POST) or owner == "Compose")
+        if step and _JOINED_REFERENCES.fullmatch(text):
+            return None
+        return next((name for name in referred(text) if self._saves(name, frozenset())), None)
+
+    def _saves(self, place: str, above: frozenset[str]) -> bool:
+        """Whether an id holds a step that saves images, or refers to one; an engine keeps its steps to itself."""
+        if place not in self._savers:
+            items = () if place in above else self.places.texts.items(place)
+            self._savers[place] = any(self._holds_saver(item, above | {place}) for item in items)
+        return self._savers[place]
+
+    def _holds_saver(self, value: Any, above: frozenset[str]) -> bool:
+        if isinstance(value, str):
+            return any(self._saves(name, above) for name in referred(absolute_text(value, ())))
+        if isinstance(value, list):
+            return any(self._holds_saver(part, above) for part in value)
+        target = target_of(value) if isinstance(value, Mapping) else ""
+        if not isinstance(value, Mapping) or target.endswith(_ENGINES):
+            return False
+        return target in SAVERS or any(self._holds_saver(part, above) for part in value.values())
+
+
+def _in_postprocessing(path: tuple[str, ...]) -> bool:
+    return any(part.startswith(_POST) for part in place_of(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from medseg.bundle.allowlist import (
@@ -18,14 +19,14 @@ from medseg.bundle.allowlist import (
     READERS_AND_WRITERS,
     ROOTS,
     is_function,
-    is_loader,
     is_shipped,
     is_value,
 )
 from medseg.bundle.audit_calls import CALLS, is_conversion, is_rank, is_switch, judge_table, table_of
+from medseg.bundle.audit_places import POSITIONS, Places, Problem, by_keyword_only
+from medseg.bundle.audit_texts import Texts, parse_references, reference_of, text_name
 
 _LONGEST = 4000
-_REFERENCE = re.compile(r"@\w*(?:::\w*)*")
 _RELATIVE = re.compile(r"@(?:::)+")
 _RESERVED = re.compile(r"__\w*__|(?<!\w)_(target|mode|requires|disabled|debug|desc|meta)_(?!\w)")
 _LOCAL_NAME = re.compile(r"_?[A-Za-z][A-Za-z0-9_]*|_")
@@ -47,13 +48,13 @@ _PLAIN = (
 
 def is_import(text: str) -> bool:
     """Whether MONAI would treat the expression (without its ``$``) as an import statement."""
-    tree = _parse(text, "exec")
+    tree = _parse(text)
     return isinstance(tree, ast.Module) and bool(tree.body) and isinstance(tree.body[0], ast.Import | ast.ImportFrom)
 
 
 def imported_names(text: str) -> dict[str, str]:
     """Name to dotted module (or member) that an import statement binds; empty if it is not one statement."""
-    tree = _parse(text, "exec")
+    tree = _parse(text)
     if not isinstance(tree, ast.Module) or len(tree.body) != 1:
         return {}
     node = tree.body[0]
@@ -81,21 +82,23 @@ def judge_import(text: str) -> list[str]:
     return [f"it imports {module}, which is not on the list of allowed modules"]
 
 
-def judge_expression(text: str, imports: Mapping[str, str]) -> list[str]:
+def judge_expression(
+    text: str, imports: Mapping[str, str], places: Places | None = None, *, infers: bool = False
+) -> list[str | Problem]:
     """Reasons why an expression is refused; empty if it is harmless.
 
     ``text``: The expression without its leading ``$``. ``imports``: Names bound by the bundle's import statements, to
-    dotted modules.
+    dotted modules. ``places``: What the arguments that name places come to. ``infers``: Whether it stands in a config
+    for inference, where nothing writes.
     """
     if len(text) > _LONGEST:
         return [f"the expression is {len(text)} characters long, at most {_LONGEST} are read"]
-    text = _RELATIVE.sub("@relative::", text.replace("#", "::"))
-    for item in sorted(_REFERENCE.findall(text), key=len, reverse=True):  # as MONAI does: the longest first
-        text = text.replace(item, f"__local_refs['{item[1:]}']")
-    tree = _parse(text, "eval")
+    if unicodedata.normalize("NFKC", text) != text:
+        return ["the expression holds letters that Python takes for others"]
+    tree = parse_references(_RELATIVE.sub("@relative::", text.replace("#", "::")))
     if tree is None:
         return ["the expression is not valid Python"]
-    judge = _Judge({**imports, **ROOTS})
+    judge = _Judge({**imports, **ROOTS}, places or Places(Texts()), infers=infers)
     try:
         judge.visit(tree, frozenset())
     except RecursionError:
@@ -122,9 +125,9 @@ def judge_argument(name: str, value: object) -> str | None:
     return None
 
 
-def _parse(text: str, mode: str) -> ast.AST | None:
+def _parse(text: str) -> ast.AST | None:
     try:
-        return ast.parse(text.strip() if mode == "eval" else text, mode=mode)
+        return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -132,9 +135,9 @@ def _parse(text: str, mode: str) -> ast.AST | None:
 class _Judge:
     """Walks one syntax tree and collects what is not allowed in it."""
 
-    def __init__(self, roots: Mapping[str, str]) -> None:
-        self.roots = roots
-        self.problems: list[str] = []
+    def __init__(self, roots: Mapping[str, str], places: Places, *, infers: bool) -> None:
+        self.roots, self.places, self.infers = roots, places, infers
+        self.problems: list[str | Problem] = []
         self.refuse = self.problems.append
 
     def visit(self, node: ast.AST, local: frozenset[str]) -> None:
@@ -165,8 +168,8 @@ class _Judge:
         path = self.roots.get(node.id)
         if path is None or not (is_function(path) or is_value(path)):
             self.refuse(self._name_problem(node.id))
-        elif is_loader(path):
-            self.refuse(f"{path} is handed on; it imports whatever it is called with")
+        elif by_keyword_only(path):
+            self.refuse(f"{path} is handed on; it imports, writes or reads whatever it is called with")
 
     def _attribute(self, node: ast.Attribute, local: frozenset[str]) -> None:
         path = self._dotted(node, local)
@@ -175,11 +178,14 @@ class _Judge:
                 return
             if node.attr not in ATTRIBUTES:
                 self.refuse(f"the attribute .{node.attr} is not on the list of allowed attributes")
+            elif node.attr == "replace" and not self.places.texts.is_textual(node.value, self.roots, local):
+                # the method of a text is harmless, that of a module or a path moves files
+                self.refuse(".replace of something that is not sure to be a text; use os.path.basename(…), str(…)")
             self.visit(node.value, local)
         elif not (is_function(path) or is_value(path)):
             self.refuse(f"{path} is not on the list of allowed functions and values")
-        elif is_loader(path):
-            self.refuse(f"{path} is handed on; it imports whatever it is called with")
+        elif by_keyword_only(path):
+            self.refuse(f"{path} is handed on; it imports, writes or reads whatever it is called with")
 
     def _name_problem(self, name: str) -> str:
         """Why a name is refused; MONAI binds ``import a.b`` to the name ``a.b``, so that ``a`` stays unknown."""
@@ -219,12 +225,12 @@ class _Judge:
         self._children(node, local)
 
     def _call(self, node: ast.Call, local: frozenset[str]) -> None:
-        for keyword in node.keywords:
-            self._keyword_argument(keyword, local)
         path = self._dotted(node.func, local)
+        for keyword in node.keywords:
+            self._keyword_argument(keyword, local, (path or "").rpartition(".")[2])
         if path is None:
             self._callee_without_module(node, local)
-        elif is_loader(path) and is_function(path):
+        elif by_keyword_only(path) and is_function(path):
             if node.args:
                 self.refuse(f"{path} must be called with keyword arguments")
         elif path in CALLS:
@@ -232,11 +238,24 @@ class _Judge:
                 self.refuse(problem)
         else:
             self.visit(node.func, local)
+        if path is not None:
+            self._path_argument(path, node)
         if not is_switch(node, self.roots):
             for argument in node.args:
                 self.visit(argument, local)
 
-    def _keyword_argument(self, keyword: ast.keyword, local: frozenset[str]) -> None:
+    def _path_argument(self, path: str, node: ast.Call) -> None:
+        at, kind = POSITIONS.get(path, (0, None))
+        if kind == "write" and self.infers:
+            self.refuse(f"{path} writes, which a config for inference does not")
+        elif kind is not None and any(isinstance(argument, ast.Starred) for argument in node.args):
+            self.refuse(f"* hides the path that {path} is given")
+        elif kind is not None and len(node.args) > at:
+            problem = self.places.path_problem("the path", kind, node.args[at], self.roots)
+            if problem is not None:
+                self.refuse(problem)
+
+    def _keyword_argument(self, keyword: ast.keyword, local: frozenset[str], owner: str) -> None:
         if keyword.arg is None:
             self.refuse("** hides the arguments of a call")
         elif isinstance(keyword.value, ast.Constant):
@@ -244,6 +263,8 @@ class _Judge:
                 self.refuse(problem)
         elif keyword.arg in _JUDGED_ARGUMENTS:
             self.refuse(f"{keyword.arg} must be a plain constant")
+        if keyword.arg and (misplaced := self.places.problem_of_node(keyword.arg, keyword.value, self.roots, owner)):
+            self.refuse(misplaced)
         self.visit(keyword.value, local)
 
     def _callee_without_module(self, node: ast.Call, local: frozenset[str]) -> None:
@@ -254,8 +275,13 @@ class _Judge:
             if function.id in local or function.id not in BUILTINS:
                 self.refuse(f"a call of {function.id!r} is not allowed")
         elif isinstance(function, ast.Attribute):
+            if function.attr == "attach" and len(node.args) + len(node.keywords) > 1:
+                self.refuse(".attach takes the engine alone: handlers make names of files of another name")
             self.visit(function.value if is_conversion(node) else function, local)
-        elif not (isinstance(function, ast.Subscript) and ast.unparse(function.value) == "__local_refs"):
+        elif (place := reference_of(function)) is not None:
+            if self.places.calls_a_taker(place):
+                self.refuse(f"a call of {place}, which reads or writes what it is given")
+        else:
             self.refuse("only a reference, a method or a listed function can be called")
             self.visit(function, local)
 
@@ -289,7 +315,8 @@ class _Judge:
             self.refuse("a lambda may only have plain parameters")
         for default in spec.defaults:  # it is handed on and not called: names that are bound here never are
             self.visit(default, local)
-        self.visit(node.body, local | self._bind([argument.arg for argument in [*spec.posonlyargs, *spec.args]]))
+        bound = self._bind([argument.arg for argument in [*spec.posonlyargs, *spec.args]])
+        self.visit(node.body, (local - set(map(text_name, bound))) | bound)
 
     def _bind(self, names: list[str]) -> frozenset[str]:
         for name in names:
@@ -301,11 +328,15 @@ class _Judge:
         for generator in getattr(node, "generators", []):
             if generator.is_async:
                 self.refuse("async is not allowed in an expression")
+            texts = self.places.texts.lists_texts(generator.iter, self.roots, local)
             self.visit(generator.iter, local)
             targets = [part for part in ast.walk(generator.target) if isinstance(part, ast.expr)]
             if not all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
                 self.refuse("a comprehension may only bind plain names")
-            local = local | self._bind([target.id for target in targets if isinstance(target, ast.Name)])
+            bound = self._bind([target.id for target in targets if isinstance(target, ast.Name)])
+            local = (local - set(map(text_name, bound))) | bound
+            if texts and isinstance(generator.target, ast.Name):
+                local |= {text_name(generator.target.id)}
             for condition in generator.ifs:
                 self.visit(condition, local)
         for part in ast.iter_child_nodes(node):

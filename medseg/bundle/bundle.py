@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
-from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
-from medseg.bundle.config import Parsed, config_file, laid_out, read_config
+from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
+from medseg.bundle.config import Parsed, config_file, laid_out, may_hold, read_config, resolved
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
@@ -176,6 +176,7 @@ class Bundle:
         config = copy.deepcopy(self.inference)
         if "bundle_root" in config:
             config["bundle_root"] = str(self.path.resolve())
+        config = resolved(config, self.metadata)
         if self.permission == "network-only":
             config = trusted_parts(self.path, self.config_file("inference").name, config, places)
         else:
@@ -187,13 +188,15 @@ class Bundle:
         """The files of weights that its network is filled from, as its ``inference.json`` spells them out."""
         return loaded_files(self.path, self.inference, self.pipeline)
 
-    def permit(self, role: Role, **configs: Mapping[str, Any]) -> None:
+    def permit(self, role: Role, given: Collection[str] = (), **configs: Mapping[str, Any]) -> None:
         """Pass if what ``role`` reads may be evaluated.
 
         Parameters
         ----------
         role
             What the bundle is opened for.
+        given
+            Ids in them whose values the user gave: these are not judged.
         configs
             By name, configs as they are going to be evaluated: they are judged, not what lies on disk by now.
 
@@ -204,9 +207,22 @@ class Bundle:
         """
         if self.permission != "everything":
             read = {f"configs/{self.config_file(name).name}": config for name, config in configs.items()}
-            require_trusted(self.path, role, read={_METADATA: self.metadata, **read})
+            require_trusted(self.path, role, read={_METADATA: self.metadata, **read}, given=given)
         elif str(self.path.resolve()) not in sys.path:
             sys.path.append(str(self.path.resolve()))  # where its scripts are found, after everything else
+
+    def permitted_training(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``train.json`` as it is going to be evaluated, once it is permitted.
+
+        ``given``: Ids and the user's values; those that it has no place for are left out. Raises ``UntrustedBundle`` as
+        :meth:`permit`.
+        """
+        root = str(self.path)
+        values = {"bundle_root": str(self.path.resolve()) if root[:1] in "$@%" else root, **given}
+        known = {name: value for name, value in values.items() if may_hold(self.training, name)}
+        config = resolved(laid_out(self.training, known), self.metadata)
+        self.permit("train", tuple(known), train=config)
+        return config
 
     def check_trainable(self) -> None:
         """Refuse a bundle whose ``train.json`` is not one for ``medseg train``.
@@ -335,10 +351,14 @@ class Bundle:
         """
         pipeline = self.pipeline
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
-        network = parsed.get(pipeline.network)
-        if network is None:
-            raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
-        return fill_network(network, self.path, self.inference, pipeline, parsed).eval().to(device)
+
+        def build() -> torch.nn.Module:
+            network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)
+            if network is None:
+                raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
+            return network
+
+        return filled_network(build, self.path, self.inference, pipeline, parsed).eval().to(device)
 
     def _channels(self) -> dict[int, str]:
         """What ``channel_def`` says of the channels of the network's output."""

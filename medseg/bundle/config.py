@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from medseg.bundle.text_limits import check_text, read_config_bytes, shallow, whole_number
 from medseg.errors import BundleError, MedsegError, MissingDependency
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 SEPARATOR = "::"
 SUFFIXES = (".json", ".yaml", ".yml")
 """What configs may end in; of several files of one name the first counts."""
+META_ID = "_meta_"
+"""Where MONAI mounts the metadata in a config."""
 ABSENT: Any = object()
 """What :func:`item_at` gives where nothing is."""
 
-_LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
 _REFERENCE = re.compile(rf"@(\w*(?:{SEPARATOR}\w*)*)")
+_PLAIN_ID = re.compile(rf"\+?\w+((#|{SEPARATOR})\w+)*", re.ASCII)
 _WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
 
 
@@ -64,12 +67,11 @@ def parse_config(data: bytes, name: str) -> Any:
     ids; ``ValueError`` if it is neither, too large, nested too deeply, not UTF-8, or holds what JSON has no word for.
     """
     suffix = Path(name).suffix.lower()
-    if len(data) > _LARGEST_BYTES[suffix]:
-        raise ValueError(f"{len(data)} bytes are too many for a config")
+    check_text(data, suffix)
     try:
         if suffix == ".json":
-            return json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-        return _plain(yaml.load(data.decode("utf-8"), _PlainYaml))  # noqa: S506  a SafeLoader
+            return shallow(json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=whole_number))
+        return shallow(_plain(yaml.load(data.decode("utf-8"), _PlainYaml)))  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
@@ -82,7 +84,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ``BundleError`` if it cannot be read, or is no object.
     """
     try:
-        value = parse_config(path.read_bytes(), path.name)
+        value = parse_config(read_config_bytes(path), path.name)
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(value, dict):
@@ -124,7 +126,51 @@ def laid_out(*configs: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def resolved(config: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A laid-out config with its macros written out and its ids made absolute, as MONAI makes it in one go.
+
+    What is judged and handed to MONAI's parser is this tree, so that no text can be read in two ways. ``metadata``:
+    What macros find at ``_meta_``. Raises ``BundleError`` if a macro names nothing, or copies what holds macros or
+    relative ids: where these lead would depend on when they are read.
+    """
+    whole = {META_ID: metadata or {}, **config}
+    return {key: _resolved(value, (key,), whole) for key, value in config.items()}
+
+
+def _resolved(value: Any, path: tuple[str, ...], whole: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _resolved(part, (*path, key), whole) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_resolved(part, (*path, str(index)), whole) for index, part in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    text = absolute_text(value, path)
+    if not text.startswith("%"):
+        return text
+    copied = item_at(whole, text[1:])
+    where = f"the macro {value!r} at {SEPARATOR.join(path)}"
+    if copied is ABSENT:
+        raise BundleError(f"{where} names nothing in the config; correct the id")
+    if unclear := next((part for _, part in strings_in(copied) if is_moved(part)), None):
+        raise BundleError(f"{where} copies {unclear!r}, which leads elsewhere from there; write the ids in full")
+    return _resolved(copied, tuple(text[1:].split(SEPARATOR)), whole)
+
+
+def is_moved(text: str) -> bool:
+    """Whether a text means something else once a macro has copied it: another macro, or a relative id."""
+    return text.startswith("%") or (
+        text.startswith(("$", "@")) and _RELATIVE.search(text.replace("#", SEPARATOR)) is not None
+    )
+
+
+def is_plain_id(key: str) -> bool:
+    """Whether a key that names a part of a config is read as the same id by MONAI and here."""
+    return _PLAIN_ID.fullmatch(key) is not None or not (SEPARATOR in key or "#" in key or key.startswith("+"))
+
+
 def _lay(result: dict[str, Any], key: str, value: Any) -> None:
+    if not is_plain_id(key):
+        raise BundleError(f"the key {key!r} is no plain id; write words joined by '::'")
     *above, last = key.removeprefix("+").replace("#", SEPARATOR).split(SEPARATOR)
     parent = item_at(result, SEPARATOR.join(above))
     here = item_at(parent, last)
@@ -181,6 +227,12 @@ def item_at(config: Any, place: str) -> Any:
     return config
 
 
+def may_hold(config: Any, place: str) -> bool:
+    """Whether something stands at an id, or an object above it that could take it."""
+    above, _, _ = place.replace("#", SEPARATOR).rpartition(SEPARATOR)
+    return item_at(config, place) is not ABSENT or isinstance(item_at(config, above), Mapping)
+
+
 def absolute_text(text: str, path: Sequence[str]) -> str:
     """A config string with ``#`` as ``::`` and relative ids made absolute, as MONAI does before anything else."""
     text = text.replace("#", SEPARATOR)
@@ -215,16 +267,16 @@ def follow(config: Mapping[str, Any], place: str) -> str:
 
 def visited(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
     """Ids and contents of all at or below ``start``, or referred to from there, in the order of the text."""
-    waiting, seen = [start], set[str]()
+    waiting, seen = [start], set[str]()  # the next at the end
     while waiting:
-        place = waiting.pop(0)
+        place = waiting.pop()
         value = ABSENT if place in seen else item_at(config, place)
         seen.add(place)
         if value is ABSENT:
             continue
         yield place, value
         below = [f"{place}{SEPARATOR}{key}" for key, _ in _children(value)]
-        waiting[:0] = referred(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else below
+        waiting += reversed(referred(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else below)
 
 
 def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -302,6 +354,10 @@ class Parsed:
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self._config, self._where = config, where
         self._parser: ConfigParser | None = None
+
+    def afresh(self) -> Parsed:
+        """The same config, of which nothing is evaluated yet: components are made again."""
+        return Parsed(self._config, self._where)
 
     def get(self, place: str, default: Any = None) -> Any:
         """What the id ``place`` stands for, instantiated and evaluated; ``default`` where nothing stands.

@@ -148,15 +148,32 @@ def _loaders(config: Mapping[str, Any], evaluator: str | None) -> tuple[str, ...
     return tuple(dict.fromkeys(found))
 
 
+def _trainer(config: Mapping[str, Any]) -> str:
+    trainer = item_at(config, follow(config, _TRAINER))
+    return str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""
+
+
+def _is_ours(target: str) -> bool:
+    """Whether a trainer is medseg's own, or one of the bundle's scripts, which is asked when it is built."""
+    return "." in target and not target.startswith(("monai.", "ignite."))
+
+
+def trains_by_medseg(configs: Mapping[str, Any]) -> bool:
+    """Whether ``medseg train`` would begin with one of a bundle's configs, given by their paths in it."""
+    trainings = [
+        config for name, config in configs.items() if Path(name).stem == "train" and isinstance(config, Mapping)
+    ]
+    return any(_is_ours(_trainer(config)) for config in trainings)
+
+
 def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
     """Refuse a ``train.json`` that names a trainer of MONAI's: it has none of the ids that ``medseg train`` sets.
 
     Raises ``BundleError`` if there is no trainer in it, or one that is not medseg's.
     """
-    trainer = item_at(config, follow(config, _TRAINER))
-    target = str(trainer.get("_target_", "")) if isinstance(trainer, Mapping) else ""
-    if "." in target and not target.startswith(("monai.", "ignite.")):
-        return  # medseg's own, or one of the bundle's scripts, which is asked when it is built
+    target = _trainer(config)
+    if _is_ours(target):
+        return
     found = f"trains with {target.rpartition('.')[2]}" if target else f"has no trainer at {_TRAINER}"
     raise BundleError(
         f"the bundle {bundle} {found}; 'medseg train' needs medseg.training.AdversarialSegmentationTrainer with"

@@ -1,65 +1,81 @@
-"""How the process of a command starts: without network where a bundle's own code is to run, and quickly elsewhere.
+"""How the process of a command starts: behind a wall where a bundle runs, and quickly.
 
 ``import monai`` imports every module of MONAI, and with them ignite (which loads PyTorch's distributed training),
 matplotlib and scikit-learn: half of the time until the first case is read. MONAI does without them where they are not
-installed, so they are hidden from it while it is imported. That lasts for the life of the process, and is therefore
-done only in a process that is this one command.
+installed, so they are hidden from it while it is imported. That lasts for the life of the process, as the wall does,
+and both are therefore only for a process that is this one command.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import struct
-import subprocess
 import sys
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from medseg.cli._app import terminal
 from medseg.errors import UsageError
 
-_GET_FLAGS = 0x8913  # SIOCGIFFLAGS of Linux
-_UP = 0x1
+if TYPE_CHECKING:
+    from medseg.confinement import Reach
+
+_WITHOUT = "MEDSEG_UNCONFINED"
+"""Set to anything, no wall is raised: to compare, or where a system denies more than it was asked to."""
 
 
-def network_is_off() -> bool:
-    """Whether no network interface but the loopback is up."""
-    return not any(_is_up(name) for _, name in socket.if_nameindex() if name != "lo")
+def confine_command(
+    writable: Iterable[Path], reach: Reach | None = None, *, imports: str, own_code: bool = False
+) -> None:
+    """Raise the wall of :mod:`medseg.confinement` if this process is the command itself; tell what it cannot hold.
 
-
-def _is_up(name: str) -> bool:
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
-        answer = fcntl.ioctl(handle, _GET_FLAGS, struct.pack("256s", name.encode()))
-    return bool(struct.unpack_from("H", answer, 16)[0] & _UP)
-
-
-def cut_network() -> None:
-    """Return in a process without network: start this command line again in a network namespace of its own.
+    ``writable`` are folders that exist, ``reach`` is nothing by default, ``imports`` a module that the command needs.
 
     Raises
     ------
     UsageError
-        If the network is up and the system does not let this user cut it.
+        If a bundle's ``own_code`` is to run, and sockets cannot be denied.
     """
-    if not sys.platform.startswith("linux"):
-        raise UsageError(f"on {sys.platform} the network cannot be cut; use Linux, or a container without network")
-    if network_is_off():
+    if _is_program() and _WITHOUT not in os.environ:
+        from medseg.confinement import NOTHING, confine
+        from medseg.ingest.pseudonyms import pseudonym
+
+        pseudonym("made while its key can be kept")
+        _keep_bytecode(imports)
+        for note in confine(writable, reach or NOTHING):
+            terminal().print(f"note: {note}", markup=False)
+    if own_code and not _is_offline():
+        raise UsageError(
+            "a bundle's own code runs only without network, and this process cannot cut it: use the command medseg, "
+            f"without {_WITHOUT}, on Linux (x86-64 or ARM-64)"
+        )
+
+
+def _is_offline() -> bool:
+    try:
+        socket.socket().close()
+    except PermissionError:
+        return True
+    return False
+
+
+def _keep_bytecode(module: str) -> None:
+    """Let a child import what the command will, if nobody has yet: behind the wall each run would compile it anew."""
+    found = [spec.origin for spec in map(find_spec, ("monai", module)) if spec is not None and spec.origin is not None]
+    kept = [Path(cache_from_source(origin)) for origin in found]
+    lacking = [path for path in kept if not path.exists() and os.access(path.parent.parent, os.W_OK)]
+    if sys.dont_write_bytecode or not lacking:
         return
-    unshare = shutil.which("unshare")
-    again = [sys.executable, "-m", "medseg", *sys.argv[1:]]
-    for options in (["--net"], ["--user", "--map-current-user", "--net"]):
-        if unshare and _works([unshare, *options]):
-            os.execv(unshare, [unshare, *options, "--", *again])  # noqa: S606  no shell is wanted
-    raise UsageError(
-        "a bundle's own code runs only without network, and this system does not let medseg cut it (unshare failed); "
-        "run the command in a container without network, such as docker run --network none"
-    )
-
-
-def _works(command: list[str]) -> bool:
-    return subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0  # noqa: S603  our words
+    child = os.fork()
+    if child == 0:
+        try:
+            import_module(module)
+        finally:  # what goes wrong is told where it is imported to be used
+            os._exit(0)
+    os.waitpid(child, 0)
 
 
 _HIDDEN = ("ignite", "matplotlib", "pandas", "sklearn", "tensorboard")

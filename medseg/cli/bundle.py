@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
+from medseg.cli._startup import confine_command
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
@@ -136,9 +137,10 @@ def verify(bundle: BundleArgument) -> Outcome:
     Example: medseg bundle verify bundles/hippocampus_mri_segmentation
     """
     from medseg.bundle import Bundle
-    from medseg.sharing import verify as verify_bundle
 
     opened = Bundle.open(bundle)
+    confine_command([], imports="medseg.sharing")
+    from medseg.sharing import verify as verify_bundle
     from medseg.trust.trust_files import trust_state
 
     outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
@@ -230,9 +232,9 @@ def export(
     from medseg.bundle import Bundle
 
     Bundle.open(bundle)
+    confine_command([prepare_file(output).parent], imports="medseg.conversion")
     from medseg.conversion import export as export_bundle
 
-    prepare_file(output)
     made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
-from medseg.cli.train import Datalist, DatasetDir, Device, Settings
+from medseg.cli.train import Datalist, DatasetDir, Device, Settings, confine_training
 from medseg.errors import UsageError
+from medseg.files import prepare_folder
 
 
 @app.command()
@@ -39,6 +40,7 @@ def crossval(
 
     chosen = None if folds is None else _numbers(folds)
     Bundle.open(bundle).check_trainable()  # told before seconds go into imports
+    confine_training([bundle, *([] if output is None else [prepare_folder(output)])], settings)
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.cli._progress import TrainingProgress
     from medseg.training.configuration import parse_overrides

@@ -16,6 +16,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from medseg.cli._app import Outcome, app, command, terminal
+from medseg.confinement import can_filter_sockets, lacking, landlock_version
 
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {
@@ -48,6 +49,8 @@ class Diagnosis:
         What ``--device`` accepts here, with its name.
     decoders
         DICOM transfer syntax → whether its pixel data can be decoded.
+    landlock, denies_sockets
+        Version of the wall around a bundle's process (0: none), and whether that denies it sockets.
     extras
         Extra → whether it is installed completely.
     problems, advice
@@ -63,6 +66,8 @@ class Diagnosis:
     cpu: Mapping[str, Any]
     devices: Mapping[str, str]
     decoders: Mapping[str, bool]
+    landlock: int
+    denies_sockets: bool
     extras: Mapping[str, bool]
     problems: tuple[str, ...]
     advice: tuple[str, ...]
@@ -89,9 +94,11 @@ def diagnose() -> Diagnosis:
         cpu=_cpu(),
         devices=_devices(),
         decoders=decoders,
+        landlock=landlock_version(),
+        denies_sockets=can_filter_sockets(),
         extras=extras,
         problems=tuple(f"{name} is not installed" for name, found in versions.items() if found is None),
-        advice=tuple(_advice(extras, decoders, memory_gb, free_gb)),
+        advice=(*_advice(extras, decoders, memory_gb, free_gb), *lacking()),
     )
 
 
@@ -206,11 +213,13 @@ def doctor() -> Outcome:
     found = diagnose()
     _show("Versions", {name: version or "[red]missing[/red]" for name, version in found.versions.items()})
     bf16 = "bf16 in hardware" if found.cpu["bf16_in_hardware"] else "no bf16 in hardware, fp32 is used"
+    wall = f"Landlock {found.landlock}" if found.landlock else "none"
     machine = {
         "system": f"{found.system}, Python {found.python}",
         "cores": f"{found.cores} ({found.cpu['capability']}, {bf16})",
         "CPU features": ", ".join(found.cpu["features"]) or "not known on this system",
         "memory": f"{found.memory_gb} GiB",
+        "wall around bundles": f"{wall}, {'no sockets' if found.denies_sockets else 'sockets not denied'}",
         "free for temporary files": f"{found.free_disk_gb} GiB",
     }
     _show("Machine", machine)

@@ -13,10 +13,10 @@ import typer
 
 from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
 from medseg.cli._progress import progress_bar
-from medseg.cli._startup import cut_network, import_monai_quickly
+from medseg.cli._startup import confine_command, import_monai_quickly
 from medseg.errors import UsageError
-from medseg.files import shown
-from medseg.inference.run.options import RunOptions
+from medseg.files import prepare_folder, shown
+from medseg.inference.run.options import RunOptions, parse_place
 
 if TYPE_CHECKING:
     from medseg.bundle import Permission
@@ -105,9 +105,8 @@ def infer(
     missing = [str(path) for path in inputs if not path.exists()]
     if missing:
         raise UsageError(f"no such file or folder: {', '.join(missing[:5])}")
-    if trust_bundle:
-        cut_network()
-    else:
+    _confine(output, options.cluster, own_code=trust_bundle)
+    if not trust_bundle:  # its own code may need the whole of MONAI
         import_monai_quickly()
     from medseg.inference.run.batch import run_batch
 
@@ -117,6 +116,20 @@ def infer(
         report = run_batch(opened, inputs, output, options, progress=progress.show, announce=progress.say)
     _say(report, profile=profile)
     return Outcome(report.content, report.complete)
+
+
+def _confine(output: Path, cluster: str | None, *, own_code: bool) -> None:
+    """Behind the wall nothing is reached but the workers of ``--cluster``; those started elsewhere stand outside."""
+    from medseg.confinement import NETWORK, NOTHING
+
+    kind = parse_place(cluster).kind if cluster else None
+    folder = prepare_folder(output)
+    if kind not in (None, "local") and not own_code:
+        told = "workers on other machines are not confined by medseg: only a bundle's audit stands there"
+        terminal().print(f"note: {told}", markup=False)
+        return
+    reach = NETWORK if kind == "local" and not own_code else NOTHING
+    confine_command([folder], reach, imports="medseg.inference.run.batch", own_code=own_code)
 
 
 class _Progress:

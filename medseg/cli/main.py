@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from medseg._safe_path import forget_current_folder
 from medseg.cli._app import app
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
@@ -24,6 +25,7 @@ def load_commands(*names: str) -> None:
 
 def main() -> None:
     """Entry point of the ``medseg`` command."""
+    forget_current_folder()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # names on disk need not be valid text

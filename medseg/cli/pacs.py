@@ -6,14 +6,18 @@ import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import typer
 
 from medseg.cli._app import Outcome, app, command, terminal
+from medseg.cli._startup import confine_command
 from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
     from medseg.pacs import PacsSettings, Remote
+    from medseg.pacs.settings import ListenerSettings, RunSettings
 
 pacs_app = typer.Typer(help="DICOM network and DICOMweb: echo, find, fetch, send, listen, run.", no_args_is_help=True)
 app.add_typer(pacs_app, name="pacs")
@@ -34,8 +38,29 @@ def _remote(node: str, settings: Path | None) -> Remote:
     return open_remote(parse_node(node, _settings(settings)))
 
 
+def _confine(settings: PacsSettings, work: ListenerSettings | RunSettings) -> None:
+    """Behind the wall a node writes to its own folder, hears on its own ports and speaks to those of its peers."""
+    from medseg.confinement import Reach
+    from medseg.pacs.settings import DicomNode, ListenerSettings
+
+    heard, spoken = {0}, {53}  # whence it speaks is free; names may be asked for over TCP
+    if isinstance(work, ListenerSettings):
+        heard |= {work.port, work.health_port or 0}
+    for node in settings.nodes.values():
+        if isinstance(node, DicomNode):
+            heard.add(node.move_port or 0)
+            spoken.add(node.port)
+        else:
+            url = urlsplit(node.url)
+            spoken.add(url.port or {"http": 80}.get(url.scheme, 443))
+    connect = None if getproxies() else tuple(spoken)
+    confine_command([prepare_folder(work.folder)], Reach(tuple(heard), connect), imports="medseg.inference.run.batch")
+
+
 def _say_devices(settings: PacsSettings) -> None:
     """Say on what each route computes, and find out now whether it can."""
+    if not settings.routes:
+        return  # a node that only keeps what comes needs no torch, which takes 400 MB
     from medseg.inference import Options
     from medseg.inference.run.batch import computing
 
@@ -143,13 +168,14 @@ def listen(
     Example: medseg pacs listen pacs.toml
     """
     from medseg.errors import Interrupted
-    from medseg.pacs import read_settings
-    from medseg.pacs.listener import Listener
+    from medseg.pacs.settings import read_settings
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     found = read_settings(settings)
     if found.listener is not None:
-        prepare_folder(found.listener.folder)
+        _confine(found, found.listener)
+    from medseg.pacs.listener import Listener
+
     _say_devices(found)
     with Listener(found) as listener:
         terminal().print(f"listening on port {listener.port}; stop with Ctrl-C")
@@ -172,14 +198,15 @@ def run(
     Example: medseg pacs run pacs.toml
     """
     from medseg.errors import Interrupted
-    from medseg.pacs import read_settings
-    from medseg.pacs.study_loop import answer_studies
+    from medseg.pacs.settings import read_settings
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = terminal()
     found = read_settings(settings)
     if found.run is not None:
-        prepare_folder(found.run.folder)
+        _confine(found, found.run)
+    from medseg.pacs.study_loop import answer_studies
+
     _say_devices(found)
     try:
         answered = answer_studies(found, progress=lambda study, state: console.print(f"{study}  {state}"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
-from medseg.cli._startup import cut_network
+from medseg.cli._startup import confine_command
 from medseg.errors import UsageError
 from medseg.files import prepare_folder
 
@@ -58,14 +59,17 @@ def train(
     Example: medseg train bundles/hippocampus_mri_segmentation --dataset-dir Task04_Hippocampus --fold 0
     --output runs/fold0 --set epochs=10
     """
-    _check(bundle, output, publishes=publish or publish_final)
+    publishes = publish or publish_final
+    _check(bundle, output, publishes=publishes)
+    written = [] if output is None else [output]
+    if publishes or output is None:
+        written.append(bundle)
+    confine_training(written, settings, own_code=trust_bundle)
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._progress import TrainingProgress
     from medseg.training import train_bundle
     from medseg.training.configuration import parse_overrides
 
-    if trust_bundle:
-        cut_network()
     with TrainingProgress(terminal()) as progress:
         result = train_bundle(
             bundle,
@@ -100,6 +104,20 @@ def _check(bundle: Path, output: Path | None, *, publishes: bool) -> None:
         prepare_folder(output)
 
 
+def confine_training(writable: list[Path], settings: list[str] | None, *, own_code: bool = False) -> None:
+    """Behind the wall training writes to these folders, and reaches what the user has asked for: its own processes on
+    other GPUs, and the MLflow of ``--set mlflow=``; not one that the bundle names."""
+    from medseg.confinement import NETWORK, WORKERS
+
+    reach = NETWORK if "RANK" in os.environ and not own_code else WORKERS
+    address = next((text.removeprefix("mlflow=") for text in settings or () if text.startswith("mlflow=")), "")
+    if address.startswith("sqlite:///"):
+        writable = [*writable, prepare_folder(Path(address.removeprefix("sqlite:///")).parent)]
+    elif address and not own_code:
+        reach = NETWORK
+    confine_command(writable, reach, imports="medseg.training", own_code=own_code)
+
+
 def _told(bundle: Path, result: TrainingResult) -> Outcome:
     from medseg.bundle import Bundle
     from medseg.trust.trust_files import trust_state
@@ -107,6 +125,9 @@ def _told(bundle: Path, result: TrainingResult) -> Outcome:
     console, metric = terminal(), result.best_metric
     best = "no validation" if metric is None else f"best {metric:.4f} in epoch {result.best_epoch}"
     console.print(f"trained {result.epochs} epochs ({best}); everything is in {result.output}")
+    if result.discriminator is not None:
+        missing = "" if result.discriminator["accepted"] else "not "
+        console.print(f"the discriminator is {missing}accepted as a judge; run.json has its figures")
     if result.published is not None:
         console.print(f"published {result.published}")
         if trust_state(Bundle.open(bundle)).state == "stale":

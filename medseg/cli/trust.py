@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
+from medseg.cli._startup import confine_command
 from medseg.files import prepare_file
 
 if TYPE_CHECKING:
@@ -57,10 +58,13 @@ def fit(
 
     Example: medseg trust fit bundles/hippocampus_mri_segmentation --predictions results --references corrected
     """
-    from medseg.workflows.trust_fit import FitRequest, recalibrate
+    from medseg.confinement import WORKERS
 
     if bundle.is_dir():
         prepare_file(bundle / "trust" / "calibration.json")
+        confine_command([bundle], WORKERS, imports="medseg.workflows.trust_fit")
+    from medseg.workflows.trust_fit import FitRequest, recalibrate
+
     request = FitRequest(
         bundle,
         predictions,

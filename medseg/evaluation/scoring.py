@@ -21,6 +21,7 @@ from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import Pair
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
 from medseg.labels.label_map import read_label_map
+from medseg.resources import safe_children
 
 POOL_PAYS_AFTER_SECONDS = 3.0
 """Starting workers takes seconds; small cases are finished by then."""
@@ -112,11 +113,14 @@ def _on_grid(prediction: NDArray[Any], grid: Geometry, reference: Geometry) -> t
 
 def _in_pool(score: Callable[[Pair], ScoredCase], pairs: Sequence[Pair], workers: int) -> Iterator[ScoredCase]:
     """At most two cases per worker are under way, so memory does not grow with the number of cases."""
-    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with safe_children():  # the resource tracker is started here, each worker with the first cases
+        made = ProcessPoolExecutor(min(workers, len(pairs)), mp_context=multiprocessing.get_context("spawn"))
+    with made as pool:
         pending: set[Future[ScoredCase]] = set()
         try:
             for pair in pairs:
-                pending.add(pool.submit(score, pair))
+                with safe_children():
+                    pending.add(pool.submit(score, pair))
                 if len(pending) >= 2 * workers:
                     finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in finished)

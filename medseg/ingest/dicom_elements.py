@@ -125,7 +125,7 @@ def read_elements(path: str | os.PathLike[str], wanted: AbstractSet[int]) -> Ele
         found.has_meta = start > 0 or position > 0
         found.transfer_syntax = syntax or _shown_syntax(source.buffer[position : position + 6])
         if found.transfer_syntax == DEFLATED:
-            source, position = _InflatedBytes(descriptor, position), 0
+            source, position = _InflatedBytes(descriptor, position, MAX_HEADER_BYTES), 0
             source.grow(_FIRST_READ)
         if not found.truncated:
             walk = _Walk(source, found, wanted, _LAST_PIXEL_TAG, found.byte_order)
@@ -147,7 +147,7 @@ def inflate(path: str | os.PathLike[str], offset: int, end: int) -> bytes:
     """The first ``end`` bytes of the deflated data set that begins at ``offset``; fewer if it is shorter."""
     descriptor, _ = _open(path)
     try:
-        source = _InflatedBytes(descriptor, offset)
+        source = _InflatedBytes(descriptor, offset, end)
         source.grow(end)
         return source.buffer[:end]
     finally:
@@ -191,19 +191,19 @@ class _FileBytes:
 
 
 class _InflatedBytes:
-    """The begin of a deflated data set; what it expands to is bounded by what is asked for."""
+    """The begin of a deflated data set; what it expands to is bounded by what is asked for, and by ``most`` bytes."""
 
-    def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor, self._offset, self.buffer = descriptor, offset, b""
+    def __init__(self, descriptor: int, offset: int, most: int) -> None:
+        self._descriptor, self._offset, self._most, self.buffer = descriptor, offset, most, b""
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
 
     def grow(self, end: int) -> bool:
         """Inflate on until ``end``; false if the data end before or are damaged."""
-        parts, length = [self.buffer], len(self.buffer)
+        parts, length, aim = [self.buffer], len(self.buffer), min(end, self._most)
         try:
-            while length < end and not self._inflater.eof:
+            while length < aim and not self._inflater.eof:
                 packed = self._inflater.unconsumed_tail or self._read()
-                part = self._inflater.decompress(packed, end - length) if packed else self._inflater.flush()
+                part = self._inflater.decompress(packed, aim - length) if packed else self._inflater.flush()
                 parts.append(part)
                 length += len(part)
                 if not packed:

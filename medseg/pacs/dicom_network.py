@@ -118,7 +118,8 @@ class NetworkRemote:
         """Bring a study or series by C-GET, which needs no port of our own, or by C-MOVE if the node wants that."""
         arrival = Arrival(study_uid, folder, meter or self.meter())
         bring = self._move if self._node.retrieve == "move" else self._get
-        return bring(identifier_of(study_uid, series_uid), arrival)
+        with arrival.incoming:
+            yield from bring(identifier_of(study_uid, series_uid), arrival)
 
     def meter(self) -> Meter:
         """Counter of one transfer under this node's limits."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ try:
     import requests
     from dicomweb_client.api import DICOMwebClient
     from dicomweb_client.session_utils import create_session, create_session_from_user_pass
+    from urllib3.exceptions import HTTPError as TransportError
 except ImportError as error:
     raise MissingDependency("dicomweb-client", "pacs", "DICOMweb") from error
 
@@ -31,6 +34,55 @@ _BATCH_BYTES = 64 * 2**20
 
 _CONTENT_REFUSED = (400, 409, 413, 415, 422)
 """HTTP states that may be the fault of one instance in a request, not of the URL or the credentials."""
+
+
+_MOST_LIST_BYTES = 256 * 2**20
+"""Largest list of matches that is read."""
+
+_MOST_REDIRECTS = 3
+_CHUNK_BYTES = 2**16
+_MIN_BYTES_PER_SECOND = 1024
+
+_UNREADABLE = (InvalidDicomError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error)
+"""What reading an answer raises that is not what was asked for."""
+
+
+class _Held:
+    """A hook of requests that holds the answers of a server to a size and a pace, as they come.
+
+    ``taken`` counts the bytes since it was last set to 0. Answers must not be packed: asked for so, and checked.
+    """
+
+    def __init__(self, node: WebNode) -> None:
+        self._node, self.taken = node, 0
+
+    def __call__(self, response: requests.Response, **_: object) -> requests.Response:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise PacsError(f"{self._node} packs what it answers, which was not asked for")
+        response.iter_content = partial(self._chunks, response)
+        return response
+
+    def _chunks(self, response: requests.Response, *_: object, **__: object) -> Iterator[bytes]:
+        is_instance = "json" not in (kind := response.headers.get("Content-Type", "")) and "xml" not in kind
+        most = self._node.max_instance_mb * 2**20 if is_instance else _MOST_LIST_BYTES
+        begin, received, self.taken = time.monotonic(), 0, 0
+        with response:
+            while chunk := self._next(response):
+                self.taken += len(chunk)
+                if self.taken > most:
+                    raise PacsError(f"{self._node} answers more than {most / 2**20:g} MiB, and does not come to an end")
+                yield chunk
+                received += len(chunk)
+                if (now := time.monotonic()) - begin > self._node.timeout_seconds:
+                    if received < _MIN_BYTES_PER_SECOND * (now - begin):
+                        raise PacsError(f"{self._node} answers too slowly to come to an end")
+                    begin, received = now, 0
+
+    def _next(self, response: requests.Response) -> bytes:
+        try:
+            return bytes(response.raw.read1(_CHUNK_BYTES, decode_content=False))
+        except TransportError as error:
+            raise requests.ConnectionError(error) from error
 
 
 class _ContentRefused(PacsError):
@@ -47,7 +99,11 @@ class WebRemote:
         if node.ca:
             session.verify = node.ca
         headers = {"Authorization": f"Bearer {token}"} if token else None
-        self._client = DICOMwebClient(node.url, session=session, headers=headers)
+        self._held = _Held(node)
+        session.hooks["response"].append(self._held)
+        session.headers["Accept-Encoding"] = "identity"
+        session.max_redirects = _MOST_REDIRECTS
+        self._client = DICOMwebClient(node.url, session=session, headers=headers, timeout=node.timeout_seconds)
         self._client.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=200)
 
     def echo(self) -> float:
@@ -60,7 +116,7 @@ class WebRemote:
         """Studies or series that match; at most ``limit``."""
         search = self._client.search_for_series if level == "SERIES" else self._client.search_for_studies
         found = self._call(search, search_filters=dict(query), limit=limit)
-        return [StudyMatch.of(Dataset.from_json(item)) for item in found]
+        return [self._call(lambda item: StudyMatch.of(Dataset.from_json(item)), item) for item in found]
 
     def meter(self) -> Meter:
         """Counter of one transfer under this server's limits."""
@@ -76,10 +132,10 @@ class WebRemote:
         else:
             arriving = self._call(self._client.iter_study, study_uid, media_types=_AS_STORED)
         while (instance := self._call(next, arriving, None)) is not None:
-            buffer = BytesIO()
-            dcmwrite(buffer, instance)
-            meter.count(buffer.getbuffer().nbytes)
-            yield self._keep(folder, study_uid, str(instance.SOPInstanceUID), buffer.getvalue())
+            self._held.taken = 0
+            data = self._call(_encoded, instance, study_uid)
+            meter.count(len(data))
+            yield self._keep(folder, study_uid, str(instance.SOPInstanceUID), data)
 
     def _keep(self, folder: Path, study_uid: str, sop_instance_uid: str, data: bytes) -> Path:
         try:
@@ -149,6 +205,17 @@ class WebRemote:
             raise PacsError(f"{self._node} answered HTTP {status}; check the URL and the credentials") from error
         except requests.RequestException as error:
             raise PacsError(f"{self._node} cannot be reached ({type(error).__name__}); check the URL") from error
+        except _UNREADABLE as error:
+            raise PacsError(f"{self._node} answered what cannot be read ({type(error).__name__})") from error
+
+
+def _encoded(instance: Dataset, study_uid: str) -> bytes:
+    """The bytes of an instance's file. Raises ``ValueError`` if it is of another study."""
+    if str(instance.StudyInstanceUID) != study_uid or not instance.SOPInstanceUID:
+        raise ValueError("an instance of another study")
+    buffer = BytesIO()
+    dcmwrite(buffer, instance)
+    return buffer.getvalue()
 
 
 def _size(path: Path) -> int:

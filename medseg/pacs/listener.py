@@ -1,20 +1,15 @@
 """The listening node: receives studies, never blocks the sender, survives being killed.
 
 An instance is acknowledged only after its file has its final name and the queue knows it; computing and sending
-happen in another thread. Health and metrics are told over HTTP on loopback: ``/health`` as JSON, ``/metrics`` for
-Prometheus.
+happen in another thread. What a stranger may ask of the port is bounded by :mod:`medseg.pacs.doorway`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, get_args
+from contextlib import ExitStack
+from typing import Any
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -28,9 +23,11 @@ from pydicom.uid import (
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import remove_leftovers
-from medseg.pacs.queue import Queue, State
-from medseg.pacs.receive import LABELMAP_STORAGE, no_delay, storage_entity, store_instance
-from medseg.pacs.settings import ListenerSettings, PacsSettings
+from medseg.pacs.health import HealthServer
+from medseg.pacs.incoming import Arrived, Incoming, clear_incoming
+from medseg.pacs.queue import Queue
+from medseg.pacs.receive import LABELMAP_STORAGE, hash_uid, open_port, storage_entity, store_file
+from medseg.pacs.settings import PacsSettings
 from medseg.pacs.study_worker import Compute, Worker, routes_kept_open
 
 try:
@@ -44,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 _SUCCESS = 0x0000
 _OUT_OF_RESOURCES = 0xA700
+_ANOTHER_INSTANCE = 0xA900
 _CANNOT_UNDERSTAND = 0xC000
 
 _RESULTS = frozenset(
@@ -71,113 +69,74 @@ class Listener:
         self.queue = Queue(self._settings.folder / "queue.sqlite")
         self._studies = self._settings.folder / "studies"
         self._worker = Worker(settings, self._settings, self.queue, compute or routes_kept_open())
-        self._health = HealthServer(self._settings, self.queue) if self._settings.health_port is not None else None
-        self._server: Any = None
+        self._running = ExitStack()
 
     def __enter__(self) -> Listener:
+        settings = self._settings
         for folder in self._studies.glob("*"):
             remove_leftovers(folder)
+        clear_incoming(settings.folder)
         self.queue.recover()
-        settings = self._settings
-        entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.max_associations)
+        entity = storage_entity(settings.ae_title, settings.allowed_callers, settings.port_limits)
         entity.add_supported_context(Verification)
-        self._server = entity.start_server(
-            (settings.host, settings.port),
-            block=False,
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, no_delay),
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_C_ECHO, lambda _: _SUCCESS),
-            ],
-            ssl_context=settings.tls.context(server=True) if settings.tls else None,
-        )
-        self._worker.start()
-        if self._health:
-            self._health.start()
+        with ExitStack() as running:
+            running.callback(self.queue.close)
+            incoming = Incoming(settings.folder, settings.max_instance_mb, settings.min_free_gb)
+            self._incoming = running.enter_context(incoming)
+            self._worker.start()
+            running.callback(self._worker.stop)
+            self._port, refused = running.enter_context(
+                open_port(
+                    entity,
+                    (settings.host, settings.port),
+                    [(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, lambda _: _SUCCESS)],
+                    limits=settings.port_limits,
+                    max_associations=settings.max_associations,
+                    incoming=incoming,
+                    tls=settings.tls,
+                )
+            )
+            if settings.health_port is not None:
+                self._health = HealthServer(settings, self.queue, refused.counts)
+                running.enter_context(self._health)
+            self._running = running.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._worker.stop()
-        if self._health:
-            self._health.stop()
-        self.queue.close()
+        self._running.close()
 
     @property
     def port(self) -> int:
         """Port that the node listens on (the one chosen, when the settings say 0)."""
-        return int(self._server.server_address[1])
+        return self._port
 
     def _store(self, event: Any) -> int:
-        settings = self._settings
-        data = event.encoded_dataset()
-        if len(data) > settings.max_instance_mb * 2**20:
-            return _OUT_OF_RESOURCES
-        if shutil.disk_usage(settings.folder).free < settings.min_free_gb * 2**30:
-            _log.error("less than %g GB are free in the listener's folder: instances are refused", settings.min_free_gb)
-            return _OUT_OF_RESOURCES
-        study_uid = str(event.dataset.get("StudyInstanceUID", ""))
-        if not study_uid:
-            return _CANNOT_UNDERSTAND
+        """Handler of C-STORE. Nothing of what came is told, since it may name a patient."""
         try:
-            path, changed = store_instance(self._studies, study_uid, str(event.request.AffectedSOPInstanceUID), data)
+            with self._incoming.file(event) as arrived:
+                if isinstance(arrived, str):
+                    _log.error("an instance was refused: %s", arrived)
+                    return _OUT_OF_RESOURCES
+                return self._keep(event, arrived)
         except OSError as error:
             _log.error("an instance could not be written: %s", error.strerror)
             return _OUT_OF_RESOURCES
-        if event.request.AffectedSOPClassUID in _RESULTS:
+        except Exception as error:  # noqa: BLE001  pynetdicom would log what the error says
+            _log.error("an instance could not be understood: %s", type(error).__name__)
+            return _CANNOT_UNDERSTAND
+
+    def _keep(self, event: Any, arrived: Arrived) -> int:
+        if not arrived.study_uid:
+            return _CANNOT_UNDERSTAND
+        if arrived.sop_instance_uid != str(event.request.AffectedSOPInstanceUID):
+            _log.error("an instance was refused: its data set has another SOPInstanceUID than its request")
+            return _ANOTHER_INSTANCE
+        study, is_result = hash_uid(arrived.study_uid), event.request.AffectedSOPClassUID in _RESULTS
+        if not is_result and self.queue.is_full(study, self._settings.max_open_studies):
+            _log.error("an instance was refused: %d studies wait for an answer", self._settings.max_open_studies)
+            return _OUT_OF_RESOURCES
+        path, changed = store_file(self._studies, arrived)
+        if is_result:
             return _SUCCESS  # kept, but no reason to compute: an archive that forwards our results would start a loop
-        self.queue.arrived(path.parent.name, path.stem, changed=changed, now=time.time())
+        self.queue.arrived(study, path.stem, changed=changed, now=time.time())
         return _SUCCESS
-
-
-class HealthServer:
-    """Answers on 127.0.0.1 only; shows counts, never identities."""
-
-    def __init__(self, settings: ListenerSettings, queue: Queue) -> None:
-        def counts() -> dict[str, int]:
-            found = Counter(study.state for study in queue.studies())
-            return {state: found.get(state, 0) for state in get_args(State)}
-
-        class Handler(BaseHTTPRequestHandler):
-            """Answers /health and /metrics."""
-
-            def do_GET(self) -> None:
-                free = shutil.disk_usage(settings.folder).free
-                if self.path == "/health":
-                    healthy = free >= settings.min_free_gb * 2**30
-                    body = json.dumps({"status": "ok" if healthy else "disk-full", "studies": counts()})
-                    self._answer(200 if healthy else 503, "application/json", body)
-                elif self.path == "/metrics":
-                    lines = [f'medseg_studies{{state="{state}"}} {count}' for state, count in counts().items()]
-                    self._answer(200, "text/plain; version=0.0.4", "\n".join([*lines, f"medseg_free_bytes {free}", ""]))
-                else:
-                    self._answer(404, "text/plain", "found are /health and /metrics\n")
-
-            def _answer(self, status: int, kind: str, body: str) -> None:
-                data = body.encode()
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                """Stay silent: a probe every few seconds would fill the log."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", settings.health_port or 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="medseg-health", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """Port that is really listened on."""
-        return self._server.server_port
-
-    def start(self) -> None:
-        """Start answering."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

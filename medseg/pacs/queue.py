@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 State = Literal["receiving", "waiting", "running", "sending", "done", "failed"]
 
@@ -168,6 +168,18 @@ class Queue:
     def mark_sent(self, study: str, file: str, destination: str) -> None:
         """Note that a result reached a destination."""
         self._do("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", study, file, destination)
+
+    def counts(self) -> dict[State, int]:
+        """How many studies there are in each state."""
+        found = dict(self._do("SELECT state, COUNT(*) FROM study GROUP BY state"))
+        return {state: found.get(state, 0) for state in get_args(State)}
+
+    def is_full(self, study: str, most: int) -> bool:
+        """Whether so many studies are not answered yet that ``study``, if it is new or was answered, must wait."""
+        if self.state_of(study) not in (None, "done", "failed"):
+            return False
+        counts = self.counts()
+        return sum(counts.values()) - counts["done"] - counts["failed"] >= most
 
     def studies(self) -> list[Study]:
         """Every study, oldest arrival first."""

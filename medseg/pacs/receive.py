@@ -6,12 +6,18 @@ StudyInstanceUID: UIDs from the network are never part of a path, and the same i
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import logging
 import socket
+import struct
+import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,9 +26,12 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
-from medseg.files import write_bytes
+from medseg.files import atomic_path, write_bytes
+from medseg.ingest.dicom_elements import DEFLATED
+from medseg.pacs.doorway import Doorway, Refusals
+from medseg.pacs.incoming import Arrived, Incoming
 from medseg.pacs.remote import Meter, PacsError
-from medseg.pacs.settings import DicomNode
+from medseg.pacs.settings import DicomNode, PortLimits, Tls
 
 
 def hash_uid(uid: str) -> str:
@@ -36,11 +45,33 @@ def store_instance(folder: Path, study_uid: str, sop_instance_uid: str, data: by
     Returns the path, and whether it is new; a file that says the same is left alone, a different one under the same
     SOPInstanceUID is replaced and counts as new.
     """
-    path = folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
+    path = _place(folder, study_uid, sop_instance_uid)
     if path.is_file() and _same(path.read_bytes(), data):
         return path, False
     write_bytes(path, data)
     return path, True
+
+
+def store_file(folder: Path, arrived: Arrived) -> tuple[Path, bool]:
+    """As :func:`store_instance`, by moving a file of the same file system."""
+    path = _place(folder, arrived.study_uid, arrived.sop_instance_uid)
+    with _COMPARING:
+        if path.is_file() and _same_file(path, arrived.path):
+            return path, False
+    with atomic_path(path) as partial:
+        arrived.path.replace(partial)
+    return path, True
+
+
+def _place(folder: Path, study_uid: str, sop_instance_uid: str) -> Path:
+    return folder / hash_uid(study_uid) / f"{hash_uid(sop_instance_uid)}.dcm"
+
+
+def _same_file(known: Path, other: Path) -> bool:
+    if filecmp.cmp(known, other, shallow=False):
+        return True
+    small = max(known.stat().st_size, other.stat().st_size) <= _COMPARED_BYTES
+    return small and _same(known.read_bytes(), other.read_bytes())
 
 
 def _same(known: bytes, data: bytes) -> bool:
@@ -52,11 +83,15 @@ def _same(known: bytes, data: bytes) -> bool:
             warnings.simplefilter("ignore", UserWarning)  # odd values are no matter here
             one, other = _elements(known), _elements(data)
             return one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID and one == other
-    except (InvalidDicomError, EOFError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+    except (InvalidDicomError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error):
         return False  # what cannot be read cannot be known to be the same
+    except RuntimeError:  # nested too deep, or not implemented
+        return False
 
 
 def _elements(data: bytes) -> Dataset:
+    if DEFLATED.encode() in data[:_META_BYTES]:
+        raise ValueError("inflated, it may be of any size")
     dataset: Dataset = dcmread(BytesIO(data))
     for tag in [tag for tag in dataset.keys() if tag.element == 0 or tag == 0xFFFCFFFC]:  # noqa: SIM118  a Dataset yields values
         del dataset[tag]  # lengths of groups, padding at the end
@@ -68,6 +103,8 @@ try:
 except ImportError as error:
     raise MissingDependency("pynetdicom", "pacs", "the DICOM network") from error
 
+_log = logging.getLogger(__name__)
+
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage, which pydicom and pynetdicom do not name yet."""
 
@@ -75,6 +112,11 @@ _SUCCESS = 0x0000
 _REFUSED = 0xA700
 _WRONG_STUDY = 0xA900
 _MOST_ASSOCIATIONS = 4
+_PLACES_ARE_COUNTED_BEFORE = 10_000
+_COMPARED_BYTES = 64 * 2**20
+"""Largest file that is compared element by element with what is known under its name."""
+_META_BYTES = 1024
+_COMPARING = threading.Lock()
 
 
 def no_delay(event: Any) -> None:
@@ -98,18 +140,22 @@ class Arrival:
     def __init__(self, study_uid: str, folder: Path, meter: Meter) -> None:
         self._study_uid, self._folder, self._meter = study_uid, folder, meter
         self._arrived: deque[Path] = deque()
+        self.incoming = Incoming(folder)
         self.failure: PacsError | None = None
 
     def store(self, event: Any) -> int:
         """Handler of C-STORE; after a failure everything is refused, so that the peer comes to its end."""
         if self.failure is not None:
             return _REFUSED
-        if str(event.dataset.get("StudyInstanceUID", "")) != self._study_uid:
-            return _WRONG_STUDY
-        data = event.encoded_dataset()
         try:
-            self._meter.count(len(data))
-            path, _ = store_instance(self._folder, self._study_uid, str(event.request.AffectedSOPInstanceUID), data)
+            with self.incoming.file(event) as arrived:
+                if isinstance(arrived, str):
+                    raise PacsError(f"an instance was refused: {arrived}")
+                if arrived.study_uid != self._study_uid:
+                    return _WRONG_STUDY
+                self._meter.count(arrived.path.stat().st_size)
+                named = replace(arrived, sop_instance_uid=str(event.request.AffectedSOPInstanceUID))
+                path, _ = store_file(self._folder, named)
         except PacsError as error:
             self.failure = error
             return _REFUSED
@@ -127,16 +173,68 @@ class Arrival:
             raise self.failure
 
 
-def storage_entity(ae_title: str, callers: Sequence[str], max_associations: int) -> AE:
+def storage_entity(ae_title: str, callers: Sequence[str], limits: PortLimits) -> AE:
     """Application entity that takes every kind of instance in every transfer syntax from ``callers``."""
     entity = AE(ae_title=ae_title)
     entity.require_called_aet = True
     entity.require_calling_aet = list(callers)
-    entity.maximum_associations = max_associations
-    entity.maximum_pdu_size = 0
+    entity.maximum_associations = _PLACES_ARE_COUNTED_BEFORE
+    entity.maximum_pdu_size = int(limits.max_pdu_kb * 2**10)
+    entity.network_timeout = limits.idle_seconds
     for context in AllStoragePresentationContexts:
         entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
     return entity
+
+
+def _contain(event: Any) -> None:
+    """Let the two threads of an association end without a word of what the peer sent, whatever it has led them to."""
+    association, connection = event.assoc, event.assoc.dul.socket.socket
+    association.run = partial(_run_contained, association.run, connection.close)
+    association.dul.run = partial(_run_contained, association.dul.run, lambda: None)
+
+
+def _run_contained(run: Callable[[], None], then: Callable[[], None]) -> None:
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001  pynetdicom raises in states that a hostile peer can bring about
+        _log.warning("an association ended by %s", type(error).__name__)
+    finally:
+        then()
+
+
+@contextmanager
+def open_port(
+    entity: AE,
+    address: tuple[str, int],
+    handlers: Sequence[Any],
+    *,
+    limits: PortLimits,
+    max_associations: int,
+    incoming: Incoming,
+    tls: Tls | None,
+) -> Iterator[tuple[int, Refusals]]:
+    """Let the callers of ``entity`` in at ``address`` for as long as the block runs.
+
+    Gives the port, and what counts the connections that were refused. Raises ``OSError`` if the port is taken.
+    """
+    log = logging.getLogger("pynetdicom")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.CRITICAL + 1)  # it tells AE titles and UIDs as they came, line breaks included
+    context = tls.context(server=True) if tls else None
+    server = entity.make_server(address, evt_handlers=[(evt.EVT_CONN_OPEN, _contain), *handlers])
+    doorway = Doorway(
+        server,
+        entity.require_calling_aet,
+        limits=limits,
+        max_associations=max_associations,
+        incoming=incoming,
+        tls=context,
+    )
+    doorway.start()
+    try:
+        yield int(server.server_address[1]), doorway.refusals
+    finally:
+        doorway.stop()
 
 
 @contextmanager
@@ -145,19 +243,22 @@ def receiving(node: DicomNode, arrival: Arrival) -> Iterator[None]:
 
     Raises ``PacsError`` if the port is taken.
     """
-    entity = storage_entity(node.calling_ae_title, [node.ae_title], _MOST_ASSOCIATIONS)
-    try:
-        server = entity.start_server(
-            (node.move_host, node.move_port or 0),
-            block=False,
-            evt_handlers=[(evt.EVT_CONN_OPEN, no_delay), (evt.EVT_C_STORE, arrival.store)],
-            ssl_context=node.tls.context(server=True) if node.tls else None,
-        )
-    except OSError as error:
-        where = f"{node.move_host}:{node.move_port}"
-        why = f"cannot listen on {where} for C-MOVE ({error.strerror})"
-        raise PacsError(f"{why}; is another transfer running?") from error
-    try:
+    limits = PortLimits()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                open_port(
+                    storage_entity(node.calling_ae_title, [node.ae_title], limits),
+                    (node.move_host, node.move_port or 0),
+                    [(evt.EVT_C_STORE, arrival.store)],
+                    limits=limits,
+                    max_associations=_MOST_ASSOCIATIONS,
+                    incoming=arrival.incoming,
+                    tls=node.tls,
+                )
+            )
+        except OSError as error:
+            where = f"{node.move_host}:{node.move_port}"
+            why = f"cannot listen on {where} for C-MOVE ({error.strerror})"
+            raise PacsError(f"{why}; is another transfer running?") from error
         yield
-    finally:
-        server.shutdown()

@@ -38,6 +38,14 @@ DEFAULT_AE_TITLE = "MEDSEG"
 _LONGEST_AE_TITLE = 16
 
 
+def _check_positive(record: Any, where: str, *names: str) -> None:
+    """Raise ``UsageError`` unless every number of a record, or those named, is above 0; None is no limit."""
+    for name in names or [entry.name for entry in fields(record)]:
+        value = getattr(record, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise UsageError(f"{where}.{name} is {value!r}, expected a positive number")
+
+
 @dataclass(frozen=True)
 class Tls:
     """Certificate files of a DICOM connection over TLS (PEM)."""
@@ -67,10 +75,7 @@ class Limits:
     instances_per_second: float | None = None  # rate that is kept to on average from the first instance on
 
     def __post_init__(self) -> None:
-        for name in (entry.name for entry in fields(self)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-                raise UsageError(f"limits.{name} is {value!r}, expected a positive number")
+        _check_positive(self, "limits")
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,11 @@ class WebNode:
     token_env: str | None = None
     ca: str | None = None
     timeout_seconds: float = 60.0
+    max_instance_mb: int = 2048  # an instance that comes larger ends the transfer
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, f"nodes {self.url}", "timeout_seconds", "max_instance_mb")
 
     def secret(self, variable: str | None) -> str | None:
         """Value of an environment variable that the settings name."""
@@ -146,6 +155,25 @@ class Route:
 
 
 @dataclass(frozen=True)
+class PortLimits:
+    """What a port that listens bears from whoever finds it; a connection waits until its AE titles are accepted."""
+
+    max_waiting: int = 256  # connections that wait; the oldest makes room for a new one
+    max_waiting_per_host: int = 128  # of these, from one host
+    first_pdu_seconds: float = 5.0  # until something of the association request has come, a TLS handshake included
+    request_seconds: float = 10.0  # until all of it has come
+    max_request_kb: int = 512  # size of an association request; 128 SOP classes with 40 transfer syntaxes take 150
+    max_associations_per_minute: int = 600  # of one host
+    max_pdu_kb: int = 1024  # size of a P-DATA PDU: what is agreed on, and what is taken
+    idle_seconds: float = 60.0  # an association in which nothing comes for so long ends
+    crowded_idle_seconds: float = 5.0  # the same while all places are taken and another caller waits
+    min_kb_per_second: float = 1.0  # a message that comes slower, on average over idle_seconds, ends its association
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "listener.port_limits")
+
+
+@dataclass(frozen=True)
 class ListenerSettings:
     """How the listening node appears to its senders, and where it keeps what it receives."""
 
@@ -158,14 +186,19 @@ class ListenerSettings:
     health_port: int | None = None
     max_associations: int = 16
     max_instance_mb: int = 2048
+    max_open_studies: int = 10_000  # studies that are not answered yet; while there are so many, none is begun
     min_free_gb: float = 2.0
     attempts: int = 3
     retry_seconds: float = 30.0
     tls: Tls | None = None
+    port_limits: PortLimits = field(default_factory=PortLimits)
 
     def __post_init__(self) -> None:
         if not self.allowed_callers:
             raise UsageError("the listener's allowed_callers is empty; name the AE titles that may send to it")
+        _check_positive(self, "listener", "max_associations", "max_instance_mb", "max_open_studies")
+        if not isinstance(self.port_limits, PortLimits):
+            raise UsageError(f"listener.port_limits is {self.port_limits!r}, expected a table of limits")
 
 
 @dataclass(frozen=True)
@@ -204,7 +237,7 @@ class PacsSettings:
             raise UsageError(f"[listener] and [run] both keep their queue in {self.run.folder}; give each its own")
 
 
-_NESTED: Mapping[str, type[Any]] = {"tls": Tls, "limits": Limits}
+_NESTED: Mapping[str, type[Any]] = {"tls": Tls, "limits": Limits, "port_limits": PortLimits}
 
 
 def _build(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from medseg.errors import CaseFailed, UsageError
 from medseg.files import locked_folder, remove_leftovers
 from medseg.pacs.connect import open_remote
+from medseg.pacs.incoming import clear_incoming
 from medseg.pacs.queue import Queue
 from medseg.pacs.receive import hash_uid
 from medseg.pacs.remote import LimitExceeded, PacsError, Remote, StudyMatch
@@ -103,6 +104,7 @@ class _Loop:
         """Find, then fetch and answer study by study; what waits for another attempt comes last."""
         for folder in self._studies.glob("*"):
             remove_leftovers(folder)
+        clear_incoming(self._studies)
         self._queue.recover()
         self._tell(aloud=False)
         before = {study for study, state in self._told.items() if state == "done"}

@@ -18,6 +18,7 @@ from medseg.bundle.config import ABSENT, config_file, item_at, laid_out, read_co
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
+from medseg.trust.discriminator_acceptance import discriminator_findings
 from medseg.trust.trust_files import CALIBRATION_NAME, TrustFiles
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
@@ -38,6 +39,8 @@ _REQUIRED_IDS = {
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
 _LARGEST_BYTES = 25_000_000
 _LARGEST_VOXELS = 128**3
+_LONGEST_EXTENT = 24
+_LARGEST_INPUT = 16 * _LARGEST_VOXELS
 
 
 def verify(path: str | Path) -> list[Finding]:
@@ -55,7 +58,7 @@ def verify(path: str | Path) -> list[Finding]:
     bundle = Bundle.open(path)
     findings = audit(path, "infer")
     trusted = not blocks(findings)
-    checks = (_files, _schema, _versions, _ids, _labels, _trust, training_run_findings)
+    checks = (_files, _schema, _versions, _ids, _labels, _trust, discriminator_findings, training_run_findings)
     findings += [finding for check in checks for finding in check(bundle)]
     if trusted:
         findings.extend(_network(bundle))
@@ -177,10 +180,13 @@ def _run_network(bundle: Bundle) -> Iterator[Finding]:
 
     described = bundle.metadata["network_data_format"]
     image, pred = (next(iter(described[side].values())) for side in ("inputs", "outputs"))
-    shape = fake_shape(image["spatial_shape"])
+    shape, channels = fake_shape(image["spatial_shape"]), int(image["num_channels"])
+    if not 0 < channels * math.prod(shape) <= _LARGEST_INPUT:
+        found = f"{channels} channels of {shape} voxels are declared"
+        raise BundleError(f"{found}, expected at most {_LARGEST_INPUT} numbers in all")
     network = bundle.load_network()
     with torch.inference_mode():
-        answer = network(torch.rand(1, int(image["num_channels"]), *shape, generator=torch.Generator().manual_seed(0)))
+        answer = network(torch.rand(1, channels, *shape, generator=torch.Generator().manual_seed(0)))
     if not isinstance(answer, torch.Tensor):
         what = f"gives a {type(answer).__name__}"
         yield Finding("block", "configs/inference.json", "network_def", what, "give a tensor")
@@ -219,6 +225,8 @@ def _extent(item: int | str) -> int:
     text = item.replace(" ", "")
     if text == "*":
         return 16
+    if len(text) > _LONGEST_EXTENT:
+        raise BundleError(f"a declared extent is {len(text)} characters long, expected one such as '16*n'")
     if power := re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text):
         base = int(power[1])
         return next((base**p for p in range(1, 8) if base**p >= 16), base)

@@ -7,6 +7,7 @@ from medseg.training.configuration import check_ids
 from medseg.training.data import DrawSampler, TrainingDataset, data_root, fold_items, image_items, training_loader
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
 from medseg.training.distributed import local_device, start_processes, stop_processes
+from medseg.training.gradient_share import GradientShare
 from medseg.training.initialise import started
 from medseg.training.mean_teacher import MeanTeacher, unlabelled_cases
 from medseg.training.metrics_log import MetricsLogger
@@ -31,7 +32,8 @@ better, closer = higher_is_better, lower_is_better
 
 __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints",
-    "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "ImageAdversary", "Journal", "MeanTeacher",
+    "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "GradientShare", "ImageAdversary", "Journal",
+    "MeanTeacher",
     "MetricsLogger", "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples",
     "StepPlan", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
     "check_ids", "closer", "compiled", "data_root", "feature_matching", "fold_items", "frechet_distance",

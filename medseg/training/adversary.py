@@ -19,11 +19,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from medseg.networks.discriminator import Judgement
 from medseg.training.distributed import mean_over_processes
+from medseg.training.gradient_share import GradientShare
 from medseg.training.mean_teacher import UnlabelledBatch
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.step import Buffers, NetworkStep
+from medseg.transforms.mismatched_pairs import MismatchedPairs
 
 AdversarialKind = Literal["classical", "least-squares", "hinge"]
+Activation = Literal["softmax", "sigmoid"]
 
 
 class AdversarialLoss:
@@ -51,6 +54,11 @@ class AdversarialLoss:
         """Loss of the generator from the logits that its pairs received."""
         losses = [-logits.mean() if self.kind == "hinge" else self._judged(logits, 1.0) for logits in fake]
         return torch.stack(losses).mean()
+
+    @property
+    def threshold(self) -> float:
+        """Logits above it mean "real": half-way between the targets of both."""
+        return 0.5 if self.kind == "least-squares" else 0.0
 
     def _judged(self, logits: Tensor, target: float) -> Tensor:
         """Loss of logits that should say real (1) or fake (0)."""
@@ -81,7 +89,11 @@ def gradient_penalty(logits: Sequence[Tensor], inputs: Tensor) -> Tensor:
 
 
 class Adversary:
-    """A discriminator that learns to tell references from predictions, and teaches the generator.
+    """A discriminator that learns which segmentation belongs to an image, and teaches the generator.
+
+    It sees references and predictions in the same form, as hard labels (one-hot), so that nothing but the labels tells
+    them apart; the generator's gradient goes through its probabilities (straight-through, Bengio et al. 2013). Besides
+    predictions, its fakes are references that do not belong to their image (:class:`MismatchedPairs`).
 
     Parameters
     ----------
@@ -97,16 +109,26 @@ class Adversary:
         Weight of feature matching in the generator's loss, relative to the adversarial loss.
     penalty
         Weight of the R1 penalty on real pairs.
-    smoothing
-        Reference probabilities are drawn towards the uniform distribution by this fraction, so that hard
-        one-hot values alone do not give a reference away.
+    wrong_pairs
+        Share of the fakes that are wrong pairs instead of predictions, drawn for every item of a batch. An item of
+        which there is no wrong pair, such as a patch without a structure, shows its prediction.
+    mismatch
+        How wrong pairs are made; None takes the usual way.
+    balance
+        How the share of the adversarial loss is held (:class:`GradientShare`).
+    activation
+        ``"softmax"``: the generator's channels are classes, and labels a map of them; ``"sigmoid"``: they are regions
+        that may overlap, and labels have a channel for each.
     noise
         Standard deviation of the noise on both segmentations before they are judged (instance noise).
     too_good
         The discriminator skips its update while its accuracy over the last batches is above this value.
     seed
-        Of the noise.
+        Of the noise and the wrong pairs.
     """
+
+    judges_labels = True
+    """Whether it sees segmentations; otherwise images."""
 
     def __init__(  # noqa: PLR0913  knobs of one object, all with a default
         self,
@@ -119,16 +141,28 @@ class Adversary:
         max_norm: float = math.inf,
         feature_weight: float = 0.0,
         penalty: float = 0.0,
-        smoothing: float = 0.1,
+        wrong_pairs: float = 0.6,
+        mismatch: MismatchedPairs | None = None,
+        balance: GradientShare | None = None,
+        activation: Activation = "softmax",
         noise: float = 0.05,
         too_good: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if not 0.0 <= wrong_pairs <= 1.0 or activation not in get_args(Activation):
+            raise ValueError(
+                f"found a share of wrong pairs of {wrong_pairs} and the activation {activation!r}; expected 0 to 1, "
+                f"and one of {', '.join(get_args(Activation))}"
+            )
         self.discriminator, self.schedule = discriminator, schedule
         self.loss = AdversarialLoss() if loss is None else loss
         self.step = NetworkStep("discriminator", discriminator, optimizer, scheduler=scheduler, max_norm=max_norm)
         self.feature_weight, self.penalty = feature_weight, penalty
-        self.smoothing, self.noise, self.too_good = smoothing, noise, too_good
+        self.wrong_pairs, self.activation = wrong_pairs, activation
+        self.mismatch = mismatch or MismatchedPairs(overlapping=activation == "sigmoid")
+        self.balance = balance or GradientShare()
+        self.draws = torch.Generator().manual_seed(seed)
+        self.noise, self.too_good = noise, too_good
         self.accuracy = 0.5
         self.seed = seed
 
@@ -137,19 +171,45 @@ class Adversary:
         """Where the noise comes from: its state is part of the checkpoints."""
         return torch.Generator(next(self.discriminator.parameters()).device).manual_seed(self.seed)
 
+    @property
+    def sources(self) -> list[torch.Generator]:
+        """Where its random numbers come from."""
+        return [self.noise_source, self.draws]
+
     def condition(self, image: Tensor) -> Tensor | None:
         """What the discriminator sees beside a segmentation: the image."""
         return image
 
     def judged(self, prediction: Tensor) -> Tensor:
-        """What the discriminator sees of the generator's output: logits ``(B, classes, …)`` → probabilities."""
-        return prediction.softmax(1)
+        """What the discriminator sees of the generator's output: logits ``(B, classes, …)`` → hard labels, one-hot.
+
+        Their gradient is that of the probabilities.
+        """
+        if self.activation == "sigmoid":
+            soft = prediction.sigmoid()
+            hard = (soft > 0.5).to(soft)
+        else:
+            soft = prediction.softmax(1)
+            hard = one_hot(soft.detach().argmax(1, keepdim=True), num_classes=soft.shape[1], dtype=soft.dtype)
+        return hard + (soft - soft.detach())  # the bracket is exactly 0
 
     def reference(self, label: Tensor, fake: Tensor) -> Tensor:
-        """Label map ``(B, 1, …)`` and probabilities of the fake pair ``(B, classes, …)`` → those of the real pair."""
-        classes = fake.shape[1]
-        hard = one_hot(label.long(), num_classes=classes, dtype=torch.float32)
-        return hard * (1.0 - self.smoothing) + self.smoothing / classes
+        """Label map ``(B, 1, …)`` and labels of the fake pair ``(B, classes, …)`` → those of the real pair."""
+        if self.activation == "sigmoid":
+            return (label > 0).to(fake)
+        return one_hot(label.long(), num_classes=fake.shape[1], dtype=fake.dtype)
+
+    def fakes(self, real: Tensor, predicted: Tensor) -> Tensor:
+        """Predictions ``(B, classes, …)``, some of them replaced by wrong pairs of the references."""
+        if not self.wrong_pairs:
+            return predicted
+        background = int(self.activation == "softmax")
+        chosen = torch.rand(len(real), generator=self.draws) < self.wrong_pairs
+        wrong, differs = self.mismatch(real[:, background:], self.draws)
+        if background:
+            wrong = torch.cat([1.0 - wrong.sum(1, keepdim=True), wrong], dim=1)
+        shown = (chosen & differs).to(real.device).view(-1, *[1] * (real.ndim - 1))
+        return torch.where(shown, wrong, predicted)
 
     def learn(self, image: Tensor, label: Tensor, prediction: Tensor, share: float, update: bool) -> dict[str, float]:
         """One step of the discriminator on references and the generator's output, which gets no gradient.
@@ -175,14 +235,16 @@ class Adversary:
     def judge(self, image: Tensor, label: Tensor, prediction: Tensor) -> tuple[Tensor, float, float]:
         """Loss of the discriminator on references and predictions, and the fractions of both it judges rightly."""
         self.discriminator.train().requires_grad_(True)
-        condition, fake = self.condition(image), self.judged(prediction.detach())
-        real = self._disturb(self.reference(label, fake)).requires_grad_(self.penalty > 0)
+        condition, predicted = self.condition(image), self.judged(prediction.detach())
+        reference = self.reference(label, predicted)
+        fake = self.fakes(reference, predicted)
+        real = self._disturb(reference).requires_grad_(self.penalty > 0)
         judged_real: Judgement = self.discriminator(condition, real)
         judged_fake: Judgement = self.discriminator(condition, self._disturb(fake))
         loss = self.loss.discriminator(judged_real.logits, judged_fake.logits)
         if self.penalty:
             loss = loss + 0.5 * self.penalty * gradient_penalty(judged_real.logits, real)
-        threshold = 0.5 if self.loss.kind == "least-squares" else 0.0
+        threshold = self.loss.threshold
         real_accuracy = _fraction([scale > threshold for scale in judged_real.logits])
         return loss, real_accuracy, _fraction([scale < threshold for scale in judged_fake.logits])
 
@@ -217,8 +279,14 @@ class Adversary:
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the discriminator, its optimiser and the noise."""
-        return {"step": self.step.state_dict(), "accuracy": self.accuracy, "noise": self.noise_source.get_state()}
+        """State of the discriminator, its optimiser, its random numbers and its share."""
+        return {
+            "step": self.step.state_dict(),
+            "accuracy": self.accuracy,
+            "noise": self.noise_source.get_state(),
+            "draws": self.draws.get_state(),
+            "balance": self.balance.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
@@ -226,6 +294,9 @@ class Adversary:
         self.accuracy = state["accuracy"]
         if state["noise"] is not None:  # earlier versions saved no state before the first use
             self.noise_source.set_state(state["noise"].cpu())
+        if "draws" in state:  # nor did they draw wrong pairs and hold a share
+            self.draws.set_state(state["draws"].cpu())
+            self.balance.load_state_dict(state["balance"])
 
     def _disturb(self, segmentation: Tensor) -> Tensor:
         if not self.noise:

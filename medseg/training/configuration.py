@@ -23,6 +23,14 @@ _OF_TRACKING = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT
 
 _LOCATOR = ComponentLocator()
 
+_GONE = {
+    "adversarial_weight": "write adversarial_share, the share of the supervised loss's gradient, such as 0.1",
+    "adversary#schedule#weight": "write adversary#schedule#share, the share of the supervised loss's gradient",
+    "adversary#smoothing": "delete it: reference and prediction are both hard labels",
+    "adversary#scaled": "delete it: reference and prediction are both hard labels",
+}
+"""Ids of earlier versions, and what to do instead; a value of theirs means something else now, or nothing."""
+
 
 def enclosing_parser() -> ConfigParser | None:
     """The parser that is evaluating a configuration right now, in whose course this call happens; None without one.
@@ -39,6 +47,15 @@ def enclosing_parser() -> ConfigParser | None:
     return None
 
 
+def refuse_gone(config: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> None:
+    """Refuse ids of earlier versions, in a configuration or among the overrides ``given``, with what to write."""
+    overrides = {_plain_id(name) for name in given or ()}
+    found = [name for name in _GONE if name in overrides or item_at(config, name.replace("#", "::")) is not ABSENT]
+    if found:
+        told = "; ".join(f"{name} is gone: {_GONE[name]}" for name in found)
+        raise UsageError(f"the training configuration sets what this medseg does not know any more: {told}")
+
+
 def check_ids(known: Sequence[str]) -> None:
     """Refuse ids that the bundle does not know; for the list ``initialize`` of a configuration.
 
@@ -51,6 +68,7 @@ def check_ids(known: Sequence[str]) -> None:
     parser = enclosing_parser()
     if parser is None:
         raise BundleError("check_ids was called from outside; expected it in the list 'initialize' of a configuration")
+    refuse_gone(parser.config)
     listed = [_plain_id(name) for name in known]  # MONAI writes its separator into what it resolves
     config = parser.config
     allowed = {*listed, parser.meta_key, *(_OF_TRACKING if set(config) >= _OF_TRACKING else ())}
@@ -95,6 +113,7 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     What the class of a component takes, such as ``adversary#schedule#alternate``, is an id although it is not written.
     """
     config = laid_out(config)
+    refuse_gone(config, overrides)
     for name in overrides:
         place = name.replace("#", "::")
         if item_at(config, place) is ABSENT and not _is_argument(config, place):
@@ -168,11 +187,12 @@ _APPLIED = (
     "discriminator_weight_decay", "scheduler#lr_lambda", "*optimizer#lr", "*optimizer#weight_decay",
     "*optimizer#betas", "*optimizer#eps", "*optimizer#momentum", "*optimizer#nesterov",
     # weights of losses, and when they count
-    "adversarial_weight", "warm_up", "ramp", "alternate", "adversary#schedule", "consistency_weight",
+    "adversarial_share", "adversarial_weight", "wrong_pairs", "warm_up", "ramp", "alternate", "adversary#schedule",
+    "adversary#wrong_pairs", "adversary#balance", "consistency_weight",
     "consistency_start", "consistency_ramp", "unlabelled#consistency", "unlabelled#start", "unlabelled#ramp",
     "unlabelled#adversarial", "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
     # what keeps the networks in balance
-    # "scaled" is gone: runs that began with it go on without
+    # "adversarial_weight", "smoothing" and "scaled" are gone: runs that began with them go on without
     "train#trainer#max_norm", "adversary#max_norm", "adversary#smoothing", "adversary#scaled", "adversary#noise",
     "adversary#too_good", "discriminator_noise", "ema_decay",
 )  # fmt: skip

@@ -64,7 +64,7 @@ class MeanTeacher:
 
         ``place`` brings a tensor to the device of the run; ``teacher`` gives the label map of images, if it is needed.
         """
-        if plan.consistency == 0.0 and not (self.adversarial and plan.weight > 0.0):
+        if plan.consistency == 0.0 and not (self.adversarial and plan.share > 0.0):
             return None
         if self._stream is None or self._next != iteration:
             place_sampler(self.loader, iteration - 1)

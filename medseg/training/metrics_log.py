@@ -28,7 +28,7 @@ from medseg.training.record import settings_of
 from medseg.training.trainer import AdversarialSegmentationTrainer
 
 SCALARS = (
-    "loss", "consistency_loss", "adversarial_loss", "discriminator_loss",
+    "loss", "consistency_loss", "adversarial_loss", "adversarial_weight", "discriminator_loss",
     "real_accuracy", "fake_accuracy", "discriminator_accuracy", "discriminator_rested",
 )  # fmt: skip
 """Figures of an iteration that are averaged over an epoch."""
@@ -135,7 +135,7 @@ class MetricsLogger:
         counts = over_processes([float(self._counts[name]) for name in SCALARS], "SUM")
         row |= {name: sums[i] / counts[i] for i, name in enumerate(SCALARS) if counts[i]}
         if engine.adversary is not None:
-            row["adversarial_weight"] = engine.plan.weight
+            row["adversarial_share"] = engine.plan.share
         row |= self._validation(engine.state.epoch)
         self.rows.append(row)
         self._sums.clear()

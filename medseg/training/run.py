@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,8 +16,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import Bundle, Permission
-from medseg.bundle.config import ABSENT, item_at
-from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed, UsageError
+from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
 from medseg.files import locked_folder, sha256_file
 from medseg.signals import signals_noted
 from medseg.training.checkpoints import Checkpoints
@@ -30,6 +30,7 @@ from medseg.training.record import (
     TrainingInputs,
     TrainingRecord,
     Which,
+    acceptance_of,
     describe_run,
     publish,
     require_same_network,
@@ -60,6 +61,9 @@ class TrainingResult:
         Key metric of the best validation; None and 0 if there was none.
     published
         The bundle's ``models/model.pt`` if a model was copied there.
+    discriminator
+        Whether the discriminator of the last epoch tells true from wrong segmentations of the held-out cases, as in
+        ``trust/discriminator_acceptance.json`` of a bundle; None if there is none, or it never learnt.
     """
 
     output: Path
@@ -69,6 +73,7 @@ class TrainingResult:
     best_epoch: int
     seconds: float
     published: Path | None = None
+    discriminator: Mapping[str, Any] | None = None
 
     @property
     def best_weights(self) -> Path:
@@ -131,7 +136,6 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
         If anything else ends the run before its last iteration; ``run.json`` says what.
     """
     opened = Bundle.open(Path(bundle), permission)
-    opened.permit("train", train=opened.training)
     named = {
         "datalist": datalist,
         "dataset_dir": dataset_dir,
@@ -161,10 +165,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 
 
 def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
+    config = bundle.permitted_training(given)
     check_overrides(bundle.training, given)
-    if item_at(bundle.training, "adversary::scaled") is not ABSENT:
-        gone = "train.json sets adversary#scaled, which is gone"
-        raise UsageError(f"{bundle.name}: {gone}; delete it and set adversary#smoothing, such as 0.1")
     workflow = ConfigWorkflow(
         config_file=str(bundle.config_file("train")),
         meta_file=str(bundle.path / "configs" / "metadata.json"),
@@ -173,9 +175,8 @@ def _workflow(bundle: Bundle, given: Mapping[str, Any]) -> ConfigWorkflow:
         run_id="training",
     )
     # what was judged is evaluated, not what the files hold by now
-    workflow.parser.set(copy.deepcopy(bundle.training))
+    workflow.parser.set(config)
     workflow.parser.set(copy.deepcopy(bundle.metadata), workflow.parser.meta_key)
-    workflow.parser.update({"bundle_root": str(bundle.path), **given})
     return workflow
 
 
@@ -240,15 +241,20 @@ class _Run:
             self._train(trainer)
         self._require_end(trainer)
         published = None
+        accept = partial(acceptance_of, trainer, self.workflow.parser, self.bundle.output_channels)
+        accepted = accept()
+        if accepted is not None:
+            _logger.info("the discriminator of the last epoch: %s", accepted.describe())
         if chosen:
             parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
             described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
-            published = publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"))
+            published = publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"), accept)
         best, epoch, evaluator = None, 0, self.checkpoints.evaluator
         if evaluator is not None and evaluator.state.best_metric_epoch >= 0:
             best, epoch = float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
         seconds = time.perf_counter() - begun
-        result = TrainingResult(self.folder, state.epoch, state.iteration, best, epoch, seconds, published)
+        judged = None if accepted is None else accepted.to_json()
+        result = TrainingResult(self.folder, state.epoch, state.iteration, best, epoch, seconds, published, judged)
         self.workflow.finalize()
         self._write("done", result=asdict(result))
         return result

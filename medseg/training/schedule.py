@@ -20,13 +20,13 @@ from medseg.errors import UsageError
 class StepPlan:
     """Who learns from one batch, and with what weight.
 
-    Updates of each network; the weight of the adversarial loss in the generator's, 0 leaves the discriminator out of
-    it; the weight of the agreement (``consistency``) with the moving average on cases without labels.
+    Updates of each network; the share of the adversarial loss in the generator's gradient, 0 leaves the discriminator
+    out of it; the weight of the agreement (``consistency``) with the moving average on cases without labels.
     """
 
     discriminator_steps: int
     generator_steps: int
-    weight: float
+    share: float
     consistency: float = 0.0
 
 
@@ -39,18 +39,19 @@ def ramped(weight: float, passed: int, ramp: int) -> float:
 
 @dataclass(frozen=True)
 class AdversarialSchedule:
-    """Warm-up of the generator, alternation, and the ramp of the adversarial weight; a pure function of time.
+    """Warm-up of the generator, alternation, and the ramp of the adversarial loss; a pure function of time.
 
     Parameters
     ----------
-    weight
-        Final weight λ of the adversarial loss.
+    share
+        How large the adversarial loss's gradient is in the end, as a share of the supervised loss's
+        (:class:`medseg.training.GradientShare`); 0 trains without a discriminator.
     warm_up
         Iterations in which only the generator learns, from the supervised loss alone.
     settle
         Iterations after the warm-up in which the discriminator learns already but does not count yet.
     ramp
-        Iterations over which the weight rises from 0 to λ after that.
+        Iterations over which the share rises from 0 after that.
     alternate
         ``"iteration"``: each batch gives ``discriminator_steps`` and ``generator_steps`` updates. ``"epoch"``:
         after the warm-up, odd epochs train the discriminator, even epochs the generator (1: D, 2: G, 3: D …).
@@ -58,7 +59,7 @@ class AdversarialSchedule:
         Updates per batch.
     """
 
-    weight: float = 0.05
+    share: float = 0.1
     warm_up: int = 0
     settle: int = 0
     ramp: int = 0
@@ -67,8 +68,8 @@ class AdversarialSchedule:
     generator_steps: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.weight, self.warm_up, self.settle, self.ramp) < 0:
-            raise ValueError(f"weight, warm_up, settle and ramp must not be negative; found {self}")
+        if min(self.share, self.warm_up, self.settle, self.ramp) < 0:
+            raise ValueError(f"share, warm_up, settle and ramp must not be negative; found {self}")
         if min(self.discriminator_steps, self.generator_steps) < 1:
             raise ValueError(f"each network needs at least one step per turn; found {self}")
         if self.alternate not in ("iteration", "epoch"):
@@ -76,13 +77,13 @@ class AdversarialSchedule:
 
     def plan(self, iteration: int, epoch: int) -> StepPlan:
         """What to do at a 1-based ``iteration`` of a 1-based ``epoch``."""
-        if self.weight == 0.0 or iteration <= self.warm_up:
+        if self.share == 0.0 or iteration <= self.warm_up:
             return StepPlan(0, self.generator_steps, 0.0)
-        weight = ramped(self.weight, iteration - self.warm_up - self.settle, self.ramp)
+        share = ramped(self.share, iteration - self.warm_up - self.settle, self.ramp)
         both = self.alternate == "iteration"
         discriminates = both or epoch % 2 == 1
         generates = both or not discriminates
-        return StepPlan(self.discriminator_steps * discriminates, self.generator_steps * generates, weight)
+        return StepPlan(self.discriminator_steps * discriminates, self.generator_steps * generates, share)
 
 
 def completes_update(iteration: int, epoch_length: int | None, accumulation: int = 1) -> bool:

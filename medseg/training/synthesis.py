@@ -51,13 +51,15 @@ class NoSupervision(nn.Module):
 class ImageAdversary(Adversary):
     """Opponent of a generator of images, which are judged as they are: no classes, no softmax.
 
-    The parameters are those of :class:`Adversary`, of which smoothing has no meaning here. If ``conditional``, the
-    discriminator also sees the generator's input (the corrupted volume). A GAN's noise is not shown: its discriminator
-    has ``image_channels=0``.
+    The parameters are those of :class:`Adversary`, without wrong pairs, which are of segmentations. If ``conditional``,
+    the discriminator also sees the generator's input (the corrupted volume). A GAN's noise is not shown: its
+    discriminator has ``image_channels=0``.
     """
 
+    judges_labels = False
+
     def __init__(self, *args: Any, conditional: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, wrong_pairs=0.0, **options)
         self.conditional = conditional
 
     def judged(self, prediction: Tensor) -> Tensor:

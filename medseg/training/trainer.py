@@ -53,8 +53,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     It is a ``SupervisedTrainer`` whose ``network`` is the generator, so handlers, post-processing, metrics and the
     federated client of MONAI work on it. Besides MONAI's events it fires ``AdversarialIterationEvents``.
     ``engine.state.output`` holds ``image``, ``label``, ``pred``, ``loss`` (the supervised loss) and, when the
-    discriminator takes part, ``adversarial_loss``, ``discriminator_loss``, ``real_accuracy``, ``fake_accuracy``; with
-    unlabelled cases ``consistency_loss``.
+    discriminator takes part, ``adversarial_loss``, ``adversarial_weight``, ``discriminator_loss``, ``real_accuracy``,
+    ``fake_accuracy``; with unlabelled cases ``consistency_loss``.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
         self.adversary, self.averaged, self.unlabelled = adversary, averaged, unlabelled
         self.deep_supervision, self.channels_last = deep_supervision, channels_last
-        self.schedule = AdversarialSchedule(weight=0.0) if adversary is None else adversary.schedule
+        self.schedule = AdversarialSchedule(share=0.0) if adversary is None else adversary.schedule
         self.plan = StepPlan(0, 0, 0.0)
         judge = {} if adversary is None else {"discriminator": adversary.discriminator}
         copies = {} if averaged is None else {"generator": averaged.module}
@@ -287,17 +287,22 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self, image: Tensor, label: Tensor, prediction: Tensor, unlabelled: UnlabelledBatch | None
     ) -> bool:
         """One step of the generator; False if its loss or its gradient was not finite, so that nothing was learnt."""
-        loss = self._supervised_loss(prediction, label)
+        loss = supervised = self._supervised_loss(prediction, label)
         if unlabelled is not None and unlabelled.target is not None and unlabelled.prediction is not None:
             consistency = self.loss_function(unlabelled.prediction, unlabelled.target).mean()
             self.state.output["consistency_loss"] = consistency.detach()
             loss = loss + self.plan.consistency * consistency
-        if self.adversary is not None and self.plan.weight > 0.0:
+        if self.adversary is not None and self.plan.share > 0.0:
             judged = unlabelled if self.unlabelled is not None and self.unlabelled.adversarial else None
             with self.format.computing():
                 adversarial = self.adversary.teach(image, label, prediction, judged)
-            self.state.output["adversarial_loss"] = adversarial.detach()
-            loss = loss + self.plan.weight * adversarial
+            others = [] if judged is None or judged.prediction is None else [judged.prediction]
+            scale = self.generator_step.scaler.get_scale()
+            weight = self.adversary.balance.weight(
+                self.plan.share, supervised, adversarial, [prediction, *others], scale
+            )
+            self.state.output |= {"adversarial_loss": adversarial.detach(), "adversarial_weight": weight}
+            loss = loss + weight * adversarial
             self.fire_event(AdversarialIterationEvents.GENERATOR_LOSS_COMPLETED)
         if not self.generator_step.backward(loss, 1.0 / self._accumulation):
             return False
@@ -316,7 +321,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     def _trial(self) -> Trial:
         """The trial of the format, on losses without a step, an event or a trace in the output."""
         heads = {} if self.deep_supervision is None else {"heads": self.deep_supervision}
-        opponent = self.adversary if self.schedule.weight > 0.0 else None  # one that never counts is not tried
+        opponent = self.adversary if self.schedule.share > 0.0 else None  # one that never counts is not tried
 
         def look(image: Tensor, label: Tensor) -> None:
             prediction = self._predict(image)
@@ -342,4 +347,4 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         if opponent is None:
             return Trial(self.format, look, objectives, [])
         objectives.append(Objective({"discriminator": opponent.discriminator}, discriminator))
-        return Trial(self.format, look, objectives, [opponent.noise_source])
+        return Trial(self.format, look, objectives, opponent.sources)

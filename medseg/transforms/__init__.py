@@ -4,13 +4,17 @@ from medseg.transforms.base import RandLatentd
 from medseg.transforms.corruptions import GrainDraw, MissingSlices, RandGraind, RandMissingSlicesd
 from medseg.transforms.load import LoadVolume, LoadVolumed
 from medseg.transforms.load_labels import LoadLabeld
+from medseg.transforms.mismatched_pairs import KINDS, Mismatch, MismatchedPairs
 from medseg.transforms.spatial import RandSpatiald, SpatialDraw
 
 __all__ = [
+    "KINDS",
     "GrainDraw",
     "LoadLabeld",
     "LoadVolume",
     "LoadVolumed",
+    "Mismatch",
+    "MismatchedPairs",
     "MissingSlices",
     "RandGraind",
     "RandLatentd",

@@ -16,6 +16,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.results.verdict import USUAL
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME
 from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
 from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
@@ -30,7 +31,6 @@ from medseg.trust.trust_files import (
     TrustFiles,
 )
 
-DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
 FALSE_FLAGS = 0.04
 """Share of cases like the training cases that may be flagged."""
 

@@ -22,6 +22,7 @@ class StoredPart(ABC):
 
     what: ClassVar[str]  # what it is, for messages
     file_format: ClassVar[str]
+    remedy: ClassVar[str] = "fit it again: medseg trust fit"
     weights_sha256: str
 
     @abstractmethod
@@ -51,9 +52,9 @@ class StoredPart(ABC):
                 raise ValueError(f"format {content['format']!r}, expected {cls.file_format!r}")
             part = cls.from_json(content)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise BundleError(f"{path} is not a {cls.what} ({error!r}); fit it again: medseg trust fit") from error
+            raise BundleError(f"{path} is not a {cls.what} ({error!r}); {cls.remedy}") from error
         if weights_sha256 is not None:
-            check_weights(path, part.weights_sha256, weights_sha256)
+            check_weights(path, part.weights_sha256, weights_sha256, cls.remedy)
         return part
 
 
@@ -77,10 +78,10 @@ def _sensible_whole(text: str) -> int:
     return int(text)
 
 
-def check_weights(path: Path, belongs_to: str, weights_sha256: Collection[str]) -> None:
+def check_weights(
+    path: Path, belongs_to: str, weights_sha256: Collection[str], remedy: str = StoredPart.remedy
+) -> None:
     """Refuse a part of trust that was fitted for other weights with a ``BundleError``."""
     if belongs_to not in weights_sha256:
         present = ", ".join(digest[:12] for digest in sorted(weights_sha256)) or "none"
-        raise BundleError(
-            f"{path} belongs to weights {belongs_to[:12]}, found weights {present}; fit it again: medseg trust fit"
-        )
+        raise BundleError(f"{path} belongs to weights {belongs_to[:12]}, found weights {present}; {remedy}")

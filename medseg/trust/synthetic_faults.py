@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medseg.transforms.mismatched_pairs import dilated, eroded, warped
 from medseg.trust.fit_cases import TrustCase
 
 Floats = NDArray[np.float32]
@@ -111,18 +112,19 @@ def displaced(
 def _shift(probabilities: Floats, rng: np.random.Generator) -> Floats:
     direction = rng.standard_normal(3)
     shift = rng.uniform(0.5, 7.0) * direction / np.linalg.norm(direction)
-    return _each(probabilities, lambda p: ndimage.shift(p, shift, order=1, mode="constant"))
+    everywhere = np.broadcast_to(-shift[:, None, None, None], (3, *probabilities.shape[1:]))
+    return _each(probabilities, partial(_warped, displacement=everywhere))
 
 
-def _grey(operation: Callable[..., Floats], probabilities: Floats, rng: np.random.Generator) -> Floats:
-    """One to three voxels of a ball, and a fraction of a step more."""
+def _grey(operation: Callable[[torch.Tensor], torch.Tensor], probabilities: Floats, rng: np.random.Generator) -> Floats:
+    """One to three voxels, and a fraction of a step more."""
     whole, part = int(rng.integers(0, 3)), rng.random()
-    ball = ndimage.generate_binary_structure(3, 1)
 
-    def apply(p: Floats) -> Floats:
+    def apply(structures: Floats) -> Floats:
+        changed = torch.from_numpy(structures)
         for _ in range(whole):
-            p = operation(p, footprint=ball)
-        return np.asarray((1 - part) * p + part * operation(p, footprint=ball))
+            changed = operation(changed)
+        return np.asarray(((1 - part) * changed + part * operation(changed)).numpy())
 
     return _each(probabilities, apply)
 
@@ -131,10 +133,14 @@ def _warp(probabilities: Floats, rng: np.random.Generator) -> Floats:
     """A smooth random displacement of the outline."""
     shape, width = probabilities.shape[1:], rng.uniform(3.0, 6.0)
     strength = rng.uniform(1.0, 5.0)
-    field = [ndimage.gaussian_filter(rng.standard_normal(shape), width) for _ in range(3)]
+    field = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), width) for _ in range(3)])
     scale = strength / max(float(np.std(field)), 1e-6)
-    where = [g + scale * f for g, f in zip(np.indices(shape), field, strict=True)]
-    return _each(probabilities, lambda p: ndimage.map_coordinates(p, where, order=1))
+    return _each(probabilities, partial(_warped, displacement=scale * field))
+
+
+def _warped(structures: Floats, displacement: NDArray[np.float64]) -> Floats:
+    field = torch.from_numpy(np.ascontiguousarray(displacement))
+    return np.asarray(warped(torch.from_numpy(structures), field, mode="bilinear").numpy())
 
 
 def _cut(probabilities: Floats, rng: np.random.Generator) -> Floats:
@@ -163,9 +169,9 @@ def _blob(probabilities: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _each(probabilities: Floats, change: Callable[[Floats], Floats]) -> Floats:
-    """Change every structure; the background gets the rest."""
+    """Change the structures ``(K - 1, H, W, D)``; the background gets the rest."""
     changed = np.empty_like(probabilities)
-    changed[1:] = [np.clip(change(p), 0.0, 1.0) for p in probabilities[1:]]
+    changed[1:] = np.clip(change(probabilities[1:]), 0.0, 1.0)
     changed[1:] /= np.maximum(changed[1:].sum(axis=0), 1.0)
     changed[0] = 1.0 - changed[1:].sum(axis=0)
     return changed
@@ -173,8 +179,8 @@ def _each(probabilities: Floats, change: Callable[[Floats], Floats]) -> Floats:
 
 MASK_FAULTS: Mapping[str, Fault] = {
     "shift": _shift,
-    "erode": partial(_grey, ndimage.grey_erosion),
-    "dilate": partial(_grey, ndimage.grey_dilation),
+    "erode": partial(_grey, eroded),
+    "dilate": partial(_grey, dilated),
     "warp": _warp,
     "cut": _cut,
     "blob": _blob,

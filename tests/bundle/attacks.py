@@ -289,7 +289,7 @@ LIVE: dict[str, Attack] = {
     "subscript of a list of functions": _expression("[open][0]('CANARY', 'w')", "called"),
     "dict dispatch": _expression("{'f': open}['f']('CANARY', 'w')", "open"),
     "starred arguments": _expression("open(*['CANARY', 'w'])", "open"),
-    "full-width letters": _expression("ｏｐｅｎ('CANARY', 'w')", "open"),
+    "full-width letters": _expression("ｏｐｅｎ('CANARY', 'w')", "takes for others"),
     "MONAI gadget": _expression(
         "monai.utils.module.instantiate('os.mkdir', 'default', path='CANARY')", "monai.utils.module.instantiate"
     ),

@@ -54,12 +54,19 @@ NEIGHBOURS = {
         "to_",
     ),
     "a column by name": (
-        "pd.read_csv(@file, sep=',')['image'].values",
+        "pd.read_csv(os.path.join(@dir, 'a.csv'), sep=',')['image'].values",
         "pd.read_csv(@file).eval('a.b(1)')",
         "one column",
     ),
-    "a table": ("pd.read_csv(@file)['image'].tolist()", "pd.read_csv('https://x.org/' + @name).t2", "local file"),
-    "two columns": ("pd.read_csv(@file)['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
+    "a table": ("pd.read_csv('cases.csv')['image'].tolist()", "pd.read_csv('https://x.org/' + @name).t2", "local file"),
+    "a list of cases": (
+        "pd.read_csv(@dir + '/a.csv').t2",
+        "pd.read_csv('/etc/passwd', sep=':')['root']",
+        "ends in .csv",
+    ),
+    "a file's name": ("pd.read_csv(@dir + 'a.csv')['a']", "pd.read_csv(@dir + '/../a.csv')['a']", "ends in .csv"),
+    "a file at all": ("pd.read_csv('a.csv')['a']", "pd.read_csv('/home/a.csv')['a']", "local file"),
+    "two columns": ("pd.read_csv('cases/test.tsv')['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
     "an event": ("Events.ITERATION_COMPLETED(every=50)", "Events.ITERATION_COMPLETED.__class__", "__class__"),
     "a filter of events": (
         "Events.EPOCH_STARTED(event_filter=lambda engine, event: event % 5 == 0)",
@@ -104,7 +111,7 @@ def test_the_nearest_harmful_neighbour_is_refused(name: str) -> None:
     harmless, harmful, word = NEIGHBOURS[name]
     assert judge_expression(harmless, NAMES) == []
     problems = judge_expression(harmful, NAMES)
-    assert any(word in problem for problem in problems), problems
+    assert any(word in str(problem) for problem in problems), problems
 
 
 @pytest.mark.parametrize("harmless", IMPORTS)

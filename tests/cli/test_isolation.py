@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.cli._startup import network_is_off
+from medseg.confinement import can_filter_sockets
 from medseg.errors import ExitCode
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
@@ -48,7 +49,7 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def with_code(tmp_path: Path, port: int) -> Path:
     """A bundle whose preprocessing is a class of its own, which tries to reach the network and notes the outcome."""
-    step = {"_target_": "scripts.prepare.Prepare", "port": port, "mark": str(tmp_path / "mark")}
+    step = {"_target_": "scripts.prepare.Prepare", "port": port, "mark": str(tmp_path / "out" / "mark")}
     folder = write_bundle(tmp_path / "with_code", Design(transforms=(*ORIENTED, step)))
     (folder / "scripts").mkdir()
     (folder / "scripts" / "__init__.py").touch()
@@ -56,32 +57,24 @@ def with_code(tmp_path: Path, port: int) -> Path:
     return folder
 
 
-def _medseg(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medseg", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-def _can_be_cut() -> bool:
-    done = [
-        subprocess.run(["unshare", *options, "true"], capture_output=True, check=False).returncode
-        for options in (["--net"], ["--user", "--map-current-user", "--net"])
-    ]
-    return 0 in done
+def _medseg(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "medseg", *map(str, arguments)]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=variables)
 
 
 def test_code_is_refused_by_default(with_code: Path, image: Path, tmp_path: Path) -> None:
     done = _medseg("infer", with_code, image, "-o", tmp_path / "out")
     assert done.returncode == ExitCode.USAGE
     assert "does not pass the audit" in done.stderr
-    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "out" / "mark").exists()
 
 
-@pytest.mark.skipif(not _can_be_cut(), reason="this system does not let a process cut its own network")
+@pytest.mark.skipif(not can_filter_sockets(), reason="this system does not let a process deny itself sockets")
 def test_trusted_code_runs_without_network(with_code: Path, image: Path, tmp_path: Path) -> None:
     done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--trust-bundle")
     assert done.returncode == ExitCode.DONE, done.stderr
-    assert (tmp_path / "mark").read_text() == "cut off"
+    assert (tmp_path / "out" / "mark").read_text() == "cut off"
     assert load(tmp_path / "out" / "head_seg.nii.gz")[0].any()
 
 
@@ -89,7 +82,7 @@ def test_the_network_alone_needs_clean_preprocessing(with_code: Path, image: Pat
     done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--network-only")
     assert done.returncode == ExitCode.USAGE
     assert "scripts.prepare.Prepare" in done.stderr
-    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "out" / "mark").exists()
 
 
 def test_the_network_alone_is_used_as_in_the_clean_bundle(image: Path, tmp_path: Path) -> None:
@@ -120,17 +113,8 @@ def test_training_refuses_code_too(with_code: Path, tmp_path: Path) -> None:
     assert "does not pass the audit" in done.stderr
 
 
-@pytest.mark.skipif(not _can_be_cut(), reason="this system does not let a process cut its own network")
-def test_a_network_namespace_counts_as_off() -> None:
-    code = "from medseg.cli._startup import network_is_off; print(network_is_off())"
-    for options in (["--net"], ["--user", "--map-current-user", "--net"]):
-        done = subprocess.run(
-            ["unshare", *options, sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
-            assert done.stdout.strip() == "True"
-    assert network_is_off() == (not any(_up(name) for _, name in socket.if_nameindex() if name != "lo"))
-
-
-def _up(name: str) -> bool:
-    return bool(int(Path(f"/sys/class/net/{name}/flags").read_text(), 16) & 1)
+def test_own_code_is_refused_where_no_socket_can_be_denied(with_code: Path, image: Path, tmp_path: Path) -> None:
+    done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--trust-bundle", MEDSEG_UNCONFINED="1")
+    assert done.returncode == ExitCode.USAGE
+    assert "runs only without network" in done.stderr
+    assert not (tmp_path / "out" / "mark").exists()

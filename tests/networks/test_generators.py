@@ -80,7 +80,7 @@ def test_it_learns_in_the_engine(name: str) -> None:
         optimizer=torch.optim.Adam(network.parameters(), lr=0.005),
         loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
         adversary=Adversary(
-            discriminator, torch.optim.Adam(discriminator.parameters(), lr=0.001), AdversarialSchedule(weight=0.1)
+            discriminator, torch.optim.Adam(discriminator.parameters(), lr=0.001), AdversarialSchedule(share=0.1)
         ),
         decollate=False,
     )

@@ -7,7 +7,7 @@ import pytest
 from medseg.bundle.bundle import shipped_bundle
 from medseg.errors import UsageError
 from medseg.pacs.connect import parse_node
-from medseg.pacs.settings import DicomNode, Limits, RunSettings, WebNode, read_settings
+from medseg.pacs.settings import DicomNode, Limits, PortLimits, RunSettings, WebNode, read_settings
 
 _SETTINGS = """
 [nodes.archive]
@@ -45,6 +45,14 @@ def test_limits_and_the_run_are_read(tmp_path: Path) -> None:
     )
 
 
+def test_limits_of_the_port_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pacs.toml"
+    path.write_text(_SETTINGS.replace("[listener]", "[listener]\nport_limits = { max_waiting = 9 }"))
+    listener = read_settings(path).listener
+    assert listener is not None
+    assert listener.port_limits == PortLimits(max_waiting=9)
+
+
 def test_the_settings_name_nodes_listener_and_routes(tmp_path: Path) -> None:
     path = tmp_path / "pacs.toml"
     path.write_text(_SETTINGS)
@@ -76,6 +84,14 @@ def test_a_route_may_name_a_bundle_that_ships(tmp_path: Path) -> None:
         (("port = 4242", "port = 4242\nlimits = { instance = 9 }"), r"nodes\.archive\.limits.*unknown keys"),
         (("[[routes]]", '[run]\nsource = "nowhere"\n[[routes]]'), r"run\.source"),
         (("[[routes]]", '[run]\nsource = "web"\nfolder = "inbox"\n[[routes]]'), "each its own"),
+        (("[listener]", "[listener]\nport_limits = { idle_seconds = 0 }"), r"port_limits\.idle_seconds is 0"),
+        (("[listener]", "[listener]\nport_limits = { max_waiting = true }"), r"port_limits\.max_waiting is True"),
+        (("[listener]", "[listener]\nport_limits = { max_pdu_kb = nan }"), r"port_limits\.max_pdu_kb is nan"),
+        (("[listener]", "[listener]\nport_limits = { idle = 1 }"), r"listener\.port_limits.*unknown keys"),
+        (("[listener]", "[listener]\nport_limits = 5"), r"port_limits is 5"),
+        (("[listener]", '[listener]\nmax_associations = "16"'), r"listener\.max_associations is '16'"),
+        (("[listener]", "[listener]\nmax_open_studies = -1"), r"listener\.max_open_studies is -1"),
+        (('user = "me"', "max_instance_mb = 0"), r"max_instance_mb is 0"),
         (("[listener]", "[listner]"), "unknown sections"),
         (("[listener]", "[listener"), "cannot be read"),
     ],

@@ -16,7 +16,7 @@ from medseg.pacs.settings import DicomNode, Tls
 from tests.pacs.conftest import listening, write_study
 
 
-def _certificate(folder: Path, name: str) -> Tls:
+def certificate(folder: Path, name: str) -> Tls:
     """A self-signed certificate for 127.0.0.1 that is its own authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -42,7 +42,7 @@ def _certificate(folder: Path, name: str) -> Tls:
 
 
 def test_instances_travel_encrypted_between_nodes_that_trust_each_other(tmp_path: Path) -> None:
-    tls = _certificate(tmp_path, "hospital")
+    tls = certificate(tmp_path, "hospital")
     with listening(tmp_path / "in", tls=tls) as (_, node):
         files = write_study(tmp_path / "source", "a", 2)
         trusted = DicomNode(node.ae_title, node.host, node.port, tls=tls, timeout_seconds=10)
@@ -51,7 +51,7 @@ def test_instances_travel_encrypted_between_nodes_that_trust_each_other(tmp_path
 
 
 def test_a_caller_with_another_certificate_or_none_is_refused(tmp_path: Path) -> None:
-    tls, stranger = _certificate(tmp_path, "hospital"), _certificate(tmp_path, "stranger")
+    tls, stranger = certificate(tmp_path, "hospital"), certificate(tmp_path, "stranger")
     with listening(tmp_path / "in", tls=tls) as (listener, node):
         for other in (stranger, None):
             caller = DicomNode(node.ae_title, node.host, node.port, tls=other, timeout_seconds=3)

@@ -21,8 +21,8 @@ FREE = {
 }  # fmt: skip
 APPLIED = {
     "epochs", "learning_rate", "weight_decay", "discriminator_learning_rate", "discriminator_weight_decay",
-    "adversarial_weight", "warm_up", "ramp", "alternate", "ema_decay", "consistency_weight", "consistency_start",
-    "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty",
+    "adversarial_share", "wrong_pairs", "warm_up", "ramp", "alternate", "ema_decay", "consistency_weight",
+    "consistency_start", "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty",
 }  # fmt: skip
 REFUSED = {
     "fold", "seed", "iterations", "batch_size", "patch_size", "training_cases", "spacing_mm", "label_names",

@@ -142,7 +142,7 @@ def test_every_option_works_together_in_a_reduced_format(
     make_trainer: Callable[..., Any], tmp_path: Path, kind: dict[str, Any], spectral: bool
 ) -> None:
     judge = ConditionalPatchDiscriminator(label_channels=2, channels=4, layers=1, scales=2, spectral=spectral)
-    schedule = AdversarialSchedule(weight=0.1, discriminator_steps=2, generator_steps=2)
+    schedule = AdversarialSchedule(share=0.1, discriminator_steps=2, generator_steps=2)
     adversary = Adversary(judge, torch.optim.AdamW(judge.parameters(), lr=0.001), schedule, **kind)
     images = [{"image": item["image"]} for item in balls(3)]
     unlabelled = unlabelled_cases(images, Compose([RandScaleIntensityd("image", 0.2)]), batch_size=2, iterations=2)

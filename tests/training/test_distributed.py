@@ -44,8 +44,9 @@ def _train(batch_size: int) -> dict[str, Tensor]:
     adversary = Adversary(
         discriminator,
         torch.optim.SGD(discriminator.parameters(), lr=0.01),
-        AdversarialSchedule(weight=0.1),
+        AdversarialSchedule(share=0.1),
         noise=0.0,
+        wrong_pairs=0.0,  # drawn for each item of a batch, whatever its size
     )
     dataset = TrainingDataset(balls(4), Compose([RandScaleIntensityd("image", 0.2, prob=1.0)]), seed=2)
     AdversarialSegmentationTrainer(
@@ -95,7 +96,7 @@ def _trainer(length: int = 4) -> AdversarialSegmentationTrainer:
     network = UNet(3, 1, 2, channels=(4, 8), strides=(2,), norm="instance")
     judge = ConditionalPatchDiscriminator(label_channels=2, channels=4, layers=1)
     optimizer = torch.optim.SGD(judge.parameters(), lr=0.05)
-    adversary = Adversary(judge, optimizer, AdversarialSchedule(weight=0.1), too_good=0.95)
+    adversary = Adversary(judge, optimizer, AdversarialSchedule(share=0.1), too_good=0.95)
     dataset = TrainingDataset(balls(4), Compose([]), seed=2)
     return AdversarialSegmentationTrainer(
         device="cpu",

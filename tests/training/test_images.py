@@ -46,7 +46,7 @@ def gan(folder: Path, epochs: int) -> tuple[AdversarialSegmentationTrainer, DCGA
         adversary=ImageAdversary(
             discriminator,
             torch.optim.Adam(discriminator.parameters(), 0.001, betas=(0.5, 0.999)),
-            AdversarialSchedule(weight=1.0),
+            AdversarialSchedule(share=1.0),
         ),
         train_handlers=[
             MetricsLogger(folder, tensorboard=False),
@@ -107,7 +107,7 @@ def test_an_autoencoder_learns_against_a_discriminator(tmp_path: Path) -> None:
         adversary=ImageAdversary(
             discriminator,
             torch.optim.Adam(discriminator.parameters(), 0.001),
-            AdversarialSchedule(weight=0.01),
+            AdversarialSchedule(share=0.01),
             conditional=True,
         ),
         train_handlers=[

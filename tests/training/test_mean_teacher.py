@@ -95,7 +95,7 @@ def test_a_teacher_needs_the_moving_average() -> None:
 def test_the_generator_learns_from_them(make_trainer: Make, way: str, tmp_path: Path) -> None:
     """Two unlabelled sets that differ in one image give two generators: by either way alone."""
     options: dict[str, Any] = {"consistency": 1.0} if way == "teacher" else {"consistency": 0.0}
-    schedule = AdversarialSchedule(weight=0.0 if way == "teacher" else 1.0)
+    schedule = AdversarialSchedule(share=0.0 if way == "teacher" else 1.0)
     found = []
     for shift in (0.0, 0.5):
         cases = _cases(**options)
@@ -108,7 +108,7 @@ def test_the_generator_learns_from_them(make_trainer: Make, way: str, tmp_path: 
 
 
 def test_labelled_figures_are_those_of_the_labelled_part(make_trainer: Make) -> None:
-    trainer = make_trainer(schedule=AdversarialSchedule(weight=0.1), unlabelled=_cases(), epochs=1)
+    trainer = make_trainer(schedule=AdversarialSchedule(share=0.1), unlabelled=_cases(), epochs=1)
     trainer.run()
     first = trainer.state.output[0]
     assert first["pred"].shape[1:] == first["label"].shape[1:]
@@ -119,7 +119,7 @@ def test_the_discriminator_learns_from_labelled_cases_alone(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    trainer = make_trainer(schedule=AdversarialSchedule(weight=0.1), unlabelled=_cases(), epochs=1)
+    trainer = make_trainer(schedule=AdversarialSchedule(share=0.1), unlabelled=_cases(), epochs=1)
     assert isinstance(trainer.adversary, Adversary)
     honest = trainer.adversary.learn
 
@@ -134,7 +134,7 @@ def test_the_discriminator_learns_from_labelled_cases_alone(
 
 def test_resume_is_exact_with_unlabelled_cases(make_trainer: Make, tmp_path: Path) -> None:
     def make(folder: str) -> AdversarialSegmentationTrainer:
-        schedule = AdversarialSchedule(weight=0.1, warm_up=2)
+        schedule = AdversarialSchedule(share=0.1, warm_up=2)
         cases = _cases(start=3, ramp=2)
         return make_trainer(tmp_path / folder, epochs=2, iterations=4, schedule=schedule, unlabelled=cases)
 

@@ -14,7 +14,7 @@ from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer,
 from medseg.training.layer_check import FILLS, LayerCheck, difference, filled_memory, keep_in_fp32
 
 Make = Callable[..., AdversarialSegmentationTrainer]
-SCHEDULE = AdversarialSchedule(weight=0.1, warm_up=1)
+SCHEDULE = AdversarialSchedule(share=0.1, warm_up=1)
 
 
 class _Broken(torch.autograd.Function):

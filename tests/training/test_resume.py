@@ -18,7 +18,7 @@ from medseg.training.checkpoints import save_weights
 from medseg.training.data import random_state, set_random_state
 
 Make = Callable[..., AdversarialSegmentationTrainer]
-SCHEDULE = AdversarialSchedule(weight=0.1, warm_up=2, ramp=3)
+SCHEDULE = AdversarialSchedule(share=0.1, warm_up=2, ramp=3)
 LENGTH = 4
 
 

@@ -106,7 +106,7 @@ def test_rates_decays_and_weights_of_losses_count(bundle: Path, tmp_path: Path) 
         "weight_decay": 0.5,
         "discriminator_learning_rate": 1e-6,
         "discriminator_weight_decay": 0.25,
-        "adversarial_weight": 0.5,
+        "adversarial_share": 0.5,
         "adversary#max_norm": 3.0,
         "train#trainer#max_norm": 2.0,
         "ema_decay": 0.5,
@@ -123,7 +123,7 @@ def test_rates_decays_and_weights_of_losses_count(bundle: Path, tmp_path: Path) 
     assert adversary is not None
     (opponent,) = adversary.step.optimizer.param_groups
     assert (opponent["lr"], opponent["weight_decay"]) == (1e-6, 0.25)
-    assert adversary.schedule.weight == 0.5
+    assert adversary.schedule.share == 0.5
     assert (adversary.step.max_norm, trainer.generator_step.max_norm) == (3.0, 2.0)
     assert result.best_epoch == 2
     changed = {

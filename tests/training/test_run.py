@@ -18,6 +18,7 @@ from medseg.files import locked_folder, sha256_file
 from medseg.training import TrainingResult, train_bundle
 from medseg.training.configuration import check_overrides, parse_overrides
 from medseg.training.trainer import AdversarialSegmentationTrainer
+from medseg.trust.discriminator_acceptance import DiscriminatorAcceptance
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
@@ -72,6 +73,14 @@ def test_a_run_leaves_what_it_promises_and_publishes(bundle: Path, tmp_path: Pat
     assert all(torch.equal(published[name], value) for name, value in best.items())
     assert json.loads((bundle / "trust" / "discriminator.json").read_text())["_target_"].endswith("PatchDiscriminator")
     assert (bundle / "trust" / "discriminator.safetensors").stat().st_size > 0
+    tried = DiscriminatorAcceptance.read(bundle / "trust" / "discriminator_acceptance.json")
+    assert tried.weights_sha256 == sha256_file(bundle / "trust" / "discriminator.safetensors")
+    assert (tried.cases, tried.held_out) == (2, True)
+    assert result.discriminator is not None
+    assert record["result"]["discriminator"]["real"]["of"] == 2
+    assert record["result"]["discriminator"]["weights_sha256"] == "", "of the last epoch, which was not published"
+    assert float(rows[1]["adversarial_share"]) == 0.1
+    assert float(rows[1]["adversarial_weight"]) > 0.0
 
 
 def test_what_was_missed_is_counted_and_has_no_distance(bundle: Path, tmp_path: Path) -> None:
@@ -163,7 +172,7 @@ def test_a_folder_with_a_run_is_not_overwritten(bundle: Path, tmp_path: Path) ->
 
 def test_init_copies_what_fits(bundle: Path, tmp_path: Path) -> None:
     first = _train(bundle, tmp_path / "first", overrides={"epochs": 1})
-    frozen = {"epochs": 1, "learning_rate": 0.0, "weight_decay": 0.0, "adversarial_weight": 0.0}
+    frozen = {"epochs": 1, "learning_rate": 0.0, "weight_decay": 0.0, "adversarial_share": 0.0}
     second = _train(bundle, tmp_path / "second", overrides=frozen, init=first.best_weights)
     one, other = (torch.load(result.best_weights, weights_only=True) for result in (first, second))
     assert torch.equal(one["final_conv.weight"], other["final_conv.weight"])
@@ -203,9 +212,12 @@ def test_another_trainer_is_refused_with_the_way_to_run_it(bundle: Path, tmp_pat
 def test_a_knob_that_is_gone_is_refused_with_what_to_write(bundle: Path, tmp_path: Path) -> None:
     config = json.loads((bundle / "configs" / "train.json").read_text())
     config["adversary"]["scaled"] = 0.6
+    config["adversary"]["schedule"]["weight"] = 0.02
     (bundle / "configs" / "train.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=r"adversary#scaled.*gone.*adversary#smoothing"):
-        train_bundle(bundle, output=tmp_path / "run", device="cpu")
+    with pytest.raises(UsageError, match=r"schedule#weight is gone: write .*share.*adversary#scaled is gone: delete"):
+        train_bundle(bundle, output=tmp_path / "run", device="cpu", overrides={"adversary::smoothing": 0.1})
+    with pytest.raises(UsageError, match="adversarial_weight is gone: write adversarial_share"):
+        _train(copy_bundle(tmp_path / "now"), tmp_path / "run", overrides={"adversarial_weight": 0.02})
     assert not (tmp_path / "run" / "run.json").exists()
 
 

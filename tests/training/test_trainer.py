@@ -36,7 +36,7 @@ def _changed(network: nn.Module, before: dict[str, torch.Tensor]) -> bool:
 
 
 def test_gradient_reaches_the_generator_through_the_discriminator(make_trainer: Make) -> None:
-    adversary = make_trainer(schedule=AdversarialSchedule(weight=1.0)).adversary
+    adversary = make_trainer(schedule=AdversarialSchedule(share=1.0)).adversary
     assert adversary is not None
     generator, case = small_generator(), balls(1)[0]
     logits = generator(case["image"][None])
@@ -48,7 +48,7 @@ def test_gradient_reaches_the_generator_through_the_discriminator(make_trainer: 
 
 def test_the_weight_changes_what_the_generator_becomes(make_trainer: Make, tmp_path: Path) -> None:
     runs = {
-        weight: make_trainer(tmp_path / str(weight), schedule=AdversarialSchedule(weight=weight))
+        weight: make_trainer(tmp_path / str(weight), schedule=AdversarialSchedule(share=weight))
         for weight in (0.0, 1.0)
     }
     before = {weight: _copy(run.adversary.discriminator) for weight, run in runs.items() if run.adversary}
@@ -60,7 +60,7 @@ def test_the_weight_changes_what_the_generator_becomes(make_trainer: Make, tmp_p
 
 
 def test_a_null_weight_trains_as_without_a_discriminator(make_trainer: Make, tmp_path: Path) -> None:
-    alone, silent = make_trainer(), make_trainer(tmp_path / "silent", schedule=AdversarialSchedule(weight=0.0))
+    alone, silent = make_trainer(), make_trainer(tmp_path / "silent", schedule=AdversarialSchedule(share=0.0))
     for trainer in (alone, silent):
         torch.manual_seed(3)  # of the dropout
         trainer.run()
@@ -69,7 +69,7 @@ def test_a_null_weight_trains_as_without_a_discriminator(make_trainer: Make, tmp
 
 def test_the_discriminator_tells_references_from_early_fakes(make_trainer: Make) -> None:
     run = make_trainer(
-        epochs=1, iterations=25, schedule=AdversarialSchedule(weight=1e-6), adversary={"noise": 0.0, "smoothing": 0.0}
+        epochs=1, iterations=25, schedule=AdversarialSchedule(share=1e-6), adversary={"noise": 0.0, "wrong_pairs": 0.0}
     )
     for group in run.optimizer.param_groups:
         group["lr"] = 0.0  # an untrained generator
@@ -90,7 +90,7 @@ def test_events_handlers_and_metrics_of_monai_work(make_trainer: Make) -> None:
     dice = MeanDice(output_transform=from_engine(["pred", "label"]), include_background=False)
     trainer = make_trainer(
         epochs=1,
-        schedule=AdversarialSchedule(weight=0.1),
+        schedule=AdversarialSchedule(share=0.1),
         postprocessing=Compose([AsDiscreted("pred", argmax=True, to_onehot=2), AsDiscreted("label", to_onehot=2)]),
         key_train_metric={"train_dice": dice},
     )
@@ -105,7 +105,7 @@ def test_events_handlers_and_metrics_of_monai_work(make_trainer: Make) -> None:
 
 
 def test_alternation_by_epoch_moves_one_network_at_a_time(make_trainer: Make) -> None:
-    trainer = make_trainer(epochs=2, schedule=AdversarialSchedule(weight=0.1, alternate="epoch"))
+    trainer = make_trainer(epochs=2, schedule=AdversarialSchedule(share=0.1, alternate="epoch"))
     moved: list[tuple[bool, bool]] = []
     state: dict[str, Any] = {}
 
@@ -126,9 +126,9 @@ def test_alternation_by_epoch_moves_one_network_at_a_time(make_trainer: Make) ->
 @pytest.mark.parametrize(
     "schedule",
     [
-        AdversarialSchedule(weight=0.1, alternate="epoch", warm_up=2),
-        AdversarialSchedule(weight=0.1, generator_steps=2),
-        AdversarialSchedule(weight=0.1, discriminator_steps=2),
+        AdversarialSchedule(share=0.1, alternate="epoch", warm_up=2),
+        AdversarialSchedule(share=0.1, generator_steps=2),
+        AdversarialSchedule(share=0.1, discriminator_steps=2),
     ],
 )
 def test_the_learning_rate_anneals_over_the_steps_of_the_generator(
@@ -144,7 +144,7 @@ def test_the_learning_rate_anneals_over_the_steps_of_the_generator(
 
 
 def test_running_statistics_of_the_generator_rest_in_the_epochs_of_the_discriminator(make_trainer: Make) -> None:
-    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(weight=0.1, alternate="epoch"), norm="batch")
+    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(share=0.1, alternate="epoch"), norm="batch")
     before = _copy(trainer.network)
     trainer.run()
     assert not _changed(trainer.network, before)
@@ -191,7 +191,7 @@ def test_one_bad_batch_is_skipped_and_counted(make_trainer: Make) -> None:
 
 
 def test_a_discriminator_that_always_wins_rests(make_trainer: Make) -> None:
-    trainer = make_trainer(schedule=AdversarialSchedule(weight=0.1), adversary={"too_good": 0.0})
+    trainer = make_trainer(schedule=AdversarialSchedule(share=0.1), adversary={"too_good": 0.0})
     assert isinstance(trainer.adversary, Adversary)
     before = _copy(trainer.adversary.discriminator)
     trainer.run()
@@ -206,7 +206,7 @@ def test_a_discriminator_that_always_wins_rests(make_trainer: Make) -> None:
     ],
 )
 def test_other_losses_train_too(make_trainer: Make, options: dict[str, Any]) -> None:
-    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(weight=0.1), adversary=options)
+    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(share=0.1), adversary=options)
     before = _copy(trainer.network)
     trainer.run()
     assert _changed(trainer.network, before)
@@ -214,7 +214,7 @@ def test_other_losses_train_too(make_trainer: Make, options: dict[str, Any]) -> 
 
 
 def test_weights_stay_in_fp32(make_trainer: Make) -> None:
-    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(weight=0.1))
+    trainer = make_trainer(epochs=1, schedule=AdversarialSchedule(share=0.1))
     trainer.run()
     assert trainer.dtype in (torch.float32, torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
@@ -222,7 +222,7 @@ def test_weights_stay_in_fp32(make_trainer: Make) -> None:
 
 @pytest.mark.slow
 def test_it_learns_the_balls(make_trainer: Make) -> None:
-    trainer = make_trainer(epochs=8, iterations=10, schedule=AdversarialSchedule(weight=0.02, warm_up=20, ramp=20))
+    trainer = make_trainer(epochs=8, iterations=10, schedule=AdversarialSchedule(share=0.02, warm_up=20, ramp=20))
     trainer.run()
     journal: Any = trainer.stateful["journal"]
     dice = [row["val_dice"] for row in journal.rows]

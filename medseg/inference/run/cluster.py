@@ -17,6 +17,7 @@ import torch
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.inference.run.options import Place
+from medseg.resources import safe_children
 from medseg.signals import signals_ignored
 
 try:
@@ -42,8 +43,12 @@ _QUIET: dict[str, Any] = {
 }
 """Processes of this machine show no pages and do not watch themselves, which takes some per cent of a core."""
 
-_NEVER_PAUSE = [f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False" for what in ("TARGET", "SPILL", "PAUSE")]
-"""Arrays of torch cannot be spilled, so that a worker that waits for memory to be freed would wait for ever."""
+_PROLOGUE = [
+    "export PYTHONSAFEPATH=1",
+    *(f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False" for what in ("TARGET", "SPILL", "PAUSE")),
+]
+"""Nothing is imported from the folder that a job starts in. Arrays of torch cannot be spilled, so that a worker that
+waits for memory to be freed would wait for ever."""
 
 
 @contextmanager
@@ -77,7 +82,7 @@ def _local(processes: int) -> Iterator[distributed.LocalCluster]:
     """Processes on this machine that share its threads, reachable only from it and only with its own certificates."""
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     method = {"distributed.worker.multiprocessing-method": "forkserver"} if forks else {}
-    with dask.config.set({**_BLAME, **_QUIET, **method}):
+    with safe_children(), dask.config.set({**_BLAME, **_QUIET, **method}):
         if forks:  # from one process that has imported everything, workers start at once, in place of a dead one too
             distributed.utils.get_mp_context()  # sets Dask's own list of imports, which ours replaces
             server = multiprocessing.get_context("forkserver")
@@ -107,7 +112,7 @@ def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
     if not isinstance(jobs, int) or jobs < 1:
         raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
     prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
-    settings["job_script_prologue"] = [*_NEVER_PAUSE, *prologue]
+    settings["job_script_prologue"] = [*_PROLOGUE, *prologue]
     with dask.config.set(_BLAME), _certificates(folder) as security:
         if "protocol" not in settings:
             settings = {"security": security, **settings}

@@ -1,0 +1,183 @@
+"""The discriminator as a judge of segmentations: its answer to a pair, and whether it may be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.data.utils import dense_patch_slices
+from monai.networks import one_hot
+from monai.transforms import ResizeWithPadOrCrop
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from medseg.bundle import Bundle
+from medseg.bundle.checkpoints import read_weights
+from medseg.errors import BundleError
+from medseg.networks.discriminator import ConditionalPatchDiscriminator
+from medseg.transforms.mismatched_pairs import KINDS, MismatchedPairs, MismatchKind, possible
+from medseg.trust.discriminator_acceptance import (
+    DISCRIMINATOR_NAME,
+    DiscriminatorAcceptance,
+    Proportion,
+)
+
+MARGIN_VOXELS = 4
+"""Round the structures: a wrong segmentation may be shifted or dilated by as much."""
+_WHY = {"swapped": "there is one structure", "another's": "there is no other segmentation"}
+
+
+def read_discriminator(bundle: Bundle) -> ConditionalPatchDiscriminator:
+    """The discriminator of a bundle, in evaluation mode; a ``BundleError`` if it has none that judges segmentations."""
+    path = bundle.path / "trust" / "discriminator.json"
+    try:
+        stated = dict(json.loads(path.read_text(encoding="utf-8")))
+        if stated.pop("_target_").rpartition(".")[2] != ConditionalPatchDiscriminator.__name__:
+            raise ValueError("another class")
+        network = ConditionalPatchDiscriminator(**stated)
+        network.load_state_dict(read_weights(bundle.path / DISCRIMINATOR_NAME))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise BundleError(
+            f"{bundle.name} has no discriminator of segmentations that can be read ({error}); expected {path.name} and "
+            f"{DISCRIMINATOR_NAME}. Train and publish it: medseg train --publish"
+        ) from error
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a discriminator sees segmentations.
+
+    Attributes
+    ----------
+    patch
+        Side of the windows in voxels, as in its training: its normalisation depends on it.
+    classes
+        Channels of a segmentation, with the background unless they are ``regions``.
+    threshold
+        Logits above it mean "real".
+    regions
+        Whether labels are regions that may overlap, a channel for each, instead of a map of classes.
+    """
+
+    patch: tuple[int, ...]
+    classes: int
+    threshold: float = 0.0
+    regions: bool = False
+
+    def segmentation(self, label: Tensor) -> Tensor:
+        """A label ``(1, H, W[, D])``, or regions ``(R, …)``, as the discriminator sees it: ``(classes, …)``."""
+        if self.regions:
+            return (label > 0).float()
+        return one_hot(label.long(), num_classes=self.classes, dim=0)
+
+    def structures(self, segmentation: Tensor) -> Tensor:
+        """A segmentation without the background."""
+        return segmentation if self.regions else segmentation[1:]
+
+    def with_background(self, structures: Tensor) -> Tensor:
+        """The reverse of :meth:`structures`."""
+        return structures if self.regions else torch.cat([1.0 - structures.sum(0, keepdim=True), structures])
+
+
+def pair_logits(discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging) -> list[Tensor]:
+    """Logits of a pair ``(C, H, W[, D])`` and ``(classes, H, W[, D])``, by scale, over windows that cover it."""
+    device = next(discriminator.parameters()).device
+    missing = [max(0, wanted - n) for wanted, n in zip(judging.patch, image.shape[1:], strict=True)]
+    sides = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]
+    structures = pad(judging.structures(segmentation).to(device), sides)
+    seen = pad(image.to(device).float(), sides), judging.with_background(structures)
+    places = dense_patch_slices(seen[0].shape[1:], judging.patch, judging.patch)
+    with torch.inference_mode():
+        found = [discriminator(*(one[(slice(None), *place)][None] for one in seen)).logits for place in places]
+    return [torch.cat([logits.flatten() for logits in scale]) for scale in zip(*found, strict=True)]
+
+
+def mean_logit(discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging) -> float:
+    """How real a pair looks on the whole: the mean over its patches, and over the scales."""
+    logits = pair_logits(discriminator, image, segmentation, judging)
+    return float(torch.stack([scale.mean() for scale in logits]).mean())
+
+
+def box_round(mask: Tensor, least: Sequence[int], margin: int = MARGIN_VOXELS) -> tuple[slice, ...]:
+    """Box round a mask ``(H, W[, D])`` that is not empty, with a margin, as large as ``least`` where there is room."""
+    inside, sides = mask.nonzero(), []
+    for low, high, side, extent in zip(inside.amin(0), inside.amax(0), least, mask.shape, strict=True):
+        length = min(max(int(high - low) + 1 + 2 * margin, side), extent)
+        start = min(max(int(low + high + 1 - length) // 2, 0), extent - length)
+        sides.append(slice(start, start + length))
+    return tuple(sides)
+
+
+def accept_discriminator(
+    discriminator: nn.Module,
+    cases: Sequence[Mapping[str, Any]],
+    judging: Judging,
+    *,
+    held_out: bool,
+    weights_sha256: str = "",
+    seed: int = 0,
+) -> DiscriminatorAcceptance:
+    """Try a discriminator on cases with a reference: does it tell the true segmentation from wrong ones?
+
+    Parameters
+    ----------
+    discriminator
+        Called with (image, segmentation), as in training; its mode is left as it is.
+    cases
+        Preprocessed, with ``image`` ``(C, H, W[, D])`` and ``label`` ``(1, H, W[, D])``, or a channel per region.
+        Cases without a structure are not counted, nor, for a kind, those of which there is no wrong segmentation.
+    judging
+        How it sees them.
+    held_out
+        Whether neither network was trained on them.
+    weights_sha256
+        Of the file that its weights will be read from.
+    seed
+        Of the wrong segmentations, which are drawn anew for every case and kind.
+    """
+    pairs = MismatchedPairs(overlapping=judging.regions)
+    above: dict[MismatchKind, list[bool]] = {kind: [] for kind in KINDS}
+    real: list[bool] = []
+    boxes = list(_boxes(cases, judging))
+    training = discriminator.training
+    discriminator.eval()
+    for number, (image, label) in enumerate(boxes):
+        structures = judging.structures(judging.segmentation(label))
+        another = None
+        if len(boxes) > 1:  # its centre is that of its box, too
+            other = judging.structures(judging.segmentation(boxes[number - 1][1]))
+            another = torch.as_tensor(ResizeWithPadOrCrop(structures.shape[1:])(other))
+        true = mean_logit(discriminator, image, judging.with_background(structures), judging)
+        real.append(true > judging.threshold)
+        for kind in KINDS:
+            if not possible(kind, structures, another):
+                continue
+            generator = torch.Generator().manual_seed(seed + len(KINDS) * number + KINDS.index(kind))
+            wrong = pairs.apply(structures, pairs.draw(kind, structures, generator), another)
+            if not torch.equal(wrong, structures):
+                above[kind].append(true > mean_logit(discriminator, image, judging.with_background(wrong), judging))
+    discriminator.train(training)
+    return DiscriminatorAcceptance(
+        weights_sha256=weights_sha256,
+        cases=len(real),
+        held_out=held_out,
+        real=Proportion.counted(sum(real), len(real)),
+        above={kind: Proportion.counted(sum(found), len(found)) for kind, found in above.items() if found},
+        left_out={kind: _WHY.get(kind, "no case has one") for kind, found in above.items() if not found},
+    )
+
+
+def _boxes(cases: Sequence[Mapping[str, Any]], judging: Judging) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image and label round the structures of each case that has one."""
+    for number in range(len(cases)):  # a data set of torch is no iterable
+        case = cases[number]
+        image, label = (convert_to_tensor(case[key], track_meta=False) for key in ("image", "label"))
+        mask = (label > 0).any(0)
+        if mask.any():
+            inside = (slice(None), *box_round(mask, judging.patch))
+            yield image[inside], label[inside]
