@@ -129,7 +129,10 @@ def _infer(folder: Path, permission: Any = "everything") -> None:
         opened.load_network()
     with _noted():
         read = read_inference_config(opened)
-        read.preprocessing({"image": MetaTensor(torch.rand(1, 8, 8, 8))})
+        image = MetaTensor(torch.rand(1, 8, 8, 8))
+        if read.post.written is not None:
+            read.post.written({"image": image, "pred": MetaTensor(torch.rand(2, 8, 8, 8))})
+        read.preprocessing({"image": image})
     if permission == "everything":
         config = copy.deepcopy(opened.inference)
         config["bundle_root"] = str(folder)
@@ -217,7 +220,8 @@ def _done(task: dict[str, Any], pipe: int) -> None:
     watch = _Watch(canary, (folder / "eval", folder / "runs", folder / "models"))
     sys.addaudithook(watch)
     try:
-        if command := task.get("command"):
+        command = task.get("command") or task["proof"]
+        if command in _COMMANDS:
             _COMMANDS[command](folder)
         else:
             _careless(folder, task["proof"])

@@ -20,6 +20,7 @@ from medseg.bundle.findings import COMMANDS, blocks
 from medseg.errors import MedsegError
 from tests.bundle.corpus import CONFIG_PLACES, Command, Draft, Variant, Workbench, places
 from tests.bundle.corpus_files import file_variants
+from tests.bundle.corpus_paths import path_variants
 from tests.bundle.corpus_semantics import semantic_variants
 from tests.bundle.corpus_tricks import COMPONENTS, ENDLESS, EXPRESSIONS
 
@@ -53,7 +54,7 @@ def _values() -> Iterator[Variant]:
             yield Variant(place, trick, commands, _put(place, payload), proof, place == "multi-GPU")
 
 
-VARIANTS = [*_values(), *semantic_variants(), *file_variants()]
+VARIANTS = [*_values(), *semantic_variants(), *file_variants(), *path_variants()]
 
 
 def gate(folder: Path, command: Command) -> str | None:
