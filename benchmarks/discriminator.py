@@ -43,7 +43,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "least-squares": {"loss": AdversarialLoss("least-squares")},
     "spectral": {"definition": {"spectral": True, "norm": None}},
     "R1": {"penalty": 1.0},
-    "R1-weak": {"penalty": 0.01},
     "two-scales": {"definition": {"scales": 2}},
     "predictions-alone": {"wrong_pairs": 0.0},
     "wrong-pairs-alone": {"wrong_pairs": 1.0},
@@ -84,10 +83,11 @@ class Subject:
         self.network = self.bundle.load_network().eval()
         self.judging = Judging(tuple(parsed("patch_size")), self.bundle.output_channels)
 
-    def learn(self, name: str, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any], dict[str, float]]:
-        """A discriminator after its steps, its definition, and core-seconds: learning, of which making wrong pairs."""
+    def learn(
+        self, name: str, arguments: dict[str, Any], definition: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Weights of a discriminator after its steps, and core-seconds: learning, of which making wrong pairs."""
         set_determinism(seed=0)
-        definition = {**self.definition, **arguments.get("definition", {})}
         discriminator = ConditionalPatchDiscriminator(**definition)
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=self.rate, betas=(0.5, 0.99), weight_decay=0.0)
         adversary = Timed(
@@ -109,7 +109,7 @@ class Subject:
             adversary.learn(batch["image"], batch["label"], prediction, 1.0, update=True)
         cost = {"learning": time.process_time() - begun, "wrong_pairs": adversary.seconds}
         print(f"{name}: {cost['learning']:.0f} core-seconds", flush=True)
-        return discriminator.eval(), definition, cost
+        return discriminator.state_dict(), cost
 
     def cases(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Image and label of the held-out cases."""
@@ -182,8 +182,15 @@ def measure(subject: Subject, name: str, output: Path) -> dict[str, Any]:
     if name == "shipped":
         discriminator = read_discriminator(subject.bundle)
     else:
-        discriminator, definition, cost = subject.learn(name, arguments)
-        torch.save(discriminator.state_dict(), output / f"{name}.pt")
+        definition = {**subject.definition, **arguments.get("definition", {})}
+        discriminator, path = ConditionalPatchDiscriminator(**definition).eval(), output / f"{name}.pt"
+        if not path.is_file():
+            weights, cost = subject.learn(name, arguments, definition)
+            with atomic_path(path) as partial:
+                torch.save({"weights": weights, "cost": cost}, partial)
+        kept = torch.load(path, weights_only=True)
+        discriminator.load_state_dict(kept["weights"])
+        cost = kept["cost"]
     begun = time.process_time()
     acceptance = accept_discriminator(discriminator, subject.held_out, judging, held_out=True)
     cost["acceptance"] = time.process_time() - begun
@@ -206,7 +213,7 @@ def publish(bundle: Bundle, output: Path, name: str) -> None:
     """Write the discriminator of an option, its definition and its acceptance into the bundle."""
     result = json.loads((output / f"{name}.json").read_text())
     with atomic_path(bundle.path / DISCRIMINATOR_NAME) as partial:
-        save_file(torch.load(output / f"{name}.pt", weights_only=True), partial)
+        save_file(torch.load(output / f"{name}.pt", weights_only=True)["weights"], partial)
     target = "medseg.networks.ConditionalPatchDiscriminator"
     write_json(bundle.path / "trust" / "discriminator.json", {"_target_": target, **result["definition"]})
     acceptance = DiscriminatorAcceptance.from_json(result["acceptance"])

@@ -36,6 +36,7 @@ Role = Literal["infer", "train", "evaluate", "all"]
 
 _SHOWN = 5
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
+_OVERLAYS = frozenset({"evaluate", "multi_gpu_train", "multi_gpu_evaluate"})
 _INFERS = re.compile(r"inference")
 """Configs that are of a training and for inference: one is not laid over the other."""
 
@@ -186,6 +187,10 @@ def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
             laid = [base, *(middle if stem == "train" and names[over].startswith("multi_gpu") else ()), over]
             if not all(isinstance(configs[name], Mapping) for name in laid):
                 continue
+            if names[over] not in _OVERLAYS and {"network_def", "run"} <= configs[over].keys():
+                continue  # it stands alone
+            if _is_plain_data(configs[over]):
+                continue  # such as a datalist: what it covers is judged without it
             try:
                 whole = laid_out(*(configs[name] for name in laid))
             except BundleError:
@@ -196,6 +201,14 @@ def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
             metadata = {METADATA: configs[METADATA]} if METADATA in configs else {}
             found += [f for f in _judge_together({**metadata, over: whole}) if f.file == over]
     return found
+
+
+def _is_plain_data(config: Mapping[str, Any]) -> bool:
+    """Whether a config changes no part of another one, and holds neither components nor expressions."""
+    plain = all(key.isidentifier() for key in config) and not any(
+        text[:1] in "$@%" for _, text in strings_in(config) if text
+    )
+    return plain and not any("_target_" in path for path, _ in strings_in(config))
 
 
 def _as_evaluated(name: str, config: Any) -> Any:

@@ -11,13 +11,23 @@ from typing import Any
 
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_shipped, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
-from medseg.bundle.audit_places import REQUIRED, SAVERS, Places, Problem, by_keyword_only, is_reader, kind_of, leads_out
-from medseg.bundle.audit_texts import Texts
+from medseg.bundle.audit_places import (
+    REQUIRED,
+    SAVERS,
+    WRITERS,
+    Places,
+    Problem,
+    by_keyword_only,
+    is_file_step,
+    is_reader,
+    kind_of,
+    leads_out,
+)
+from medseg.bundle.audit_texts import Texts, whole_reference
 from medseg.bundle.config import (
     META_ID,
     SEPARATOR,
     absolute_text,
-    is_moved,
     is_plain_id,
     place_of,
     referred,
@@ -25,6 +35,7 @@ from medseg.bundle.config import (
     target_of,
 )
 from medseg.bundle.findings import COMMANDS, Command, Finding, Severity
+from medseg.bundle.resolve import is_moved
 
 METADATA = "configs/metadata.json"
 
@@ -35,10 +46,9 @@ _IMPORT_LISTS = frozenset({"imports", "initialize", "run", "training"})
 _ENGINES = ("Evaluator", "Trainer")
 _POST = "postprocessing"
 _FOLDERS = frozenset({("bundle_root",), ("output_dir",)})
-_WRITERS = frozenset(REQUIRED) - SAVERS - {name for name, needed in REQUIRED.items() if needed == "pretrained"} | {
-    "PersistentDataset", "CacheNTransDataset", "CheckpointSaver", "LogfileHandler",
-}  # fmt: skip
-_JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*", re.ASCII)
+_CALLED = re.compile(r"(.*_)?(func|fn|function|transform)")
+"""Arguments that are called with whatever their owner has at hand."""
+_JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*|\$copy\.deepcopy\(@[\w:]+\)", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs", "pretrained_url"})
 _SHOWN = 80
@@ -90,12 +100,20 @@ class Together:
     imports: Mapping[str, str]
     modules: ModulePlaces
     places: Places
+    posts: frozenset[str] = frozenset()  # what their ids ``postprocessing`` refer to
     strict: bool = False
 
     @classmethod
     def of(cls, configs: Collection[Any], imports: Mapping[str, str], given: Collection[str], strict: bool) -> Together:
         """What the parsed ``configs`` say together; ``given`` are the ids whose values the user gave."""
-        return cls(imports, ModulePlaces(configs), Places(Texts(configs, given)), strict)
+        named = {
+            whole_reference(absolute_text(text, path))
+            for config in configs
+            for path, text in strings_in(config)
+            if path and place_of(path)[-1].startswith(_POST)
+        }
+        posts = frozenset(name for name in named if name is not None)
+        return cls(imports, ModulePlaces(configs), Places(Texts(configs, given)), posts, strict)
 
 
 def judge_config(file: str, config: Any, together: Together) -> list[Finding]:
@@ -118,7 +136,7 @@ class _ConfigJudge:
     def __init__(self, file: str, together: Together) -> None:
         self.file = file
         self.modules, self.imports = together.modules, together.imports
-        self.places, self.strict = together.places, together.strict
+        self.places, self.posts, self.strict = together.places, together.posts, together.strict
         self._savers: dict[str, bool] = {}
         self.is_metadata = file == METADATA
         self.infers = Path(file).stem.startswith("inference")
@@ -160,14 +178,10 @@ class _ConfigJudge:
         elif last in _CONSTANTS:
             if problem := judge_argument(last, value):
                 yield self._found(here, problem, "write the safe constant or leave it out")
-        elif (kind := kind_of(last, owner)) is not None or here in _FOLDERS:
-            if here in _FOLDERS:
-                problem = self.places.root_problem(last, value) if self.is_config else None
-            elif owner or (self.is_config and (last != key or kind in ("write", "address"))):
-                problem = self.places.problem(last, value, here, owner)
-            else:
-                problem = None
-            yield from self._place(here, problem, owner)
+        elif here in _FOLDERS and self.is_config:
+            yield from self._place(here, self.places.root_problem(last, value), owner)
+        elif owner or (self.is_config and (last != key or kind_of(last) in ("write", "address"))):
+            yield from self._place(here, self.places.problem(last, value, here, owner), owner)
 
     def _id(self, key: str, path: tuple[str, ...]) -> Iterator[Finding]:
         """MONAI finds an item by its id, whose parts are the keys: none may look like another, or like two."""
@@ -215,17 +229,37 @@ class _ConfigJudge:
         if by_keyword_only(name) and component.get("_mode_", "default") != "default":
             what = f"{component['_target_']} as a callable"
             yield self._found(path, what, "it imports, writes or reads whatever it is called with")
-        if self.infers and name in _WRITERS:
+        if self.infers and name in WRITERS:
             yield self._found(path, f"{name} in a config for inference", "it writes as soon as it is made")
-        step = path[-1:] != () and (path[-1].startswith(_POST) or (owner == "Compose" and path[-2] == "transforms"))
-        if name in SAVERS and not (_in_postprocessing(path) and step):
+        if name in SAVERS and not self._is_step(path, owner):
             why = "it would save a copy of each patient's image; save in the postprocessing, as a step of its Compose"
             yield self._found(path, f"{name} outside of the postprocessing", why)
-        needed = REQUIRED.get(name, "")
-        if needed and needed not in component and not component.get("summary_writer"):
+        if self.infers and is_file_step(name) and self._is_called(path):
+            yield self._found(path, f"{name} as a function", "it would read whatever it is called with")
+        if (needed := REQUIRED.get(name, "")) and self._lacks(component, needed, path):
             fetches = needed == "pretrained"
             what = f"{name} without {needed} " + ("fetches weights" if fetches else "writes to the current folder")
             yield from self._place(path, Problem(what, usual=True), name)
+
+    def _lacks(self, component: Mapping[str, Any], needed: str, path: tuple[str, ...]) -> bool:
+        if needed == "pretrained":
+            return needed not in component
+        given, writer = (self.places.texts.of_value(component.get(name), path) for name in (needed, "summary_writer"))
+        return given in (frozenset(), {""}) and writer == frozenset()
+
+    @staticmethod
+    def _is_called(path: tuple[str, ...]) -> bool:
+        return any(_CALLED.fullmatch(part) and part != "transform" for part in path)
+
+    def _is_step(self, path: tuple[str, ...], owner: str) -> bool:
+        """Whether a path is that of the postprocessing, of what it refers to, or of the steps of its Compose."""
+        parts = place_of(path)
+        if not parts or parts[0] == "preprocessing":  # which medseg takes by this name where no data set names another
+            return False
+        within = [SEPARATOR.join(parts[: end + 1]) for end in range(len(parts))]
+        inside = any(part.startswith(_POST) for part in parts) or not self.posts.isdisjoint(within)
+        step = owner == "Compose" and "transforms" in parts[-2:]
+        return inside and (step or parts[-1].startswith(_POST) or within[-1] in self.posts)
 
     def _sink(self, here: tuple[str, ...], name: str, value: Any) -> Iterator[Finding]:
         """An argument from which MONAI imports whatever it names."""
@@ -261,6 +295,11 @@ class _ConfigJudge:
     def _references(self, absolute: str, path: tuple[str, ...], owner: str) -> Iterator[Finding]:
         if (reached := self.modules.reached_by(absolute)) is not None:
             yield self._found(path, f"a reference to {reached}, which holds an import", "it would hand out a module")
+        if self.infers and (absolute.startswith("$") or self._is_called(path)):
+            joined = not self._is_called(path) and _JOINED_REFERENCES.fullmatch(absolute)
+            if not joined and (step := next(filter(self.places.is_file_step, referred(absolute)), None)) is not None:
+                why = "it would read whatever it is called with"
+                yield self._found(path, f"a reference to {step}, which reads images, in an expression", why)
         if (saver := self._saver_reached(absolute, path, owner)) is not None:
             why = "a step that saves images may be named by the postprocessing alone"
             yield self._found(path, f"a reference to {saver}, which saves images", why)
@@ -293,8 +332,7 @@ class _ConfigJudge:
 
     def _saver_reached(self, text: str, path: tuple[str, ...], owner: str) -> str | None:
         """First reference to a step that saves images, where it is no step itself."""
-        step = _in_postprocessing(path) and (path[-1].startswith(_POST) or owner == "Compose")
-        if step and _JOINED_REFERENCES.fullmatch(text):
+        if self._is_step(path, owner) and _JOINED_REFERENCES.fullmatch(text):
             return None
         return next((name for name in referred(text) if self._saves(name, frozenset())), None)
 
@@ -314,7 +352,3 @@ class _ConfigJudge:
         if not isinstance(value, Mapping) or target.endswith(_ENGINES):
             return False
         return target in SAVERS or any(self._holds_saver(part, above) for part in value.values())
-
-
-def _in_postprocessing(path: tuple[str, ...]) -> bool:
-    return any(part.startswith(_POST) for part in place_of(path))

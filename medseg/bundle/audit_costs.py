@@ -37,6 +37,8 @@ _LARGEST_ARRAY = 2.0**29
 _CAPS: dict[str, float] = {
     **dict.fromkeys(("num_workers", "num_init_workers", "num_threads", "prefetch_factor", "num_cpus"), 256.0),
     **dict.fromkeys(("sw_batch_size", "batch_size", "samples_per_image", "num_patches"), 4096.0),
+    **dict.fromkeys(("zoom", "min_zoom", "max_zoom"), 16.0),
+    **dict.fromkeys(("spatial_border", "k", "divisible"), 4096.0),
     **dict.fromkeys(("holes", "max_holes", "num_repeats", "repeats", "num_control_points"), 4096.0),
 }
 """What an argument may be at most, by its name, whichever class has it."""

@@ -23,7 +23,7 @@ from medseg.bundle.allowlist import (
     is_value,
 )
 from medseg.bundle.audit_calls import CALLS, is_conversion, is_rank, is_switch, judge_table, table_of
-from medseg.bundle.audit_places import POSITIONS, Places, Problem, by_keyword_only
+from medseg.bundle.audit_places import POSITIONS, WRITERS, Places, Problem, by_keyword_only, kind_of
 from medseg.bundle.audit_texts import Texts, parse_references, reference_of, text_name
 
 _LONGEST = 4000
@@ -231,8 +231,7 @@ class _Judge:
         if path is None:
             self._callee_without_module(node, local)
         elif by_keyword_only(path) and is_function(path):
-            if node.args:
-                self.refuse(f"{path} must be called with keyword arguments")
+            self._taker(path, node)
         elif path in CALLS:
             if problem := CALLS[path](node):
                 self.refuse(problem)
@@ -244,12 +243,20 @@ class _Judge:
             for argument in node.args:
                 self.visit(argument, local)
 
+    def _taker(self, path: str, node: ast.Call) -> None:
+        if node.args:
+            self.refuse(f"{path} must be called with keyword arguments")
+        if self.infers and path.rpartition(".")[2] in WRITERS:
+            self.refuse(f"{path} writes, which a config for inference does not")
+
     def _path_argument(self, path: str, node: ast.Call) -> None:
         at, kind = POSITIONS.get(path, (0, None))
         if kind == "write" and self.infers:
             self.refuse(f"{path} writes, which a config for inference does not")
         elif kind is not None and any(isinstance(argument, ast.Starred) for argument in node.args):
             self.refuse(f"* hides the path that {path} is given")
+        elif kind is not None and not at and not node.args and not any(kind_of(k.arg or "") for k in node.keywords):
+            self.refuse(f"{path} must be given its path by position")
         elif kind is not None and len(node.args) > at:
             problem = self.places.path_problem("the path", kind, node.args[at], self.roots)
             if problem is not None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_loader
 from medseg.bundle.audit_texts import BUNDLE, OUTPUT, ROOTS, USER, Texts, whole_reference
-from medseg.bundle.config import SEPARATOR, absolute_text, target_of
+from medseg.bundle.config import SEPARATOR, absolute_text, referred, target_of
 
 Kind = Literal["write", "read", "name", "address", "names", "constant"]
 """What an argument names: a folder or file that is written; one that is read; a file's name, without a folder; a
@@ -31,7 +31,14 @@ SAVERS = frozenset(_TABLE["savers"])
 REQUIRED: Mapping[str, str] = _TABLE["required"]
 """Classes that write to the current folder, or fetch weights, unless this argument says otherwise."""
 
+WRITERS = frozenset(
+    {name for name, needed in REQUIRED.items() if needed == "log_dir"}
+    | {"PersistentDataset", "CacheNTransDataset", "CheckpointSaver", "LogfileHandler"}
+)
+"""Classes that write, some as soon as they are made; a config for inference has no use for them."""
+
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
+_COMPOSED = frozenset({"Compose", "OneOf", "SomeOf", "RandomOrder"})
 _DEEPEST = 20
 
 
@@ -102,6 +109,20 @@ class Places:
         called = [target_of(item) for item in self.texts.items(place) if isinstance(item, Mapping)]
         return any(by_keyword_only(name) and name != "CheckpointLoader" for name in called)
 
+    def is_file_step(self, place: str, depth: int = 0) -> bool:
+        """Whether an id is a transform that reads or writes images, or holds one as a step."""
+        return depth < _DEEPEST and any(self._is_file_step(item, depth) for item in self.texts.items(place))
+
+    def _is_file_step(self, value: Any, depth: int) -> bool:
+        if isinstance(value, str):
+            return any(self.is_file_step(name, depth + 1) for name in referred(absolute_text(value, ())))
+        if isinstance(value, list):
+            return any(self._is_file_step(part, depth) for part in value)
+        if not isinstance(value, Mapping):
+            return False
+        name = target_of(value)
+        return is_file_step(name) or (name in _COMPOSED and self._is_file_step(value.get("transforms"), depth))
+
     def _judge(self, name: str, kind: Kind, texts: frozenset[str] | None) -> Problem | None:
         if texts is None:
             return Problem(f"what {name} comes to cannot be told from the text")
@@ -123,6 +144,11 @@ class Places:
 
 POSITIONS: Mapping[str, tuple[int, Kind]] = {name: (at, kind) for name, (at, kind) in _TABLE["positions"].items()}
 """Functions of which one positional argument names a place."""
+
+
+def is_file_step(target: str) -> bool:
+    """Whether a class is a transform that reads or writes images."""
+    return target.startswith(("LoadImage", "LoadVolume", "LoadLabel", "SaveImage"))
 
 
 def is_reader(target: object) -> bool:
@@ -171,8 +197,8 @@ def _read(name: str, text: str) -> Problem | None:
     if text[:1] in {*ROOTS.values(), USER}:
         problem = _path_problem(text[1:])
     else:
-        problem = "lies outside the bundle" if text.startswith("/") else _path_problem(f"/{text}")
-    return Problem(f"{name} is {_shown(text)}, which {problem}") if problem else None
+        problem = "begins elsewhere" if text.startswith("/") else _path_problem(f"/{text}")
+    return Problem(f"{name} is {_shown(text)}, which is not in the bundle: it {problem}") if problem else None
 
 
 def _address(name: str, text: str) -> Problem | None:
@@ -184,7 +210,7 @@ def _address(name: str, text: str) -> Problem | None:
 def _name(name: str, text: str) -> Problem | None:
     plain = text.replace(USER, "x")
     if name.endswith("filename"):
-        fine = _PLAIN_FILE.fullmatch(plain)
+        fine = _PLAIN_FILE.fullmatch(plain) is not None
     else:
         fine = plain.isprintable() and not set(plain) & {"/", "\\", ":", *ROOTS.values()} and ".." not in plain
     return None if fine else Problem(f"the file name {_shown(text)}")

@@ -33,6 +33,7 @@ _PATH_TEXTS = frozenset(
 _TEXT_METHODS = frozenset(
     {"replace", "strip", "lstrip", "rstrip", "lower", "upper", "join", "zfill", "removesuffix", "removeprefix"}
 )
+_DATE = re.compile(r"%[A-Za-z]")
 _MOST_TEXTS, _LONGEST, _DEEPEST = 16, 2000, 20
 
 
@@ -102,7 +103,7 @@ class Texts:
             self._known[place] = _union(found) if found else frozenset({USER})
         return self._known[place]
 
-    def of_node(  # noqa: PLR0911  one line per kind of syntax
+    def of_node(  # noqa: C901, PLR0911  one line per kind of syntax
         self, node: ast.AST | None, roots: Mapping[str, str], depth: int
     ) -> frozenset[str] | None:
         """All texts that an expression may come to."""
@@ -126,6 +127,8 @@ class Texts:
                 return found if plain else None
             case ast.IfExp(body=body, orelse=orelse):
                 return _union([self.of_node(body, roots, depth + 1), self.of_node(orelse, roots, depth + 1)])
+            case ast.Call(func=ast.Attribute(attr="strftime"), args=[layout], keywords=[]):  # a date in it is digits
+                return _product([self.of_node(layout, roots, depth + 1)], lambda texts: _DATE.sub("0", texts[0]))
             case ast.Call(func=func, args=args, keywords=[]):
                 return self._of_call(called(func, roots), [self.of_node(a, roots, depth + 1) for a in args])
             case _:

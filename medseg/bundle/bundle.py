@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
-from medseg.bundle.config import Parsed, config_file, laid_out, may_hold, read_config, resolved
+from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
+from medseg.bundle.resolve import may_hold, resolved
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -215,12 +216,14 @@ class Bundle:
         """``train.json`` as it is going to be evaluated, once it is permitted.
 
         ``given``: Ids and the user's values; those that it has no place for are left out. Raises ``UntrustedBundle`` as
-        :meth:`permit`.
+        :meth:`permit`, ``BundleError`` as :meth:`check_trainable`.
         """
         root = str(self.path)
         values = {"bundle_root": str(self.path.resolve()) if root[:1] in "$@%" else root, **given}
         known = {name: value for name, value in values.items() if may_hold(self.training, name)}
         config = resolved(laid_out(self.training, known), self.metadata)
+        if self.permission != "everything":  # MONAI's trainers are judged by what is usual for them
+            check_trainer(config, self.name, self.config_file("train"))
         self.permit("train", tuple(known), train=config)
         return config
 

@@ -31,7 +31,7 @@ META_ID = "_meta_"
 ABSENT: Any = object()
 """What :func:`item_at` gives where nothing is."""
 
-_RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
+RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
 _REFERENCE = re.compile(rf"@(\w*(?:{SEPARATOR}\w*)*)")
 _PLAIN_ID = re.compile(rf"\+?\w+((#|{SEPARATOR})\w+)*", re.ASCII)
 _WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
@@ -126,43 +126,6 @@ def laid_out(*configs: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resolved(config: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A laid-out config with its macros written out and its ids made absolute, as MONAI makes it in one go.
-
-    What is judged and handed to MONAI's parser is this tree, so that no text can be read in two ways. ``metadata``:
-    What macros find at ``_meta_``. Raises ``BundleError`` if a macro names nothing, or copies what holds macros or
-    relative ids: where these lead would depend on when they are read.
-    """
-    whole = {META_ID: metadata or {}, **config}
-    return {key: _resolved(value, (key,), whole) for key, value in config.items()}
-
-
-def _resolved(value: Any, path: tuple[str, ...], whole: Mapping[str, Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _resolved(part, (*path, key), whole) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_resolved(part, (*path, str(index)), whole) for index, part in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-    text = absolute_text(value, path)
-    if not text.startswith("%"):
-        return text
-    copied = item_at(whole, text[1:])
-    where = f"the macro {value!r} at {SEPARATOR.join(path)}"
-    if copied is ABSENT:
-        raise BundleError(f"{where} names nothing in the config; correct the id")
-    if unclear := next((part for _, part in strings_in(copied) if is_moved(part)), None):
-        raise BundleError(f"{where} copies {unclear!r}, which leads elsewhere from there; write the ids in full")
-    return _resolved(copied, tuple(text[1:].split(SEPARATOR)), whole)
-
-
-def is_moved(text: str) -> bool:
-    """Whether a text means something else once a macro has copied it: another macro, or a relative id."""
-    return text.startswith("%") or (
-        text.startswith(("$", "@")) and _RELATIVE.search(text.replace("#", SEPARATOR)) is not None
-    )
-
-
 def is_plain_id(key: str) -> bool:
     """Whether a key that names a part of a config is read as the same id by MONAI and here."""
     return _PLAIN_ID.fullmatch(key) is not None or not (SEPARATOR in key or "#" in key or key.startswith("+"))
@@ -227,17 +190,11 @@ def item_at(config: Any, place: str) -> Any:
     return config
 
 
-def may_hold(config: Any, place: str) -> bool:
-    """Whether something stands at an id, or an object above it that could take it."""
-    above, _, _ = place.replace("#", SEPARATOR).rpartition(SEPARATOR)
-    return item_at(config, place) is not ABSENT or isinstance(item_at(config, above), Mapping)
-
-
 def absolute_text(text: str, path: Sequence[str]) -> str:
     """A config string with ``#`` as ``::`` and relative ids made absolute, as MONAI does before anything else."""
     text = text.replace("#", SEPARATOR)
     here = place_of(path)
-    for prefix in sorted(set(_RELATIVE.findall(text)), reverse=True):
+    for prefix in sorted(set(RELATIVE.findall(text)), reverse=True):
         kept = here[: max(0, len(here) - prefix.count(SEPARATOR))]
         text = text.replace(prefix, prefix[0] + "".join(part + SEPARATOR for part in kept))
     return text
@@ -322,6 +279,8 @@ def parts_of(config: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]
     waiting, done = list(places), set[str]()
     while waiting:
         place = waiting.pop()
+        if not place:
+            raise BundleError("a part of the config refers to the whole of it by '@'; name what it needs")
         value = item_at(config, place)
         if place in done or value is ABSENT or place.partition(SEPARATOR)[0] == "imports":
             continue

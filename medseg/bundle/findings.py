@@ -26,8 +26,10 @@ SPOKEN: dict[Command, str] = {
 _READ: tuple[tuple[re.Pattern[str], tuple[Command, ...]], ...] = (
     (re.compile(r"configs/inference\.(json|ya?ml)|trust/.*"), ("infer", "monai")),
     (re.compile(r"configs/metadata\.json"), COMMANDS),
-    # readers of images follow what such a header names, and unpickle
-    (re.compile(r".*\.(mhd|mha|nhdr|nrrd|hdr|vti|npy|npz|pkl|pickle)", re.IGNORECASE), COMMANDS),
+    # readers of images follow what such a header names
+    (re.compile(r".*\.(mhd|mha|nhdr|nrrd|hdr|vti)", re.IGNORECASE), COMMANDS),
+    # a data set of the bundle's own may name such arrays
+    (re.compile(r".*\.(npy|npz|pkl|pickle)", re.IGNORECASE), ("train", "evaluate", "monai")),
     (re.compile(r"configs/(train|datalist)\.(json|ya?ml)"), ("train", "evaluate", "monai")),
     (re.compile(r"configs/(evaluate\.(json|ya?ml)|logging\.conf)"), ("evaluate", "monai")),
     (re.compile(r".*\.(ipynb|sh)"), ()),  # for people

@@ -23,8 +23,8 @@ _MOST_WINDOWS, _FEW_WINDOWS = 100_000, 4096
 _MOST_LOOKS = 200
 """An overlap of 0.5 computes each voxel 8 times, one of 0.8 125 times."""
 _SMALLEST_WINDOW = 512
-_LARGEST_BATCH = 1 << 30
-"""Voxels of the windows that are computed at once: 4 GiB before the first layer."""
+_LARGEST_BATCH = 1 << 27
+"""Voxels of several windows that are computed at once, half a GiB before the first layer: 60 of 128³."""
 _LARGEST_GROWTH, _SMALL_VOXELS = 8, 1 << 21
 """How much larger than the volume, or than 128³ voxels, its windows may be."""
 
@@ -108,11 +108,11 @@ def _check_cost(
             f" {_SMALLEST_WINDOW} voxels where there are more than {_FEW_WINDOWS}; correct roi_size and overlap in the"
             " bundle, or crop with --roi",
         )
-    batch = min(settings.batch_size, count) * voxels
-    if batch > _LARGEST_BATCH:
+    together = min(settings.batch_size, count // max(1, -(-(padded[0] - roi[0]) // step[0]) + 1))
+    if together > 1 and (batch := together * voxels) > _LARGEST_BATCH:
         raise Refusal(
             "too-large",
-            f"{found}, {settings.batch_size} at once: {batch} voxels, expected at most {_LARGEST_BATCH}; correct"
+            f"{found}, {together} at once: {batch} voxels, expected at most {_LARGEST_BATCH}; correct"
             " sw_batch_size in the bundle",
         )
 

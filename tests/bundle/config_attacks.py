@@ -62,6 +62,8 @@ CONFIG_ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
         "as a callable",
     ),
     "makedirs elsewhere": ("train", {"imports": ["$import os"], "x": "$os.makedirs('CANARY')"}, "outside"),
+    "makedirs by its name": ("train", {"imports": ["$import os"], "x": "$os.makedirs(name='CANARY')"}, "by position"),
+    "log of a call when labelling": ("inference", {"x": f"${_WRITER}(log_dir=@output_dir)"}, "writes"),
     "makedirs when labelling": ("inference", {"imports": ["$import os"], "x": "$os.makedirs(@output_dir)"}, "writes"),
     "log when labelling": ("inference", _handler("TensorBoardStatsHandler", log_dir="@output_dir"), "for inference"),
     "cache when labelling": ("inference", _handler("PersistentDataset", cache_dir="@output_dir"), "for inference"),
@@ -77,7 +79,7 @@ CONFIG_ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "metric attached by a path": ("train", {"x": "$@loss.attach(@network, '../../x')"}, "attach"),
     "name by a formatter": ("inference", _handler("SaveImaged", output_name_formatter="$lambda x: x"), "left out"),
     "hash that is a path": ("train", _handler("PersistentDataset", hash_func="$lambda x: '/etc/x'"), "left out"),
-    "root that leads out": ("inference", _handler("SaveImaged", data_root_dir="/a/b/c"), "outside the bundle"),
+    "root that leads out": ("inference", _handler("SaveImaged", data_root_dir="/a/b/c"), "not in the bundle"),
     # servers
     "tracking server": ("train", {"mlflow": "http://127.0.0.1:1"}, "address"),
     "tracking by a provider": ("train", {"mlflow": "databricks"}, "address"),
@@ -93,6 +95,11 @@ CONFIG_ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
     # copies of the patient's image
     "copy before the network": ("inference", _steps(_SAVER), "outside of the postprocessing"),
     "copy by reference": ("inference", {"post": "@postprocessing", **_steps("@post")}, "saves images"),
+    "copy by another name": (
+        "inference",
+        {"preprocessing": _STEPS, "evaluator": {"_target_": "SupervisedEvaluator", "postprocessing": "@preprocessing"}},
+        "outside of the postprocessing",
+    ),
     "copy by macro": ("inference", _steps("%postprocessing::transforms::1"), "saves images"),
     "copy by a call": ("inference", _steps({"_target_": "Lambda", "func": "$lambda x: @postprocessing(x)"}), "saves"),
     "copy by a step": (
@@ -113,9 +120,24 @@ CONFIG_ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "mode by overlay": ("train", {"ld": {"_target_": "LoadImage"}, "evaluate": {"ld#_mode_": "callable"}}, "callable"),
     "loader called": ("inference", {"ld": {"_target_": "LoadImage"}, "x": "$@ld('/etc/x')"}, "a call of ld"),
+    "loader handed on": (
+        "inference",
+        {"ld": {"_target_": "LoadImage"}, "x": "$list(map(@ld, [@bundle_root + '/docs/x.nii']))"},
+        "a reference to ld",
+    ),
+    "loader as a function": (
+        "inference",
+        {"ld": [{"_target_": "LoadImaged"}], **_steps({"_target_": "Lambda", "func": "@ld"})},
+        "a reference to ld",
+    ),
+    "loader in a function": (
+        "inference",
+        _steps({"_target_": "Lambda", "func": {"_target_": "Compose", "transforms": [{"_target_": "LoadImaged"}]}}),
+        "as a function",
+    ),
     "print to a writer": ("train", {"x": "$print('CANARY', file=@network)"}, "file must be left out"),
-    "weights from elsewhere": ("train", {"x": "$torch.load('/etc/x', weights_only=True)"}, "outside the bundle"),
-    "checkpoint from elsewhere": ("train", _handler("CheckpointLoader", load_path="/etc/x.pt"), "outside the bundle"),
+    "weights from elsewhere": ("train", {"x": "$torch.load('/etc/x', weights_only=True)"}, "not in the bundle"),
+    "checkpoint from elsewhere": ("train", _handler("CheckpointLoader", load_path="/etc/x.pt"), "not in the bundle"),
     # modules in the hand of an expression
     "import in another list": ("inference", _moved("@mods::0", mods=["$import os"]), "outside of the list imports"),
     "import in metadata": ("metadata", {"mods": ["$import os"]}, "outside of the list imports"),

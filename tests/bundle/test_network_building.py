@@ -36,12 +36,12 @@ def test_a_frugal_network_computes_the_same(build: Any) -> None:
     assert take_memory(network, [state])
     assert not lacks_memory(network)
     network.load_state_dict(state)
-    image = torch.rand(1, 1, 64, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(network.eval()(image), usual(image))
-    assert {name: weight.dtype for name, weight in network.state_dict().items()} == {
-        k: w.dtype for k, w in state.items()
-    }
+    found = network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(found[name].dtype == weight.dtype and torch.equal(found[name], weight) for name, weight in state.items())
+    assert [module.__class__ for module in network.modules()] == [module.__class__ for module in usual.modules()]
+    others = [dict(built.named_buffers()) for built in (network, usual)]
+    assert all(torch.equal(others[0][name], buffer) for name, buffer in others[1].items())
 
 
 def test_weights_that_no_file_fills_get_no_memory() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from medseg.bundle import Bundle, allowlist, audit
 from medseg.bundle.audit_places import REQUIRED, by_keyword_only, kind_of
-from medseg.bundle.config import laid_out, resolved
+from medseg.bundle.config import laid_out
 from medseg.bundle.findings import blocks
+from medseg.bundle.resolve import resolved
 from medseg.errors import BundleError, UntrustedBundle
 from tests.bundle.config_attacks import CONFIG_ATTACKS
 from tests.bundle.sample import read_config, write_config
@@ -75,6 +76,9 @@ def test_medseg_trains_below_the_output_folder_only_and_monai_in_the_bundle(bund
 def test_what_the_user_gives_is_the_users_own_choice(bundle: Path) -> None:
     handler = {"_target_": "medseg.training.MetricsLogger", "folder": "@output_dir", "mlflow": "@mlflow"}
     _change(bundle, "train", {"mlflow": "http://127.0.0.1:1", "output_dir": "/elsewhere", "handlers": [handler]})
+    train = read_config(bundle, "train")
+    train["train"]["trainer"]["_target_"] = TRAINER
+    write_config(bundle, "train", train)
     opened = Bundle.open(bundle)
     given = {"mlflow": "http://here:1", "output_dir": "/mine", "train#trainer#max_epochs": 3}
     config = opened.permitted_training(given)
@@ -94,7 +98,9 @@ def test_monai_is_given_what_was_judged(bundle: Path) -> None:
         resolved({"a": {"x": "@#y", "y": 1}, "b": "%a"})
     with pytest.raises(BundleError, match="names nothing"):
         resolved({"b": "%a"})
-    train = Bundle.open(bundle).permitted_training({})
+    with pytest.raises(BundleError, match="trains with SupervisedTrainer"):
+        Bundle.open(bundle).permitted_training({})
+    train = Bundle.open(bundle, "everything").permitted_training({})
     assert train["run"] == train["training"]
 
 

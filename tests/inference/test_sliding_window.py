@@ -75,7 +75,7 @@ def test_a_network_that_changes_the_size_fails_the_case() -> None:
         ((35, 51, 35), WindowSettings((1, 1, 1), (0.0,) * 3), "62475 windows"),
         ((40, 60, 40), WindowSettings((16, 16, 16), (0.999,) * 3), "28125 windows, each voxel computed 1200 times"),
         ((35, 51, 35), WindowSettings((4096, 4096, 32)), "too large for the volume"),
-        ((800, 800, 800), WindowSettings((128, 128, 128), batch_size=10**6), "at once"),
+        ((900, 900, 900), WindowSettings((128, 128, 128), batch_size=10**6), "at once"),
     ],
 )
 def test_windows_that_cost_too_much_are_refused(shape: tuple[int, ...], window: WindowSettings, match: str) -> None:
