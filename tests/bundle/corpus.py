@@ -362,8 +362,8 @@ CONFIG_PLACES: dict[str, tuple[tuple[Command, ...], Callable[[Draft, Any], None]
     "evaluate: a key over train": (("evaluate",), _at("evaluate", "train#inferer"), "evaluate:train::inferer"),
     "evaluate: a key that extends": (("evaluate",), _at("evaluate", "+initialize", 0), "evaluate:initialize"),
     "multi-GPU": (("monai",), _at("multi_gpu_train", "note"), "multi_gpu_train:note"),
-    "metadata": (("monai", "train"), _at("metadata", "description"), "metadata:_meta_::description"),
-    "deep in metadata": (("monai", "train"), _at("metadata", "changelog", "0.1.0"), "metadata:_meta_::changelog"),
+    "metadata": (("train",), _at("metadata", "description"), "metadata:_meta_::description"),
+    "deep in metadata": (("train",), _at("metadata", "changelog", "0.1.0"), "metadata:_meta_::changelog"),
     "inference.yaml": (_I, _yaml("inference"), "inference:note"),
     "train.yaml": (_T, _yaml("train"), "train:note"),
 }

@@ -90,7 +90,6 @@ _READ: dict[str, dict[str, Any]] = {
         "call": {"_target_": "medseg.networks.read_checkpoint", "_mode_": "callable"},
         "note": "$@call('CANARY/secret')",
     },
-    "weights outside by a start": {"note": "$medseg.training.started(@network, 'CANARY/secret')"},
     "an image outside by a reference": {
         "call": {"_target_": "LoadImage", "reader": "PydicomReader"},
         "note": "$@call('CANARY/secret')",
@@ -162,14 +161,11 @@ _STEPS: dict[str, tuple[str, list[Any]]] = {
 def _added(config: str, more: dict[str, Any]) -> Callable[[Draft], None]:
     def change(draft: Draft) -> None:
         draft.config(config).update(json.loads(json.dumps(more)))
-        text = json.dumps(more)
         if config == "train":
             draft.config("metadata")["task"] = "CANARY/d"
             draft.config(config)["imports"] = [
                 f"$import {n}" for n in ("glob", "os", "itertools", "datetime", "functools")
             ]
-            if "medseg." in text:
-                draft.config(config)["imports"].append("$import medseg.training")
 
     return change
 

@@ -235,7 +235,6 @@ _METADATA: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an import below an empty key": ({"": {"mods": _OS}}, f"$@_meta_::::mods::0{_MOVE}"),
     "an import over a key of the root": ({"::mods": _OS}, f"$@_meta_::mods::0{_MOVE}"),
-    "an import over a text": ({"changelog::0.1.0": "$import os"}, f"$@_meta_::changelog::0{_MOVE}"),
     "a component": ({"evil": _EVIL}, "@_meta_::evil"),
     "a component by a macro": ({"evil": _EVIL}, "%_meta_::evil"),
     "a text by a macro": ({"text": "$open('CANARY/x', 'w')"}, "%_meta_#text"),

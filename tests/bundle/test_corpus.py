@@ -24,7 +24,7 @@ from tests.bundle.corpus_paths import path_variants
 from tests.bundle.corpus_semantics import semantic_variants
 from tests.bundle.corpus_tricks import COMPONENTS, ENDLESS, EXPRESSIONS
 
-_PLACES_PER_TRICK = 3
+_PLACES_PER_TRICK = 2
 _MOST_THAT_PASS = 60
 _KINDS: dict[str, tuple[Command, ...]] = {
     "labelling": ("infer", "network", "monai"),
@@ -53,6 +53,9 @@ def _values() -> Iterator[Variant]:
             commands, _, proof = CONFIG_PLACES[place]
             yield Variant(place, trick, commands, _put(place, payload), proof, place == "multi-GPU")
 
+
+STILL_OPEN: dict[str, str] = {}
+"""Variants that get through, with the reason; the aim is none."""
 
 VARIANTS = [*_values(), *semantic_variants(), *file_variants(), *path_variants()]
 
@@ -132,21 +135,28 @@ def live() -> Iterator[Live]:
     process.close()
 
 
-def _through(
-    bench: Workbench, live: Live, chosen: Callable[[Variant], tuple[Command, ...]]
-) -> tuple[list[str], Counter[Command]]:
-    """What passes the gate of a command that is chosen for it and does harm there, and how many passed at all."""
-    through: list[str] = []
+def _check(bench: Workbench, live: Live, chosen: Callable[[Variant], tuple[Command, ...]]) -> Counter[Command]:
+    """Nothing that passes the gate of a command chosen for it does harm there; how many passed.
+
+    What is known to get through must do so still: whoever closes it takes it off the list.
+    """
+    through: dict[str, str] = {}
     passed: Counter[Command] = Counter()
+    asked: set[str] = set()
     for variant in VARIANTS:
         bench.apply(variant)
         for command in chosen(variant):
+            asked.add(variant.name)
             if gate(bench.folder, command) is None:
                 passed[command] += 1
                 if seen := live.ask(bench, command=command)["seen"]:
-                    through.append(f"{command} | {variant.name}: {seen[0]}")
+                    through[variant.name] = f"{command} | {variant.name}: {seen[0]}"
     bench.restore()
-    return through, passed
+    new = [text for name, text in through.items() if name not in STILL_OPEN]
+    assert not new, "\n".join(new)
+    closed = [name for name in STILL_OPEN if name in asked and name not in through]
+    assert not closed, f"no longer open, take them off STILL_OPEN: {closed}"
+    return passed
 
 
 def test_the_corpus_is_large() -> None:
@@ -166,15 +176,13 @@ def test_the_clean_bundle_passes_and_does_nothing(bench: Workbench, live: Live) 
 
 def test_nothing_gets_through(bench: Workbench, live: Live) -> None:
     """Every variant, for the first command that would come to it."""
-    through, passed = _through(bench, live, lambda variant: variant.commands[:1])
-    assert not through, "\n".join(through)
+    passed = _check(bench, live, lambda variant: variant.commands[:1])
     assert passed.total() < _MOST_THAT_PASS, passed
 
 
 @pytest.mark.slow
 def test_nothing_gets_through_for_any_command(bench: Workbench, live: Live) -> None:
-    through, _ = _through(bench, live, lambda variant: variant.commands[1:])
-    assert not through, "\n".join(through)
+    _check(bench, live, lambda variant: variant.commands)
 
 
 @pytest.mark.slow
@@ -192,7 +200,7 @@ def test_each_trick_is_real(bench: Workbench, live: Live) -> None:
 
 def test_some_tricks_are_real(bench: Workbench, live: Live) -> None:
     """As above, for a few, so that a harness that sees nothing is noticed at once."""
-    chosen = [variant for variant in VARIANTS if variant.proof and "endless" not in variant.trick][::45]
+    chosen = [variant for variant in VARIANTS if variant.place == "an id" and "endless" not in variant.trick][::12]
     for variant in chosen:
         bench.apply(variant)
         assert live.ask(bench, proof=variant.proof)["seen"], variant.name
