@@ -6,7 +6,7 @@ harmless is refused. Neither torch nor MONAI is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,14 @@ from medseg.bundle.audit_files import (
     judge_large_files,
     judge_logging_conf,
     judge_names,
-    judge_safetensors,
-    judge_torch_archive,
     list_files,
 )
+from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
 Role = Literal["infer", "train", "all"]
@@ -54,7 +54,11 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
     UsageError
         If ``path`` is not a folder.
     """
-    folder = Path(path)
+    return _audit(Path(path), role, read or {}, whole=True)
+
+
+def _audit(folder: Path, role: Role, read: Mapping[str, Any], *, whole: bool) -> list[Finding]:
+    """The findings; those on configs that the role does not read, and which only warn, if ``whole``."""
     if not folder.is_dir():
         remedy = f"medseg bundle unpack {folder} -o bundles" if folder.suffix == ".zip" else "see where it lies"
         raise UsageError(f"{folder} is not a folder; give the folder of an unpacked bundle ({remedy})")
@@ -62,14 +66,16 @@ def audit(path: str | Path, role: Role = "all", *, read: Mapping[str, Any] | Non
     names, found = list_files(folder)
     found.extend(judge_names(names))
     configs, unreadable = _read(folder, names)
-    configs.update(read or {})
+    configs.update(read)
     found += [*unreadable, *privacy_findings(configs)]
     for name in names:
         found.extend(_judge_file(folder / name, name, configs.get(name)))
     # imports of one config count in others only where both are read together
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
     found += _judge_together(together)
-    found += [finding for finding in _judge_together(configs) if finding.file in configs.keys() - together.keys()]
+    rest = configs.keys() - together.keys() if whole else set()
+    if rest:
+        found += [finding for finding in _judge_together(configs, rest) if finding.file in rest]
     marked = []
     for finding in found:
         # names that can pass for others concern all commands; what a file holds concerns those that read it
@@ -87,7 +93,7 @@ def require_trusted(path: str | Path, role: Role = "all", *, read: Mapping[str, 
     UntrustedBundle
         Names what would run, and where.
     """
-    blocking = blocks(audit(path, role, read=read))
+    blocking = blocks(_audit(Path(path), role, read or {}, whole=False))
     if not blocking:
         return
     listed = "\n".join(f"  {finding}" for finding in blocking[:_SHOWN])
@@ -128,7 +134,7 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
         if not name.lower().endswith(SUFFIXES):
             continue
         try:
-            configs[name] = parse_config((folder / name).read_bytes(), name)
+            configs[name] = parse_config(read_config_bytes(folder / name), name)
         except DuplicateKey as error:
             findings.append(Finding("block", name, "", str(error), "readers disagree on which of the two counts"))
         except (ValueError, OSError) as error:
@@ -137,8 +143,8 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
     return configs, findings
 
 
-def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
-    """Findings on configs that are laid over each other: their imports count together."""
+def _judge_together(configs: Mapping[str, Any], only: Collection[str] | None = None) -> Iterator[Finding]:
+    """Findings on configs that are laid over each other, or on some of them: their imports count together."""
     configs = {name: _as_evaluated(name, config) for name, config in configs.items()}
     imports: dict[str, str] = {}
     for config in configs.values():
@@ -147,8 +153,8 @@ def _judge_together(configs: Mapping[str, Any]) -> Iterator[Finding]:
                 what = f"imported as {imports[bound]} and as {module}"
                 yield Finding("block", "configs", bound, what, "use two names")
     modules = ModulePlaces(configs.values())
-    for name, config in configs.items():
-        yield from judge_config(name, config, imports, modules)
+    for name in configs if only is None else only:
+        yield from judge_config(name, configs[name], imports, modules)
         yield from judge_costs(name, configs, imports)
 
 
@@ -173,6 +179,6 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
     elif suffix == ".safetensors":
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
-        yield from judge_logging_conf(path.read_text(encoding="utf-8", errors="replace"), name)
+        yield from judge_logging_conf(path, name)
     elif path.name == "large_files.yml" and content is not None:
         yield from judge_large_files(content, name)

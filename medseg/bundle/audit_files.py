@@ -1,24 +1,21 @@
 """Judge the files in a bundle's folder that are no configs: which kinds there are, and what each may hold.
 
-``logging.conf`` names classes and arguments that Python's logging evaluates. A PyTorch archive holds ``data.pkl``, a
-program for the pickle machine, read here opcode by opcode: only the opcodes and the few globals that a bare state dict
-needs are allowed. (torch lists the globals of a checkpoint, too, but has to be imported for it, and looks neither at
-the opcodes nor at the rest of the archive.) The header of safetensors is judged by its own library.
+``logging.conf`` names classes and arguments that Python's logging evaluates. Weights are judged in
+:mod:`medseg.bundle.audit_weights`.
 """
 
 from __future__ import annotations
 
 import configparser
 import os
-import pickletools
 import re
 import stat
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseg.bundle.findings import Finding
+from medseg.bundle.text_limits import read_text_file
 
 AMBIGUOUS = ("a file name outside plain ASCII", "its name differs from", "more than ", "a symbolic link", "neither ")
 """How findings begin that concern what is read for what, whichever command reads it."""
@@ -126,11 +123,11 @@ _OPTIONS = {
 }
 
 
-def judge_logging_conf(text: str, file: str) -> list[Finding]:
+def judge_logging_conf(path: Path, file: str) -> list[Finding]:
     """Findings on a ``logging.conf``: only handlers that write to the terminal, with literal arguments, are allowed."""
-    parser = configparser.ConfigParser()
+    parser = configparser.RawConfigParser()  # values that name each other can grow without end; they are refused
     try:
-        parser.read_string(text)
+        parser.read_string(read_text_file(path))
         problems = list(_problems(parser))
     except (configparser.Error, ValueError) as error:
         problems = [("", f"it cannot be read: {str(error).splitlines()[0]}")]
@@ -138,7 +135,7 @@ def judge_logging_conf(text: str, file: str) -> list[Finding]:
     return [Finding("block", file, place, what, why) for place, what in problems]
 
 
-def _problems(parser: configparser.ConfigParser) -> Iterator[tuple[str, str]]:
+def _problems(parser: configparser.RawConfigParser) -> Iterator[tuple[str, str]]:
     if parser.defaults():
         yield "DEFAULT", "defaults apply to every section"
     for section in parser.sections():
@@ -154,90 +151,3 @@ def _problems(parser: configparser.ConfigParser) -> Iterator[tuple[str, str]]:
                 classes = _HANDLERS if section.startswith("handler") else {"logging.Formatter"}
                 if not (_ARGUMENTS.fullmatch(value.strip()) if option == "args" else value.strip() in classes):
                     yield section, f"{option} = {value!r}"
-
-
-_PICKLE_LIMIT = 64 * 1024 * 1024
-_STORAGES = "Float Double Half BFloat16 Long Int Short Char Byte Bool"
-_GLOBALS = frozenset(
-    {
-        "collections OrderedDict",
-        "torch._utils _rebuild_tensor_v2",
-        "torch._utils _rebuild_parameter",
-        "torch.storage UntypedStorage",
-        "torch Size",
-        *(f"torch {name}Storage" for name in _STORAGES.split()),
-    }
-)
-_OPCODES = frozenset(
-    {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE"}
-    | {"NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-    | {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "DICT", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM"}
-    | {"SETITEMS", "APPEND", "APPENDS", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"}
-)
-
-
-def judge_torch_archive(path: Path, file: str) -> list[Finding]:
-    """Findings on a ``.pt`` file; a PyTorch zip archive whose pickle builds a state dict and no more passes."""
-
-    def found(what: str, why: str = "loading it can run code; save a bare state_dict()", place: str = "") -> Finding:
-        return Finding("block", file, place, what, why)
-
-    if not zipfile.is_zipfile(path):
-        return [found("not a PyTorch zip archive", "the older formats are bare pickles; save it again with torch.save")]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if problem := _layout_problem(archive, path):
-                return [found(problem)]
-            pickled = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if pickled[0].file_size > _PICKLE_LIMIT:
-                return [found("its pickle is implausibly large")]
-            return [found(problem, place=place) for place, problem in _pickle_problems(archive.read(pickled[0]))]
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        return [found(f"the archive cannot be read: {error}", "readers disagree on broken archives; save it again")]
-
-
-def _layout_problem(archive: zipfile.ZipFile, path: Path) -> str | None:
-    names = [info.filename for info in archive.infolist()]
-    roots = {name.partition("/")[0] for name in names}
-    if len(set(names)) != len(names) or len(roots) != 1 or archive.comment:
-        return "the archive has doubled members, several roots or a comment"
-    if any(info.compress_type != zipfile.ZIP_STORED or ".." in info.filename.split("/") for info in archive.infolist()):
-        return "the archive holds compressed or misnamed members"
-    with path.open("rb") as handle:
-        if handle.read(4) != b"PK\x03\x04":
-            return "something stands before the archive"
-    inside = {name.partition("/")[2] for name in names}
-    if any(name.startswith("code/") or name in {"constants.pkl", "data.ts"} for name in inside):
-        return "a TorchScript archive: it holds code"
-    allowed = {"data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
-    strange = sorted(name for name in inside - allowed if not (name.startswith("data/") and name[5:].isdigit()))
-    if strange:
-        return f"the archive holds {strange[0]!r}, which is no part of a state dict"
-    return None if "data.pkl" in inside else "the archive holds no data.pkl"
-
-
-def _pickle_problems(data: bytes) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
-    for opcode, argument, position in pickletools.genops(data):
-        problem = None
-        if opcode.name not in _OPCODES:
-            problem = f"the pickle uses {opcode.name}"
-        elif opcode.name == "GLOBAL" and argument not in _GLOBALS:
-            problem = f"the pickle imports {str(argument).replace(' ', '.')}"
-        elif opcode.name == "STOP" and position != len(data) - 1:
-            problem = "something follows the end of the pickle"
-        if problem and problem not in seen:
-            seen.add(problem)
-            yield f"data.pkl byte {position}", problem
-
-
-def judge_safetensors(path: Path, file: str) -> list[Finding]:
-    """Findings on a safetensors file: its header must describe the whole file, without overlaps and gaps."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            return []
-    except (SafetensorError, OSError) as error:
-        why = "the file is damaged or tampered with"
-        return [Finding("block", file, "header", f"its header does not describe the file: {error}", why)]

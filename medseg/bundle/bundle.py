@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
-from medseg.bundle.checkpoints import WEIGHT_FILES, fill_network, loaded_files, weight_files, weight_places
+from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.errors import BundleError, Refusal, UsageError
@@ -77,6 +77,7 @@ Permission = Literal["audited", "network-only", "everything"]
 
 _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
 _METADATA = "configs/metadata.json"
+_MOST_CHANNELS = 4096
 
 
 class Bundle:
@@ -235,7 +236,7 @@ class Bundle:
     @property
     def input_channels(self) -> int:
         """Number of channels of the network's image input."""
-        return int(self._tensor("inputs", "image").get("num_channels", 1))
+        return self._number_of_channels("inputs", "image", 1)
 
     @property
     def dimensions(self) -> int:
@@ -245,7 +246,15 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        return int(self._tensor("outputs", "pred")["num_channels"])
+        return self._number_of_channels("outputs", "pred", None)
+
+    def _number_of_channels(self, side: str, name: str, default: int | None) -> int:
+        stated = self._tensor(side, name).get("num_channels", default)
+        found = int(-1 if stated is None else stated)
+        if not 0 < found <= _MOST_CHANNELS:
+            where = f"num_channels of network_data_format.{side} in configs/metadata.json of {self.name}"
+            raise BundleError(f"{where} is {stated}, expected 1 to {_MOST_CHANNELS}; correct the metadata")
+        return found
 
     @property
     def has_background(self) -> bool:
@@ -335,10 +344,14 @@ class Bundle:
         """
         pipeline = self.pipeline
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
-        network = parsed.get(pipeline.network)
-        if network is None:
-            raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
-        return fill_network(network, self.path, self.inference, pipeline, parsed).eval().to(device)
+
+        def build() -> torch.nn.Module:
+            network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)
+            if network is None:
+                raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
+            return network
+
+        return filled_network(build, self.path, self.inference, pipeline, parsed).eval().to(device)
 
     def _channels(self) -> dict[int, str]:
         """What ``channel_def`` says of the channels of the network's output."""

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg.bundle.audit_weights import check_header
 from medseg.bundle.config import SEPARATOR, Parsed, config_file, follow, item_at, visited
+from medseg.bundle.network_building import NetworkTooLarge, elements_in, frugal, lacks_memory, take_memory
 from medseg.bundle.pipeline import Pipeline
+from medseg.bundle.text_limits import read_text_file
 from medseg.errors import BundleError
 
 if TYPE_CHECKING:
     import torch
 
+    _Load = tuple[Mapping[str, torch.Tensor], bool]
+    """A state dict that was loaded, and whether it had to fit exactly."""
+
 WEIGHT_FILES = ("models/model.safetensors", "models/model.pt")
 """Where weights lie if the config names none."""
 
 _SUFFIXES = (".safetensors", ".pt")
+_WITHOUT_WEIGHTS = 1 << 28
+"""Elements of a network that is built to say that its weights are missing."""
 _USUAL_KEYS = ("model", "state_dict", "network", "net")
 
 
@@ -27,7 +36,10 @@ def weight_files(folder: Path) -> list[str]:
     Told by the text alone, so that the audit and the bundle's digest know them, too.
     """
     config = config_file(folder, "inference")
-    text = "" if config is None else config.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = "" if config is None else read_text_file(config)
+    except ValueError as error:
+        raise BundleError(f"{config} is no config: {error}") from error
     found = {
         path.relative_to(folder).as_posix()
         for suffix in _SUFFIXES
@@ -53,21 +65,53 @@ def weight_places(pipeline: Pipeline) -> list[str]:
     return [f"{place}{SEPARATOR}{part}" for place in pipeline.loaders for part in parts]
 
 
-def fill_network(
-    network: torch.nn.Module, folder: Path, config: Mapping[str, Any], pipeline: Pipeline, parsed: Parsed
+def filled_network(
+    build: Callable[[], torch.nn.Module], folder: Path, config: Mapping[str, Any], pipeline: Pipeline, parsed: Parsed
 ) -> torch.nn.Module:
-    """Load the weights that a bundle's configuration names, one loader after the other, into its network.
+    """A bundle's network with the weights that its configuration names, loaded one loader after the other.
 
-    ``config`` is its laid-out text, ``parsed`` those parts of it that may be evaluated; paths start in ``folder``.
-    Raises ``BundleError`` if weights are missing, do not fit, are not finite, or two files of weights contradict each
-    other.
+    ``build`` makes the network that its definition describes, afresh each time; ``config`` is the laid-out text,
+    ``parsed`` those parts of it that may be evaluated; paths start in ``folder``. No memory is taken for weights that
+    the files do not hold. Raises ``BundleError`` if weights are missing, do not fit, are not finite, or two files of
+    weights contradict each other.
     """
+    name, sizes = folder.resolve().name, elements_in([folder / file for file in weight_files(folder)])
+    network: torch.nn.Module | None = None
+    try:
+        with frugal(sizes or _WITHOUT_WEIGHTS, name, without_memory=True):
+            network = build()
+    except NetworkTooLarge:
+        raise
+    except BundleError:  # one that looks at its weights while it is built
+        network = None
+    if network is not None:
+        loads = _loads(network, folder, config, pipeline, parsed)
+        if not lacks_memory(network):
+            return network
+        if take_memory(network, [state for state, _ in loads]):
+            return _load_all(network, loads)
+    with frugal(sizes or _WITHOUT_WEIGHTS, name, without_memory=False):
+        network = build()
+    _loads(network, folder, config, pipeline, parsed)
+    return network
+
+
+def _load_all(network: torch.nn.Module, loads: list[_Load]) -> torch.nn.Module:
+    for state, strict in loads:
+        network.load_state_dict(dict(state), strict=strict)
+    return network
+
+
+def _loads(
+    network: torch.nn.Module, folder: Path, config: Mapping[str, Any], pipeline: Pipeline, parsed: Parsed
+) -> list[_Load]:
+    """Load what the configuration names; what was loaded, each with whether it must fit exactly."""
     keys = {place: _key_of(config, place, pipeline) for place in pipeline.loaders if parsed.enabled(place)}
     loaders = {place: key for place, key in keys.items() if key is not None}
     if not loaders:
-        _fill(network, state_in(_default(folder), None), folder, strict=True)
-        return network
+        return [_fill(network, state_in(_default(folder), None), folder, strict=True)]
     left = set(network.state_dict())
+    loads: list[_Load] = []
     for place, key in loaders.items():
         file = _named(folder, parsed.get(f"{place}{SEPARATOR}load_path"), place)
         strict, same_shape = (
@@ -75,14 +119,15 @@ def fill_network(
         )
         usual = file.relative_to(folder).as_posix() in WEIGHT_FILES
         state = state_in(_default(folder) if usual else (file, _read(file)), key)
-        left -= _fill(network, state, folder, strict=strict and same_shape, same_shape=same_shape)
+        loads.append(_fill(network, state, folder, strict=strict and same_shape, same_shape=same_shape))
+        left -= set(loads[-1][0])
     random = sorted(key for key in left if not key.endswith("num_batches_tracked"))
     if random:
         raise BundleError(
             f"the weights of {folder.resolve().name} do not fit its network_def: no file that the config loads holds"
             f" {random[0]} ({len(random)} such), which would stay at chance"
         )
-    return network
+    return loads
 
 
 def state_in(read: tuple[Path, Any], key: str | None) -> dict[str, torch.Tensor]:
@@ -126,6 +171,7 @@ def _read(path: Path) -> Any:
 
     try:
         if path.suffix == ".safetensors":
+            check_header(path)
             return dict(load_file(path))
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -184,21 +230,23 @@ def _key_of(config: Mapping[str, Any], place: str, pipeline: Pipeline) -> str | 
 
 def _fill(
     network: torch.nn.Module, state: Mapping[str, torch.Tensor], folder: Path, *, strict: bool, same_shape: bool = True
-) -> set[str]:
-    """Load a state dict; which of the network's own keys it held."""
+) -> _Load:
+    """Load a state dict, as far as the network has memory; what was loaded, and how."""
     own, name = network.state_dict(), folder.resolve().name
     if not strict:
         state = {key: value for key, value in state.items() if key in own}
     if not same_shape:
         state = {key: value for key, value in state.items() if value.shape == own[key].shape}
     try:
-        network.load_state_dict(dict(state), strict=strict)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing is copied yet into weights without memory
+            network.load_state_dict(dict(state), strict=strict)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise BundleError(f"the weights of {name} do not fit its network_def: {error}") from error
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise BundleError(f"the weights of {name} are not finite in {bad[0]}; train it again")
-    return set(state)
+    return state, strict
 
 
 def _same_state(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from medseg.bundle.text_limits import check_text, read_config_bytes, shallow, whole_number
 from medseg.errors import BundleError, MedsegError, MissingDependency
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SUFFIXES = (".json", ".yaml", ".yml")
 ABSENT: Any = object()
 """What :func:`item_at` gives where nothing is."""
 
-_LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _RELATIVE = re.compile(rf"(?:@|%){SEPARATOR}+")
 _REFERENCE = re.compile(rf"@(\w*(?:{SEPARATOR}\w*)*)")
 _WHOLE_REFERENCE = re.compile(r"[@%](\w+(?:::\w+)*)")
@@ -64,12 +64,11 @@ def parse_config(data: bytes, name: str) -> Any:
     ids; ``ValueError`` if it is neither, too large, nested too deeply, not UTF-8, or holds what JSON has no word for.
     """
     suffix = Path(name).suffix.lower()
-    if len(data) > _LARGEST_BYTES[suffix]:
-        raise ValueError(f"{len(data)} bytes are too many for a config")
+    check_text(data, suffix)
     try:
         if suffix == ".json":
-            return json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-        return _plain(yaml.load(data.decode("utf-8"), _PlainYaml))  # noqa: S506  a SafeLoader
+            return shallow(json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=whole_number))
+        return shallow(_plain(yaml.load(data.decode("utf-8"), _PlainYaml)))  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
@@ -82,7 +81,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ``BundleError`` if it cannot be read, or is no object.
     """
     try:
-        value = parse_config(path.read_bytes(), path.name)
+        value = parse_config(read_config_bytes(path), path.name)
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(value, dict):
@@ -215,16 +214,16 @@ def follow(config: Mapping[str, Any], place: str) -> str:
 
 def visited(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
     """Ids and contents of all at or below ``start``, or referred to from there, in the order of the text."""
-    waiting, seen = [start], set[str]()
+    waiting, seen = [start], set[str]()  # the next at the end
     while waiting:
-        place = waiting.pop(0)
+        place = waiting.pop()
         value = ABSENT if place in seen else item_at(config, place)
         seen.add(place)
         if value is ABSENT:
             continue
         yield place, value
         below = [f"{place}{SEPARATOR}{key}" for key, _ in _children(value)]
-        waiting[:0] = referred(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else below
+        waiting += reversed(referred(absolute_text(value, place.split(SEPARATOR))) if isinstance(value, str) else below)
 
 
 def reached(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -303,6 +302,10 @@ class Parsed:
         self._config, self._where = config, where
         self._parser: ConfigParser | None = None
 
+    def afresh(self) -> Parsed:
+        """The same config, of which nothing is evaluated yet: components are made again."""
+        return Parsed(self._config, self._where)
+
     def get(self, place: str, default: Any = None) -> Any:
         """What the id ``place`` stands for, instantiated and evaluated; ``default`` where nothing stands.
 
@@ -322,6 +325,9 @@ class Parsed:
             except MedsegError:
                 raise
             except Exception as error:
+                own = next((cause for cause in _causes(error) if isinstance(cause, MedsegError)), None)
+                if own is not None:
+                    raise own from error
                 where = f"{place} in {self._where}"
                 if (missing := missing_package(error, where)) is not None:
                     raise missing from error

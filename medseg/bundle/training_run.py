@@ -16,6 +16,7 @@ from typing import Any
 from medseg.bundle.bundle import Bundle
 from medseg.bundle.config import read_config
 from medseg.bundle.findings import Finding
+from medseg.bundle.text_limits import read_text_file
 from medseg.errors import BundleError
 from medseg.files import sha256_file, write_json, write_text
 
@@ -143,7 +144,7 @@ def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
         why = "say how the weights were made: medseg train --publish does"
         yield Finding("block", _METADATA, "changelog", f"{UNTRAINED!r}, and there are weights", why)
     readme = bundle.path / _README
-    if readme.is_file() and UNTRAINED in readme.read_text(encoding="utf-8", errors="replace").lower():
+    if readme.is_file() and UNTRAINED in _readme(readme):
         yield Finding("warn", _README, "", f"{UNTRAINED!r}, and there are weights", "say how they were made")
     if not bundle.metadata.get("eval_metrics"):
         why = "nobody can tell what to expect; medseg train --publish and medseg crossval write them"
@@ -154,6 +155,14 @@ def training_run_findings(bundle: Bundle) -> Iterator[Finding]:
     if run is None:
         why = "which images the network has learnt from is known from the datalist alone"
         yield Finding("info", TRAINING_RUN, "", "missing", why)
+
+
+def _readme(path: Path) -> str:
+    """What a bundle says of itself, in small letters."""
+    try:
+        return read_text_file(path).lower()
+    except ValueError as error:
+        raise BundleError(f"{path} cannot be a text to read: {error}") from error
 
 
 @dataclass(frozen=True)

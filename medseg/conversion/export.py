@@ -6,6 +6,7 @@ Only the network is exported: pre- and post-processing stay in the bundle's conf
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import tempfile
 import warnings
@@ -28,6 +29,7 @@ ExportFormat = Literal["torchscript", "onnx", "openvino"]
 _WINDOWS = 4
 _TOLERANCE = 1e-3
 _OPSET = 17
+_LARGEST_WINDOW = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ def _windows(bundle: Bundle, images: Sequence[str | Path]) -> Iterator[torch.Ten
     size = inferer.get("roi_size") if isinstance(inferer, dict) else None
     if not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise BundleError(f"{bundle.name} states no literal inferer roi_size of three positive numbers for inference")
+    if (wanted := bundle.input_channels * math.prod(size)) > _LARGEST_WINDOW:
+        found = f"{bundle.name} takes windows of {wanted} numbers (channels and voxels)"
+        raise BundleError(f"{found}, expected at most {_LARGEST_WINDOW}; correct roi_size or num_channels")
     if not images:
         yield from (_noise(bundle.input_channels, tuple(size), seed) for seed in range(_WINDOWS))
     for path in images:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Spacing
 
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, CaseFailed, Refusal
 from medseg.geometry import SMALLEST_COVERAGE, Geometry
 from medseg.inference.config import InferenceConfig
 from medseg.ingest import SeriesRecord
+from medseg.resources import max_volume_bytes
 
 Case = Mapping[str, MetaTensor]
 """``image``, and one key per channel that lies on a grid of its own: ``(C, H, W, D)`` with its affine (RAS, mm)."""
@@ -28,13 +30,15 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
     Raises
     ------
     Refusal
-        ``channel-mismatch``, ``non-finite``, ``outside-training-range`` or ``wrong-modality``.
+        ``channel-mismatch``, ``non-finite``, ``outside-training-range``, ``wrong-modality``, or ``too-large`` once it
+        is resampled.
     BundleError
         If the preprocessing gives no image.
     CaseFailed
         If it gives values that are not finite.
     """
     _check(case, bundle, config, modality)
+    _check_voxels(case["image"], bundle, config)
     # fresh tensors: transforms append to the trace of what they are given
     fresh = {key: MetaTensor(image.as_tensor().float(), affine=image.affine) for key, image in case.items()}
     prepared = config.preprocessing(fresh)
@@ -65,6 +69,23 @@ def _check(case: Case, bundle: Bundle, config: InferenceConfig, modality: str | 
     bundle.check_range(geometry_of(image), modality)
     if not all(map(_finite, case.values())):
         raise Refusal("non-finite", "the image holds NaN or infinite values; repair or replace the file")
+
+
+def _check_voxels(image: MetaTensor, bundle: Bundle, config: InferenceConfig) -> None:
+    """Refuse a voxel size of the bundle's at which the volume would be larger than any that is read."""
+    geometry = geometry_of(image)
+    for step in config.preprocessing.flatten().transforms:
+        spacing = getattr(step, "spacing_transform", None)
+        sizes = np.ravel(spacing.pixdim).astype(float) if isinstance(spacing, Spacing) else np.zeros(0)
+        wanted = [size if size > 0 else own for size, own in zip(sizes, geometry.spacing_mm, strict=False)]
+        voxels = math.prod(geometry.fov_mm[: len(wanted)]) / math.prod(wanted)
+        if voxels * 4 > max_volume_bytes():
+            found = "×".join(f"{size:g}" for size in wanted)
+            raise Refusal(
+                "too-large",
+                f"{bundle.name} resamples to a voxel size of {found} mm, which gives {voxels:.2g} voxels here, expected"
+                f" at most {max_volume_bytes() // 4}; correct pixdim in the bundle, or crop with --roi",
+            )
 
 
 def _finite(image: MetaTensor) -> bool:

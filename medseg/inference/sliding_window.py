@@ -7,6 +7,7 @@ at once, so that the accumulator is as deep as one window, not as the volume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +16,17 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch.nn import functional
 
-from medseg.errors import CaseFailed
+from medseg.errors import CaseFailed, Refusal
+
+_MOST_WINDOWS, _FEW_WINDOWS = 100_000, 4096
+"""A whole body of 512×512×1200 voxels takes 2,000 windows of 96³ at an overlap of 0.5, and 71,000 of 32³."""
+_MOST_LOOKS = 200
+"""An overlap of 0.5 computes each voxel 8 times, one of 0.8 125 times."""
+_SMALLEST_WINDOW = 512
+_LARGEST_BATCH = 1 << 27
+"""Voxels of several windows that are computed at once, half a GiB before the first layer: 60 of 128³."""
+_LARGEST_GROWTH, _SMALL_VOXELS = 8, 1 << 21
+"""How much larger than the volume, or than 128³ voxels, its windows may be."""
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -65,14 +76,45 @@ class Chunk:
 
 
 def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
-    """Lay the windows of ``settings`` over a volume, exactly as MONAI does."""
+    """Lay the windows of ``settings`` over a volume, exactly as MONAI does.
+
+    Raises ``Refusal`` (``too-large``) if there are too many of them, or they are far larger than the volume.
+    """
     roi = tuple(r if r > 0 else n for r, n in zip(settings.roi_size, shape, strict=True))
     padded = tuple(max(r, n) for r, n in zip(roi, shape, strict=True))
     before = tuple((p - n) // 2 for p, n in zip(padded, shape, strict=True))
     # MONAI's interval: at least one voxel, and the whole axis if one window covers it
     step = [r if r == p else max(int(r * (1 - o)), 1) for r, p, o in zip(roi, padded, settings.overlap, strict=True)]
+    _check_cost(roi, padded, step, shape, settings)
     windows = dense_patch_slices(padded, roi, step, return_slice=False)
     return WindowPlan(roi, padded, before, tuple(tuple(int(first) for first, _ in window) for window in windows))
+
+
+def _check_cost(
+    roi: Sequence[int], padded: Sequence[int], step: Sequence[int], shape: Sequence[int], settings: WindowSettings
+) -> None:
+    """Refuse windows that cost far more than a volume is worth, before any of them is laid out."""
+    count = math.prod(-(-(p - r) // s) + 1 for r, p, s in zip(roi, padded, step, strict=True))
+    voxels, whole = math.prod(roi), math.prod(padded)
+    size, looks = "×".join(map(str, roi)), count * voxels / whole
+    found = f"windows of {size} voxels with an overlap of {max(settings.overlap):g} on a volume of"
+    found = f"{found} {'×'.join(map(str, shape))}: {count} windows, each voxel computed {looks:.0f} times"
+    if whole > _LARGEST_GROWTH * max(math.prod(shape), _SMALL_VOXELS):
+        raise Refusal("too-large", f"{found}; the windows are too large for the volume, correct roi_size in the bundle")
+    if count > _MOST_WINDOWS or (count > _FEW_WINDOWS and (looks > _MOST_LOOKS or voxels < _SMALLEST_WINDOW)):
+        raise Refusal(
+            "too-large",
+            f"{found}; expected at most {_MOST_WINDOWS} windows, {_MOST_LOOKS} times, and windows of at least"
+            f" {_SMALLEST_WINDOW} voxels where there are more than {_FEW_WINDOWS}; correct roi_size and overlap in the"
+            " bundle, or crop with --roi",
+        )
+    together = min(settings.batch_size, count // max(1, -(-(padded[0] - roi[0]) // step[0]) + 1))
+    if together > 1 and (batch := together * voxels) > _LARGEST_BATCH:
+        raise Refusal(
+            "too-large",
+            f"{found}, {together} at once: {batch} voxels, expected at most {_LARGEST_BATCH}; correct"
+            " sw_batch_size in the bundle",
+        )
 
 
 def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Network) -> Iterator[Chunk]:
@@ -83,6 +125,8 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
 
     Raises
     ------
+    Refusal
+        As :func:`plan_windows`.
     CaseFailed
         If the network returns a value that is not finite, or of another size than its input.
     """

@@ -24,11 +24,11 @@ from typing import Any
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.audit_files import list_files
-from medseg.bundle.config import parse_config
+from medseg.bundle.config import parse_config, read_config
 from medseg.bundle.privacy import DATALIST, is_text, without_names
 from medseg.bundle.training_run import TRAINING_RUN
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.files import atomic_path, open_zip, read_member, sha256_file
+from medseg.files import atomic_path, open_zip, read_at_most, read_member, sha256_file
 from medseg.sharing.model_card import model_card
 from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
 
@@ -41,6 +41,7 @@ _MOST_FILES = 10_000
 _LARGEST_DIRECTORY = 4 << 20
 _LARGEST_MANIFEST = 4 << 20  # 10,000 files of 400 bytes each
 _LARGEST_SIGNATURE = 16 << 10
+_LARGEST_TEXT = 64 << 20  # a datalist of a hundred thousand cases
 _LONGEST_NAME = 240
 _DEEPEST_FOLDER = 16
 _SMALL_BYTES = 64 << 20
@@ -190,6 +191,16 @@ def _bytes_of(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
+def _text_of(source: Path | bytes) -> bytes:
+    """The bytes of a text, which is read for names."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return read_at_most(source, _LARGEST_TEXT)
+    except ValueError as error:
+        raise BundleError(f"{source} cannot be a text to share: {error}") from error
+
+
 def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     """Relative path of every file to pack, with where its bytes are."""
     names, _ = list_files(bundle.path)
@@ -208,7 +219,7 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
         sources["models/model.safetensors"] = save(state, {"format": "pt"})
     sources.setdefault("README.md", model_card(bundle).encode())
     if not with_names:
-        texts = {name: _bytes_of(source) for name, source in sources.items() if is_text(name)}
+        texts = {name: _text_of(source) for name, source in sources.items() if is_text(name)}
         sources.update(without_names(texts, (bundle.name, *bundle.labels.values())))
     sources[PROVENANCE] = _json(_provenance(bundle, sources))
     return sources
@@ -221,9 +232,7 @@ def _provenance(bundle: Bundle, sources: Mapping[str, Path | bytes]) -> dict[str
         "medseg": medseg_version(),
         "bundle": {"name": bundle.name, "version": bundle.version},
         "datalist_sha256": hashlib.sha256(_bytes_of(sources[DATALIST])).hexdigest() if DATALIST in sources else None,
-        "training_run": parse_config(run.read_bytes(), TRAINING_RUN)
-        if run.is_file()
-        else bundle.metadata.get("training_run"),
+        "training_run": read_config(run) if run.is_file() else bundle.metadata.get("training_run"),
         "monai": bundle.metadata.get("monai_version"),
         "torch": bundle.metadata.get("pytorch_version"),
     }

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.bundle import Bundle
+from medseg.bundle.text_limits import read_text_file
 from medseg.errors import BundleError
-from medseg.files import read_at_most
-
-_LARGEST_LICENCE = 1 << 20
 
 _LICENCES = {
     "apache license": "apache-2.0",
@@ -63,7 +61,7 @@ def model_card(bundle: Bundle) -> str:
 def _licence(path: Path) -> str:
     """The text of a licence, which is a few pages long."""
     try:
-        return read_at_most(path, _LARGEST_LICENCE).decode(errors="replace")
+        return read_text_file(path)
     except ValueError as error:
         raise BundleError(f"{path} cannot be a licence: {error}") from error
 

@@ -38,6 +38,8 @@ _REQUIRED_IDS = {
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
 _LARGEST_BYTES = 25_000_000
 _LARGEST_VOXELS = 128**3
+_LONGEST_EXTENT = 24
+_LARGEST_INPUT = 16 * _LARGEST_VOXELS
 
 
 def verify(path: str | Path) -> list[Finding]:
@@ -177,10 +179,13 @@ def _run_network(bundle: Bundle) -> Iterator[Finding]:
 
     described = bundle.metadata["network_data_format"]
     image, pred = (next(iter(described[side].values())) for side in ("inputs", "outputs"))
-    shape = fake_shape(image["spatial_shape"])
+    shape, channels = fake_shape(image["spatial_shape"]), int(image["num_channels"])
+    if not 0 < channels * math.prod(shape) <= _LARGEST_INPUT:
+        found = f"{channels} channels of {shape} voxels are declared"
+        raise BundleError(f"{found}, expected at most {_LARGEST_INPUT} numbers in all")
     network = bundle.load_network()
     with torch.inference_mode():
-        answer = network(torch.rand(1, int(image["num_channels"]), *shape, generator=torch.Generator().manual_seed(0)))
+        answer = network(torch.rand(1, channels, *shape, generator=torch.Generator().manual_seed(0)))
     if not isinstance(answer, torch.Tensor):
         what = f"gives a {type(answer).__name__}"
         yield Finding("block", "configs/inference.json", "network_def", what, "give a tensor")
@@ -219,6 +224,8 @@ def _extent(item: int | str) -> int:
     text = item.replace(" ", "")
     if text == "*":
         return 16
+    if len(text) > _LONGEST_EXTENT:
+        raise BundleError(f"a declared extent is {len(text)} characters long, expected one such as '16*n'")
     if power := re.fullmatch(r"(\d+)\*\*p(?:\*n)?", text):
         base = int(power[1])
         return next((base**p for p in range(1, 8) if base**p >= 16), base)

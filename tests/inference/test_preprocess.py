@@ -169,3 +169,11 @@ def test_of_a_case_only_what_the_bundle_takes_is_used(tmp_path: Path) -> None:
 
 def _tensor(values: np.ndarray, affine: np.ndarray) -> MetaTensor:
     return MetaTensor(values if values.ndim == 4 else values[None], affine=affine)
+
+
+def test_a_voxel_size_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None:
+    fine = ({"_target_": "Spacingd", "keys": "image", "pixdim": [0.001, 0.001, 0.001], "mode": "bilinear"},)
+    predictor = Predictor(write_bundle(tmp_path / "tiny", Design(transforms=fine)), "cpu")
+    with pytest.raises(Refusal, match=r"voxel size of 0.001×0.001×0.001 mm, which gives 6e\+12 voxels") as refused:
+        predictor.predict(MetaTensor(np.ones((1, 20, 20, 15), dtype=np.float32), affine=np.eye(4)))
+    assert refused.value.code == "too-large"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import SlidingWindowInferer
 
-from medseg.errors import CaseFailed
+from medseg.errors import CaseFailed, Refusal
 from medseg.inference.sliding_window import WindowSettings, plan_windows, sliding_window
 
 
@@ -62,3 +62,37 @@ def test_scores_that_are_not_finite_fail_the_case() -> None:
 def test_a_network_that_changes_the_size_fails_the_case() -> None:
     with pytest.raises(CaseFailed, match="expected"):
         list(sliding_window(torch.zeros(1, 8, 8, 8), WindowSettings((8, 8, 8)), lambda batch: batch[..., :4]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "match"),
+    [
+        (
+            (200, 200, 200),
+            WindowSettings((96, 96, 96), (0.999,) * 3),
+            "1157625 windows, each voxel",
+        ),
+        ((35, 51, 35), WindowSettings((1, 1, 1), (0.0,) * 3), "62475 windows"),
+        ((40, 60, 40), WindowSettings((16, 16, 16), (0.999,) * 3), "28125 windows, each voxel computed 1200 times"),
+        ((35, 51, 35), WindowSettings((4096, 4096, 32)), "too large for the volume"),
+        ((900, 900, 900), WindowSettings((128, 128, 128), batch_size=10**6), "at once"),
+    ],
+)
+def test_windows_that_cost_too_much_are_refused(shape: tuple[int, ...], window: WindowSettings, match: str) -> None:
+    with pytest.raises(Refusal, match=match) as refused:
+        plan_windows(shape, window)
+    assert refused.value.code == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((35, 51, 35), WindowSettings((32, 48, 32), (0.999,) * 3)),
+        ((512, 512, 600), WindowSettings((96, 96, 96), (0.8,) * 3)),
+        ((512, 512, 1200), WindowSettings((32, 32, 32), (0.5,) * 3)),
+        ((512, 512, 400), WindowSettings((512, 512, 1))),
+        ((20, 20, 20), WindowSettings((256, 256, 128))),
+    ],
+)
+def test_ordinary_windows_are_laid_out(shape: tuple[int, ...], window: WindowSettings) -> None:
+    assert plan_windows(shape, window).starts

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import stat
+import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +243,79 @@ def test_an_existing_bundle_is_not_replaced_unasked(archive: Path, tmp_path: Pat
     with pytest.raises(UsageError, match="exists"):
         unpack(archive, tmp_path)
     assert audit(tmp_path / SAMPLE_NAME) == []
+
+
+def _with_manifest(source: Path, target: Path, manifest: Callable[[zipfile.ZipFile, str], None]) -> Path:
+    """A copy of an archive, compressed, whose manifest is written anew."""
+    with zipfile.ZipFile(source) as good, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as changed:
+        for name in good.namelist():
+            if name.endswith("/manifest.json"):
+                manifest(changed, name)
+            else:
+                changed.writestr(name, good.read(name))
+    return target
+
+
+def test_a_large_manifest_is_refused_by_its_stated_size(archive: Path, tmp_path: Path) -> None:
+    def large(changed: zipfile.ZipFile, name: str) -> None:
+        changed.writestr(name, os.urandom(5 << 10) + bytes(5 << 20))
+
+    bomb = _with_manifest(archive, tmp_path / "large.zip", large)
+    _assert_refused(bomb, tmp_path, "manifest.json is of 5248000 bytes, expected at most 4194304")
+
+
+def test_a_manifest_that_unpacks_to_more_than_it_states_is_not_unpacked(archive: Path, tmp_path: Path) -> None:
+    bomb = _with_manifest(
+        archive, tmp_path / "lies.zip", lambda changed, name: changed.writestr(name, bytes(200 << 20))
+    )
+    data = bomb.read_bytes()
+    stated = (200 << 20).to_bytes(4, "little")
+    assert data.count(stated) == 2
+    bomb.write_bytes(data.replace(stated, (1 << 20).to_bytes(4, "little")))
+    tracemalloc.start()
+    _assert_refused(bomb, tmp_path, "damaged or unusual|cannot be read")
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
+
+
+def test_nothing_is_parsed_before_the_signature_is_checked(
+    archive: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def other(changed: zipfile.ZipFile, name: str) -> None:
+        changed.writestr(name, "no JSON at all")
+
+    _assert_refused(_with_manifest(archive, tmp_path / "x.zip", other), tmp_path, "signature does not fit", key=keys[1])
+
+
+def _named(target: Path, name: str, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(target, "w", method) as made:
+        made.writestr(name, bytes(100))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "match"),
+    [
+        ("bundle/" + "a" * 300, zipfile.ZIP_STORED, "a name that is too long"),
+        ("bundle/" + "a/" * 20 + "b", zipfile.ZIP_STORED, "a name that is too long"),
+        ("bundle/a", zipfile.ZIP_BZIP2, "packed by an unusual method"),
+        ("bundle/a", zipfile.ZIP_LZMA, "packed by an unusual method"),
+    ],
+)
+def test_unusual_members_are_refused(tmp_path: Path, name: str, method: int, match: str) -> None:
+    _assert_refused(_named(tmp_path / "odd.zip", name, method), tmp_path, match)
+
+
+def test_an_archive_unpacks_to_no_more_than_its_size_is_worth(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as made:
+        for number in range(5):
+            made.writestr(f"bundle/{number}", os.urandom(16 << 10) + bytes(15 << 20))
+    _assert_refused(bomb, tmp_path, "expected at most 67108864 bytes")
+
+
+def test_a_large_directory_is_refused(tmp_path: Path) -> None:
+    size = 5 << 20
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, size, 0, 0)
+    (tmp_path / "x.zip").write_bytes(bytes(size) + end)
+    _assert_refused(tmp_path / "x.zip", tmp_path, f"directory is of {size} bytes, expected at most 4194304")
