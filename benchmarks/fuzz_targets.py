@@ -188,7 +188,7 @@ def _weights(root: Path) -> list[Seed]:
 
 
 def _load_weights(case: Path) -> str:
-    from medseg.bundle.audit_files import judge_safetensors
+    from medseg.bundle.audit_weights import judge_safetensors
     from medseg.bundle.checkpoints import read_weights
     from medseg.trust.error_net import ErrorNet
 

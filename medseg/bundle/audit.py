@@ -7,7 +7,7 @@ harmless is refused. Neither torch nor MONAI is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,11 @@ def audit(
     UsageError
         If ``path`` is not a folder.
     """
-    folder = Path(path)
+    return _audit(Path(path), role, read or {}, given, whole=True)
+
+
+def _audit(folder: Path, role: Role, read: Mapping[str, Any], given: Collection[str], *, whole: bool) -> list[Finding]:
+    """The findings; those on configs that the role does not read, and which only warn, if ``whole``."""
     if not folder.is_dir():
         remedy = f"medseg bundle unpack {folder} -o bundles" if folder.suffix == ".zip" else "see where it lies"
         raise UsageError(f"{folder} is not a folder; give the folder of an unpacked bundle ({remedy})")
@@ -72,7 +76,7 @@ def audit(
     names, found = list_files(folder)
     found.extend(judge_names(names))
     configs, unreadable = _read(folder, names)
-    configs.update(read or {})
+    configs.update(read)
     found += [*unreadable, *privacy_findings(configs)]
     for name in names:
         found.extend(_judge_file(folder / name, name, configs.get(name)))
@@ -80,8 +84,10 @@ def audit(
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
     strict = role == "train" and trains_by_medseg(configs)
     found += _judge_together(together, given, strict=strict)
-    rest = _judge_together(configs, given, strict=strict)
-    found += [finding for finding in rest if finding.file in configs.keys() - together.keys()]
+    rest = configs.keys() - together.keys() if whole else set()
+    if rest:
+        others = _judge_together(configs, given, strict=strict, only=rest)
+        found += [finding for finding in others if finding.file in rest]
     if role == "all":
         known = {(finding.place, finding.what) for finding in found}
         found += [finding for finding in _judge_overlays(configs) if (finding.place, finding.what) not in known]
@@ -105,7 +111,7 @@ def require_trusted(
     UntrustedBundle
         Names what would run, and where.
     """
-    blocking = blocks(audit(path, role, read=read, given=given))
+    blocking = blocks(_audit(Path(path), role, read or {}, given, whole=False))
     if not blocking:
         return
     listed = "\n".join(f"  {finding}" for finding in blocking[:_SHOWN])
@@ -156,9 +162,13 @@ def _read(folder: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[Find
 
 
 def _judge_together(
-    configs: Mapping[str, Any], given: Collection[str] = (), *, strict: bool = False
+    configs: Mapping[str, Any],
+    given: Collection[str] = (),
+    *,
+    strict: bool = False,
+    only: Set[str] | None = None,
 ) -> Iterator[Finding]:
-    """Findings on configs that are laid over each other: their imports count together."""
+    """Findings on configs that are laid over each other, or on some of them: their imports count together."""
     configs = {name: _as_evaluated(name, config) for name, config in configs.items()}
     imports: dict[str, str] = {}
     for config in configs.values():
@@ -169,9 +179,9 @@ def _judge_together(
     for other in (_TRAINS, _INFERS):  # configs for inference are not laid over those of a training
         laid = {name: config for name, config in configs.items() if not other.match(Path(name).stem)}
         together = Together.of(list(laid.values()), imports, given, strict)
-        for name, config in laid.items():
+        for name in laid if only is None else only & laid.keys():
             if other is _TRAINS or _TRAINS.match(Path(name).stem):
-                yield from judge_config(name, config, together)
+                yield from judge_config(name, laid[name], together)
                 yield from judge_costs(name, laid, imports)
 
 

@@ -20,6 +20,8 @@ from medseg.bundle.expression_costs import MOST_OPERATIONS, ExpressionMeter, Fun
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 
+_EVALUATED = "configs/"
+"""Where what MONAI's parser reads lies in a bundle."""
 _MOST_PARTS = 10_000
 """Parts of a config with its macros written out: MONAI looks at all of them for each. The model zoo's largest has some
 hundreds."""
@@ -56,9 +58,9 @@ def judge_costs(file: str, configs: Mapping[str, Any], imports: Mapping[str, str
     ``file``: Name of the config inside the bundle. ``configs``: The trees of all configs that are laid over each other,
     by name: what it refers to may stand in another. ``imports``: Names that imports bind, to dotted modules.
     """
-    if _is_plain(configs[file]):
+    if not file.startswith(_EVALUATED) or _is_plain(configs[file]):
         return
-    others = [config for name, config in configs.items() if name != file]
+    others = [config for name, config in configs.items() if name != file and name.startswith(_EVALUATED)]
     judge = _CostJudge([configs[file], *others], imports)
     for place, problem in judge.problems():
         yield Finding("block", file, place, problem, _WHY)

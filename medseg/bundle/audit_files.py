@@ -135,7 +135,7 @@ def judge_logging_conf(path: Path, file: str) -> list[Finding]:
     return [Finding("block", file, place, what, why) for place, what in problems]
 
 
-def _problems(parser: configparser.ConfigParser) -> Iterator[tuple[str, str]]:
+def _problems(parser: configparser.RawConfigParser) -> Iterator[tuple[str, str]]:
     if parser.defaults():
         yield "DEFAULT", "defaults apply to every section"
     for section in parser.sections():

@@ -78,6 +78,7 @@ Permission = Literal["audited", "network-only", "everything"]
 
 _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
 _METADATA = "configs/metadata.json"
+_MOST_CHANNELS = 4096
 
 
 class Bundle:
@@ -254,7 +255,7 @@ class Bundle:
     @property
     def input_channels(self) -> int:
         """Number of channels of the network's image input."""
-        return int(self._tensor("inputs", "image").get("num_channels", 1))
+        return self._number_of_channels("inputs", "image", 1)
 
     @property
     def dimensions(self) -> int:
@@ -264,7 +265,15 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        return int(self._tensor("outputs", "pred")["num_channels"])
+        return self._number_of_channels("outputs", "pred", None)
+
+    def _number_of_channels(self, side: str, name: str, default: int | None) -> int:
+        stated = self._tensor(side, name).get("num_channels", default)
+        found = int(-1 if stated is None else stated)
+        if not 0 < found <= _MOST_CHANNELS:
+            where = f"num_channels of network_data_format.{side} in configs/metadata.json of {self.name}"
+            raise BundleError(f"{where} is {stated}, expected 1 to {_MOST_CHANNELS}; correct the metadata")
+        return found
 
     @property
     def has_background(self) -> bool:

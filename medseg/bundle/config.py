@@ -337,6 +337,9 @@ class Parsed:
             except MedsegError:
                 raise
             except Exception as error:
+                own = next((cause for cause in _causes(error) if isinstance(cause, MedsegError)), None)
+                if own is not None:
+                    raise own from error
                 where = f"{place} in {self._where}"
                 if (missing := missing_package(error, where)) is not None:
                     raise missing from error

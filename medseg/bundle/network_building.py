@@ -9,6 +9,7 @@ meta device first and refused if its result is larger than the weights could be.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,8 @@ def _building_mode(counter: _Counter, *, without_memory: bool) -> TorchFunctionM
         def __torch_function__(
             self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
+            if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+                return func(*args, **(kwargs or {}))  # of a weight, which stays without memory
             options = dict(kwargs or {})
             if func in makers and options.get("device") is None:
                 if func is torch.empty and without_memory:
@@ -143,10 +146,14 @@ def take_memory(network: torch.nn.Module, states: list[Mapping[str, torch.Tensor
     """
     import torch
 
-    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    holders, names = defaultdict(set), defaultdict(set)
+    for place, module in network.named_modules(remove_duplicate=False):
+        for name, weight in [*module._parameters.items(), *module._buffers.items()]:
+            if weight is not None and weight.is_meta:
+                holders[id(weight)].add((id(module), name))
+                names[id(weight)].add(f"{place}.{name}" if place else name)
     filled = {key for state in states for key in state}
-    without = [(name, weight) for name, weight in named if weight.is_meta]
-    if any(name not in filled for name, _ in without) or len({id(weight) for _, weight in without}) < len(without):
+    if any(len(known) > 1 for known in holders.values()) or any(known.isdisjoint(filled) for known in names.values()):
         return False
-    network._apply(lambda weight: torch.empty_like(weight, device="cpu") if weight.is_meta else weight)
+    network._apply(lambda weight: torch.empty_like(weight, device="cpu") if weight.is_meta else weight)  # type: ignore[no-untyped-call]
     return True

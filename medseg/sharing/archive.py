@@ -193,8 +193,10 @@ def _bytes_of(source: Path | bytes) -> bytes:
 
 def _text_of(source: Path | bytes) -> bytes:
     """The bytes of a text, which is read for names."""
+    if isinstance(source, bytes):
+        return source
     try:
-        return source if isinstance(source, bytes) else read_at_most(source, _LARGEST_TEXT)
+        return read_at_most(source, _LARGEST_TEXT)
     except ValueError as error:
         raise BundleError(f"{source} cannot be a text to share: {error}") from error
 

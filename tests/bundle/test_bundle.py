@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, Refusal, UntrustedBundle, UsageError
 from medseg.geometry import Geometry
+from tests.bundle.sample import read_config, write_config
 from tests.inference.bundles import Design, write_bundle
 
 RANGE: dict[str, Any] = {
@@ -121,3 +122,16 @@ def test_grids_far_from_training_are_refused(folder: Path, geometry: Geometry, m
     with pytest.raises(Refusal) as refusal:
         Bundle.open(folder).check_range(geometry, modality)
     assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("stated", [0, -1, 10**9, None])
+def test_a_number_of_channels_that_no_image_has_is_refused(bundle: Path, stated: int | None) -> None:
+    metadata = read_config(bundle, "metadata")
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        metadata["network_data_format"][side][name]["num_channels"] = stated
+    write_config(bundle, "metadata", metadata)
+    opened = Bundle.open(bundle)
+    with pytest.raises(BundleError, match=f"inputs .*is {stated}, expected 1 to 4096"):
+        _ = opened.input_channels
+    with pytest.raises(BundleError, match=f"outputs .*is {stated}, expected 1 to 4096"):
+        _ = opened.output_channels

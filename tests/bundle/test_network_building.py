@@ -66,6 +66,32 @@ def test_an_array_larger_than_the_files_is_refused() -> None:
             axis[:, None] - axis[None]
 
 
+def test_a_layer_that_stands_twice_gets_memory_and_a_shared_weight_is_built_with_it() -> None:
+    with frugal(1000, "it", without_memory=True):
+        layer, tied = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        twice = torch.nn.Sequential(layer, layer)
+        shared = torch.nn.Sequential(torch.nn.Linear(2, 2), tied)
+        tied.weight = next(shared.parameters())
+    assert take_memory(twice, [twice.state_dict()])
+    assert not lacks_memory(twice)
+    assert not take_memory(shared, [shared.state_dict()])
+
+
+def test_a_network_that_looks_at_its_weights_is_built_with_memory(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Bundle.open(bundle).load_network().state_dict()
+    usual = BasicUNet.__init__
+
+    def look(self: BasicUNet, **arguments: Any) -> None:
+        usual(self, **arguments)
+        assert [float(weight.sum()) for weight in self.parameters()]
+
+    monkeypatch.setattr(BasicUNet, "__init__", look)
+    found = Bundle.open(bundle).load_network().state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
 def test_many_layers_are_refused() -> None:
     with pytest.raises(NetworkTooLarge, match="more than 50000 layers"), frugal(1000, "it", without_memory=True):
         torch.nn.Sequential(*[torch.nn.Identity()] * 60_000)
@@ -84,7 +110,7 @@ def test_a_bundle_whose_network_is_wide_is_refused(bundle: Path) -> None:
     config = read_config(bundle, "inference")
     config["network_def"]["features"] = [4000] * 6
     write_config(bundle, "inference", config)
-    with pytest.raises(BundleError, match="do not fit its network_def: it asks for"):
+    with pytest.raises(BundleError, match=f"^the weights of {bundle.name} do not fit its network_def: it asks for"):
         Bundle.open(bundle).load_network()
 
 
