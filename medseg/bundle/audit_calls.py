@@ -20,6 +20,7 @@ _UNPICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _TABLE = "pandas.read_csv"
 _COLUMN = re.compile(r"[A-Za-z]+[0-9]\w*", re.ASCII)
 _TABLE_FILE = re.compile(r"(?!.*\.\.)(\w[\w.-]*/)*\w[\w.-]*\.(csv|tsv)", re.ASCII)
+_MOST_STARS = 4
 _IMAGE_MODES = frozenset({"1", "L", "RGB", "RGBA", "I", "F"})
 _ROW_OPTIONS = frozenset({"sep", "index_col", "usecols", "nrows", "skiprows"})
 
@@ -107,6 +108,16 @@ def _environment(node: ast.Call) -> str | None:
     return f"the environment may only be asked for {', '.join(sorted(RANKS))}, by its literal name"
 
 
+def _listing(node: ast.Call) -> str | None:
+    """A pattern looks as deep as it has parts; a recursive one, or one of many stars, goes through a whole system."""
+    if node.keywords or len(node.args) != 1:
+        return "a listing of files may only name its pattern"
+    texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    if (stars := sum(text.count("*") for text in texts)) > _MOST_STARS:
+        return f"a listing of files has {stars} stars in its pattern, expected at most {_MOST_STARS}"
+    return None
+
+
 def _partial(node: ast.Call) -> str | None:
     """The function is judged where it is handed on, and each keyword as that of any call."""
     named = len(node.args) == 1 and re.fullmatch(r"[\w.]+", ast.unparse(node.args[0])) is not None
@@ -143,6 +154,8 @@ CALLS: dict[str, Callable[[ast.Call], str | None]] = {
     "os.getenv": _environment,
     "os.environ.get": _environment,
     "functools.partial": _partial,
+    "glob.glob": _listing,
+    "glob.iglob": _listing,
     _TABLE: lambda _: f"{_TABLE} may only be asked for one column, as in pd.read_csv(path)['image']",
 }
 """Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""

@@ -229,13 +229,7 @@ class Bundle:
         return config
 
     def check_trainable(self) -> None:
-        """Refuse a bundle whose ``train.json`` is not one for ``medseg train``.
-
-        Raises
-        ------
-        BundleError
-            If there is no ``train.json``, no trainer in it, or one that is not medseg's.
-        """
+        """Raise ``BundleError`` if there is no ``train.json``, no trainer in it, or one that is not medseg's."""
         check_trainer(self.training, self.name, self.config_file("train"))
 
     @cached_property
