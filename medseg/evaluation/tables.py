@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS
 from medseg.files import write_text
-from medseg.results import NUMBER, TEXT, Spec, misfit
+from medseg.json_shape import NUMBER, TEXT, Spec, read_json
 from medseg.tables import read_table, table_text
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
@@ -102,13 +101,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / METRICS_JSON
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} cannot be read as JSON ({error}); run `medseg evaluate` again") from error
-    if wrong := misfit(value, _SUMMARY):
-        raise UsageError(f"{path.name} is not as `medseg evaluate` writes it: {wrong}; run it again")
-    return dict(value)
+    return dict(read_json(path, _SUMMARY, "run `medseg evaluate` again"))
 
 
 def run_names(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.json_shape import LARGEST_BYTES, NUMBER, TEXT, Spec, misfit, parse_json, read_bounded
 from medseg.report.charts import Chart, Section, curves
 from medseg.report.page import Page
 from medseg.report.tables import Cell, Column, Tile, table
-from medseg.results import NUMBER, TEXT, Spec, misfit
 from medseg.tables import read_table
 
 _RUN: Spec = {
@@ -138,8 +137,8 @@ def read_training(folder: Path) -> Training | None:
 def _run(path: Path) -> dict[str, Any] | None:
     """The object in a training's ``run.json``, empty without one; None if it is damaged or of a run over cases."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        run = parse_json(read_bounded(path, LARGEST_BYTES)) if path.is_file() else {}
+    except (OSError, ValueError):
         return None  # which is refused by whoever reads a run over cases
     if not isinstance(run, dict) or "cases" in run:
         return None

@@ -5,7 +5,6 @@ Files that another run wrote are checked where they are read, so that nothing la
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +16,21 @@ from typing import Any
 
 from medseg.errors import OutputUnusable, UsageError
 from medseg.files import shown, write_json, write_text
+from medseg.json_shape import (
+    FLAG,
+    LARGEST_BYTES,
+    NUMBER,
+    PLACE,
+    TEXT,
+    WHOLE,
+    Spec,
+    misfit,
+    one_of,
+    parse_json,
+    read_bounded,
+    whole,
+)
 from medseg.results.case_result import CaseResult
-from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, one_of
 from medseg.results.verdict import DECISIONS
 from medseg.tables import table_text
 
@@ -306,9 +318,8 @@ class RunReport:
         """
         path = folder / RUN_JSON
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            json.dumps(content, ensure_ascii=False).encode(errors="surrogateescape")  # half of a character is no text
-        except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(read_bounded(path, LARGEST_BYTES))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
         if not isinstance(content, dict) or not isinstance(content.get("cases"), list):
             raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
@@ -350,8 +361,8 @@ def _has_cases(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_bounded(path, LARGEST_BYTES))
+    except (OSError, ValueError):
         return True
     return isinstance(content, dict) and "cases" in content
 
@@ -362,10 +373,41 @@ def _stored(path: Path) -> tuple[CaseResult, ...]:
         return ()
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT result FROM cases WHERE result IS NOT NULL").fetchall()
-        results = [json.loads(text) for (text,) in rows]
-    except (sqlite3.Error, ValueError, TypeError) as error:
+            rows = stored_cases(path, connection, ["result"])
+    except sqlite3.Error as error:
         raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
-    if wrong := misfit({"cases": results}, RUN):
-        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
-    return tuple(map(CaseResult.from_json, results))
+    return tuple(CaseResult.from_json(row["result"]) for row in rows if row["result"] is not None)
+
+
+_ROW = {
+    "case_id": TEXT,
+    "source": ((lambda value: isinstance(value, bytes)), "the bytes of a path"),
+    **dict.fromkeys(("run_key", "stat_key", "content_key"), TEXT),
+    "deaths": whole(0),
+    "result": _CASE,
+}
+"""A row of the table ``cases`` of a run's state file."""
+
+
+def stored_cases(
+    path: Path, connection: sqlite3.Connection, columns: Sequence[str] = tuple(_ROW)
+) -> list[dict[str, Any]]:
+    """The rows of a run's state file by column, ``result`` as parsed JSON, which fits :class:`CaseResult`.
+
+    Raises
+    ------
+    UsageError
+        If they are not as `medseg infer` writes them.
+    """
+    remedy = "run `medseg infer` again, with --fresh, or remove it"
+    try:
+        found = connection.execute(f"SELECT {', '.join(columns)} FROM cases").fetchall()  # noqa: S608  our words
+        rows = [dict(zip(columns, row, strict=True)) for row in found]
+        for row in rows:
+            row["result"] = None if row["result"] is None else parse_json(str(row["result"]).encode())
+    except (sqlite3.Error, ValueError) as error:
+        raise UsageError(f"{shown(path)} cannot be read as a run's journal ({error}); {remedy}") from error
+    required = {name if name == "result" else f"{name}!": _ROW[name] for name in columns}
+    if wrong := misfit(rows, [required], "row "):
+        raise UsageError(f"{shown(path)} is not as `medseg infer` writes it: {wrong}; {remedy}")
+    return rows

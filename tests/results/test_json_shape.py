@@ -11,8 +11,9 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.evaluation.tables import measured_dice
+from medseg.json_shape import misfit
 from medseg.report import write_report
-from medseg.results import RunReport, misfit, write_worklist
+from medseg.results import RunReport, write_worklist
 from medseg.results.run_report import RUN
 from tests.report.report_folders import make_folders, read_nifti
 

@@ -21,7 +21,7 @@ from medseg.inference.cases import InputCase, content_key, stat_key, with_path_h
 from medseg.inference.run.export import refusal_of
 from medseg.inference.run.options import RunContext
 from medseg.results.case_result import CaseResult
-from medseg.results.run_report import STATE_NAME
+from medseg.results.run_report import STATE_NAME, stored_cases
 
 LOCK_NAME = ".medseg-lock.sqlite"
 
@@ -144,11 +144,9 @@ class RunState:
 
     def _read(self) -> dict[str, Entry]:
         entries = {}
-        columns = "case_id, source, run_key, stat_key, content_key, deaths, result"
-        found = self._connection.execute(f"SELECT {columns} FROM cases")  # noqa: S608  our words
-        for case_id, source, run_key, stat, content, deaths, text in found:
-            result = None if text is None else CaseResult.from_json(json.loads(text))
-            entries[case_id] = Entry(case_id, os.fsdecode(source), run_key, stat, content, deaths, result)
+        for row in stored_cases(self._path, self._connection):
+            result = None if row["result"] is None else CaseResult.from_json(row["result"])
+            entries[row["case_id"]] = Entry(**{**row, "source": os.fsdecode(row["source"]), "result": result})
         return entries
 
     def _write(self, entry: Entry) -> None:
