@@ -93,6 +93,10 @@ def _is_index(key: object) -> bool:
 ANYTHING = (lambda value: True), "anything"  # noqa: ARG005
 TEXT, FLAG, NUMBER = (_is(str), "a text"), (_is(bool), "true or false"), (_number, "a number")
 WHOLE = _whole, "a whole number"
+FILE_NAME = (
+    (lambda value: isinstance(value, str) and value not in {"", ".", ".."} and not {"/", "\0"} & {*value}),
+    "a file's name without a folder",
+)
 PLACE = (lambda value: isinstance(value, list) and len(value) == 3 and all(map(_number, value))), "three numbers"
 
 
@@ -133,6 +137,15 @@ def _keys(value: Mapping[str, Any], spec: Mapping[str, Spec], where: str) -> Ite
             yield from _misfits(value[name], inner, f"{where}.{name}".lstrip("."))
         elif key.endswith("!"):
             yield f"{where or 'it'} has no {name}"
+
+
+def without_nulls(value: Any, spec: Spec) -> Any:
+    """The value without what is ``null`` in the parts that a spec names, so that it is absent there."""
+    if not isinstance(spec, Mapping) or not isinstance(value, Mapping):
+        return value
+    inner = {key.removesuffix("!"): part for key, part in spec.items()}
+    rest = inner.get("*", ANYTHING)
+    return {key: without_nulls(part, inner.get(key, rest)) for key, part in value.items() if part is not None}
 
 
 def _misfit(where: str, expected: str, value: object) -> str:

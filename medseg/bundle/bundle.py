@@ -18,6 +18,7 @@ from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
+from medseg.json_shape import ANYTHING, PLACE, TEXT, Spec, either, misfit, numbered, whole, without_nulls
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,25 @@ _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unla
 _METADATA = "configs/metadata.json"
 
 
+_DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and len(value) < 6), "its digits"
+_COUNT = either(whole(1, 65536), _DIGITS)
+_TENSOR: Spec = {
+    "num_channels": _COUNT,
+    "spatial_shape": [ANYTHING],
+    "channel_def": numbered(ANYTHING),
+    "segment_codes": numbered(ANYTHING),
+}
+_LIMITS = {"low": PLACE, "high": PLACE}
+_FORM: Spec = {
+    "network_data_format": {"inputs": {"*": _TENSOR}, "outputs": {"*": _TENSOR}},
+    "segment_codes": numbered(ANYTHING),
+    "training_range": {"spacing_mm": _LIMITS, "fov_mm": _LIMITS, "modality": [TEXT]},
+    "changelog": {"*": ANYTHING},
+    "eval_metrics": {"*": ANYTHING},
+}
+"""The metadata, as far as they are read; how a shared bundle's must be, :mod:`medseg.sharing.verify` says."""
+
+
 class Bundle:
     """A MONAI bundle on disk.
 
@@ -106,12 +126,15 @@ class Bundle:
         UsageError
             If there is no such folder, or it holds no ``configs/metadata.json``.
         BundleError
-            If the metadata cannot be parsed.
+            If the metadata cannot be parsed, or what medseg reads of them has another form.
         """
         folder = find_bundle(path)
         if not _is_bundle(folder):
             raise UsageError(_no_bundle(folder))
-        return cls(folder, read_config(folder / _METADATA), permission)
+        metadata = read_config(folder / _METADATA)
+        if wrong := misfit(metadata, _FORM):
+            raise BundleError(f"{folder / _METADATA}: {wrong}; correct it, or ask its authors for a sound one")
+        return cls(folder, without_nulls(metadata, _FORM), permission)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -244,7 +267,10 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        return int(self._tensor("outputs", "pred")["num_channels"])
+        described = self._tensor("outputs", "pred")
+        if "num_channels" not in described:
+            raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
+        return int(described["num_channels"])
 
     @property
     def has_background(self) -> bool:

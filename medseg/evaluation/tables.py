@@ -16,6 +16,8 @@ from medseg.tables import read_table, table_text
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
 _TRAINED_ON = "trained_on"
+_LARGEST = 1e30
+"""No measure in mm or ml comes near it."""
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
 _SUMMARY: Spec = {
     "predictions": TEXT,
@@ -80,7 +82,7 @@ def read_csv(path: Path) -> list[StructureResult]:
             StructureResult(
                 int(row["label"]),
                 row["name"],
-                {metric: float(row[metric]) if row[metric] else None for metric in metrics},
+                {metric: _figure(row[metric]) if row[metric] else None for metric in metrics},
                 missed=row["missed"] == "1",
                 invented=row["invented"] == "1",
                 case_id=row["case_id"],
@@ -91,6 +93,13 @@ def read_csv(path: Path) -> list[StructureResult]:
         raise UsageError(
             f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
         ) from error
+
+
+def _figure(text: str) -> float:
+    value = float(text)
+    if not abs(value) < _LARGEST:
+        raise ValueError(f"found the figure {text[:20]}")
+    return value
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _CHARTS = {
     "Learning rate": r"learning_rate",
 }
 _MOST_SAMPLES = 6
+_LARGEST = 1e30
+"""Larger figures have no place on an axis."""
 _ABOUT = (
     ("Losses, accuracies", "means over the iterations of an epoch"),
     ("Validation", "means over the cases that the fold holds out; it chooses the best epoch, so it is no test"),
@@ -124,7 +126,7 @@ def read_training(folder: Path) -> Training | None:
         return None
     rows = found.rows if found else ()
     try:
-        epochs = [{name: float(text) for name, text in row.items() if text} for row in rows]
+        epochs = [_figures(row) for row in rows]
     except ValueError as error:
         raise UsageError(f"metrics.csv: {error}; expected numbers as `medseg train` writes them") from error
     if any("epoch" not in epoch for epoch in epochs):
@@ -132,6 +134,12 @@ def read_training(folder: Path) -> Training | None:
     pictures = sorted((folder / "samples").glob("epoch-*.png"), reverse=True)
     step = max(1, -(-len(pictures) // _MOST_SAMPLES))
     return Training(run, epochs, pictures[::step])
+
+
+def _figures(row: Mapping[str, str]) -> dict[str, float]:
+    """The figures of an epoch; one that is no number any more (a training that diverged) is left out."""
+    figures = {name: float(text) for name, text in row.items() if text}
+    return {name: value for name, value in figures.items() if abs(value) < _LARGEST}
 
 
 def _run(path: Path) -> dict[str, Any] | None:

@@ -20,50 +20,21 @@ from medseg.json_shape import (
     FLAG,
     LARGEST_BYTES,
     NUMBER,
-    PLACE,
     TEXT,
     WHOLE,
     Spec,
     misfit,
-    one_of,
     parse_json,
     read_bounded,
-    whole,
 )
-from medseg.results.case_result import CaseResult
+from medseg.results.case_result import CASE, CaseResult
+from medseg.results.state_file import STATE_NAME, stored_cases
 from medseg.results.verdict import DECISIONS
 from medseg.tables import table_text
 
 RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
 """What every run leaves beside the outputs of its cases."""
 
-STATE_NAME = ".medseg-journal.sqlite"
-"""What a batch run has finished so far; the run's own bookkeeping, in the folder of its outputs."""
-
-_VERDICT = {
-    "predicted_dice": NUMBER,
-    "lower_bound": NUMBER,
-    "verdict": one_of(*DECISIONS),
-    "flags": [TEXT],
-    "look_at_mm": PLACE,
-    "case_class": {"name!": TEXT, "probability!": NUMBER},
-    "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
-}
-_CASE = {
-    "case_id!": TEXT,
-    "source": TEXT,
-    "status": TEXT,
-    "reason": TEXT,
-    "message": TEXT,
-    "seconds": NUMBER,
-    "outputs": [TEXT],
-    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
-    "trust": _VERDICT,
-    "stages": {"*": NUMBER},
-    "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
-    "trained_on": FLAG,
-    "checksums": {"*": {"bytes!": WHOLE, "sha256!": TEXT}},
-}
 RUN: Spec = {
     "medseg": TEXT,
     "versions": {"*": TEXT},
@@ -83,7 +54,7 @@ RUN: Spec = {
         "coverage": NUMBER,
         "thresholds": {"accept!": NUMBER, "reject!": NUMBER},
     },
-    "cases!": [_CASE],
+    "cases!": [CASE],
 }
 """``run.json`` as ``medseg infer`` writes it, as far as it is read again."""
 
@@ -377,37 +348,3 @@ def _stored(path: Path) -> tuple[CaseResult, ...]:
     except sqlite3.Error as error:
         raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
     return tuple(CaseResult.from_json(row["result"]) for row in rows if row["result"] is not None)
-
-
-_ROW = {
-    "case_id": TEXT,
-    "source": ((lambda value: isinstance(value, bytes)), "the bytes of a path"),
-    **dict.fromkeys(("run_key", "stat_key", "content_key"), TEXT),
-    "deaths": whole(0),
-    "result": _CASE,
-}
-"""A row of the table ``cases`` of a run's state file."""
-
-
-def stored_cases(
-    path: Path, connection: sqlite3.Connection, columns: Sequence[str] = tuple(_ROW)
-) -> list[dict[str, Any]]:
-    """The rows of a run's state file by column, ``result`` as parsed JSON, which fits :class:`CaseResult`.
-
-    Raises
-    ------
-    UsageError
-        If they are not as `medseg infer` writes them.
-    """
-    remedy = "run `medseg infer` again, with --fresh, or remove it"
-    try:
-        found = connection.execute(f"SELECT {', '.join(columns)} FROM cases").fetchall()  # noqa: S608  our words
-        rows = [dict(zip(columns, row, strict=True)) for row in found]
-        for row in rows:
-            row["result"] = None if row["result"] is None else parse_json(str(row["result"]).encode())
-    except (sqlite3.Error, ValueError) as error:
-        raise UsageError(f"{shown(path)} cannot be read as a run's journal ({error}); {remedy}") from error
-    required = {name if name == "result" else f"{name}!": _ROW[name] for name in columns}
-    if wrong := misfit(rows, [required], "row "):
-        raise UsageError(f"{shown(path)} is not as `medseg infer` writes it: {wrong}; {remedy}")
-    return rows

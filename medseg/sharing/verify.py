@@ -104,7 +104,7 @@ def _versions(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _major_minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:2])
 
 
 def _ids(bundle: Bundle) -> Iterator[Finding]:

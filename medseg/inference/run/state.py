@@ -21,7 +21,7 @@ from medseg.inference.cases import InputCase, content_key, stat_key, with_path_h
 from medseg.inference.run.export import refusal_of
 from medseg.inference.run.options import RunContext
 from medseg.results.case_result import CaseResult
-from medseg.results.run_report import STATE_NAME, stored_cases
+from medseg.results.state_file import STATE_NAME, stored_cases
 
 LOCK_NAME = ".medseg-lock.sqlite"
 
