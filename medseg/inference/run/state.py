@@ -22,6 +22,7 @@ from medseg.inference.run.export import refusal_of
 from medseg.inference.run.options import RunContext
 from medseg.results.case_result import CaseResult
 from medseg.results.state_file import STATE_NAME, stored_cases
+from medseg.trust.trust_files import TrustState
 
 LOCK_NAME = ".medseg-lock.sqlite"
 
@@ -106,13 +107,15 @@ class Entry:
 class RunState:
     """The cases of a run and their results by case id; use it under :func:`locked`, from one thread.
 
-    It counts the cases that this run has ``computed``, and workers of a cluster that died.
+    It counts the cases that this run has ``computed``, and workers of a cluster that died; ``trust`` is what the opened
+    bundle says of its verdicts, None before and where others have opened it.
     """
 
     def __init__(self, context: RunContext, cases: Sequence[InputCase], progress: Progress | None = None) -> None:
         self.context, self.progress = context, progress
         self.results: dict[str, CaseResult] = {}
         self.computed = self.workers_lost = 0
+        self.trust: TrustState | None = None
         self._path = context.folder / STATE_NAME
         self._connection = self._open()
         if context.options.fresh:
