@@ -9,7 +9,8 @@
     ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
-    │   └── UntrustedBundle         a bundle would execute code that the audit does not allow
+    │   ├── UntrustedBundle         a bundle would execute code that the audit does not allow
+    │   └── OtherWeights            a part of a bundle was made for other weights than it has
     ├── TrainingFailed              a training ended before its last iteration; carries a stable ``reason``
     │   └── TrainingDiverged        the losses stopped being finite and stayed so
     ├── OutputLocked                another run is writing to the same folder
@@ -32,6 +33,7 @@ __all__ = [
     "Interrupted",
     "MedsegError",
     "MissingDependency",
+    "OtherWeights",
     "OutputLocked",
     "OutputUnusable",
     "ReasonCode",
@@ -147,6 +149,10 @@ class BundleError(MedsegError):
 
 class UntrustedBundle(BundleError):
     """Running the bundle would execute code that the audit does not allow."""
+
+
+class OtherWeights(BundleError):
+    """A part of a bundle was made for other weights than those that it has."""
 
 
 class TrainingFailed(MedsegError):

@@ -15,11 +15,13 @@ from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
+from medseg.bundle.metadata_form import METADATA_FORM
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.resolve import may_hold, resolved
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
+from medseg.json_shape import misfit, without_nulls
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +111,15 @@ class Bundle:
         UsageError
             If there is no such folder, or it holds no ``configs/metadata.json``.
         BundleError
-            If the metadata cannot be parsed.
+            If the metadata cannot be parsed, or what medseg reads of them has another form.
         """
         folder = find_bundle(path)
         if not _is_bundle(folder):
             raise UsageError(_no_bundle(folder))
-        return cls(folder, read_config(folder / _METADATA), permission)
+        metadata = read_config(folder / _METADATA)
+        if wrong := misfit(metadata, METADATA_FORM):
+            raise BundleError(f"{folder / _METADATA}: {wrong}; correct it, or ask its authors for a sound one")
+        return cls(folder, without_nulls(metadata, METADATA_FORM), permission)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -202,10 +207,7 @@ class Bundle:
         configs
             By name, configs as they are going to be evaluated: they are judged, not what lies on disk by now.
 
-        Raises
-        ------
-        UntrustedBundle
-            If the audit finds anything outside its allow-list in what that role reads.
+        Raises ``UntrustedBundle`` if the audit finds anything outside its allow-list in what that role reads.
         """
         if self.permission != "everything":
             read = {f"configs/{self.config_file(name).name}": config for name, config in configs.items()}

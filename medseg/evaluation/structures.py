@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.evaluation.pairing import Collection
+from medseg.json_shape import ANYTHING, read_json
 from medseg.labels.scheme import read_label_table
-from medseg.manifests.items import SECTIONS, unique_keys
+from medseg.manifests.items import SECTIONS
 
 _DATASET = "dataset.json"
 _SHOWN = 4
@@ -69,10 +69,10 @@ def _datasets(source: Path) -> Iterator[Path]:
 def _named(path: Path, warnings: list[str]) -> dict[int, str]:
     """Names in a file that merely lies there: one that cannot be used does not stop the evaluation."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path, ANYTHING, "correct it")
         declares = isinstance(content, Mapping) and bool(content.get("labels"))
         return read_labels(path) if declares else {}
-    except (UsageError, OSError, ValueError, RecursionError) as error:
+    except UsageError as error:
         warnings.append(f"the names in {path} were not used: {error}")
         return {}
 
@@ -107,13 +107,7 @@ def read_labels(source: Path) -> dict[int, str]:
     ``configs/metadata.json`` names the channels of its output. Raises ``UsageError`` if no labels are found.
     """
     path = source / "configs" / "metadata.json" if source.is_dir() else source
-    hint = "give a JSON file of labels or a bundle folder"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; {hint}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}; {hint}") from error
+    content = read_json(path, ANYTHING, "give a JSON file of labels or a bundle folder")
     table, where = _label_table(content, path)
     names = read_label_table(table, where)
     times = Counter(names.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from medseg.errors import UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.definitions import CSV_COLUMNS, CSV_METRICS
 from medseg.files import write_text
-from medseg.results import NUMBER, TEXT, Spec, misfit
+from medseg.json_shape import NUMBER, TEXT, Spec, read_json
 from medseg.tables import read_table, table_text
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
 _TRAINED_ON = "trained_on"
+_LARGEST = 1e30
+"""No measure in mm or ml comes near it."""
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
 _SUMMARY: Spec = {
     "predictions": TEXT,
@@ -81,7 +82,7 @@ def read_csv(path: Path) -> list[StructureResult]:
             StructureResult(
                 int(row["label"]),
                 row["name"],
-                {metric: float(row[metric]) if row[metric] else None for metric in metrics},
+                {metric: _figure(row[metric]) if row[metric] else None for metric in metrics},
                 missed=row["missed"] == "1",
                 invented=row["invented"] == "1",
                 case_id=row["case_id"],
@@ -94,6 +95,13 @@ def read_csv(path: Path) -> list[StructureResult]:
         ) from error
 
 
+def _figure(text: str) -> float:
+    value = float(text)
+    if not abs(value) < _LARGEST:
+        raise ValueError(f"found the figure {text[:20]}")
+    return value
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """The object in an evaluation's ``metrics.json``; empty if there is none.
 
@@ -102,13 +110,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / METRICS_JSON
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} cannot be read as JSON ({error}); run `medseg evaluate` again") from error
-    if wrong := misfit(value, _SUMMARY):
-        raise UsageError(f"{path.name} is not as `medseg evaluate` writes it: {wrong}; run it again")
-    return dict(value)
+    return dict(read_json(path, _SUMMARY, "run `medseg evaluate` again"))
 
 
 def run_names(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +33,7 @@ from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.sliding_window import Chunk, sliding_window
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, Verdict
 from medseg.trust.crop import ProbabilityCrop
-from medseg.trust.trust_files import TrustFiles
+from medseg.trust.trust_files import TrustFiles, TrustState
 
 if TYPE_CHECKING:
     from medseg.trust.trust_model import TrustModel
@@ -90,7 +90,8 @@ class Predictor:
         Bundles or weights files whose networks are averaged with the bundle's own, see
         :func:`medseg.inference.ensemble.load_models`.
     trust
-        Whether cases get a verdict, if the bundle has a trust calibration for its weights. It holds for the plain
+        Whether cases get a verdict, if the bundle has a trust calibration for its weights (``trust_state`` says why
+        there is none). It holds for the plain
         network alone: with ``mirror`` or ``ensemble`` there is none.
 
     Examples
@@ -120,7 +121,9 @@ class Predictor:
         models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         plain = not self.mirror and len(models) == 1
-        self._trust = _open_trust(self.bundle, self.network, self.device) if trust and plain else None
+        self.trust_state, self._trust = TrustState("off"), None
+        if trust and plain:
+            self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
 
     def predict(
         self,
@@ -240,8 +243,8 @@ def _watched(chunks: Iterable[Chunk], watching: Sequence[Callable[[Chunk], None]
         yield chunk
 
 
-def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustModel | None:
-    """The trust model of a bundle; without a calibration for its weights there is none."""
+def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> tuple[TrustState, TrustModel | None]:
+    """The trust model of a bundle; without a calibration for its weights there is none, and the state says why."""
     from medseg.trust.trust_model import TrustModel
 
     files = TrustFiles(bundle)
@@ -249,9 +252,9 @@ def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> TrustM
     if state.state in {"stale", "damaged"}:
         _log.warning("no verdicts: %s", state.message)
     if state.state != "ready":
-        return None
+        return state, None
     try:
-        return TrustModel.open(files, network, device)
+        return state, TrustModel.open(files, network, device)
     except BundleError as error:
         _log.warning("no verdicts: %s", error)
-        return None
+        return replace(state, state="damaged", message=str(error)), None

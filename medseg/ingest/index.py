@@ -12,18 +12,20 @@ import hashlib
 import json
 import logging
 import os
+import sqlite3
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from medseg.errors import ReasonCode, Refusal
+from medseg.errors import ReasonCode, Refusal, UsageError
+from medseg.files import shown
 from medseg.ingest import walk as archives
 from medseg.ingest.dicom_elements import first_element
-from medseg.ingest.index_database import Found, FoundFile, IndexDatabase, SeriesGroup
+from medseg.ingest.index_database import DamagedIndex, Found, FoundFile, IndexDatabase, SeriesGroup
 from medseg.ingest.left_out import (
     Leftover,
     is_own_output,
@@ -45,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
+_Read = TypeVar("_Read")
 
 _LEFTOVERS = "x"
 """Key of all files that no reader knows but that may have been slices."""
@@ -92,9 +95,15 @@ def scan(
     """
     whole = [first_of_pair(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     roots = {os.path.abspath(path): path for path in whole}  # noqa: PTH100  links are not resolved
-    with IndexDatabase(database) as index:
-        _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
-        records = [_as_written(record, roots) for record in _judged(index)]
+    try:
+        with IndexDatabase(database) as index:
+            _Update(index, progress).run(list(roots), workers or min(usable_cores(), _MOST_WORKERS))
+            records = [_as_written(record, roots) for record in _judged(index)]
+    except (sqlite3.Error, DamagedIndex) as error:
+        if database is None:
+            raise
+        remedy = "make room, check its permissions, or delete it: it is then filled anew"
+        raise UsageError(f"the index {shown(database)} cannot be used ({error}); {remedy}") from error
     ours = [record for record in records if record.reason == "own-output"]
     warn_of_own([record.source for record in ours])
     if own is not None:
@@ -197,14 +206,27 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
     leftovers: list[Leftover] = []
     for group in index.groups():
         if group.key == _LEFTOVERS:
-            leftovers = [Leftover(*json.loads(payload)) for payload in index.headers(group.series)]
+            leftovers = [_stored(_leftover, payload) for payload in index.headers(group.series)]
             continue
         payloads = stored.get((group.series, group.fingerprint))
         if payloads is None:
             payloads = _judge(index, group)
             index.store_records(group, payloads)
-        records.extend(map(SeriesRecord.from_json, payloads))
+        records.extend(_stored(SeriesRecord.from_json, payload) for payload in payloads)
     return _with_leftovers(records, leftovers) if leftovers else records
+
+
+def _leftover(payload: str) -> Leftover:
+    path, why = json.loads(payload)
+    return Leftover(str(path), str(why))
+
+
+def _stored(read: Callable[[str], _Read], payload: str) -> _Read:
+    """What the index keeps of a file or a series: other things may stand there, if somebody else has written it."""
+    try:
+        return read(payload)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedIndex(f"it holds what medseg has not written: {error}") from error
 
 
 def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
@@ -230,7 +252,7 @@ def _judge(index: IndexDatabase, group: SeriesGroup) -> list[str]:
     from medseg.ingest.dicom_header import Header  # not needed for other image files
     from medseg.ingest.stacks import Stack, record_of_stack, split
 
-    headers = [Header.from_json(payload) for payload in payloads]
+    headers = [_stored(Header.from_json, payload) for payload in payloads]
     try:
         stacks = split(headers)
     except Exception as error:  # noqa: BLE001 - one series that nobody foresaw must not end the index of an archive

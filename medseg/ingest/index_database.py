@@ -33,6 +33,8 @@ CREATE TABLE records (series INTEGER NOT NULL, fingerprint TEXT NOT NULL, payloa
 CREATE INDEX records_by_series ON records (series, fingerprint);
 """
 
+_TABLES = frozenset({"meta", "folders", "series", "files", "headers", "records"})
+
 _SCOPE = """
 CREATE TEMP TABLE scope_folders (folder INTEGER PRIMARY KEY);
 CREATE TEMP TABLE scope_files (file INTEGER PRIMARY KEY);
@@ -57,6 +59,10 @@ _NO_SERIES = 0
 
 Found = tuple[str, str]
 """What was found in one file: the key of its series (empty: nothing of interest) and its header as text."""
+
+
+class DamagedIndex(ValueError):
+    """The index holds what medseg has not written."""
 
 
 class FoundFile(NamedTuple):
@@ -100,14 +106,16 @@ class IndexDatabase:
 
     def __exit__(self, *_: object) -> None:
         # What was read so far is kept whatever happened: the next scan goes on from there.
-        self._connection.execute("COMMIT")
-        self._connection.close()
+        try:
+            self._connection.execute("COMMIT")
+        finally:
+            self._connection.close()
 
     def _prepare(self) -> None:
         run = self._connection.execute
         run("PRAGMA synchronous = NORMAL")
         tables = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and "meta" not in tables:
+        if tables and ("meta" not in tables or not tables <= _TABLES):
             raise sqlite3.DatabaseError("it is a database of something else")
         version = run("SELECT value FROM meta WHERE key = 'version'").fetchone() if tables else None
         if version != (_rules_version(),):
@@ -133,7 +141,10 @@ class IndexDatabase:
     def known(self, folder: int) -> dict[str, tuple[int, int, int]]:
         """Number, size and time of the known files of a folder, by name."""
         rows = self._connection.execute("SELECT name, id, size, mtime_ns FROM files WHERE folder = ?", (folder,))
-        return {os.fsdecode(name): (number, size, mtime_ns) for name, number, size, mtime_ns in rows}
+        try:
+            return {os.fsdecode(name): (number, size, mtime_ns) for name, number, size, mtime_ns in rows}
+        except TypeError as error:
+            raise DamagedIndex(f"of a file, {error}") from error
 
     def forget_files(self, numbers: Iterable[int]) -> None:
         """Drop files that are gone or have changed."""
@@ -196,7 +207,10 @@ class IndexDatabase:
     def groups(self) -> list[SeriesGroup]:
         """Every series that has files in scope."""
         rows = self._connection.execute(_GROUPS)
-        return [SeriesGroup(number, key, f"{count}-{total:x}") for number, key, count, total in rows]
+        try:
+            return [SeriesGroup(number, key, f"{count}-{total:x}") for number, key, count, total in rows]
+        except (TypeError, ValueError) as error:
+            raise DamagedIndex(f"of a series, {error}") from error
 
     def headers(self, series: int) -> Iterator[str]:
         """The stored headers of a series' files in scope."""

@@ -9,13 +9,14 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from numpy.typing import NDArray
 
-from medseg.errors import ReasonCode
+from medseg.errors import REASON_CODES, ReasonCode
 from medseg.geometry import Geometry
 from medseg.ingest.dicom_elements import may_be_dicom
+from medseg.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, numbers, one_of, parse_json
 
 if TYPE_CHECKING:
     from medseg.ingest.dicom_header import Header
@@ -87,9 +88,36 @@ class SeriesRecord:
 
     @classmethod
     def from_json(cls, text: str) -> SeriesRecord:
-        """The record that :meth:`to_json` wrote."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        """The record that :meth:`to_json` wrote; a ``ValueError`` if it is something else."""
+        content = parse_json(text.encode())
+        if wrong := misfit(content, _RECORD):
+            raise ValueError(f"of a record, {wrong}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return cls(**values | {"affine": values["affine"] and tuple(map(tuple, values["affine"]))})
+
+
+_SIZES = (
+    (lambda value: isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)),
+    "three sizes",
+)
+_RECORD: Spec = {
+    **dict.fromkeys(("case_id!", "source!"), TEXT),
+    "kind!": one_of(*get_args(Kind)),
+    "files!": ((lambda value: isinstance(value, list) and value and not misfit(value, [TEXT])), "a list of paths"),
+    **dict.fromkeys(("series_uid_hash", "study_uid_hash", "patient_hash", "modality", "description"), TEXT),
+    **dict.fromkeys(("orientation", "transfer_syntax", "message"), TEXT),
+    "shape": _SIZES,
+    "spacing_mm": PLACE,
+    "affine": [numbers()],
+    "usable!": FLAG,
+    "reason": one_of(*REASON_CODES),
+    "notes": [TEXT],
+    "is_volume": FLAG,
+    "series_number": WHOLE,
+    "contrast": FLAG,
+    "acquired": NUMBER,
+}
+"""A record as JSON."""
 
 
 def grid_of(geometry: Geometry | None) -> dict[str, Any]:

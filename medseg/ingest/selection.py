@@ -8,13 +8,11 @@ Selection rules are a small JSON file that a bundle can carry, one rule for each
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy as np
 from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest.record import SeriesRecord
+from medseg.json_shape import ANYTHING, NUMBER, misfit, read_json
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Take = Literal["only", "first", "latest", "most-slices"]
@@ -88,13 +87,7 @@ class Rule:
 
 def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
     """Selection rules from a JSON file; a UsageError if it is missing, is not JSON, or a rule is not understood."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"cannot read the selection rules {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"the selection rules {path} are not JSON: {error}") from error
-    return parse_rules(content)
+    return parse_rules(read_json(path, ANYTHING, "give selection rules as docs/ingest.md describes them"))
 
 
 def parse_rules(content: Any) -> list[Rule]:
@@ -159,7 +152,7 @@ def _range(key: str, value: Any) -> Range:
 
 def _triple(key: str, limit: Any) -> _Triple:
     numbers = limit if isinstance(limit, list) else [limit] * 3
-    if len(numbers) != 3 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+    if len(numbers) != 3 or misfit(numbers, [NUMBER]):
         raise UsageError(f"selection rule: a limit of {key!r} is {limit!r}; expected a number, or three for R, A, S")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
 from medseg.ingest.record import is_second_of_pair
+from medseg.json_shape import ANYTHING, read_json
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -23,24 +23,9 @@ Item = dict[str, Any]
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a :class:`UsageError` that says what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(errors="surrogateescape")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; give an existing datalist") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, ANYTHING, "give an existing datalist")
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a JSON {type(content).__name__}; expected an object with a list of items")
-    return content
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, for ``object_pairs_hook``; a ValueError if a key stands twice (JSON drops one)."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object; keep one")
     return content
 
 

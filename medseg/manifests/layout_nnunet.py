@@ -6,7 +6,6 @@ The format is described in nnU-Net's ``documentation/dataset_format.md``; its sp
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.ingest.record import is_apple_double
+from medseg.json_shape import TEXT, read_json
 from medseg.manifests.items import Item, check_item, one_or_list, split_channel
 
 _SPLITS = "splits_final.json"
@@ -100,12 +100,9 @@ def _cases(folder: Path, part: str, ending: str, channels: int) -> dict[str, Ite
 
 
 def _assign_folds(training: dict[str, Item], path: Path) -> None:
-    try:
-        folds = [list(fold["val"]) for fold in json.loads(path.read_text())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a list of {{train, val}} objects: {error}") from error
-    for number, cases in enumerate(folds):
-        for case in cases:
+    folds = read_json(path, [{"val!": [TEXT]}], "write a list of {train, val} objects, or remove it")
+    for number, fold in enumerate(folds):
+        for case in fold["val"]:
             item = training.get(str(case))
             if item is None:
                 raise UsageError(f"{path}: fold {number} names the case {case}, which the dataset does not have")

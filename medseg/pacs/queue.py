@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from medseg.errors import UsageError
+from medseg.files import shown
+
 State = Literal["receiving", "waiting", "running", "sending", "done", "failed"]
 
 _SCHEMA = """
@@ -27,6 +30,15 @@ CREATE TABLE IF NOT EXISTS sent (
     study TEXT NOT NULL, file TEXT NOT NULL, destination TEXT NOT NULL, PRIMARY KEY (study, file, destination)
 );
 """
+
+_ODD = f"""
+SELECT 1 FROM study WHERE state NOT IN ({", ".join(f"'{state}'" for state in get_args(State))})
+    OR typeof(study) <> 'text' OR typeof(message) <> 'text' OR typeof(revision) <> 'integer'
+    OR typeof(attempts) <> 'integer' OR typeof(last_arrival) NOT IN ('real', 'integer')
+    OR typeof(not_before) NOT IN ('real', 'integer') LIMIT 1
+"""  # noqa: S608  our words
+"""Finds a row that is not as this module writes it."""
+_REMEDY = "make room, check its permissions, or move it away: the queue then starts anew"
 
 
 @dataclass(frozen=True)
@@ -45,13 +57,20 @@ class Study:
 
 
 class Queue:
-    """The queue in ``path``; safe to use from several threads of one process."""
+    """The queue in ``path``; safe to use from several threads of one process. A ``UsageError`` if it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._database.executescript(_SCHEMA)
+        try:
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._database.executescript(_SCHEMA)
+            odd = self._database.execute(_ODD).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise UsageError(f"{shown(path)} cannot be used as a queue ({error}); {_REMEDY}") from error
+        if odd is not None:
+            self._database.close()
+            raise UsageError(f"{shown(path)} holds studies that medseg has not written; {_REMEDY}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

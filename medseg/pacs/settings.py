@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 from medseg.bundle.bundle import find_bundle
 from medseg.errors import UsageError
+from medseg.json_shape import FLAG, LARGEST_BYTES, TEXT, Spec, misfit, number, read_bounded, whole
 
 DEFAULT_AE_TITLE = "MEDSEG"
 _LONGEST_AE_TITLE = 16
@@ -262,6 +263,49 @@ def _route(base: Path, table: Mapping[str, Any]) -> Route:
     return route
 
 
+_LONGEST_S = 7 * 86400.0
+_PORT, _SECONDS = whole(0, 65535), number(0.0, _LONGEST_S)
+_TLS = {"ca": TEXT, "cert": TEXT, "key": TEXT}
+_SETTINGS: Spec = {
+    "nodes": {
+        "*": {
+            **dict.fromkeys(("ae_title", "host", "calling_ae_title", "retrieve", "move_host", "url", "user"), TEXT),
+            **dict.fromkeys(("password_env", "token_env", "ca"), TEXT),
+            **dict.fromkeys(("port", "move_port"), _PORT),
+            "tls": _TLS,
+            "limits": {"studies": whole(0), "instances": whole(0), "*": number(0.0, 1e12)},
+            "timeout_seconds": _SECONDS,
+        }
+    },
+    "listener": {
+        **dict.fromkeys(("folder", "ae_title", "host"), TEXT),
+        **dict.fromkeys(("port", "health_port"), _PORT),
+        **dict.fromkeys(("quiet_seconds", "retry_seconds"), _SECONDS),
+        **dict.fromkeys(("max_associations", "max_instance_mb", "attempts"), whole(1)),
+        "allowed_callers": [TEXT],
+        "min_free_gb": number(0.0, 1e9),
+        "tls": _TLS,
+    },
+    "run": {
+        **dict.fromkeys(("source", "folder"), TEXT),
+        "where": {"*": TEXT},
+        "modalities": [TEXT],
+        "keep_images": FLAG,
+        "min_free_gb": number(0.0, 1e9),
+        "attempts": whole(1),
+        "retry_seconds": _SECONDS,
+    },
+    "routes": [
+        {
+            **dict.fromkeys(("name", "bundle", "select", "device", "precision"), TEXT),
+            "write": [TEXT],
+            "send_to": [TEXT],
+        }
+    ],
+}
+"""The kinds of the values; which keys there are and which must be there the records themselves say."""
+
+
 def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
     """Read the settings file; relative paths in it start at its own folder.
 
@@ -272,9 +316,11 @@ def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
     """
     file = Path(path)
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the settings {file} cannot be read: {error}") from error
+        content = tomllib.loads(read_bounded(file, LARGEST_BYTES).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"the settings {file} cannot be read: {error}; write TOML as docs/pacs.md shows") from error
+    if wrong := misfit(content, _SETTINGS):
+        raise UsageError(f"the settings {file}: {wrong}; correct it")
     if unknown := sorted(set(content) - {"nodes", "listener", "routes", "run"}):
         raise UsageError(f"{file} has unknown sections {unknown}; known are nodes, listener, routes, run")
     base = file.parent.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -176,7 +177,7 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
         model=run.bundle.name if run else "",
         facts=tuple(_facts(run)) if run else (),
         trust=_trust(run.trust if run else {}),
-        summaries={name: row for name, row in (metrics.get("structures") or {}).items() if "metrics" in row},
+        summaries={name: row for name, row in (metrics.get("structures") or {}).items() if row.get("metrics")},
         learnt=metrics.get("trained_on"),
         definitions=tuple(_definitions(metrics.get("definitions") or {})),
         n_unpaired=metrics.get("n_unpaired") or 0,
@@ -200,7 +201,7 @@ class _Files:
         """The case with its files; ``source`` is where its run found the image."""
         case_id, listed = case.case_id, self._listed.get(case.case_id, {})
         places = [Path(source), self._folder / source, self._predictions / source] if source else []
-        image = self._images.get(case_id) or next((path for path in places if path.exists()), None)
+        image = self._images.get(case_id) or next((path for path in places if os.path.exists(path)), None)  # noqa: PTH110  as above
         own = [self._predictions / f"{case_id}{suffix}{end}" for suffix in ("_seg", "") for end in EXTENSIONS]
         predictions = [self._folder / f"{case_id}_seg.nii.gz", *own, *_as_paths(listed.get("prediction"), self._folder)]
         reference = [Path(self._references[case_id])] if case_id in self._references else []
@@ -216,7 +217,7 @@ class _Files:
 
 
 def _first(paths: list[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113  False for a name too long
 
 
 def _as_paths(named: str | None, folder: Path) -> list[Path]:
@@ -237,7 +238,7 @@ def _by_case(where: Locations) -> dict[str, str | Path]:
 
 def _folder_named(named: str | None, folder: Path) -> Path | None:
     """The folder that an evaluation names, or that of the one file it names."""
-    found = next((path for path in _as_paths(named, folder) if path.exists()), None)
+    found = next((path for path in _as_paths(named, folder) if os.path.exists(path)), None)  # noqa: PTH110  as above
     return found if found is None or found.is_dir() else found.parent
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.json_shape import LARGEST_BYTES, NUMBER, TEXT, Spec, misfit, parse_json, read_bounded
 from medseg.report.charts import Chart, Section, curves
 from medseg.report.page import Page
 from medseg.report.tables import Cell, Column, Tile, table
-from medseg.results import NUMBER, TEXT, Spec, misfit
 from medseg.tables import read_table
 
 _RUN: Spec = {
@@ -36,6 +35,8 @@ _CHARTS = {
     "Learning rate": r"learning_rate",
 }
 _MOST_SAMPLES = 6
+_LARGEST = 1e30
+"""Larger figures have no place on an axis."""
 _ABOUT = (
     ("Losses, accuracies", "means over the iterations of an epoch"),
     ("Validation", "means over the cases that the fold holds out; it chooses the best epoch, so it is no test"),
@@ -125,7 +126,7 @@ def read_training(folder: Path) -> Training | None:
         return None
     rows = found.rows if found else ()
     try:
-        epochs = [{name: float(text) for name, text in row.items() if text} for row in rows]
+        epochs = [_figures(row) for row in rows]
     except ValueError as error:
         raise UsageError(f"metrics.csv: {error}; expected numbers as `medseg train` writes them") from error
     if any("epoch" not in epoch for epoch in epochs):
@@ -135,11 +136,17 @@ def read_training(folder: Path) -> Training | None:
     return Training(run, epochs, pictures[::step])
 
 
+def _figures(row: Mapping[str, str]) -> dict[str, float]:
+    """The figures of an epoch; one that is no number any more (a training that diverged) is left out."""
+    figures = {name: float(text) for name, text in row.items() if text}
+    return {name: value for name, value in figures.items() if abs(value) < _LARGEST}
+
+
 def _run(path: Path) -> dict[str, Any] | None:
     """The object in a training's ``run.json``, empty without one; None if it is damaged or of a run over cases."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        run = parse_json(read_bounded(path, LARGEST_BYTES)) if path.is_file() else {}
+    except (OSError, ValueError):
         return None  # which is refused by whoever reads a run over cases
     if not isinstance(run, dict) or "cases" in run:
         return None

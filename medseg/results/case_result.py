@@ -12,9 +12,36 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
-from medseg.results.verdict import Judged, Verdict
+from medseg.json_shape import FILE_NAME, FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, one_of
+from medseg.results.verdict import DECISIONS, Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
+
+_VERDICT = {
+    "predicted_dice": NUMBER,
+    "lower_bound": NUMBER,
+    "verdict": one_of(*DECISIONS),
+    "flags": [TEXT],
+    "look_at_mm": PLACE,
+    "case_class": {"name!": TEXT, "probability!": NUMBER},
+    "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
+}
+CASE: Spec = {
+    "case_id!": FILE_NAME,
+    "source": TEXT,
+    "status": TEXT,
+    "reason": TEXT,
+    "message": TEXT,
+    "seconds": NUMBER,
+    "outputs": [FILE_NAME],
+    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
+    "trust": _VERDICT,
+    "stages": {"*": NUMBER},
+    "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
+    "trained_on": FLAG,
+    "checksums": {"*": {"bytes!": WHOLE, "sha256!": TEXT}},
+}
+"""A case as in ``run.json``, as far as it is read again."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Files that another run wrote are checked where they are read, so that nothing la
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,41 +16,25 @@ from typing import Any
 
 from medseg.errors import OutputUnusable, UsageError
 from medseg.files import shown, write_json, write_text
-from medseg.results.case_result import CaseResult
-from medseg.results.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, one_of
+from medseg.json_shape import (
+    FLAG,
+    LARGEST_BYTES,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    Spec,
+    misfit,
+    parse_json,
+    read_bounded,
+)
+from medseg.results.case_result import CASE, CaseResult
+from medseg.results.state_file import STATE_NAME, stored_cases
 from medseg.results.verdict import DECISIONS
 from medseg.tables import table_text
 
 RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
 """What every run leaves beside the outputs of its cases."""
 
-STATE_NAME = ".medseg-journal.sqlite"
-"""What a batch run has finished so far; the run's own bookkeeping, in the folder of its outputs."""
-
-_VERDICT = {
-    "predicted_dice": NUMBER,
-    "lower_bound": NUMBER,
-    "verdict": one_of(*DECISIONS),
-    "flags": [TEXT],
-    "look_at_mm": PLACE,
-    "case_class": {"name!": TEXT, "probability!": NUMBER},
-    "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
-}
-_CASE = {
-    "case_id!": TEXT,
-    "source": TEXT,
-    "status": TEXT,
-    "reason": TEXT,
-    "message": TEXT,
-    "seconds": NUMBER,
-    "outputs": [TEXT],
-    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
-    "trust": _VERDICT,
-    "stages": {"*": NUMBER},
-    "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
-    "trained_on": FLAG,
-    "checksums": {"*": {"bytes!": WHOLE, "sha256!": TEXT}},
-}
 RUN: Spec = {
     "medseg": TEXT,
     "versions": {"*": TEXT},
@@ -71,7 +54,7 @@ RUN: Spec = {
         "coverage": NUMBER,
         "thresholds": {"accept!": NUMBER, "reject!": NUMBER},
     },
-    "cases!": [_CASE],
+    "cases!": [CASE],
 }
 """``run.json`` as ``medseg infer`` writes it, as far as it is read again."""
 
@@ -306,9 +289,8 @@ class RunReport:
         """
         path = folder / RUN_JSON
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            json.dumps(content, ensure_ascii=False).encode(errors="surrogateescape")  # half of a character is no text
-        except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(read_bounded(path, LARGEST_BYTES))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read ({error}); give the folder that `medseg infer` wrote") from error
         if not isinstance(content, dict) or not isinstance(content.get("cases"), list):
             raise UsageError(f"{path} lists no cases; give the folder that `medseg infer` wrote")
@@ -350,8 +332,8 @@ def _has_cases(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_bounded(path, LARGEST_BYTES))
+    except (OSError, ValueError):
         return True
     return isinstance(content, dict) and "cases" in content
 
@@ -362,10 +344,7 @@ def _stored(path: Path) -> tuple[CaseResult, ...]:
         return ()
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT result FROM cases WHERE result IS NOT NULL").fetchall()
-        results = [json.loads(text) for (text,) in rows]
-    except (sqlite3.Error, ValueError, TypeError) as error:
+            rows = stored_cases(path, connection, ["result"])
+    except sqlite3.Error as error:
         raise UsageError(f"{path} cannot be read as a run's journal ({error}); run `medseg infer` again") from error
-    if wrong := misfit({"cases": results}, RUN):
-        raise UsageError(f"{path} is not as `medseg infer` writes it: {wrong}; run it again")
-    return tuple(map(CaseResult.from_json, results))
+    return tuple(CaseResult.from_json(row["result"]) for row in rows if row["result"] is not None)

@@ -68,6 +68,8 @@ class Thresholds:
         for name, value in (("accept", self.accept), ("reject", self.reject)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"the threshold {name} is {value!r}, expected a Dice from 0 to 1")
+        if self.accept < self.reject:
+            raise ValueError(f"accept from {self.accept} lies below reject below {self.reject}, expected it above")
 
     def decide(self, structures: Sequence[StructureQuality]) -> Decision:
         """Accept, review or reject, by the structures alone; without any ``"review"``."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata as packages
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
@@ -20,6 +21,9 @@ from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
 from medseg.trust.discriminator_acceptance import discriminator_findings
 from medseg.trust.trust_files import CALIBRATION_NAME, TrustFiles
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "meta_schema_20240725.json"
 """The metadata schema, for checks without a network; also for MONAI's ``verify_metadata --filepath``."""
@@ -107,7 +111,7 @@ def _versions(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _major_minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:2])
 
 
 def _ids(bundle: Bundle) -> Iterator[Finding]:
@@ -153,6 +157,8 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
         weights = {}
     if not weights:
         return  # no weights, or a config that does not tell them, are findings of their own
+    from medseg.trust.doubts import doubts_of_calibration
+
     try:
         stated = files.stated_calibration
     except BundleError as error:
@@ -160,8 +166,13 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
         return
     if stated is not None and stated.weights_sha256 not in weights.values():
         yield Finding("block", CALIBRATION_NAME, "weights_sha256", "it belongs to other weights", why)
-    for name, reason in files.unusable():
+    unusable = list(files.unusable())
+    for name, reason in unusable:
         yield Finding("block", name, "", f"it cannot be used: {reason}", why)
+    if not unusable and files.state.state == "damaged":
+        yield Finding("block", CALIBRATION_NAME, "", f"it cannot be used: {files.state.message}", why)
+    for severity, what in doubts_of_calibration(stated) if stated is not None else ():
+        yield Finding(severity, CALIBRATION_NAME, "", what, why)
 
 
 def _network(bundle: Bundle) -> Iterator[Finding]:
@@ -173,6 +184,24 @@ def _network(bundle: Bundle) -> Iterator[Finding]:
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         what = f"the network fails on it: {error}"
         yield Finding("block", _METADATA, "network_data_format", what, "correct the shapes")
+
+
+def _judged(bundle: Bundle, network: torch.nn.Module) -> Iterator[Finding]:
+    """What the trust model makes of results that are certainly poor."""
+    files = TrustFiles(bundle)
+    if files.state.state != "ready":
+        return  # which is a finding of its own
+    from medseg.trust.doubts import doubts_of_model
+    from medseg.trust.trust_model import TrustModel
+
+    why = "calibrate again, on poor results as well: medseg trust fit"
+    try:
+        model = TrustModel.open(files, network)
+    except BundleError as error:
+        yield Finding("block", CALIBRATION_NAME, "", f"it cannot be used: {error}", why)
+        return
+    for severity, what in doubts_of_model(model) if model is not None else ():
+        yield Finding(severity, CALIBRATION_NAME, "", what, why)
 
 
 def _run_network(bundle: Bundle) -> Iterator[Finding]:
@@ -201,6 +230,8 @@ def _run_network(bundle: Bundle) -> Iterator[Finding]:
         yield Finding("block", _METADATA, f"{place}::dtype", what, "state the right type")
     if not bool(answer.isfinite().all()):
         yield Finding("block", "models", "", "the network gives numbers that are not finite", "train it again")
+    elif tuple(answer.shape[1:]) == expected:
+        yield from _judged(bundle, network)
 
 
 def fake_shape(declared: list[int | str]) -> tuple[int, ...]:

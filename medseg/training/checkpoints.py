@@ -229,18 +229,32 @@ class Checkpoints:
             raise UsageError(
                 f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to go on from the one before"
             ) from error
-        changes = self._changes(path, state, engine)
-        engine.restore(state)
-        set_random_state(state["randomness"])
-        if self.evaluator is not None and "validation" in state:
-            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
-        iteration = int(state["iteration"])
-        self.parts, self._shift = RunPart.read(state["parts"]), int(state["shift"])
+        try:
+            iteration, changes = self._taken_up(path, state, engine)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+            raise UsageError(
+                f"the checkpoint {path} is not as medseg writes it ({type(error).__name__}: {str(error)[:200]}); delete"
+                " it to go on from the one before"
+            ) from error
         if changes:
             self._shift = engine.updates_beyond_plan()
             self.parts = [*self.parts_until(iteration), RunPart(iteration + 1, changed=tuple(changes))]
         engine.shift_plan(self._shift)
         return iteration
+
+    def _taken_up(
+        self, path: Path, state: dict[str, Any], engine: AdversarialSegmentationTrainer
+    ) -> tuple[int, list[Change]]:
+        """Go back to a checkpoint; its iteration, and what has been changed since."""
+        changes = self._changes(path, state, engine)
+        engine.restore(state)
+        set_random_state(state["randomness"])
+        if self.evaluator is not None and "validation" in state:
+            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
+        self.parts, self._shift = RunPart.read(state["parts"]), int(state["shift"])
+        return int(state["iteration"]), changes
 
     def _changes(self, path: Path, state: dict[str, Any], engine: AdversarialSegmentationTrainer) -> list[Change]:
         if "conditions" not in state:

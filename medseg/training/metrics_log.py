@@ -22,6 +22,7 @@ from monai.engines import Evaluator
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.files import write_json, write_text
+from medseg.json_shape import TEXT, read_json
 from medseg.tables import table_text
 from medseg.training.distributed import is_first, over_processes
 from medseg.training.record import settings_of
@@ -266,7 +267,7 @@ class Tracking:
 
         if not self._file.is_file():
             return None
-        run = str(json.loads(self._file.read_text(encoding="utf-8"))["run_id"])
+        run = str(read_json(self._file, {"run_id!": TEXT}, "remove it: MLflow then gets a new run")["run_id"])
         try:
             self._client.update_run(run, "RUNNING")
         except MlflowException as error:

@@ -20,6 +20,7 @@ from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
 from medseg.files import atomic_path, sha256_file, write_json
+from medseg.json_shape import ANYTHING, TEXT, Spec, read_json
 from medseg.training.checkpoints import CaseSums, Checkpoints, RunPart
 from medseg.training.configuration import as_json
 from medseg.training.data import Draw, TrainingDataset
@@ -31,6 +32,7 @@ Which = Literal["best", "final"]
 Accept = Callable[[Mapping[str, Any], str], DiscriminatorAcceptance | None]
 
 RUN_JSON = "run.json"
+_SETTINGS: Spec = {"bundle!": {"name!": TEXT, "version!": TEXT}, "overrides!": {"*": ANYTHING}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / RUN_JSON
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, _SETTINGS, "give the folder that `medseg train` wrote")
     return {"bundle": content["bundle"]["name"], "bundle version": content["bundle"]["version"], **content["overrides"]}
 
 

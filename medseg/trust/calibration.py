@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import UsageError
+from medseg.json_shape import TEXT, Spec, number, numbers, whole
+from medseg.labels.scheme import LARGEST_LABEL
 from medseg.results.verdict import StructureQuality, Thresholds
-from medseg.trust.gradient_boosting import BoostedTrees, fit_boosted_trees
+from medseg.trust.gradient_boosting import TREES, BoostedTrees, fit_boosted_trees
 from medseg.trust.stored import StoredPart
 
 _SMALLEST_ERROR = 0.005
@@ -57,16 +59,21 @@ class StructureCalibration:
             raise ValueError("a tree asks for a feature that is not there")
         if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
             raise ValueError("the usual errors do not fit together")
-        if self.quantile is not None and not float(self.quantile) >= 0:
-            raise ValueError(f"the quantile is {self.quantile!r}, expected a number that is not negative")
+        if not set(self.features) <= set(features_for(self.label, self.features)):
+            raise ValueError(f"the structure {self.label} rests on features of another one")
+        if self.n_patients > self.n_cases:
+            raise ValueError(f"{self.n_cases} cases of {self.n_patients} patients were fitted on, which cannot be")
 
     def estimate(self, features: Mapping[str, float]) -> StructureQuality:
         """Predicted Dice and lower bound; 0 if a feature is not finite."""
         row = np.array([features[name] for name in self.features], dtype=np.float64)
         if not np.isfinite(row).all():
             return StructureQuality(self.label, self.name, 0.0, 0.0)
-        predicted = float(np.clip(self.regressor.predict(row[None])[0], 0.0, 1.0))
-        lower_bound = 0.0
+        return self.quality(float(self.regressor.predict(row[None])[0]))
+
+    def quality(self, predicted: float) -> StructureQuality:
+        """What is said of a result whose Dice the regressor predicts as this."""
+        predicted, lower_bound = float(np.clip(predicted, 0.0, 1.0)), 0.0
         if self.quantile is not None:
             size = float(np.interp(predicted, self.error_at, self.error))
             lower_bound = float(np.clip(predicted - self.quantile * size, 0.0, 1.0))
@@ -77,12 +84,33 @@ class StructureCalibration:
         return {"label": self.label, "name": self.name, "n_cases": self.n_cases, "n_patients": self.n_patients}
 
 
+_STRUCTURE: Spec = {
+    "label!": whole(1, LARGEST_LABEL),
+    "name!": TEXT,
+    "scores!": [TEXT],
+    "regressor!": TREES,
+    "error_at!": numbers(0.0, 1.0),
+    "error!": numbers(0.0, 1.0),
+    "quantile": number(0.0, 1e6),
+    "n_cases!": whole(1),
+    "n_patients!": whole(1),
+}
+
+
 @dataclass(frozen=True)
 class Calibration(StoredPart):
     """Everything a bundle's ``trust/calibration.json`` says."""
 
     what = "trust calibration"
     file_format = "medseg-trust-calibration-3"
+    form: ClassVar[Spec] = {
+        "scores!": [TEXT],
+        "coverage!": number(0.0, 1.0),
+        "weights_sha256!": TEXT,
+        "thresholds!": {"accept!": number(0.0, 1.0), "reject!": number(0.0, 1.0)},
+        "structures!": [_STRUCTURE],
+        "provenance": TEXT,
+    }
 
     features: tuple[str, ...]  # names of the features that it was fitted with
     coverage: float  # share of cases whose Dice lies above the lower bound
@@ -94,6 +122,9 @@ class Calibration(StoredPart):
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
             raise ValueError(f"the coverage is {self.coverage!r}, expected a share of the cases")
+        labels = [structure.label for structure in self.structures]
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"its structures are {labels[:20]}, expected each label once")
         if not all(set(structure.features) <= set(self.features) for structure in self.structures):
             raise ValueError("a structure rests on features that the calibration does not name")
 
@@ -120,28 +151,28 @@ class Calibration(StoredPart):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
-        """From what JSON made of one."""
+        """From what fits :attr:`form`."""
         structures = [
             StructureCalibration(
                 item["label"],
                 item["name"],
-                tuple(map(str, item["scores"])),
+                tuple(item["scores"]),
                 BoostedTrees.from_json(item["regressor"]),
-                tuple(map(float, item["error_at"])),
-                tuple(map(float, item["error"])),
-                item["quantile"],
+                tuple(item["error_at"]),
+                tuple(item["error"]),
+                item.get("quantile"),
                 item["n_cases"],
                 item["n_patients"],
             )
             for item in content["structures"]
         ]
         return cls(
-            tuple(map(str, content["scores"])),
-            float(content["coverage"]),
-            str(content["weights_sha256"]),
-            Thresholds(**content["thresholds"]),
+            tuple(content["scores"]),
+            content["coverage"],
+            content["weights_sha256"],
+            Thresholds(*(content["thresholds"][name] for name in ("accept", "reject"))),
             tuple(structures),
-            str(content.get("provenance", "")),
+            content.get("provenance") or "",
         )
 
 
@@ -226,8 +257,8 @@ def _fit_structure(
     share = weight / np.bincount(index, weight)[index]
     fold = (np.random.default_rng(0).permutation(n_patients) % options.folds)[index]
     predicted = np.empty(len(dice))
-    for number in range(options.folds):
-        out = fold == number
+    for part in range(options.folds):
+        out = fold == part
         regressor = fit_boosted_trees(features[~out], dice[~out], share[~out])
         predicted[out] = np.clip(regressor.predict(features[out]), 0.0, 1.0)
     error_at, error = _usual_error(predicted, predicted - dice, options.coverage)

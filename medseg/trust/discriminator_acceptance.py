@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from medseg.bundle import Bundle
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.files import sha256_file
+from medseg.json_shape import FLAG, TEXT, Spec, number, whole
 from medseg.trust.stored import StoredPart
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
@@ -23,6 +24,7 @@ TRUE_ABOVE_WRONG = 0.95
 """Share of the cases, for each kind, in which the true segmentation must be judged more real than the wrong one."""
 TRUE_IS_REAL = 0.8
 """Share of the cases in which the true segmentation must be judged real."""
+_PROPORTION: Spec = {"count!": whole(0), "of!": whole(0), "low!": number(0.0, 1.0), "high!": number(0.0, 1.0)}
 _SILENT = "no verdict comes from the discriminator"
 
 
@@ -61,6 +63,14 @@ class DiscriminatorAcceptance(StoredPart):
     what = "discriminator's acceptance"
     file_format = "medseg-discriminator-acceptance-1"
     remedy = "train and publish again: medseg train --publish"
+    form: ClassVar[Spec] = {
+        "weights_sha256!": TEXT,
+        "cases!": whole(0),
+        "held_out!": FLAG,
+        "real!": _PROPORTION,
+        "above!": {"*": _PROPORTION},
+        "left_out!": {"*": TEXT},
+    }
 
     weights_sha256: str  # of the discriminator's weights
     cases: int  # with at least one structure

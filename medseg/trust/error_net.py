@@ -15,7 +15,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +23,21 @@ from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits, in
 
 from medseg.errors import BundleError
 from medseg.files import write_bytes
+from medseg.json_shape import TEXT, Spec, misfit, one_of, parse_json, whole
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
 from medseg.trust.crop import most_probable, structure_box
 from medseg.trust.fit_cases import TrustCase
 from medseg.trust.stored import check_weights
 
 _FORMAT = "medseg-critic-1"
+_FACTS: Spec = {"format!": one_of(_FORMAT), "weights_sha256!": TEXT, "shape!": TEXT}
+_SHAPE: Spec = {
+    "label_channels!": whole(2, 1024),
+    "image_channels": whole(1, 64),
+    "channels": whole(1, 512),
+    "layers": whole(0, 8),
+}
+_MOST_CHANNELS = 1024
 _HIDDEN = 64
 _LEARNING_RATE = 2e-3
 """The largest, reached after a tenth of the steps; it ends at zero."""
@@ -51,6 +59,10 @@ class ErrorNetShape:
     def discriminator(self) -> ConditionalPatchDiscriminator:
         """A new one, untrained."""
         return ConditionalPatchDiscriminator(self.label_channels, self.image_channels, self.channels, self.layers)
+
+    def __post_init__(self) -> None:
+        if self.channels * 2**self.layers > _MOST_CHANNELS:  # a few bytes must not ask for gigabytes
+            raise ValueError(f"{self.channels} channels in {self.layers} layers, expected {_MOST_CHANNELS} at the end")
 
     @property
     def stride(self) -> int:
@@ -141,19 +153,20 @@ class ErrorNet(nn.Module):
             with safe_open(path, "pt") as content:
                 facts: Mapping[str, str] = content.metadata() or {}
                 state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a mapping
-            if facts["format"] != _FORMAT:
-                raise ValueError(f"format {facts['format']!r}, expected {_FORMAT!r}")
-            shape: dict[str, Any] = json.loads(facts["shape"])
-            if not isinstance(shape, dict) or not all(isinstance(v, int) and 0 <= v <= 512 for v in shape.values()):
-                raise ValueError("no sensible shape")
-            net, belongs_to = cls(ErrorNetShape(**shape)), facts["weights_sha256"]
+            shape = parse_json(facts.get("shape", "null").encode())
+            if wrong := misfit(facts, _FACTS) or misfit(shape, _SHAPE, "shape"):
+                raise ValueError(wrong)
+            if odd := [name for name, value in state.items() if value.dtype != torch.float32]:
+                raise ValueError(f"{odd[0]} holds {state[odd[0]].dtype}, expected float32")
+            net = cls(ErrorNetShape(**shape))
             net.load_state_dict(state)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
-            raise BundleError(f"{path} is not an error net ({error!r}); fit it again: medseg trust fit") from error
+        except (OSError, SafetensorError, ValueError, RuntimeError, ArithmeticError) as error:
+            why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise BundleError(f"{path} is not an error net ({why}); fit it again: medseg trust fit") from error
         if not all(bool(value.isfinite().all()) for value in state.values()):
             raise BundleError(f"{path} holds values that are not finite; fit it again: medseg trust fit")
         if weights_sha256 is not None:
-            check_weights(path, belongs_to, weights_sha256)
+            check_weights(path, facts["weights_sha256"], weights_sha256)
         return net.eval()
 
 

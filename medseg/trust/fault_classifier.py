@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.json_shape import TEXT, Spec, number
 from medseg.results.verdict import FaultKind
-from medseg.trust.stored import SMALLEST_SPREAD, StoredPart, numbers
+from medseg.trust.stored import SPREADS, STATISTICS, StoredPart
 
 _FOLDS = 5
 _STRENGTH = 0.01
@@ -30,6 +31,15 @@ class FaultClassifier(StoredPart):
 
     what = "fault classifier"
     file_format = "medseg-case-class-1"
+    form: ClassVar[Spec] = {
+        "classes!": [TEXT],
+        "mean!": STATISTICS,
+        "scale!": SPREADS,
+        "weight!": [STATISTICS],
+        "bias!": STATISTICS,
+        "recall!": {"*": number(0.0, 1.0)},
+        "weights_sha256!": TEXT,
+    }
 
     classes: tuple[str, ...]  # names of the fault kinds; :data:`medseg.results.verdict.USUAL` is none
     mean: tuple[float, ...]
@@ -43,8 +53,8 @@ class FaultClassifier(StoredPart):
         n = len(self.mean)
         if n == 0 or len(self.scale) != n or any(len(row) != n for row in self.weight):
             raise ValueError("the features of a fault classifier do not fit together")
-        if min(self.scale) < SMALLEST_SPREAD:
-            raise ValueError("a spread is not positive")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class of a fault classifier has the name of another")
         if not len(self.classes) == len(self.weight) == len(self.bias) > 1:
             raise ValueError("the classes of a fault classifier do not fit together")
 
@@ -67,15 +77,15 @@ class FaultClassifier(StoredPart):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FaultClassifier:
-        """From what JSON made of one."""
+        """From what fits :attr:`form`."""
         return cls(
-            tuple(map(str, content["classes"])),
-            numbers(content["mean"]),
-            numbers(content["scale"]),
-            tuple(map(numbers, content["weight"])),
-            numbers(content["bias"]),
-            {str(name): float(value) for name, value in content["recall"].items()},
-            str(content["weights_sha256"]),
+            tuple(content["classes"]),
+            tuple(content["mean"]),
+            tuple(content["scale"]),
+            tuple(map(tuple, content["weight"])),
+            tuple(content["bias"]),
+            content["recall"],
+            content["weights_sha256"],
         )
 
 

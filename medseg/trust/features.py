@@ -21,6 +21,7 @@ from medseg.trust.crop import Crop, most_probable, structure_box
 from medseg.trust.error_net import ErrorNet
 
 _LN_2 = 0.6931471805599453
+_OF_ERROR_NET = ("critic-dice", "critic-invented", "critic-missed")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,22 @@ def case_features(crop: Crop, error_net: ErrorNet | None) -> CaseFeatures:
         errors = estimate.error_map
         for label in range(1, len(probabilities)):
             size = max(float((labels == label).sum()), 1.0)
-            values[f"critic-dice[{label}]"] = float(estimate.dice[label - 1])
-            values[f"critic-invented[{label}]"] = min(float(estimate.false_positives[label - 1]) / size, 1.0)
-            values[f"critic-missed[{label}]"] = min(float(estimate.false_negatives[label - 1]) / size, 5.0)
+            invented = min(float(estimate.false_positives[label - 1]) / size, 1.0)
+            missed = min(float(estimate.false_negatives[label - 1]) / size, 5.0)
+            of_net = zip(_OF_ERROR_NET, (float(estimate.dice[label - 1]), invented, missed), strict=True)
+            values |= {f"{name}[{label}]": value for name, value in of_net}
     error_map = np.zeros(crop.probabilities.shape[1:], dtype=np.float32)
     error_map[box] = errors.clamp(0, 1).numpy()
     return CaseFeatures(values, shape, error_map, image, probabilities)
+
+
+def feature_names(classes: int, *, error_net: bool) -> frozenset[str]:
+    """Names of the features that :func:`case_features` gives; ``classes`` counts the background."""
+    nothing = torch.full((classes, 1, 1, 1), 1.0 / classes)
+    known = confidence_features(nothing, torch.zeros(1, 1, 1, dtype=torch.long))
+    known |= shape_features(np.zeros((1, 1, 1), np.uint8), (1.0, 1.0, 1.0), classes)
+    of_net = (f"{name}[{label}]" for name in _OF_ERROR_NET for label in range(1, classes)) if error_net else ()
+    return frozenset((*known, *of_net))
 
 
 def confidence_features(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import WEIGHT_FILES, read_weights
 from medseg.errors import BundleError, UsageError
+from medseg.json_shape import Spec, read_json, whole
 from medseg.results.verdict import USUAL
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
 from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME
@@ -31,6 +31,7 @@ from medseg.trust.trust_files import (
     TrustFiles,
 )
 
+_DISCRIMINATOR: Spec = {"channels": whole(1, 512), "layers": whole(0, 8)}
 FALSE_FLAGS = 0.04
 """Share of cases like the training cases that may be flagged."""
 
@@ -180,11 +181,9 @@ def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorN
     Raises ``BundleError`` if the weights are not those of such a discriminator.
     """
     path = bundle.path / "trust" / "discriminator.json"
-    try:
-        stated = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    channels, layers = int(stated.get("channels", 16)), int(stated.get("layers", 2))
+    remedy = "train with --publish again, or remove it"
+    stated = read_json(path, _DISCRIMINATOR, remedy, BundleError) if path.is_file() else {}
+    channels, layers = stated.get("channels") or 16, stated.get("layers") or 2
     error_net = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, channels, layers))
     path = discriminator or bundle.path / DISCRIMINATOR_NAME
     if path.is_file():

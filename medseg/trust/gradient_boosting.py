@@ -10,9 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.json_shape import Spec, number, numbers, wholes
+
 Floats = NDArray[np.float64]
 
 _LEARNING_RATE = 0.08
+_MOST_NODES = 1_000_000
+"""Of all trees together, each as large as the largest: 200 trees of 31 nodes are usual."""
+TREES: Spec = {
+    "constant!": number(0.0, 1.0),
+    "learning_rate!": number(0.0, 1.0),
+    "trees!": [
+        {
+            "feature!": wholes(-1),
+            "threshold!": numbers(-1e12, 1e12),
+            "left!": wholes(-1),
+            "right!": wholes(-1),
+            "value!": numbers(-10.0, 10.0),
+        }
+    ],
+}
+"""Trees as JSON, for a target from 0 to 1."""
 _LISTS: dict[str, Any] = {"feature": int, "threshold": float, "left": int, "right": int, "value": float}
 """The lists of a tree, and what they hold."""
 
@@ -45,6 +63,21 @@ class BoostedTrees:
     learning_rate: float
     trees: tuple[Tree, ...]
 
+    def __post_init__(self) -> None:
+        most = max((len(tree.feature) for tree in self.trees), default=0)
+        if len(self.trees) * most > _MOST_NODES:
+            raise ValueError(f"found {len(self.trees)} trees of up to {most} nodes, expected {_MOST_NODES} at most")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Limits between which every answer lies: the least and the greatest leaf of each tree, added up."""
+        leaves = [
+            [value for value, feature in zip(tree.value, tree.feature, strict=True) if feature < 0]
+            for tree in self.trees
+        ]
+        low, high = (sum(map(end, leaves)) for end in (min, max))
+        return self.constant + self.learning_rate * low, self.constant + self.learning_rate * high
+
     def predict(self, inputs: Floats) -> Floats:
         """One answer per row of ``inputs`` (cases × features), compared in single precision as in scikit-learn."""
         feature, threshold, left, right, value = self._nodes
@@ -69,7 +102,7 @@ class BoostedTrees:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BoostedTrees:
-        """From what :func:`dataclasses.asdict` and JSON made of one; ``ValueError`` if a walk down would not end."""
+        """From what fits :data:`TREES`; ``ValueError`` if a walk down would not end."""
         trees = tuple(
             Tree(**{name: tuple(map(kind, tree[name])) for name, kind in _LISTS.items()}) for tree in content["trees"]
         )

@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medseg.json_shape import TEXT, Spec, number, whole
 from medseg.results.verdict import IMPLAUSIBLE_SHAPE, UNLIKE_TRAINING
 from medseg.trust.crop import most_probable, reinference_box, structure_box
 from medseg.trust.features import CaseFeatures, agreement_features, shape_features
 from medseg.trust.fit_cases import TrainingCase
-from medseg.trust.stored import SMALLEST_SPREAD, StoredPart, numbers
+from medseg.trust.stored import SMALLEST_SPREAD, SPREADS, STATISTICS, StoredPart
 
 Floats = NDArray[np.float64]
 
@@ -54,13 +55,13 @@ class OODDetector:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> OODDetector:
-        """From what JSON made of one."""
-        mean, scale, spread = (numbers(content[name]) for name in ("mean", "scale", "spread"))
-        axes, (rest,) = tuple(map(numbers, content["axes"])), numbers([content["rest"]])
+        """From what fits :data:`_DETECTOR`; a ``ValueError`` if its lists do not fit together."""
+        mean, scale, spread = (tuple(content[name]) for name in ("mean", "scale", "spread"))
+        axes, rest = tuple(map(tuple, content["axes"])), content["rest"]
         if not mean or len(scale) != len(mean) or any(len(row) != len(mean) for row in axes):
             raise ValueError("the numbers of a detector do not fit together")
-        if len(axes) != len(spread) or min(*scale, *spread, rest) < SMALLEST_SPREAD:
-            raise ValueError("a spread is not positive, or there is not one for each axis")
+        if len(axes) != len(spread):
+            raise ValueError("a detector has not one spread for each axis")
         return cls(mean, scale, axes, spread, rest)
 
 
@@ -83,6 +84,15 @@ def fit_ood_detector(features: Floats, floor: float = 1e-3) -> OODDetector:
     return OODDetector(tuple(mean.tolist()), tuple(scale.tolist()), rows, tuple(spread.tolist()), rest)
 
 
+_DETECTOR: Spec = {
+    "mean!": STATISTICS,
+    "scale!": SPREADS,
+    "axes!": [STATISTICS],
+    "spread!": SPREADS,
+    "rest!": number(SMALLEST_SPREAD, 1e12),
+}
+
+
 class Reinference(NamedTuple):
     """What the network says of a case when it labels the structures once more, in a small box."""
 
@@ -96,6 +106,13 @@ class TrainingStatistics(StoredPart):
 
     what = "trust reference"
     file_format = "medseg-trust-reference-1"
+    form: ClassVar[Spec] = {
+        "layers!": [TEXT],
+        "divisor!": whole(1, 64),
+        "likeness!": {f"{name}!": _DETECTOR for name in _FLOOR},
+        "limits!": {"*": number(0.0, 1e12)},
+        "weights_sha256!": TEXT,
+    }
 
     layers: tuple[str, ...]  # modules of the network whose channels are looked at
     divisor: int  # sides of the network's input are multiples of it
@@ -111,6 +128,11 @@ class TrainingStatistics(StoredPart):
         features = {f"{name}-distance": self.detectors[name].distance(values) for name, values in described.items()}
         features |= agreement_features(case.probabilities[box], probabilities)
         return Reinference(features, np.concatenate([encoded, described["image"]]))
+
+    def feature_names(self, classes: int) -> frozenset[str]:
+        """Names of the features that :meth:`reinfer` gives; ``classes`` counts the background."""
+        nothing = torch.full((classes, 1, 1, 1), 1.0 / classes)
+        return frozenset((*(f"{name}-distance" for name in self.detectors), *agreement_features(nothing, nothing)))
 
     def flags(self, features: Mapping[str, float]) -> tuple[str, ...]:
         """``"unlike-training"`` for the image, ``"implausible-shape"`` for the mask, from :meth:`reinfer`."""
@@ -130,15 +152,15 @@ class TrainingStatistics(StoredPart):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingStatistics:
-        """From what JSON made of one."""
-        detectors = {str(name): OODDetector.from_json(value) for name, value in content["likeness"].items()}
+        """From what fits :attr:`form`."""
+        detectors = {name: OODDetector.from_json(value) for name, value in content["likeness"].items()}
         if set(detectors) != set(_FLOOR) or not set(content["limits"]) <= set(detectors):
             raise ValueError("it does not tell of the encoder, the image and the shape")
-        limits = {str(name): float(value) for name, value in content["limits"].items()}
-        layers, divisor = tuple(map(str, content["layers"])), int(content["divisor"])
-        if not 1 <= divisor <= 64:
-            raise ValueError(f"divisor {divisor}")
-        return cls(layers, divisor, detectors, limits, str(content["weights_sha256"]))
+        layers = tuple(content["layers"])
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError("it names no layers of the network, or one twice")
+        limits = {name: float(value) for name, value in content["limits"].items()}
+        return cls(layers, content["divisor"], detectors, limits, content["weights_sha256"])
 
 
 def fit_training_statistics(

@@ -1,18 +1,24 @@
-"""One JSON file of a bundle's ``trust/``, bound to one set of weights; nothing in it is executed."""
+"""One JSON file of a bundle's ``trust/``, bound to one set of weights; nothing in it is executed.
+
+It comes from whoever made the bundle. Its size is bounded before it is parsed; its form is compared with that of its
+record before the record is made (:mod:`medseg.json_shape`), and the record judges what the numbers mean.
+"""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
-from medseg.errors import BundleError
+from medseg.errors import BundleError, OtherWeights
 from medseg.files import write_json
+from medseg.json_shape import Spec, misfit, numbers, one_of, parse_json, read_bounded
 
 _LARGEST: Final = 1e12
 """No statistic of an image, no weight and no count comes near it, and squares of it are still numbers."""
+_LARGEST_BYTES: Final = 64 << 20
+"""A calibration of fifty structures has about as many."""
 SMALLEST_SPREAD: Final = 1e-9
 """A standard deviation below it is none to divide by."""
 
@@ -22,6 +28,7 @@ class StoredPart(ABC):
 
     what: ClassVar[str]  # what it is, for messages
     file_format: ClassVar[str]
+    form: ClassVar[Spec]  # of what ``to_json`` gives
     remedy: ClassVar[str] = "fit it again: medseg trust fit"
     weights_sha256: str
 
@@ -32,7 +39,7 @@ class StoredPart(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From what :meth:`to_json` and JSON made of one; any usual error says that it is something else."""
+        """From what fits :attr:`form`; a ``ValueError`` says that it makes no sense."""
 
     def write(self, path: Path) -> None:
         """Write plain JSON, whole or not at all."""
@@ -46,36 +53,22 @@ class StoredPart(ABC):
         do).
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text, parse_float=_sensible, parse_int=_sensible_whole, parse_constant=_sensible)
-            if content["format"] != cls.file_format:
-                raise ValueError(f"format {content['format']!r}, expected {cls.file_format!r}")
+            content = parse_json(read_bounded(path, _LARGEST_BYTES))
+            if wrong := misfit(content, {"format!": one_of(cls.file_format)}) or misfit(content, cls.form):
+                raise ValueError(wrong)
             part = cls.from_json(content)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise BundleError(f"{path} is not a {cls.what} ({error!r}); {cls.remedy}") from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise BundleError(f"{path} is not a {cls.what}: {why}; {cls.remedy}") from error
         if weights_sha256 is not None:
             check_weights(path, part.weights_sha256, weights_sha256, cls.remedy)
         return part
 
 
-def numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers as they were read; a text that looks like one is none and raises ``TypeError``."""
-    if odd := [value for value in values if not isinstance(value, int | float)]:
-        raise TypeError(f"{odd[0]!r} is no number")
-    return tuple(float(value) for value in values)
-
-
-def _sensible(text: str) -> float:
-    """A number that arithmetic survives: what is not finite, or as good as that, turns verdicts into chance."""
-    value = float(text)
-    if not abs(value) <= _LARGEST:
-        raise ValueError(f"the number {text[:40]} is none to reckon with")
-    return value
-
-
-def _sensible_whole(text: str) -> int:
-    _sensible(text)
-    return int(text)
+STATISTICS: Final = numbers(-_LARGEST, _LARGEST)
+"""A list of numbers that arithmetic survives."""
+SPREADS: Final = numbers(SMALLEST_SPREAD, _LARGEST)
+"""A list of numbers to divide by."""
 
 
 def check_weights(
@@ -84,4 +77,4 @@ def check_weights(
     """Refuse a part of trust that was fitted for other weights with a ``BundleError``."""
     if belongs_to not in weights_sha256:
         present = ", ".join(digest[:12] for digest in sorted(weights_sha256)) or "none"
-        raise BundleError(f"{path} belongs to weights {belongs_to[:12]}, found weights {present}; {remedy}")
+        raise OtherWeights(f"{path} belongs to weights {belongs_to[:12]}, found weights {present}; {remedy}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from medseg.bundle import Bundle
 from medseg.bundle.config import config_file
-from medseg.errors import BundleError
+from medseg.errors import BundleError, OtherWeights
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration
 from medseg.trust.fault_classifier import FaultClassifier
@@ -25,6 +25,7 @@ ERROR_NET_NAME = "trust/critic.safetensors"
 STATISTICS_NAME = "trust/reference.json"
 FAULT_CLASSIFIER_NAME = "trust/case_class.json"
 
+_FEW = 5
 _Part = TypeVar("_Part")
 
 
@@ -90,9 +91,17 @@ class TrustFiles:
 
     @cached_property
     def stated_calibration(self) -> Calibration | None:
-        """The calibration, whatever weights it belongs to."""
+        """The calibration, whatever weights it belongs to; a ``BundleError`` if it is not of this bundle's labels."""
         path = self.bundle.path / CALIBRATION_NAME
-        return Calibration.read(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        stated = Calibration.read(path)
+        labels, own = sorted(one.label for one in stated.structures), sorted(self.bundle.labels)
+        if labels != own:
+            raise BundleError(
+                f"{path} is of the labels {_few(labels)}, the bundle has {_few(own)}; fit it again: medseg trust fit"
+            )
+        return stated
 
     @property
     def calibration(self) -> Calibration | None:
@@ -106,7 +115,16 @@ class TrustFiles:
         """The fine-tuned discriminator, on the CPU."""
         from medseg.trust.error_net import ErrorNet
 
-        return self._part(ERROR_NET_NAME, ErrorNet.read)
+        net = self._part(ERROR_NET_NAME, ErrorNet.read)
+        if net is not None:
+            found, own = net.shape, (self.classes, self.bundle.input_channels)
+            if (found.label_channels, found.image_channels) != own:
+                raise BundleError(
+                    f"{self.bundle.path / ERROR_NET_NAME} takes {found.label_channels} classes and"
+                    f" {found.image_channels} channels, the bundle has {own[0]} and {own[1]}; fit it again:"
+                    " medseg trust fit"
+                )
+        return net
 
     @cached_property
     def training_statistics(self) -> TrainingStatistics | None:
@@ -119,6 +137,25 @@ class TrustFiles:
     def fault_classifier(self) -> FaultClassifier | None:
         """Which fault an image may have."""
         return self._part(FAULT_CLASSIFIER_NAME, FaultClassifier.read)
+
+    @property
+    def classes(self) -> int:
+        """Classes that are judged, the background included."""
+        return max(self.bundle.output_channels, 2)
+
+    def _check_features(self, calibration: Calibration) -> None:
+        """Refuse a calibration that asks for what these files do not tell of a case."""
+        from medseg.trust.features import feature_names
+
+        known = feature_names(self.classes, error_net=self.error_net is not None)
+        if self.training_statistics is not None:
+            known |= self.training_statistics.feature_names(self.classes)
+        if unknown := [name for name in calibration.features if name not in known]:
+            path = self.bundle.path / CALIBRATION_NAME
+            raise BundleError(
+                f"{path} rests on {_few(unknown)}, which nothing in trust/ tells of a case; fit it again: medseg trust"
+                " fit"
+            )
 
     def _part(self, name: str, read: Callable[[Path, Collection[str]], _Part]) -> _Part | None:
         path = self.bundle.path / name
@@ -142,17 +179,25 @@ class TrustFiles:
         if bundle.output_channels > 1 and not bundle.has_background:
             why = "channel_def names no background, which probabilities are judged against"
             return TrustState("none", f"{bundle.name} cannot be judged: {why}")
+        stated = None
         try:
             stated = self.stated_calibration
-        except BundleError as error:
-            return TrustState("damaged", str(error))
-        try:
             _ = self.calibration
-        except BundleError as error:
+            for _, reason in self.unusable():
+                raise reason
+            assert stated is not None
+            self._check_features(stated)
+        except OtherWeights as error:
             return TrustState("stale", str(error), stated)
-        for _, reason in self.unusable():
-            return TrustState("stale", str(reason), stated)
+        except BundleError as error:
+            return TrustState("damaged", str(error), stated)
         return TrustState("ready", "", stated)
+
+
+def _few(values: Sequence[object]) -> str:
+    """Some of many values, in a message."""
+    shown = [str(value)[:40] for value in values[:_FEW]]
+    return ", ".join(shown + (["…"] if len(values) > _FEW else [])) or "none"
 
 
 def trust_state(bundle: Bundle) -> TrustState:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from medseg.errors import BundleError, MedsegError
 from medseg.results.verdict import STRUCTURE_MISSING, Verdict
 from medseg.trust.calibration import Calibration
 from medseg.trust.crop import Crop
@@ -18,6 +19,9 @@ from medseg.trust.fault_classifier import FaultClassifier
 from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.trust_files import TrustFiles
+
+_CHANCE = "labels by chance"
+_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class TrustModel:
     """Assesses results of the network whose bundle it was opened from."""
 
     names: Mapping[int, str]  # structures by label
+    channels: int  # of the network's image
+    classes: int  # that are judged, the background included
     network: nn.Module  # the bundle's, in evaluation mode; its encoder is used
     calibration: Calibration  # from features to Dice
     error_net: ErrorNet | None = None
@@ -57,20 +63,29 @@ class TrustModel:
         Raises
         ------
         BundleError
-            If something under ``trust/`` cannot be read or belongs to other weights.
+            If something under ``trust/`` cannot be read, belongs to other weights, or does not fit this network: it
+            fails on a result that is made up.
         """
         calibration = files.calibration
         if calibration is None:
             return None
         error_net = files.error_net
-        return cls(
+        model = cls(
             files.bundle.labels,
+            files.bundle.input_channels,
+            files.classes,
             network,
             calibration,
             None if error_net is None else error_net.to(device),
             files.training_statistics,
             files.fault_classifier,
         )
+        try:
+            model.assess(poor_results(model.channels, model.classes)[_CHANCE])
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, MedsegError) as error:
+            path, why = files.bundle.path / "trust", f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+            raise BundleError(f"{path} does not fit the network ({why}); fit it again: medseg trust fit") from error
+        return model
 
     def assess(self, crop: Crop) -> Assessment:
         """Assess one result, in a box round its structures with :data:`~medseg.trust.crop.MARGIN_VOXELS` around it."""
@@ -94,6 +109,17 @@ class TrustModel:
             fault,
         )
         return Assessment(verdict, case.error_map, features)
+
+
+def poor_results(channels: int, classes: int) -> dict[str, Crop]:
+    """Results that are certainly poor, by what they are, in noise; ``classes`` counts the background."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(channels, _SIDE, _SIDE, _SIDE, generator=generator)
+    chance = torch.randn(classes, _SIDE, _SIDE, _SIDE, generator=generator).softmax(0)
+    nothing, open_ = torch.zeros_like(chance), torch.full_like(chance, 1.0 / classes)
+    nothing[0] = 1.0
+    results = {"an empty result": nothing, "all classes alike": open_, _CHANCE: chance}
+    return {name: Crop(image, probabilities) for name, probabilities in results.items()}
 
 
 def look_at_mm(error_map: NDArray[np.float32], crop: Crop) -> tuple[float, float, float] | None:

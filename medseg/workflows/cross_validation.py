@@ -18,6 +18,7 @@ from medseg.bundle import Bundle
 from medseg.bundle.training_run import CROSS_VALIDATION, TrainingRun
 from medseg.errors import UsageError
 from medseg.files import sha256_file, write_json, write_text
+from medseg.json_shape import read_json
 from medseg.manifests import Manifest
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     options = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
     settings = json.loads(json.dumps({"datalist": manifest.content, "overrides": dict(overrides or {})}, default=str))
     stated = place / "asked.json"  # folds of other data or settings are not taken for those that are asked for
-    if stated.is_file() and json.loads(stated.read_text(encoding="utf-8")) != settings:
+    if stated.is_file() and read_json(stated, {}, f"choose another --output, or remove {place}") != settings:
         raise UsageError(f"{place} holds folds of another datalist or other --set values; choose another --output")
     write_json(stated, settings)
     predicted: list[Item] = []

@@ -12,7 +12,7 @@ from monai.networks.nets import BasicUNet
 
 from medseg.results.verdict import Thresholds
 from medseg.trust.calibration import Calibration, StructureCalibration
-from medseg.trust.gradient_boosting import BoostedTrees
+from medseg.trust.gradient_boosting import BoostedTrees, Tree
 from medseg.trust.trust_files import CALIBRATION_NAME
 
 __all__ = ["SAMPLE_NAME", "read_config", "write_bundle", "write_config"]
@@ -215,7 +215,9 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
         "cases": 1,
     }
     (folder / "docs" / "training_run.json").write_text(json.dumps({**run, "cases": 1, "held_out_cases": 0}))
-    structure = StructureCalibration(1, "sphere", ("entropy",), BoostedTrees(0.9, 0.1, ()), (0.9,), (0.1,), 1.0, 20, 20)
+    unsure = Tree((0, -1, -1), (0.5, 0.0, 0.0), (1, -1, -1), (2, -1, -1), (0.0, 0.0, -7.0))  # more entropy, less Dice
+    regressor = BoostedTrees(0.9, 0.1, (unsure,))
+    structure = StructureCalibration(1, "sphere", ("entropy",), regressor, (0.9,), (0.1,), 1.0, 20, 20)
     Calibration(("entropy",), 0.9, weights, Thresholds(), (structure,)).write(folder / CALIBRATION_NAME)
     return folder
 

@@ -69,7 +69,9 @@ def small_calibration() -> Calibration:
     dice = np.linspace(0.5, 0.95, 20).tolist()
     names = {1: "small", 2: "large"}
     patients = [str(n) for n in range(20)]
-    return fit_calibration({"score": dice}, {1: dice, 2: dice}, names, patients, "none", FitOptions(thresholds=LIMITS))
+    return fit_calibration(
+        {"entropy": dice}, {1: dice, 2: dice}, names, patients, "none", FitOptions(thresholds=LIMITS)
+    )
 
 
 def calibrate(bundle: Path, weights_sha256: str | None = None) -> Path:

@@ -11,8 +11,9 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.evaluation.tables import measured_dice
+from medseg.json_shape import misfit
 from medseg.report import write_report
-from medseg.results import RunReport, misfit, write_worklist
+from medseg.results import RunReport, write_worklist
 from medseg.results.run_report import RUN
 from tests.report.report_folders import make_folders, read_nifti
 
@@ -25,7 +26,7 @@ ODD: list[Any] = [None, 3, -1.5, "x", "", [], [1], {}, {"a": 1}, True, float("na
         ({"cases": []}, ""),
         ({"cases": [{"case_id": "a", "trust": None, "trained_on": False}]}, ""),
         ({}, "it has no cases"),
-        ({"cases": [{"case_id": 3}]}, "cases[0].case_id is a int, expected a text"),
+        ({"cases": [{"case_id": 3}]}, "cases[0].case_id is a int, expected a file's name without a folder"),
         ({"cases": [{"case_id": "a", "seconds": True}]}, "cases[0].seconds is a bool, expected a number"),
         ({"cases": [], "trust": {"thresholds": {"accept": 1}}}, "trust.thresholds has no reject"),
         (

@@ -12,7 +12,7 @@ import pytest
 
 from medseg.errors import UsageError
 from medseg.results import RunReport
-from medseg.results.run_report import STATE_NAME
+from medseg.results.state_file import STATE_NAME
 
 STRUCTURES = [{"label": 1, "name": "liver", "volume_ml": 1.0}]
 

@@ -60,8 +60,8 @@ def test_numbers_that_do_not_fit_together_are_refused() -> None:
     content = asdict(fit_ood_detector(rows(50)))
     with pytest.raises(ValueError, match="together"):
         OODDetector.from_json({**content, "scale": content["scale"][1:]})
-    with pytest.raises(ValueError, match="positive"):
-        OODDetector.from_json({**content, "rest": 0.0})
+    with pytest.raises(ValueError, match="one spread for each axis"):
+        OODDetector.from_json({**content, "spread": content["spread"][1:]})
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def _execute(
 
 
 def _report(state: RunState, head: RunReport, begin: float) -> RunReport:
+    if state.trust is not None and state.trust.state == "damaged":  # which only the opened network has shown
+        head = replace(head, trust=state.trust.as_json())
     report = replace(
         head,
         cases=tuple(state.results[case.case_id] for case in state.cases if case.case_id in state.results),

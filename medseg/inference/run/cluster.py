@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import multiprocessing
 import shutil
@@ -17,6 +16,7 @@ import torch
 
 from medseg.errors import MissingDependency, UsageError
 from medseg.inference.run.options import Place
+from medseg.json_shape import TEXT, Spec, read_json, whole
 from medseg.resources import safe_children
 from medseg.signals import signals_ignored
 
@@ -29,6 +29,7 @@ except ImportError as error:
 __all__ = ["connected", "distributed"]
 
 _KEYS = ".medseg-keys-"
+_SETTINGS: Spec = {"jobs": whole(1, 100_000), "job_script_prologue": [TEXT]}
 _BLAME = {"distributed.scheduler.allowed-failures": 1}
 """After so many deaths of a worker with a case in hand the next one blames the case; of schedulers started here."""
 
@@ -109,8 +110,6 @@ def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
         raise MissingDependency("dask-jobqueue", "cluster", "--cluster slurm") from error
     settings = _settings(Path(file)) if file else {}
     jobs = settings.pop("jobs", 1)
-    if not isinstance(jobs, int) or jobs < 1:
-        raise UsageError(f"{file}: found jobs = {jobs!r}, expected a positive number")
     prologue = settings.get("job_script_prologue") or dask.config.get("jobqueue.slurm.job-script-prologue", None) or []
     settings["job_script_prologue"] = [*_PROLOGUE, *prologue]
     with dask.config.set(_BLAME), _certificates(folder) as security:
@@ -128,13 +127,7 @@ def _slurm_jobs(file: str, folder: Path) -> Iterator[Any]:
 def _settings(file: Path) -> dict[str, Any]:
     from dask_jobqueue.slurm import Job, SLURMCluster, SLURMJob
 
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        what = f"{file} cannot be read as JSON ({type(error).__name__})"
-        raise UsageError(f"{what}; give the settings as one object") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{file}: found {type(found).__name__}, expected one JSON object with the settings")
+    found: dict[str, Any] = read_json(file, _SETTINGS, "give the settings as one JSON object, see docs/cluster.md")
     kinds = [kind for part in (SLURMCluster, SLURMJob, Job) for kind in part.__mro__[:2]]
     known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
     if unknown := sorted(found.keys() - known - {"jobs"}):

@@ -299,6 +299,7 @@ class Pipeline:
         """Read, compute and write cases; those that may kill the process come last, each alone."""
         waiting = deque(cases)
         opened = OpenedBundle.of(self._context, self._kept)
+        self._state.trust = opened.predictor.trust_state
         while waiting or self._reading:
             self._read_ahead(waiting)
             self._compute(*self._reading.popleft(), opened)

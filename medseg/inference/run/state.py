@@ -21,7 +21,8 @@ from medseg.inference.cases import InputCase, content_key, stat_key, with_path_h
 from medseg.inference.run.export import refusal_of
 from medseg.inference.run.options import RunContext
 from medseg.results.case_result import CaseResult
-from medseg.results.run_report import STATE_NAME
+from medseg.results.state_file import STATE_NAME, stored_cases
+from medseg.trust.trust_files import TrustState
 
 LOCK_NAME = ".medseg-lock.sqlite"
 
@@ -106,13 +107,15 @@ class Entry:
 class RunState:
     """The cases of a run and their results by case id; use it under :func:`locked`, from one thread.
 
-    It counts the cases that this run has ``computed``, and workers of a cluster that died.
+    It counts the cases that this run has ``computed``, and workers of a cluster that died; ``trust`` is what the opened
+    bundle says of its verdicts, None before and where others have opened it.
     """
 
     def __init__(self, context: RunContext, cases: Sequence[InputCase], progress: Progress | None = None) -> None:
         self.context, self.progress = context, progress
         self.results: dict[str, CaseResult] = {}
         self.computed = self.workers_lost = 0
+        self.trust: TrustState | None = None
         self._path = context.folder / STATE_NAME
         self._connection = self._open()
         if context.options.fresh:
@@ -144,11 +147,9 @@ class RunState:
 
     def _read(self) -> dict[str, Entry]:
         entries = {}
-        columns = "case_id, source, run_key, stat_key, content_key, deaths, result"
-        found = self._connection.execute(f"SELECT {columns} FROM cases")  # noqa: S608  our words
-        for case_id, source, run_key, stat, content, deaths, text in found:
-            result = None if text is None else CaseResult.from_json(json.loads(text))
-            entries[case_id] = Entry(case_id, os.fsdecode(source), run_key, stat, content, deaths, result)
+        for row in stored_cases(self._path, self._connection):
+            result = None if row["result"] is None else CaseResult.from_json(row["result"])
+            entries[row["case_id"]] = Entry(**{**row, "source": os.fsdecode(row["source"]), "result": result})
         return entries
 
     def _write(self, entry: Entry) -> None:

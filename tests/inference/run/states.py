@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from medseg.results.run_report import STATE_NAME
+from medseg.results.state_file import STATE_NAME
 
 
 def unsettle(folder: Path, **deaths: int) -> None:
