@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from medseg.cli import doctor
 from medseg.cli import doctor as command
 from medseg.cli.main import app
+from medseg.confinement import can_filter_sockets, landlock_version
 
 assert command
 
@@ -20,6 +21,7 @@ def test_the_machine_that_runs_the_tests_can_work() -> None:
     assert found.cores >= 1
     assert found.memory_gb > 0.5
     assert "cpu" in found.devices
+    assert (found.landlock, found.denies_sockets) == (landlock_version(), can_filter_sockets())
 
 
 def test_every_lossless_syntax_we_promise_can_be_decoded() -> None:
