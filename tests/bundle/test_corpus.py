@@ -55,22 +55,8 @@ def _values() -> Iterator[Variant]:
 
 
 _GLOB = "the audit does not bound how many files a pattern finds"
-_TEXT = "the audit takes a text for another than it is: a copy of a copy, a format of a number, an empty zone of time"
-_TAKES = "a reader that is handed on reads whatever it is called with"
-_NESTED = "medseg drops steps that load or save from a list alone, not from a choice among steps"
 STILL_OPEN: dict[str, str] = {
     **dict.fromkeys(("endless: all files", "endless: all links"), _GLOB),
-    **dict.fromkeys(("a path deep below a macro", "a path in a list below a macro"), _TEXT),
-    **dict.fromkeys(("a path by a zone without a name", "a path by an offset without a name"), _TEXT),
-    **dict.fromkeys(("a path by letters of numbers", "a path by a slash of a number", "a path by filling"), _TEXT),
-    **dict.fromkeys((f"a list outside by a {way}" for way in ("map", "part", "callable")), _TAKES),
-    **dict.fromkeys(("weights outside by a callable", "an image outside by a data set"), _TAKES),
-    **dict.fromkeys(("an image outside by a map", "an image outside by an order"), _TAKES),
-    "an image outside by an own dataset_dir": _TAKES,
-    "a file that waits by an own dataset_dir": "what a bundle says of dataset_dir counts as if the user had said it",
-    **dict.fromkeys((f"an image outside in {way}" for way in ("one of several", "any order")), _NESTED),
-    "an image outside in some of several": _NESTED,
-    **dict.fromkeys((f"labels in a list of {way}" for way in ("one of several", "any order")), _NESTED),
 }
 """Tricks that get through, with the reason; the aim is none."""
 
