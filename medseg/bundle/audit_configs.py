@@ -17,11 +17,11 @@ from medseg.bundle.audit_places import (
     WRITERS,
     Places,
     Problem,
-    by_keyword_only,
     is_file_step,
     is_reader,
     kind_of,
     leads_out,
+    takes_a_place,
 )
 from medseg.bundle.audit_texts import Texts, whole_reference
 from medseg.bundle.config import (
@@ -51,6 +51,8 @@ _CALLED = re.compile(r"(.*_)?(func|fn|function|transform)")
 _JOINED_REFERENCES = re.compile(r"\$?[\s@%\w:#+\[\],]*|\$copy\.deepcopy\(@[\w:]+\)", re.ASCII)
 _SINKS = frozenset({"reader", "writer", "merger_cls"})
 _CONSTANTS = frozenset({"allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs", "pretrained_url"})
+_CHOOSERS = ("OneOf", "SomeOf", "RandomOrder", "Lambda", "RandLambda")
+_NOT_DROPPED = "medseg reads the images and saves the labels by itself, and drops such steps from plain lists alone"
 _SHOWN = 80
 _READER_VALUE = re.compile(r"\$\s*monai\.data\.(\w+)\s*")
 
@@ -137,6 +139,7 @@ class _ConfigJudge:
         self.file = file
         self.modules, self.imports = together.modules, together.imports
         self.places, self.posts, self.strict = together.places, together.posts, together.strict
+        self._above: list[str] = []
         self._savers: dict[str, bool] = {}
         self.is_metadata = file == METADATA
         self.infers = Path(file).stem.startswith("inference")
@@ -156,9 +159,11 @@ class _ConfigJudge:
             if "_target_" in value:
                 yield from self._component(value, path, owner)
                 owner = target_of(value)
+            self._above.append(owner)
             for key, item in value.items():
                 yield from self._key(key, item, path, owner)
                 yield from self.judge(item, (*path, key), owner)
+            self._above.pop()
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 yield from self.judge(item, (*path, str(index)), owner)
@@ -226,7 +231,7 @@ class _ConfigJudge:
 
     def _component(self, component: Mapping[str, Any], path: tuple[str, ...], owner: str) -> Iterator[Finding]:
         name = target_of(component)
-        if by_keyword_only(name) and component.get("_mode_", "default") != "default":
+        if takes_a_place(name) and component.get("_mode_", "default") != "default":
             what = f"{component['_target_']} as a callable"
             yield self._found(path, what, "it imports, writes or reads whatever it is called with")
         if self.infers and name in WRITERS:
@@ -236,6 +241,8 @@ class _ConfigJudge:
             yield self._found(path, f"{name} outside of the postprocessing", why)
         if self.infers and is_file_step(name) and self._is_called(path):
             yield self._found(path, f"{name} as a function", "it would read whatever it is called with")
+        if self.infers and is_file_step(name) and self._is_chosen():
+            yield self._found(path, f"{name} within a choice among steps", _NOT_DROPPED)
         if (needed := REQUIRED.get(name, "")) and self._lacks(component, needed, path):
             fetches = needed == "pretrained"
             what = f"{name} without {needed} " + ("fetches weights" if fetches else "writes to the current folder")
@@ -246,6 +253,10 @@ class _ConfigJudge:
             return needed not in component
         given, writer = (self.places.texts.of_value(component.get(name), path) for name in (needed, "summary_writer"))
         return given in (frozenset(), {""}) and writer == frozenset()
+
+    def _is_chosen(self) -> bool:
+        """Whether a component above chooses among steps, or calls one: medseg drops steps from plain lists alone."""
+        return any(name.startswith(_CHOOSERS) for name in self._above)
 
     @staticmethod
     def _is_called(path: tuple[str, ...]) -> bool:
@@ -300,6 +311,8 @@ class _ConfigJudge:
             if not joined and (step := next(filter(self.places.is_file_step, referred(absolute)), None)) is not None:
                 why = "it would read whatever it is called with"
                 yield self._found(path, f"a reference to {step}, which reads images, in an expression", why)
+        if self.infers and self._is_chosen() and any(map(self.places.is_file_step, referred(absolute))):
+            yield self._found(path, "a reference to a step for files within a choice among steps", _NOT_DROPPED)
         if (saver := self._saver_reached(absolute, path, owner)) is not None:
             why = "a step that saves images may be named by the postprocessing alone"
             yield self._found(path, f"a reference to {saver}, which saves images", why)

@@ -23,7 +23,7 @@ from medseg.bundle.allowlist import (
     is_value,
 )
 from medseg.bundle.audit_calls import CALLS, is_conversion, is_rank, is_switch, judge_table, table_of
-from medseg.bundle.audit_places import POSITIONS, WRITERS, Places, Problem, by_keyword_only, kind_of
+from medseg.bundle.audit_places import WRITERS, Places, Problem, by_keyword_only, kind_of, position_of, takes_a_place
 from medseg.bundle.audit_texts import Texts, parse_references, reference_of, text_name
 
 _LONGEST = 4000
@@ -35,6 +35,7 @@ _JUDGED_ARGUMENTS = frozenset(
     {"reader", "writer", "merger_cls", "allow_pickle", "weights_only", "pickle_module", "_debug_", "compile_kwargs"}
     | {"pretrained_url"}
 )
+_CALL_WHAT_THEY_GET = frozenset({"map", "filter", "sorted", "max", "min"})
 _COMPILATION = frozenset({"mode", "dynamic", "fullgraph"})
 
 _PLAIN = (
@@ -168,7 +169,7 @@ class _Judge:
         path = self.roots.get(node.id)
         if path is None or not (is_function(path) or is_value(path)):
             self.refuse(self._name_problem(node.id))
-        elif by_keyword_only(path):
+        elif takes_a_place(path):
             self.refuse(f"{path} is handed on; it imports, writes or reads whatever it is called with")
 
     def _attribute(self, node: ast.Attribute, local: frozenset[str]) -> None:
@@ -184,7 +185,7 @@ class _Judge:
             self.visit(node.value, local)
         elif not (is_function(path) or is_value(path)):
             self.refuse(f"{path} is not on the list of allowed functions and values")
-        elif by_keyword_only(path):
+        elif takes_a_place(path):
             self.refuse(f"{path} is handed on; it imports, writes or reads whatever it is called with")
 
     def _name_problem(self, name: str) -> str:
@@ -235,7 +236,7 @@ class _Judge:
         elif path in CALLS:
             if problem := CALLS[path](node):
                 self.refuse(problem)
-        else:
+        elif not (position_of(path) and is_function(path)):
             self.visit(node.func, local)
         if path is not None:
             self._path_argument(path, node)
@@ -250,7 +251,7 @@ class _Judge:
             self.refuse(f"{path} writes, which a config for inference does not")
 
     def _path_argument(self, path: str, node: ast.Call) -> None:
-        at, kind = POSITIONS.get(path, (0, None))
+        at, kind = position_of(path) or (0, None)
         if kind == "write" and self.infers:
             self.refuse(f"{path} writes, which a config for inference does not")
         elif kind is not None and any(isinstance(argument, ast.Starred) for argument in node.args):
@@ -281,6 +282,14 @@ class _Judge:
         if isinstance(function, ast.Name):
             if function.id in local or function.id not in BUILTINS:
                 self.refuse(f"a call of {function.id!r} is not allowed")
+            given = (
+                (*node.args, *(keyword.value for keyword in node.keywords))
+                if function.id in _CALL_WHAT_THEY_GET
+                else ()
+            )
+            for part in given:
+                if (place := reference_of(part)) is not None and self.places.calls_a_taker(place):
+                    self.refuse(f"{place} is handed on; it reads or writes whatever it is called with")
         elif isinstance(function, ast.Attribute):
             if function.attr == "attach" and len(node.args) + len(node.keywords) > 1:
                 self.refuse(".attach takes the engine alone: handlers make names of files of another name")

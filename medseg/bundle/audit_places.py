@@ -25,6 +25,9 @@ server; an object whose keys become names of files; something that may only be l
 
 _TABLE: dict[str, Any] = json.loads((Path(__file__).resolve().parent / "data" / "places.json").read_text())
 _KINDS: dict[str, Kind] = {name: kind for kind, names in _TABLE["arguments"].items() for name in names}
+_POSITIONS: dict[str, tuple[int, Kind]] = {
+    name.rpartition(".")[2]: (at, kind) for name, (at, kind) in _TABLE["positions"].items()
+}
 _TAKERS = frozenset(_TABLE["takers"])
 SAVERS = frozenset(_TABLE["savers"])
 """Transforms that write the image they are given."""
@@ -56,6 +59,19 @@ def by_keyword_only(target: str) -> bool:
     Such a class may neither be called by position nor be handed on.
     """
     return is_loader(target) or target.rpartition(".")[2] in _TAKERS
+
+
+def takes_a_place(target: str) -> bool:
+    """Whether a class or function reads or writes what one of its arguments names, by keyword or by position.
+
+    It may not be handed on: whoever calls it then says what it reads.
+    """
+    return by_keyword_only(target) or position_of(target) is not None
+
+
+def position_of(target: str) -> tuple[int, Kind] | None:
+    """Which positional argument of a function names a place, and of what kind; whichever module it is named by."""
+    return _POSITIONS.get(target.rpartition(".")[2])
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Places:
     def calls_a_taker(self, place: str) -> bool:
         """Whether what an id refers to may not be called by position, because it reads or writes what it is given."""
         called = [target_of(item) for item in self.texts.items(place) if isinstance(item, Mapping)]
-        return any(by_keyword_only(name) and name != "CheckpointLoader" for name in called)
+        return any(takes_a_place(name) and name != "CheckpointLoader" for name in called)
 
     def is_file_step(self, place: str, depth: int = 0) -> bool:
         """Whether an id is a transform that reads or writes images, or holds one as a step."""
@@ -140,10 +156,6 @@ class Places:
         below = tuple(place.split(SEPARATOR))
         found = (self._keys(name, item, below, depth + 1) for item in self.texts.items(place))
         return next((problem for problem in found if problem is not None), None)
-
-
-POSITIONS: Mapping[str, tuple[int, Kind]] = {name: (at, kind) for name, (at, kind) in _TABLE["positions"].items()}
-"""Functions of which one positional argument names a place."""
 
 
 def is_file_step(target: str) -> bool:

@@ -21,11 +21,9 @@ ROOTS = {"output_dir": OUTPUT, "bundle_root": BUNDLE, "dataset_dir": DATA}
 _REFERENCE = re.compile(rf"@\w*(?:{SEPARATOR}\w*)*")
 _WHOLE = re.compile(rf"[@%](\w+(?:{SEPARATOR}\w+)*)")
 _JOIN = frozenset({"os.path.join"})
-_SAME = frozenset(
-    {"os.path.abspath", "os.path.normpath", "os.path.realpath"}
-    # digits and names of days in the place of its directives
-    | {"datetime.datetime.now().strftime", "datetime.now().strftime"}
-)
+_SAME = frozenset({"os.path.abspath", "os.path.normpath", "os.path.realpath"})
+_WIDTH = re.compile(r"0?[0-9]{0,2}d?", re.ASCII)
+"""Formats of a number that keep it one: no filling, and no letter in its place."""
 _LISTINGS = frozenset({"glob.glob", "glob.iglob", "os.listdir"})
 _PATH_TEXTS = frozenset(
     f"os.path.{name}" for name in ("join", "basename", "dirname", "abspath", "normpath", "realpath", "relpath")
@@ -33,7 +31,8 @@ _PATH_TEXTS = frozenset(
 _TEXT_METHODS = frozenset(
     {"replace", "strip", "lstrip", "rstrip", "lower", "upper", "join", "zfill", "removesuffix", "removeprefix"}
 )
-_DATE = re.compile(r"%[A-Za-z]")
+_DATE = re.compile(r"%[YymdjHMSfpabAB]")
+"""Directives of a date that come to digits or names; others come to a slash, or to nothing, so that two dots meet."""
 _MOST_TEXTS, _LONGEST, _DEEPEST = 16, 2000, 20
 
 
@@ -74,6 +73,8 @@ class Texts:
                 if isinstance(value, str) and value.startswith("%"):
                     target = absolute_text(value, above.split(SEPARATOR))[1:]
                     found += self.items(f"{target}{SEPARATOR}{last}", depth + 1)
+                elif (below := item_at(value, last)) is not ABSENT:  # of what a macro further up copies
+                    found.append(below)
         return found
 
     def of_value(self, value: Any, path: tuple[str, ...], depth: int = 0) -> frozenset[str] | None:
@@ -123,12 +124,12 @@ class Texts:
                 parts = list(values)
             case ast.FormattedValue(value=value, conversion=-1, format_spec=spec):
                 found = self.of_node(value, roots, depth + 1)
-                plain = spec is None or (found is not None and all(text.strip(USER).isdecimal() for text in found))
-                return found if plain else None
+                return found if spec is None or (_is_width(spec) and _are_numbers(found)) else None
             case ast.IfExp(body=body, orelse=orelse):
                 return _union([self.of_node(body, roots, depth + 1), self.of_node(orelse, roots, depth + 1)])
             case ast.Call(func=ast.Attribute(attr="strftime"), args=[layout], keywords=[]):  # a date in it is digits
-                return _product([self.of_node(layout, roots, depth + 1)], lambda texts: _DATE.sub("0", texts[0]))
+                dated = _product([self.of_node(layout, roots, depth + 1)], lambda texts: _DATE.sub("0", texts[0]))
+                return None if any("%" in text for text in dated or ()) else dated
             case ast.Call(func=func, args=args, keywords=[]):
                 return self._of_call(called(func, roots), [self.of_node(a, roots, depth + 1) for a in args])
             case _:
@@ -236,6 +237,18 @@ def called(node: ast.AST, roots: Mapping[str, str]) -> str | None:
 def text_name(name: str) -> str:
     """How a set of local names says that one is bound to texts."""
     return f"{name} is a text"
+
+
+def _is_width(spec: ast.expr) -> bool:
+    """Whether the format of a part of an f-string is a plain width."""
+    match spec:
+        case ast.JoinedStr(values=[ast.Constant(value=str() as text)]):
+            return _WIDTH.fullmatch(text) is not None
+    return False
+
+
+def _are_numbers(texts: frozenset[str] | None) -> bool:
+    return texts is not None and all(text.strip(USER).isdecimal() for text in texts)
 
 
 def _union(found: list[frozenset[str] | None]) -> frozenset[str] | None:

@@ -82,6 +82,7 @@ _READ: dict[str, dict[str, Any]] = {
     "a list outside by a part": {
         "note": "$list(map(functools.partial(monai.data.load_decathlon_datalist), ['CANARY/secret']))",
     },
+    "a list outside by its module": {"note": "$monai.data.decathlon_datalist.load_decathlon_datalist('CANARY/secret')"},
     "a list outside by a callable": {
         "call": {"_target_": "monai.data.load_decathlon_datalist", "_mode_": "callable"},
         "note": "$@call('CANARY/secret')",
@@ -101,21 +102,6 @@ _READ: dict[str, dict[str, Any]] = {
     "an image outside by an order": {
         "call": {"_target_": "LoadImage", "reader": "PydicomReader"},
         "note": "$sorted(['CANARY/secret'], key=@call)",
-    },
-    "an image outside by a data set": {
-        "call": {"_target_": "LoadImage", "reader": "PydicomReader"},
-        "set": {"_target_": "Dataset", "data": ["CANARY/secret"], "transform": "@call"},
-        "note": "$list(@set)",
-    },
-    "an image outside by an own dataset_dir": {
-        "dataset_dir": "CANARY",
-        "call": {"_target_": "LoadImage", "reader": "PydicomReader"},
-        "set": {"_target_": "Dataset", "data": ["$@dataset_dir + '/secret'"], "transform": "@call"},
-        "note": "$list(@set)",
-    },
-    "a file that waits by an own dataset_dir": {
-        "dataset_dir": "CANARY",
-        "note": "$torch.load(@dataset_dir + '/fifo', weights_only=True)",
     },
 }
 _LOAD: dict[str, Any] = {"_target_": "LoadImaged", "keys": "path", "reader": "PydicomReader"}

@@ -54,8 +54,11 @@ def _values() -> Iterator[Variant]:
             yield Variant(place, trick, commands, _put(place, payload), proof, place == "multi-GPU")
 
 
-STILL_OPEN: dict[str, str] = {}
-"""Variants that get through, with the reason; the aim is none."""
+_GLOB = "the audit does not bound how many files a pattern finds"
+STILL_OPEN: dict[str, str] = {
+    **dict.fromkeys(("endless: all files", "endless: all links"), _GLOB),
+}
+"""Tricks that get through, with the reason; the aim is none."""
 
 VARIANTS = [*_values(), *semantic_variants(), *file_variants(), *path_variants()]
 
@@ -146,15 +149,15 @@ def _check(bench: Workbench, live: Live, chosen: Callable[[Variant], tuple[Comma
     for variant in VARIANTS:
         bench.apply(variant)
         for command in chosen(variant):
-            asked.add(variant.name)
+            asked.add(variant.trick)
             if gate(bench.folder, command) is None:
                 passed[command] += 1
                 if seen := live.ask(bench, command=command)["seen"]:
                     through[variant.name] = f"{command} | {variant.name}: {seen[0]}"
     bench.restore()
-    new = [text for name, text in through.items() if name not in STILL_OPEN]
+    new = [text for name, text in through.items() if name.partition(" | ")[2] not in STILL_OPEN]
     assert not new, "\n".join(new)
-    closed = [name for name in STILL_OPEN if name in asked and name not in through]
+    closed = STILL_OPEN.keys() & asked - {name.partition(" | ")[2] for name in through}
     assert not closed, f"no longer open, take them off STILL_OPEN: {closed}"
     return passed
 
