@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_UNIX
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 _CREATE_RULESET: Final = 444  # Landlock's calls have the same numbers on every processor
 _ADD_RULE: Final = 445
@@ -91,6 +92,16 @@ class Reach:
 NOTHING: Final = Reach()
 WORKERS: Final = Reach(workers=True)
 NETWORK: Final = Reach(None, None)
+
+
+def ports_of(urls: Iterable[str]) -> tuple[int, ...] | None:
+    """Ports by which servers are reached, that of name servers with them; None, any, where the user has set proxies."""
+    from urllib.request import getproxies  # takes longer than the rest of this file
+
+    parts = [urlsplit(url) for url in urls]
+    if parts and getproxies():
+        return None
+    return (53, *(part.port or (80 if part.scheme == "http" else 443) for part in parts))
 
 
 class _Ruleset(ctypes.Structure):
@@ -196,9 +207,7 @@ def _restrict_files(version: int, folders: Iterable[Path], reach: Reach) -> None
     in_folders = in_files | _REMOVE | _MAKE | (_MOVE if version >= 2 else 0)
     ports = {_BIND: reach.listen, _CONNECT: reach.connect} if version >= 4 else {}
     denied = sum(right for right, allowed in ports.items() if allowed is not None)
-    # processes that compute together on GPUs speak over abstract sockets, and each has its own wall
-    others = _SIGNALS if reach.connect is None else _SIGNALS | _ABSTRACT_SOCKETS
-    rules = _Ruleset(in_folders | _MAKE_DEVICES, denied, others)
+    rules = _Ruleset(in_folders | _MAKE_DEVICES, denied, _ABSTRACT_SOCKETS | _SIGNALS)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = _call(_CREATE_RULESET, ctypes.byref(rules), size, 0)
     try:

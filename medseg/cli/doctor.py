@@ -16,7 +16,6 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from medseg.cli._app import Outcome, app, command, terminal
-from medseg.confinement import can_filter_sockets, lacking, landlock_version
 
 _CORE = ("medseg", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "pydicom", "highdicom", "SimpleITK", "itk")
 _EXTRAS_FOR = {
@@ -79,6 +78,8 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at the machine; imports torch and pydicom, and changes nothing."""
+    from medseg.confinement import can_filter_sockets, lacking, landlock_version
+
     versions = {name: _version(name) for name in _CORE}
     extras = {name: _extra_is_complete(name) for name in _EXTRAS_FOR}
     decoders = _decoders()

@@ -6,8 +6,6 @@ import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import typer
 
@@ -40,21 +38,16 @@ def _remote(node: str, settings: Path | None) -> Remote:
 
 def _confine(settings: PacsSettings, work: ListenerSettings | RunSettings) -> None:
     """Behind the wall a node writes to its own folder, hears on its own ports and speaks to those of its peers."""
-    from medseg.confinement import Reach
-    from medseg.pacs.settings import DicomNode, ListenerSettings
+    from medseg.confinement import Reach, ports_of
+    from medseg.pacs.settings import DicomNode, ListenerSettings, WebNode
 
-    heard, spoken = {0}, {53}  # whence it speaks is free; names may be asked for over TCP
+    nodes = settings.nodes.values()
+    heard = {0, *(node.move_port or 0 for node in nodes if isinstance(node, DicomNode))}  # 0: whence it speaks is free
     if isinstance(work, ListenerSettings):
         heard |= {work.port, work.health_port or 0}
-    for node in settings.nodes.values():
-        if isinstance(node, DicomNode):
-            heard.add(node.move_port or 0)
-            spoken.add(node.port)
-        else:
-            url = urlsplit(node.url)
-            spoken.add(url.port or {"http": 80}.get(url.scheme, 443))
-    connect = None if getproxies() else tuple(spoken)
-    confine_command([prepare_folder(work.folder)], Reach(tuple(heard), connect), imports="medseg.inference.run.batch")
+    web = ports_of(node.url for node in nodes if isinstance(node, WebNode))
+    spoken = None if web is None else (*web, *(node.port for node in nodes if isinstance(node, DicomNode)))
+    confine_command([prepare_folder(work.folder)], Reach(tuple(heard), spoken), imports="medseg.inference.run.batch")
 
 
 def _say_devices(settings: PacsSettings) -> None:

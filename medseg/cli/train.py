@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,16 +104,16 @@ def _check(bundle: Path, output: Path | None, *, publishes: bool) -> None:
 
 
 def confine_training(writable: list[Path], settings: list[str] | None, *, own_code: bool = False) -> None:
-    """Behind the wall training writes to these folders, and reaches what the user has asked for: its own processes on
-    other GPUs, and the MLflow of ``--set mlflow=``; not one that the bundle names."""
-    from medseg.confinement import NETWORK, WORKERS
+    """Behind the wall training writes to these folders, and reaches its own processes and the MLflow that the user
+    names with ``--set mlflow=``; not one that the bundle names."""
+    from medseg.confinement import WORKERS, Reach, ports_of
 
-    reach = NETWORK if "RANK" in os.environ and not own_code else WORKERS
+    reach = WORKERS
     address = next((text.removeprefix("mlflow=") for text in settings or () if text.startswith("mlflow=")), "")
     if address.startswith("sqlite:///"):
         writable = [*writable, prepare_folder(Path(address.removeprefix("sqlite:///")).parent)]
     elif address and not own_code:
-        reach = NETWORK
+        reach = Reach(connect=ports_of([address]))
     confine_command(writable, reach, imports="medseg.training", own_code=own_code)
 
 
