@@ -80,7 +80,6 @@ Permission = Literal["audited", "network-only", "everything"]
 
 _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
 _METADATA = "configs/metadata.json"
-_MOST_CHANNELS = 4096
 
 
 class Bundle:
@@ -251,7 +250,7 @@ class Bundle:
     @property
     def input_channels(self) -> int:
         """Number of channels of the network's image input."""
-        return self._number_of_channels("inputs", "image", 1)
+        return int(self._tensor("inputs", "image").get("num_channels", 1))
 
     @property
     def dimensions(self) -> int:
@@ -261,15 +260,10 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        return self._number_of_channels("outputs", "pred", None)
-
-    def _number_of_channels(self, side: str, name: str, default: int | None) -> int:
-        stated = self._tensor(side, name).get("num_channels", default)
-        found = int(-1 if stated is None else stated)
-        if not 0 < found <= _MOST_CHANNELS:
-            where = f"num_channels of network_data_format.{side} in configs/metadata.json of {self.name}"
-            raise BundleError(f"{where} is {stated}, expected 1 to {_MOST_CHANNELS}; correct the metadata")
-        return found
+        described = self._tensor("outputs", "pred")
+        if "num_channels" not in described:
+            raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
+        return int(described["num_channels"])
 
     @property
     def has_background(self) -> bool:

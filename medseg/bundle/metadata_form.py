@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from medseg.json_shape import ANYTHING, PLACE, TEXT, Spec, either, numbered, whole
 
-_DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and len(value) < 6), "its digits"
-_COUNT = either(whole(1, 65536), _DIGITS)
+_DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and 0 < int(value[:5]) <= 4096), "its digits"
+_COUNT = either(whole(1, 4096), _DIGITS)
 _TENSOR: Spec = {
     "num_channels": _COUNT,
     "spatial_shape": [ANYTHING],
