@@ -27,7 +27,10 @@ def shown(text: object) -> str:
 
     A file's name may hold an escape sequence for the terminal, or a line break that forges a line of a log.
     """
-    readable = str(text).encode("utf-8", "replace").decode()
+    readable = str(text)
+    if readable.isprintable():
+        return readable
+    readable = readable.encode("utf-8", "replace").decode()
     return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in readable)
 
 

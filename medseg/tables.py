@@ -1,9 +1,13 @@
-"""Tables as CSV: the one writer, which no spreadsheet takes for formulas, and the one reader, which undoes that."""
+"""Tables as CSV: the one writer, which no spreadsheet takes for formulas, and the one reader, which undoes that.
+
+A cell whose first character that shows is one of ``= + - @`` (or one that a spreadsheet reads as such), or that begins
+with a tab or a line break, gets an apostrophe in front; a number stays a number. Control characters are replaced, but
+tabs and line breaks, so that a table can be printed.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,9 +15,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg.files import shown
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_START = r"(?:[\t\r\n]|\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20\uFE66\uFE62\uFE63\uFE6B\u2212])"
+"""How a formula begins; full-width and small forms of the four signs, and the minus sign, count as well."""
+_FORMULA, _GUARDED = re.compile(f"'*{_START}"), re.compile(f"'+{_START}")
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+_BREAKS = re.compile(r"([\t\r\n])")
+_QUOTED = frozenset(',"\r\n')
 
 
 def table_text(rows: Iterable[Sequence[object]]) -> str:
@@ -21,9 +30,7 @@ def table_text(rows: Iterable[Sequence[object]]) -> str:
 
     ``None`` becomes an empty field; floats have full precision.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_guarded(value) for value in row] for row in rows)
-    return text.getvalue()
+    return "".join((",".join(map(_field, row)) or '""') + "\n" for row in rows)
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,18 @@ def read_table(path: Path, *, delimiter: str = ",") -> Table:
     return Table(tuple(columns), tuple(dict(zip_longest(columns, row, fillvalue="")) for row in rows))
 
 
-def _guarded(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+def _field(value: object) -> str:
+    """A cell as it stands in the file. Python's own writer leaves a carriage return bare, which ends a row."""
+    text = "" if value is None else str(value)
+    if isinstance(value, str):
+        text = text if text.isprintable() else "".join(map(_readable, _BREAKS.split(text)))
+        text = f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return '"' + text.replace('"', '""') + '"' if _QUOTED & {*text} else text
+
+
+def _readable(part: str) -> str:
+    return part if _BREAKS.fullmatch(part) else shown(part)
 
 
 def _unguarded(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -103,6 +103,49 @@ def test_torch_is_imported_at_once_in_few_rooms_only(house: House) -> None:
     assert differences(found - {"medseg.evaluation.handlers"}, TORCH_ELSEWHERE) == []
 
 
+PRINTING = {"medseg.cli._app", "medseg.cli._text", "medseg.cli._progress"}
+"""Files that write to a terminal: every text there passes through `printable` of medseg/cli/_text.py."""
+
+TABLES = {"medseg.tables"}
+"""The file that reads and writes CSV."""
+
+_PRINTS = {"print", "Console", "secho", "pprint", "print_exc", "showwarning", "basicConfig", "StreamHandler"}
+_STREAMS = (
+    "typer.echo",
+    "click.echo",
+    "sys.stdout.write",
+    "sys.stderr.write",
+    "sys.stdout.buffer",
+    "sys.stderr.buffer",
+)
+_CSV = {"writer", "DictWriter", "DictReader", "to_csv", "savetxt"}
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """What a file calls: as it is written, and the last name alone; methods of a console are none of these."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            written = ast.unparse(node.func)
+            last = written.rpartition(".")[2]
+            if last != "print" or written in ("print", "rich.print", "builtins.print"):
+                yield written, last
+
+
+def test_texts_reach_a_terminal_in_one_way(house: House) -> None:
+    found = {
+        name
+        for name, one in house.modules.items()
+        if any(last in _PRINTS or written.startswith(_STREAMS) for written, last in calls(one.tree))
+    }
+    assert differences(found, PRINTING) == []
+
+
+def test_tables_are_written_in_one_place(house: House) -> None:
+    found = {name for name, one in house.modules.items() if {last for _, last in calls(one.tree)} & _CSV}
+    imported = {name for name, one in house.modules.items() if "csv" in imports_at_once(one.tree)}
+    assert differences((found - {"medseg.training.metrics_log"}) | imported, TABLES) == []
+
+
 _NAME = re.compile(r"(?<![\w./@-])medseg(?:\.[A-Za-z_]\w*)+")
 _PAGES = ("README.md", "docs/*.md", "pyproject.toml", "bundles/**/*.json", "bundles/**/*.md", "medseg/**/templates/*")
 _FILES = {"medseg.json"}

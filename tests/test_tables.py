@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import csv
+import io
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medseg.errors import UsageError
+from medseg.files import shown
 from medseg.tables import read_table, table_text
+
+HOSTILE = st.text(
+    st.sampled_from("=+-@\t\r\n '\"\\,;|0aé\x1b\x00\u202e\u2028\uff1d\uff0b\uff20\u2212\u200b\ufeff\udcff")
+)
+DANGEROUS = re.compile(r"[\t\r]|\s*[=+\-@＝＋－＠−]")
 
 
 def test_numbers_stay_numbers_and_formulas_become_text() -> None:
@@ -31,3 +42,25 @@ def test_what_is_no_table_is_named(content: str, tmp_path: Path) -> None:
 def test_a_short_row_has_empty_fields(tmp_path: Path) -> None:
     (tmp_path / "table.tsv").write_text("index\tname\n1\n")
     assert read_table(tmp_path / "table.tsv", delimiter="\t").rows == ({"index": "1", "name": ""},)
+
+
+@given(HOSTILE)
+def test_no_text_is_a_formula_or_another_row(text: str) -> None:
+    written = table_text([[text, 1.5], ["next", 2]])
+    (cell, number), *others = csv.reader(io.StringIO(written, newline=""))
+    assert (number, others) == ("1.5", [["next", "2"]])
+    assert not DANGEROUS.match(cell)
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202e\u2028]", written)
+
+
+@given(HOSTILE)
+def test_what_can_be_shown_is_read_again_as_it_was(text: str) -> None:
+    kept = "\n".join(shown(line).replace("\ufffd", "?") for line in text.split("\n"))
+    [row] = csv.reader(io.StringIO(table_text([["a", kept]]), newline=""))
+    assert row[1].removeprefix("'") == kept.removeprefix("'") or row[1] == f"'{kept}"
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+def test_a_number_stays_a_number_also_as_a_text(value: float) -> None:
+    first, second = table_text([[value, str(value)]]).strip().split(",")
+    assert type(value)(first) == type(value)(second) == value

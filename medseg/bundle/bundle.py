@@ -15,9 +15,9 @@ from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
-from medseg.bundle.metadata_form import METADATA_FORM
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.resolve import may_hold, resolved
+from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry

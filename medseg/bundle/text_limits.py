@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.files import read_at_most
+from medseg.json_shape import ANYTHING, PLACE, TEXT, Spec, either, numbered, whole
 
 _LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _MOST_PARTS = {".json": 1_000_000, ".yaml": 50_000, ".yml": 50_000}
@@ -55,3 +56,24 @@ def shallow(value: Any) -> Any:
 
 def _parts(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+# --- the form of configs/metadata.json, as far as it is read -----------------------------------------------------------
+
+_DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and 0 < int(value[:5]) <= 4096), "its digits"
+_COUNT = either(whole(1, 4096), _DIGITS)
+_TENSOR: Spec = {
+    "num_channels": _COUNT,
+    "spatial_shape": [ANYTHING],
+    "channel_def": numbered(ANYTHING),
+    "segment_codes": numbered(ANYTHING),
+}
+_LIMITS = {"low": PLACE, "high": PLACE}
+METADATA_FORM: Spec = {
+    "network_data_format": {"inputs": {"*": _TENSOR}, "outputs": {"*": _TENSOR}},
+    "segment_codes": numbered(ANYTHING),
+    "training_range": {"spacing_mm": _LIMITS, "fov_mm": _LIMITS, "modality": [TEXT]},
+    "changelog": {"*": ANYTHING},
+    "eval_metrics": {"*": ANYTHING},
+}
+"""What fits is read; what a shared bundle must say beyond it, :mod:`medseg.sharing.verify` knows."""

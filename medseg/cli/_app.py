@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medseg.cli._text import print_plainly, printable, printable_lines
 from medseg.errors import ExitCode, MedsegError
-from medseg.files import shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+    from medseg.cli._console import PlainConsole
 
 
 app = typer.Typer(
@@ -93,22 +92,12 @@ class _Streams:
 _streams = _Streams()
 
 
-def terminal() -> Console:
-    """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``.
+def terminal() -> PlainConsole:
+    """Console for people: stdout, or stderr under ``--json``; silent under ``--quiet``."""
+    from medseg.cli._console import PlainConsole
 
-    Of a text that is printed only the line breaks are kept among control characters: a name on disk may hold others.
-    """
-    from rich.console import Console
-
-    class Plain(Console):
-        def render_str(self, text: str, **options: Any) -> Text:  # every text passes here, cells of tables included
-            return super().render_str(_printable(text), **options)
-
-    return Plain(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
-
-
-def _printable(text: str) -> str:
-    return "\n".join(shown(line) for line in text.split("\n"))
+    wraps = sys.stdout.isatty()
+    return PlainConsole(stderr=_streams.to_stderr, quiet=_streams.quiet, highlight=False, soft_wrap=not wraps)
 
 
 def is_quiet() -> bool:
@@ -122,11 +111,11 @@ def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, json: bool, quiet: bool, verbose: int, debug: bool, **options: Any) -> None:
         _streams.to_stderr, _streams.quiet = json, quiet
-        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+        print_plainly()
         logging.getLogger("medseg").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
         try:
             outcome = function(*args, **options)
-        except (MedsegError, OSError, sqlite3.Error) as error:
+        except (MedsegError, OSError, sqlite3.Error, RecursionError) as error:
             told = _told(error)
             if debug or told is None:
                 raise
@@ -148,15 +137,18 @@ def command(function: Callable[..., Outcome | None]) -> Callable[..., None]:
     return run
 
 
-def _told(error: MedsegError | OSError | sqlite3.Error) -> str | None:
-    """One line for people; None if the error is not for them: nobody reads stdout any more, or it is a bug."""
+def _told(error: MedsegError | OSError | sqlite3.Error | RecursionError) -> str | None:
+    """What people are told; None if the error is not for them: nobody reads stdout any more, or it is a bug."""
     if isinstance(error, MedsegError):
-        return _printable(str(error))
+        return printable_lines(error)
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply to be read; --debug shows where"
     if isinstance(error, sqlite3.Error):
-        return f"a database cannot be used ({error}); make room, check its permissions, or give another place"
+        why = printable(error)
+        return f"a database cannot be used ({why}); make room, check its permissions, or give another place"
     if isinstance(error, BrokenPipeError) or error.errno is None:
         return None
-    where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+    where = f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
     return f"{where}{error.strerror}; make room, check its permissions, or give another place"
 
 

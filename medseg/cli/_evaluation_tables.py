@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from medseg.evaluation.definitions import metric_named
 from medseg.evaluation.trained_on import sentence
@@ -40,13 +41,13 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         tables.append(_comparison(summary["comparison"]))
     for table in tables:
         console.print()
-        console.print(table)
+        console.print(table, markup=True)
     console.print()
     for line in _remarks(summary):
-        console.print(line)
+        console.print(line, markup=True)
     tolerance_mm = summary["definitions"]["tolerance_mm"]
-    console.print(f"[dim]distances in mm, NSD at {tolerance_mm:g} mm, intervals by bootstrap over patients[/dim]")
-    console.print(f"[dim]wrote {escape(str(result.output / 'metrics.csv'))} and metrics.json[/dim]")
+    console.print(f"distances in mm, NSD at {tolerance_mm:g} mm, intervals by bootstrap over patients", style="dim")
+    console.print(f"wrote {result.output / 'metrics.csv'} and metrics.json", style="dim")
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -83,9 +84,9 @@ def _averages(title: str, structures: Mapping[str, Any], metrics: Sequence[str])
     for metric in metrics:
         if metric == "dice":
             for part in ("mean ± std", "95 % interval", "median"):
-                table.add_column(f"Dice\n{part}", justify="right", no_wrap=True)
+                table.add_column(Text(f"Dice\n{part}"), justify="right", no_wrap=True)
         else:
-            table.add_column(f"{_short(metric)}\nmean ± std", justify="right", no_wrap=True)
+            table.add_column(Text(f"{_short(metric)}\nmean ± std"), justify="right", no_wrap=True)
     for name, row in structures.items():
         counts = (str(row["n"]), _alarm(row["n_missed"]), _alarm(row["n_invented"]))
         cells = [cell for metric in metrics for cell in _cells(metric, row["metrics"].get(metric))]
@@ -172,10 +173,10 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     remarks = [f"[bold yellow]warning[/bold yellow]: {escape(warning)}" for warning in summary["warnings"]]
     learnt = sentence(summary["trained_on"])
     if learnt:
-        remarks.append(f"[bold red]{learnt}[/bold red]")
+        remarks.append(f"[bold red]{escape(learnt)}[/bold red]")
     other = sentence(summary.get("comparison", {}).get("trained_on"))
     if other:
-        remarks.append(f"[bold red]of the predictions compared with, {other}[/bold red]")
+        remarks.append(f"[bold red]of the predictions compared with, {escape(other)}[/bold red]")
     remarks += _notes(summary)
     if summary["n_missed"] or summary["n_invented"]:
         remarks.append(

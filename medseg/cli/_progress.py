@@ -28,9 +28,9 @@ def counted_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     if is_quiet():
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
-        from rich.console import Console
+        from medseg.cli._console import PlainConsole
 
-        with progress_bar(Console(stderr=True), transient=True) as progress:
+        with progress_bar(PlainConsole(stderr=True), transient=True) as progress:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total or None)
     else:
@@ -89,8 +89,8 @@ def progress_bar(console: Console, *, transient: bool = False, fields: tuple[str
     """The one bar of all commands; ``fields`` are shown behind the time left. Nothing where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    more = [TextColumn(f"{{task.fields[{name}]}}") for name in fields]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    more = [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in fields]
     return Progress(*columns, *more, console=console, transient=transient, disable=not console.is_terminal)
 
 

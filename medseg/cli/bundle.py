@@ -50,8 +50,8 @@ def new(
     budget = Budget(memory_gb, minutes)
     folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
     for what, choice, why in plan.reasons:
-        terminal().print(f"{what}: {choice} ({why})", markup=False)
-    terminal().print(f"Next: medseg train {folder} --fold 0 --publish", markup=False)
+        terminal().print(f"{what}: {choice} ({why})")
+    terminal().print(f"Next: medseg train {folder} --fold 0 --publish")
     reasons = [{"what": what, "choice": choice, "why": why} for what, choice, why in plan.reasons]
     return Outcome({"bundle": str(folder), "reasons": reasons})
 
@@ -72,7 +72,8 @@ def list_() -> Outcome:
         facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
         rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
         state = "" if trained else ", no weights yet"
-        terminal().print(f"{opened.name} {opened.version}{state}\n    {facts['task']}\n    {opened.path}", markup=False)
+        for line in (f"{opened.name} {opened.version}{state}", f"    {facts['task']}", f"    {opened.path}"):
+            terminal().print(line)
     if not rows:
         terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
     return Outcome({"bundles": rows})
@@ -107,7 +108,7 @@ def info(bundle: BundleArgument) -> Outcome:
     for name, value in {**facts, "trust": state.describe()}.items():
         if value:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            terminal().print(f"{name:>15}  {shown}", markup=False)
+            terminal().print(f"{name:>15}  {shown}")
     return Outcome({**facts, "trust": state.as_json()})
 
 
@@ -145,7 +146,7 @@ def verify(bundle: BundleArgument) -> Outcome:
 
     outcome = _report(bundle, verify_bundle(bundle), "The bundle is complete and its parts belong together.")
     state = trust_state(opened)
-    terminal().print(f"Trust: {state.describe()}", markup=False)
+    terminal().print(f"Trust: {state.describe()}")
     return Outcome({**outcome.result, "trust": state.as_json()}, outcome.complete)
 
 
@@ -175,7 +176,8 @@ def pack(
     packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
     _warn(bundle)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
-    terminal().print(f"{packed.path}: {len(packed.files)} files{signed}\nSHA-256 {packed.sha256}", markup=False)
+    terminal().print(f"{packed.path}: {len(packed.files)} files{signed}")
+    terminal().print(f"SHA-256 {packed.sha256}")
     listed = {"sha256": packed.sha256, "files": list(packed.files), "signed_by": packed.signed_by}
     return Outcome({"archive": str(packed.path), **listed})
 
@@ -211,7 +213,7 @@ def unpack(
         origin = "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
     else:
         origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
-    terminal().print(f"{found.path}: version {found.version}, {origin}", markup=False)
+    terminal().print(f"{found.path}: version {found.version}, {origin}")
     facts = {"version": found.version, "signed_by": found.signed_by, "authentic": found.authentic}
     return Outcome({"bundle": str(found.path), **facts})
 
@@ -240,7 +242,6 @@ def export(
     terminal().print(
         f"{made.path}: on {made.windows} {kind} at most {made.max_difference:.2g} of the largest logit apart, "
         f"{made.label_agreement:.4%} of the voxels get the same label",
-        markup=False,
     )
     return Outcome({**asdict(made), "path": str(made.path)})
 
@@ -258,7 +259,8 @@ def keygen(
 
     prepare_file(private)
     secret, public = create_key_pair(private)
-    terminal().print(f"{secret}: keep this file secret\n{public}: give this file to the receivers", markup=False)
+    terminal().print(f"{secret}: keep this file secret")
+    terminal().print(f"{public}: give this file to the receivers")
     return Outcome({"private": str(secret), "public": str(public)})
 
 
@@ -268,7 +270,7 @@ def _warn(bundle: Path) -> None:
 
     for finding in audit_bundle(bundle, "infer"):
         if finding.severity == "warn":
-            terminal().print(str(finding), style=_STYLES["warn"], markup=False)
+            terminal().print(str(finding), style=_STYLES["warn"])
 
 
 def _by_command(findings: Sequence[Finding]) -> None:
@@ -281,7 +283,7 @@ def _by_command(findings: Sequence[Finding]) -> None:
         known = len(above & forbidding.keys())
         count = f"{len(forbidding)} finding{'s' if len(forbidding) > 1 else ''}"
         told = f"forbidden by {count}{f', {known} of them above' if known else ''}" if forbidding else "allowed"
-        terminal().print(f"{SPOKEN[name]}: {told}", style=_STYLES["block"] if forbidding else "", markup=False)
+        terminal().print(f"{SPOKEN[name]}: {told}", style=_STYLES["block"] if forbidding else "")
         for finding in forbidding:
             if finding not in above:
                 _print_finding(finding)
@@ -300,7 +302,7 @@ def _print_finding(finding: Finding) -> None:
     for indent, text in (("  ", place), ("    ", f"{finding.what}; {finding.why}")):
         width, hanging = console.width, indent if indent != "  " else "      "
         lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
-        console.print("\n".join(lines), style=_STYLES[finding.severity] if indent == "  " else "", markup=False)
+        console.print("\n".join(lines), style=_STYLES[finding.severity] if indent == "  " else "")
 
 
 def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bool = False) -> Outcome:
@@ -308,7 +310,7 @@ def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bo
     from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
 
     for finding in () if listed else findings:
-        terminal().print(str(finding), style=_STYLES[finding.severity], markup=False)
+        terminal().print(str(finding), style=_STYLES[finding.severity])
     if not findings:
         terminal().print(clean)
     count = len(blocks(findings))

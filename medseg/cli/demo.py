@@ -61,11 +61,13 @@ def _say(result: DemoResult) -> None:
     console.print()
     for name, dice in result.dice.items():
         console.print(f"  Dice {dice:.3f}  {name}")
-    console.print(f"\n[green]Mean Dice {result.mean_dice:.3f}[/green] after {sum(result.seconds.values()):.0f} s.\n")
+    console.print()
+    console.print(f"Mean Dice {result.mean_dice:.3f} after {sum(result.seconds.values()):.0f} s.", style="green")
+    console.print()
     console.print(f"Look at   {result.report}  (open it in a browser)")
     console.print(
         f"          {result.output}/metrics.json, *_seg.nii.gz, run.json; {result.output}/training: curves, samples"
     )
     console.print("Next, on your own data:")
     for line in NEXT:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")

@@ -209,8 +209,6 @@ def doctor() -> Outcome:
 
     Example: medseg doctor --json
     """
-    from rich.markup import escape
-
     found = diagnose()
     _show("Versions", {name: version or "[red]missing[/red]" for name, version in found.versions.items()})
     bf16 = "bf16 in hardware" if found.cpu["bf16_in_hardware"] else "no bf16 in hardware, fp32 is used"
@@ -228,11 +226,11 @@ def doctor() -> Outcome:
     _show("DICOM pixel data", {name: _mark(available) for name, available in found.decoders.items()})
     _show("Extras", {name: _mark(complete) for name, complete in found.extras.items()})
     for problem in found.problems:
-        terminal().print(f"[red]Problem:[/red] {problem}")
+        terminal().print(f"Problem: {problem}", style="red")
     for advice in found.advice:
-        terminal().print(f"[yellow]Could help:[/yellow] {escape(advice)}")
+        terminal().print(f"Could help: {advice}", style="yellow")
     if not found.problems:
-        terminal().print("[green]medseg can work here.[/green]")
+        terminal().print("medseg can work here.", style="green")
     return Outcome(found.as_dict(), complete=not found.problems)
 
 
@@ -246,5 +244,5 @@ def _show(title: str, rows: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
         table.add_row(f"  {name}", value)
-    terminal().print(table)
+    terminal().print(table, markup=True)
     terminal().print()

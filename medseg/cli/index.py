@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.cli._app import Outcome, app, command, terminal
-from medseg.files import shown
 
 if TYPE_CHECKING:
     from medseg.ingest import SeriesRecord
@@ -64,21 +63,21 @@ def _show(records: Sequence[SeriesRecord]) -> None:
             if console.is_terminal:
                 table.add_row(*_row(record))
             else:
-                console.print("  ".join(cell for cell in _row(record) if cell))
+                console.print("  ".join(cell for cell in _row(record) if cell), markup=True)
         table.add_section()
     if console.is_terminal and records:
-        console.print(table)
+        console.print(table, markup=True)
 
 
 def _row(record: SeriesRecord) -> tuple[str, ...]:
     from rich.markup import escape
 
     return (
-        escape(shown(record.case_id)),
-        escape(shown(f"{record.modality or record.kind} {record.description}".strip())),
+        escape(record.case_id),
+        escape(f"{record.modality or record.kind} {record.description}".strip()),
         "×".join(map(str, record.shape or ())),
         "×".join(f"{spacing:.3g}" for spacing in record.spacing_mm or ()),
-        record.orientation,
+        escape(record.orientation),
         _verdict(record),
     )
 

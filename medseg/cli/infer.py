@@ -149,12 +149,12 @@ class _Progress:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, markup=False)
+        self._console.print(line)
 
     def show(self, finished: int, total: int, result: CaseResult) -> None:
         """Show one more finished case."""
         name = shown(result.case_id)
-        self._bar.update(self._task, completed=finished, total=total, description=name.replace("[", r"\["))
+        self._bar.update(self._task, completed=finished, total=total, description=name)
         notes = [*_verdict(result), *(f"no {kind} ({why.reason})" for kind, why in result.not_written.items())]
         if result.status != "done":
             self.say(f"{name}: {result.status} ({result.reason}) {shown(result.message)}")
@@ -175,7 +175,7 @@ def _verdict(result: CaseResult) -> list[str]:
 
 def _say(report: RunReport, *, profile: bool) -> None:
     def say(line: str, style: str | None = None) -> None:
-        terminal().print(line, style=style, markup=False)
+        terminal().print(line, style=style)
 
     counts = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
     place = report.folder / "run.json"

@@ -186,8 +186,8 @@ def _show(report: AuditReport, file: Path) -> None:
         if console.is_terminal:
             table.add_row(*cells)
         else:
-            console.print(": ".join(cells))
+            console.print(": ".join(cells), markup=True)
     if console.is_terminal and report.findings:
-        console.print(table)
+        console.print(table, markup=True)
     verdict = "something blocks training" if report.blocks_training else "nothing blocks training"
     console.print(verdict, style="red" if report.blocks_training else "green")

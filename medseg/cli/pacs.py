@@ -59,7 +59,7 @@ def _say_devices(settings: PacsSettings) -> None:
 
     for route in settings.routes:
         options = Options(write=route.write, device=route.device, precision=route.precision)
-        terminal().print(f"route {route.name}: {computing(options)}", markup=False)
+        terminal().print(f"route {route.name}: {computing(options)}")
 
 
 @pacs_app.command()

@@ -103,36 +103,34 @@ def worklist(
     rows = write_worklist(RunReport.read(folder), path, measured_dice(folder))
     for row in rows[:top]:
         where = f", look at {row.look_at_mm} mm" if row.look_at_mm else ""
-        terminal().print(f"{row.rank:>4}  {row.case_id}: {row.verdict or 'no verdict'}{where}. {row.why}", markup=False)
-    terminal().print(f"{len(rows)} cases in {path}", markup=False)
+        terminal().print(f"{row.rank:>4}  {row.case_id}: {row.verdict or 'no verdict'}{where}. {row.why}")
+    terminal().print(f"{len(rows)} cases in {path}")
     return Outcome({"worklist": str(path), "cases": [asdict(row) for row in rows]})
 
 
 def _progress(finished: int, total: int) -> None:
     console = terminal()
     if not console.is_terminal or finished == total:
-        console.print(f"{finished}/{total} cases looked at", markup=False)
+        console.print(f"{finished}/{total} cases looked at")
 
 
 def _show(result: Recalibration) -> None:
     console = terminal()
     for skipped in result.skipped:
-        console.print(f"{skipped.case_id}: left out, {skipped.message}", style="yellow", markup=False)
+        console.print(f"{skipped.case_id}: left out, {skipped.message}", style="yellow")
     if (before := result.before) is not None:
         console.print(
             f"So far {before.reached} of {before.structures} structures reach their lower bound"
             f" ({before.coverage:.0%}, asked {result.calibration.coverage:.0%})",
-            markup=False,
         )
     for name in result.removed:
-        console.print(f"Removed {name}: it belonged to other weights", style="yellow", markup=False)
+        console.print(f"Removed {name}: it belonged to other weights", style="yellow")
     if not result.flags:
-        console.print("Nothing will be flagged as unlike the training: give --training to tell", markup=False)
+        console.print("Nothing will be flagged as unlike the training: give --training to tell")
     for structure in result.calibration.structures:
         bound = "; too few patients for a lower bound, so nothing will be accepted"
         console.print(
             f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients"
             + (bound if structure.quantile is None else ""),
-            markup=False,
         )
-    console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients", markup=False)
+    console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients")

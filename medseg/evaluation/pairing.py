@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.ingest.record import IMAGE_SUFFIXES, image_kind, is_second_of_pair
+from medseg.ingest.record import IMAGE_SUFFIXES, image_kind, is_second_of_pair, plain_name
 from medseg.manifests import Item, Manifest, Part, patient_of
 from medseg.results import RunReport
 
@@ -43,7 +43,7 @@ def _stem(name: str) -> str:
 
 def case_id_of_name(name: str) -> str:
     """File name without its extension and without a trailing ``_seg``."""
-    return re.sub(r"(?i)(?<=.)_seg$", "", _stem(name))
+    return plain_name(re.sub(r"(?i)(?<=.)_seg$", "", _stem(name)))
 
 
 def match_key(case_id: str) -> str:
@@ -192,7 +192,7 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
         mapping = manifest.scheme.mapping if key == "label" else {}  # a prediction has the network's own values
-        yield CaseFile(str(case_id), paths[0], item, tuple(images), mapping)
+        yield CaseFile(plain_name(str(case_id)), paths[0], item, tuple(images), mapping)
 
 
 def _unique(found: Iterable[CaseFile], source: Path) -> dict[str, CaseFile]:

@@ -23,7 +23,7 @@ from medseg.inference.config import Channels
 from medseg.inference.preprocess import check_together
 from medseg.ingest import SeriesRecord, case_id_of, read_volume, scan
 from medseg.ingest import walk as archives
-from medseg.ingest.record import first_of_pair
+from medseg.ingest.record import first_of_pair, plain_name
 from medseg.ingest.selection import Rule, SelectedStudy, select, selected_studies
 from medseg.manifests import Manifest, Part
 
@@ -196,7 +196,7 @@ def _name_of(case_id: str | int | None, files: Sequence[Path], datalist: Path) -
     """What the datalist calls a case, which names its results; without a word, as its first file is called."""
     if case_id is None:
         return case_id_of(files[0])
-    name = str(case_id)
+    name = plain_name(str(case_id))
     if name in {"", ".", ".."} or any(char in name for char in "/\\\0"):
         raise UsageError(f"{datalist}: the case_id {name!r} cannot name a file; give a plain name")
     return name

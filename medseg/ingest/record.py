@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from numpy.typing import NDArray
 
 from medseg.errors import REASON_CODES, ReasonCode
+from medseg.files import shown
 from medseg.geometry import Geometry
 from medseg.ingest.dicom_elements import may_be_dicom
 from medseg.json_shape import FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, misfit, numbers, one_of, parse_json
@@ -221,8 +222,13 @@ def dicom_header_of(path: str | os.PathLike[str]) -> Header | None:
 
 
 def case_id_of(path: str | os.PathLike[str]) -> str:
-    """The case id of an image file: its name without the extension; odd bytes are replaced."""
+    """The case id of an image file: its name without the extension, see :func:`plain_name`."""
     name = Path(path).name
     suffixes = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
     stem = next((name[: -len(s)] for s in suffixes if name.lower().endswith(s) and len(name) > len(s)), Path(name).stem)
-    return stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return plain_name(stem)
+
+
+def plain_name(name: str) -> str:
+    """A name of a case, which names files and stands in tables: odd bytes and control characters are replaced."""
+    return shown(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from medseg.errors import BundleError
+from medseg.files import shown
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _LONGEST_VALUE, _LONGEST_MEANING = 16, 64
@@ -57,6 +58,12 @@ class Code:
     value: str
     scheme: str
     meaning: str
+
+
+def dicom_text(text: object, most: int = _LONGEST_MEANING) -> str:
+    """A text as a DICOM attribute of at most ``most`` characters: one line, and no backslash, which would part it."""
+    line = shown(text).replace("\N{REPLACEMENT CHARACTER}", "?").replace("\\", "/")
+    return line.strip()[:most].strip() or "?"
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _segment(label: int, name: str, stated: object, bundle: str) -> SegmentCode:
     side, region = stated.get("laterality") or stated.get("modifier"), stated.get("region")
     return SegmentCode(
         label,
-        name,
+        dicom_text(name),
         _code(stated.get("category"), f"category in {where}"),
         _code(stated.get("type"), f"type in {where}"),
         _code(side, f"modifier in {where}") if side else None,
@@ -127,6 +134,8 @@ def _code(stated: object, where: str) -> Code:
             f"{where}: {stated!r} is too long; DICOM allows {_LONGEST_VALUE} characters for value and scheme and"
             f" {_LONGEST_MEANING} for the meaning, so shorten it"
         )
+    if any(shown(part) != part or "\\" in part for part in parts):
+        raise BundleError(f"{where}: {stated!r} holds control characters or a backslash, as no DICOM term does")
     return Code(value, scheme, meaning)
 
 

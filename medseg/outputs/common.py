@@ -20,7 +20,7 @@ from medseg.errors import CaseFailed, Refusal
 from medseg.files import atomic_path
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
-from medseg.labels.codes import BundleLike, SegmentCode, segment_codes
+from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
 from medseg.outputs.source import Frame, SourceImages, embed, placed
 from medseg.results.verdict import Verdict
 
@@ -194,7 +194,8 @@ class Job:
 
 def series_description(job: Job, what: str) -> str:
     """At most 64 characters: what it is, by which bundle, and the notice."""
-    return f"{what} {job.bundle.name} {job.bundle.version}"[: 62 - len(job.options.notice)] + f", {job.options.notice}"
+    notice = dicom_text(job.options.notice)
+    return dicom_text(f"{what} {job.bundle.name} {job.bundle.version}", max(62 - len(notice), 1)) + f", {notice}"[:63]
 
 
 def series_and_equipment(job: Job, kind: Kind, what: str) -> dict[str, Any]:
@@ -205,8 +206,8 @@ def series_and_equipment(job: Job, kind: Kind, what: str) -> dict[str, Any]:
         "sop_instance_uid": job.uid(kind),
         "instance_number": 1,
         "manufacturer": "medseg",
-        "manufacturer_model_name": job.bundle.name[:64],
-        "software_versions": [version("medseg"), str(job.bundle.version)[:64]],
+        "manufacturer_model_name": dicom_text(job.bundle.name),
+        "software_versions": [version("medseg"), dicom_text(job.bundle.version)],
         "device_serial_number": job.bundle.sha256,
         "series_description": series_description(job, what),
     }
@@ -236,8 +237,8 @@ def start_dataset(job: Job, kind: Kind, sop_class: str, modality: str) -> Datase
     dataset.Modality = modality
     dataset.SeriesInstanceUID = job.uid(kind, "series")
     dataset.SeriesNumber, dataset.InstanceNumber = _SERIES_NUMBERS[kind], 1
-    dataset.Manufacturer, dataset.ManufacturerModelName = "medseg", job.bundle.name[:64]
-    dataset.SoftwareVersions = [version("medseg"), str(job.bundle.version)[:64]]
+    dataset.Manufacturer, dataset.ManufacturerModelName = "medseg", dicom_text(job.bundle.name)
+    dataset.SoftwareVersions = [version("medseg"), dicom_text(job.bundle.version)]
     dataset.DeviceSerialNumber = job.bundle.sha256
     dataset.InstanceCreationDate = dataset.SeriesDate = dataset.ContentDate = job.moment.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.SeriesTime = dataset.ContentTime = job.moment.strftime("%H%M%S")

@@ -19,7 +19,7 @@ from pydicom.uid import RTStructureSetStorage
 
 from medseg.errors import CaseFailed
 from medseg.geometry import Geometry
-from medseg.labels.codes import Code, SegmentCode
+from medseg.labels.codes import Code, SegmentCode, dicom_text
 from medseg.outputs.common import Job, reference_to, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame, SourceImages, embed
 
@@ -44,9 +44,9 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.SeriesDescription = series_description(job, "RTSTRUCT")
     dataset.OperatorsName = None
     dataset.StructureSetLabel = "SEGMENTATION"
-    dataset.StructureSetName = job.bundle.name[:64]
-    dataset.StructureSetDescription = (
-        f"{job.bundle.name} {job.bundle.version} {job.bundle.sha256}; {job.options.notice}"
+    dataset.StructureSetName = dicom_text(job.bundle.name)
+    dataset.StructureSetDescription = dicom_text(
+        f"{job.bundle.name} {job.bundle.version} {job.bundle.sha256}; {job.options.notice}", 1024
     )
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.ContentDate, dataset.ContentTime
     del dataset.ContentDate, dataset.ContentTime
@@ -98,9 +98,9 @@ def _roi(job: Job, code: SegmentCode, number: int) -> Dataset:
     item = Dataset()
     item.ROINumber = number
     item.ReferencedFrameOfReferenceUID = job.source.first.FrameOfReferenceUID
-    item.ROIName = code.name[:64]
+    item.ROIName = code.name
     item.ROIGenerationAlgorithm = "AUTOMATIC"
-    item.ROIGenerationDescription = f"{job.bundle.name} {job.bundle.version}"[:64]
+    item.ROIGenerationDescription = dicom_text(f"{job.bundle.name} {job.bundle.version}")
     return item
 
 

@@ -12,6 +12,7 @@ from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, RLELoss
 
 from medseg.errors import CaseFailed
 from medseg.ingest import read_volume
+from medseg.labels.codes import dicom_text
 from medseg.outputs.common import Job, reference_to, save_checked, series_description, start_dataset
 from medseg.outputs.source import Frame
 from medseg.pictures import Entry, Layer, Window, draw, render, sheet, view_of_frame, window_of
@@ -84,7 +85,7 @@ def _picture(job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[in
     )
     colours = {code.label: code.rgb for code in job.codes.values()}
     legend = [Entry(code.rgb, code.name) for code in job.codes.values()]
-    notice = f"{job.options.notice}   {job.bundle.name} {job.bundle.version}   {number}/{count}"
+    notice = dicom_text(f"{job.options.notice}   {job.bundle.name} {job.bundle.version}", 200) + f"   {number}/{count}"
     # the case's id, never a name from its headers
     title = view.plane if job.record is None else f"{job.record.case_id}   {view.plane}"
     return sheet([(title, [render(panel, colours, fine=1)]), (notice, [])], legend)
@@ -98,7 +99,9 @@ def _describe(dataset: Dataset, job: Job, frames: list[Frame]) -> None:
     dataset.SecondaryCaptureDeviceManufacturer = "medseg"
     dataset.BurnedInAnnotation = "NO"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.ImageComments = f"{job.options.notice}; {job.bundle.name} {job.bundle.version} {job.bundle.sha256}"
+    dataset.ImageComments = dicom_text(
+        f"{job.options.notice}; {job.bundle.name} {job.bundle.version} {job.bundle.sha256}", 1024
+    )
     dataset.DerivationDescription = "contours of a segmentation drawn on its source images"
     shown = sorted({frame.dataset for frame in frames})
     dataset.SourceImageSequence = [reference_to(job.source.datasets[index]) for index in shown]

@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg.errors import CaseFailed, UsageError
 from medseg.geometry import Geometry
-from medseg.labels.codes import Code, SegmentCode
+from medseg.labels.codes import Code, SegmentCode, dicom_text
 from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.source import embed, frames_of, slice_spacing_mm
 
@@ -85,7 +85,7 @@ def _build(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> Da
             omit_empty_frames=not empty,
             **_places(job),
             content_label="SEGMENTATION",
-            content_description=job.options.notice[:64],
+            content_description=dicom_text(job.options.notice),
         )
 
 
@@ -138,13 +138,13 @@ def _probabilities(job: Job, codes: list[SegmentCode]) -> NDArray[np.float32]:
 def _description(job: Job, code: SegmentCode, number: int) -> SegmentDescription:
     description = SegmentDescription(
         segment_number=number,
-        segment_label=code.name[:64],
+        segment_label=code.name,
         segmented_property_category=coded(code.category),
         segmented_property_type=coded(code.type),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm(job),
         tracking_uid=job.uid("tracking", str(code.label)),
-        tracking_id=f"{job.bundle.name} {code.name}"[:64],
+        tracking_id=dicom_text(f"{job.bundle.name} {code.name}"),
         anatomic_regions=[coded(code.region)] if code.region else None,
         display_color=CIELabColor.from_rgb(*code.rgb),
     )
@@ -158,9 +158,9 @@ def _description(job: Job, code: SegmentCode, number: int) -> SegmentDescription
 def algorithm(job: Job) -> hd.AlgorithmIdentificationSequence:
     """What made the result: bundle, version and hash."""
     return hd.AlgorithmIdentificationSequence(
-        name=job.bundle.name[:64],
+        name=dicom_text(job.bundle.name),
         family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
-        version=str(job.bundle.version)[:64],
+        version=dicom_text(job.bundle.version),
         source="medseg",
         parameters={"sha256": job.bundle.sha256},
     )

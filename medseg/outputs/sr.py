@@ -22,7 +22,7 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
 from medseg.errors import CaseFailed
-from medseg.labels.codes import SegmentCode
+from medseg.labels.codes import SegmentCode, dicom_text
 from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.seg import coded
 from medseg.results.case_result import volumes_of
@@ -155,7 +155,7 @@ def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) ->
             uid=job.uid("device"),
             name="medseg",
             manufacturer_name="medseg",
-            model_name=f"{job.bundle.name} {job.bundle.version}"[:64],
+            model_name=dicom_text(f"{job.bundle.name} {job.bundle.version}"),
         ),
     )
     return sr.MeasurementReport(
@@ -198,14 +198,14 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
 
 
 def _tracking(job: Job, key: str, name: str) -> sr.TrackingIdentifier:
-    return sr.TrackingIdentifier(uid=job.uid("tracking", key), identifier=f"{job.bundle.name} {name}"[:64])
+    return sr.TrackingIdentifier(uid=job.uid("tracking", key), identifier=dicom_text(f"{job.bundle.name} {name}"))
 
 
 def _algorithm(job: Job) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
-        name=job.bundle.name,
+        name=dicom_text(job.bundle.name),
         version=str(job.bundle.version),
-        parameters=[f"sha256 {job.bundle.sha256}", job.options.notice],
+        parameters=[f"sha256 {job.bundle.sha256}", dicom_text(job.options.notice)],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from medseg.bundle import Bundle
 from medseg.bundle.text_limits import read_text_file
 from medseg.errors import BundleError
+from medseg.files import shown
 
 _LICENCES = {
     "apache license": "apache-2.0",
@@ -36,25 +37,25 @@ def model_card(bundle: Bundle) -> str:
         f"    dataset:\n      name: {source}\n      type: {source}\n    metrics:\n{figures}"
     )
     sections = {
-        "Intended use": data.get("intended_use"),
-        "Data": data.get("data_source"),
-        "Authors": data.get("authors"),
+        "Intended use": _line(data.get("intended_use") or ""),
+        "Data": _line(data.get("data_source") or ""),
+        "Authors": _line(data.get("authors") or ""),
         "Structures": _table("value", "structure", bundle.labels),
         "Results": _table("figure", "value", metrics) if metrics else "",
         "Trained on": f"```json\n{json.dumps(bundle.training_range)}\n```" if bundle.training_range else "",
         "Use": f"```\nmedseg infer {bundle.name} INPUT -o OUTPUT\n```\n\nWithout medseg: `python -m monai.bundle run"
         " --config_file configs/inference.json` in this folder.",
-        "References": "\n".join(f"- {reference}" for reference in data.get("references") or ()),
+        "References": "\n".join(f"- {_line(reference)}" for reference in data.get("references") or ()),
     }
     return (
         f"---\nlicense: {licence}\nlibrary_name: monai\npipeline_tag: image-segmentation\ntags:\n"
         + "".join(f"- {_quoted(tag)}\n" for tag in tags if tag)
         + (f"{index}---\n" if metrics else "---\n")
-        + f"# {data.get('name', bundle.name)}\n\n{data.get('description', '')}\n\n"
-        + f"Version {bundle.version}. {data.get('copyright', '')}\n"
+        + f"# {_line(data.get('name', bundle.name))}\n\n{_line(data.get('description', ''))}\n\n"
+        + f"Version {_line(bundle.version)}. {_line(data.get('copyright', ''))}\n"
         + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items() if text)
         + "\n## Changes\n\n"
-        + "".join(f"- {version}: {change}\n" for version, change in data.get("changelog", {}).items())
+        + "".join(f"- {_line(version)}: {_line(change)}\n" for version, change in data.get("changelog", {}).items())
     )
 
 
@@ -66,13 +67,19 @@ def _licence(path: Path) -> str:
         raise BundleError(f"{path} cannot be a licence: {error}") from error
 
 
+def _line(text: Any) -> str:
+    """A text of the metadata within a line of Markdown: it opens no section, no element of HTML and no cell."""
+    return " ".join(shown(" ".join(str(text).split())).replace("|", "\\|").replace("<", "&lt;").split())
+
+
 def _quoted(text: Any) -> str:
     """A JSON string is a YAML string too, whatever stands in it."""
-    return json.dumps(" ".join(str(text).split()), ensure_ascii=False)
+    return json.dumps(shown(" ".join(str(text).split())), ensure_ascii=False)
 
 
 def _table(first: str, second: str, rows: Mapping[Any, Any]) -> str:
-    return "\n".join([f"| {first} | {second} |", "| --- | --- |", *(f"| {key} | {rows[key]} |" for key in rows)])
+    cells = [f"| {_line(key)} | {_line(value)} |" for key, value in rows.items()]
+    return "\n".join([f"| {first} | {second} |", "| --- | --- |", *cells])
 
 
 def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:

@@ -24,7 +24,7 @@ TRUE_ABOVE_WRONG = 0.95
 """Share of the cases, for each kind, in which the true segmentation must be judged more real than the wrong one."""
 TRUE_IS_REAL = 0.8
 """Share of the cases in which the true segmentation must be judged real."""
-_PROPORTION: Spec = {"count!": whole(0), "of!": whole(0), "low!": number(0.0, 1.0), "high!": number(0.0, 1.0)}
+_PROPORTION: Spec = {"count!": whole(0), "of!": whole(0), "low": number(0.0, 1.0), "high": number(0.0, 1.0)}
 _SILENT = "no verdict comes from the discriminator"
 
 

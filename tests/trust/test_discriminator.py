@@ -188,7 +188,7 @@ def test_a_discriminator_that_cannot_judge_says_so(bundle: Bundle) -> None:
         ({"weights_sha256": "0" * 64}, "belongs to weights 000000000000"),
         ({"format": "something-else"}, "is not a discriminator's acceptance"),
         ({"real": {"count": 5, "of": 4}}, "5 of 4 is no proportion"),
-        ({"above": {"eroded": {"count": "all", "of": 4}}}, "'all' of 4 is no proportion"),
+        ({"above": {"eroded": {"count": "all", "of": 4}}}, "above.eroded.count is a str, expected a whole number"),
     ],
 )
 def test_a_record_that_cannot_be_used_blocks(bundle: Bundle, change: dict[str, Any], message: str) -> None:
