@@ -277,6 +277,8 @@ _ENDLESS = {
     "an array of an interval": "numpy.arange(10**12)",
     "an array that is stacked": "numpy.linspace(0, 1, 10**12)",
     "all files": "len(glob.glob('/**/*/**/*/**', recursive=True))",
+    "all files by a keyword": "len(glob.glob('**/*/**/*/**', root_dir='/', recursive=True))",
+    "all files by a map": "sum(map(lambda p: len(glob.glob(p, recursive=True)), ['/**/*/**/*/**']))",
     "all links": "len(list(glob.iglob('/proc/self/root/**/root/**', recursive=True)))",
     "a loop of maps": "max(map(abs, iter(int, 1)))",
     "any of an endless iterator": "any(iter(int, 1))",
