@@ -287,8 +287,8 @@ _INERT: dict[str, str] = {
 
 def _file(name: str, content: bytes | str) -> Callable[[Draft], None]:
     def change(draft: Draft) -> None:
-        text = content if isinstance(content, str) else None
-        draft.write(name, text if text is not None else content.replace(b"CANARY", str(draft.canary).encode()))
+        own = content if isinstance(content, str) else content.replace(b"CANARY", str(draft.canary).encode())
+        draft.write(name, own)
 
     return change
 

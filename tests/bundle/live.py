@@ -282,8 +282,8 @@ def main() -> None:
     tempfile.gettempdir()
     LoadImage()  # what it imports is there before the forks
     table = (locator := ComponentLocator())._find_classes_or_functions(locator._find_module_names())
-    ComponentLocator._find_module_names = lambda self: []  # type: ignore[method-assign]
-    ComponentLocator._find_classes_or_functions = lambda self, _: table  # type: ignore[method-assign]
+    ComponentLocator._find_module_names = lambda self: []
+    ComponentLocator._find_classes_or_functions = lambda self, _: table
     output = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         output.write(json.dumps(_answer(json.loads(line))) + "\n")
