@@ -58,7 +58,7 @@ def _parts(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-# --- the form of configs/metadata.json, as far as it is read -----------------------------------------------------------
+# --- the form of configs/metadata.json, as far as it is read ----------------------------------------------------------
 
 _DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and 0 < int(value[:5]) <= 4096), "its digits"
 _COUNT = either(whole(1, 4096), _DIGITS)
