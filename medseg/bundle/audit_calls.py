@@ -118,6 +118,15 @@ def _listing(node: ast.Call) -> str | None:
     return None
 
 
+def _message(node: ast.Call) -> str | None:
+    """With values beside it, a message is a format, whose widths can fill all memory."""
+    return "a log call may only give its message" if node.keywords or len(node.args) != 1 else None
+
+
+def _is_letter(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) == 1
+
+
 def _partial(node: ast.Call) -> str | None:
     """The function is judged where it is handed on, and each keyword as that of any call."""
     named = len(node.args) == 1 and re.fullmatch(r"[\w.]+", ast.unparse(node.args[0])) is not None
@@ -128,9 +137,15 @@ def _partial(node: ast.Call) -> str | None:
 
 def judge_table(node: ast.Call) -> str | None:
     """Why a call of ``pd.read_csv`` is refused, or None; one row of names, so that a column is no table again."""
-    addresses = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and "://" in str(part.value)]
-    plain = all(keyword.arg in _ROW_OPTIONS and _literal(keyword.value) for keyword in node.keywords)
-    if len(node.args) == 1 and plain and not addresses and _names_a_table(node.args[0]):
+    path = node.args[0] if len(node.args) == 1 else None
+    # an address can be put together of texts without ://, and a separator of several letters is a regular expression
+    texts = [part.value for part in ast.walk(path) if isinstance(part, ast.Constant)] if path else []
+    local = not any(":" in str(text) for text in texts)
+    plain = all(
+        keyword.arg in _ROW_OPTIONS and _literal(keyword.value) and (keyword.arg != "sep" or _is_letter(keyword.value))
+        for keyword in node.keywords
+    )
+    if path and plain and local and _names_a_table(path):
         return None
     return f"{_TABLE} may only name a local file that ends in .csv, and {', '.join(sorted(_ROW_OPTIONS))} as literals"
 
@@ -156,6 +171,7 @@ CALLS: dict[str, Callable[[ast.Call], str | None]] = {
     "functools.partial": _partial,
     "glob.glob": _listing,
     "glob.iglob": _listing,
+    **{f"logging.{level}": _message for level in ("debug", "info", "warning", "error")},
     _TABLE: lambda _: f"{_TABLE} may only be asked for one column, as in pd.read_csv(path)['image']",
 }
 """Functions that may be called, with certain arguments, but not handed on; the reason for a refusal, or None."""

@@ -135,6 +135,9 @@ def judge_logging_conf(path: Path, file: str) -> list[Finding]:
     return [Finding("block", file, place, what, why) for place, what in problems]
 
 
+_WIDE = re.compile(r"[0-9]{4}")
+
+
 def _problems(parser: configparser.RawConfigParser) -> Iterator[tuple[str, str]]:
     if parser.defaults():
         yield "DEFAULT", "defaults apply to every section"
@@ -151,3 +154,5 @@ def _problems(parser: configparser.RawConfigParser) -> Iterator[tuple[str, str]]
                 classes = _HANDLERS if section.startswith("handler") else {"logging.Formatter"}
                 if not (_ARGUMENTS.fullmatch(value.strip()) if option == "args" else value.strip() in classes):
                     yield section, f"{option} = {value!r}"
+            elif option in {"format", "datefmt"} and _WIDE.search(parser.get(section, option)):
+                yield section, f"{option} pads to more than 999 letters"

@@ -197,6 +197,12 @@ def test_a_text_beyond_its_budget_is_refused(bundle: Path, change: Callable[[Pat
     assert [finding.file for finding in blocks(audit(bundle))] == ["configs/metadata.json"]
 
 
+def test_a_width_that_fills_all_memory_is_refused_in_a_log(bundle: Path) -> None:
+    path = bundle / "configs/logging.conf"
+    path.write_text(path.read_text().replace("format=", "format=%(message)999999999s ", 1))
+    assert any("pads to more than 999 letters" in finding.what for finding in blocks(audit(bundle)))
+
+
 def test_values_of_a_logging_conf_that_name_each_other_are_refused(bundle: Path) -> None:
     path = bundle / "configs/logging.conf"
     nested = "".join(f"{a} = " + f"%({b})s" * 1000 + "\n" for a, b in (("level", "formatter"), ("formatter", "class")))

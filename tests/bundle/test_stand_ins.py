@@ -64,6 +64,13 @@ NEIGHBOURS = {
         "pd.read_csv('/etc/passwd', sep=':')['root']",
         "ends in .csv",
     ),
+    "a table here": (
+        "pd.read_csv(@dir + '/a.csv').t2",
+        "pd.read_csv('http:/' + '/127.0.0.1:9/' + 'a.csv').t2",
+        "local file",
+    ),
+    "a separator": ("pd.read_csv('a.csv', sep=';').t2", "pd.read_csv('a.csv', sep='(a+)+b').t2", "local file"),
+    "a log line": ("logging.info('begin')", "logging.info('%999999999d', 1)", "only give its message"),
     "a file's name": ("pd.read_csv(@dir + 'a.csv')['a']", "pd.read_csv(@dir + '/../a.csv')['a']", "ends in .csv"),
     "a file at all": ("pd.read_csv('a.csv')['a']", "pd.read_csv('/home/a.csv')['a']", "local file"),
     "two columns": ("pd.read_csv('cases/test.tsv')['a']", "pd.read_csv(@file)[['a', 'b']]", "one column"),
