@@ -17,6 +17,6 @@ class PlainConsole(Console):
         """Print texts and tables."""
         super().print(*objects, markup=markup, emoji=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Every text passes here, cells of tables included."""
         return super().render_str(printable(text), **options)
