@@ -64,8 +64,7 @@ def _state(*tensors: bytes) -> bytes:
 
 
 def _whats(path: Path) -> list[str]:
-    found = [finding.what for finding in judge_torch_archive(path, "models/model.pt")]
-    return found
+    return [finding.what for finding in judge_torch_archive(path, "models/model.pt")]
 
 
 def _tower() -> bytes:
