@@ -302,7 +302,8 @@ def _print_finding(finding: Finding) -> None:
     for indent, text in (("  ", place), ("    ", f"{finding.what}; {finding.why}")):
         width, hanging = console.width, indent if indent != "  " else "      "
         lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
-        console.print("\n".join(lines), style=_STYLES[finding.severity] if indent == "  " else "")
+        for line in lines:
+            console.print(line, style=_STYLES[finding.severity] if indent == "  " else "")
 
 
 def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bool = False) -> Outcome:
