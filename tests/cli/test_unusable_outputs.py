@@ -129,7 +129,7 @@ def test_no_control_character_of_a_name_reaches_the_terminal(capsys: pytest.Capt
     table.add_row("a\x1b[2Jb\udcff")
     terminal().print(table)
     terminal().print("a\x1b[2Jb\udcff\nnext")
-    printed = capsys.readouterr().out
+    printed = "".join(capsys.readouterr())
     assert "\x1b" not in printed
     assert "b?" in printed
     assert "next" in printed
