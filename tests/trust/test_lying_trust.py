@@ -81,7 +81,7 @@ def outside(content: Any) -> None:
 
 def padded(content: Any) -> None:
     """One large tree makes all others as large, if they are laid side by side."""
-    leaf = {"feature": [-1], "threshold": [0.0], "left": [-1], "right": [-1], "value": [0.0]}
+    leaf: dict[str, list[Any]] = {"feature": [-1], "threshold": [0.0], "left": [-1], "right": [-1], "value": [0.0]}
     large = {name: values * 30_000 for name, values in leaf.items()}
     content["structures"][0]["regressor"]["trees"] = [large, *[leaf] * 30_000]
 
