@@ -82,8 +82,8 @@ def outside(content: Any) -> None:
 def padded(content: Any) -> None:
     """One large tree makes all others as large, if they are laid side by side."""
     leaf: dict[str, list[Any]] = {"feature": [-1], "threshold": [0.0], "left": [-1], "right": [-1], "value": [0.0]}
-    large = {name: values * 30_000 for name, values in leaf.items()}
-    content["structures"][0]["regressor"]["trees"] = [large, *[leaf] * 30_000]
+    large = {name: values * 5_000 for name, values in leaf.items()}
+    content["structures"][0]["regressor"]["trees"] = [large, *[leaf] * 5_000]
 
 
 FIRST = ("structures", 0)
@@ -200,7 +200,7 @@ def test_no_part_of_another_kind_crashes(judged: Bundle, part: type[StoredPart],
     for structure in content.get("structures", ()):
         structure["regressor"]["trees"] = structure["regressor"]["trees"][:1]
     file = tmp_path / "part.json"
-    assert crashes(file, content, lambda: part.read(file), step=1 + sum(1 for _ in places(content)) // 20) == []
+    assert crashes(file, content, lambda: part.read(file), step=1 + sum(1 for _ in places(content)) // 12) == []
 
 
 def loose(content: Any) -> None:
