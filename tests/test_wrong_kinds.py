@@ -38,7 +38,7 @@ from medseg.results.state_file import STATE_NAME
 from medseg.training.record import settings_of
 from tests.bundle.sample import write_bundle
 from tests.odd_values import ODD, crashes, variants
-from tests.report.report_folders import make_folders
+from tests.report.report_folders import EVALUATION, make_folders
 
 Sound = tuple[str, Any, Callable[[], object]]
 """A file's name, what stands in it, and what reads it."""
@@ -82,19 +82,9 @@ def run_over_cases(folder: Path) -> Sound:
 def evaluation(folder: Path) -> Sound:
     results = make_folders(folder / "study", ("a", "b")).results
     (results / "metrics.csv").rename(folder / "metrics.csv")
-    content = {
-        "predictions": "p",
-        "references": "r",
-        "n_unpaired": 1,
-        "warnings": ["w"],
-        "trained_on": {"n": 1, "of": 2, "case_ids": ["a"]},
-        "definitions": {"tolerance_mm": 1.0, "percentile_rule": "x"},
-        "structures": {"liver": {"label": 1, "n": 2, "metrics": {"dice": {"mean": 0.5, "ci95": [0.1, 0.9]}}}},
-        "cases": [{"case_id": "a", "prediction": "p", "reference": "r", "prediction_case_id": "b"}],
-    }
     return (
         "metrics.json",
-        content,
+        EVALUATION,
         each(lambda: measured_dice(folder), lambda: write_report(folder, viewer="never")),
     )
 

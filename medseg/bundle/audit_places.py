@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.bundle.allowlist import READERS_AND_WRITERS, is_loader
-from medseg.bundle.audit_texts import BUNDLE, OUTPUT, ROOTS, USER, Texts, whole_reference
+from medseg.bundle.audit_texts import BUNDLE, DATA, OUTPUT, ROOTS, USER, Texts, whole_reference
 from medseg.bundle.config import SEPARATOR, absolute_text, referred, target_of
 
-Kind = Literal["write", "read", "name", "address", "names", "constant"]
-"""What an argument names: a folder or file that is written; one that is read; a file's name, without a folder; a
-server; an object whose keys become names of files; something that may only be left out."""
+Kind = Literal["write", "read", "folder", "name", "address", "names", "constant"]
+"""What an argument names: a folder or file that is written; a file that is read; a folder that is looked into; a file's
+name, without a folder; a server; an object whose keys become names of files; something that may only be left out."""
 
 _TABLE: dict[str, Any] = json.loads((Path(__file__).resolve().parent / "data" / "places.json").read_text())
 _KINDS: dict[str, Kind] = {name: kind for kind, names in _TABLE["arguments"].items() for name in names}
@@ -41,6 +41,7 @@ WRITERS = frozenset(
 """Classes that write, some as soon as they are made; a config for inference has no use for them."""
 
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(pt|ts|csv|json|txt)")
+_LISTS = (".json", ".csv", ".npz")
 _COMPOSED = frozenset({"Compose", "OneOf", "SomeOf", "RandomOrder"})
 _DEEPEST = 20
 
@@ -206,6 +207,13 @@ def _write(name: str, text: str) -> Problem | None:
 
 
 def _read(name: str, text: str) -> Problem | None:
+    if text[:1] == DATA and not text.endswith(_LISTS):
+        # a bundle may write any dataset_dir, and what it names there may be a device that waits for ever
+        return Problem(f"{name} is {_shown(text)}; below @dataset_dir lists alone are read ({', '.join(_LISTS)})")
+    return _look_into(name, text)
+
+
+def _look_into(name: str, text: str) -> Problem | None:
     if text[:1] in {*ROOTS.values(), USER}:
         problem = _path_problem(text[1:])
     else:
@@ -228,4 +236,4 @@ def _name(name: str, text: str) -> Problem | None:
     return None if fine else Problem(f"the file name {_shown(text)}")
 
 
-_JUDGES = {"write": _write, "read": _read, "address": _address, "name": _name}
+_JUDGES = {"write": _write, "read": _read, "folder": _look_into, "address": _address, "name": _name}

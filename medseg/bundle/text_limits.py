@@ -60,8 +60,12 @@ def _parts(value: Any) -> Any:
 
 # --- the form of configs/metadata.json, as far as it is read ----------------------------------------------------------
 
-_DIGITS = (lambda value: isinstance(value, str) and value.isdecimal() and 0 < int(value[:5]) <= 4096), "its digits"
-_COUNT = either(whole(1, 4096), _DIGITS)
+
+def _counts(value: object) -> bool:
+    return isinstance(value, str) and value.isdecimal() and len(value) < 5 and 0 < int(value) <= 4096
+
+
+_COUNT = either(whole(1, 4096), (_counts, "its digits"))
 _TENSOR: Spec = {
     "num_channels": _COUNT,
     "spatial_shape": [ANYTHING],

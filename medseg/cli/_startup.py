@@ -46,7 +46,7 @@ def confine_command(
         pseudonym("made while its key can be kept")
         _keep_bytecode(imports)
         for note in confine(writable, reach or NOTHING):
-            terminal().print(f"note: {note}", markup=False)
+            terminal().print(f"note: {note}")
     if own_code and not _is_offline():
         raise UsageError(
             "a bundle's own code runs only without network, and this process cannot cut it: use the command medseg, "

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -32,9 +32,8 @@ from medseg.ingest.left_out import (
     is_written_class,
     leftover_from,
     leftover_of,
-    note_on,
-    record_of_leftovers,
     warn_of_own,
+    with_leftovers,
 )
 from medseg.ingest.record import SeriesRecord, case_id_of, dicom_header_of, first_of_pair, image_kind, is_apple_double
 from medseg.ingest.walk import Entry, walk
@@ -213,7 +212,7 @@ def _judged(index: IndexDatabase) -> list[SeriesRecord]:
             payloads = _judge(index, group)
             index.store_records(group, payloads)
         records.extend(_stored(SeriesRecord.from_json, payload) for payload in payloads)
-    return _with_leftovers(records, leftovers) if leftovers else records
+    return with_leftovers(records, leftovers) if leftovers else records
 
 
 def _leftover(payload: str) -> Leftover:
@@ -227,21 +226,6 @@ def _stored(read: Callable[[str], _Read], payload: str) -> _Read:
         return read(payload)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedIndex(f"it holds what medseg has not written: {error}") from error
-
-
-def _with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
-    """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
-    by_folder: dict[str, list[Leftover]] = defaultdict(list)
-    for left in leftovers:
-        by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
-    noted: list[SeriesRecord] = []
-    for record in records:
-        folders = {os.path.dirname(file) for file in record.files} if record.kind == "dicom" else set()  # noqa: PTH120
-        notes = note_on([left for folder in folders for left in by_folder.get(folder, ())], record.files)
-        noted.append(replace(record, notes=(*record.notes, *notes)) if notes and record.usable else record)
-    known = {os.path.dirname(file) for record in records if record.kind == "dicom" for file in record.files}  # noqa: PTH120
-    alone = (record_of_leftovers(folder, beside) for folder, beside in by_folder.items() if folder not in known)
-    return [*noted, *(record for record in alone if record is not None)]
 
 
 def _judge(index: IndexDatabase, group: SeriesGroup) -> list[str]:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 
+from tests.bundle.sample import INFERENCE as SAMPLE
+
 __all__ = ["CONFIG_PLACES", "Command", "Draft", "Variant", "Workbench", "base_files"]
 
 Command = Literal["infer", "network", "train", "evaluate", "monai"]
@@ -79,15 +81,7 @@ INFERENCE: dict[str, Any] = {
         ],
     },
     "handlers": [_LOADER, {"_target_": "StatsHandler", "iteration_log": False}],
-    "evaluator": {
-        "_target_": "SupervisedEvaluator",
-        "device": "@device",
-        "val_data_loader": "@dataloader",
-        "network": "@network",
-        "inferer": "@inferer",
-        "postprocessing": "@postprocessing",
-        "val_handlers": "@handlers",
-    },
+    "evaluator": SAMPLE["evaluator"],
     "initialize": ["$monai.utils.set_determinism(seed=0)"],
     "run": ["$@evaluator.run()"],
 }

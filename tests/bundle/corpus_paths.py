@@ -103,6 +103,10 @@ _READ: dict[str, dict[str, Any]] = {
         "call": {"_target_": "LoadImage", "reader": "PydicomReader"},
         "note": "$sorted(['CANARY/secret'], key=@call)",
     },
+    "a file that waits by an own dataset_dir": {
+        "dataset_dir": "CANARY",
+        "note": "$torch.load(@dataset_dir + '/fifo', weights_only=True)",
+    },
 }
 _LOAD: dict[str, Any] = {"_target_": "LoadImaged", "keys": "path", "reader": "PydicomReader"}
 _SAVE: dict[str, Any] = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "CANARY/d"}

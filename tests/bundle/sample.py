@@ -15,7 +15,7 @@ from medseg.trust.calibration import Calibration, StructureCalibration
 from medseg.trust.gradient_boosting import BoostedTrees, Tree
 from medseg.trust.trust_files import CALIBRATION_NAME
 
-__all__ = ["SAMPLE_NAME", "read_config", "write_bundle", "write_config"]
+__all__ = ["INFERENCE", "SAMPLE_NAME", "read_config", "write_bundle", "write_config"]
 
 SAMPLE_NAME = "sphere_mri_segmentation"
 

@@ -125,7 +125,7 @@ def test_grids_far_from_training_are_refused(folder: Path, geometry: Geometry, m
 
 
 @pytest.mark.parametrize(("side", "name"), [("inputs", "image"), ("outputs", "pred")])
-@pytest.mark.parametrize("stated", [0, -1, 10**9, "0", "99999", "two", 1.5])
+@pytest.mark.parametrize("stated", [0, -1, 10**9, "0", "99999", "0100099", "two", 1.5])
 def test_a_number_of_channels_that_no_image_has_is_refused(bundle: Path, side: str, name: str, stated: object) -> None:
     metadata = read_config(bundle, "metadata")
     metadata["network_data_format"][side][name]["num_channels"] = stated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydicom.uid import (
 
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import read_volume, save_nifti, scan
+from medseg.ingest.left_out import Leftover, note_on
 from medseg.manifests.layout_folders import read_folders
 from medseg.transforms import LoadVolumed
 from tests.ingest.synthetic import Series, make_series, save, slice_at
@@ -109,6 +110,32 @@ def test_a_folder_of_unreadable_slices_is_refused_with_why(tmp_path: Path) -> No
     assert "8 compressed by gzip" in record.message
     with pytest.raises(Refusal, match="8 compressed by gzip"):
         read_volume(tmp_path)
+
+
+def test_many_series_beside_many_unreadable_files_are_told_of_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def counted(leftovers: list[Leftover], files: Sequence[str]) -> tuple[str, ...]:
+        looked_at.append(len(leftovers))
+        return note_on(leftovers, files)
+
+    monkeypatch.setattr("medseg.ingest.left_out.note_on", counted)
+    for number in range(5):
+
+        def own(item: Dataset, at: int, series: int = number) -> None:
+            item.SeriesInstanceUID, item.SOPInstanceUID = f"1.2.3.{series}", f"1.2.3.{series}.{at}"
+
+        for path in sorted(make_series(change=own).write(tmp_path / f"{number}").iterdir()):
+            path.rename(tmp_path / f"{number}-{path.name}")
+    for number in range(7):
+        (tmp_path / f"lost-{number}.dcm").write_bytes(b"")
+    records = scan(tmp_path)
+    usable = [record for record in records if record.usable]
+    assert len(usable) == 5
+    assert all(any("7 files left out" in note for note in record.notes) for record in usable)
+    assert looked_at == [7]
 
 
 def test_files_left_out_are_told_again_from_the_database(tmp_path: Path) -> None:

@@ -148,3 +148,16 @@ def read_nifti(source: str | Path, case_id: str) -> tuple[NDArray[Any], Geometry
         raise Refusal("not-an-image", f"{case_id}: not a NIfTI file")
     image = nib.load(path)
     return np.asanyarray(image.dataobj), Geometry(image.shape, image.affine)
+
+
+EVALUATION: dict[str, Any] = {
+    "predictions": "p",
+    "references": "r",
+    "n_unpaired": 1,
+    "warnings": ["w"],
+    "trained_on": {"n": 1, "of": 2, "case_ids": ["a"]},
+    "definitions": {"tolerance_mm": 1.0, "percentile_rule": "x"},
+    "structures": {"liver": {"label": 1, "n": 2, "metrics": {"dice": {"mean": 0.5, "ci95": [0.1, 0.9]}}}},
+    "cases": [{"case_id": "a", "prediction": "p", "reference": "r", "prediction_case_id": "b"}],
+}
+"""A sound ``metrics.json``, with every key that a reader looks at."""

@@ -15,7 +15,7 @@ from medseg.json_shape import misfit
 from medseg.report import write_report
 from medseg.results import RunReport, write_worklist
 from medseg.results.run_report import RUN
-from tests.report.report_folders import make_folders, read_nifti
+from tests.report.report_folders import EVALUATION, make_folders, read_nifti
 
 ODD: list[Any] = [None, 3, -1.5, "x", "", [], [1], {}, {"a": 1}, True, float("nan"), 10**400, [None], "é\0"]
 
@@ -72,21 +72,11 @@ def test_what_fits_is_read_and_written_again_as_it_was(tmp_path: Path) -> None:
 def test_a_damaged_run_or_evaluation_is_an_error_and_no_crash(tmp_path: Path) -> None:
     results = make_folders(tmp_path / "study", ("a", "b"), refused=1).results
     run = json.loads((results / "run.json").read_text())
-    summary = {
-        "predictions": "p",
-        "references": "r",
-        "n_unpaired": 1,
-        "warnings": ["w"],
-        "trained_on": {"n": 1, "of": 2, "case_ids": ["a"]},
-        "definitions": {"tolerance_mm": 1.0, "percentile_rule": "x"},
-        "structures": {"liver": {"label": 1, "n": 2, "metrics": {"dice": {"mean": 0.5, "ci95": [0.1, 0.9]}}}},
-        "cases": [{"case_id": "a", "prediction": "p", "reference": "r", "prediction_case_id": "b"}],
-    }
     rng = random.Random(0)
     for number in range(120):
         odd = number % 2 == 0
         (tmp_path / "run.json").write_text(json.dumps(mutated(run, rng) if odd else run))
-        (tmp_path / "metrics.json").write_text(json.dumps(summary if odd else mutated(summary, rng)))
+        (tmp_path / "metrics.json").write_text(json.dumps(EVALUATION if odd else mutated(EVALUATION, rng)))
         for read in (
             lambda: write_report(tmp_path, viewer="never", reader=read_nifti),
             lambda: write_worklist(RunReport.read(tmp_path), tmp_path / "worklist.csv", measured_dice(tmp_path)),
