@@ -29,7 +29,7 @@ class Connection:
 
     ``first``: the association request, read and checked before. ``readable``: a socket that always has something to
     read, whose descriptor stands for ours as long as something is buffered. ``refuse``: told from which host and why,
-    if we end it.
+    if we end it. ``is_over``: the association has been released or aborted; what is left are threads on their way out.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.host, self.closed_at, self.last_seen = host, 0.0, clock()
+        self.is_over = False
         self._socket, self._limits, self._incoming, self._readable = connected, limits, incoming, readable
         self._refuse, self._clock = refuse, clock
         self._left = memoryview(first)
@@ -77,6 +78,8 @@ class Connection:
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``, which is one PDU."""
+        # before it leaves: the peer may ask for its next association as soon as this one is released
+        self.is_over = self.is_over or data[0] in pdu.LAST_PDUS
         self._socket.sendall(data)
         if data[0] == pdu.DATA:
             parts = pdu.fragments(memoryview(data)[pdu.HEADER.size :])
@@ -117,8 +120,10 @@ class Connection:
     def _next_pdu(self) -> bytes:
         header = self._read(pdu.HEADER.size)
         if not header:
+            self.is_over = True
             return b""
         kind, length = pdu.HEADER.unpack(header)
+        self.is_over = self.is_over or kind == pdu.ABORT[0]
         if kind == pdu.DATA:
             if length > self._limits.max_pdu_kb * 2**10:
                 raise Violation("a P-DATA PDU that is larger than was agreed")

@@ -19,6 +19,7 @@ from medseg.pacs.settings import DicomNode
 
 try:
     from pynetdicom import AE, Association, StoragePresentationContexts, build_context, build_role, evt
+    from pynetdicom.pdu import A_ASSOCIATE_RJ
     from pynetdicom.sop_class import (
         PatientRootQueryRetrieveInformationModelFind,
         StudyRootQueryRetrieveInformationModelFind,
@@ -61,19 +62,27 @@ class NetworkRemote:
         entity = AE(ae_title=node.calling_ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = node.timeout_seconds
         entity.connection_timeout = node.timeout_seconds
+        rejections: list[int] = []
+
+        def note_rejection(event: Any) -> None:
+            if isinstance(event.pdu, A_ASSOCIATE_RJ):
+                rejections.append(event.pdu.result)
+
         association = entity.associate(
             node.host,
             node.port,
             contexts=list(contexts),
             ae_title=node.ae_title,
             ext_neg=list(roles),
-            evt_handlers=[(evt.EVT_CONN_OPEN, no_delay), *handlers],
+            evt_handlers=[(evt.EVT_CONN_OPEN, no_delay), (evt.EVT_PDU_RECV, note_rejection), *handlers],
             tls_args=(node.tls.context(server=False), node.host) if node.tls else None,
         )
         if not association.is_established:
-            if association.rejected_contexts and not association.is_rejected:
+            # pynetdicom takes a rejection that comes while it still sees to its request for a failed connection
+            rejected = association.is_rejected or bool(rejections)
+            if association.rejected_contexts and not rejected:
                 raise _NothingAccepted(f"{node} accepts neither these SOP classes nor their transfer syntaxes")
-            why = "rejected the association (unknown AE title?)" if association.is_rejected else "did not answer"
+            why = "rejected the association (unknown AE title?)" if rejected else "did not answer"
             raise PacsError(f"{node} {why}; check AE titles, host and port on both sides")
         try:
             yield association

@@ -257,14 +257,21 @@ class Doorway:
             times.popleft()
         if len(times) >= self._limits.max_associations_per_minute:
             return pdu.REJECTED_CONGESTION, "more associations than max_associations_per_minute"
-        if len(self._server.active_associations) >= self._most and not self._free_a_place():
+        if self._is_full() and not self._free_a_place():
             return pdu.REJECTED_FULL, "an association more than max_associations"
         times.append(now)
         return None
 
+    def _is_full(self) -> bool:
+        """Whether all places are taken; there may be as many again of threads whose association is over."""
+        active = self._server.active_associations
+        sockets = [getattr(association.dul.socket, "socket", None) for association in active]
+        over = sum(one is None or getattr(one, "is_over", False) for one in sockets)
+        return len(active) - min(over, self._most) >= self._most
+
     def _free_a_place(self) -> bool:
         """End the association that has rested for longest, if it is long enough."""
-        resting = [one for one in self._connections if not one.closed_at and one.is_resting]
+        resting = [one for one in self._connections if not one.closed_at and not one.is_over and one.is_resting]
         longest = min(resting, key=lambda one: one.last_seen, default=None)
         if longest is None or time.monotonic() - longest.last_seen < self._limits.crowded_idle_seconds:
             return False

@@ -17,6 +17,8 @@ HEADER: Final = struct.Struct(">BxI")
 ASSOCIATE_REQUEST, DATA = 1, 4
 SHORT_PDUS: Final = frozenset((5, 6, 7))
 """A-RELEASE-RQ, A-RELEASE-RP and A-ABORT, whose length is 4."""
+LAST_PDUS: Final = frozenset((3, 6, 7))
+"""A-ASSOCIATE-RJ, A-RELEASE-RP and A-ABORT: after one of them there is no association."""
 
 ABORT: Final = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x00"
 """A-ABORT of the service provider that gives no reason."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 from pynetdicom import AE, build_context
+from pynetdicom.acse import ACSE
 
 from medseg.errors import Refusal
 from medseg.pacs.dicom_network import NetworkRemote
@@ -90,6 +92,17 @@ def test_unknown_ae_titles_are_refused(tmp_path: Path, change: dict[str, str]) -
         stranger = DicomNode(**{**vars(node), **change})
         with pytest.raises(PacsError, match="rejected"):
             NetworkRemote(stranger).echo()
+
+
+def test_a_rejection_that_comes_at_once_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(negotiation: ACSE) -> None:
+        send_request(negotiation)
+        time.sleep(0.5)
+
+    send_request = ACSE.send_request
+    monkeypatch.setattr(ACSE, "send_request", slowly)
+    with listening(tmp_path) as (_, node), pytest.raises(PacsError, match="rejected"):
+        NetworkRemote(DicomNode(**{**vars(node), "ae_title": "OTHER"})).echo()
 
 
 def test_no_answer_is_a_clear_error() -> None:

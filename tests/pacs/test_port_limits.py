@@ -59,6 +59,18 @@ def test_places_are_counted_after_the_ae_titles(tmp_path: Path) -> None:
             assert associate(stranger, request(calling=b"X")) == pdu.rejection(pdu.REJECTED_CALLER)
 
 
+def test_who_releases_may_come_again_at_once(tmp_path: Path) -> None:
+    with listening(tmp_path / "in", max_associations=1) as (_, node), ExitStack() as stack:
+        first = stack.enter_context(connected(node.port))
+        associate(first)
+        push(first, pdu.HEADER.pack(5, 4) + bytes(4))
+        assert read_pdu(first)[0] == 6
+        second = stack.enter_context(connected(node.port))
+        assert associate(second)[0] == _ACCEPT, "though the first has not closed its connection"
+        third = stack.enter_context(connected(node.port))
+        assert associate(third) == pdu.rejection(pdu.REJECTED_FULL)
+
+
 def test_an_association_that_rests_gives_its_place_to_another_caller(tmp_path: Path) -> None:
     limits = PortLimits(crowded_idle_seconds=0.2)
     with listening(tmp_path / "in", max_associations=1, port_limits=limits) as (_, node), connected(node.port) as first:
