@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
-from medseg.results.verdict import Judged, Verdict
+from medseg.results.verdict import DiscriminatorVerdict, Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
 
@@ -68,6 +68,8 @@ class CaseResult(Judged):
         Whether the image is one that the bundle has learnt from; None if the bundle does not tell.
     checksums
         Of every output, by its name.
+    discriminator
+        What the bundle's discriminator takes the result for; None unless it has been accepted as a judge.
     """
 
     case_id: str
@@ -83,6 +85,7 @@ class CaseResult(Judged):
     not_written: Mapping[str, Reason] = field(default_factory=dict)
     trained_on: bool | None = None
     checksums: Mapping[str, FileStamp] = field(default_factory=dict)
+    discriminator: DiscriminatorVerdict | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The case as in ``run.json``."""
@@ -91,6 +94,7 @@ class CaseResult(Judged):
             "outputs": list(self.outputs),
             "structures": [asdict(one) for one in self.structures],
             "trust": self.trust and self.trust.to_json(),
+            "discriminator": self.discriminator and self.discriminator.to_json(),
         }
 
     @classmethod
@@ -111,6 +115,7 @@ class CaseResult(Judged):
             {kind: Reason(why["reason"], why["message"]) for kind, why in (item.get("not_written") or {}).items()},
             item.get("trained_on"),
             {name: FileStamp(stamp["bytes"], stamp["sha256"]) for name, stamp in (item.get("checksums") or {}).items()},
+            DiscriminatorVerdict.from_json(item["discriminator"]) if item.get("discriminator") else None,
         )
 
     @classmethod
