@@ -160,6 +160,10 @@ class DiscriminatorJudge:
         """Judge the labels of a crop on the prepared image ``(C, H, W, D)`` that it was cut from."""
         labels = torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
         labels[0][crop.slices] = most_probable(crop.probabilities).to(torch.uint8)
+        return self.judge_labels(image, labels)
+
+    def judge_labels(self, image: Tensor, labels: Tensor) -> DiscriminatorVerdict:
+        """Judge a label map ``(1, H, W, D)`` on its prepared image ``(C, H, W, D)``."""
         found: list[tuple[float | None, int]] = [(None, 0)] * len(self.names)
         if bool(labels.any()):
             inside = (slice(None), *box_round(labels[0], self.judging.patch))
@@ -200,7 +204,7 @@ def accept_discriminator(
     judging
         How it sees them.
     held_out
-        Whether neither network was trained on them.
+        Whether the discriminator was not trained on them.
     weights_sha256
         Of the file that its weights will be read from.
     seed

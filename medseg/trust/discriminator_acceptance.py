@@ -67,7 +67,7 @@ class DiscriminatorAcceptance(StoredPart):
     patch: tuple[int, ...]  # side of the windows that it looks at, in voxels
     threshold: float  # logits above it mean "real"
     cases: int  # with at least one structure
-    held_out: bool  # whether neither network was trained on them
+    held_out: bool  # whether it was not trained on them
     real: Proportion  # cases whose true segmentation is judged real
     above: Mapping[str, Proportion]  # by kind of wrong segmentation: cases whose true one is judged more real than it
     left_out: Mapping[str, str]  # kinds that the bundle cannot have, and why

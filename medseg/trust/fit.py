@@ -184,8 +184,8 @@ def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorN
         stated = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
-    channels, layers = int(stated.get("channels", 16)), int(stated.get("layers", 2))
-    error_net = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, channels, layers))
+    how = {key: int(stated[key]) for key in ("channels", "layers", "products") if key in stated}
+    error_net = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, **how))
     path = discriminator or bundle.path / DISCRIMINATOR_NAME
     if path.is_file():
         finest = {key: value for key, value in read_weights(path).items() if key.startswith("scales.0.")}
