@@ -59,7 +59,7 @@ class ConditionalPatchDiscriminator(nn.Module):
     et al. 2016 (arXiv 1611.08408).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a network is made of, nearly all with a default
         self,
         label_channels: int,
         image_channels: int = 1,
@@ -69,6 +69,7 @@ class ConditionalPatchDiscriminator(nn.Module):
         norm: str | None = "instance",
         spectral: bool = False,
         spatial_dims: int = 3,
+        *,
         products: bool = False,
     ) -> None:
         super().__init__()
