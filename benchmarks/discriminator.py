@@ -36,6 +36,7 @@ from medseg.evaluation import StructureResult, evaluate_case
 from medseg.evaluation.accepted import acceptances
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
+from medseg.phantom import write_dataset
 from medseg.results import CaseResult
 from medseg.training import AdversarialLoss, AdversarialSchedule, Adversary
 from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, mean_logit, read_discriminator
@@ -49,12 +50,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "spectral": {"definition": {"spectral": True, "norm": None}},
     "R1": {"penalty": 1.0},
     "products": {"definition": {"products": True}},
-    "products, wrong-pairs-alone": {"definition": {"products": True}, "wrong_pairs": 1.0},
+    "judge": {"definition": {"products": True, "channels": 16}, "wrong_pairs": 1.0, "noise": 0.05},
     "two-scales": {"definition": {"scales": 2}},
     "predictions-alone": {"wrong_pairs": 0.0},
     "wrong-pairs-alone": {"wrong_pairs": 1.0},
 }
-"""Arguments of the adversary; ``definition`` of the discriminator."""
+"""Arguments of the adversary; ``definition`` of the discriminator. ``judge`` is the same for every bundle."""
+JUDGE_RATE = 1e-3
+"""Learning rate of ``judge``; that of the others is the bundle's."""
 NOISE = (0.0, 0.5, 1.0, 2.0)
 """Standard deviations of the noise on the images whose predictions are judged; the images' own is 1."""
 
@@ -98,21 +101,25 @@ class Subject:
         """Weights of a discriminator after its steps, and core-seconds: learning, of which making wrong pairs."""
         set_determinism(seed=0)
         discriminator = ConditionalPatchDiscriminator(**definition)
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=self.rate, betas=(0.5, 0.99), weight_decay=0.0)
+        rate = JUDGE_RATE if name == "judge" else self.rate
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0)
         adversary = Timed(
             discriminator,
             optimizer,
             AdversarialSchedule(),
-            noise=self.noise,
             max_norm=10.0,
-            **{key: value for key, value in arguments.items() if key != "definition"},
+            **{"noise": self.noise} | {key: value for key, value in arguments.items() if key != "definition"},
         )
+        if name == "judge":
+            for transform in self.loader.dataset.transform.flatten().transforms:
+                if getattr(transform, "foreground_key", None):
+                    transform.prob_foreground = 1.0  # a crop without a structure has no wrong pair
         begun = time.process_time()
         for step, batch in enumerate(self.loader):
             if step == self.steps:
                 break
             for group in optimizer.param_groups:  # half a cosine down
-                group["lr"] = self.rate * (0.02 + 0.49 * (1.0 + np.cos(np.pi * step / self.steps)))
+                group["lr"] = rate * (0.02 + 0.49 * (1.0 + np.cos(np.pi * step / self.steps)))
             with torch.no_grad():
                 prediction = self.network(batch["image"])
             for _ in range(self.updates):
@@ -254,6 +261,23 @@ def publish(bundle: Bundle, output: Path, name: str) -> None:
     print(f"{bundle.name}: {belongs.describe()}")
 
 
+def make_patients(bundle: Bundle, folder: Path, count: int) -> Path:
+    """Synthetic patients, the first two fifths of them fold 0, and their datalist."""
+    names = {"0": "background", **{str(label): name for label, name in bundle.labels.items()}}
+    written = write_dataset(folder, count, seed=1000, form="nifti", kind="ct", structures=len(bundle.labels))
+    items = [
+        {
+            "image": str(one.image.relative_to(folder)),
+            "label": str(one.label.relative_to(folder)),
+            "patient_id": one.patient_id,
+            "fold": int(5 * number >= 2 * count),
+        }
+        for number, one in enumerate(written)
+    ]
+    write_json(folder / "datalist.json", {"name": "synthetic patients", "labels": names, "training": items})
+    return folder / "datalist.json"
+
+
 def main() -> None:
     """Learn, try, print; or publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,8 +291,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--publish", choices=OPTIONS)
+    parser.add_argument("--patients", type=int, help="make as many synthetic patients in DATA first")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.patients:
+        options.datalist = make_patients(Bundle.open(options.bundle), options.data, options.patients)
     options.output.mkdir(parents=True, exist_ok=True)
     wanted = [options.publish] if options.publish else options.options
     missing = [name for name in wanted if not (options.output / f"{name}.json").is_file()]

@@ -136,11 +136,10 @@ def acceptances(
     limits = sorted({GOOD_DICE} if bundle_dice is None else {GOOD_DICE, bundle_dice})
     table = []
     for name, judge in JUDGES.items():
-        said = {case: found for case in quality if (found := judge(judged[case])) is not None}
+        said = {case: yes for case in quality if (yes := judge(judged[case])) is not None}
         if said:
-            table.append(
-                _acceptance(name, {case: yes for case, yes in said.items() if case not in seen}, quality, limits)
-            )
+            held_out = {case: yes for case, yes in said.items() if case not in seen}
+            table.append(_acceptance(name, held_out, quality, limits))
     if not table:
         return None
     return {"left_out_as_trained_on": len(seen & quality.keys()), "judges": [asdict(one) for one in table]}

@@ -37,10 +37,7 @@ _VERDICT = {
     "case_class": {"name!": TEXT, "probability!": NUMBER},
     "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
 }
-_DISCRIMINATOR = {
-    "verdict": TEXT,
-    "structures!": [{"label!": WHOLE, "name!": TEXT, "share": NUMBER, "patches!": WHOLE}],
-}
+_DISCRIMINATOR = {"structures!": [{"label!": WHOLE, "name!": TEXT, "share": NUMBER, "patches!": WHOLE}]}
 _CASE = {
     "case_id!": TEXT,
     "source": TEXT,

@@ -36,6 +36,8 @@ from medseg.trust.discriminator_acceptance import (
     Proportion,
     discriminator_state,
 )
+from medseg.trust.error_net import ErrorNet
+from medseg.trust.fit import start_error_net
 from tests.training.bundles import FLAGSHIP
 
 JUDGING = Judging((8, 8, 8), classes=3)
@@ -280,6 +282,17 @@ def test_the_discriminator_of_a_bundle_is_read_as_data(bundle: Bundle) -> None:
         path.write_text(json.dumps(content))
         with pytest.raises(BundleError, match="no discriminator of segmentations that can be read"):
             read_discriminator(bundle)
+
+
+def test_an_error_net_begins_as_the_discriminator_with_all_that_it_sees(bundle: Bundle) -> None:
+    network = ConditionalPatchDiscriminator(3, channels=4, products=True)
+    save_file(network.state_dict(), bundle.path / DISCRIMINATOR_NAME)
+    stated = {"_target_": "x.ConditionalPatchDiscriminator", "label_channels": 3, "channels": 4, "products": True}
+    (bundle.path / "trust" / "discriminator.json").write_text(json.dumps(stated))
+    begun = start_error_net(bundle)
+    torch.testing.assert_close(begun.discriminator.state_dict(), network.state_dict())
+    begun.write(bundle.path / "trust" / "critic.safetensors", "0" * 64)
+    assert ErrorNet.read(bundle.path / "trust" / "critic.safetensors").shape == begun.shape
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FLAGSHIP.parent.iterdir()))
