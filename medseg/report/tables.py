@@ -369,7 +369,7 @@ def _taken_for_real(case: Case) -> Cell:
     if case.discriminator is None:
         return Cell(_NOTHING)
     known = [(one.name, one.share) for one in case.discriminator.structures if one.share is not None]
-    least = min((share for _, share in known), default=0.0)
+    least = min((one.share or 0.0 for one in case.discriminator.structures), default=0.0)
     decision = case.discriminator.decision
     notes = tuple(f"{name} {share:.0%} real" for name, share in known)
     return Cell(sort=f"{least:.4f}", pill=decision, tone=decision, notes=notes)

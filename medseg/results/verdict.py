@@ -198,8 +198,11 @@ class DiscriminatorVerdict:
 
     @property
     def decision(self) -> Literal["accept", "reject"]:
-        """Accept if something was found, and :data:`REAL_SHARE` of every found structure's patches is judged real."""
-        shares = [one.share for one in self.structures if one.share is not None]
+        """Accept if every structure was found, and of each at least :data:`REAL_SHARE` of the patches is judged real.
+
+        What was not found has nothing that could be taken for real, so nothing vouches for it.
+        """
+        shares = [one.share or 0.0 for one in self.structures]
         return "accept" if shares and min(shares) >= REAL_SHARE else "reject"
 
     def to_json(self) -> dict[str, Any]:
