@@ -142,7 +142,7 @@ class DiscriminatorState:
         """For ``run.json``: whether cases come with its judgement, why not, and what it means."""
         facts: dict[str, Any] = {}
         if self.state == "accepted" and self.acceptance is not None:
-            rule = f"accept: every structure was found, and of each at least {REAL_SHARE:.0%} of the patches are judged real"
+            rule = f"accept: every structure was found, and of each at least {REAL_SHARE:.0%} of the patches are real"
             facts = {
                 "weights_sha256": self.acceptance.weights_sha256,
                 "real_above": self.acceptance.threshold,

@@ -293,7 +293,7 @@ def test_an_accepted_discriminator_judges_every_case_with_and_without_trust(
     assert len(judge.seen) == 3, "trust as before"
     content: Any = read_run(tmp_path / "out")
     assert content["discriminator"]["state"] == "accepted"
-    assert "of each at least 50% of the patches" in content["discriminator"]["rule"]
+    assert "of each at least 50% of the patches are real" in content["discriminator"]["rule"]
     assert content["summary"]["discriminator"] == {"accept": 2, "reject": 1}, "one was not found"
     found = {case["case_id"]: case["discriminator"] for case in content["cases"]}
     assert found["text"] is None
