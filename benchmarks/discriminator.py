@@ -4,9 +4,11 @@
     python -m benchmarks.discriminator BUNDLE DATA OUTPUT --publish classical
 
 BUNDLE is a segmentation bundle with weights. Its generator is frozen; a fresh discriminator learns from crops of the
-other folds, by the bundle's own ``train.json``, and is tried on the held-out fold: the acceptance test, and the rank
-correlation of its mean logit with Dice over the generator's predictions of clean and of noisy images. One JSON file and
-one set of weights for each option; what is there is not done again. ``shipped`` tries what the bundle has.
+other folds, by the bundle's own ``train.json``, and is tried on the held-out fold: the acceptance test, the rank
+correlation of its mean logit with Dice over the generator's predictions of clean and of noisy images, and what it
+accepts of these and how good that is. One JSON file and one set of weights for each option; what is there is not done
+again. ``shipped`` tries what the bundle has. ``--updates`` lets it learn several times from each batch, with other
+wrong pairs.
 ``--publish`` writes the discriminator of an option into the bundle's ``trust/``, with definition and acceptance.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,14 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
+from medseg.evaluation import StructureResult, evaluate_case
+from medseg.evaluation.accepted import acceptances
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
+from medseg.phantom import write_dataset
+from medseg.results import CaseResult
 from medseg.training import AdversarialLoss, AdversarialSchedule, Adversary
-from medseg.trust.discriminator import Judging, accept_discriminator, mean_logit, read_discriminator
+from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, mean_logit, read_discriminator
 from medseg.trust.discriminator_acceptance import ACCEPTANCE_NAME, DISCRIMINATOR_NAME, DiscriminatorAcceptance
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -43,11 +49,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "least-squares": {"loss": AdversarialLoss("least-squares")},
     "spectral": {"definition": {"spectral": True, "norm": None}},
     "R1": {"penalty": 1.0},
+    "products": {"definition": {"products": True}},
+    "judge": {"definition": {"products": True, "channels": 16}, "wrong_pairs": 1.0, "noise": 0.05},
     "two-scales": {"definition": {"scales": 2}},
     "predictions-alone": {"wrong_pairs": 0.0},
     "wrong-pairs-alone": {"wrong_pairs": 1.0},
 }
-"""Arguments of the adversary; ``definition`` of the discriminator."""
+"""Arguments of the adversary; ``definition`` of the discriminator. ``judge`` is the same for every bundle."""
+JUDGE_RATE = 1e-3
+"""Learning rate of ``judge``; that of the others is the bundle's."""
 NOISE = (0.0, 0.5, 1.0, 2.0)
 """Standard deviations of the noise on the images whose predictions are judged; the images' own is 1."""
 
@@ -57,6 +67,7 @@ class Subject:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.bundle, self.steps, self.output = Bundle.open(options.bundle), options.steps, options.output
+        self.updates = options.updates
         given = {"datalist": str(options.datalist)} if options.datalist else {}
         workflow = ConfigWorkflow(
             config_file=str(self.bundle.path / "configs" / "train.json"),
@@ -79,6 +90,7 @@ class Subject:
         self.inferer: SlidingWindowInferer = parsed("validate#inferer")
         config = workflow.parser.config
         self.definition = {key: value for key, value in config["discriminator_def"].items() if key != "_target_"}
+        self.spacing_mm = tuple(parsed("spacing_mm"))
         self.rate, self.noise = config["discriminator_learning_rate"], config["adversary"]["noise"]
         self.network = self.bundle.load_network().eval()
         self.judging = Judging(tuple(parsed("patch_size")), self.bundle.output_channels)
@@ -89,24 +101,29 @@ class Subject:
         """Weights of a discriminator after its steps, and core-seconds: learning, of which making wrong pairs."""
         set_determinism(seed=0)
         discriminator = ConditionalPatchDiscriminator(**definition)
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=self.rate, betas=(0.5, 0.99), weight_decay=0.0)
+        rate = JUDGE_RATE if name == "judge" else self.rate
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0)
         adversary = Timed(
             discriminator,
             optimizer,
             AdversarialSchedule(),
-            noise=self.noise,
             max_norm=10.0,
-            **{key: value for key, value in arguments.items() if key != "definition"},
+            **{"noise": self.noise} | {key: value for key, value in arguments.items() if key != "definition"},
         )
+        if name == "judge":
+            for transform in self.loader.dataset.transform.flatten().transforms:
+                if getattr(transform, "foreground_key", None):
+                    transform.prob_foreground = 1.0  # a crop without a structure has no wrong pair
         begun = time.process_time()
         for step, batch in enumerate(self.loader):
             if step == self.steps:
                 break
             for group in optimizer.param_groups:  # half a cosine down
-                group["lr"] = self.rate * (0.02 + 0.49 * (1.0 + np.cos(np.pi * step / self.steps)))
+                group["lr"] = rate * (0.02 + 0.49 * (1.0 + np.cos(np.pi * step / self.steps)))
             with torch.no_grad():
                 prediction = self.network(batch["image"])
-            adversary.learn(batch["image"], batch["label"], prediction, 1.0, update=True)
+            for _ in range(self.updates):
+                adversary.learn(batch["image"], batch["label"], prediction, 1.0, update=True)
         cost = {"learning": time.process_time() - begun, "wrong_pairs": adversary.seconds}
         print(f"{name}: {cost['learning']:.0f} core-seconds", flush=True)
         return discriminator.state_dict(), cost
@@ -130,14 +147,19 @@ class Subject:
         kept: list[list[Tensor]] = torch.load(path, weights_only=True)
         return kept
 
-    def ordered(self, discriminator: nn.Module, judging: Judging) -> dict[str, float]:
-        """Rank correlation of mean logit and Dice, over predictions of clean and noisy images, and of clean ones."""
-        rows, kept = [], self.predictions()
+    def ordered(self, discriminator: nn.Module, judging: Judging) -> dict[str, Any]:
+        """Rank correlation of mean logit and Dice, over predictions of clean and noisy images, and of clean ones.
+
+        And what is accepted of all, and how good it is.
+        """
+        rows, kept, judged = [], self.predictions(), Judgements(discriminator, judging, self.bundle.labels)
         for number, (image, label) in enumerate(self.cases()):
             truth = judging.structures(judging.segmentation(label))
             for sigma, found in zip(NOISE, kept[number], strict=True):
                 segmentation = judging.segmentation(found)
-                logit = mean_logit(discriminator, _noisy(image, number, sigma), segmentation, judging)
+                noisy = _noisy(image, number, sigma)
+                logit = mean_logit(discriminator, noisy, segmentation, judging)
+                judged.add(f"{number} with noise {sigma:g}", noisy, found, label, self.spacing_mm)
                 rows.append((sigma, _dice(judging.structures(segmentation), truth), logit))
         table = np.array(rows)
         clean = table[table[:, 0] == 0.0]
@@ -146,7 +168,24 @@ class Subject:
             "spearman_clean": float(spearmanr(clean[:, 1], clean[:, 2]).statistic),
             "dice": float(table[:, 1].mean()),
             "dice_clean": float(clean[:, 1].mean()),
+            "accepted": acceptances(judged.cases, judged.rows),
         }
+
+
+class Judgements:
+    """Results as the discriminator takes them, and how good they are."""
+
+    def __init__(self, discriminator: nn.Module, judging: Judging, names: Mapping[int, str]) -> None:
+        self.judge = DiscriminatorJudge(discriminator, judging, names)
+        self.cases: dict[str, CaseResult] = {}
+        self.rows: list[StructureResult] = []
+
+    def add(self, case_id: str, image: Tensor, found: Tensor, truth: Tensor, spacing_mm: Sequence[float]) -> None:
+        """Judge and measure label maps ``(1, H, W, D)``."""
+        self.cases[case_id] = CaseResult(case_id, discriminator=self.judge.judge_labels(image, found))
+        arrays = [one[0].numpy().astype(np.uint8) for one in (found, truth)]
+        scored = evaluate_case(arrays[0], arrays[1], spacing_mm, self.judge.names)
+        self.rows += [replace(row, case_id=case_id) for row in scored]
 
 
 def _noisy(image: Tensor, number: int, sigma: float) -> Tensor:
@@ -222,6 +261,23 @@ def publish(bundle: Bundle, output: Path, name: str) -> None:
     print(f"{bundle.name}: {belongs.describe()}")
 
 
+def make_patients(bundle: Bundle, folder: Path, count: int) -> Path:
+    """Synthetic patients, the first two fifths of them fold 0, and their datalist."""
+    names = {"0": "background", **{str(label): name for label, name in bundle.labels.items()}}
+    written = write_dataset(folder, count, seed=1000, form="nifti", kind="ct", structures=len(bundle.labels))
+    items = [
+        {
+            "image": str(one.image.relative_to(folder)),
+            "label": str(one.label.relative_to(folder)),
+            "patient_id": one.patient_id,
+            "fold": int(5 * number >= 2 * count),
+        }
+        for number, one in enumerate(written)
+    ]
+    write_json(folder / "datalist.json", {"name": "synthetic patients", "labels": names, "training": items})
+    return folder / "datalist.json"
+
+
 def main() -> None:
     """Learn, try, print; or publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,10 +288,14 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--crops", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=1)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--publish", choices=OPTIONS)
+    parser.add_argument("--patients", type=int, help="make as many synthetic patients in DATA first")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.patients:
+        options.datalist = make_patients(Bundle.open(options.bundle), options.data, options.patients)
     options.output.mkdir(parents=True, exist_ok=True)
     wanted = [options.publish] if options.publish else options.options
     missing = [name for name in wanted if not (options.output / f"{name}.json").is_file()]

@@ -37,6 +37,8 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
     for value, structures in summary.get("subgroups", {}).get("groups", {}).items():
         tables += _structures(f"{summary['subgroups']['column']} = {value}", structures, width)
     tables.append(_worst(result.results))
+    if "accepted" in summary:
+        tables.append(_accepted(summary["accepted"]))
     if "comparison" in summary:
         tables.append(_comparison(summary["comparison"]))
     for table in tables:
@@ -139,6 +141,35 @@ def _worst(results: Sequence[StructureResult]) -> Table:
 def _badness(row: StructureResult) -> tuple[float, float]:
     dice, distance = row.values["dice"], row.values["hd95_mm"]
     return (0.0 if dice is None else dice, -float("inf") if distance is None else -distance)
+
+
+def _accepted(accepted: Mapping[str, Any]) -> Table:
+    left_out = accepted["left_out_as_trained_on"]
+    without = f", without {left_out} cases of the training" if left_out else ""
+    judges = accepted["judges"]
+    table = _table(f"what was accepted without references{without}: 95 % intervals after Clopper and Pearson", "judge")
+    for heading in ("accepted", *(f"of these good\nDice ≥ {limit}" for limit in judges[0]["good"])):
+        table.add_column(heading, justify="right")
+    for metric in ("dice", "hd95_mm"):
+        table.add_column(f"{_short(metric)}\naccepted", justify="right", no_wrap=True)
+        table.add_column(f"{_short(metric)}\nothers", justify="right", no_wrap=True)
+    for one in judges:
+        shares = [_share(share) for share in (one["accepted"], *one["good"].values())]
+        spreads = [
+            _spread(metric, one[metric][part]) for metric in ("dice", "hd95_mm") for part in ("accepted", "others")
+        ]
+        table.add_row(one["judge"], *shares, *spreads)
+    return table
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    return f"{share['count']}/{share['of']} ({share['low']:.2f}, {share['high']:.2f})" if share["of"] else "–"
+
+
+def _spread(metric: str, spread: Mapping[str, Any]) -> str:
+    digits = 2 if metric.endswith("_mm") else 3
+    std = "" if spread["std"] is None else f" ± {spread['std']:.{digits}f}"
+    return "–" if spread["mean"] is None else f"{spread['mean']:.{digits}f}{std}"
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Table:

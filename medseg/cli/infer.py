@@ -190,6 +190,8 @@ def _say(report: RunReport, *, profile: bool) -> None:
             say(f"Trust was calibrated on {trust['provenance']}")
     elif trust["state"] in {"stale", "damaged"}:
         say(f"Trust: no verdicts, no doubt. {trust['message']}", "yellow")
+    if real := report.real:
+        say(f"Discriminator: {real['accept']} accepted, {real['reject']} rejected")
     if report.trained_on:
         seen = f"{report.trained_on} of {report.statuses['done']} cases were used to train this model"
         say(f"{seen}: these figures say nothing about new cases", "yellow")

@@ -12,6 +12,7 @@ from typing import Any
 
 from medseg._version import medseg_version
 from medseg.errors import UsageError
+from medseg.evaluation.accepted import acceptances
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
@@ -189,6 +190,15 @@ class _Evaluated:
         known = trained_on(self.side.pairs, self.side.found, labels)
         return known, summarised(known, [pair.case_id for pair in self.scored])
 
+    def accepted(self, known: Mapping[str, bool | None]) -> dict[str, Any] | None:
+        """What the judgements of the run that made the predictions are worth; None without any."""
+        if (run := self.side.found.run) is None:
+            return None
+        judged = {pair.case_id: case for pair in self.scored if (case := run.case(pair.prediction.case_id))}
+        learnt = [case for case, yes in known.items() if yes]
+        limit = (run.trust.get("thresholds") or {}).get("accept")
+        return acceptances(judged, self.rows, bundle_dice=limit, learnt=learnt)
+
 
 def _match(source: Path, truth: Collection, labels: str | Path | Mapping[int, str] | None) -> _Side:
     found = collect(source, "predictions")
@@ -231,6 +241,8 @@ def _write(
         summary["subgroups"] = {"column": options.group_by, "groups": tables}
     more = [percentile_name(p) for p in options.definitions.percentiles]
     more += [metric.name for metric in METRICS if not metric.csv and options.all_metrics]
+    if (accepted := first.accepted(known)) is not None:
+        summary["accepted"] = accepted
     for second in others:
         summary["comparison"] = _comparison(first, second, patients, options.bootstrap)
         write_csv(output / "compared_metrics.csv", second.rows, more)

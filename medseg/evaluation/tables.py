@@ -19,12 +19,20 @@ _TRAINED_ON = "trained_on"
 _LARGEST = 1e30
 """No measure in mm or ml comes near it."""
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
+_SHARE: Spec = {"count!": NUMBER, "of!": NUMBER, "low!": NUMBER, "high!": NUMBER}
+_SPREADS: Spec = {"*": {"n!": NUMBER, "mean": NUMBER, "std": NUMBER}}
 _SUMMARY: Spec = {
     "predictions": TEXT,
     "references": TEXT,
     "n_unpaired": NUMBER,
     "warnings": [TEXT],
     "trained_on": {"n!": NUMBER, "of": NUMBER, "case_ids": [TEXT]},
+    "accepted": {
+        "left_out_as_trained_on": NUMBER,
+        "judges!": [
+            {"judge!": TEXT, "accepted!": _SHARE, "good!": {"*": _SHARE}, "dice!": _SPREADS, "hd95_mm!": _SPREADS}
+        ],
+    },
     "definitions": {"tolerance_mm": NUMBER, "percentile_rule": TEXT, "surface": TEXT},
     "structures": {
         "*": {"label": NUMBER, "n": NUMBER, "n_missed": NUMBER, "n_invented": NUMBER, "metrics": {"*": _FIGURES}}

@@ -31,11 +31,12 @@ from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mi
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.sliding_window import Chunk, sliding_window
-from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, Verdict
-from medseg.trust.crop import ProbabilityCrop
+from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
+from medseg.trust.crop import Crop, ProbabilityCrop
 from medseg.trust.trust_files import TrustFiles, TrustState
 
 if TYPE_CHECKING:
+    from medseg.trust.discriminator import DiscriminatorJudge
     from medseg.trust.trust_model import TrustModel
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Prediction:
         Per cent of wrong labels expected round each voxel, uint8 on the source grid; None unless asked for.
     prepared
         The image as the network saw it, ``(C, H, W, D)``; None unless the network's output was watched.
+    discriminator
+        What the bundle's discriminator takes the result for; None unless it may judge.
     """
 
     label_map: LabelMap
@@ -70,6 +73,7 @@ class Prediction:
     verdict: Verdict | None = None
     error_map: NDArray[np.uint8] | None = None
     prepared: MetaTensor | None = None
+    discriminator: DiscriminatorVerdict | None = None
 
 
 class Predictor:
@@ -91,8 +95,8 @@ class Predictor:
         :func:`medseg.inference.ensemble.load_models`.
     trust
         Whether cases get a verdict, if the bundle has a trust calibration for its weights (``trust_state`` says why
-        there is none). It holds for the plain
-        network alone: with ``mirror`` or ``ensemble`` there is none.
+        there is none). It holds for the plain network alone: with ``mirror`` or ``ensemble`` there is none. The same
+        goes for the judgement of a discriminator that may judge.
 
     Examples
     --------
@@ -124,6 +128,7 @@ class Predictor:
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
+        self._judge = _open_judge(self.bundle, self.device) if trust and plain else None
 
     def predict(
         self,
@@ -160,7 +165,7 @@ class Predictor:
         with clock.stage("prepare"):
             prepared = self.prepare(case, modality)
         inverter = Inverter(self.config, source, prepared)
-        crop = ProbabilityCrop(self.config.post.decoding) if self._trust else None
+        crop = ProbabilityCrop(self.config.post.decoding) if self._trust or self._judge else None
         watching: list[Callable[[Chunk], None]] = [watch] if watch else []
         if crop is not None:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
@@ -174,12 +179,15 @@ class Predictor:
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
-        verdict, errors = None, None
+        found = _Judgement()
         if crop is not None:
             with clock.stage("trust"):
-                verdict, errors = self._assess(crop, prepared, inverter if error_map else None)
+                found = self._assess(crop, prepared, inverter if error_map else None)
         watched = prepared if watch else None
-        return Prediction(labels, geometry_of(source), dict(clock.seconds), verdict, errors, watched)
+        seconds = dict(clock.seconds)
+        return Prediction(
+            labels, geometry_of(source), seconds, found.verdict, found.error_map, watched, found.discriminator
+        )
 
     def prepare(self, image: MetaTensor | Mapping[str, Any], modality: str | None = None) -> MetaTensor:
         """The image as the network sees it, see :func:`medseg.inference.preprocess.preprocess`."""
@@ -191,26 +199,43 @@ class Predictor:
             return {key: image[key] for key in self.config.channels.keys if key in image}
         return {"image": image}
 
-    def _assess(
-        self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None
-    ) -> tuple[Verdict, NDArray[np.uint8] | None]:
-        """The verdict, and the error map on the source grid if there is an inverter to it."""
-        assert self._trust is not None
+    def _assess(self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None) -> _Judgement:
+        """What the trust model and the discriminator say; the error map if there is an inverter to the source grid."""
         try:
             crop = kept.crop(prepared.as_tensor(), prepared.affine.numpy())
             if crop is None:
-                return Verdict.not_assessed(TOO_LARGE), None
+                return _Judgement(Verdict.not_assessed(TOO_LARGE) if self._trust else None)
+            real = None if self._judge is None else self._real(self._judge, prepared, crop)
+            if self._trust is None:
+                return _Judgement(discriminator=real)
             found = self._trust.assess(crop)
         except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
             _log.warning("the trust model failed with %s", type(error).__name__)
-            return Verdict.not_assessed(NOT_JUDGED), None
+            return _Judgement(Verdict.not_assessed(NOT_JUDGED) if self._trust else None)
         if inverter is None:
-            return found.verdict, None
+            return _Judgement(found.verdict, None, real)
         # none outside the box that was judged
         whole = torch.zeros(tuple(prepared.shape[1:]))
         whole[crop.slices] = torch.from_numpy(np.ascontiguousarray(found.error_map, dtype=np.float32))
         percent = np.rint(np.clip(inverter.field(whole), 0.0, 1.0) * 100.0)
-        return found.verdict, np.asarray(percent, dtype=np.uint8)
+        return _Judgement(found.verdict, np.asarray(percent, dtype=np.uint8), real)
+
+    def _real(self, judge: DiscriminatorJudge, prepared: MetaTensor, crop: Crop) -> DiscriminatorVerdict | None:
+        """What the discriminator takes the result for; the verdict does not depend on whether it can say."""
+        try:
+            return judge.judge(prepared.as_tensor().float(), crop)
+        except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+            _log.warning("the discriminator failed with %s", type(error).__name__)
+            return None
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """What is said of one result: by the trust model, where its errors are, and by the discriminator."""
+
+    verdict: Verdict | None = None
+    error_map: NDArray[np.uint8] | None = None
+    discriminator: DiscriminatorVerdict | None = None
 
 
 class _Stopwatch:
@@ -258,3 +283,14 @@ def _open_trust(bundle: Bundle, network: torch.nn.Module, device: str) -> tuple[
     except BundleError as error:
         _log.warning("no verdicts: %s", error)
         return replace(state, state="damaged", message=str(error)), None
+
+
+def _open_judge(bundle: Bundle, device: str) -> DiscriminatorJudge | None:
+    """The discriminator of a bundle, if it may judge."""
+    from medseg.trust.discriminator import DiscriminatorJudge
+
+    try:
+        return DiscriminatorJudge.open(bundle, device)
+    except BundleError as error:
+        _log.warning("the discriminator does not judge: %s", error)
+        return None

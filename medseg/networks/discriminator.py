@@ -49,13 +49,17 @@ class ConditionalPatchDiscriminator(nn.Module):
         Divide every convolution by its largest singular value (Miyato et al. 2018, arXiv 1802.05957).
     spatial_dims
         2 or 3.
+    products
+        Whether it also sees the image inside of each label: every image channel times every label channel. What a
+        wrong label takes in, or leaves out, is then plain to see where the size and shape of a structure say nothing.
 
     Notes
     -----
-    PatchGAN: Isola et al. 2017 (arXiv 1611.07004); several scales: Wang et al. 2018 (arXiv 1711.11585).
+    PatchGAN: Isola et al. 2017 (arXiv 1611.07004); several scales: Wang et al. 2018 (arXiv 1711.11585); products: Luc
+    et al. 2016 (arXiv 1611.08408).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a network is made of, nearly all with a default
         self,
         label_channels: int,
         image_channels: int = 1,
@@ -65,15 +69,17 @@ class ConditionalPatchDiscriminator(nn.Module):
         norm: str | None = "instance",
         spectral: bool = False,
         spatial_dims: int = 3,
+        *,
+        products: bool = False,
     ) -> None:
         super().__init__()
-        self.image_channels = image_channels
+        self.image_channels, self.products = image_channels, products
         self.spatial_dims = spatial_dims
         self.scales = nn.ModuleList(
             PatchDiscriminator(
                 spatial_dims=spatial_dims,
                 channels=channels,
-                in_channels=image_channels + label_channels,
+                in_channels=image_channels + label_channels + image_channels * label_channels * products,
                 num_layers_d=layers,
                 norm=cast(str, norm),
                 last_conv_kernel_size=3,
@@ -104,7 +110,10 @@ class ConditionalPatchDiscriminator(nn.Module):
                 f"the condition has {found} channels, expected {self.image_channels}; "
                 "set image_channels to the number of image channels (0 for an unconditional discriminator)"
             )
-        pair = label if image is None else torch.cat([image, label], dim=1)
+        parts = [label] if image is None else [image, label]
+        if image is not None and self.products:
+            parts.append((image[:, :, None] * label[:, None]).flatten(1, 2))
+        pair = torch.cat(parts, dim=1)
         pool = avg_pool3d if self.spatial_dims == 3 else avg_pool2d
         logits: list[Tensor] = []
         features: list[list[Tensor]] = []

@@ -16,7 +16,7 @@ from medseg.evaluation.statistics import by_structure
 from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_names
 from medseg.evaluation.trained_on import summarised
 from medseg.results import CaseResult, RunReport, worst_first
-from medseg.results.verdict import Judged, Verdict
+from medseg.results.verdict import DiscriminatorVerdict, Judged, Verdict
 
 Locations = Path | Mapping[str, str | Path] | None
 """Where images or references lie: a folder, a path per case id, or not known."""
@@ -44,6 +44,7 @@ class Case(Judged):
     reference: Path | None = None
     doubt: Path | None = None
     trained_on: bool | None = None
+    discriminator: DiscriminatorVerdict | None = None
 
     @property
     def dice(self) -> tuple[float, ...]:
@@ -89,8 +90,8 @@ class Study:
         What the run says of its calibration.
     summaries
         ``structures`` of ``metrics.json``; empty without one.
-    learnt
-        ``trained_on`` of ``metrics.json``.
+    learnt, accepted
+        ``trained_on`` and ``accepted`` of ``metrics.json``.
     definitions
         Of the figures: name and text.
     n_unpaired, n_warnings
@@ -104,6 +105,7 @@ class Study:
     trust: Trust = field(default_factory=Trust)
     summaries: Mapping[str, Any] = field(default_factory=dict)
     learnt: Mapping[str, Any] | None = None
+    accepted: Mapping[str, Any] | None = None
     definitions: tuple[tuple[str, str], ...] = ()
     n_unpaired: int = 0
     n_warnings: int = 0
@@ -179,6 +181,7 @@ def collect(folder: Path, images: Locations = None, references: Locations = None
         trust=_trust(run.trust if run else {}),
         summaries={name: row for name, row in (metrics.get("structures") or {}).items() if row.get("metrics")},
         learnt=metrics.get("trained_on"),
+        accepted=metrics.get("accepted"),
         definitions=tuple(_definitions(metrics.get("definitions") or {})),
         n_unpaired=metrics.get("n_unpaired") or 0,
         n_warnings=len(metrics.get("warnings") or ()),
@@ -255,6 +258,7 @@ def _from_run(result: CaseResult, files: _Files) -> Case:
             for s in result.structures
         ),
         trained_on=result.trained_on,
+        discriminator=result.discriminator,
     )
     if case.status != "done":
         return case

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -89,6 +90,7 @@ class Page:
     measured: bool = False
     table_title: str = "Structures"
     structures: tables.Table = field(default_factory=tables.Table)
+    accepted: tables.Table = field(default_factory=tables.Table)
     looked_at: str = ""
     columns: Sequence[tables.Column[Case]] = ()
     cases: Sequence[CaseRow] | None = None
@@ -164,6 +166,7 @@ def page_of(study: Study, pictures: Mapping[str, Pictures], title: str, library:
         unpaired=unpaired if study.n_unpaired else "",
         measured=study.measured,
         structures=tables.structure_table(study),
+        accepted=_accepted(study),
         looked_at=_looked_at(study),
         charts=sections(study),
         columns=cases.columns,
@@ -197,6 +200,41 @@ def _looked_at(study: Study) -> str:
         return "of greatest disagreement"
     doubted = any(case.look_at_mm or case.doubt for case in study.cases)
     return "of greatest doubt" if doubted else "of largest area"
+
+
+def _accepted(study: Study) -> tables.Table:
+    """What each judge accepted without references, and how good that is; empty unless judgements were evaluated."""
+    judges: Sequence[Mapping[str, Any]] = (study.accepted or {}).get("judges") or ()
+    limits = [*(judges[0]["good"] if judges else ())]
+    columns: list[tables.Column[Mapping[str, Any]]] = [
+        tables.Column("Judge", lambda one: tables.Cell(one["judge"]), numeric=False),
+        tables.Column("Accepted", lambda one: _of_cases(one["accepted"])),
+    ]
+    columns += [tables.Column(f"Good: Dice ≥ {limit}", partial(_good, limit=limit)) for limit in limits]
+    for metric in ("dice", "hd95_mm"):
+        for part in ("accepted", "others"):
+            columns.append(
+                tables.Column(f"{metric_named(metric).title}, {part}", partial(_spread, metric=metric, part=part))
+            )
+    return tables.table(columns, judges)
+
+
+def _good(judge: Mapping[str, Any], limit: str) -> tables.Cell:
+    return _of_cases(judge["good"][limit])
+
+
+def _of_cases(share: Mapping[str, Any]) -> tables.Cell:
+    if not share["of"]:
+        return tables.Cell("–")
+    return tables.Cell(f"{share['count']} of {share['of']}", notes=(f"{share['low']:.0%} to {share['high']:.0%}",))
+
+
+def _spread(judge: Mapping[str, Any], metric: str, part: str) -> tables.Cell:
+    found = judge[metric][part]
+    return tables.Cell(
+        tables.number(found.get("mean"), metric),
+        aside=f"± {tables.number(found.get('std'), metric)}" if found["n"] else "",
+    )
 
 
 def _about(study: Study) -> Iterator[tuple[str, str]]:

@@ -284,6 +284,8 @@ def case_table(study: Study) -> Table:
         columns.append(Column("Trust", _verdict, False, "verdict"))
     if any(case.assessed for case in study.cases):
         columns.append(Column("Predicted Dice", _predicted, key="predicted"))
+    if any(case.discriminator for case in study.cases):
+        columns.append(Column("Discriminator", _taken_for_real, False, "discriminator"))
     if study.measured:
         columns += [
             Column("Worst Dice", _worst_dice, key="dice"),
@@ -360,6 +362,17 @@ def _verdict(case: Case) -> Cell:
 def _predicted(case: Case) -> Cell:
     predicted, low = case.estimates
     return _figure(predicted, "dice", "" if low is None else f"at least {low:.2f}")
+
+
+def _taken_for_real(case: Case) -> Cell:
+    """Badge of the discriminator's decision and, below, the share of each structure that it takes for real."""
+    if case.discriminator is None:
+        return Cell(_NOTHING)
+    known = [(one.name, one.share) for one in case.discriminator.structures if one.share is not None]
+    least = min((one.share or 0.0 for one in case.discriminator.structures), default=0.0)
+    decision = case.discriminator.decision
+    notes = tuple(f"{name} {share:.0%} real" for name, share in known)
+    return Cell(sort=f"{least:.4f}", pill=decision, tone=decision, notes=notes)
 
 
 def _worst_dice(case: Case) -> Cell:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
 from medseg.json_shape import FILE_NAME, FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, one_of
-from medseg.results.verdict import DECISIONS, Judged, Verdict
+from medseg.results.verdict import DECISIONS, DiscriminatorVerdict, Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
 
@@ -26,6 +26,7 @@ _VERDICT = {
     "case_class": {"name!": TEXT, "probability!": NUMBER},
     "structures": [{"label!": WHOLE, "name!": TEXT, "predicted_dice!": NUMBER, "lower_bound!": NUMBER}],
 }
+_DISCRIMINATOR = {"structures!": [{"label!": WHOLE, "name!": TEXT, "share": NUMBER, "patches!": WHOLE}]}
 CASE: Spec = {
     "case_id!": FILE_NAME,
     "source": TEXT,
@@ -36,6 +37,7 @@ CASE: Spec = {
     "outputs": [FILE_NAME],
     "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
     "trust": _VERDICT,
+    "discriminator": _DISCRIMINATOR,
     "stages": {"*": NUMBER},
     "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
     "trained_on": FLAG,
@@ -95,6 +97,8 @@ class CaseResult(Judged):
         Whether the image is one that the bundle has learnt from; None if the bundle does not tell.
     checksums
         Of every output, by its name.
+    discriminator
+        What the bundle's discriminator takes the result for; None unless it has been accepted as a judge.
     """
 
     case_id: str
@@ -110,6 +114,7 @@ class CaseResult(Judged):
     not_written: Mapping[str, Reason] = field(default_factory=dict)
     trained_on: bool | None = None
     checksums: Mapping[str, FileStamp] = field(default_factory=dict)
+    discriminator: DiscriminatorVerdict | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The case as in ``run.json``."""
@@ -118,6 +123,7 @@ class CaseResult(Judged):
             "outputs": list(self.outputs),
             "structures": [asdict(one) for one in self.structures],
             "trust": self.trust and self.trust.to_json(),
+            "discriminator": self.discriminator and self.discriminator.to_json(),
         }
 
     @classmethod
@@ -138,6 +144,7 @@ class CaseResult(Judged):
             {kind: Reason(why["reason"], why["message"]) for kind, why in (item.get("not_written") or {}).items()},
             item.get("trained_on"),
             {name: FileStamp(stamp["bytes"], stamp["sha256"]) for name, stamp in (item.get("checksums") or {}).items()},
+            DiscriminatorVerdict.from_json(item["discriminator"]) if item.get("discriminator") else None,
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -54,6 +54,7 @@ RUN: Spec = {
         "coverage": NUMBER,
         "thresholds": {"accept!": NUMBER, "reject!": NUMBER},
     },
+    "discriminator": {"state": TEXT, "message": TEXT},
     "cases!": [CASE],
 }
 """``run.json`` as ``medseg infer`` writes it, as far as it is read again."""
@@ -89,6 +90,8 @@ class RunReport:
         What computed: versions of medseg and, by name, of others; the bundle, and how its network was run.
     trust
         Whether cases come with a verdict (``state``), why not (``message``), and what the calibration says of itself.
+    discriminator
+        Whether cases come with the judgement of the bundle's discriminator (``state``), and why not (``message``).
     notes
         What medseg does otherwise than the bundle's configuration says.
     options
@@ -114,6 +117,7 @@ class RunReport:
     precision: str = ""
     engine: str = ""
     trust: Mapping[str, Any] = field(default_factory=dict)
+    discriminator: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
@@ -146,6 +150,12 @@ class RunReport:
             return None
         counts: dict[str, int] = {verdict: sum(case.verdict == verdict for case in judged) for verdict in DECISIONS}
         return {**counts, "flagged": sum(bool(case.flags) for case in judged)}
+
+    @property
+    def real(self) -> dict[str, int] | None:
+        """How many cases the discriminator accepts and rejects; None where it does not judge."""
+        judged = [case.discriminator.decision for case in self.cases if case.discriminator]
+        return {name: judged.count(name) for name in ("accept", "reject")} if judged else None
 
     @property
     def trained_on(self) -> int | None:
@@ -212,6 +222,7 @@ class RunReport:
             "device": self.device,
             "precision": self.precision,
             "trust": dict(self.trust),
+            "discriminator": dict(self.discriminator),
             "notes": list(self.notes),
             "options": dict(self.options),
             "skipped": [asdict(one) for one in self.skipped],
@@ -228,6 +239,7 @@ class RunReport:
             **self.statuses,
             "reasons": dict(Counter(case.reason for case in self.cases if case.reason)),
             "verdicts": self.verdicts,
+            "discriminator": self.real,
             "trained_on": self.trained_on,
             "not_written": dict(Counter(kind for case in self.cases for kind in case.not_written)),
             "seconds": self.seconds,
@@ -250,6 +262,7 @@ class RunReport:
             bundle=BundleStamp(*(bundle.get(key) or "" for key in ("name", "version", "sha256"))),
             engine=(content.get("engine") or {}).get("engine") or "",
             trust=content.get("trust") or {},
+            discriminator=content.get("discriminator") or {},
             notes=tuple(content.get("notes") or ()),
             options=content.get("options") or {},
             skipped=tuple(
@@ -312,19 +325,32 @@ class RunReport:
         return None if report.unfinished and not report.stored else report
 
 
-def _table(cases: Iterable[CaseResult]) -> str:
+def _table(cases: Sequence[CaseResult]) -> str:
     names = list(dict.fromkeys(structure.name for case in cases for structure in case.structures))
     head = ["case_id", "source", "status", "reason", "message", "seconds", "outputs"]
     trust = ["predicted_dice", "lower_bound", "verdict", "flags", "trained_on", "not_written"]
-    rows: list[Sequence[object]] = [[*head, *(f"{name}_volume_ml" for name in names), *trust]]
+    real = ["discriminator", *(f"{name}_real" for name in names), "case_class"]
+    if not any(case.discriminator for case in cases):
+        real = []
+    rows: list[Sequence[object]] = [[*head, *(f"{name}_volume_ml" for name in names), *trust, *real]]
     for case in cases:
         volumes = {structure.name: structure.volume_ml for structure in case.structures}
         row = [case.case_id, case.source, case.status, case.reason or "", case.message, case.seconds]
         row += [" ".join(case.outputs), *(volumes.get(name, "") for name in names)]
         row += ["" if value is None else value for value in case.estimates]
         row += [case.verdict, " ".join(case.flags), "" if case.trained_on is None else str(case.trained_on).lower()]
-        rows.append([*row, " ".join(f"{kind}({why.reason})" for kind, why in case.not_written.items())])
+        row += [" ".join(f"{kind}({why.reason})" for kind, why in case.not_written.items())]
+        rows.append([*row, *(_real(case, names) if real else [])])
     return table_text(rows)
+
+
+def _real(case: CaseResult, names: Sequence[str]) -> list[object]:
+    """What the discriminator takes the case for, each structure's share, and what the image may suffer from."""
+    found = case.discriminator
+    shares = {one.name: one.share for one in found.structures} if found else {}
+    cells = [None if (share := shares.get(name)) is None else round(share, 4) for name in names]
+    fault = case.trust.fault.name if case.trust and case.trust.fault else None
+    return [found.decision if found else None, *cells, fault]
 
 
 def _has_cases(path: Path) -> bool:

@@ -164,10 +164,69 @@ class Verdict:
         )
 
 
+REAL_SHARE = 0.5
+"""The discriminator accepts a result of which at least this share of every structure's patches is judged real."""
+
+
+@dataclass(frozen=True)
+class RealShare:
+    """How much of one structure the discriminator takes for real.
+
+    Parameters
+    ----------
+    label, name
+        The structure.
+    share
+        Of its patches, those judged real: 0 to 1; None if it was not found.
+    patches
+        Their number.
+    """
+
+    label: int
+    name: str
+    share: float | None
+    patches: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``run.json``, to four places."""
+        return {**asdict(self), "share": None if self.share is None else round(self.share, 4)}
+
+
+@dataclass(frozen=True)
+class DiscriminatorVerdict:
+    """What the discriminator takes one result for: the test phase of adversarial training, without calibration."""
+
+    structures: tuple[RealShare, ...]  # by label, those that were not found, too
+
+    @property
+    def decision(self) -> Literal["accept", "reject"]:
+        """Accept if every structure was found, and of each at least :data:`REAL_SHARE` of the patches is judged real.
+
+        What was not found has nothing that could be taken for real, so nothing vouches for it.
+        """
+        shares = [one.share or 0.0 for one in self.structures]
+        return "accept" if shares and min(shares) >= REAL_SHARE else "reject"
+
+    def to_json(self) -> dict[str, Any]:
+        """As under ``discriminator`` of a case in ``run.json``."""
+        return {"verdict": self.decision, "structures": [one.to_json() for one in self.structures]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> DiscriminatorVerdict:
+        """From what :meth:`to_json` made; the decision is not read, it follows from the shares."""
+        return cls(
+            tuple(
+                RealShare(int(s["label"]), str(s["name"]), s.get("share"), int(s["patches"]))
+                for s in content["structures"]
+            )
+        )
+
+
 class Judged:
     """A case that may have a verdict, and what it says in short."""
 
     trust: Verdict | None
+    discriminator: DiscriminatorVerdict | None
 
     @property
     def verdict(self) -> str:

@@ -13,17 +13,20 @@ from monai.networks import one_hot
 from monai.transforms import ResizeWithPadOrCrop
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, pad
 
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
+from medseg.results.verdict import DiscriminatorVerdict, RealShare
 from medseg.transforms.mismatched_pairs import KINDS, MismatchedPairs, MismatchKind, possible
+from medseg.trust.crop import Crop, most_probable
 from medseg.trust.discriminator_acceptance import (
     DISCRIMINATOR_NAME,
     DiscriminatorAcceptance,
     Proportion,
+    discriminator_state,
 )
 
 MARGIN_VOXELS = 4
@@ -84,16 +87,29 @@ class Judging:
         return structures if self.regions else torch.cat([1.0 - structures.sum(0, keepdim=True), structures])
 
 
-def pair_logits(discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging) -> list[Tensor]:
-    """Logits of a pair ``(C, H, W[, D])`` and ``(classes, H, W[, D])``, by scale, over windows that cover it."""
+def window_logits(
+    discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Look at a pair ``(C, H, W[, D])`` and ``(classes, H, W[, D])`` in windows that cover it.
+
+    Yields the structures of a window ``(structures, h, w[, d])`` and its logits ``(h', w'[, d'])``, by scale.
+    """
     device = next(discriminator.parameters()).device
     missing = [max(0, wanted - n) for wanted, n in zip(judging.patch, image.shape[1:], strict=True)]
     sides = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]
     structures = pad(judging.structures(segmentation).to(device), sides)
     seen = pad(image.to(device).float(), sides), judging.with_background(structures)
     places = dense_patch_slices(seen[0].shape[1:], judging.patch, judging.patch)
-    with torch.inference_mode():
-        found = [discriminator(*(one[(slice(None), *place)][None] for one in seen)).logits for place in places]
+    for place in places:
+        inside = (slice(None), *place)
+        with torch.inference_mode():
+            judged = discriminator(*(one[inside][None] for one in seen)).logits
+        yield structures[inside], [scale[0, 0] for scale in judged]
+
+
+def pair_logits(discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging) -> list[Tensor]:
+    """Logits of a pair, as for :func:`window_logits`, by scale, of all windows."""
+    found = [logits for _, logits in window_logits(discriminator, image, segmentation, judging)]
     return [torch.cat([logits.flatten() for logits in scale]) for scale in zip(*found, strict=True)]
 
 
@@ -101,6 +117,60 @@ def mean_logit(discriminator: nn.Module, image: Tensor, segmentation: Tensor, ju
     """How real a pair looks on the whole: the mean over its patches, and over the scales."""
     logits = pair_logits(discriminator, image, segmentation, judging)
     return float(torch.stack([scale.mean() for scale in logits]).mean())
+
+
+def real_shares(
+    discriminator: nn.Module, image: Tensor, segmentation: Tensor, judging: Judging
+) -> list[tuple[float | None, int]]:
+    """Of each structure the share of its patches that are judged real, and their number; None without any.
+
+    A patch belongs to a structure that its part of the window meets: windows are divided evenly among their patches.
+    The receptive field of a patch is larger and would take in nearly the whole window.
+    """
+    pool = adaptive_max_pool3d if image.ndim == 4 else adaptive_max_pool2d
+    count = torch.zeros(2, len(judging.structures(segmentation)))
+    for structures, scales in window_logits(discriminator, image, segmentation, judging):
+        for logits in scales:
+            meets = pool(structures[None], logits.shape)[0].flatten(1) > 0
+            real = meets & (logits.flatten() > judging.threshold)
+            count += torch.stack([real.sum(1), meets.sum(1)]).cpu()
+    return [(float(real / n) if n else None, int(n)) for real, n in count.T]
+
+
+@dataclass(frozen=True)
+class DiscriminatorJudge:
+    """Says of results what the discriminator takes them for."""
+
+    discriminator: nn.Module  # in evaluation mode
+    judging: Judging
+    names: Mapping[int, str]  # structures by label
+
+    @classmethod
+    def open(cls, bundle: Bundle, device: str | torch.device = "cpu") -> DiscriminatorJudge | None:
+        """The discriminator of a bundle, on ``device``; None unless it is accepted (:func:`discriminator_state`)."""
+        found = discriminator_state(bundle)
+        if found.state != "accepted" or found.acceptance is None:
+            return None
+        discriminator = read_discriminator(bundle).to(device)
+        classes = bundle.output_channels
+        how = Judging(found.acceptance.patch, classes, found.acceptance.threshold, regions=classes == 1)
+        return cls(discriminator, how, bundle.labels)
+
+    def judge(self, image: Tensor, crop: Crop) -> DiscriminatorVerdict:
+        """Judge the labels of a crop on the prepared image ``(C, H, W, D)`` that it was cut from."""
+        labels = torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
+        labels[0][crop.slices] = most_probable(crop.probabilities).to(torch.uint8)
+        return self.judge_labels(image, labels)
+
+    def judge_labels(self, image: Tensor, labels: Tensor) -> DiscriminatorVerdict:
+        """Judge a label map ``(1, H, W, D)`` on its prepared image ``(C, H, W, D)``."""
+        found: list[tuple[float | None, int]] = [(None, 0)] * len(self.names)
+        if bool(labels.any()):
+            inside = (slice(None), *box_round(labels[0], self.judging.patch))
+            segmentation = self.judging.segmentation(labels[inside])
+            found = real_shares(self.discriminator, image[inside], segmentation, self.judging)
+        shares = zip(sorted(self.names.items()), found, strict=True)
+        return DiscriminatorVerdict(tuple(RealShare(label, name, *one) for (label, name), one in shares))
 
 
 def box_round(mask: Tensor, least: Sequence[int], margin: int = MARGIN_VOXELS) -> tuple[slice, ...]:
@@ -134,7 +204,7 @@ def accept_discriminator(
     judging
         How it sees them.
     held_out
-        Whether neither network was trained on them.
+        Whether the discriminator was not trained on them.
     weights_sha256
         Of the file that its weights will be read from.
     seed
@@ -164,6 +234,8 @@ def accept_discriminator(
     discriminator.train(training)
     return DiscriminatorAcceptance(
         weights_sha256=weights_sha256,
+        patch=judging.patch,
+        threshold=judging.threshold,
         cases=len(real),
         held_out=held_out,
         real=Proportion.counted(sum(real), len(real)),

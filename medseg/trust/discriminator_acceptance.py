@@ -15,7 +15,8 @@ from medseg.bundle import Bundle
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.files import sha256_file
-from medseg.json_shape import FLAG, TEXT, Spec, number, whole
+from medseg.json_shape import FLAG, NUMBER, TEXT, Spec, number, whole
+from medseg.results.verdict import REAL_SHARE
 from medseg.trust.stored import StoredPart
 
 DISCRIMINATOR_NAME = "trust/discriminator.safetensors"
@@ -65,6 +66,8 @@ class DiscriminatorAcceptance(StoredPart):
     remedy = "train and publish again: medseg train --publish"
     form: ClassVar[Spec] = {
         "weights_sha256!": TEXT,
+        "patch!": [whole(1)],
+        "threshold!": NUMBER,
         "cases!": whole(0),
         "held_out!": FLAG,
         "real!": _PROPORTION,
@@ -73,8 +76,10 @@ class DiscriminatorAcceptance(StoredPart):
     }
 
     weights_sha256: str  # of the discriminator's weights
+    patch: tuple[int, ...]  # side of the windows that it looks at, in voxels
+    threshold: float  # logits above it mean "real"
     cases: int  # with at least one structure
-    held_out: bool  # whether neither network was trained on them
+    held_out: bool  # whether it was not trained on them
     real: Proportion  # cases whose true segmentation is judged real
     above: Mapping[str, Proportion]  # by kind of wrong segmentation: cases whose true one is judged more real than it
     left_out: Mapping[str, str]  # kinds that the bundle cannot have, and why
@@ -105,13 +110,15 @@ class DiscriminatorAcceptance(StoredPart):
     def to_json(self) -> dict[str, Any]:
         """As in the file, with what is required and whether it is met, for whoever reads it without medseg."""
         required = {"above": TRUE_ABOVE_WRONG, "real": TRUE_IS_REAL}
-        return {**asdict(self), "required": required, "accepted": self.accepted}
+        return {**asdict(self), "patch": list(self.patch), "required": required, "accepted": self.accepted}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From what :meth:`to_json` made; the verdict is not read, it follows from the counts."""
         return cls(
             weights_sha256=str(content["weights_sha256"]),
+            patch=tuple(int(n) for n in content["patch"]),
+            threshold=float(content["threshold"]),
             cases=int(content["cases"]),
             held_out=bool(content["held_out"]),
             real=_proportion(content["real"]),
@@ -136,12 +143,24 @@ class DiscriminatorState:
     """Whether a bundle's discriminator may judge on its own.
 
     ``"accepted"``; ``"failed"``: it has not learnt to; ``"untested"``: nobody has tried it; ``"damaged"``: its record
-    cannot be used; ``"none"``: there is no discriminator of segmentations.
+    cannot be used; ``"none"``: there is no discriminator of segmentations; ``"off"``: not asked for.
     """
 
-    state: Literal["accepted", "failed", "untested", "damaged", "none"]
+    state: Literal["accepted", "failed", "untested", "damaged", "none", "off"]
     message: str = ""
     acceptance: DiscriminatorAcceptance | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``run.json``: whether cases come with its judgement, why not, and what it means."""
+        facts: dict[str, Any] = {}
+        if self.state == "accepted" and self.acceptance is not None:
+            rule = f"accept: every structure was found, and of each at least {REAL_SHARE:.0%} of the patches are real"
+            facts = {
+                "weights_sha256": self.acceptance.weights_sha256,
+                "real_above": self.acceptance.threshold,
+                "rule": rule,
+            }
+        return {"state": self.state, "message": self.message, **facts}
 
 
 def discriminator_state(bundle: Bundle) -> DiscriminatorState:
@@ -157,6 +176,10 @@ def discriminator_state(bundle: Bundle) -> DiscriminatorState:
         return DiscriminatorState("damaged", str(error))
     if not acceptance.accepted:
         return DiscriminatorState("failed", f"{_SILENT}: {'; '.join(acceptance.shortcomings)}", acceptance)
+    if bundle.output_channels > 1 and not bundle.has_background:
+        return DiscriminatorState(
+            "none", "it judges regions that may overlap, of which no verdict is given", acceptance
+        )
     return DiscriminatorState("accepted", acceptance.describe(), acceptance)
 
 

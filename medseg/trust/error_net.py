@@ -55,10 +55,13 @@ class ErrorNetShape:
     image_channels: int = 1
     channels: int = 16
     layers: int = 2
+    products: int = 0
 
     def discriminator(self) -> ConditionalPatchDiscriminator:
         """A new one, untrained."""
-        return ConditionalPatchDiscriminator(self.label_channels, self.image_channels, self.channels, self.layers)
+        return ConditionalPatchDiscriminator(
+            self.label_channels, self.image_channels, self.channels, self.layers, products=bool(self.products)
+        )
 
     def __post_init__(self) -> None:
         if self.channels * 2**self.layers > _MOST_CHANNELS:  # a few bytes must not ask for gigabytes

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.errors import CaseFailed, UsageError
+from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
+from medseg.networks import ConditionalPatchDiscriminator
 from medseg.results import RunReport, write_worklist
+from medseg.results.verdict import DiscriminatorVerdict
+from medseg.trust.discriminator import DiscriminatorJudge
+from medseg.trust.discriminator_acceptance import (
+    ACCEPTANCE_NAME,
+    DISCRIMINATOR_NAME,
+    DiscriminatorAcceptance,
+    Proportion,
+)
 from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
@@ -253,3 +266,83 @@ def test_the_predictor_alone_gives_labels_verdict_and_error_map(judged: Path, ju
         plain = without.predict(image, error_map=True)
         assert (plain.verdict, plain.error_map) == (None, None)
         assert "trust" not in plain.seconds
+
+
+def _with_discriminator(bundle: Path, real: int = 20) -> None:
+    """A discriminator that judges everything real, and a record of having been tried."""
+    discriminator = ConditionalPatchDiscriminator(label_channels=3, channels=2)
+    last = [module for module in discriminator.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+    torch.nn.init.zeros_(last.weight)
+    assert last.bias is not None
+    torch.nn.init.ones_(last.bias)
+    (bundle / "trust").mkdir(exist_ok=True)
+    save_file(discriminator.state_dict(), bundle / DISCRIMINATOR_NAME)
+    definition = {"_target_": "medseg.networks.ConditionalPatchDiscriminator", "label_channels": 3, "channels": 2}
+    (bundle / "trust" / "discriminator.json").write_text(json.dumps(definition))
+    tried = {"shifted": Proportion.counted(20, 20)}
+    sha256 = sha256_file(bundle / DISCRIMINATOR_NAME)
+    counted = Proportion.counted(real, 20)
+    DiscriminatorAcceptance(sha256, (16, 16, 16), 0.0, 20, True, counted, tried, {}).write(bundle / ACCEPTANCE_NAME)
+
+
+def test_an_accepted_discriminator_judges_every_case_with_and_without_trust(
+    judged: Path, judge: FakeJudge, images: Path, tmp_path: Path
+) -> None:
+    _with_discriminator(judged)
+    report = run_batch(judged, [images], tmp_path / "out")
+    assert len(judge.seen) == 3, "trust as before"
+    content: Any = read_run(tmp_path / "out")
+    assert content["discriminator"]["state"] == "accepted"
+    assert "of each at least 50% of the patches are real" in content["discriminator"]["rule"]
+    assert content["summary"]["discriminator"] == {"accept": 2, "reject": 1}, "one was not found"
+    found = {case["case_id"]: case["discriminator"] for case in content["cases"]}
+    assert found["text"] is None
+    assert found["sound"]["verdict"] == "accept"
+    assert [(one["name"], one["share"]) for one in found["sound"]["structures"]] == [("small", 1.0), ("large", 1.0)]
+    assert found["lacking"]["structures"][1] == {"label": 2, "name": "large", "share": None, "patches": 0}
+    assert [one.discriminator for one in RunReport.read(tmp_path / "out").cases] == [
+        one.discriminator for one in report.cases
+    ]
+    rows = {r["case_id"]: r for r in csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines())}
+    assert [rows["strange"][key] for key in ("discriminator", "small_real", "case_class")] == [
+        "accept",
+        "1.0",
+        "motion",
+    ]
+    assert rows["lacking"]["large_real"] == rows["text"]["discriminator"] == ""
+    (judged / "trust" / "calibration.json").unlink()
+    alone = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "alone")
+    assert alone.cases[0].trust is None
+    assert alone.cases[0].discriminator == report.case("sound").discriminator  # type: ignore[union-attr]
+
+
+def test_a_discriminator_that_has_not_passed_judges_nothing_and_the_run_says_why(
+    judged: Path, judge: FakeJudge, images: Path, tmp_path: Path
+) -> None:
+    source = images / "sound.nii.gz"
+
+    def state(name: str, **options: Any) -> tuple[str, str]:
+        report = run_batch(judged, [source], tmp_path / name, Options(**options))
+        assert report.cases[0].discriminator is None
+        assert "discriminator" not in (tmp_path / name / "results.csv").read_text().splitlines()[0]
+        return report.discriminator["state"], report.discriminator["message"]
+
+    assert state("none")[0] == "none"
+    _with_discriminator(judged, real=3)
+    assert state("failed")[0] == "failed"
+    assert "judged real in 15%" in state("again")[1]
+    _with_discriminator(judged)
+    assert state("off", trust=False) == ("off", "switched off by --no-trust")
+
+
+def test_a_discriminator_that_fails_takes_no_verdict_along(
+    judged: Path, judge: FakeJudge, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_discriminator(judged)
+
+    def broken(*_: object) -> DiscriminatorVerdict:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(DiscriminatorJudge, "judge", broken)
+    (case,) = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out").cases
+    assert (case.discriminator, case.verdict) == (None, "review")

@@ -26,6 +26,16 @@ def test_the_image_is_a_condition() -> None:
     assert not torch.allclose(one, other)
 
 
+def test_products_show_the_image_inside_of_each_label() -> None:
+    network = ConditionalPatchDiscriminator(label_channels=2, image_channels=2, channels=4, scales=2, products=True)
+    seen: list[torch.Tensor] = []
+    network.scales[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image, label = torch.randn(1, 2, 32, 32, 32), torch.rand(1, 2, 32, 32, 32)
+    assert len(network(image, label).logits) == 2
+    expected = [image, label, image[:, :1] * label, image[:, 1:] * label]
+    torch.testing.assert_close(seen[0], torch.cat(expected, dim=1))
+
+
 def test_each_scale_judges_a_coarser_grid() -> None:
     network = ConditionalPatchDiscriminator(label_channels=2, channels=4, scales=2)
     judged = network(torch.randn(1, 1, 32, 32, 32), torch.rand(1, 2, 32, 32, 32))

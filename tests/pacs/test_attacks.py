@@ -21,7 +21,7 @@ from tests.pacs.attacks import associate, connected, ending, pdu, push, read_pdu
 from tests.pacs.conftest import listening, write_study
 
 _ABORT, _REJECT, _ACCEPT, _DATA = 7, 3, 2, 4
-_LIMITS = PortLimits(first_pdu_seconds=0.3, request_seconds=0.3, idle_seconds=1.0, max_associations_per_minute=10_000)
+_LIMITS = PortLimits(first_pdu_seconds=1.0, request_seconds=1.0, idle_seconds=1.0, max_associations_per_minute=10_000)
 _MOST_GROWTH_MB = 60
 
 
@@ -48,7 +48,7 @@ def unharmed(port: tuple[Listener, DicomNode], caplog: pytest.LogCaptureFixture)
         yield node
         begin = time.monotonic()
         NetworkRemote(node).echo()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
     assert resident_mb() - before < _MOST_GROWTH_MB
     assert set(folder.parent.iterdir()) == beside
     _wait(lambda: threading.active_count() <= threads)
@@ -138,5 +138,5 @@ def _attack_and_serve(node: DicomNode, process: str, files: Sequence[Path]) -> N
         begin = time.monotonic()
         NetworkRemote(node).echo()
         assert len(NetworkRemote(node).send(files).sent) == len(files)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         assert resident_mb(process) < 300

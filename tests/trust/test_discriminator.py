@@ -16,14 +16,18 @@ from medseg.errors import BundleError
 from medseg.files import sha256_file
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.networks.discriminator import Judgement
+from medseg.results.verdict import DiscriminatorVerdict, RealShare
 from medseg.sharing.verify import verify
+from medseg.trust.crop import Crop
 from medseg.trust.discriminator import (
+    DiscriminatorJudge,
     Judging,
     accept_discriminator,
     box_round,
     mean_logit,
     pair_logits,
     read_discriminator,
+    real_shares,
 )
 from medseg.trust.discriminator_acceptance import (
     ACCEPTANCE_NAME,
@@ -32,6 +36,8 @@ from medseg.trust.discriminator_acceptance import (
     Proportion,
     discriminator_state,
 )
+from medseg.trust.error_net import ErrorNet
+from medseg.trust.fit import start_error_net
 from tests.training.bundles import FLAGSHIP
 
 JUDGING = Judging((8, 8, 8), classes=3)
@@ -120,6 +126,71 @@ def test_windows_are_as_large_as_the_patches_and_cover_the_box() -> None:
     mask = torch.zeros(30, 30, 5)
     mask[2, 20:25, 3] = 1
     assert box_round(mask, (16, 8, 8)) == (slice(0, 16), slice(16, 29), slice(0, 5))
+
+
+class Patches(nn.Module):
+    """Judges cubes of four voxels: real where the image is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, image: Tensor, segmentation: Tensor) -> Judgement:
+        return Judgement([nn.functional.avg_pool3d(image * self.scale, 4)], [])
+
+
+def test_a_structures_share_is_that_of_the_patches_that_it_meets() -> None:
+    image, label = -torch.ones(1, 16, 8, 8), torch.zeros(1, 16, 8, 8)
+    image[0, 4:12] = 1.0  # the second and third of four slabs of patches, in two windows
+    label[0, 0:8, 0:4, 0:4], label[0, 9:10, 0:8, 0:8] = 1, 2
+    assert real_shares(Patches(), image, JUDGING.segmentation(label), JUDGING) == [(0.5, 2), (1.0, 4)]
+    strict = replace(JUDGING, threshold=1.0)
+    assert real_shares(Patches(), image, JUDGING.segmentation(label), strict) == [(0.0, 2), (0.0, 4)]
+    assert real_shares(Patches(), image, JUDGING.segmentation(label * (label > 1)), JUDGING)[0] == (None, 0)
+
+
+def test_a_judge_looks_round_the_structures_of_the_whole_image() -> None:
+    """The crop alone may be smaller than a window."""
+    image, box = -torch.ones(1, 40, 40, 40), torch.zeros(3, 6, 6, 6)
+    image[0, 20:] = 1.0
+    box[0] = 1.0
+    box[0, 2:4, 2:4, 2:4], box[1, 2:4, 2:4, 2:4] = 0.0, 1.0
+    judge = DiscriminatorJudge(Patches(), JUDGING, {1: "front", 2: "back"})
+
+    def shares(start: int) -> list[float | None]:
+        found = judge.judge(image, Crop(image[:, :6, :6, :6], box, (start, 4, 4)))
+        assert [one.name for one in found.structures] == ["front", "back"]
+        assert found.structures[1] == RealShare(2, "back", None, 0)
+        return [found.structures[0].share]
+
+    assert (shares(2), shares(30)) == ([0.0], [1.0])
+    empty = judge.judge(image, Crop(image[:, :6, :6, :6], torch.eye(3)[0].view(3, 1, 1, 1).expand(3, 6, 6, 6)))
+    assert (empty.decision, empty.structures[0].share) == ("reject", None)
+
+
+def test_the_decision_follows_from_the_worst_structure() -> None:
+    def decided(*shares: float | None) -> str:
+        return DiscriminatorVerdict(tuple(RealShare(n, str(n), share, 4) for n, share in enumerate(shares))).decision
+
+    assert [decided(0.5, 1.0), decided(0.9, None), decided(0.9, 0.49), decided(None), decided()] == [
+        "accept",
+        "reject",
+        "reject",
+        "reject",
+        "reject",
+    ]
+    verdict = DiscriminatorVerdict((RealShare(1, "a", 0.75, 4), RealShare(2, "b", None, 0)))
+    content = json.loads(json.dumps({**verdict.to_json(), "verdict": "reject"}))
+    assert DiscriminatorVerdict.from_json(content) == verdict, "whatever it says of itself"
+
+
+def test_only_an_accepted_discriminator_is_opened_as_a_judge(bundle: Bundle) -> None:
+    judge = DiscriminatorJudge.open(bundle)
+    assert judge is not None
+    assert (judge.judging, judge.names) == (JUDGING, bundle.labels)
+    _record(bundle, Judge(better=False))
+    assert DiscriminatorJudge.open(bundle) is None
+    assert discriminator_state(bundle).as_json().keys() == {"state", "message"}
 
 
 def test_proportions_have_wilsons_interval() -> None:
@@ -211,6 +282,17 @@ def test_the_discriminator_of_a_bundle_is_read_as_data(bundle: Bundle) -> None:
         path.write_text(json.dumps(content))
         with pytest.raises(BundleError, match="no discriminator of segmentations that can be read"):
             read_discriminator(bundle)
+
+
+def test_an_error_net_begins_as_the_discriminator_with_all_that_it_sees(bundle: Bundle) -> None:
+    network = ConditionalPatchDiscriminator(3, channels=4, products=True)
+    save_file(network.state_dict(), bundle.path / DISCRIMINATOR_NAME)
+    stated = {"_target_": "x.ConditionalPatchDiscriminator", "label_channels": 3, "channels": 4, "products": True}
+    (bundle.path / "trust" / "discriminator.json").write_text(json.dumps(stated))
+    begun = start_error_net(bundle)
+    torch.testing.assert_close(begun.discriminator.state_dict(), network.state_dict())
+    begun.write(bundle.path / "trust" / "critic.safetensors", "0" * 64)
+    assert ErrorNet.read(bundle.path / "trust" / "critic.safetensors").shape == begun.shape
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FLAGSHIP.parent.iterdir()))

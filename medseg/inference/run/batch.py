@@ -33,6 +33,7 @@ from medseg.manifests import Part
 from medseg.results.run_report import RESULTS_CSV, RUN_JSON, BundleStamp, RunReport, Skipped
 from medseg.results.worklist import keep_worklist
 from medseg.signals import signals_ignored, signals_interrupt
+from medseg.trust.discriminator_acceptance import DiscriminatorState, discriminator_state
 from medseg.trust.trust_files import TrustState, trust_state
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def run_batch(
     with locked(folder), leased(folder) as lease:
         context = RunContext(bundle, folder, options, region, key, lease, trained_on(bundle))
         remove_leftovers(folder)
-        head = replace(_head(context, trust, skipped), options=asked.to_json())
+        judge = discriminator_state(bundle) if options.judged else DiscriminatorState("off", off)
+        head = replace(_head(context, trust, skipped), options=asked.to_json(), discriminator=judge.as_json())
         for note in head.notes:
             say(f"note: {note}")
         with closing(RunState(context, cases, progress)) as state:

@@ -228,6 +228,7 @@ class CaseTask:
             not_written=found.not_written,
             trained_on=facts.trained_on,
             checksums=found.stamps,
+            discriminator=prediction.discriminator,
         )
 
     def watch(self, stage: str) -> AbstractContextManager[None]:

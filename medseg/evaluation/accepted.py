@@ -1,0 +1,165 @@
+"""What the judgements of a run are worth: of the results that it accepted without references, how many are good?
+
+A result is good if each of its structures has at least the Dice that is asked for. Cases that the network has learnt
+from are left out: a judgement is tried on held-out cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medseg.evaluation.case import StructureResult
+from medseg.results.verdict import Judged
+
+GOOD_DICE = 0.8
+"""What counts as good, besides the Dice from which the bundle accepts."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """``count`` of ``of`` cases, with the exact 95 % interval (Clopper and Pearson 1934)."""
+
+    count: int
+    of: int
+    low: float
+    high: float
+
+    @classmethod
+    def counted(cls, count: int, of: int) -> Share:
+        """With its interval; of no case at all it is 0 to 1."""
+        from scipy.stats import binomtest
+
+        interval = binomtest(count, of).proportion_ci(method="exact") if of else None
+        low, high = (interval.low, interval.high) if interval else (0.0, 1.0)
+        return cls(count, of, round(float(low), 4), round(float(high), 4))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of a sample) over ``n`` cases; None where there are too few."""
+
+    n: int
+    mean: float | None = None
+    std: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Over the cases that have a value."""
+        known = [value for value in values if value is not None]
+        mean = float(np.mean(known)) if known else None
+        return cls(len(known), mean, float(np.std(known, ddof=1)) if len(known) > 1 else None)
+
+
+@dataclass(frozen=True)
+class CaseQuality:
+    """How good one result is: the worst Dice, and the means of Dice and HD95 over the structures that have them."""
+
+    worst_dice: float
+    dice: float
+    hd95_mm: float | None
+
+    @classmethod
+    def of(cls, rows: Sequence[StructureResult]) -> CaseQuality | None:
+        """Of the rows of one case; None if neither side has a structure."""
+        dice = [value for row in rows if (value := row.values.get("dice")) is not None]
+        distances = [value for row in rows if (value := row.values.get("hd95_mm")) is not None]
+        if not dice:
+            return None
+        return cls(min(dice), float(np.mean(dice)), float(np.mean(distances)) if distances else None)
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What one judge accepts, and how good that is."""
+
+    judge: str
+    accepted: Share  # of the cases
+    good: Mapping[str, Share]  # of the accepted ones, by the Dice that every structure must reach
+    dice: Mapping[str, Spread]  # of the ``accepted`` and the ``others``: mean over the structures of a case
+    hd95_mm: Mapping[str, Spread]  # of cases where at least one structure has a distance
+
+
+def _discriminator(case: Judged) -> bool | None:
+    return None if case.discriminator is None else case.discriminator.decision == "accept"
+
+
+def _calibrated(case: Judged) -> bool | None:
+    return None if case.trust is None else case.trust.decision == "accept"
+
+
+def _both(case: Judged) -> bool | None:
+    found = [_discriminator(case), _calibrated(case)]
+    return None if None in found else all(found)
+
+
+JUDGES: Mapping[str, Callable[[Judged], bool | None]] = {
+    "discriminator": _discriminator,
+    "calibrated": _calibrated,
+    "both": _both,
+}
+"""Whether a judge accepts a case; None if it has not judged it. What is to be reviewed is not accepted."""
+
+
+def acceptances(
+    judged: Mapping[str, Judged],
+    rows: Iterable[StructureResult],
+    *,
+    bundle_dice: float | None = None,
+    learnt: Iterable[str] = (),
+) -> dict[str, Any] | None:
+    """The object ``accepted`` in ``metrics.json``: each judge that a run had, on its held-out cases.
+
+    Parameters
+    ----------
+    judged
+        The run's cases by the evaluation's case id.
+    rows
+        Of all scored cases.
+    bundle_dice
+        Dice from which the bundle accepts, a second limit beside :data:`GOOD_DICE`.
+    learnt
+        Case ids that the network has learnt from.
+
+    Returns
+    -------
+    None if no case was judged.
+    """
+    by_case: dict[str, list[StructureResult]] = {}
+    for row in rows:
+        by_case.setdefault(row.case_id, []).append(row)
+    quality = {case: found for case, own in by_case.items() if (found := CaseQuality.of(own)) and case in judged}
+    seen = set(learnt)
+    limits = sorted({GOOD_DICE} if bundle_dice is None else {GOOD_DICE, bundle_dice})
+    table = []
+    for name, judge in JUDGES.items():
+        said = {case: yes for case in quality if (yes := judge(judged[case])) is not None}
+        if said:
+            held_out = {case: yes for case, yes in said.items() if case not in seen}
+            table.append(_acceptance(name, held_out, quality, limits))
+    if not table:
+        return None
+    return {"left_out_as_trained_on": len(seen & quality.keys()), "judges": [asdict(one) for one in table]}
+
+
+def _acceptance(
+    judge: str, said: Mapping[str, bool], quality: Mapping[str, CaseQuality], limits: Sequence[float]
+) -> Acceptance:
+    parts = {
+        "accepted": [quality[case] for case, yes in said.items() if yes],
+        "others": [quality[case] for case, yes in said.items() if not yes],
+    }
+    accepted = parts["accepted"]
+    return Acceptance(
+        judge,
+        Share.counted(len(accepted), len(said)),
+        {
+            f"{limit:g}": Share.counted(sum(one.worst_dice >= limit for one in accepted), len(accepted))
+            for limit in limits
+        },
+        {part: Spread.of(one.dice for one in cases) for part, cases in parts.items()},
+        {part: Spread.of(one.hd95_mm for one in cases) for part, cases in parts.items()},
+    )
