@@ -3,6 +3,7 @@
 from medseg.devices import compiled
 from medseg.training.adversary import AdversarialLoss, Adversary, feature_matching, gradient_penalty
 from medseg.training.checkpoints import Checkpoints, higher_is_better, save_weights
+from medseg.training.codes import Codes
 from medseg.training.configuration import check_ids
 from medseg.training.data import DrawSampler, TrainingDataset, data_root, fold_items, image_items, training_loader
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
@@ -31,7 +32,7 @@ Journal, Turn, Unlabelled = MetricsLogger, StepPlan, MeanTeacher
 better, closer = higher_is_better, lower_is_better
 
 __all__ = [
-    "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints",
+    "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints", "Codes",
     "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "GradientShare", "ImageAdversary", "Journal",
     "MeanTeacher",
     "MetricsLogger", "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples",
