@@ -14,7 +14,7 @@ from medseg.training.mean_teacher import MeanTeacher, unlabelled_cases
 from medseg.training.metrics_log import MetricsLogger
 from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
-from medseg.training.schedule import AdversarialSchedule, OneCycle, StepPlan
+from medseg.training.schedule import AdversarialSchedule, FrozenFirst, OneCycle, StepPlan
 from medseg.training.step import averaged
 from medseg.training.synthesis import (
     FeatureEncoder,
@@ -33,8 +33,8 @@ better, closer = higher_is_better, lower_is_better
 
 __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints", "Codes",
-    "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "GradientShare", "ImageAdversary", "Journal",
-    "MeanTeacher",
+    "DeepSupervision", "DrawSampler", "FeatureEncoder", "FrechetDistance", "FrozenFirst", "GradientShare",
+    "ImageAdversary", "Journal", "MeanTeacher",
     "MetricsLogger", "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples",
     "StepPlan", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
     "check_ids", "closer", "compiled", "data_root", "feature_matching", "fold_items", "frechet_distance",
