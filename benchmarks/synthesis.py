@@ -24,7 +24,7 @@ from torch.nn.functional import avg_pool3d
 from medseg.bundle import Bundle
 from medseg.files import atomic_path, write_json
 from medseg.pictures import sheet
-from medseg.training import frechet_distance, image_items
+from medseg.training import frechet_distance, image_items, radial_spectrum, spectrum_distance
 from medseg.training.pictures import pictures as planes
 from medseg.training.pictures import save_picture
 
@@ -152,6 +152,13 @@ def neighbours(
     }
 
 
+def texture(created: Tensor, training: Sequence[Tensor], held_out: Sequence[Tensor], count: int) -> dict[str, float]:
+    """Distance of the power spectra of created and of held-out patches in dB, and that of training patches."""
+    real = radial_spectrum(random_patches(held_out, count, seed=0))
+    others = {"spectrum_db": created, "spectrum_db_of_training_patches": random_patches(training, count, seed=0)}
+    return {name: spectrum_distance(radial_spectrum(patches), real) for name, patches in others.items()}
+
+
 def draw_curve(distances: dict[int, float], floor: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -191,6 +198,8 @@ def main() -> None:
         generator, int(parser.config["latent"]), training, random_patches(held_out, 84, seed=3), chosen.output
     )
     result = {"patches": chosen.patches, "frechet": distances, "frechet_of_training_patches": floor, **figures}
+    latent = int(parser.config["latent"])
+    result |= texture(create(generator, chosen.patches, latent), training, held_out, chosen.patches)
     write_json(chosen.output / "synthesis.json", result)
     print(result)
 

@@ -38,6 +38,8 @@ def new(
     dataset_dir: Annotated[Path | None, typer.Option("--dataset-dir", help="Where relative paths start.")] = None,
     memory_gb: Annotated[float, typer.Option("--memory-gb", help="Memory that training may take.")] = 4.0,
     minutes: Annotated[float, typer.Option("--minutes", help="Time for one fold on two CPU cores.")] = 20.0,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="resnet18, resnet34, resnet50 or vgg16.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Published weights of that encoder.")] = None,
     authors: Annotated[str, typer.Option("--authors", help="Who makes the bundle.")] = "not stated",
 ) -> Outcome:
     """Plan a bundle from the data and write it, ready to train; docs/plan.md in it explains every choice.
@@ -47,8 +49,16 @@ def new(
     from medseg.planning import Budget, create_bundle
 
     prepare_folder(output)
-    budget = Budget(memory_gb, minutes)
-    folder, plan = create_bundle(name, datalist, output, dataset_dir=dataset_dir, budget=budget, authors=authors)
+    folder, plan = create_bundle(
+        name,
+        datalist,
+        output,
+        dataset_dir=dataset_dir,
+        budget=Budget(memory_gb, minutes),
+        authors=authors,
+        encoder=encoder,
+        weights=weights,
+    )
     for what, choice, why in plan.reasons:
         terminal().print(f"{what}: {choice} ({why})")
     terminal().print(f"Next: medseg train {folder} --fold 0 --publish")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any, Literal
 
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from medseg.networks.discriminator import Judgement, normalise_spectrally
 
 
 class DCGANGenerator(nn.Module):
-    """Noise → image: transposed convolutions that double the grid, batch norm, ReLU, at the end tanh.
+    """Noise → image: blocks that double the grid, batch norm, ReLU, at the end tanh.
 
     MONAI's ``Generator`` has convolutions with odd kernels only; these have the 4-wide ones of the paper, which spread
     over the grid evenly.
@@ -24,9 +25,15 @@ class DCGANGenerator(nn.Module):
     out_channels
         Channels of the image.
     features
-        Feature maps from the coarsest grid on; each grid is twice as fine as the one before.
+        Feature maps from the coarsest grid on.
     size
-        Size of the image, 2 or 3 sides; multiples of ``2 ** len(features)``.
+        Size of the image, 2 or 3 sides; multiples of ``2 ** halvings``.
+    halvings
+        How often the grid is doubled, at most once per number of features, which is the default; the first blocks keep
+        it if it is fewer times: 28×28 with three feature maps and 2 halvings starts on 7×7.
+    upsample
+        ``"deconv"``: transposed convolutions, as in the paper. ``"resize"``: linear interpolation and a convolution of
+        3, which cannot leave the grain of the former (Odena et al. 2016, doi:10.23915/distill.00003).
     """
 
     def __init__(
@@ -35,28 +42,23 @@ class DCGANGenerator(nn.Module):
         out_channels: int = 1,
         features: Sequence[int] = (128, 64, 32),
         size: Sequence[int] = (32, 32, 32),
+        *,
+        halvings: int | None = None,
+        upsample: Literal["deconv", "resize"] = "deconv",
     ) -> None:
         super().__init__()
-        dims, start = len(size), coarsest(size, len(features))
+        if upsample not in ("deconv", "resize"):
+            raise ValueError(f"found the upsampling {upsample!r}, expected deconv or resize")
+        kept, start = same_size(features, halvings), coarsest(size, len(features) if halvings is None else halvings)
         layers: list[nn.Module] = [
             Convolution(
-                dims, latent, features[0], 1, start, "NDA", "relu", "batch",
+                len(size), latent, features[0], 1, start, "NDA", "relu", "batch",
                 bias=False, is_transposed=True, padding=0, output_padding=0,
             )
         ]  # fmt: skip
-        layers += [
-            Convolution(
-                dims, wide, narrow, 2, 4, "NDA", "relu", "batch",
-                bias=False, is_transposed=True, padding=1, output_padding=0,
-            )
-            for wide, narrow in pairwise(features)
-        ]  # fmt: skip
-        layers.append(
-            Convolution(
-                dims, features[-1], out_channels, 2, 4,
-                conv_only=True, is_transposed=True, padding=1, output_padding=0,
-            )
-        )  # fmt: skip
+        for number, (wide, narrow) in enumerate(pairwise((*features, out_channels))):
+            last = number == len(features) - 1
+            layers += _finer(len(size), wide, narrow, last, "none" if number < kept else upsample)
         self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(start_small)
 
@@ -77,6 +79,8 @@ class DCGANDiscriminator(nn.Module):
         Feature maps from the finest grid on.
     size
         Size of the image, as of the generator.
+    halvings
+        As of the generator; the last blocks keep the grid.
     norm
         Normalisation behind all convolutions but the first; ``"batch"`` as in the paper.
     spectral
@@ -90,14 +94,24 @@ class DCGANDiscriminator(nn.Module):
         size: Sequence[int] = (32, 32, 32),
         norm: str | None = "batch",
         *,
+        halvings: int | None = None,
         spectral: bool = False,
     ) -> None:
         super().__init__()
-        dims, end = len(size), coarsest(size, len(features))
+        dims, end = len(size), coarsest(size, len(features) if halvings is None else halvings)
+        halved = len(features) - same_size(features, halvings)
         act = ("leakyrelu", {"negative_slope": 0.2, "inplace": True})
         blocks = [
             Convolution(
-                dims, fine, coarse, 2, 4, "NDA", act, norm if index else None, bias=not (index and norm), padding=1
+                dims,
+                fine,
+                coarse,
+                *((2, 4) if index < halved else (1, 3)),
+                "NDA",
+                act,
+                norm if index else None,
+                bias=not (index and norm),
+                padding=1,
             )
             for index, (fine, coarse) in enumerate(zip((in_channels, *features[:-1]), features, strict=True))
         ]
@@ -114,6 +128,27 @@ class DCGANDiscriminator(nn.Module):
             image = block(image)
             maps.append(image)
         return Judgement([self.final(image)], [maps])
+
+
+def _finer(
+    dims: int, wide: int, narrow: int, last: bool, how: Literal["none", "deconv", "resize"]
+) -> Iterator[nn.Module]:
+    """A block that doubles the grid, or keeps it; the last one has neither norm nor activation."""
+    rest: dict[str, Any] = {"conv_only": True} if last else {"adn_ordering": "NDA", "act": "relu", "norm": "batch"}
+    rest |= {"bias": last, "padding": 1}
+    if how == "deconv":
+        yield Convolution(dims, wide, narrow, 2, 4, is_transposed=True, output_padding=0, **rest)
+        return
+    if how == "resize":
+        yield nn.Upsample(scale_factor=2, mode="trilinear" if dims == 3 else "bilinear")
+    yield Convolution(dims, wide, narrow, 1, 3, **rest)
+
+
+def same_size(features: Sequence[int], halvings: int | None) -> int:
+    """How many blocks keep the grid. More halvings than blocks, or none, are a ``ValueError``."""
+    if halvings is not None and not 1 <= halvings <= len(features):
+        raise ValueError(f"found {halvings} halvings for {len(features)} feature maps, expected 1 to {len(features)}")
+    return 0 if halvings is None else len(features) - halvings
 
 
 def coarsest(size: Sequence[int], halvings: int) -> tuple[int, ...]:

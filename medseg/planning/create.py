@@ -9,23 +9,29 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medseg.bundle import require_trusted
 from medseg.bundle.training_run import UNTRAINED
 from medseg.errors import UsageError
-from medseg.files import write_json, write_text
+from medseg.files import write_bytes, write_json, write_text
 from medseg.manifests import Manifest
+from medseg.planning.encoder import Encoder, encoder_named
 from medseg.planning.fingerprint import Fingerprint, fingerprint_of_data
 from medseg.planning.plan import Budget, Plan, make_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 _PLACE = re.compile(r"<(\w+)>")
+_PRETRAINED = "pretrained/encoder.safetensors"
 _MARGIN = 0.25
 _FOLDS = 5
 _LEFT_OUT: Any = object()
@@ -50,6 +56,8 @@ def create_bundle(
     dataset_dir: str | Path | None = None,
     budget: Budget | None = None,
     authors: str = "not stated",
+    encoder: str | None = None,
+    weights: str | Path | None = None,
 ) -> tuple[Path, Plan]:
     """Fingerprint the data, plan, and write the bundle ``output/NAME``.
 
@@ -67,24 +75,37 @@ def create_bundle(
         Memory and time that training may take.
     authors
         Who made the bundle.
+    encoder
+        Name of a published encoder to build the network around (:data:`medseg.planning.encoder.ENCODERS`).
+    weights
+        File of its weights, which are copied into the bundle; training freezes them at first. Without it the encoder
+        starts anew.
 
     Raises
     ------
     UsageError
-        If the name is no bundle name, the bundle exists, or the data cannot be planned for.
+        If the name is no bundle name, the bundle exists, the data cannot be planned for, or the weights do not fit.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"the name is {name!r}, expected the form <anatomy>_<modality>_<task>, lower case")
     folder = Path(output) / name
     if folder.exists():
         raise UsageError(f"{folder} exists; choose another name, or remove it")
+    chosen = encoder_named(encoder, weights)
     manifest = Manifest.read(datalist, dataset_dir=dataset_dir)
     if not any("fold" in item for item in manifest.training):
         manifest = manifest.split(min(_FOLDS, len(manifest.training)), 0)
     data = fingerprint_of_data(manifest)
-    plan = make_plan(data, budget)
+    plan = make_plan(data, budget, chosen)
+    tensors = None
+    if chosen is not None and weights is not None:
+        matched, tensors = chosen.match(weights, data.channels)
+        why = f"{matched}; a copy lies in {_PRETRAINED}"
+        plan = replace(plan, reasons=(*plan.reasons, ("weights", Path(weights).name, why)))
     try:
-        _write(folder, manifest, data, plan, authors)
+        _write(folder, manifest, data, plan, authors, _encoder_values(chosen, plan, pretrained=tensors is not None))
+        if tensors is not None:
+            _save_tensors(tensors, folder / _PRETRAINED)
         require_trusted(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,12 +113,56 @@ def create_bundle(
     return folder, plan
 
 
-def _write(folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str) -> None:
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save
+
+    write_bytes(path, save(tensors))
+
+
+def _encoder_values(encoder: Encoder | None, plan: Plan, *, pretrained: bool) -> dict[str, Any]:
+    """Values of ``train.json`` that an encoder changes: its weights, a rate of its own, and a rest at the beginning."""
+    network, ids = "@network_def", ("encoder_weights", "encoder_rate", "frozen_epochs")
+    parameters = "medseg.training.parameters_of({}@deep_supervision)"
+    values: dict[str, Any] = dict.fromkeys(ids, _LEFT_OUT)
+    if encoder is None:
+        parameters = parameters.format("@network, ")
+        handlers: tuple[dict[str, Any], ...] = ()
+    else:
+        network = "medseg.networks.pretrained(@network_def, @encoder_weights)"
+        groups = "medseg.networks.parameter_groups(@network, @learning_rate, {'encoder': @encoder_rate})"
+        parameters = f"{groups} + [{{'params': {parameters.format('')}}}]"
+        handlers = (
+            {
+                "_target_": "medseg.training.FrozenFirst",
+                "network": "@network",
+                "part": "encoder",
+                "epochs": "@frozen_epochs",
+            },
+        )
+        values = {
+            "encoder_weights": f"$@bundle_root + '/{_PRETRAINED}'" if pretrained else None,
+            "encoder_rate": 0.1 if pretrained else 1.0,
+            "frozen_epochs": max(1, plan.epochs // 10) if pretrained else 0,
+        }
+    start = f"medseg.training.started({network}.to(@device), @init, @rescale)"
+    return {
+        **values,
+        "encoder_ids": () if encoder is None else ids,
+        "network_call": f"$medseg.training.compiled({start}, @compile)",
+        "parameters": f"${parameters}",
+        "frozen": handlers,
+        "networks_import": () if encoder is None else ("$import medseg.networks",),
+    }
+
+
+def _write(
+    folder: Path, manifest: Manifest, data: Fingerprint, plan: Plan, authors: str, encoder: Mapping[str, Any]
+) -> None:
     configs = folder / "configs"
     shared = _shared_values(manifest, data, plan)
     values = {
         "metadata": {**shared, **_metadata_values(folder.name, manifest, data, authors)},
-        "train": {**shared, **_training_values(data, plan)},
+        "train": {**shared, **_training_values(data, plan), **encoder},
         "inference": {**shared, **_inference_values(data, plan)},
     }
     for name, given in values.items():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import UsageError
+from medseg.planning.encoder import Encoder
 from medseg.planning.fingerprint import Fingerprint
 
 _CT_RANGE = (-1024.0, 3071.0)
@@ -26,6 +27,7 @@ _VOXELS_PER_SECOND = 200_000  # forward and backward of a U-Net 16 wide with its
 _OVERHEAD_GB = 1.0
 _LARGE_STRUCTURE_VOXELS = 5000
 _WIDTHS = (16, 8)
+_SMALLEST_SEEN = 32  # side of a patch from which an encoder that sees widely has something to see
 _Reason = tuple[str, str, str]  # what, choice, why
 _EITHER_SIDE = re.compile(r"tumou?r|lesion|sarcoma|metasta|nodule|cysts?\b|gtv|mass\b", re.IGNORECASE)
 
@@ -79,8 +81,10 @@ class Plan:
         )
 
 
-def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
+def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder | None = None) -> Plan:
     """Choose spacing, normalisation, network, patch, batch, augmentation and schedule for a data set.
+
+    The network is built around ``encoder`` if there is one, else the U-Net that suits the voxels.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
     """
     budget = budget or Budget()
     reasons: list[_Reason] = []
-    grid = _coarsened(data, _grid(data, _spacing(data, reasons), budget), budget, reasons)
+    grid = _coarsened(data, _grid(data, _spacing(data, reasons), budget, encoder), budget, reasons)
     covered = _explain_patch(data, grid, budget, reasons)
     network = _network(data, grid, reasons)
     total = _iterations(grid, budget)
@@ -104,7 +108,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None) -> Plan:
         spacing_mm=grid.spacing_mm,
         patch_size=grid.patch,
         batch_size=grid.batch,
-        width=grid.width,
+        width=min(grid.width, max(_WIDTHS)),
         network=network,
         keys=keys,
         normalisation=tuple(_scaling(data, some, key, reasons) for some, key in zip(channels, keys, strict=True)),
@@ -155,7 +159,10 @@ def _scaling(data: Fingerprint, channels: Sequence[int], key: str, reasons: list
 
 @dataclass(frozen=True)
 class _Grid:
-    """A spacing and what follows from it: how often each axis is halved, kernels per level, patch, batch, width."""
+    """A spacing and what follows from it: how often each axis is halved, kernels per level, patch, batch, width.
+
+    With an encoder the width is that of the U-Net which costs as much.
+    """
 
     spacing_mm: tuple[float, ...]
     pools: tuple[int, ...]
@@ -163,11 +170,14 @@ class _Grid:
     patch: tuple[int, ...]
     batch: int
     width: int
+    encoder: Encoder | None
 
 
-def _grid(data: Fingerprint, spacing: tuple[float, ...], budget: Budget) -> _Grid:
+def _grid(data: Fingerprint, spacing: tuple[float, ...], budget: Budget, encoder: Encoder | None) -> _Grid:
     pools, kernels = _poolings(spacing, _median_shape(data, spacing))
-    return _Grid(spacing, pools, kernels, *_patch(data, spacing, pools, budget))
+    if encoder is not None:
+        pools = (encoder.halvings,) * 3
+    return _Grid(spacing, pools, kernels, *_patch(data, spacing, pools, budget, encoder), encoder)
 
 
 def _seen(data: Fingerprint, grid: _Grid) -> float:
@@ -221,22 +231,23 @@ def _poolings(spacing: Sequence[float], shape: Sequence[int]) -> tuple[tuple[int
     return tuple(pools), kernels
 
 
-def _most_voxels(data: Fingerprint, width: int, budget: Budget) -> float:
+def _most_voxels(data: Fingerprint, width: int, budget: Budget, encoder: Encoder | None) -> float:
     # activations kept for the backward pass: about 20 maps of the first width, the loss, the discriminator
     bytes_per_voxel = 4.0 * (20 * width + 6 * (len(data.labels) + 1) + 40)
-    memory = max(0.0, budget.memory_gb - _OVERHEAD_GB) * 1e9 / bytes_per_voxel
+    weights_gb = 0.0 if encoder is None else 5 * 4e-3 * encoder.parameters  # gradient, two moments, moving average
+    memory = max(0.0, budget.memory_gb - _OVERHEAD_GB - weights_gb) * 1e9 / bytes_per_voxel
     seconds = budget.minutes * 60 / 1500  # iterations that a small network needs at least
     return min(memory, seconds * _VOXELS_PER_SECOND * (16 / width) ** 1.5)
 
 
 def _patch(
-    data: Fingerprint, spacing: Sequence[float], pools: Sequence[int], budget: Budget
+    data: Fingerprint, spacing: Sequence[float], pools: Sequence[int], budget: Budget, encoder: Encoder | None
 ) -> tuple[tuple[int, ...], int, int]:
     """Patch, batch and width: the widest network whose patch sees at least an eighth of the median case."""
     shape = _median_shape(data, spacing)
-    for width in _WIDTHS:
-        most = _most_voxels(data, width, budget)
-        patch = _fit(shape, pools, most / 2)
+    for width in _WIDTHS if encoder is None else (encoder.width,):
+        most = _most_voxels(data, width, budget, encoder)
+        patch = _fit(shape, pools, most / 2, 0 if encoder is None else _SMALLEST_SEEN)
         fits = math.prod(patch) * 2 <= 1.05 * most
         if fits and math.prod(patch) >= math.prod(shape) / 8:
             break
@@ -248,13 +259,13 @@ def _patch(
     return patch, min(4, max(2, int(most / math.prod(patch)))), width
 
 
-def _fit(shape: Sequence[int], pools: Sequence[int], most: float) -> tuple[int, ...]:
-    """Largest patch of at most ``most`` voxels with the proportions of ``shape``."""
+def _fit(shape: Sequence[int], pools: Sequence[int], most: float, least: int = 0) -> tuple[int, ...]:
+    """Largest patch of at most ``most`` voxels with the proportions of ``shape``; sides are ``least`` if that is given,
+    else two voxels of the coarsest level, or more."""
     steps = [2**count for count in pools]
-    patch = [
-        max(2 * step if step > 1 else 1, math.ceil(size / step) * step) for size, step in zip(shape, steps, strict=True)
-    ]
-    smallest = [2 * step if step > 1 else min(4, size) for size, step in zip(patch, steps, strict=True)]
+    lowest = [least or (2 * step if step > 1 else 1) for step in steps]
+    patch = [max(low, math.ceil(size / step) * step) for size, step, low in zip(shape, steps, lowest, strict=True)]
+    smallest = [low if step > 1 else min(4, size) for size, step, low in zip(patch, steps, lowest, strict=True)]
     while math.prod(patch) > most:
         free = [axis for axis in range(3) if patch[axis] - steps[axis] >= smallest[axis]]
         if not free:
@@ -277,10 +288,10 @@ def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[_Re
         fine = min(grid.spacing_mm)
         coarser = tuple(round(value * 1.15, 3) if value < 1.5 * fine else value for value in grid.spacing_mm)
         voxels, seen = smallest_ml * 1000 / math.prod(coarser), _seen(data, grid)
-        enough = seen >= 1 / 3 and grid.width == max(_WIDTHS)
+        enough = seen >= 1 / 3 and grid.width >= max(_WIDTHS)
         if enough or voxels < 200 or (seen >= 1 / 27 and voxels < _LARGE_STRUCTURE_VOXELS):
             break
-        grid = _grid(data, coarser, budget)
+        grid = _grid(data, coarser, budget, grid.encoder)
     if grid is not first:
         voxels = smallest_ml * 1000 / math.prod(grid.spacing_mm)
         seen = _seen(data, first)
@@ -291,6 +302,11 @@ def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[_Re
 
 def _network(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
     width, pools, kernels = grid.width, grid.pools, grid.kernels
+    if grid.encoder is not None:
+        network = grid.encoder.network_def(data.channels, len(data.labels) + 1)
+        why = f"the encoder that was asked for, under a new decoder; it halves every axis {grid.encoder.halvings} times"
+        reasons.append(("network", f"{network['_target_']}, {grid.encoder.name}", why))
+        return network
     common = {"spatial_dims": 3, "in_channels": data.channels, "out_channels": len(data.labels) + 1}
     act = ["LeakyReLU", {"negative_slope": 0.1, "inplace": True}]
     if set(pools) == {_POOLINGS}:

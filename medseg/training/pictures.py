@@ -48,6 +48,13 @@ def _plane(array: NDArray[Any], axis: int, affine: NDArray[np.float64] | None, w
     return render(panel, {}, "" if affine is None else f"{view.plane} {at + 1}")
 
 
+def _photograph(image: Tensor) -> Picture:
+    """``(1 or 3, rows, columns)`` from −1 to 1, in whole pixels."""
+    values = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte().expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    times = max(1, _PANEL_PX // max(values.shape))
+    return values.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def save_picture(picture: Picture, path: Path) -> None:
     """Write a picture as PNG, whole or not at all."""
     with atomic_path(path) as partial:
@@ -81,7 +88,8 @@ class _Pictures:
 class NoiseGrids(_Pictures):
     """Handler that shows ``count`` images that a generator makes of the same noise of ``size``, channel first.
 
-    It leaves ``epoch-NNNN.png`` in ``folder`` every ``interval`` epochs; ``seed`` is that of the noise.
+    It leaves ``epoch-NNNN.png`` in ``folder`` every ``interval`` epochs; ``seed`` is that of the noise. With
+    ``photographs`` images are ``(C, rows, columns)`` from −1 to 1 and drawn as they are, else like slices of a patient.
     """
 
     def __init__(
@@ -92,15 +100,19 @@ class NoiseGrids(_Pictures):
         count: int = 16,
         interval: int = 1,
         seed: int = 0,
+        *,
+        photographs: bool = False,
     ) -> None:
         super().__init__(folder, network, interval)
+        self.photographs = photographs
         self.noise = torch.randn((count, *size), generator=torch.Generator().manual_seed(seed))
 
     def page(self, device: torch.device) -> Picture:
         """All images, each in its planes."""
         with eval_mode(self.network):
             created = self.network(self.noise.to(device))
-        shown = [picture for volume in created for picture in pictures(volume)]
+        drawn = [[_photograph(image)] for image in created] if self.photographs else map(pictures, created)
+        shown = [picture for planes in drawn for picture in planes]
         across = max(1, round(len(shown) ** 0.5 / 3)) * 3 if created.ndim == 5 else round(len(shown) ** 0.5)
         return sheet([("", shown[start : start + across]) for start in range(0, len(shown), across)], [])
 

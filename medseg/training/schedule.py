@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -84,6 +88,50 @@ class AdversarialSchedule:
         discriminates = both or epoch % 2 == 1
         generates = both or not discriminates
         return StepPlan(self.discriminator_steps * discriminates, self.generator_steps * generates, share)
+
+
+class FrozenFirst:
+    """Handler that lets a part of a network rest in the first epochs, until what is new around it has learnt something.
+
+    The part's weights get no gradient and its batch norms keep their running statistics (in training they normalise by
+    the batch). It follows from the epoch alone, so a resumed run does the same.
+
+    Parameters
+    ----------
+    network
+        The network that the trainer teaches.
+    part
+        Name of the submodule, such as ``"encoder"``.
+    epochs
+        How many epochs it rests; 0 for none.
+
+    Raises
+    ------
+    ValueError
+        If ``epochs`` is negative.
+    """
+
+    def __init__(self, network: nn.Module, part: str, epochs: int) -> None:
+        if epochs < 0:
+            raise ValueError(f"found {epochs} frozen epochs, expected 0 or more")
+        self.part, self.epochs = network.get_submodule(part), epochs
+        self._momenta: dict[_BatchNorm, float | None] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        norms = (module for module in self.part.modules() if isinstance(module, _BatchNorm))
+        self._momenta = {norm: norm.momentum for norm in norms}  # parts that are frozen for good have 0 by now
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._drop)
+
+    def _begin(self, engine: Engine) -> None:
+        for norm, momentum in self._momenta.items():
+            norm.momentum = 0.0 if engine.state.epoch <= self.epochs else momentum
+
+    def _drop(self, engine: Engine) -> None:
+        if engine.state.epoch <= self.epochs:
+            for parameter in self.part.parameters():
+                parameter.grad = None
 
 
 def completes_update(iteration: int, epoch_length: int | None, accumulation: int = 1) -> bool:

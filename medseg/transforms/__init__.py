@@ -4,6 +4,7 @@ from medseg.transforms.base import RandLatentd
 from medseg.transforms.corruptions import GrainDraw, MissingSlices, RandGraind, RandMissingSlicesd
 from medseg.transforms.load import LoadVolume, LoadVolumed
 from medseg.transforms.load_labels import LoadLabeld
+from medseg.transforms.load_pictures import LoadPictured, picture_items
 from medseg.transforms.mismatched_pairs import KINDS, Mismatch, MismatchedPairs
 from medseg.transforms.spatial import RandSpatiald, SpatialDraw
 
@@ -11,6 +12,7 @@ __all__ = [
     "KINDS",
     "GrainDraw",
     "LoadLabeld",
+    "LoadPictured",
     "LoadVolume",
     "LoadVolumed",
     "Mismatch",
@@ -21,4 +23,5 @@ __all__ = [
     "RandMissingSlicesd",
     "RandSpatiald",
     "SpatialDraw",
+    "picture_items",
 ]

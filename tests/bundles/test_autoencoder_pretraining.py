@@ -10,11 +10,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.networks.nets import BasicUNet
+from PIL import Image
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
+from medseg.errors import UsageError
 from medseg.networks import encoder_state
 from medseg.sharing.verify import SCHEMA_FILE
+from medseg.tables import read_table
 from medseg.training import train_bundle
 from medseg.training.initialise import initialise_from
 from tests.bundles.images import BUNDLES, workflow, write_volumes, written
@@ -162,3 +165,45 @@ def test_held_out_volumes_are_restored_as_the_readme_says(tmp_path: Path, real_d
         figures = {row[0]: float(row[1]) for row in csv.reader(handle)}
     assert figures["val_psnr_db"] == pytest.approx(21.8, abs=0.3)
     assert figures["val_ssim"] == pytest.approx(0.637, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_codes_of_a_folder_tell_which_cases_are_alike(tmp_path: Path, method: str) -> None:
+    """Each case lies there twice, the second time brighter and with a little noise: the two are neighbours."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    axes = np.stack(np.meshgrid(*[np.arange(20)] * 3, indexing="ij"), axis=-1)
+    for number in range(4):
+        ball = np.linalg.norm(axes - generator.integers(8, 12, 3), axis=-1) < 2 + 2 * number
+        for twin, (scale, noise) in enumerate(((100.0, 1.0), (300.0, 3.0))):
+            volume = ball * scale + generator.normal(0, noise, ball.shape)
+            nib.save(
+                nib.Nifti1Image(volume.astype(np.float32), np.eye(4)), tmp_path / "in" / f"c{number}_{twin}.nii.gz"
+            )
+    given = {"dataset_dir": str(tmp_path / "in"), "images": "*.nii.gz", "method": method}
+    workflow(BUNDLE, "infer", "inference.json", "codes.json", **given, output_dir=str(tmp_path / "out")).run()
+    with np.load(tmp_path / "out" / "codes.npz") as kept:
+        ids, codes, places = kept["ids"].tolist(), kept["codes"], kept["places"]
+    assert ids == [f"c{number}_{twin}" for number in range(4) for twin in range(2)]
+    assert codes.shape == (8, 32)
+    assert places.shape == (8, 2)
+    rows = read_table(tmp_path / "out" / "codes.csv").rows
+    assert [row["nearest_case_id"] for row in rows] == [
+        f"c{number}_{1 - twin}" for number in range(4) for twin in (0, 1)
+    ]
+    assert [float(row["code_3"]) for row in rows] == codes[:, 3].tolist()
+    with Image.open(tmp_path / "out" / "neighbourhoods.png") as picture:
+        assert picture.size == (1200, 1200)
+        assert np.asarray(picture).std() > 5
+
+
+def test_two_cases_are_no_neighbourhood(tmp_path: Path) -> None:
+    for number in range(2):
+        nib.save(
+            nib.Nifti1Image(np.random.default_rng(number).random((16,) * 3), np.eye(4)), tmp_path / f"{number}.nii"
+        )
+    given = {"dataset_dir": str(tmp_path), "images": "*.nii", "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError) as failure:  # MONAI's, for whatever ends a run
+        workflow(BUNDLE, "infer", "inference.json", "codes.json", **given).run()
+    assert isinstance(failure.value.__cause__, UsageError)
+    assert "2 cases" in str(failure.value.__cause__)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_metadata
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
@@ -57,7 +60,11 @@ def test_configurations_mean_the_same_networks() -> None:
     assert train["network_def"]["features"] == train["discriminator_def"]["features"][::-1]
     preset = written(BUNDLE, "slices_2d.json")
     assert preset["latent"] == preset["network_def"]["latent"] == 100
-    assert preset["network_def"]["features"] == [256, 128, 64]
+    images, creates = written(BUNDLE, "images_2d.json"), written(BUNDLE, "inference_2d.json")
+    for other in (preset, images, creates):
+        assert other["latent"] == 100
+        assert other["network_def"]["features"] == [256, 128, 64]
+    assert images["network_def"]["halvings"] == images["discriminator_def"]["halvings"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
@@ -81,9 +88,9 @@ def test_it_trains_and_measures_the_distance_to_real_patches(tmp_path: Path) -> 
 
 def test_the_preset_makes_slices(tmp_path: Path) -> None:
     given = settings(tmp_path)
-    for name in ("patch_size", "network_def#size", "discriminator_def#size", "validation_patches", "val_interval"):
+    for name in ("patch_size", "network_def#size", "discriminator_def#size"):
         given.pop(name)
-    given |= {"output_dir": str(tmp_path / "out"), "train#handlers#2#count": 4}
+    given |= {"output_dir": str(tmp_path / "out"), "train#handlers#3#count": 4}
     flow = workflow(BUNDLE, "train", "train.json", "slices_2d.json", **given)
     flow.run_id = "training"
     flow.run()
@@ -92,6 +99,72 @@ def test_the_preset_makes_slices(tmp_path: Path) -> None:
     batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
     assert batch["label"].shape == (2, 1, 48, 32)
     assert batch["image"].shape == (2, 100, 1, 1)
+    figures = figures_of(tmp_path / "out")
+    assert all(row[name] > 0.0 for row in figures for name in ("val_frechet", "val_spectrum_db"))
+
+
+def figures_of(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open() as handle:
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(handle)]
+
+
+def write_digits(folder: Path, count: int, *, classes: bool) -> None:
+    """Handwritten digits (scikit-learn), 8×8, as PNG files: flat, or in one subfolder per class."""
+    digits = load_digits()
+    for number in range(count):
+        where = folder / str(digits.target[number]) if classes else folder
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(where / f"{number:04d}.png")
+
+
+def pixels(file: Path) -> NDArray[Any]:
+    with Image.open(file) as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["flat", "a folder per class"])
+def test_the_preset_for_pictures_learns_digits_and_creates_some(tmp_path: Path, classes: bool) -> None:
+    write_digits(tmp_path / "digits", 50, classes=classes)
+    given: dict[str, Any] = {
+        "dataset_dir": str(tmp_path / "digits"),
+        "output_dir": str(tmp_path / "out"),
+        "num_workers": 0,
+        "epochs": 2,
+        "iterations": 2,
+        "batch_size": 4,
+        "val_interval": 1,
+        "validation_patches": 20,
+        "network_def#features": [4, 4, 2],
+        "discriminator_def#features": [2, 4, 4],
+    }
+    flow = workflow(BUNDLE, "train", "train.json", "images_2d.json", **given)
+    flow.run_id = "training"
+    flow.run()
+    batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
+    assert batch["label"].shape == (4, 1, 28, 28)
+    assert batch["image"].shape == (4, 100, 1, 1)
+    assert float(batch["label"].min()) == -1.0
+    assert float(batch["label"].max()) > 0.8
+    assert len(figures_of(tmp_path / "out")) == len(list((tmp_path / "out" / "samples").glob("epoch-*.png"))) == 2
+    created = workflow(
+        BUNDLE,
+        "infer",
+        "inference.json",
+        "inference_2d.json",
+        **{"network_def#features": [4, 4, 2], "network_def#size": [28, 28], "network_def#halvings": 2, "count": 3},
+        weights=str(tmp_path / "out" / "checkpoints" / "final.pt"),
+        output_dir=str(tmp_path / "png"),
+    )
+    created.run()
+    files = sorted((tmp_path / "png").glob("*.png"))
+    assert [pixels(file).shape for file in files] == [(28, 28)] * 3
+
+
+def test_shipped_slices_are_pictures(tmp_path: Path) -> None:
+    workflow(BUNDLE, "infer", "inference.json", "inference_2d.json", count=2, output_dir=str(tmp_path)).run()
+    first, second = (pixels(file) for file in sorted(tmp_path.glob("*.png")))
+    assert first.shape == (48, 32)
+    assert not np.array_equal(first, second)
 
 
 def test_inference_makes_the_same_volumes_from_the_same_seed(tmp_path: Path) -> None:

@@ -62,3 +62,33 @@ def test_sizes_that_cannot_be_halved_are_refused(size: tuple[int, ...]) -> None:
         DCGANGenerator(4, 1, (4, 4, 4), size)
     with pytest.raises(ValueError, match="multiples of 8"):
         DCGANDiscriminator(1, (4, 4, 4), size)
+
+
+def test_the_classic_layout_starts_on_seven_by_seven() -> None:
+    generator = DCGANGenerator(100, 1, (256, 128, 64), (28, 28), halvings=2)
+    discriminator = DCGANDiscriminator(1, (64, 128, 256), (28, 28), halvings=2)
+    image = generator(torch.randn(2, 100, 1, 1))
+    assert image.shape == (2, 1, 28, 28)
+    judged = discriminator(None, image)
+    assert [tuple(maps.shape[1:]) for maps in judged.features[0]] == [(64, 14, 14), (128, 7, 7), (256, 7, 7)]
+    assert judged.logits[0].shape == (2, 1, 1, 1)
+    with pytest.raises(ValueError, match="1 to 3"):
+        DCGANGenerator(4, 1, (4, 4, 4), (32, 32), halvings=4)
+    with pytest.raises(ValueError, match="deconv or resize"):
+        DCGANGenerator(4, 1, (4, 4, 4), (32, 32), upsample="bicubic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 32, 16)])
+def test_resizing_leaves_no_grain_where_transposed_convolutions_do(size: tuple[int, ...]) -> None:
+    """From a constant grid every interior voxel of the last block is the same, whatever the weights are."""
+    torch.manual_seed(0)
+    spread = {}
+    for upsample in ("deconv", "resize"):
+        generator = DCGANGenerator(4, 1, (4, 4), size, upsample=upsample)
+        last = generator.layers[-2:-1] if upsample == "deconv" else generator.layers[-3:-1]
+        image = last(torch.ones(1, 4, *(side // 2 for side in size)))
+        inside = image[(slice(None), slice(None), *[slice(4, -4)] * len(size))]
+        spread[upsample] = float(inside.detach().std())
+        assert generator(torch.randn(2, 4, *[1] * len(size))).shape == (2, 1, *size)
+    assert spread["resize"] < 1e-6
+    assert spread["deconv"] > 1e-3

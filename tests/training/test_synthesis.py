@@ -13,7 +13,16 @@ from torch import Tensor
 
 from benchmarks.synthesis import nearest
 from medseg.networks import encoder_state
-from medseg.training import FeatureEncoder, FrechetDistance, frechet_distance, lower_is_better
+from medseg.training import (
+    FeatureEncoder,
+    FrechetDistance,
+    SpectrumDistance,
+    Thumbnails,
+    frechet_distance,
+    lower_is_better,
+    radial_spectrum,
+    spectrum_distance,
+)
 
 FEATURES = (2, 2, 4, 4, 6, 2)
 
@@ -96,3 +105,53 @@ def test_the_handler_gathers_over_batches() -> None:
 )
 def test_the_smaller_distance_is_better(current: float, best: float, better: bool) -> None:
     assert lower_is_better(current, best) is better
+
+
+@pytest.mark.parametrize("waves", [3, 9])
+def test_a_wave_lies_in_the_ring_of_its_frequency(waves: int) -> None:
+    places = torch.arange(32) / 32
+    image = torch.cos(2 * math.pi * waves * places).view(1, 1, 32, 1).expand(1, 1, 32, 48)
+    power = radial_spectrum(image)[0]
+    assert power.shape == (16,)
+    # a window spreads a wave over its neighbours
+    assert abs(int(power.argmax()) - (waves - 1)) <= 1
+
+
+@pytest.mark.parametrize("size", [(32, 24), (16, 16, 24)])
+def test_the_spectrum_sees_grain_and_blur_that_thumbnails_do_not(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+
+    def images() -> Tensor:
+        return torch.randn(40, 1, *size, generator=generator)
+
+    def blurred(values: Tensor) -> Tensor:
+        pool = torch.nn.functional.avg_pool3d if values.ndim == 5 else torch.nn.functional.avg_pool2d
+        return pool(values, 3, 1, 1)
+
+    real, again, soft = images(), images(), blurred(images())
+    grain = torch.ones(size)
+    grain[..., ::2] = -1.0  # two voxels a wave, in one direction: power in the last ring alone
+    spectra = [radial_spectrum(values) for values in (real, again, soft, real + grain)]
+    same, blur, grainy = (spectrum_distance(spectra[0], other) for other in spectra[1:])
+    assert same < 1.0
+    assert min(blur, grainy) > 2.0
+    shown = [Thumbnails(4)(values) for values in (real, again, real + grain)]
+    assert shown[0].shape == (40, 4 ** len(size))
+    assert frechet_distance(shown[0], shown[2]) < frechet_distance(shown[0], shown[1])
+
+
+def test_brightness_counts_nothing_and_contrast_counts_in_db() -> None:
+    images = torch.randn(4, 1, 16, 16, 16)
+    spectrum = radial_spectrum(images)
+    assert torch.allclose(radial_spectrum(images + 5.0), spectrum, rtol=1e-3)
+    assert spectrum_distance(radial_spectrum(10.0 * images), spectrum) == pytest.approx(20.0, abs=1e-3)
+
+
+def test_the_spectrum_is_gathered_over_batches() -> None:
+    batches = [{"pred": torch.randn(3, 1, 16, 16), "label": torch.randn(3, 1, 16, 16)} for _ in range(4)]
+    handler = SpectrumDistance(lambda output: (output["pred"], output["label"]))
+    handler.reset()
+    for batch in batches:
+        handler.update((batch["pred"], batch["label"]))
+    joined = [torch.cat([batch[key] for batch in batches]) for key in ("pred", "label")]
+    assert handler.compute() == pytest.approx(spectrum_distance(*map(radial_spectrum, joined)), rel=1e-5)
