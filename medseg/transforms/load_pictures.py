@@ -65,14 +65,14 @@ class LoadPictured(MapTransform):
 
 
 def picture_items(
-    folder: str | PathLike[str], fold: int, part: Literal["training", "validation"], limit: int | None = None
+    dataset_dir: str | PathLike[str], fold: int, part: Literal["training", "validation"], limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Every picture (PNG, JPEG) in a folder and its subfolders, as ``{"image": absolute path}``.
 
     Every fifth one is of the same ``fold`` (0 to 4), counted within each subfolder, so that classes in subfolders are
     held out alike; a negative fold holds out none, and validates on fold 0. Too few pictures are a ``UsageError``.
     """
-    root = Path(folder).absolute()
+    root = Path(dataset_dir).absolute()
     groups: dict[Path, list[Path]] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in _PICTURES and path.is_file():
