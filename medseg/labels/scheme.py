@@ -40,6 +40,12 @@ class LabelScheme:
 
     names: Mapping[int, str] = field(default_factory=dict)
     mapping: Mapping[int, int] = field(default_factory=dict)
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """The label of every combination of regions."""
+        return ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str = "the datalist") -> LabelScheme:
