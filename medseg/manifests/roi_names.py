@@ -21,7 +21,9 @@ _SIDES = {
     **dict.fromkeys(("left", "l", "lt", "li", "links", "linke", "linker", "gauche", "sinistra", "izquierda"), "left"),
     **dict.fromkeys(("right", "r", "rt", "re", "rechts", "rechte", "rechter", "droite", "destra", "derecha"), "right"),
 }
-_ADDITIONS = frozenset("final new edited edit corrected corr copy auto manual contour roi mask seg label".split())
+_ADDITIONS = frozenset(
+    ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
+)
 """Words that say how a contour was made, not what it shows."""
 
 _SYNONYMS = {
@@ -41,7 +43,7 @@ _SYNONYMS = {
     "parotid": "parotis parotide parotidgland ohrspeicheldruse",
     "prostate": "prostata",
     "rectum": "rektum enddarm retto recto",
-    "spinal_cord": "spinalcord ruckenmark rueckenmark myelon moelle moelleepiniere midollo midollospinale medulaespinal",
+    "spinal_cord": "ruckenmark rueckenmark myelon moelle moelleepiniere midollo midollospinale medulaespinal",
     "spleen": "milz milza bazo milt",
     "stomach": "magen estomac stomaco estomago maag",
     "trachea": "luftrohre luftroehre trachee",
@@ -128,10 +130,11 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
         structure, why = _meaning(one.name, spelt[one.name], wanted)
         is_far = why == _FAR
         if beside := sorted(taken.get(structure, set()) & one.cases):
-            structure, why = "", (
-                f"means {structure} by its name, but stands beside another {structure} in {len(beside)} cases, such as "
-                f"{beside[0]}: fill in {structure} if both belong to it"
+            why = (
+                f"means {structure} by its name, but stands beside another {structure} in {len(beside)} cases, such "
+                f"as {beside[0]}: fill in {structure} if both belong to it"
             )
+            structure = ""
         elif structure:
             taken[structure] |= one.cases
         proposals[one.name] = Proposal(one.name, len(one.cases), one.volume_ml, structure, why, is_far)

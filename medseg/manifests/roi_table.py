@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,7 @@ from medseg.errors import UndecidedNames, UsageError
 from medseg.files import write_text
 from medseg.ingest import read_volume
 from medseg.labels.scheme import listed
-from medseg.manifests.audit_facts import case_of
-from medseg.manifests.items import Item, entries_of
+from medseg.manifests.items import Item, case_of, entries_of
 from medseg.manifests.label_objects import is_object, read_object
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_names import FoundName, Proposal, propose
@@ -88,13 +87,24 @@ def settle_names(
                 masks.add(name)
     if not found:
         return None
+    choices = _with_declared(manifest, choices, found)
     mapping = _decided(list(found.values()), masks, choices)
     if mapping is None:
         _measure(manifest, found, progress)
         raise _undecided(list(found.values()), choices)
     structures = list(choices.structures) or list(dict.fromkeys(filter(None, mapping.values())))
-    _refuse_absent(structures, mapping, choices)
+    _refuse_absent(structures, mapping)
     return _written(manifest, mapping, structures, choices.missing)
+
+
+def _with_declared(manifest: Manifest, choices: NameChoices, found: Mapping[str, FoundName]) -> NameChoices:
+    """What a datalist that is made anew says already: its structures, and its mapping of names."""
+    said = manifest.content.get(ROI_KEY)
+    structures = choices.structures or list(manifest.scheme.structures.values())
+    if choices.table is None and isinstance(said, Mapping) and said:
+        own = {name: name for name in structures if name in found}
+        return replace(choices, structures=structures, table=own | {name: said[name] or "" for name in said})
+    return replace(choices, structures=structures)
 
 
 def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
@@ -131,8 +141,8 @@ def _from_table(found: Sequence[FoundName], table: Mapping[str, str], choices: N
     names = {one.name for one in found}
     if unsaid := [one for one in found if one.name not in table]:
         raise UsageError(
-            f"the table of names has no line for {_some(unsaid)}, which the labels have; add it, with an empty structure "
-            "to leave it out"
+            f"the table of names has no line for {_some(unsaid)}, which the labels have; add it, with an empty "
+            "structure to leave it out"
         )
     if idle := sorted(set(table) - names):
         _log.warning("the table of names has lines for names that no label has: %s", listed(idle[:_SHOWN]))
@@ -156,7 +166,7 @@ def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNam
     return UndecidedNames(f"the labels hold {len(found)} names, whose structures are to be said", ordered)
 
 
-def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str], choices: NameChoices) -> None:
+def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str]) -> None:
     absent = [name for name in structures if name not in mapping.values()]
     if absent or not structures:
         found = listed(sorted(mapping)[:_SHOWN]) + (" and more" if len(mapping) > _SHOWN else "")
@@ -180,7 +190,7 @@ def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequenc
     if lacking and missing == "background":
         counts = listed([f"{name} in {count}" for name, count in sorted(lacking.items())[:_SHOWN]])
         _log.warning(
-            "cases without a structure: %s; it counts as background there. Say --missing unknown if nobody looked for it",
+            "cases without a structure: %s; it counts as background there: say --missing unknown if nobody looked",
             counts,
         )
     told = {name: structure or None for name, structure in mapping.items() if name != structure}
