@@ -15,7 +15,7 @@ from medseg.ingest import SeriesRecord
 from medseg.ingest.selection import Rule, select, selected_studies
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, one_or_list, relative_name
-from medseg.manifests.label_objects import LabelObject, objects_among, person_of, read_object, series_of
+from medseg.manifests.label_objects import LabelObject, objects_among, open_object, person_of, series_of
 from medseg.manifests.manifest import Manifest
 
 Several = Literal["refuse", "latest", "join", "raters"]
@@ -107,7 +107,7 @@ def _series(
     if "!/" in path:
         return f"{record.modality} {Path(path).name} lies in an archive, where labels are not read; unpack it"
     try:
-        one = read_object(path, record.patient_hash)
+        one = open_object(path, record.patient_hash)
     except Refusal as refusal:
         return str(refusal)
     found = series_of(one, usable, refused)

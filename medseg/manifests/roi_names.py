@@ -111,6 +111,11 @@ def _initials(word: str) -> bool:
     return word.isupper() and 2 <= len(word) <= 3
 
 
+def plain(name: str) -> str:
+    """A name as readers of labels compare it: capitals and blanks do not count."""
+    return " ".join(name.split()).casefold()
+
+
 def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposal]:
     """A structure for each name, or none, with the reason.
 
@@ -143,14 +148,14 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
 
 def _rank(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> int:
     """How near a name is to a structure's own, so that of two in one case the nearer keeps it."""
-    if name in wanted:
+    if any(plain(name) == plain(other) for other in wanted):
         return 0
     return 1 if any(spelling.exact == other.exact for other in wanted.values()) else 2
 
 
 def _meaning(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> tuple[str, str]:
-    if name in wanted:
-        return name, "its own name"
+    if own := [one for one in wanted if plain(one) == plain(name)]:
+        return own[0], "its own name"
     same = [one for one, other in wanted.items() if other.key == spelling.key and _same_additions(spelling, other)]
     if len(same) == 1:
         return same[0], _why_same(spelling, wanted[same[0]], same[0])
