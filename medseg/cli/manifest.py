@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +14,7 @@ from medseg.cli._app import Outcome, app, command, is_quiet, terminal
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
+    from medseg.errors import UndecidedNames
     from medseg.manifests import AuditReport, Manifest
 
 manifest_app = typer.Typer(help="Datalists: create, split by patient, audit, download.", no_args_is_help=True)
@@ -22,32 +26,63 @@ _DatasetDir = Annotated[
 ]
 _STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 _CASES_SHOWN = 3
+_NAMES_SHOWN = 40
+_PATTERN_MARKS = {*"*?[{/"}
+Several = Literal["refuse", "latest", "join", "raters"]
+Missing = Literal["background", "unknown"]
 
 
 @manifest_app.command()
 @command
 def create(
     *,
-    images: Annotated[Path, typer.Option("--images", help="A folder of images, a BIDS dataset, or a dataset.json.")],
+    images: Annotated[
+        Path, typer.Option("--images", help="A folder of images or DICOM, a BIDS dataset, or a dataset.json.")
+    ],
     labels: Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
-            "--image", metavar="PATTERN", help="Images below --images, such as '*/t1.nii.gz'; one for each channel."
+            "--image",
+            metavar="PATTERN",
+            help="Images below --images, such as '{patient}/MR*.nii.gz' or '*/t1.nii.gz'; one for each channel.",
         ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             "--label",
-            metavar="PATTERN or VALUE=NAME",
-            help="Labels below --labels or --images, such as '*/seg.nii.gz'; or the name of a label, such as 1=liver.",
+            metavar="PATTERN|VALUE=NAME|NAME",
+            help="Labels below --labels or --images, such as '{patient}/seg*.nii.gz' ({session}, {structure}, {rater} "
+            "too); or the name of a value, such as 1=liver; or a structure to take of those that have names.",
         ),
     ] = None,
     map_: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2."),
     ] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option("--merge", metavar="NAME=PART,PART", help="Several values, labels or ROIs as one: tumour=1,2,3."),
+    ] = None,
+    roi_table: Annotated[
+        Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
+    ] = None,
+    missing: Annotated[
+        Missing, typer.Option("--missing", help="What a structure is where a case has no mask or ROI of it.")
+    ] = "background",
+    several: Annotated[
+        Several, typer.Option("--several", help="What several SEG or RTSTRUCT of one series, or BIDS maps, are.")
+    ] = "refuse",
+    modality: Annotated[str, typer.Option("--modality", help="Of a DICOM tree the series of this modality: MR.")] = "",
+    select: Annotated[
+        Path | None,
+        typer.Option("--select", metavar="RULES", help="Rules that choose a study's series, one for each channel."),
+    ] = None,
+    links: Annotated[
+        Path | None, typer.Option("--links", help="Folder for links that sort DICOM series apart which share a folder.")
+    ] = None,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out what has no partner, and say so.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")],
     patient_pattern: Annotated[
         str | None,
@@ -56,28 +91,37 @@ def create(
     licence: Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")] = None,
     checksums: Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")] = True,
 ) -> Outcome:
-    """Make a datalist from folders, an MSD or nnU-Net dataset.json, or BIDS derivatives.
+    """Make a datalist from folders, DICOM with SEG or RTSTRUCT, masks by structure, MSD, nnU-Net or BIDS.
 
     Example: medseg manifest create --images data/images --labels data/labels -o datalist.json
 
-    One folder for each patient: medseg manifest create --images study --image '*/t1.nii.gz' --label '*/seg.nii.gz'
-    --label 1=tumour --map 255=1 -o datalist.json
+    One folder for each patient: medseg manifest create --images study --image '{patient}/MR*.nii.gz'
+    --label '{patient}/seg*.nii.gz' --label 1=tumour --map 255=1 -o datalist.json
+
+    A DICOM tree: medseg manifest create --images export --modality CT --label 1=liver -o datalist.json
     """
-    from medseg.labels import parse_mapping, parse_names
-    from medseg.manifests import create as create_manifest
+    from medseg.errors import UndecidedNames
 
     prepare_file(output)
-    label = label or []
-    manifest = create_manifest(
-        images,
-        labels,
-        patient_pattern=patient_pattern,
-        image_patterns=image or [],
-        label_pattern=_label_pattern([text for text in label if "=" not in text]),
-        names=parse_names([text for text in label if "=" in text]),
-        mapping=parse_mapping(map_ or []),
-        checksums=checksums,
-    )
+    labels_said = label or []
+    try:
+        with _label_progress() as progress:
+            manifest = _created(
+                images,
+                labels,
+                labels_said,
+                image_patterns=image or [],
+                patient_pattern=patient_pattern,
+                maps=map_ or [],
+                merges=merge or [],
+                roi_table=roi_table,
+                missing=missing,
+                dicom=(several, modality, select, links, leave_out),
+                checksums=checksums,
+                progress=progress,
+            )
+    except UndecidedNames as undecided:
+        return _proposed(undecided, output)
     if licence is not None:
         manifest = manifest.with_content(licence=licence)
     manifest.write(output)
@@ -85,7 +129,10 @@ def create(
     terminal().print(
         f"{output}: {facts['training']} training and {facts['test']} test cases, {facts['patients']} patients"
     )
-    terminal().print(f"Next: medseg manifest split {output} --folds 5 --seed 0", style="dim")
+    _show_labels(manifest)
+    terminal().print(
+        f"Next: medseg manifest audit {output}, and medseg manifest split {output} --folds 5 --seed 0", style="dim"
+    )
     return Outcome({"manifest": str(output), **facts})
 
 
@@ -153,12 +200,109 @@ def download(
     return Outcome({"dataset": str(folder)})
 
 
+def _created(
+    images: Path,
+    labels: Path | None,
+    said: list[str],
+    *,
+    maps: list[str],
+    merges: list[str],
+    roi_table: Path | None,
+    dicom: tuple[Several, str, Path | None, Path | None, bool],
+    **options: Any,
+) -> Manifest:
+    """The manifest that the options ask for."""
+    from medseg.ingest.selection import read_rules
+    from medseg.labels import parse_mapping, parse_names
+    from medseg.manifests import create as create_manifest
+    from medseg.manifests.layout_dicom import DicomChoices
+    from medseg.manifests.roi_table import read_roi_table
+    from medseg.manifests.value_table import parse_merges
+
+    several, modality, select, links, leave_out = dicom
+    rules = read_rules(select) if select is not None else []
+    patterns = [text for text in said if "=" not in text and _PATTERN_MARKS & {*text}]
+    return create_manifest(
+        images,
+        labels,
+        label_pattern=_label_pattern(patterns),
+        names=parse_names([text for text in said if "=" in text]),
+        structures=_structures(said, patterns),
+        mapping=parse_mapping(maps),
+        merges=parse_merges(merges),
+        roi_table=read_roi_table(roi_table) if roi_table is not None else None,
+        dicom=DicomChoices(several, modality, rules, links, leave_out),
+        **options,
+    )
+
+
+def _structures(said: list[str], patterns: list[str]) -> list[str]:
+    """Names without a value, in their order."""
+    from medseg.errors import UsageError
+
+    names = [text for text in said if "=" not in text and text not in patterns]
+    if names and any("=" in text for text in said):
+        raise UsageError(f"--label {names[0]} has no value, and other names have one; give all of them one, or none")
+    return names
+
+
 def _label_pattern(patterns: list[str]) -> str | None:
     from medseg.errors import UsageError
 
     if len(patterns) > 1:
-        raise UsageError(f"found {len(patterns)} patterns for labels, expected one label map for each case")
+        raise UsageError(
+            f"found {len(patterns)} patterns for labels, expected one; where each structure has a file of its own, "
+            "write {structure} for it, and {rater} for several raters"
+        )
     return patterns[0] if patterns else None
+
+
+@contextmanager
+def _label_progress() -> Iterator[Callable[[int, int], None]]:
+    from medseg.cli._progress import counted_progress
+
+    with counted_progress("looking at the labels") as progress:
+        yield progress
+
+
+def _proposed(undecided: UndecidedNames, output: Path) -> Outcome:
+    """Write the table of proposals, show it, and say how to give it back."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from medseg.manifests.roi_names import Proposal
+    from medseg.manifests.roi_table import write_roi_table
+
+    path = output.with_name(f"{output.stem}_rois.csv")
+    proposals = [one for one in undecided.proposals if isinstance(one, Proposal)]
+    write_roi_table(path, proposals)
+    console = terminal()
+    console.print(f"{undecided}. No datalist was written yet.")
+    table = Table("name", "cases", "ml", "structure", "why", box=None, header_style="bold")
+    for one in proposals[:_NAMES_SHOWN]:
+        volume = "" if one.volume_ml is None else f"{one.volume_ml:.3g}"
+        cells = (one.name, str(one.cases), volume, one.structure or "–", one.why)
+        if console.is_terminal:
+            table.add_row(*map(escape, cells))
+        else:
+            console.print(": ".join(cells), markup=False)
+    if console.is_terminal:
+        console.print(table, markup=True)
+    if len(proposals) > _NAMES_SHOWN:
+        console.print(f"and {len(proposals) - _NAMES_SHOWN} more in the table")
+    console.print(f"{path}: read it, correct the column `structure` (empty: left out), and give it back:")
+    console.print(f"  the same command with --roi-table {path}", style="bold", markup=False)
+    lines = [asdict(one) for one in proposals]
+    return Outcome({"manifest": None, "roi_table": str(path), "proposals": lines}, complete=False)
+
+
+def _show_labels(manifest: Manifest) -> None:
+    """The structures and their values, as they will be learnt."""
+    structures = manifest.scheme.structures
+    shown = [f"{value} {name}" for value, name in list(structures.items())[:_NAMES_SHOWN]]
+    more = f", and {len(structures) - _NAMES_SHOWN} more" if len(structures) > _NAMES_SHOWN else ""
+    if shown:
+        terminal().print(f"labels: {', '.join(shown)}{more}", markup=False)
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

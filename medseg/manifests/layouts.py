@@ -5,90 +5,126 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypedDict, Unpack
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
 from medseg.ingest.record import is_apple_double
-from medseg.labels.regions import ORDER_KEY
-from medseg.labels.scheme import MAPPING_KEY, LabelScheme
 from medseg.manifests.items import Item
+from medseg.manifests.layout_dicom import DicomChoices
 from medseg.manifests.manifest import Manifest
+from medseg.manifests.roi_table import Missing, NameChoices, settle_names
+from medseg.manifests.value_table import declare_values
 
 
-def create(
-    images: Path,
-    labels: Path | None = None,
-    *,
-    patient_pattern: str | None = None,
-    image_patterns: Sequence[str] = (),
-    label_pattern: str | None = None,
-    names: Mapping[int, str] | None = None,
-    mapping: Mapping[int, int] | None = None,
-    checksums: bool = True,
-) -> Manifest:
-    """Make a manifest from folders, a Decathlon or nnU-Net ``dataset.json``, or BIDS derivatives.
+class CreateOptions(TypedDict, total=False):
+    """What may be said where a study's layout does not say it.
+
+    ``patient_pattern``: regular expression searched in each image's path; its first group (or the whole match) is the
+    patient. By default each case is a patient of its own, in BIDS each subject, in DICOM each patient.
+
+    ``image_patterns``, ``label_pattern``: where images and labels lie, such as ``{patient}/MR*.nii.gz`` and
+    ``{patient}/seg*.nii.gz``, see :func:`medseg.manifests.layout_patterns.read_patterns`; one image pattern a channel.
+
+    ``names``: names of the labels by value; replace what the dataset declares itself. ``mapping``: value in the label
+    files → label that is meant, recorded in the manifest and applied by everyone who reads a label of it.
+
+    ``structures``: names that are wanted of those in mask files, SEG and RTSTRUCT, in the order of their values.
+    ``merges``: structures made of several values, names in the dataset's table, or names of ROIs. ``roi_table``:
+    structure by name of a ROI, segment or mask file, from an accepted table; empty for what is left out. ``missing``:
+    what a structure is in a case that has no mask or ROI of it, background or unknown.
+
+    ``dicom``: what decides where a DICOM tree (or a BIDS dataset with several raters) leaves several answers.
+
+    ``checksums``: add the SHA-256 sums of all files, so that the audit can tell when one has changed (the default).
+    ``progress``: called with the number of cases whose labels were looked at, and of all.
+    """
+
+    patient_pattern: str | None
+    image_patterns: Sequence[str]
+    label_pattern: str | None
+    names: Mapping[int, str]
+    mapping: Mapping[int, int]
+    structures: Sequence[str]
+    merges: Mapping[str, Sequence[str]]
+    roi_table: Mapping[str, str] | None
+    missing: Missing
+    dicom: DicomChoices
+    checksums: bool
+    progress: Callable[[int, int], None] | None
+
+
+def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOptions]) -> Manifest:
+    """Make a manifest from whatever way a study lies on disk.
+
+    Folders of images and label maps, a folder for each patient, one mask file for each structure, a DICOM tree whose
+    SEG and RTSTRUCT objects refer to its series, a Decathlon or nnU-Net ``dataset.json``, BIDS derivatives. No file is
+    rewritten: the manifest says how each label is read.
 
     Parameters
     ----------
     images
         A folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
     labels
-        A folder of label maps or a BIDS derivative; not needed where ``images`` names them itself.
-    patient_pattern
-        Regular expression searched in each image's path; its first group (or the whole match) is the patient.
-        By default each case is a patient of its own, and in BIDS each subject.
-    image_patterns, label_pattern
-        Where images and labels lie below ``images``, such as ``*/t1.nii.gz`` and ``*/seg.nii.gz``: what the wildcards
-        stand for is the case. One image pattern for each channel.
-    names
-        Names of the labels by value; replace what the dataset declares itself.
-    mapping
-        Value in the label files → label that is meant; recorded in the manifest and applied by everyone who reads a
-        label of it. The files stay as they are.
-    checksums
-        Add the SHA-256 sums of all files, so that the audit can tell when one has changed.
+        A folder of label maps, masks or objects, or a BIDS derivative; not needed where ``images`` names or holds them.
+    **options
+        See :class:`CreateOptions`.
 
     Raises
     ------
+    UndecidedNames
+        If it has to be said which structures the names in the labels mean.
     UsageError
         If nothing usable is found, or images and labels cannot be matched without guessing.
     """
-    from medseg.manifests import layout_bids, layout_folders  # not needed for sums of files
-
     for path in (images, labels):
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
+    manifest = _cases(images, labels, options)
+    pattern = options.get("patient_pattern")
+    if pattern is not None:
+        manifest = manifest.with_keys(_patients(pattern))
+    manifest = _with_labels(manifest, options)
+    sums = options.get("checksums", True)
+    return manifest.with_keys(lambda item: {"sha256": _checksums(manifest, item)}) if sums else manifest
+
+
+def _with_labels(manifest: Manifest, options: CreateOptions) -> Manifest:
+    """Declare the structures, by the names in the labels or by the values."""
+    names, mapping, merges = options.get("names", {}), options.get("mapping", {}), options.get("merges", {})
+    structures, table = options.get("structures", ()), options.get("roi_table")
+    wanted = list(structures) or [name for value, name in names.items() if value]
+    choices = NameChoices(wanted, table, merges, options.get("missing", "background"))
+    settled = settle_names(manifest, choices, options.get("progress"))
+    if settled is None:
+        if table is not None or structures:
+            raise UsageError("the labels are label maps, which have values: name these with --label VALUE=NAME")
+        return declare_values(manifest, names, mapping, merges)
+    if mapping:
+        raise UsageError("--map renumbers values, and these labels have names: say the values with --label VALUE=NAME")
+    return settled.with_content(labels={str(value): names[value] for value in sorted(names)}) if names else settled
+
+
+def _cases(images: Path, labels: Path | None, options: CreateOptions) -> Manifest:
+    """The cases of a study, whichever way it lies."""
+    from medseg.manifests import layout_bids, layout_folders, layout_patterns  # not needed for sums of files
+
+    dicom = options.get("dicom", DicomChoices())
+    image_patterns, label_pattern = options.get("image_patterns", ()), options.get("label_pattern")
+    if labels is None and not image_patterns and any(images.glob("*/segmentations/*.nii.gz")):
+        # TotalSegmentator's dataset
+        image_patterns = ["{patient}/*.nii.gz"]
+        label_pattern = label_pattern or "{patient}/segmentations/{structure}.nii.gz"
     if image_patterns or label_pattern:
-        manifest = layout_folders.read_patterns(images, image_patterns, label_pattern, labels)
-    elif images.is_file() or (labels is None and (images / "dataset.json").is_file()):
-        manifest = Manifest.read(images)
-    elif layout_bids.is_bids(images):
-        manifest = layout_bids.read(images, labels)
-    else:
-        manifest = layout_folders.read_folders(images, labels)
-    if patient_pattern is not None:
-        manifest = manifest.with_keys(_patients(patient_pattern))
-    manifest = _with_labels(manifest, names or {}, mapping or {})
-    return manifest.with_keys(lambda item: {"sha256": _checksums(manifest, item)}) if checksums else manifest
-
-
-def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[int, int]) -> Manifest:
-    """Declare the labels: as asked, else as the dataset does, renumbered as its files are."""
-    scheme = LabelScheme.of(manifest.content, "the dataset", mapping)
-    if names:
-        scheme = LabelScheme(names, scheme.mapping)
-    unnamed = sorted(set(mapping.values()) - {0} - set(scheme.values)) if scheme.names else []
-    if unnamed:
-        raise UsageError(
-            f"--map makes {unnamed[0]} a label, which has no name; give it one with --label {unnamed[0]}=NAME (--label "
-            "replaces the names that the dataset declares, so name every structure)"
-        )
-    moved = {str(value): label for value, label in sorted({**scheme.mapping, **mapping}.items())}
-    kept = {key: value for key, value in manifest.content.items() if key != ORDER_KEY}
-    return replace(manifest, content={**kept, **scheme.to_json(), **({MAPPING_KEY: moved} if moved else {})})
+        read = layout_patterns.read_patterns
+        return read(images, image_patterns, label_pattern, labels, leave_out=dicom.leave_out)
+    if images.is_file() or (labels is None and (images / "dataset.json").is_file()):
+        return Manifest.read(images)
+    if layout_bids.is_bids(images):
+        return layout_bids.read(images, labels, raters=dicom.several == "raters")
+    return layout_folders.read_folders(images, labels, dicom)
 
 
 def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:
@@ -124,7 +160,7 @@ def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) 
 
 
 def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
-    """The sums of an item's image and label; a list where the item lists one file per channel."""
+    """The sums of an item's image and label; a list, in the order of the files, where it names several."""
     sums: dict[str, str | list[str]] = {}
     for key in ("image", "label"):
         paths = manifest.files(item, key)
@@ -133,5 +169,5 @@ def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
             raise UsageError(f"cannot find {missing[0]}; check the manifest's dataset_dir or give --dataset-dir")
         if paths:
             values = [path_checksum(path) for path in paths]
-            sums[key] = values if isinstance(item[key], list) else values[0]
+            sums[key] = values[0] if isinstance(item[key], str) else values
     return sums
