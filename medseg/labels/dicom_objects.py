@@ -155,8 +155,8 @@ def check_belongs(
         )
     raise Refusal(
         "other-frame-of-reference",
-        f"{name} {found}: its positions mean another place; pair it with the image it was drawn on, or register the two "
-        "and write the labels again on the image's grid",
+        f"{name} {found}: its positions mean another place; pair it with the image it was drawn on, or register the "
+        "two and write the labels again on the image's grid",
     )
 
 

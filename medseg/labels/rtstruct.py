@@ -1,9 +1,9 @@
 """RT Structure Set (PS3.3, A.19) as a label map: outlines filled on the slices of the image's grid.
 
 **Rules.** A contour belongs to the slice of the grid in whose plane all its points lie, within a tenth of the distance
-of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or (what
-lies in an odd number of them is inside), whether they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR; the rule for a pixel
-is that of :mod:`medseg.labels.rasterise`. Points, open contours and closed ones of fewer than three points hold nothing
+of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or (what lies
+in an odd number of them is inside), whether they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR; the rule for a pixel is
+that of :mod:`medseg.labels.rasterise`. Points, open contours and closed ones of fewer than three points hold nothing
 and are left out with a note. A gap between two contoured slices is missing where the two lie over each other: it is
 refused, filled or left empty as asked (:class:`~medseg.labels.rules.ReadingRules`).
 """
@@ -66,7 +66,11 @@ def open_rtstruct(header: Header, name: str) -> StructureSet:
     Refusal
         ``malformed-object``, ``non-finite``, ``truncated``.
     """
-    dataset = read_object(header, name)
+    return structure_set(read_object(header, name), name)
+
+
+def structure_set(dataset: Dataset, name: str) -> StructureSet:
+    """The same for a data set in memory."""
     with well_formed(name):
         usual = hashed(dataset.get("FrameOfReferenceUID"))
         series: set[str] = set()

@@ -21,6 +21,8 @@ from medseg.files import atomic_path
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
+from medseg.labels.dicom_objects import hashed
+from medseg.labels.image_grid import ImageGrid
 from medseg.outputs.source import Frame, SourceImages, embed, placed
 from medseg.results.verdict import Verdict
 
@@ -143,6 +145,12 @@ class Job:
         codes = segment_codes(self.bundle)
         present = {label: codes[label] for label in codes if (self.labels == label).any()}
         return present or codes
+
+    @property
+    def image_grid(self) -> ImageGrid:
+        """The source as those know it who read the object again."""
+        first = self.source.first
+        return ImageGrid(self.geometry, hashed(first.SeriesInstanceUID), hashed(first.FrameOfReferenceUID))
 
     @property
     def moment(self) -> datetime:
