@@ -1,4 +1,4 @@
-"""``medseg manifest``: create, split, audit, download."""
+"""``medseg manifest``: create, split, audit, review, download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medseg.errors import UndecidedNames
     from medseg.manifests import AuditReport, Manifest
 
-manifest_app = typer.Typer(help="Datalists: create, split by patient, audit, download.", no_args_is_help=True)
+manifest_app = typer.Typer(help="Datalists: create, split by patient, audit, review, download.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
 
 _ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="A datalist, or an MSD or nnU-Net dataset.json.")]
@@ -179,6 +179,43 @@ def audit(file: _ManifestFile, *, dataset_dir: _DatasetDir = None) -> Outcome:
         report = audit_manifest(manifest, progress=progress)
     _show(report, file)
     return Outcome(report.as_json(), complete=not report.blocks_training)
+
+
+@manifest_app.command()
+@command
+def review(
+    file: _ManifestFile,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page; holds signoff.csv, too.")],
+    dataset_dir: _DatasetDir = None,
+    findings: Annotated[bool, typer.Option("--audit/--no-audit", help="Audit, and show the findings.")] = True,
+    viewer: Annotated[bool, typer.Option(help="Add the 3D and slice viewer, as far as the page has room.")] = True,
+) -> Outcome:
+    """Write a page with a picture of every image and label, to sign off; exit 1 if a label cannot be read.
+
+    Example: medseg manifest review datalist.json -o review
+    """
+    from medseg.cli._progress import counted_progress
+    from medseg.manifests import Manifest
+    from medseg.manifests import audit as audit_manifest
+    from medseg.report.sign_off import SIGN_OFF_NAME, write_review
+
+    manifest = Manifest.read(file, dataset_dir=dataset_dir)
+    prepare_folder(output)
+    report = None
+    if findings:
+        with counted_progress("auditing") as progress:
+            report = audit_manifest(manifest, progress=progress)
+    with counted_progress("drawing") as progress:
+        written = write_review(manifest, output, audit=report, viewer=viewer, progress=progress)
+    state = ", ".join(f"{count} {word}" for word, count in written.verdicts.items() if count)
+    console = terminal()
+    console.print(f"{written.page}: {sum(written.verdicts.values())} labels ({state})")
+    if written.refused:
+        console.print(f"{written.refused} cannot be read, and the page says why", style="red")
+    console.print(f"Open it, judge, and save {SIGN_OFF_NAME} beside it: the next page starts from there.", style="dim")
+    told = {"page": str(written.page), "labels": dict(written.verdicts), "refused": written.refused}
+    return Outcome(told, complete=not written.refused)
 
 
 @manifest_app.command()
