@@ -228,4 +228,4 @@ def _tell_unlabelled(usable: Sequence[SeriesRecord], cases: Any) -> None:
     counts = Counter(record.modality or record.kind for record in usable if id(record) not in taken)
     if counts:
         found = listed([f"{count} {modality}" for modality, count in counts.most_common()])
-        _log.warning("left out, since nothing chosen labels them: %s series", found)
+        _log.warning("left out: %s series, which are not chosen or have no label", found)

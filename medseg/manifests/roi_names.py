@@ -127,6 +127,9 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
         Names of the structures that are wanted; empty to make them out of what is found.
     """
     wanted = {name: _Spelling.of(name) for name in declared or _structures_of(found)}
+    if len(found) == len(declared) == 1 and plain(found[0].name) != plain(declared[0]):
+        one = found[0]
+        return [Proposal(one.name, len(one.cases), one.volume_ml, declared[0], "the only name, for the only structure")]
     taken: dict[str, set[str]] = {name: set() for name in wanted}
     proposals: dict[str, Proposal] = {}
     spelt = {one.name: _Spelling.of(one.name) for one in found}

@@ -131,7 +131,8 @@ def _names_in(path: str) -> tuple[str, ...]:
 def _decided(found: Sequence[FoundName], masks: set[str], choices: NameChoices) -> dict[str, str] | None:
     """Structure by plain name, empty for what is left out; ``None`` if a person has to say more."""
     merged = {plain(name): structure for structure, names in choices.merges.items() for name in names}
-    if unknown := sorted(set(merged) - {plain(one.name) for one in found}):
+    there = {plain(one.name) for one in found}
+    if unknown := [name for names in choices.merges.values() for name in names if plain(name) not in there]:
         raise UsageError(f"--merge names {unknown[0]!r}, which no label has; found are {_some(found)}")
     if choices.table is not None:
         return _from_table(found, {plain(name): to for name, to in choices.table.items()} | merged, choices)
@@ -172,7 +173,7 @@ def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNam
         for structure in [_merged_into(one.name, choices)]
     ]
     ordered = sorted(proposals, key=lambda one: (not one.structure, one.structure, -one.cases, one.name))
-    return UndecidedNames(f"the labels hold {len(found)} names, whose structures are to be said", ordered)
+    return UndecidedNames(f"the labels hold {_count(found)}, and it is to be said which structure each means", ordered)
 
 
 def _merged_into(name: str, choices: NameChoices) -> str:
@@ -285,6 +286,10 @@ def _volumes_in(file: str, image: Path, wanted: Sequence[str]) -> Iterator[tuple
         else:
             painted = read_rtstruct(open_rtstruct(header, Path(file).name), scheme, rules, grid)
         yield name, float(np.count_nonzero(painted.array)) * painted.geometry.voxel_volume_mm3 / 1000.0
+
+
+def _count(found: Sequence[FoundName]) -> str:
+    return f"the name {found[0].name!r}" if len(found) == 1 else f"{len(found)} names"
 
 
 def _some(found: Sequence[FoundName]) -> str:

@@ -104,7 +104,12 @@ def seg(path: Path, slices: Sequence[Path], masks: Mapping[str, slice], *, numbe
     images = [dcmread(one) for one in slices]
     for image in images:
         image.PatientBirthDate, image.PatientSex, image.StudyID, image.AccessionNumber = "", "", "", ""
-        image.StudyDate, image.StudyTime, image.ReferringPhysicianName, image.PositionReferenceIndicator = "", "", "", ""
+        image.StudyDate, image.StudyTime, image.ReferringPhysicianName, image.PositionReferenceIndicator = (
+            "",
+            "",
+            "",
+            "",
+        )
     pixels = np.zeros((len(images), 3, 4, len(masks)), np.uint8)
     for index, columns in enumerate(masks.values()):
         pixels[1, :, columns, index] = 1
