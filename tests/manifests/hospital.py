@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import highdicom as hd
 import numpy as np
@@ -27,7 +28,7 @@ def series(folder: Path, uid: str, patient: str = "P1", **attributes: object) ->
         uid,
         PatientID=patient,
         PatientName=f"Name^{patient}",
-        StudyInstanceUID=attributes.pop("StudyInstanceUID", f"{ROOT}{abs(hash(patient)) % 10**8}"),
+        StudyInstanceUID=attributes.pop("StudyInstanceUID", f"{ROOT}{crc32(patient.encode())}"),
         FrameOfReferenceUID=attributes.pop("FrameOfReferenceUID", f"{FRAME}.{uid}"),
         **attributes,
     )
