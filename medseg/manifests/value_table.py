@@ -37,7 +37,7 @@ def declare_values(
             f"--map makes {unnamed[0]} a label, which has no name; give it one with --label {unnamed[0]}=NAME (--label "
             "replaces the names that the dataset declares, so name every structure)"
         )
-    written = {str(value): meant for value, meant in sorted(moved.items())}
+    written = {str(value): meant for value, meant in sorted(moved.items()) if value != meant or value in mapping}
     kept = {key: value for key, value in manifest.content.items() if key not in (ORDER_KEY, MAPPING_KEY)}
     return replace(manifest, content={**kept, **scheme.to_json(), **({MAPPING_KEY: written} if written else {})})
 

@@ -49,7 +49,7 @@ _ABOUT = (
     ),
     ("A changed label", "is open again: its verdict was given on another file, known by its SHA-256 sum"),
     ("Pictures", "at the slice of largest area; patient's right on your left, in sagittal slices anterior"),
-    ("Identity", "cases are named by their case id; paths and header fields of the sources are left out"),
+    ("Identity", "cases are named by their case id; where something is wrong with a file, its name is shown"),
 )
 
 
@@ -179,7 +179,8 @@ def _pictures(case: Case, labels: LabelMap, key: str, store: ViewerStore | None)
     if volumes is None:
         return Pictures(missing="the label could not be drawn.")
     inlined = store.add(key, volumes)[0] if store else ""
-    return Pictures(planes(volumes), (*labels.notes, *volumes.notes), key, inlined)
+    notes = (note.replace("the prediction", "the label") for note in volumes.notes)
+    return Pictures(planes(volumes), (*labels.notes, *notes), key, inlined)
 
 
 def _label_sum(manifest: Manifest, item: Item) -> str:

@@ -144,7 +144,7 @@ def test_names_that_are_not_declared_are_proposed_with_what_they_touch(tmp_path:
         rtstruct(tmp_path / f"p{number}" / "rs.dcm", slices, names)
     with pytest.raises(UndecidedNames) as undecided:
         made(tmp_path, structures=["liver", "kidney_left", "kidney_right"])
-    lines = {line.name: line for line in undecided.value.proposals}  # type: ignore[attr-defined]
+    lines = {line.name: line for line in undecided.value.proposals}
     assert {name: line.structure for name, line in lines.items()} == {
         "Liver": "liver",
         "LEBER": "liver",

@@ -73,7 +73,7 @@ def test_a_mask_that_is_spelt_otherwise_is_not_lost(tmp_path: Path) -> None:
     folder = total_segmentator(tmp_path, s1=("liver", "aorta"), s2=("leber", "aorta"))
     with pytest.raises(UndecidedNames) as undecided:
         made(folder, structures=["liver"])
-    lines = {line.name: line for line in undecided.value.proposals}  # type: ignore[attr-defined]
+    lines = {line.name: line for line in undecided.value.proposals}
     assert (lines["leber"].structure, lines["aorta"].structure) == ("liver", "")
     assert lines["liver"].volume_ml == pytest.approx(4 * 2 / 1000)
     manifest = made(folder, structures=["liver"], roi_table={"leber": "liver", "liver": "liver", "aorta": ""})
