@@ -32,64 +32,78 @@ Several = Literal["refuse", "latest", "join", "raters"]
 Missing = Literal["background", "unknown"]
 
 
+_Texts = list[str] | None
+_Images = Annotated[Path, typer.Option("--images", help="A folder of images or DICOM, BIDS, or a dataset.json.")]
+_Labels = Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")]
+_Image = Annotated[
+    _Texts,
+    typer.Option(
+        "--image",
+        metavar="PATTERN",
+        help="Images below --images, such as '{patient}/MR*.nii.gz' or '*/t1.nii.gz'; one for each channel.",
+    ),
+]
+_Label = Annotated[
+    _Texts,
+    typer.Option(
+        "--label",
+        metavar="PATTERN|VALUE=NAME|NAME",
+        help="Labels below --labels or --images, such as '{patient}/seg*.nii.gz' ({session}, {structure}, {rater} "
+        "too); or the name of a value, such as 1=liver; or a structure to take of those that have names.",
+    ),
+]
+_Map = Annotated[
+    _Texts, typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2.")
+]
+_Merge = Annotated[
+    _Texts,
+    typer.Option("--merge", metavar="NAME=PART,PART", help="Several values, labels or ROIs as one: tumour=1,2,3."),
+]
+_RoiTable = Annotated[
+    Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
+]
+_Missing = Annotated[Missing, typer.Option("--missing", help="What a structure is where a case has no mask of it.")]
+_Several = Annotated[
+    Several, typer.Option("--several", help="What several SEG, RTSTRUCT or BIDS maps of an image are.")
+]
+_Modality = Annotated[str, typer.Option("--modality", help="Of a DICOM tree the series of this modality, such as MR.")]
+_Select = Annotated[
+    Path | None,
+    typer.Option("--select", metavar="RULES", help="Rules that choose a study's series, one for each channel."),
+]
+_Links = Annotated[
+    Path | None, typer.Option("--links", help="Folder for links that sort DICOM series apart which share a folder.")
+]
+_LeaveOut = Annotated[bool, typer.Option("--leave-out", help="Leave out what has no partner, and say so.")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")]
+_PatientPattern = Annotated[
+    str | None, typer.Option("--patient-pattern", help="Regular expression: the patient in an image's path.")
+]
+_Licence = Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")]
+_Checksums = Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")]
+
+
 @manifest_app.command()
 @command
 def create(
     *,
-    images: Annotated[
-        Path, typer.Option("--images", help="A folder of images or DICOM, a BIDS dataset, or a dataset.json.")
-    ],
-    labels: Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            metavar="PATTERN",
-            help="Images below --images, such as '{patient}/MR*.nii.gz' or '*/t1.nii.gz'; one for each channel.",
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label",
-            metavar="PATTERN|VALUE=NAME|NAME",
-            help="Labels below --labels or --images, such as '{patient}/seg*.nii.gz' ({session}, {structure}, {rater} "
-            "too); or the name of a value, such as 1=liver; or a structure to take of those that have names.",
-        ),
-    ] = None,
-    map_: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2."),
-    ] = None,
-    merge: Annotated[
-        list[str] | None,
-        typer.Option("--merge", metavar="NAME=PART,PART", help="Several values, labels or ROIs as one: tumour=1,2,3."),
-    ] = None,
-    roi_table: Annotated[
-        Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
-    ] = None,
-    missing: Annotated[
-        Missing, typer.Option("--missing", help="What a structure is where a case has no mask or ROI of it.")
-    ] = "background",
-    several: Annotated[
-        Several, typer.Option("--several", help="What several SEG or RTSTRUCT of one series, or BIDS maps, are.")
-    ] = "refuse",
-    modality: Annotated[str, typer.Option("--modality", help="Of a DICOM tree the series of this modality: MR.")] = "",
-    select: Annotated[
-        Path | None,
-        typer.Option("--select", metavar="RULES", help="Rules that choose a study's series, one for each channel."),
-    ] = None,
-    links: Annotated[
-        Path | None, typer.Option("--links", help="Folder for links that sort DICOM series apart which share a folder.")
-    ] = None,
-    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out what has no partner, and say so.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")],
-    patient_pattern: Annotated[
-        str | None,
-        typer.Option("--patient-pattern", help="Regular expression: the patient in an image's path."),
-    ] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")] = None,
-    checksums: Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")] = True,
+    images: _Images,
+    labels: _Labels = None,
+    image: _Image = None,
+    label: _Label = None,
+    map_: _Map = None,
+    merge: _Merge = None,
+    roi_table: _RoiTable = None,
+    missing: _Missing = "background",
+    several: _Several = "refuse",
+    modality: _Modality = "",
+    select: _Select = None,
+    links: _Links = None,
+    leave_out: _LeaveOut = False,
+    output: _Output,
+    patient_pattern: _PatientPattern = None,
+    licence: _Licence = None,
+    checksums: _Checksums = True,
 ) -> Outcome:
     """Make a datalist from folders, DICOM with SEG or RTSTRUCT, masks by structure, MSD, nnU-Net or BIDS.
 

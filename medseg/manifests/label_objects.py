@@ -13,7 +13,7 @@ from pathlib import Path
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
-from medseg.errors import Refusal
+from medseg.errors import Refusal, UsageError
 from medseg.ingest import SeriesRecord
 from medseg.ingest.dicom_header import Header, read_header
 from medseg.labels.dicom_objects import hashed, kind_of, label_object, read_object, well_formed
@@ -119,6 +119,21 @@ def objects_among(records: Iterable[SeriesRecord]) -> list[SeriesRecord]:
 def is_object(path: str) -> bool:
     """Whether a file is a SEG or an RTSTRUCT, by its content."""
     return Path(path).is_file() and label_object(path) is not None
+
+
+@lru_cache(maxsize=4096)
+def names_in(path: str) -> tuple[str, ...]:
+    """The names of an object's segments or ROIs.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read.
+    """
+    try:
+        return open_object(path).names
+    except Refusal as refusal:
+        raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
 
 
 @lru_cache(maxsize=4096)
