@@ -87,8 +87,8 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     if pattern is not None:
         manifest = manifest.with_keys(_patients(pattern))
     manifest = _with_labels(manifest, options)
-    sums = options.get("checksums", True)
-    return manifest.with_keys(lambda item: {"sha256": _checksums(manifest, item)}) if sums else manifest
+    wanted = options.get("checksums", True)
+    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)}) if wanted else manifest
 
 
 def _with_labels(manifest: Manifest, options: CreateOptions) -> Manifest:
@@ -159,8 +159,8 @@ def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) 
     return total.hexdigest()
 
 
-def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
-    """The sums of an item's image and label; a list, in the order of the files, where it names several."""
+def checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
+    """SHA-256 sums of an item's image and label; a list, in the order of the files, where it names several."""
     sums: dict[str, str | list[str]] = {}
     for key in ("image", "label"):
         paths = manifest.files(item, key)

@@ -13,8 +13,9 @@ from pydicom import dcmread
 
 from medseg.errors import UndecidedNames, UsageError
 from medseg.ingest.selection import parse_rules
-from medseg.manifests import Manifest, create
+from medseg.manifests import Manifest, audit, create
 from medseg.manifests.layout_dicom import DicomChoices
+from medseg.manifests.write_labels import write_label_maps
 from tests.ingest.trees import ROOT
 from tests.manifests.hospital import rtstruct, seg, series
 
@@ -194,3 +195,23 @@ def test_the_table_must_say_every_name(tmp_path: Path) -> None:
         made(tmp_path, structures=["spleen"], roi_table={"LEBER": "liver", "BODY": ""})
     with pytest.raises(UsageError, match="every name is left out"):
         made(tmp_path, roi_table={"LEBER": "", "BODY": ""})
+
+
+def test_label_maps_are_written_on_request_with_where_they_are_from(tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        slices = series(tmp_path / "study" / number / "ct", number, f"P{number}")
+        rtstruct(tmp_path / "study" / number / "rs.dcm", slices, ["LEBER", "BODY"])
+    first = create(tmp_path / "study", roi_table={"LEBER": "liver", "BODY": ""})
+    written = write_label_maps(first, tmp_path / "maps")
+    written.write(tmp_path / "datalist.json")
+    again = Manifest.read(tmp_path / "datalist.json")
+    assert "roi_mapping" not in again.content
+    for item, before in zip(again.training, first.training, strict=True):
+        assert item["label"] == f"maps/{item['case_id']}.nii.gz"
+        assert item["label_source"]["label"] == before["label"]
+        assert item["label_source"]["sha256"] == before["sha256"]["label"]
+        maps = [manifest.label_maps(one)[""] for manifest, one in ((again, item), (first, before))]
+        assert np.array_equal(maps[0].array, maps[1].array)
+        assert maps[0].geometry.matches(maps[1].geometry)
+    errors = {finding.code for finding in audit(again).findings if finding.severity == "error"}
+    assert errors == {"duplicate-content"}  # the two series are one phantom
