@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ def created(
     maps: list[str],
     merges: list[str],
     roi_table: Path | None,
+    readings: list[str],
     dicom: tuple[Several, str, Path | None, Path | None, bool],
     **options: Any,
 ) -> Manifest:
@@ -51,6 +53,7 @@ def created(
         mapping=parse_mapping(maps),
         merges=parse_merges(merges),
         roi_table=read_roi_table(roi_table) if roi_table is not None else None,
+        reading=_reading(readings),
         dicom=DicomChoices(several, modality, rules, links, leave_out),
         **options,
     )
@@ -61,6 +64,24 @@ def written(manifest: Manifest, folder: Path, progress: Callable[[int, int], Non
 
     prepare_folder(folder)
     return write_label_maps(manifest, folder, progress)
+
+
+def _reading(texts: list[str]) -> dict[str, Any]:
+    """``["order=liver,tumour", "threshold=0.4"]`` as the datalist's ``label_reading``."""
+    from medseg.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not value:
+            raise UsageError(f"found --reading {text!r}, expected KEY=VALUE, for example --reading missing_slices=fill")
+        if key == "order":
+            found[key] = [part.strip() for part in value.split(",")]
+        elif value in ("true", "false"):
+            found[key] = value == "true"
+        else:
+            found[key] = float(value) if re.fullmatch(r"[0-9.]+", value) else value
+    return found
 
 
 def _structures(said: list[str], patterns: list[str]) -> list[str]:

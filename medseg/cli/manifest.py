@@ -56,6 +56,15 @@ _RoiTable = Annotated[
     Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
 ]
 _Missing = Annotated[Missing, typer.Option("--missing", help="What a structure is where a case has no mask of it.")]
+_Reading = Annotated[
+    _Texts,
+    typer.Option(
+        "--reading",
+        metavar="KEY=VALUE",
+        help="How SEG and RTSTRUCT are read: order=liver,tumour (which lies above), missing_slices=fill, "
+        "threshold=0.5, resample=true.",
+    ),
+]
 _Several = Annotated[
     Several, typer.Option("--several", help="What several SEG, RTSTRUCT or BIDS maps of an image are.")
 ]
@@ -91,6 +100,7 @@ def create(
     merge: _Merge = None,
     roi_table: _RoiTable = None,
     missing: _Missing = "background",
+    reading: _Reading = None,
     several: _Several = "refuse",
     modality: _Modality = "",
     select: _Select = None,
@@ -127,6 +137,7 @@ def create(
                 merges=merge or [],
                 roi_table=roi_table,
                 missing=missing,
+                readings=reading or [],
                 dicom=(several, modality, select, links, leave_out),
                 checksums=checksums,
                 progress=progress,
@@ -143,9 +154,7 @@ def create(
         f"{output}: {facts['training']} training and {facts['test']} test cases, {facts['patients']} patients"
     )
     show_labels(manifest)
-    terminal().print(
-        f"Next: medseg manifest audit {output}, and medseg manifest split {output} --folds 5 --seed 0", style="dim"
-    )
+    terminal().print(f"Next: medseg manifest audit {output}", style="dim")
     return Outcome({"manifest": str(output), **facts})
 
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
 from medseg.ingest.record import is_apple_double
+from medseg.labels.rules import READING_KEY, ReadingRules
 from medseg.manifests.items import Item
 from medseg.manifests.layout_dicom import DicomChoices
 from medseg.manifests.manifest import Manifest
@@ -34,7 +35,8 @@ class CreateOptions(TypedDict, total=False):
     ``structures``: names that are wanted of those in mask files, SEG and RTSTRUCT, in the order of their values.
     ``merges``: structures made of several values, names in the dataset's table, or names of ROIs. ``roi_table``:
     structure by name of a ROI, segment or mask file, from an accepted table; empty for what is left out. ``missing``:
-    what a structure is in a case that has no mask or ROI of it, background or unknown.
+    what a structure is in a case that has no mask or ROI of it, background or unknown. ``reading``: how SEG and
+    RTSTRUCT are read where they do not fit as they are, see :class:`medseg.labels.rules.ReadingRules`.
 
     ``dicom``: what decides where a DICOM tree (or a BIDS dataset with several raters) leaves several answers.
 
@@ -51,6 +53,7 @@ class CreateOptions(TypedDict, total=False):
     merges: Mapping[str, Sequence[str]]
     roi_table: Mapping[str, str] | None
     missing: Missing
+    reading: Mapping[str, Any]
     dicom: DicomChoices
     checksums: bool
     progress: Callable[[int, int], None] | None
@@ -86,6 +89,9 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     pattern = options.get("patient_pattern")
     if pattern is not None:
         manifest = manifest.with_keys(_patients(pattern))
+    if reading := options.get("reading"):
+        manifest = manifest.with_content(**{READING_KEY: dict(reading)})
+        ReadingRules.of(manifest.content, "this call")
     manifest = _with_labels(manifest, options)
     wanted = options.get("checksums", True)
     return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)}) if wanted else manifest

@@ -24,9 +24,10 @@ def declare_values(
     UsageError
         If a value has no name, or a merge names what is not there.
     """
-    scheme = LabelScheme.of(manifest.content, "the dataset", mapping)
-    if names:
-        scheme = LabelScheme(names, scheme.mapping, ignore=None if scheme.ignore in names else scheme.ignore)
+    scheme = LabelScheme.of(manifest.content, "the dataset", {} if names else mapping)
+    if names:  # they replace the dataset's own; what nobody judged stays so, unless it is named or mapped
+        ignored = scheme.ignore not in names and scheme.ignore not in mapping
+        scheme = LabelScheme(names, scheme.mapping, ignore=scheme.ignore if ignored else None)
     moved = {**scheme.mapping, **mapping}
     if merges:
         scheme, target = _merged(scheme, merges)

@@ -13,7 +13,7 @@ from medseg.cli import manifest
 from medseg.cli.main import app
 from medseg.ingest import save_nifti
 from tests.manifests.conftest import AFFINE, label_of, write_case
-from tests.manifests.hospital import rtstruct, series
+from tests.manifests.hospital import rtstruct, seg, series
 from tests.manifests.test_structures import total_segmentator
 
 assert manifest
@@ -135,3 +135,23 @@ def test_review_writes_its_page(dataset: Path, tmp_path: Path) -> None:
     (dataset / "labelsTr" / "case_0x.nii.gz").unlink()
     code, said = run("review", tmp_path / "d.json", "-o", tmp_path / "out", "--no-viewer", "--no-audit")
     assert (code, "1 cannot be read" in said) == (1, True)
+
+
+def test_overlaps_are_decided_by_an_order(tmp_path: Path) -> None:
+    slices = series(tmp_path / "study" / "ct", "1")
+    seg(tmp_path / "study" / "seg.dcm", slices, {"liver": slice(0, 3), "tumour": slice(2, 4)})
+    call = ("create", "--images", tmp_path / "study", "--write-labels", tmp_path / "maps", "-o", tmp_path / "d.json")
+    code, said = run(*call)
+    assert code == 2
+    for words in ("overlapping-labels", "label_reading"):
+        assert words in said.replace("\n", " ")
+    code, said = run(*call, "--reading", "order=liver,tumour")
+    assert (code, said.count("1 training")) == (0, 1)
+    assert list((tmp_path / "maps").iterdir())
+    for wrong, words in (
+        ("order", "expected KEY=VALUE"),
+        ("sort=a", "holds 'sort'"),
+        ("threshold=2", "a share above 0"),
+    ):
+        code, said = run(*call, "--reading", wrong)
+        assert (code, words in said) == (2, True)

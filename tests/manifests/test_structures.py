@@ -234,6 +234,15 @@ def test_values_are_merged_and_numbered_without_gaps(tmp_path: Path) -> None:
             made(path, merges=merges)
 
 
+def test_a_name_and_a_mapping_make_one_structure_of_two(tmp_path: Path) -> None:
+    path = nnunet(tmp_path)
+    content = json.loads(path.read_text())
+    content["labels"] = {"background": 0, "anterior": 1, "posterior": 2}
+    path.write_text(json.dumps(content))
+    manifest = made(path, names={0: "background", 1: "whole"}, mapping={2: 1})
+    assert (manifest.labels, manifest.content["label_mapping"]) == ({0: "background", 1: "whole"}, {"2": 1})
+
+
 def test_nnunets_regions_and_ignore_survive(tmp_path: Path) -> None:
     path = nnunet(tmp_path)
     content = json.loads(path.read_text())
