@@ -60,7 +60,7 @@ def created(
 
 
 def written(manifest: Manifest, folder: Path, progress: Callable[[int, int], None]) -> Manifest:
-    from medseg.manifests.write_labels import write_label_maps
+    from medseg.manifests.layouts import write_label_maps
 
     prepare_folder(folder)
     return write_label_maps(manifest, folder, progress)

@@ -18,10 +18,9 @@ from medseg.files import write_text
 from medseg.labels.rules import ROI_MAPPING_KEY
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
-from medseg.manifests.label_objects import is_object, names_in
+from medseg.manifests.label_objects import is_object, names_in, volumes_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_names import FoundName, Proposal, plain, propose
-from medseg.manifests.roi_volumes import measure
 from medseg.tables import read_table, table_text
 
 COLUMNS = ("name", "cases", "volume_ml", "structure", "why")
@@ -87,7 +86,7 @@ def settle_names(
     choices = _with_declared(manifest, choices)
     mapping = _decided(list(found.values()), masks, choices)
     if mapping is None:
-        measure(manifest, found, progress)
+        _measure(manifest, found, progress)
         raise _undecided(list(found.values()), choices)
     structures = list(choices.structures) or list(dict.fromkeys(filter(None, mapping.values())))
     _refuse_absent(structures, mapping)
@@ -227,6 +226,19 @@ def _kept(item: Item, mapping: Mapping[str, str]) -> Any:
     if not isinstance(label, list):
         return part(label)
     return [{"rater": rater, "label": part(entry)} for rater, entry in entries_of(label).items()]
+
+
+def _measure(manifest: Manifest, found: Mapping[str, FoundName], progress: Callable[[int, int], None] | None) -> None:
+    """Add up the volume of every name over all cases and raters; what cannot be read has none."""
+    items = [item for _, _, item in manifest.items() if item.get("label")]
+    for number, item in enumerate(items, start=1):
+        image = manifest.files(item, "image")[0]
+        for entry in entries_of(manifest.label_entry(item)).values():
+            for name, volume_ml in volumes_of(entry, image):
+                one = found[plain(name)]
+                one.volume_ml = (one.volume_ml or 0.0) + volume_ml
+        if progress is not None:
+            progress(number, len(items))
 
 
 def _count(found: Sequence[FoundName]) -> str:

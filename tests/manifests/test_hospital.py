@@ -15,7 +15,7 @@ from medseg.errors import UndecidedNames, UsageError
 from medseg.ingest.selection import parse_rules
 from medseg.manifests import Manifest, audit, create
 from medseg.manifests.layout_dicom import DicomChoices
-from medseg.manifests.write_labels import write_label_maps
+from medseg.manifests.layouts import write_label_maps
 from tests.ingest.trees import ROOT
 from tests.manifests.hospital import rtstruct, seg, series
 
