@@ -125,7 +125,9 @@ def evaluate_folders(
     scores: list[list[ScoredCase]] = []
     for side in sides:
         scores.append([])
-        for case in score_all(side.pairs, side.structures.declared, tolerance_mm, options.definitions, options.workers):
+        known = side.structures
+        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.names)
+        for case in score_all(side.pairs, *how):
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)

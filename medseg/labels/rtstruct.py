@@ -1,8 +1,8 @@
 """RT Structure Set (PS3.3, A.19) as a label map: outlines filled on the slices of the image's grid.
 
 **Rules.** A contour belongs to the slice of the grid in whose plane all its points lie, within a tenth of the distance
-of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or (what lies
-in an odd number of them is inside), whether they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR; the rule for a pixel is
+of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or, whether
+they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR: what lies in an odd number of them is inside. The rule for a pixel is
 that of :mod:`medseg.labels.rasterise`. Points, open contours and closed ones of fewer than three points hold nothing
 and are left out with a note. A gap between two contoured slices is missing where the two lie over each other: it is
 refused, filled or left empty as asked (:class:`~medseg.labels.rules.ReadingRules`).
@@ -156,11 +156,7 @@ def read_rtstruct(
     """
     name = structures.name
     if image is None:
-        raise Refusal(
-            "no-image-grid",
-            f"{name} is a structure set, whose outlines have no grid of their own; give it with its image, as an item "
-            "of a datalist",
-        )
+        raise no_image_grid(name)
     named = structures_by_name([roi.name for roi in structures.rois], scheme, rules, name)
     taken = [(roi, structure) for roi in structures.rois if (structure := named[roi.name]) is not None]
     notes: list[str] = []
@@ -186,6 +182,15 @@ class _Work:
     image: ImageGrid
 
 
+def no_image_grid(name: str) -> Refusal:
+    """Why a structure set cannot be read by itself."""
+    return Refusal(
+        "no-image-grid",
+        f"{name} is a structure set, whose outlines have no grid of their own; give it with its image, as an item of a "
+        "datalist",
+    )
+
+
 def _in_voxels(roi: Roi, geometry: Geometry) -> list[NDArray[np.float64]]:
     to_index = np.linalg.inv(geometry.affine)
     return [points @ to_index[:3, :3].T + to_index[:3, 3] for points in roi.contours]
@@ -208,11 +213,12 @@ def _paint(roi: Roi, structure: Structure, outlines: list[NDArray[np.float64]], 
     outside = sum(len(rings) for k, rings in slices.items() if not 0 <= k < size)
     planes = np.moveaxis(work.canvas.array, axis, 0)
     masks: dict[int, NDArray[np.bool_]] = {}
+    margin, last = 0.5 + TOLERANCE_VOXELS, np.array(planes.shape[1:]) - 1
     repeated = crossing = cut = 0
     for k in sorted(k for k in slices if 0 <= k < size):
         plane = fill_plane(slices[k], planes.shape[1:])
         masks[k], repeated, crossing = plane.inside, repeated + plane.repeated, crossing + plane.crossing
-        cut += sum(bool((r < -0.5).any() or (r > np.array(planes.shape[1:]) - 0.5).any()) for r in slices[k])
+        cut += sum(bool((ring < -margin).any() or (ring > last + margin).any()) for ring in slices[k])
     if not masks or (cut and not any(mask.any() for mask in masks.values())):
         raise Refusal(
             "outside-image",

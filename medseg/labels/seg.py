@@ -66,11 +66,16 @@ class SegObject:
         Refusal
             ``no-geometry`` if frames do not lie on one.
         """
+        return grid_of_frames(self.frames, self.shape, self.spacing_mm, self.name)
+
+    @property
+    def spacing_mm(self) -> float | None:
+        """Distance of slices as the object states it."""
         shared = (self.dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
         with well_formed(self.name):
             measures = _group(self.dataset.PerFrameFunctionalGroupsSequence[0], shared, "PixelMeasuresSequence", 1)
             stated = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
-        return grid_of_frames(self.frames, self.shape, float(stated) if stated else None, self.name)
+            return float(stated) if stated else None
 
 
 def open_seg(header: Header, name: str) -> SegObject:

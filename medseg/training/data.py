@@ -24,13 +24,16 @@ from torch.utils.data import Sampler
 
 from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
-from medseg.labels import MAPPING_KEY
+from medseg.labels import MAPPING_KEY, ORDER_KEY, READING_KEY, ROI_MAPPING_KEY, ReadingRules, object_kind
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
 from medseg.training.distributed import world
 from medseg.transforms import LoadLabeld
 
 Part = Literal["training", "validation", "unlabelled"]
+
+_OF_LABELS = ("labels", ORDER_KEY, ROI_MAPPING_KEY, READING_KEY)
+"""What of a datalist tells how a DICOM object or mask files are read."""
 
 
 def data_root(
@@ -89,7 +92,8 @@ def fold_items(
     datalist
         JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
         cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one. Its
-        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`.
+        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`, and so does what it says of
+        DICOM objects and mask files, to those that have any.
     dataset_dir
         Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
@@ -126,7 +130,7 @@ def fold_items(
     if not labelled:
         return cases
     mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
-    return [{**case, "label": _label(manifest, item), **mapped} for case, item in zip(cases, chosen, strict=False)]
+    return [{**case, **_label(manifest, item), **mapped} for case, item in zip(cases, chosen, strict=False)]
 
 
 def image_items(
@@ -169,14 +173,14 @@ def _images(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str |
     return dict(zip(keys, files, strict=True))
 
 
-def _label(manifest: Manifest, item: Item) -> str:
-    files = manifest.files(item, "label")
-    if len(files) > 1:
-        raise UsageError(
-            f"an item names {len(files)} label files, such as {files[0].name}; expected one label map that holds all "
-            "structures: join them first, one value for each"
-        )
-    return str(files[0])
+def _label(manifest: Manifest, item: Item) -> dict[str, Any]:
+    """The label of an item, and what its datalist says of it where it is no label map."""
+    label = manifest.label_entry(item)
+    if isinstance(label, str) and object_kind(label) is None:
+        return {"label": label}
+    content = {key: value for key in _OF_LABELS if (value := manifest.content.get(key)) is not None}
+    ReadingRules.of(content)  # odd ones are told now, not in the middle of a training
+    return {"label": label, READING_KEY: content}
 
 
 def _unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
@@ -274,12 +278,13 @@ class TrainingDataset(CacheDataset):
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
-        mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
-        if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
-            raise UsageError(  # other structures would be learnt
-                f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
-                "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
-            )
+        loads = any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms)
+        for key, what in ((MAPPING_KEY, MAPPING_KEY), (READING_KEY, "DICOM object or files of single structures")):
+            if not loads and any(isinstance(case, Mapping) and key in case for case in data):
+                raise UsageError(  # other structures would be learnt
+                    f"the datalist has a {what}, which the bundle does not apply; load the labels with "
+                    "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
+                )
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
 
     def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:
