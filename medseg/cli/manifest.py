@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli._app import Outcome, app, command, is_quiet, terminal
+from medseg.cli._manifest_creation import Missing, Several, created, proposed, show_labels, written
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
-    from medseg.errors import UndecidedNames
     from medseg.manifests import AuditReport, Manifest
 
 manifest_app = typer.Typer(help="Datalists: create, split by patient, audit, review, download.", no_args_is_help=True)
@@ -26,70 +23,94 @@ _DatasetDir = Annotated[
 ]
 _STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 _CASES_SHOWN = 3
-_NAMES_SHOWN = 40
-_PATTERN_MARKS = {*"*?[{/"}
-Several = Literal["refuse", "latest", "join", "raters"]
-Missing = Literal["background", "unknown"]
+
+
+_Texts = list[str] | None
+_Images = Annotated[Path, typer.Option("--images", help="A folder of images or DICOM, BIDS, or a dataset.json.")]
+_Labels = Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")]
+_Image = Annotated[
+    _Texts,
+    typer.Option(
+        "--image",
+        metavar="PATTERN",
+        help="Images below --images, such as '{patient}/MR*.nii.gz' or '*/t1.nii.gz'; one for each channel.",
+    ),
+]
+_Label = Annotated[
+    _Texts,
+    typer.Option(
+        "--label",
+        metavar="PATTERN|VALUE=NAME|NAME",
+        help="Labels below --labels or --images, such as '{patient}/seg*.nii.gz' ({session}, {structure}, {rater} "
+        "too); or the name of a value, such as 1=liver; or a structure to take of those that have names.",
+    ),
+]
+_Map = Annotated[
+    _Texts, typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2.")
+]
+_Merge = Annotated[
+    _Texts,
+    typer.Option("--merge", metavar="NAME=PART,PART", help="Several values, labels or ROIs as one: tumour=1,2,3."),
+]
+_RoiTable = Annotated[
+    Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
+]
+_Missing = Annotated[Missing, typer.Option("--missing", help="What a structure is where a case has no mask of it.")]
+_Reading = Annotated[
+    _Texts,
+    typer.Option(
+        "--reading",
+        metavar="KEY=VALUE",
+        help="How SEG and RTSTRUCT are read: order=liver,tumour (which lies above), missing_slices=fill, "
+        "threshold=0.5, resample=true.",
+    ),
+]
+_Several = Annotated[
+    Several, typer.Option("--several", help="What several SEG, RTSTRUCT or BIDS maps of an image are.")
+]
+_Modality = Annotated[str, typer.Option("--modality", help="Of a DICOM tree the series of this modality, such as MR.")]
+_Select = Annotated[
+    Path | None,
+    typer.Option("--select", metavar="RULES", help="Rules that choose a study's series, one for each channel."),
+]
+_Links = Annotated[
+    Path | None, typer.Option("--links", help="Folder for links that sort DICOM series apart which share a folder.")
+]
+_LeaveOut = Annotated[bool, typer.Option("--leave-out", help="Leave out what has no partner, and say so.")]
+_WriteLabels = Annotated[
+    Path | None, typer.Option("--write-labels", help="Write label maps there, once, and list them instead.")
+]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")]
+_PatientPattern = Annotated[
+    str | None, typer.Option("--patient-pattern", help="Regular expression: the patient in an image's path.")
+]
+_Licence = Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")]
+_Checksums = Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")]
 
 
 @manifest_app.command()
 @command
 def create(
     *,
-    images: Annotated[
-        Path, typer.Option("--images", help="A folder of images or DICOM, a BIDS dataset, or a dataset.json.")
-    ],
-    labels: Annotated[Path | None, typer.Option("--labels", help="A folder of labels, or a BIDS derivative.")] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            metavar="PATTERN",
-            help="Images below --images, such as '{patient}/MR*.nii.gz' or '*/t1.nii.gz'; one for each channel.",
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label",
-            metavar="PATTERN|VALUE=NAME|NAME",
-            help="Labels below --labels or --images, such as '{patient}/seg*.nii.gz' ({session}, {structure}, {rater} "
-            "too); or the name of a value, such as 1=liver; or a structure to take of those that have names.",
-        ),
-    ] = None,
-    map_: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="VALUE=LABEL", help="What a value in the files means: 255=1, or 7=1,200=2."),
-    ] = None,
-    merge: Annotated[
-        list[str] | None,
-        typer.Option("--merge", metavar="NAME=PART,PART", help="Several values, labels or ROIs as one: tumour=1,2,3."),
-    ] = None,
-    roi_table: Annotated[
-        Path | None, typer.Option("--roi-table", help="The accepted table of what names of ROIs or segments mean.")
-    ] = None,
-    missing: Annotated[
-        Missing, typer.Option("--missing", help="What a structure is where a case has no mask or ROI of it.")
-    ] = "background",
-    several: Annotated[
-        Several, typer.Option("--several", help="What several SEG or RTSTRUCT of one series, or BIDS maps, are.")
-    ] = "refuse",
-    modality: Annotated[str, typer.Option("--modality", help="Of a DICOM tree the series of this modality: MR.")] = "",
-    select: Annotated[
-        Path | None,
-        typer.Option("--select", metavar="RULES", help="Rules that choose a study's series, one for each channel."),
-    ] = None,
-    links: Annotated[
-        Path | None, typer.Option("--links", help="Folder for links that sort DICOM series apart which share a folder.")
-    ] = None,
-    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out what has no partner, and say so.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The datalist to write (.json).")],
-    patient_pattern: Annotated[
-        str | None,
-        typer.Option("--patient-pattern", help="Regular expression: the patient in an image's path."),
-    ] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence or approval of the data.")] = None,
-    checksums: Annotated[bool, typer.Option(help="Add SHA-256 sums of all files.")] = True,
+    images: _Images,
+    labels: _Labels = None,
+    image: _Image = None,
+    label: _Label = None,
+    map_: _Map = None,
+    merge: _Merge = None,
+    roi_table: _RoiTable = None,
+    missing: _Missing = "background",
+    reading: _Reading = None,
+    several: _Several = "refuse",
+    modality: _Modality = "",
+    select: _Select = None,
+    links: _Links = None,
+    leave_out: _LeaveOut = False,
+    write_labels: _WriteLabels = None,
+    output: _Output,
+    patient_pattern: _PatientPattern = None,
+    licence: _Licence = None,
+    checksums: _Checksums = True,
 ) -> Outcome:
     """Make a datalist from folders, DICOM with SEG or RTSTRUCT, masks by structure, MSD, nnU-Net or BIDS.
 
@@ -100,28 +121,31 @@ def create(
 
     A DICOM tree: medseg manifest create --images export --modality CT --label 1=liver -o datalist.json
     """
+    from medseg.cli._progress import counted_progress
     from medseg.errors import UndecidedNames
 
     prepare_file(output)
-    labels_said = label or []
     try:
-        with _label_progress() as progress:
-            manifest = _created(
+        with counted_progress("looking at the labels") as progress:
+            manifest = created(
                 images,
                 labels,
-                labels_said,
+                label or [],
                 image_patterns=image or [],
                 patient_pattern=patient_pattern,
                 maps=map_ or [],
                 merges=merge or [],
                 roi_table=roi_table,
                 missing=missing,
+                readings=reading or [],
                 dicom=(several, modality, select, links, leave_out),
                 checksums=checksums,
                 progress=progress,
             )
+            if write_labels is not None:
+                manifest = written(manifest, write_labels, progress)
     except UndecidedNames as undecided:
-        return _proposed(undecided, output)
+        return proposed(undecided, output)
     if licence is not None:
         manifest = manifest.with_content(licence=licence)
     manifest.write(output)
@@ -129,10 +153,8 @@ def create(
     terminal().print(
         f"{output}: {facts['training']} training and {facts['test']} test cases, {facts['patients']} patients"
     )
-    _show_labels(manifest)
-    terminal().print(
-        f"Next: medseg manifest audit {output}, and medseg manifest split {output} --folds 5 --seed 0", style="dim"
-    )
+    show_labels(manifest)
+    terminal().print(f"Next: medseg manifest audit {output}", style="dim")
     return Outcome({"manifest": str(output), **facts})
 
 
@@ -207,15 +229,15 @@ def review(
         with counted_progress("auditing") as progress:
             report = audit_manifest(manifest, progress=progress)
     with counted_progress("drawing") as progress:
-        written = write_review(manifest, output, audit=report, viewer=viewer, progress=progress)
-    state = ", ".join(f"{count} {word}" for word, count in written.verdicts.items() if count)
+        page = write_review(manifest, output, audit=report, viewer=viewer, progress=progress)
+    state = ", ".join(f"{count} {word}" for word, count in page.verdicts.items() if count)
     console = terminal()
-    console.print(f"{written.page}: {sum(written.verdicts.values())} labels ({state})")
-    if written.refused:
-        console.print(f"{written.refused} cannot be read, and the page says why", style="red")
+    console.print(f"{page.page}: {sum(page.verdicts.values())} labels ({state})")
+    if page.refused:
+        console.print(f"{page.refused} cannot be read, and the page says why", style="red")
     console.print(f"Open it, judge, and save {SIGN_OFF_NAME} beside it: the next page starts from there.", style="dim")
-    told = {"page": str(written.page), "labels": dict(written.verdicts), "refused": written.refused}
-    return Outcome(told, complete=not written.refused)
+    told = {"page": str(page.page), "labels": dict(page.verdicts), "refused": page.refused}
+    return Outcome(told, complete=not page.refused)
 
 
 @manifest_app.command()
@@ -235,111 +257,6 @@ def download(
     folder = download_task(task, output, progress=not is_quiet())
     terminal().print(f"{folder}: complete")
     return Outcome({"dataset": str(folder)})
-
-
-def _created(
-    images: Path,
-    labels: Path | None,
-    said: list[str],
-    *,
-    maps: list[str],
-    merges: list[str],
-    roi_table: Path | None,
-    dicom: tuple[Several, str, Path | None, Path | None, bool],
-    **options: Any,
-) -> Manifest:
-    """The manifest that the options ask for."""
-    from medseg.ingest.selection import read_rules
-    from medseg.labels import parse_mapping, parse_names
-    from medseg.manifests import create as create_manifest
-    from medseg.manifests.layout_dicom import DicomChoices
-    from medseg.manifests.roi_table import read_roi_table
-    from medseg.manifests.value_table import parse_merges
-
-    several, modality, select, links, leave_out = dicom
-    rules = read_rules(select) if select is not None else []
-    patterns = [text for text in said if "=" not in text and _PATTERN_MARKS & {*text}]
-    return create_manifest(
-        images,
-        labels,
-        label_pattern=_label_pattern(patterns),
-        names=parse_names([text for text in said if "=" in text]),
-        structures=_structures(said, patterns),
-        mapping=parse_mapping(maps),
-        merges=parse_merges(merges),
-        roi_table=read_roi_table(roi_table) if roi_table is not None else None,
-        dicom=DicomChoices(several, modality, rules, links, leave_out),
-        **options,
-    )
-
-
-def _structures(said: list[str], patterns: list[str]) -> list[str]:
-    """Names without a value, in their order."""
-    from medseg.errors import UsageError
-
-    names = [text for text in said if "=" not in text and text not in patterns]
-    if names and any("=" in text for text in said):
-        raise UsageError(f"--label {names[0]} has no value, and other names have one; give all of them one, or none")
-    return names
-
-
-def _label_pattern(patterns: list[str]) -> str | None:
-    from medseg.errors import UsageError
-
-    if len(patterns) > 1:
-        raise UsageError(
-            f"found {len(patterns)} patterns for labels, expected one; where each structure has a file of its own, "
-            "write {structure} for it, and {rater} for several raters"
-        )
-    return patterns[0] if patterns else None
-
-
-@contextmanager
-def _label_progress() -> Iterator[Callable[[int, int], None]]:
-    from medseg.cli._progress import counted_progress
-
-    with counted_progress("looking at the labels") as progress:
-        yield progress
-
-
-def _proposed(undecided: UndecidedNames, output: Path) -> Outcome:
-    """Write the table of proposals, show it, and say how to give it back."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from medseg.manifests.roi_names import Proposal
-    from medseg.manifests.roi_table import write_roi_table
-
-    path = output.with_name(f"{output.stem}_rois.csv")
-    proposals = [one for one in undecided.proposals if isinstance(one, Proposal)]
-    write_roi_table(path, proposals)
-    console = terminal()
-    console.print(f"{undecided}. No datalist was written yet.")
-    table = Table("name", "cases", "ml", "structure", "why", box=None, header_style="bold")
-    for one in proposals[:_NAMES_SHOWN]:
-        volume = "" if one.volume_ml is None else f"{one.volume_ml:.3g}"
-        cells = (one.name, str(one.cases), volume, one.structure or "–", one.why)
-        if console.is_terminal:
-            table.add_row(*map(escape, cells))
-        else:
-            console.print(": ".join(cells), markup=False)
-    if console.is_terminal:
-        console.print(table, markup=True)
-    if len(proposals) > _NAMES_SHOWN:
-        console.print(f"and {len(proposals) - _NAMES_SHOWN} more in the table")
-    console.print(f"{path}: read it, correct the column `structure` (empty: left out), and give it back:")
-    console.print(f"  the same command with --roi-table {path}", style="bold", markup=False)
-    lines = [asdict(one) for one in proposals]
-    return Outcome({"manifest": None, "roi_table": str(path), "proposals": lines}, complete=False)
-
-
-def _show_labels(manifest: Manifest) -> None:
-    """The structures and their values, as they will be learnt."""
-    structures = manifest.scheme.structures
-    shown = [f"{value} {name}" for value, name in list(structures.items())[:_NAMES_SHOWN]]
-    more = f", and {len(structures) - _NAMES_SHOWN} more" if len(structures) > _NAMES_SHOWN else ""
-    if shown:
-        terminal().print(f"labels: {', '.join(shown)}{more}", markup=False)
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest import read_volume
+from medseg.ingest import case_id_of, read_volume
 from medseg.labels import LabelScheme, LabelValues, examine
 from medseg.manifests.audit_findings import AuditFinding
-from medseg.manifests.items import Item, case_of
+from medseg.manifests.items import Item
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -49,6 +49,12 @@ class CaseFacts:
     images: tuple[VolumeFacts, ...] = ()
     labels: tuple[VolumeFacts, ...] = ()
     problems: tuple[AuditFinding, ...] = ()
+
+
+def case_of(item: Item) -> str:
+    """Name of a case in messages: its ``case_id``, else its first image's name."""
+    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    return str(item.get("case_id") or case_id_of(first))
 
 
 def gather(

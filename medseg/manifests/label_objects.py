@@ -1,26 +1,34 @@
-"""DICOM SEG and RTSTRUCT objects: which series each one refers to, by UIDs alone, and which names it holds.
+"""DICOM SEG and RTSTRUCT objects: which series each refers to, by UIDs alone, which names it holds, how much of each.
 
 A name of a file or a folder says nothing here: two series of a study often carry objects of one name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
-from medseg.errors import Refusal
-from medseg.ingest import SeriesRecord
+from medseg.errors import Refusal, UsageError
+from medseg.ingest import SeriesRecord, read_volume
 from medseg.ingest.dicom_header import Header, read_header
 from medseg.labels.dicom_objects import hashed, kind_of, label_object, read_object, well_formed
-from medseg.labels.scheme import listed
+from medseg.labels.image_grid import ImageGrid
+from medseg.labels.rtstruct import open_rtstruct, read_rtstruct
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import LabelScheme, listed
+from medseg.labels.seg import open_seg, read_seg
 
 _WORDS = {"seg": "SEG", "rtstruct": "RTSTRUCT"}
 _SHOWN = 4
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,21 @@ def is_object(path: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def names_in(path: str) -> tuple[str, ...]:
+    """The names of an object's segments or ROIs.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read.
+    """
+    try:
+        return open_object(path).names
+    except Refusal as refusal:
+        raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
+
+
+@lru_cache(maxsize=4096)
 def _header(path: str) -> Header | None:
     return read_header(path)
 
@@ -175,3 +198,33 @@ def person_of(record: SeriesRecord) -> str:
     """Pseudonym of the name in a series' first file, spellings of one name alike; empty where it has none."""
     header = _header(record.files[0]) if record.kind == "dicom" and "!/" not in record.files[0] else None
     return "" if header is None else header.name_hash
+
+
+def volumes_of(entry: Any, image: Path) -> Iterator[tuple[str, float]]:
+    """Name and volume in ml of every mask, segment or ROI of a label."""
+    files = dict.fromkeys(entry.values()) if isinstance(entry, Mapping) else [entry]
+    for file in files:
+        names = [name for name, own in entry.items() if own == file] if isinstance(entry, Mapping) else []
+        try:
+            if is_object(file):
+                yield from _volumes_in(file, image, names)
+            else:
+                array, geometry, _ = read_volume(file)
+                yield names[0], float(np.count_nonzero(array)) * geometry.voxel_volume_mm3 / 1000.0
+        except Refusal as refusal:
+            _log.warning("the volumes in %s are not known: %s", Path(file).name, refusal)
+
+
+def _volumes_in(file: str, image: Path, wanted: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Of every segment or ROI of an object, one after the other, so that they may overlap."""
+    header = label_object(file)
+    assert header is not None
+    grid, names = ImageGrid.of(image), names_in(file)
+    for name in dict.fromkeys(wanted or names):
+        others = {other: None for other in names if other != name}
+        scheme, rules = LabelScheme({1: name}), ReadingRules(others, resample=True, missing_slices="empty")
+        if kind_of(header) == "seg":
+            painted = read_seg(open_seg(header, Path(file).name), scheme, rules, grid)
+        else:
+            painted = read_rtstruct(open_rtstruct(header, Path(file).name), scheme, rules, grid)
+        yield name, float(np.count_nonzero(painted.array)) * painted.geometry.voxel_volume_mm3 / 1000.0

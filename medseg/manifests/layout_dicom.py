@@ -210,13 +210,14 @@ def _remedy(several: Several, twice: Sequence[str]) -> str:
 def _tell(problems: Sequence[str], leave_out: bool, *, found: bool) -> None:
     if not problems and found:
         return
+    word = "label" if len(problems) == 1 else "labels"
     lines = [f"\n  {problem}" for problem in problems[:_SHOWN]]
     lines += [f"\n  and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
     if leave_out and found:
         _log.warning("left out:%s", "".join(lines))
     elif problems:
         raise UsageError(
-            f"{len(problems)} labels cannot be matched with an image:{''.join(lines)}\nCorrect them, or leave them out "
+            f"{len(problems)} {word} cannot be matched with an image:{''.join(lines)}\nCorrect them, or leave them out "
             "with --leave-out"
         )
     else:
@@ -228,4 +229,4 @@ def _tell_unlabelled(usable: Sequence[SeriesRecord], cases: Any) -> None:
     counts = Counter(record.modality or record.kind for record in usable if id(record) not in taken)
     if counts:
         found = listed([f"{count} {modality}" for modality, count in counts.most_common()])
-        _log.warning("left out, since nothing chosen labels them: %s series", found)
+        _log.warning("left out: %s series, which are not chosen or have no label", found)

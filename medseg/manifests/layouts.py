@@ -1,22 +1,30 @@
-"""Make a manifest from whatever way a dataset lies on disk, with the SHA-256 sums of its files."""
+"""Make a manifest from whatever way a dataset lies on disk, with the SHA-256 sums of its files; write label maps."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
-from medseg.errors import UsageError
+from medseg._version import medseg_version
+from medseg.errors import Refusal, UsageError
 from medseg.files import sha256_file
+from medseg.ingest import save_nifti
 from medseg.ingest.record import is_apple_double
-from medseg.manifests.items import Item
+from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
+from medseg.labels.scheme import MAPPING_KEY
+from medseg.manifests.items import Item, case_of, common_start, relative_name
 from medseg.manifests.layout_dicom import DicomChoices
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_table import Missing, NameChoices, settle_names
 from medseg.manifests.value_table import declare_values
+
+SOURCE_KEY = "label_source"
+"""Key of an item: what its label map was made from, with the sums of these files, by which medseg."""
 
 
 class CreateOptions(TypedDict, total=False):
@@ -34,7 +42,8 @@ class CreateOptions(TypedDict, total=False):
     ``structures``: names that are wanted of those in mask files, SEG and RTSTRUCT, in the order of their values.
     ``merges``: structures made of several values, names in the dataset's table, or names of ROIs. ``roi_table``:
     structure by name of a ROI, segment or mask file, from an accepted table; empty for what is left out. ``missing``:
-    what a structure is in a case that has no mask or ROI of it, background or unknown.
+    what a structure is in a case that has no mask or ROI of it, background or unknown. ``reading``: how SEG and
+    RTSTRUCT are read where they do not fit as they are, see :class:`medseg.labels.rules.ReadingRules`.
 
     ``dicom``: what decides where a DICOM tree (or a BIDS dataset with several raters) leaves several answers.
 
@@ -51,6 +60,7 @@ class CreateOptions(TypedDict, total=False):
     merges: Mapping[str, Sequence[str]]
     roi_table: Mapping[str, str] | None
     missing: Missing
+    reading: Mapping[str, Any]
     dicom: DicomChoices
     checksums: bool
     progress: Callable[[int, int], None] | None
@@ -86,9 +96,12 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     pattern = options.get("patient_pattern")
     if pattern is not None:
         manifest = manifest.with_keys(_patients(pattern))
+    if reading := options.get("reading"):
+        manifest = manifest.with_content(**{READING_KEY: dict(reading)})
+        ReadingRules.of(manifest.content, "this call")
     manifest = _with_labels(manifest, options)
-    sums = options.get("checksums", True)
-    return manifest.with_keys(lambda item: {"sha256": _checksums(manifest, item)}) if sums else manifest
+    wanted = options.get("checksums", True)
+    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)}) if wanted else manifest
 
 
 def _with_labels(manifest: Manifest, options: CreateOptions) -> Manifest:
@@ -159,8 +172,8 @@ def path_checksum(path: Path, known: Mapping[Path, str] = MappingProxyType({})) 
     return total.hexdigest()
 
 
-def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
-    """The sums of an item's image and label; a list, in the order of the files, where it names several."""
+def checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
+    """SHA-256 sums of an item's image and label; a list, in the order of the files, where it names several."""
     sums: dict[str, str | list[str]] = {}
     for key in ("image", "label"):
         paths = manifest.files(item, key)
@@ -171,3 +184,56 @@ def _checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
             values = [path_checksum(path) for path in paths]
             sums[key] = values[0] if isinstance(item[key], str) else values
     return sums
+
+
+def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Write every label as a NIfTI label map, ``CASE.nii.gz`` or ``CASE_RATER.nii.gz``, and list these instead.
+
+    How names and values were read is applied, so that the manifest that comes back needs no such rule any more.
+
+    Raises
+    ------
+    UsageError
+        If two cases have one name, or a label cannot be read; its case is named.
+    """
+    start = common_start(manifest.dataset_dir, folder)
+    total, taken = sum(bool(item.get("label")) for _, _, item in manifest.items()), set[str]()
+
+    def write(item: Item) -> dict[str, Any]:
+        moved = {"image": _moved(manifest, item, start)}
+        if not item.get("label"):
+            return moved
+        case = case_of(item)
+        if case in taken:
+            raise UsageError(f"two cases are called {case}; give them a case_id each, since label maps are named by it")
+        taken.add(case)
+        try:
+            maps = manifest.label_maps(item, only_declared=True)
+        except Refusal as refusal:
+            raise UsageError(f"the label of {case} cannot be written: {refusal}") from refusal
+        names = {rater: folder / (f"{case}_{rater}.nii.gz" if rater else f"{case}.nii.gz") for rater in maps}
+        for rater, labels in maps.items():
+            save_nifti(labels.array, labels.geometry.affine, names[rater], description="label map by medseg")
+        written = {rater: relative_name(path, start) for rater, path in names.items()}
+        label: Any = [{"rater": rater, "label": name} for rater, name in written.items()]
+        notes = [note for labels in maps.values() for note in labels.notes]
+        source = {
+            "label": item["label"],
+            "sha256": checksums(manifest, item).get("label"),
+            "medseg": medseg_version(),
+            **({"notes": notes} if notes else {}),
+        }
+        if progress is not None:
+            progress(len(taken), total)
+        return {**moved, "label": written.get("", label), SOURCE_KEY: source}
+
+    made = manifest.with_keys(write)
+    rules = {key: made.content[key] for key in (ROI_MAPPING_KEY, MAPPING_KEY, READING_KEY) if key in made.content}
+    content = {key: value for key, value in made.content.items() if key not in rules}
+    made = replace(made, content={**content, **({"labels_written_by": rules} if rules else {})}, dataset_dir=start)
+    return made.with_keys(lambda item: {"sha256": checksums(made, item)})
+
+
+def _moved(manifest: Manifest, item: Item, start: Path) -> Any:
+    names = [relative_name(path, start) for path in manifest.files(item, "image")]
+    return names if isinstance(item["image"], list) else names[0]

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from medseg.errors import Refusal, UndecidedNames, UsageError
+from medseg.errors import UndecidedNames, UsageError
 from medseg.files import write_text
-from medseg.ingest import read_volume
-from medseg.labels.dicom_objects import kind_of, label_object
-from medseg.labels.image_grid import ImageGrid
-from medseg.labels.rules import ROI_MAPPING_KEY, ReadingRules
-from medseg.labels.scheme import LabelScheme, listed
+from medseg.labels.rules import ROI_MAPPING_KEY
+from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
-from medseg.manifests.label_objects import is_object, open_object
+from medseg.manifests.label_objects import is_object, names_in, volumes_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_names import FoundName, Proposal, plain, propose
 from medseg.tables import read_table, table_text
@@ -95,7 +89,7 @@ def settle_names(
         _measure(manifest, found, progress)
         raise _undecided(list(found.values()), choices)
     structures = list(choices.structures) or list(dict.fromkeys(filter(None, mapping.values())))
-    _refuse_absent(structures, mapping)
+    _refuse_absent(structures, mapping, list(found.values()))
     return _written(manifest, mapping, structures, choices.missing)
 
 
@@ -116,22 +110,15 @@ def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
         if isinstance(entry, Mapping):
             names |= {name: not is_object(file) for name, file in entry.items()}
         elif is_object(entry):
-            names |= dict.fromkeys(_names_in(entry), False)
+            names |= dict.fromkeys(names_in(entry), False)
     return names
-
-
-@lru_cache(maxsize=4096)
-def _names_in(path: str) -> tuple[str, ...]:
-    try:
-        return open_object(path).names
-    except Refusal as refusal:
-        raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
 
 
 def _decided(found: Sequence[FoundName], masks: set[str], choices: NameChoices) -> dict[str, str] | None:
     """Structure by plain name, empty for what is left out; ``None`` if a person has to say more."""
     merged = {plain(name): structure for structure, names in choices.merges.items() for name in names}
-    if unknown := sorted(set(merged) - {plain(one.name) for one in found}):
+    there = {plain(one.name) for one in found}
+    if unknown := [name for names in choices.merges.values() for name in names if plain(name) not in there]:
         raise UsageError(f"--merge names {unknown[0]!r}, which no label has; found are {_some(found)}")
     if choices.table is not None:
         return _from_table(found, {plain(name): to for name, to in choices.table.items()} | merged, choices)
@@ -172,19 +159,18 @@ def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNam
         for structure in [_merged_into(one.name, choices)]
     ]
     ordered = sorted(proposals, key=lambda one: (not one.structure, one.structure, -one.cases, one.name))
-    return UndecidedNames(f"the labels hold {len(found)} names, whose structures are to be said", ordered)
+    return UndecidedNames(f"the labels hold {_count(found)}, and it is to be said which structure each means", ordered)
 
 
 def _merged_into(name: str, choices: NameChoices) -> str:
     return next((to for to, names in choices.merges.items() if plain(name) in map(plain, names)), "")
 
 
-def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str]) -> None:
+def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str], found: Sequence[FoundName]) -> None:
     absent = [name for name in structures if name not in mapping.values()]
     if absent or not structures:
-        found = listed(sorted(mapping)[:_SHOWN]) + (" and more" if len(mapping) > _SHOWN else "")
         what = f"no label has the structure {absent[0]!r}" if absent else "every name is left out"
-        raise UsageError(f"{what}; the names found are {found}: correct --label or the table of names")
+        raise UsageError(f"{what}; the names found are {_some(found)}: correct --label or the table of names")
 
 
 def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequence[str], missing: Missing) -> Manifest:
@@ -247,44 +233,15 @@ def _measure(manifest: Manifest, found: Mapping[str, FoundName], progress: Calla
     for number, item in enumerate(items, start=1):
         image = manifest.files(item, "image")[0]
         for entry in entries_of(manifest.label_entry(item)).values():
-            for name, volume_ml in _volumes(entry, image):
+            for name, volume_ml in volumes_of(entry, image):
                 one = found[plain(name)]
                 one.volume_ml = (one.volume_ml or 0.0) + volume_ml
         if progress is not None:
             progress(number, len(items))
 
 
-def _volumes(entry: Any, image: Path) -> Iterator[tuple[str, float]]:
-    """Name and volume in ml of every mask, segment or ROI of a label."""
-    files = dict.fromkeys(entry.values()) if isinstance(entry, Mapping) else [entry]
-    for file in files:
-        names = [name for name, own in entry.items() if own == file] if isinstance(entry, Mapping) else []
-        try:
-            if is_object(file):
-                yield from _volumes_in(file, image, names)
-            else:
-                array, geometry, _ = read_volume(file)
-                yield names[0], float(np.count_nonzero(array)) * geometry.voxel_volume_mm3 / 1000.0
-        except Refusal as refusal:
-            _log.warning("the volumes in %s are not known: %s", Path(file).name, refusal)
-
-
-def _volumes_in(file: str, image: Path, wanted: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Of every segment or ROI of an object, one after the other, so that they may overlap."""
-    from medseg.labels.rtstruct import open_rtstruct, read_rtstruct  # needed where names are proposed alone
-    from medseg.labels.seg import open_seg, read_seg
-
-    header = label_object(file)
-    assert header is not None
-    grid, names = ImageGrid.of(image), _names_in(file)
-    for name in dict.fromkeys(wanted or names):
-        others = {other: None for other in names if plain(other) != plain(name)}
-        scheme, rules = LabelScheme({1: name}), ReadingRules(others, resample=True, missing_slices="empty")
-        if kind_of(header) == "seg":
-            painted = read_seg(open_seg(header, Path(file).name), scheme, rules, grid)
-        else:
-            painted = read_rtstruct(open_rtstruct(header, Path(file).name), scheme, rules, grid)
-        yield name, float(np.count_nonzero(painted.array)) * painted.geometry.voxel_volume_mm3 / 1000.0
+def _count(found: Sequence[FoundName]) -> str:
+    return f"the name {found[0].name!r}" if len(found) == 1 else f"{len(found)} names"
 
 
 def _some(found: Sequence[FoundName]) -> str:

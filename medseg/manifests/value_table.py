@@ -24,9 +24,10 @@ def declare_values(
     UsageError
         If a value has no name, or a merge names what is not there.
     """
-    scheme = LabelScheme.of(manifest.content, "the dataset", mapping)
-    if names:
-        scheme = LabelScheme(names, scheme.mapping, ignore=None if scheme.ignore in names else scheme.ignore)
+    scheme = LabelScheme.of(manifest.content, "the dataset", {} if names else mapping)
+    if names:  # they replace the dataset's own; what nobody judged stays so, unless it is named or mapped
+        ignored = scheme.ignore not in names and scheme.ignore not in mapping
+        scheme = LabelScheme(names, scheme.mapping, ignore=scheme.ignore if ignored else None)
     moved = {**scheme.mapping, **mapping}
     if merges:
         scheme, target = _merged(scheme, merges)
@@ -37,7 +38,7 @@ def declare_values(
             f"--map makes {unnamed[0]} a label, which has no name; give it one with --label {unnamed[0]}=NAME (--label "
             "replaces the names that the dataset declares, so name every structure)"
         )
-    written = {str(value): meant for value, meant in sorted(moved.items())}
+    written = {str(value): meant for value, meant in sorted(moved.items()) if value != meant or value in mapping}
     kept = {key: value for key, value in manifest.content.items() if key not in (ORDER_KEY, MAPPING_KEY)}
     return replace(manifest, content={**kept, **scheme.to_json(), **({MAPPING_KEY: written} if written else {})})
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from medseg.files import write_text
 from medseg.geometry import Geometry
 from medseg.labels.label_map import LabelMap
 from medseg.manifests import AuditFinding, AuditReport, Item, Manifest
-from medseg.manifests.items import case_of
+from medseg.manifests.items import case_of, files_of
 from medseg.manifests.layouts import path_checksum
 from medseg.report.collect import Case
 from medseg.report.page import CaseRow, Page, SignOff
@@ -49,7 +49,7 @@ _ABOUT = (
     ),
     ("A changed label", "is open again: its verdict was given on another file, known by its SHA-256 sum"),
     ("Pictures", "at the slice of largest area; patient's right on your left, in sagittal slices anterior"),
-    ("Identity", "cases are named by their case id; paths and header fields of the sources are left out"),
+    ("Identity", "cases are named by their case id; where something is wrong with a file, its name is shown"),
 )
 
 
@@ -111,11 +111,13 @@ def write_review(
     signed = _read_signed(folder / SIGN_OFF_NAME)
     findings = _by_case(audit)
     items = [item for _, _, item in manifest.items() if item.get("label")]
-    items.sort(key=lambda item: min((_WORST[one.severity] for one in findings[case_of(item)]), default=3))
+    called = Counter(case_of(item) for item in items)
+    named = [(item, case_of(item) if called[case_of(item)] == 1 else files_of(item["image"])[0]) for item in items]
+    named.sort(key=lambda one: min((_WORST[finding.severity] for finding in findings[one[1]]), default=3))
     store = ViewerStore(None, _VIEWER_BUDGET_BYTES) if viewer else None
     entries: list[_Entry] = []
-    for done, item in enumerate(items, start=1):
-        entries += _entries(manifest, item, findings[case_of(item)], store, len(entries))
+    for done, (item, case_id) in enumerate(named, start=1):
+        entries += _entries(manifest, item, Case(case_id), findings[case_id], store)
         if progress is not None:
             progress(done, len(items))
     entries.sort(key=lambda entry: entry.grade)
@@ -146,25 +148,25 @@ def _read_signed(path: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _entries(
-    manifest: Manifest, item: Item, findings: Sequence[AuditFinding], store: ViewerStore | None, first: int
+    manifest: Manifest, item: Item, case: Case, findings: Sequence[AuditFinding], store: ViewerStore | None
 ) -> Iterator[_Entry]:
-    case_id, label_sum = case_of(item), _label_sum(manifest, item)
+    label_sum = _label_sum(manifest, item)
     try:
         maps = manifest.label_maps(item)
     except MedsegError as error:
         code = error.code if isinstance(error, Refusal) else "missing-file"
-        case = Case(case_id, "refused", code, _without_paths(str(error), manifest))
-        yield _Entry(case, "", None, Pictures(), findings, label_sum)
+        refused = replace(case, status="refused", reason=code, message=_without_paths(str(error), manifest))
+        yield _Entry(refused, "", None, Pictures(), findings, label_sum)
         return
     names = manifest.scheme.values
-    for number_, (rater, labels) in enumerate(maps.items(), start=first):
+    for rater, labels in maps.items():
         structures = tuple(
-            StructureResult(value, names.get(value, str(value)), {"volume_ml": volume}, case_id=case_id)
+            StructureResult(value, names.get(value, str(value)), {"volume_ml": volume}, case_id=case.case_id)
             for value, volume in labels.volumes_ml.items()
         )
-        case = Case(case_id, structures=structures, image=_image(manifest, item), prediction=Path("label"))
-        pictures = _pictures(case, labels, f"v{number_}", store)
-        yield _Entry(case, rater, labels, pictures, findings, label_sum)
+        drawn = replace(case, structures=structures, image=_image(manifest, item), prediction=Path("label"))
+        key = f"v{hashlib.sha256(f'{case.case_id} {rater}'.encode()).hexdigest()[:12]}"
+        yield _Entry(drawn, rater, labels, _pictures(drawn, labels, key, store), findings, label_sum)
 
 
 def _image(manifest: Manifest, item: Item) -> Path | None:
@@ -179,7 +181,8 @@ def _pictures(case: Case, labels: LabelMap, key: str, store: ViewerStore | None)
     if volumes is None:
         return Pictures(missing="the label could not be drawn.")
     inlined = store.add(key, volumes)[0] if store else ""
-    return Pictures(planes(volumes), (*labels.notes, *volumes.notes), key, inlined)
+    notes = (note.replace("the prediction", "the label") for note in volumes.notes)
+    return Pictures(planes(volumes), (*labels.notes, *notes), key, inlined)
 
 
 def _label_sum(manifest: Manifest, item: Item) -> str:

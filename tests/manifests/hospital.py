@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import highdicom as hd
 import numpy as np
@@ -20,14 +22,14 @@ SQUARE = ((0.0, 0.0), (3.0, 0.0), (3.0, 3.0), (0.0, 3.0))
 """Of pixels centres, in mm: columns 0 to 2 and rows 0 to 2 of the slices of :func:`series`."""
 
 
-def series(folder: Path, uid: str, patient: str = "P1", **attributes: object) -> list[Path]:
+def series(folder: Path, uid: str, patient: str = "P1", **attributes: Any) -> list[Path]:
     """Six slices of 4×3 pixels with what an archive's series carry."""
     return write_series(
         folder,
         uid,
         PatientID=patient,
         PatientName=f"Name^{patient}",
-        StudyInstanceUID=attributes.pop("StudyInstanceUID", f"{ROOT}{abs(hash(patient)) % 10**8}"),
+        StudyInstanceUID=attributes.pop("StudyInstanceUID", f"{ROOT}{crc32(patient.encode())}"),
         FrameOfReferenceUID=attributes.pop("FrameOfReferenceUID", f"{FRAME}.{uid}"),
         **attributes,
     )
