@@ -78,7 +78,7 @@ def painted_values(regions: Mapping[str, tuple[int, ...]], order: Any, where: st
 def _told_by_table(regions: Mapping[str, tuple[int, ...]], where: str) -> dict[str, int]:
     paints: dict[str, int] = {}
     later: set[int] = set()
-    for name, values in reversed(regions.items()):
+    for name, values in reversed(list(regions.items())):
         own = [value for value in values if value not in later]
         if len(own) != 1:
             raise UsageError(

@@ -26,6 +26,9 @@ IGNORE = "ignore"
 MAPPING_KEY = "label_mapping"
 """Key of a datalist: value in the label files → label that is meant, as ``{"255": 1}``."""
 
+ANNOTATED_KEY = "annotated"
+"""Key of a datalist's item: the structures that were looked for in this case; all others are unknown there."""
+
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 _BACKGROUND = "background"
 
@@ -96,6 +99,24 @@ class LabelScheme:
         if self.regions:
             return {self.paints[name]: values for name, values in self.regions.items()}
         return {label: (label,) for label in self.structures}
+
+    def unknown_of(self, annotated: Any) -> tuple[int, ...]:
+        """Labels of the structures that a case was not looked through for, from its list ``annotated``; ``None``: none.
+
+        Raises
+        ------
+        UsageError
+            If it is no list of declared structures.
+        """
+        if annotated is None:
+            return ()
+        known = {name: label for label, name in self.structures.items()}
+        if not isinstance(annotated, list | tuple) or not all(name in known for name in annotated):
+            raise UsageError(
+                f"`{ANNOTATED_KEY}` of an item is {annotated!r}, expected a list of declared structures "
+                f"({', '.join(known) or 'none is declared'}): those that were looked for in this case"
+            )
+        return tuple(label for name, label in known.items() if name not in annotated)
 
     @property
     def table(self) -> tuple[int, ...]:
