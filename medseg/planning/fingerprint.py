@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.bundle.bundle import ras_axes
 from medseg.errors import UsageError
-from medseg.geometry import SMALLEST_COVERAGE, Geometry
+from medseg.geometry import SMALLEST_COVERAGE, Geometry, ras_axes
 from medseg.ingest import read_volume
 from medseg.labels import ANNOTATED_KEY, LabelScheme, read_label_map, renumbering_advice
 from medseg.manifests import Item, Manifest
