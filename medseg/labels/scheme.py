@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.labels.regions import ORDER_KEY, Regions, check_regions, is_region, label_table, painted_values
+from medseg.labels.regions import (
+    ORDER_KEY,
+    Regions,
+    check_regions,
+    is_region,
+    label_table,
+    numbered,
+    painted_values,
+)
 
 LARGEST_LABEL = 65535
 """Label maps are written as uint8 or uint16."""
@@ -61,12 +69,17 @@ class LabelScheme:
 
     @classmethod
     def of(
-        cls, content: Mapping[str, Any], where: str = "the datalist", moved: Mapping[int, int] | None = None
+        cls,
+        content: Mapping[str, Any],
+        where: str = "the datalist",
+        moved: Mapping[int, int] | None = None,
+        *,
+        painted: bool = True,
     ) -> LabelScheme:
         """The scheme of a datalist or ``dataset.json``: ``labels``, ``regions_class_order`` and ``label_mapping``.
 
         ``moved`` renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped
-        where it is mapped to a label.
+        where it is mapped to a label. Without ``painted``, for scoring alone, regions need no order.
 
         Raises
         ------
@@ -78,7 +91,9 @@ class LabelScheme:
         order = content.get(ORDER_KEY)
         if moved and isinstance(order, list):
             order = [moved.get(value, value) if isinstance(value, int) else value for value in order]
-        paints = painted_values(table.regions, order, where) if table.regions else {}
+        paints: dict[str, int] = {}
+        if table.regions:
+            paints = painted_values(table.regions, order, where) if painted or order else numbered(table.regions)
         return cls(table.names, mapping, table.regions, table.ignore, paints)
 
     @property
