@@ -96,8 +96,8 @@ def test_what_is_planned_is_a_sigmoid_for_every_region(bundle: Path) -> None:
 
 def test_regions_reach_the_label_map_the_scores_and_dicom(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
-    datalist = bundle / "configs" / "datalist.json"
-    _medseg("infer", bundle, datalist, "-o", found, "--device", "cpu", "--dataset-dir", dataset)
+    datalist = bundle.parent / "list.json"
+    _medseg("infer", bundle, datalist, "-o", found, "--device", "cpu")
     scores = tmp_path / "scores"
     _medseg("evaluate", found, datalist, "-o", scores)
     with (scores / "metrics.csv").open() as handle:
