@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from medseg.bundle import Bundle
 from medseg.cli.main import app, load_commands
 from medseg.ingest import read_volume, save_nifti
+from medseg.sharing import verify
+from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import run_monai
 from tests.outputs.series import CODES, write_series
 
@@ -88,6 +90,8 @@ def test_what_is_planned_is_a_sigmoid_for_every_region(bundle: Path) -> None:
     assert train["adversary"]["activation"] == "sigmoid"
     assert train["loss"] == {"_target_": "medseg.training.KnownDiceCELoss", "sigmoid": True}
     assert "regions" in _medseg("bundle", "info", bundle)
+    assert not [finding for finding in verify(bundle) if finding.severity == "block"]
+    assert "regions that overlap" in trust_state(opened).message
     with (bundle.parent / "run" / "metrics.csv").open() as handle:
         (last,) = list(csv.DictReader(handle))
     assert {f"val_dice_{name}" for name in opened.labels.values()} <= last.keys()
