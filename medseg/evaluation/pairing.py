@@ -129,7 +129,7 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
-    return Collection(source, files, manifest.labels)
+    return Collection(source, files, manifest.scheme.require_plain("evaluate").names)
 
 
 def _run(folder: Path) -> tuple[RunReport | None, tuple[str, ...]]:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         no_label,
         read_label_map,
     )
+    from medseg.labels.regions import ORDER_KEY
     from medseg.labels.scheme import (
+        IGNORE,
         MAPPING_KEY,
         LabelScheme,
         parse_mapping,
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IGNORE",
     "MAPPING_KEY",
+    "ORDER_KEY",
     "LabelFault",
     "LabelMap",
     "LabelScheme",
@@ -49,6 +53,9 @@ __getattr__ = lazily(
     __name__,
     {
         "label_map": "LabelFault LabelMap LabelValues check_labels examine fault_of no_label read_label_map",
-        "scheme": "MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping renumbering_advice",
+        "regions": "ORDER_KEY",
+        "scheme": (
+            "IGNORE MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping renumbering_advice"
+        ),
     },
 )

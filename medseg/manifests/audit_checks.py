@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import fault_of, renumbering_advice
+from medseg.labels import LabelScheme, fault_of, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.items import patient_of
 from medseg.manifests.manifest import Manifest
@@ -54,11 +54,11 @@ def audit(
     from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
 
     facts = gather(manifest, workers=workers, progress=progress)
-    labels = manifest.labels
+    scheme = manifest.scheme
     findings = [
         *_declarations(manifest),
-        *(finding for case in facts for finding in _of_case(case, labels)),
-        *_presence(facts, labels),
+        *(finding for case in facts for finding in _of_case(case, scheme.values)),
+        *_presence(facts, scheme),
         *chain.from_iterable(check(facts) for check in _CHECKS),
     ]
     findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.code, finding.cases))
@@ -122,12 +122,13 @@ def _rounding_noise(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
         yield AuditFinding("rounding-noise", message, tuple(noisy))
 
 
-def _presence(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> Iterator[AuditFinding]:
+def _presence(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[AuditFinding]:
     """What occurs anywhere, against what is declared; label maps that are no label maps say nothing about it."""
     maps = [label for case in facts for label in case.labels if not label.values.fractional]
     if not maps:
         return
-    present = {value for label in maps for value in label.values.voxels}
+    labels = scheme.names
+    present = {value for label in maps for value in label.values.voxels} - {scheme.ignore}
     if 0 not in present:
         yield AuditFinding("no-background", f"no voxel is 0 in any of {len(maps)} label maps: no background occurs")
     if not present - {0}:

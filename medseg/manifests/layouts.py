@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from medseg.errors import UsageError
 from medseg.files import sha256_file
 from medseg.ingest.record import is_apple_double
-from medseg.labels.scheme import MAPPING_KEY, read_label_table, read_mapping
+from medseg.labels.regions import ORDER_KEY
+from medseg.labels.scheme import MAPPING_KEY, LabelScheme
 from medseg.manifests.items import Item
 from medseg.manifests.manifest import Manifest
 
@@ -75,17 +77,18 @@ def create(
 
 def _with_labels(manifest: Manifest, names: Mapping[int, str], mapping: Mapping[int, int]) -> Manifest:
     """Declare the labels: as asked, else as the dataset does, renumbered as its files are."""
-    old = read_mapping(manifest.content.get(MAPPING_KEY), f"`{MAPPING_KEY}`")
-    table = names or read_label_table(manifest.content.get("labels"), "`labels` of the dataset", mapping)
-    unnamed = sorted(set(mapping.values()) - {0} - set(table)) if table else []
+    scheme = LabelScheme.of(manifest.content, "the dataset", mapping)
+    if names:
+        scheme = LabelScheme(names, scheme.mapping)
+    unnamed = sorted(set(mapping.values()) - {0} - set(scheme.values)) if scheme.names else []
     if unnamed:
         raise UsageError(
             f"--map makes {unnamed[0]} a label, which has no name; give it one with --label {unnamed[0]}=NAME (--label "
             "replaces the names that the dataset declares, so name every structure)"
         )
-    declared = {"labels": {str(value): name for value, name in sorted(table.items())}}
-    moved = {str(value): label for value, label in sorted({**old, **mapping}.items())}
-    return manifest.with_content(**declared, **({MAPPING_KEY: moved} if moved else {}))
+    moved = {str(value): label for value, label in sorted({**scheme.mapping, **mapping}.items())}
+    kept = {key: value for key, value in manifest.content.items() if key != ORDER_KEY}
+    return replace(manifest, content={**kept, **scheme.to_json(), **({MAPPING_KEY: moved} if moved else {})})
 
 
 def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:

@@ -87,7 +87,7 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     if not items:
         raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
     step = max(1, len(items) // _CASES)
-    scheme = manifest.scheme
+    scheme = manifest.scheme.require_plain("the plan of a new bundle")
     cases = [_read(manifest.files(item, "image"), _label(manifest, item), scheme) for item in items[::step][:_CASES]]
     channels = len(cases[0].channels)
     if any(len(case.channels) != channels for case in cases):

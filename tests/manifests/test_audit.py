@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.errors import UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import save_nifti
 from medseg.manifests import AuditFinding, AuditReport, Manifest, audit
@@ -384,7 +383,14 @@ def test_several_label_files_of_one_case_block_training(manifest: Manifest) -> N
     assert "several-labels" in found(changed(manifest, 0, label=[label, manifest.training[1]["label"]]))
 
 
-@pytest.mark.parametrize("labels", [{"background": 0, "whole": [1, 2]}, {"1": "block", "2": "ignore"}])
-def test_a_table_that_names_no_structures_is_refused(manifest: Manifest, labels: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="not supported yet"):
-        audit(manifest.with_content(labels=labels))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "whole": [1, 2], "dot": 2},
+        {"0": "background", "1": "block", "2": "ignore"},
+    ],
+)
+def test_regions_and_ignored_voxels_are_no_fault(manifest: Manifest, labels: dict[str, Any]) -> None:
+    assert not {"unexpected-labels", "label-gaps", "label-never-present"} & set(
+        found(manifest.with_content(labels=labels))
+    )

@@ -28,19 +28,14 @@ def with_labels(path: Path, labels: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        ({"background": 0, "whole": [1, 2], "core": 2}, r"the region 'whole' \(1 and 2\)"),
-        ({"background": 0, "tumour": 1, "ignore": 2}, r"'ignore' \(value 2\)"),
-    ],
-)
-def test_nnunets_regions_and_ignore_are_refused_by_name(labels: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_nnunets_regions_and_ignore_are_kept(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     path = with_labels(nnunet(tmp_path), labels)
-    with pytest.raises(UsageError, match=words):
-        create(path, checksums=False)
-    with pytest.raises(UsageError, match=words):
-        _ = Manifest.read(path).labels
+    scheme = Manifest.read(path).scheme
+    assert (scheme.regions, scheme.ignore) == ({"whole": (1, 2), "core": (2,)}, 3)
+    made = create(path, checksums=False)
+    assert (made.content["labels"], made.content["regions_class_order"]) == (labels, [1, 2])
+    assert made.scheme == scheme
 
 
 def test_ignore_may_be_mapped_and_regions_may_be_named_anew(tmp_path: Path) -> None:

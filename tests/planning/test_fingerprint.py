@@ -33,8 +33,8 @@ def changed(folder: Path, change: Any, **content: Any) -> Manifest:
         (lambda label: label * 7, {"labels": {}}, "--map 7=1"),
         (lambda label: label + 1, {"labels": {}}, "no voxel of any label map read is 0.*--map 1=0,2=1"),
         (lambda label: label * 0, {}, "nothing but background"),
-        (lambda label: label, {"labels": {"ball": [1, 2]}}, "the region 'ball'"),
-        (lambda label: label, {"labels": {"ball": 1, "ignore": 2}}, "'ignore'"),
+        (lambda label: label, {"labels": {"ball": [1, 2], "core": 2}}, "the region 'ball'"),
+        (lambda label: label, {"labels": {"ball": 1, "ignore": 2}}, "declare `ignore`"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(change: Any, content: Any, words: str, tmp_path: Path) -> None:
