@@ -18,7 +18,7 @@ from medseg.errors import UsageError
 from medseg.files import write_json
 from medseg.labels.label_map import read_label_map
 from medseg.labels.scheme import LabelScheme
-from medseg.manifests.items import SECTIONS, Item, read_items, read_json_object
+from medseg.manifests.items import SECTIONS, Item, files_of, map_files, read_items, read_json_object
 from medseg.manifests.layout_nnunet import is_nnunet, read_nnunet
 from medseg.manifests.split import assign_folds, describe_missing
 
@@ -107,10 +107,12 @@ class Manifest:
                 yield section, index, item
 
     def files(self, item: Item, key: str) -> list[Path]:
-        """Absolute paths behind ``item[key]`` (``"image"`` may name one file per channel); empty if absent."""
-        value = item.get(key)
-        names = [value] if isinstance(value, str) else list(value or [])
-        return [self.dataset_dir / name for name in names]
+        """Absolute paths behind ``item[key]``, whatever its form (:data:`~medseg.manifests.Item`); empty if absent."""
+        return [self.dataset_dir / name for name in files_of(item.get(key))]
+
+    def label_entry(self, item: Item) -> Any:
+        """``item["label"]`` in the form it has, with absolute paths, as :mod:`medseg.labels` reads it."""
+        return map_files(item["label"], lambda name: str(self.dataset_dir / name))
 
     def fold(self, number: int) -> tuple[list[Item], list[Item]]:
         """Items to train on and items to validate on when a fold is held out; a UsageError if there are none."""
