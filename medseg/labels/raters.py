@@ -152,8 +152,8 @@ def staple(arrays: Sequence[NDArray[Any]], *, ignore: int | None = None) -> NDAr
     """The most probable labels, with each rater's reliability estimated from how they agree (STAPLE).
 
     SimpleITK's ``MultiLabelSTAPLE`` in the box where any array holds anything but 0, and four voxels round it, so that
-    the size of the image does not change the estimate. It stops when no reliability changes by more than 1e-5, or after 100 rounds.
-    Voxels that it leaves undecided take the :func:`majority`, which has the rule for ties.
+    the size of the image does not change the estimate. It stops when no reliability changes by more than 1e-5, or after
+    100 rounds. Voxels that it leaves undecided take the :func:`majority`, which has the rule for ties.
 
     Source: Warfield, Zou, Wells, *Simultaneous truth and performance level estimation*, IEEE TMI 23:903 (2004); for
     several labels Rohlfing, Russakoff, Maurer, IPMI 2003, LNCS 2732.

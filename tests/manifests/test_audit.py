@@ -378,11 +378,6 @@ def test_a_fold_that_lacks_a_structure_is_a_warning(manifest: Manifest) -> None:
     assert "validation of folds 0 and 2 lacks 2 (dot)" in finding.message
 
 
-def test_several_label_files_of_one_case_block_training(manifest: Manifest) -> None:
-    label = manifest.training[0]["label"]
-    assert "several-labels" in found(changed(manifest, 0, label=[label, manifest.training[1]["label"]]))
-
-
 @pytest.mark.parametrize(
     "labels",
     [
