@@ -58,8 +58,8 @@ def _border(called: str, rows: Sequence[_Row]) -> Iterator[AuditFinding]:
     cut = {case: shape.border_mm2 for case, shape in rows if shape.border_mm2 > 0}
     if cut:
         code = "label-at-border" if len(cut) <= _cases(rows) / 2 else "label-often-at-border"
-        most = max(cut.values())
-        message = f"{called} reaches the image's border in {len(cut)} of {_cases(rows)} cases, with up to {most:.0f} mm²"
+        where = f"{len(cut)} of {_cases(rows)} cases, with up to {max(cut.values()):.0f} mm²"
+        message = f"{called} reaches the image's border in {where}"
         yield AuditFinding(code, message, tuple(cut))
 
 

@@ -80,7 +80,7 @@ def test_a_label_on_another_grid_blocks_training(manifest: Manifest, affine: np.
 
 def test_a_label_of_another_shape_blocks_training(manifest: Manifest) -> None:
     save_nifti(label_of(0)[:-1], AFFINE, label_file(manifest))
-    assert "5×7×8" in found(manifest)["geometry-mismatch"].message
+    assert "7×9×10" in found(manifest)["geometry-mismatch"].message
 
 
 def test_rounding_noise_is_told_from_a_mismatch(manifest: Manifest) -> None:
