@@ -108,6 +108,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "description": opened.metadata.get("description"),
         "input_channels": opened.input_channels,
         "labels": opened.labels,
+        "regions": {name: list(values) for name, values in opened.scheme.regions.items()},
         "training_range": opened.training_range,
         "eval_metrics": opened.metadata.get("eval_metrics"),
         "authors": opened.metadata.get("authors"),

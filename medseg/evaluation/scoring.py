@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
-from medseg.evaluation.case import StructureResult, evaluate_case
+from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import Pair
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
@@ -43,14 +43,20 @@ class ScoredCase:
 
 
 def score_all(
-    pairs: Sequence[Pair], labels: Mapping[int, str] | None, tolerance_mm: float, definitions: Definitions, workers: int
+    pairs: Sequence[Pair],
+    labels: Mapping[int, str] | None,
+    tolerance_mm: float,
+    definitions: Definitions,
+    workers: int,
+    truth: Reference | None = None,
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 
-    Parameters are those of :func:`~medseg.evaluation.case.evaluate_case`; cases come as they are finished. Raises
-    ``CaseFailed`` if a worker process dies.
+    Parameters are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before
+    ``truth``. Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    score = partial(_score, labels=labels, tolerance_mm=tolerance_mm, definitions=definitions)
+    settings = {"tolerance_mm": tolerance_mm, "definitions": definitions, "truth": truth or Reference()}
+    score = partial(_score, labels=labels, **settings)
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
@@ -59,17 +65,30 @@ def score_all(
         yield score(pair)
 
 
-def _score(pair: Pair, labels: Mapping[int, str] | None, tolerance_mm: float, definitions: Definitions) -> ScoredCase:
+def _score(
+    pair: Pair, labels: Mapping[int, str] | None, tolerance_mm: float, definitions: Definitions, truth: Reference
+) -> ScoredCase:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
     try:
         prediction = read_label_map(pair.prediction.path, mapping=pair.prediction.mapping)
         reference = read_label_map(pair.reference.path, mapping=pair.reference.mapping)
         grid = reference.geometry
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
-        axes_mm = grid.affine[:3, :3]
+        own = pair.reference
+        truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
         rows = evaluate_case(
-            array, reference.array, grid.spacing_mm, labels, tolerance_mm, definitions=definitions, axes_mm=axes_mm
+            array,
+            reference.array,
+            grid.spacing_mm,
+            labels,
+            tolerance_mm,
+            definitions=definitions,
+            axes_mm=grid.affine[:3, :3],
+            truth=truth,
         )
+        if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
+            share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
+            note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
     return ScoredCase(pair, [replace(row, case_id=pair.case_id) for row in rows], note=note)

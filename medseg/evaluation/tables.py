@@ -15,7 +15,7 @@ from medseg.tables import read_table, table_text
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 
-_TRAINED_ON = "trained_on"
+_TRAINED_ON, _NOT_SCORED = "trained_on", "not_scored"
 _LARGEST = 1e30
 """No measure in mm or ml comes near it."""
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
@@ -51,10 +51,13 @@ def write_csv(
     """Write one row per case and structure: the documented columns, then ``more_metrics``, then ``trained_on``.
 
     Numbers have full precision; a value that does not exist, or is not known, is an empty field; ``missed``,
-    ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case.
+    ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case,
+    ``not_scored``, a reason, where some structure was not annotated.
     """
     known = {case: int(learnt) for case, learnt in (trained_on or {}).items() if learnt is not None}
-    head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else [])]
+    results = list(results)
+    reasons = any(row.not_scored for row in results)
+    head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else []), *([_NOT_SCORED] if reasons else [])]
     rows = [
         [
             row.case_id,
@@ -65,6 +68,7 @@ def write_csv(
             int(row.invented),
             *(row.values.get(metric) for metric in more_metrics),
             *([known.get(row.case_id)] if known else []),
+            *([row.not_scored] if reasons else []),
         ]
         for row in results
     ]
@@ -83,7 +87,7 @@ def read_csv(path: Path) -> list[StructureResult]:
     missing = [column for column in CSV_COLUMNS if column not in table.columns]
     if missing:
         raise UsageError(f"{path} lacks the columns {', '.join(missing)}; give a metrics.csv that medseg wrote")
-    others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON)
+    others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON, _NOT_SCORED)
     metrics = [column for column in table.columns if column not in others]
     try:
         return [
@@ -94,6 +98,7 @@ def read_csv(path: Path) -> list[StructureResult]:
                 missed=row["missed"] == "1",
                 invented=row["invented"] == "1",
                 case_id=row["case_id"],
+                not_scored=row.get(_NOT_SCORED, ""),
             )
             for row in table.rows
         ]

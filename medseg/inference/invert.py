@@ -162,6 +162,9 @@ class Inverter:
         scores = _stitched(chunks, self._prepared)
         if self._grid is not None:
             return _linear_affine(scores, self._decoding, self._grid)
+        if self._decoding.table:  # a region at a time: MONAI's inversion holds what it is given several times
+            each = (self._traced(scores[n : n + 1], nearest=False)[0] for n in range(scores.shape[0]))
+            return _painted((region >= self._decoding.threshold for region in each), self._decoding)
         if self._decoding.threshold is not None:
             return _discrete(self._traced(scores, nearest=False), self._decoding)
         best = torch.full(tuple(self._source.shape[1:]), -torch.inf)
@@ -245,9 +248,20 @@ _ACTIVATIONS: dict[Activation, Callable[[Chunk], Chunk]] = {
 
 def _discrete(scores: torch.Tensor, decoding: LabelDecoding) -> LabelMap:
     """Labels of ``(C, ...)`` scores; ``max`` gives the same index as ``argmax`` and is several times faster."""
+    if decoding.table:
+        return _painted(((channel >= decoding.threshold for channel in scores)), decoding)
     if decoding.threshold is not None:
         return (scores[0] >= decoding.threshold).numpy().astype(np.uint8)
     return scores.max(dim=0)[1].numpy().astype(_label_dtype(scores.shape[0]))
+
+
+def _painted(regions: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelMap:
+    """One label map of the masks ``(...)`` of all regions, one after the other."""
+    combination = torch.zeros(())
+    for number, region in enumerate(regions):
+        here = region.to(torch.int16) << number
+        combination = here if number == 0 else combination.bitwise_or_(here)
+    return np.asarray(decoding.table, dtype=_label_dtype(decoding.labels_of(1)))[combination.numpy()]
 
 
 def _clean(labels: LabelMap, transform: Callable[..., Any]) -> LabelMap:
@@ -285,7 +299,9 @@ def _linear_aligned(chunks: Iterable[Chunk], decoding: LabelDecoding, grid: Grid
     for chunk in chunks:
         scores = chunk.scores if carried is None else torch.cat([carried, chunk.scores], dim=1)
         if carried is None:
-            result = np.empty([grid.source_shape[a] for a in axes], dtype=_label_dtype(scores.shape[0]))
+            result = np.empty(
+                [grid.source_shape[a] for a in axes], dtype=_label_dtype(decoding.labels_of(scores.shape[0]))
+            )
         last = first + scores.shape[1] - 1
         final = last == grid.model_shape[0] - 1
         ready = [int(i) for i in pending if final or lower[i] < last]
@@ -311,7 +327,7 @@ def _labels_across(
 
 
 def _linear_affine(scores: torch.Tensor, decoding: LabelDecoding, grid: GridMap) -> LabelMap:
-    result = np.empty(grid.source_shape, dtype=_label_dtype(scores.shape[0]))
+    result = np.empty(grid.source_shape, dtype=_label_dtype(decoding.labels_of(scores.shape[0])))
     size = np.asarray(grid.model_shape, dtype=np.float64)[:, None, None, None]
     for planes, positions in grid.positions(scores.shape[0]):
         # grid_sample's convention without align_corners: −1 and 1 are the outer faces of the volume

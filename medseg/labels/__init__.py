@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from medseg.labels.regions import ORDER_KEY
     from medseg.labels.scheme import (
+        ANNOTATED_KEY,
         IGNORE,
         MAPPING_KEY,
         LabelScheme,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANNOTATED_KEY",
     "IGNORE",
     "MAPPING_KEY",
     "ORDER_KEY",
@@ -55,7 +57,8 @@ __getattr__ = lazily(
         "label_map": "LabelFault LabelMap LabelValues check_labels examine fault_of no_label read_label_map",
         "regions": "ORDER_KEY",
         "scheme": (
-            "IGNORE MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping renumbering_advice"
+            "ANNOTATED_KEY IGNORE MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping "
+            "renumbering_advice"
         ),
     },
 )

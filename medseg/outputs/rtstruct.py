@@ -39,7 +39,6 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     """
     job.covered()
     codes = list(job.codes.values())
-    numbers = dict(enumerate(job.codes, start=1))
     dataset = start_dataset(job, "rtstruct", RTStructureSetStorage, "RTSTRUCT")
     dataset.SeriesDescription = series_description(job, "RTSTRUCT")
     dataset.OperatorsName = None
@@ -59,17 +58,16 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.ApprovalStatus = "UNAPPROVED"
 
     def check(partial: Path) -> None:
-        found = read_labels(partial, job.geometry, job.source, numbers)
-        for code in codes:
-            dice = _dice(found == code.label, job.labels == code.label)
+        read = pydicom.dcmread(partial)
+        for number, code in enumerate(codes, start=1):
+            dice = _dice(_filled(read, job.geometry, job.source, {number: 1}) > 0, job.mask(code.label))
             if dice < _LEAST_DICE:
                 raise CaseFailed(
                     f"{path.name}: filling the contours of {code.name} gives Dice {dice:.4f}; nothing was written"
                 )
 
-    found = _filled(dataset, job.geometry, job.source, numbers)
-    for roi, code in zip(dataset.StructureSetROISequence, codes, strict=True):
-        dice = _dice(found == code.label, job.labels == code.label)
+    for number, (roi, code) in enumerate(zip(dataset.StructureSetROISequence, codes, strict=True), start=1):
+        dice = _dice(_filled(dataset, job.geometry, job.source, {number: 1}) > 0, job.mask(code.label))
         roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
     return save_checked(dataset, path, check)
 
@@ -126,9 +124,9 @@ def _contours(job: Job, code: SegmentCode, number: int) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber = number
     item.ROIDisplayColor = list(code.rgb)
-    contours = []
+    contours, mask = [], job.mask(code.label)
     for frame in job.frames:
-        contours += _outlines(job.view(job.labels, frame) == code.label, frame, job.source)
+        contours += _outlines(job.view(mask, frame), frame, job.source)
     for index, contour in enumerate(contours, start=1):
         contour.ContourNumber = index
     if contours:
@@ -167,7 +165,7 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def read_labels(path: Path, geometry: Geometry, source: SourceImages, labels: dict[int, int]) -> NDArray[np.uint16]:
-    """Fill the contours of a file on a grid: label by ROI number."""
+    """Fill the contours of a file on a grid: label by ROI number; other ROIs are left out."""
     return _filled(pydicom.dcmread(path), geometry, source, labels)
 
 
@@ -175,6 +173,8 @@ def _filled(dataset: Dataset, geometry: Geometry, source: SourceImages, labels: 
     frames = {(source.datasets[f.dataset].SOPInstanceUID, f.number): f for f in source.frames}
     volume = np.zeros(geometry.shape, dtype=np.uint16)
     for item in dataset.ROIContourSequence:
+        if int(item.ReferencedROINumber) not in labels:
+            continue
         for frame, rings in _by_frame(item.get("ContourSequence", DicomSequence()), frames):
             view = embed(volume, geometry, frame)
             if view is None:

@@ -24,11 +24,11 @@ from torch.utils.data import Sampler
 
 from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
-from medseg.labels import MAPPING_KEY
+from medseg.labels import ANNOTATED_KEY, MAPPING_KEY, LabelScheme
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
 from medseg.training.distributed import world
-from medseg.transforms import LoadLabeld
+from medseg.transforms import KnownLabelsd, LoadLabeld
 
 Part = Literal["training", "validation", "unlabelled"]
 
@@ -89,7 +89,8 @@ def fold_items(
     datalist
         JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
         cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one. Its
-        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`.
+        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`, and an item's ``annotated``,
+        for :class:`medseg.transforms.KnownLabelsd`.
     dataset_dir
         Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
@@ -126,7 +127,15 @@ def fold_items(
     if not labelled:
         return cases
     mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
-    return [{**case, "label": _label(manifest, item), **mapped} for case, item in zip(cases, chosen, strict=False)]
+    return [
+        {**case, "label": _label(manifest, item), **mapped, **_annotated(manifest.scheme, item)}
+        for case, item in zip(cases, chosen, strict=False)
+    ]
+
+
+def _annotated(scheme: LabelScheme, item: Item) -> dict[str, Any]:
+    """What a case says of the structures that it was looked through for, if it leaves any out."""
+    return {ANNOTATED_KEY: list(item[ANNOTATED_KEY])} if scheme.unknown_of(item.get(ANNOTATED_KEY)) else {}
 
 
 def image_items(
@@ -274,12 +283,14 @@ class TrainingDataset(CacheDataset):
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
-        mapped = any(isinstance(case, Mapping) and MAPPING_KEY in case for case in data)
-        if mapped and not any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms):
-            raise UsageError(  # other structures would be learnt
-                f"the datalist has a {MAPPING_KEY}, which the bundle does not apply; load the labels with "
-                "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
-            )
+        steps = transform.flatten().transforms
+        for key, kind in ((MAPPING_KEY, LoadLabeld), (ANNOTATED_KEY, KnownLabelsd)):
+            named = any(isinstance(case, Mapping) and key in case for case in data)
+            if named and not any(isinstance(step, kind) for step in steps):
+                raise UsageError(  # other structures would be learnt
+                    f"the datalist has a {key}, which the bundle does not apply; put medseg.transforms.{kind.__name__} "
+                    "into train#preprocessing_transforms of its configs/train.json, as `medseg bundle new` does"
+                )
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
 
     def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:

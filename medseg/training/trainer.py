@@ -247,6 +247,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         assert self.averaged is not None
         with torch.no_grad(), self.format.computing():
             logits: Tensor = self.inferer(image, self.averaged.module.eval())
+        if getattr(self.loss_function, "sigmoid", False):  # regions that may overlap
+            return (logits > 0).float()
         return logits.max(1, keepdim=True).indices
 
     def _predict(self, image: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ class CaseTask:
         begin = time.perf_counter()
         self.context.require_lease()
         case, facts, prediction = self.case, computed.facts, computed.prediction
-        volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.labels)
+        volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
         found = write_outputs(case, prediction, self.context)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
         status, reason, message = found.failure(case) or ("done", None, facts.note)
