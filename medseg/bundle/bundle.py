@@ -274,7 +274,7 @@ class Bundle:
         """
         name = self._channels().get(0)
         return (
-            not self.scheme.regions
+            not ("labels" in self._tensor("outputs", "pred") and self.scheme.regions)
             and self.output_channels > 1
             and (name is None or name.strip().lower() in _BACKGROUND)
         )

@@ -109,7 +109,7 @@ class Inverter:
         """
         if self._post.written is not None:
             return self._as_written(_stitched(chunks, self._prepared), self._post.written)
-        probabilities = map(_ACTIVATIONS[self._decoding.activation], chunks)
+        probabilities = map(self.activated, chunks)
         if self._post.back == "scores" and not self._post.nearest:
             labels = self._from_scores(probabilities)
         else:
@@ -117,6 +117,10 @@ class Inverter:
         for clean in self._post.clean_source:
             labels = _clean(labels, clean)
         return labels
+
+    def activated(self, chunk: Chunk) -> Chunk:
+        """Probabilities of the network's scores, by the bundle's activation."""
+        return _ACTIVATIONS[self._decoding.activation](chunk)
 
     def field(self, values: torch.Tensor) -> NDArray[np.float32]:
         """A field ``(H, W, D)`` on the network's grid, on the source grid by linear interpolation."""
