@@ -115,7 +115,7 @@ class Inverter:
         else:
             labels = self._from_labels(probabilities)
         for clean in self._post.clean_source:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._source)
         return labels
 
     def activated(self, chunk: Chunk) -> Chunk:
@@ -136,7 +136,7 @@ class Inverter:
         """Labels are decided on the network's grid, then moved."""
         labels: LabelMap = np.concatenate([_discrete(chunk.scores, self._decoding) for chunk in chunks])
         for clean in self._post.clean_model:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._prepared)
         return self._moved(labels)
 
     def _moved(self, labels: LabelMap) -> LabelMap:
@@ -268,8 +268,9 @@ def _painted(regions: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelM
     return np.asarray(decoding.table, dtype=_label_dtype(decoding.labels_of(1)))[combination.numpy()]
 
 
-def _clean(labels: LabelMap, transform: Callable[..., Any]) -> LabelMap:
-    cleaned = transform(torch.from_numpy(labels.astype(np.int64))[None])
+def _clean(labels: LabelMap, transform: Callable[..., Any], grid: MetaTensor) -> LabelMap:
+    """Labels on the grid of an image, cleaned; a volume in mm³ is measured by its voxels."""
+    cleaned = transform(MetaTensor(torch.from_numpy(labels.astype(np.int32))[None], affine=grid.affine))
     return np.asarray(cleaned)[0].astype(labels.dtype)
 
 
