@@ -16,11 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
+from medseg.evaluation.calibration import (
+    adaptive_calibration_error,
+    channels_in,
+    count_levels,
+    expected_calibration_error,
+    probabilities_beside,
+    read_channel,
+)
 from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import Pair
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
-from medseg.labels.label_map import read_label_map
+from medseg.labels.label_map import LabelMap, read_label_map
 from medseg.resources import safe_children
 
 POOL_PAYS_AFTER_SECONDS = 3.0
@@ -86,12 +94,41 @@ def _score(
             axes_mm=grid.affine[:3, :3],
             truth=truth,
         )
+        rows = with_calibration(rows, pair, reference, truth)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
     return ScoredCase(pair, [replace(row, case_id=pair.case_id) for row in rows], note=note)
+
+
+def with_calibration(
+    rows: Sequence[StructureResult], pair: Pair, reference: LabelMap, truth: Reference
+) -> list[StructureResult]:
+    """The rows with their calibration errors, if probabilities lie beside the prediction.
+
+    Channels are those of ``medseg infer``: labels by their number, background first, or one for each region.
+    """
+    path = probabilities_beside(pair.prediction.path)
+    channels = 0 if path is None else channels_in(path)
+    if path is None or not channels:
+        return list(rows)
+    by_label = channels > max((row.label for row in rows), default=0)
+    made = []
+    for place, row in enumerate(rows):
+        channel = row.label if by_label else place
+        if row.not_scored or channel >= channels:
+            made.append(row)
+            continue
+        probability, _ = _on_grid(*read_channel(path, channel), reference.geometry)
+        is_there = np.isin(reference.array, truth.members.get(row.label, (row.label,)))
+        if truth.ignore is not None:
+            probability = np.where(reference.array == truth.ignore, 0.0, probability)
+        counts = count_levels(probability, is_there)
+        errors = {"ece": expected_calibration_error(counts), "ace": adaptive_calibration_error(counts)}
+        made.append(replace(row, values={**row.values, **errors}))
+    return made
 
 
 def along(array: NDArray[Any], grid: Geometry, target: Geometry) -> tuple[NDArray[Any], Geometry]:
