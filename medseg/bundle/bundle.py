@@ -261,8 +261,7 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        described = self._tensor("outputs", "pred")
-        if "num_channels" not in described:
+        if "num_channels" not in (described := self._tensor("outputs", "pred")):
             raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
         return int(described["num_channels"])
 
@@ -273,11 +272,9 @@ class Bundle:
         A channel that ``channel_def`` does not name is the background, too. One channel alone stands for its structure.
         """
         name = self._channels().get(0)
-        return (
-            not ("labels" in self._tensor("outputs", "pred") and self.scheme.regions)
-            and self.output_channels > 1
-            and (name is None or name.strip().lower() in _BACKGROUND)
-        )
+        if "labels" in self._tensor("outputs", "pred") and self.scheme.regions:
+            return False
+        return self.output_channels > 1 and (name is None or name.strip().lower() in _BACKGROUND)
 
     @property
     def scheme(self) -> LabelScheme:

@@ -63,8 +63,8 @@ def score_all(
     Parameters are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before
     ``truth``. Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    settings = {"tolerance_mm": tolerance_mm, "definitions": definitions, "truth": truth or Reference()}
-    score = partial(_score, labels=labels, **settings)
+    truth = truth or Reference()
+    score = partial(_score, labels=labels, tolerance_mm=tolerance_mm, definitions=definitions, truth=truth)
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:

@@ -13,7 +13,7 @@ from medseg.evaluation.case import Reference
 from medseg.evaluation.pairing import Collection
 from medseg.json_shape import ANYTHING, read_json
 from medseg.labels.regions import ORDER_KEY
-from medseg.labels.scheme import LabelScheme, listed
+from medseg.labels.scheme import LabelScheme, listed, read_label_table
 from medseg.manifests.items import SECTIONS
 from medseg.results import RunReport
 
@@ -141,6 +141,8 @@ def read_scheme(source: Path) -> LabelScheme:
     path = source / "configs" / "metadata.json" if source.is_dir() else source
     content = read_json(path, ANYTHING, "give a JSON file of labels or a bundle folder")
     table, where = _label_table(content, path)
+    if "channel_def" in where:  # a channel of a network is a structure
+        read_label_table(table["labels"], where)
     scheme = LabelScheme.of({ORDER_KEY: table.get(ORDER_KEY), "labels": table["labels"]}, where, painted=False)
     if not scheme.structures:
         raise UsageError(f'{path} declares no labels; expected {{"1": "name", ...}} or a bundle with channel_def')

@@ -168,7 +168,7 @@ class Inverter:
             return _linear_affine(scores, self._decoding, self._grid)
         if self._decoding.table:  # a region at a time: MONAI's inversion holds what it is given several times
             each = (self._traced(scores[n : n + 1], nearest=False)[0] for n in range(scores.shape[0]))
-            return _painted((region >= self._decoding.threshold for region in each), self._decoding)
+            return _painted(each, self._decoding)
         if self._decoding.threshold is not None:
             return _discrete(self._traced(scores, nearest=False), self._decoding)
         best = torch.full(tuple(self._source.shape[1:]), -torch.inf)
@@ -253,18 +253,18 @@ _ACTIVATIONS: dict[Activation, Callable[[Chunk], Chunk]] = {
 def _discrete(scores: torch.Tensor, decoding: LabelDecoding) -> LabelMap:
     """Labels of ``(C, ...)`` scores; ``max`` gives the same index as ``argmax`` and is several times faster."""
     if decoding.table:
-        return _painted(((channel >= decoding.threshold for channel in scores)), decoding)
+        return _painted(scores, decoding)
     if decoding.threshold is not None:
         return (scores[0] >= decoding.threshold).numpy().astype(np.uint8)
     return scores.max(dim=0)[1].numpy().astype(_label_dtype(scores.shape[0]))
 
 
-def _painted(regions: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelMap:
-    """One label map of the masks ``(...)`` of all regions, one after the other."""
-    combination = torch.zeros(())
-    for number, region in enumerate(regions):
-        here = region.to(torch.int16) << number
-        combination = here if number == 0 else combination.bitwise_or_(here)
+def _painted(scores: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelMap:
+    """One label map of the scores ``(...)`` of regions, which come one after the other."""
+    assert decoding.threshold is not None, "regions are read with a threshold"
+    combination = torch.zeros((), dtype=torch.int16)
+    for number, region in enumerate(scores):
+        combination = combination | ((region >= decoding.threshold).to(torch.int16) << number)
     return np.asarray(decoding.table, dtype=_label_dtype(decoding.labels_of(1)))[combination.numpy()]
 
 

@@ -174,10 +174,10 @@ class TrustFiles:
     def state(self) -> TrustState:
         """Whether results come with a verdict."""
         bundle = self.bundle
-        if not (bundle.path / CALIBRATION_NAME).is_file():
-            return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
         if bundle.scheme.regions:
             return TrustState("none", f"{bundle.name} has regions that overlap, of which no verdict is given")
+        if not (bundle.path / CALIBRATION_NAME).is_file():
+            return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
         if bundle.output_channels > 1 and not bundle.has_background:
             why = "channel_def names no background, which probabilities are judged against"
             return TrustState("none", f"{bundle.name} cannot be judged: {why}")

@@ -26,7 +26,7 @@ def test_regions_get_a_channel_each() -> None:
 
 def test_classes_keep_their_numbers() -> None:
     table = {"0": "background", "1": "liver", "2": "tumour", "3": "ignore"}
-    case = {"label": torch.tensor([0.0, 1, 3]).view(1, 1, 1, 3)}
+    case: dict[Any, Any] = {"label": torch.tensor([0.0, 1, 3]).view(1, 1, 1, 3)}
     assert KnownLabelsd("label", table)(case)["label"].flatten().tolist() == [0, 1, -1]
     assert KnownLabelsd("label", table)({**case, "annotated": ["liver"]})["label"].flatten().tolist() == [-5, 1, -1]
     full = KnownLabelsd("label", table)({**case, "annotated": ["tumour", "liver"]})
@@ -43,7 +43,7 @@ def test_classes_keep_their_numbers() -> None:
         ({"label": _LABEL * 0, "annotated": "liver"}, UsageError, "expected a list of declared structures"),
     ],
 )
-def test_what_contradicts_the_table_is_refused(case: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_what_contradicts_the_table_is_refused(case: dict[Any, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         KnownLabelsd("label", {"0": "background", "1": "liver", "2": "tumour"})(case)
 

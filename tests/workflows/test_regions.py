@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from medseg.bundle import Bundle
 from medseg.cli.main import app, load_commands
 from medseg.ingest import read_volume, save_nifti
+from medseg.sharing import verify
+from medseg.trust.trust_files import trust_state
 from tests.inference.bundles import run_monai
 from tests.outputs.series import CODES, write_series
 
@@ -88,6 +90,8 @@ def test_what_is_planned_is_a_sigmoid_for_every_region(bundle: Path) -> None:
     assert train["adversary"]["activation"] == "sigmoid"
     assert train["loss"] == {"_target_": "medseg.training.KnownDiceCELoss", "sigmoid": True}
     assert "regions" in _medseg("bundle", "info", bundle)
+    assert not [finding for finding in verify(bundle) if finding.severity == "block"]
+    assert "regions that overlap" in trust_state(opened).message
     with (bundle.parent / "run" / "metrics.csv").open() as handle:
         (last,) = list(csv.DictReader(handle))
     assert {f"val_dice_{name}" for name in opened.labels.values()} <= last.keys()
@@ -96,8 +100,8 @@ def test_what_is_planned_is_a_sigmoid_for_every_region(bundle: Path) -> None:
 
 def test_regions_reach_the_label_map_the_scores_and_dicom(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
-    datalist = bundle / "configs" / "datalist.json"
-    _medseg("infer", bundle, datalist, "-o", found, "--device", "cpu", "--dataset-dir", dataset)
+    datalist = bundle.parent / "list.json"
+    _medseg("infer", bundle, datalist, "-o", found, "--device", "cpu")
     scores = tmp_path / "scores"
     _medseg("evaluate", found, datalist, "-o", scores)
     with (scores / "metrics.csv").open() as handle:
@@ -154,3 +158,43 @@ def test_segments_of_a_dicom_study_overlap(bundle: Path, tmp_path: Path) -> None
     assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == present
     structure_set = pydicom.dcmread(next((tmp_path / "o").glob("p*rtstruct*.dcm")))
     assert [roi.ROIName for roi in structure_set.StructureSetROISequence] == present
+
+
+def _hippocampi(data: Path, folder: Path, cases: int) -> list[str]:
+    """Real cases in nnU-Net's raw layout, the whole hippocampus as a region over its posterior part."""
+    names = sorted(file.name for file in (data / "msd_hippocampus" / "imagesTr").glob("*.nii.gz"))[:cases]
+    for name in names:
+        for source, target in (("imagesTr", name.replace(".nii.gz", "_0000.nii.gz")), ("labelsTr", name)):
+            (folder / source).mkdir(parents=True, exist_ok=True)
+            (folder / source / target).symlink_to((data / "msd_hippocampus" / source / name).resolve())
+    table = {"background": 0, "whole": [1, 2], "posterior": 2}
+    content = {"channel_names": {"0": "MRI"}, "labels": table, "regions_class_order": [1, 2], "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({**content, "numTraining": cases}))
+    return names
+
+
+@pytest.mark.slow
+def test_the_whole_hippocampus_is_learnt_as_a_region(real_data: Path, tmp_path: Path) -> None:
+    """Twenty cases, 200 iterations without the discriminator: two CPU minutes."""
+    _hippocampi(real_data, tmp_path / "raw", 20)
+    made, split = tmp_path / "list.json", tmp_path / "split.json"
+    _medseg("manifest", "create", "--images", tmp_path / "raw" / "dataset.json", "-o", made)
+    _medseg("manifest", "split", made, "--folds", 4, "-o", split)
+    _medseg("bundle", "new", "hippocampus_mri_regions", "--datalist", split, "-o", tmp_path)
+    bundle, found = tmp_path / "hippocampus_mri_regions", tmp_path / "found"
+    settings = ["epochs=4", "val_interval=4", "warm_up=1000", "patch_size=[32,32,32]", "learning_rate=0.005"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    _medseg("train", bundle, "--fold", 0, "--device", "cpu", "-o", tmp_path / "run", "--publish", *options)
+    _medseg("infer", bundle, split, "--fold", 0, "-o", found, "--device", "cpu")
+    _medseg("evaluate", found, split, "--fold", 0, "-o", tmp_path / "scores")
+    with (tmp_path / "scores" / "metrics.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 10
+    for row in rows:
+        predicted = read_volume(found / f"{row['case_id']}_seg.nii.gz")[0]
+        name = row["case_id"].removesuffix("_0000")
+        reference = read_volume(real_data / "msd_hippocampus" / "labelsTr" / f"{name}.nii.gz")[0]
+        ours, theirs = (map_ > (row["name"] == "posterior") for map_ in (predicted, reference))
+        assert float(row["dice"]) == pytest.approx(2.0 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
+    whole = [float(row["dice"]) for row in rows if row["name"] == "whole"]
+    assert np.mean(whole) > 0.7
