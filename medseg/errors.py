@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 __all__ = [
     "REASON_CODES",
@@ -131,7 +131,7 @@ class UndecidedNames(UsageError):
         Lines of the table that is to be accepted: :class:`medseg.manifests.roi_names.Proposal`.
     """
 
-    def __init__(self, message: str, proposals: Sequence[object]) -> None:
+    def __init__(self, message: str, proposals: Sequence[Any]) -> None:
         super().__init__(message)
         self.proposals = proposals
 

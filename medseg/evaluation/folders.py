@@ -128,10 +128,9 @@ def evaluate_folders(
     scores: list[list[ScoredCase]] = []
     for side in sides:
         scores.append([])
-        found = side.structures
-        for case in score_all(
-            side.pairs, found.declared, tolerance_mm, options.definitions, options.workers, found.truth
-        ):
+        known = side.structures
+        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.names)
+        for case in score_all(side.pairs, *how):
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)

@@ -1,19 +1,21 @@
 """Structures painted into one label map, one mask after the other, so that no more than one mask is ever held.
 
-Where structures overlap, the scheme decides: regions by what they say of each value, an order by who lies above; without
-either the overlap is refused with its size, since any choice would be a guess.
+Where structures overlap, the scheme decides: regions by what they say of each value, an order by who lies above;
+without either the overlap is refused with its size, since any choice would be a guess.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
+from medseg.geometry import Geometry
 from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
 from medseg.labels.scheme import LabelScheme, listed
 from medseg.resources import check_volume_size
@@ -64,7 +66,7 @@ def structures_by_name(names: Iterable[str], scheme: LabelScheme, rules: Reading
 def _declared(scheme: LabelScheme) -> dict[str, Structure]:
     if scheme.regions:
         return {_plain(name): Structure(name, 1 << bit) for bit, name in enumerate(scheme.regions)}
-    return {_plain(name): Structure(name, value) for value, name in scheme.structures.items()}
+    return {_plain(name): Structure(name, value) for value, name in scheme.values.items() if value != 0}
 
 
 def _plain(name: str) -> str:
@@ -74,6 +76,15 @@ def _plain(name: str) -> str:
 def _shown(names: Sequence[str]) -> str:
     more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     return listed([*names[:_SHOWN], *more])
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A label map with its grid and what was done for it."""
+
+    array: NDArray[Any]
+    geometry: Geometry
+    notes: tuple[str, ...] = ()
 
 
 class Canvas:
@@ -96,11 +107,11 @@ class Canvas:
 
     def __init__(self, shape: tuple[int, int, int], scheme: LabelScheme, rules: ReadingRules, where: str) -> None:
         self._scheme, self._where = scheme, where
-        highest = 1 << max(len(scheme.regions) - 1, 0) if scheme.regions else max(scheme.structures, default=0)
+        highest = 1 << max(len(scheme.regions) - 1, 0) if scheme.regions else max(scheme.values, default=0)
         dtype = np.min_scalar_type(highest)
         check_volume_size(shape, dtype.itemsize)
         self.array: NDArray[Any] = np.zeros(shape, dtype=dtype)
-        self._names = {value: name for value, name in scheme.structures.items()}
+        self._names = dict(scheme.values)
         self._rank = _ranks(scheme, rules, where)
         self._overlaps: Counter[tuple[int, int]] = Counter()
 
@@ -134,16 +145,27 @@ class Canvas:
             ``overlapping-labels``.
         """
         if self._scheme.regions:
-            table = np.array(self._scheme.table)
-            return table.astype(np.min_scalar_type(table.max()))[self.array], ()
-        undecided = {pair: n for pair, n in self._overlaps.items() if not all(label in self._rank for label in pair)}
+            return self._of_regions()
+        undecided = {pair: n for pair, n in self._overlaps.items() if not self._rank.keys() >= set(pair)}
         if undecided:
             raise Refusal(
                 "overlapping-labels",
-                f"{self._where}: {self._told(undecided)}; a voxel of a label map has one value: declare regions, or say "
-                f'in `{READING_KEY}` of the datalist which structure lies above, {{"order": ["BELOW", "ABOVE"]}}',
+                f"{self._where}: {self._told(undecided)}; a voxel has one value: declare regions, or say in "
+                f'`{READING_KEY}` of the datalist which structure lies above, {{"order": ["BELOW", "ABOVE"]}}',
             )
         return self.array, ((f"{self._told(self._overlaps)}: the later in order is above",) if self._overlaps else ())
+
+    def _of_regions(self) -> tuple[NDArray[Any], tuple[str, ...]]:
+        """Of each combination of regions its label, and how often no label says the same."""
+        regions, table = list(self._scheme.regions.items()), np.array(self._scheme.table)
+        said = [sum(1 << bit for bit, (_, values) in enumerate(regions) if label in values) for label in table.tolist()]
+        counts = np.bincount(self.array.ravel(), minlength=len(table))
+        notes = []
+        for bits in np.flatnonzero((counts > 0) & (np.array(said) != np.arange(len(table)))).tolist():
+            names = listed([name for bit, (name, _) in enumerate(regions) if bits >> bit & 1])
+            kept = listed([name for bit, (name, _) in enumerate(regions) if said[bits] >> bit & 1])
+            notes.append(f"{counts[bits]} voxels of {names} alone, which no value means, count as {kept}")
+        return table.astype(np.min_scalar_type(table.max()))[self.array], tuple(notes)
 
     def _told(self, overlaps: dict[tuple[int, int], int]) -> str:
         pairs = [

@@ -52,8 +52,14 @@ def object_kind(path: str | os.PathLike[str]) -> ObjectKind | None:
 
 
 def label_object(path: str | os.PathLike[str]) -> Header | None:
-    """The header of a DICOM segmentation or structure set; ``None`` for anything else, and for what is not readable."""
+    """The header of a DICOM segmentation or structure set; ``None`` for anything else, and for what is not readable.
+
+    A folder that holds one file, as archives hand out series of one object, is that file.
+    """
     try:
+        if os.path.isdir(path):  # noqa: PTH112  names that are not UTF-8 survive
+            files = list(os.scandir(path))
+            path = files[0].path if len(files) == 1 and files[0].is_file() else path
         header = dicom_header_of(path)
     except OSError:
         return None
@@ -136,28 +142,21 @@ def check_belongs(
     if not image.series and not image.frame_of_reference:
         return (f"{name} was paired with an image that says no series or frame of reference: by its place alone",)
     same_series = bool(image.series) and image.series in series
-    same_frame = bool(image.frame_of_reference) and image.frame_of_reference == frame_of_reference
-    if same_frame:
-        return (
-            ()
-            if same_series or not series
-            else (f"{name} refers to another series of the same frame of reference than its image",)
-        )
+    if image.frame_of_reference and image.frame_of_reference == frame_of_reference:
+        if same_series or not series:
+            return ()
+        return (f"{name} refers to another series of its image's frame of reference",)
     if same_series and not (image.frame_of_reference and frame_of_reference):
         return ()
-    found = (
-        "refers to the image's series and to another frame of reference"
-        if same_series
-        else (
-            "refers to another frame of reference than its image"
-            if frame_of_reference
-            else "has no frame of reference, and does not refer to the series of its image"
+    found = "has no frame of reference, and does not refer to the series of its image"
+    if frame_of_reference:
+        found = "refers to another frame of reference than its image" + (
+            ", though to its series" if same_series else ""
         )
-    )
     raise Refusal(
         "other-frame-of-reference",
-        f"{name} {found}, so that its positions mean another place; pair it with the image it was drawn on, or register "
-        "the two and write the labels again on the image's grid",
+        f"{name} {found}: its positions mean another place; pair it with the image it was drawn on, or register the "
+        "two and write the labels again on the image's grid",
     )
 
 

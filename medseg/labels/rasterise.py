@@ -1,15 +1,14 @@
 """Polygons to pixels, by one rule, exactly.
 
-**Rule.** A pixel is inside a polygon if its centre is: if a ray from it crosses the outline an odd number of times
-(even-odd). A channel that leads to a hole and back on the same line (a keyhole) has no width and changes nothing. Of
-centres that lie on the outline itself those on the side of smaller indices are inside, those opposite are not, so that
-two polygons that share an edge share no pixel. Coordinates are taken to a ten thousandth of a pixel, which keeps the
-rounding of decimal numbers from deciding.
+**Rule.** A pixel belongs to a structure if its centre is inside an odd number of the structure's polygons in that plane
+(even-odd within one polygon, exclusive or among several), or lies on an outline, be it that of a hole. A line that is
+walked there and back, as the channel of a keyhole to its hole, has no width and is no outline. Coordinates are taken to
+a ten thousandth of a pixel, so that the rounding of decimal numbers does not decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,11 +19,12 @@ _CROSSINGS_AT_ONCE: Final = 1 << 21
 
 
 class Patch(NamedTuple):
-    """The inside of a polygon within the smallest box that holds it: index of the first row and column, and pixels."""
+    """A polygon within the smallest box that holds it: index of the first row and column, and pixels."""
 
     row: int
     column: int
-    inside: NDArray[np.bool_]
+    inside: NDArray[np.bool_]  # by crossings alone, which give centres on the outline to either side
+    outline: NDArray[np.bool_]  # centres that lie on it
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -34,7 +34,7 @@ class Patch(NamedTuple):
 
 
 def fill_polygon(points: NDArray[np.float64], shape: tuple[int, int]) -> Patch:
-    """The pixels inside a closed polygon, as far as they are in the plane.
+    """The pixels of a closed polygon, as far as they are in the plane.
 
     Each edge toggles, in every row that it crosses, the pixels behind it; the running parity of the toggles is the
     inside. Edges are followed from the smaller row on, so that an edge and the same edge back cancel exactly.
@@ -48,22 +48,53 @@ def fill_polygon(points: NDArray[np.float64], shape: tuple[int, int]) -> Patch:
     """
     start = np.round(points, _DECIMALS)
     end = np.roll(start, -1, axis=0)
-    upward = start[:, 0] <= end[:, 0]
-    low, high = np.where(upward[:, None], start, end), np.where(upward[:, None], end, start)
     top, left = (max(int(np.ceil(value)), 0) for value in start.min(axis=0))
-    bottom, right = (min(int(np.ceil(v)), n) for v, n in zip(start.max(axis=0), shape, strict=True))
+    bottom, right = (min(int(np.floor(v)) + 1, n) for v, n in zip(start.max(axis=0), shape, strict=True))
     if top >= bottom or left >= right:
-        return Patch(0, 0, np.zeros((0, 0), dtype=bool))
-    # rows with low <= row < high, which for the last row of a polygon leaves its outline out
-    first, last = (np.clip(np.ceil(edge[:, 0]), top, bottom).astype(np.intp) for edge in (low, high))
-    width = right - left + 1
-    toggles = np.zeros((bottom - top) * width, dtype=np.intp)
-    for part in _parts(last - first):
+        return Patch(0, 0, *np.zeros((2, 0, 0), dtype=bool))
+    swapped = (start[:, 0] > end[:, 0]) | ((start[:, 0] == end[:, 0]) & (start[:, 1] > end[:, 1]))
+    low, high = np.where(swapped[:, None], end, start), np.where(swapped[:, None], start, end)
+    origin = np.array([top, left])
+    size = (bottom - top, right - left)
+    inside, touches = _toggled(low - origin, high - origin, size)
+    outline = np.zeros(size, dtype=bool)
+    if touches:
+        edges, counts = np.unique(np.hstack([low, high]), axis=0, return_counts=True)
+        once = edges[counts % 2 == 1]
+        _mark(outline, once[:, :2] - origin, once[:, 2:] - origin)
+    return Patch(top, left, inside, outline)
+
+
+def _toggled(
+    low: NDArray[np.float64], high: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.bool_], bool]:
+    """Parity of the crossings to the left of each pixel, and whether any centre lies on an edge."""
+    first, last = (np.clip(np.ceil(edge[:, 0]), 0, size[0]).astype(np.intp) for edge in (low, high))
+    width = size[1] + 1
+    toggles = np.zeros(size[0] * width, dtype=np.intp)
+    touches = bool(((low == np.rint(low)).all(axis=1)).any() or (low[:, 0] == high[:, 0]).any())
+    for part in _parts(last - first):  # rows with low <= row < high: a corner between two edges counts once
         rows, crossing = _crossings(low[part], high[part], first[part], last[part])
-        columns = np.clip(np.ceil(crossing), left, right).astype(np.intp) - left
-        toggles += np.bincount((rows - top) * width + columns, minlength=len(toggles))
-    inside = np.cumsum(toggles.reshape(-1, width), axis=1)[:, :-1] % 2 == 1
-    return Patch(top, left, inside)
+        touches = touches or bool((crossing == np.rint(crossing)).any())
+        columns = np.clip(np.ceil(crossing), 0, size[1]).astype(np.intp)
+        toggles += np.bincount(rows * width + columns, minlength=len(toggles))
+    return np.cumsum(toggles.reshape(-1, width), axis=1)[:, :-1] % 2 == 1, touches
+
+
+def _mark(outline: NDArray[np.bool_], low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    """Mark the centres that lie on edges."""
+    rows, columns = outline.shape
+    flat = low[:, 0] == high[:, 0]
+    for start, end in zip(low[flat], high[flat], strict=True):
+        if start[0] == np.rint(start[0]) and 0 <= start[0] < rows:
+            outline[int(start[0]), max(int(np.ceil(start[1])), 0) : max(int(np.floor(end[1])) + 1, 0)] = True
+    low, high = low[~flat], high[~flat]
+    first = np.clip(np.ceil(low[:, 0]), 0, rows).astype(np.intp)
+    last = np.clip(np.floor(high[:, 0]) + 1, 0, rows).astype(np.intp)
+    for part in _parts(last - first):
+        row, crossing = _crossings(low[part], high[part], first[part], last[part])
+        on = (crossing == np.rint(crossing)) & (crossing >= 0) & (crossing < columns)
+        outline[row[on], crossing[on].astype(np.intp)] = True
 
 
 def _parts(counts: NDArray[np.intp]) -> Iterator[slice]:
@@ -96,27 +127,24 @@ class Plane(NamedTuple):
     crossing: int  # pixels left out though they are in two polygons of which neither lies in the other
 
 
-def fill_plane(polygons: list[NDArray[np.float64]], shape: tuple[int, int]) -> Plane:
-    """The pixels inside an odd number of polygons; a polygon that is listed twice counts once."""
-    inside = np.zeros(shape, dtype=bool)
-    taken: list[Patch] = []
+def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> Plane:
+    """The pixels of several polygons (as :func:`fill_polygon` takes them); one that is listed twice counts once."""
+    inside, outline = np.zeros((2, *shape), dtype=bool)
+    taken: list[tuple[Patch, int]] = []
     repeated = crossing = 0
     for points in polygons:
         patch = fill_polygon(points, shape)
-        if not patch.inside.any():
-            continue
-        shared = [(_shared(patch, other), other) for other in taken]
         size = int(np.count_nonzero(patch.inside))
-        sizes = [int(np.count_nonzero(other.inside)) for _, other in shared]
-        if any(both == size == whole for (both, _), whole in zip(shared, sizes, strict=True)):
+        shared = [(_shared(patch, other), whole) for other, whole in taken]
+        if size and any(both == size == whole for both, whole in shared):
             repeated += 1
             continue
-        crossing += sum(
-            both for (both, _), whole in zip(shared, sizes, strict=True) if 0 < both < min(size, whole)
-        )
+        crossing += sum(both for both, whole in shared if 0 < both < min(size, whole))
         inside[patch.box] ^= patch.inside
-        taken.append(patch)
-    return Plane(inside, repeated, crossing)
+        outline[patch.box] |= patch.outline
+        if size:
+            taken.append((patch, size))
+    return Plane(inside | outline, repeated, crossing)
 
 
 def _shared(first: Patch, second: Patch) -> int:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from medseg.errors import Refusal
 from medseg.ingest.read import Source
-from medseg.labels.dicom_objects import kind_of, label_object
+from medseg.labels.dicom_labels import open_labels, read_labels
+from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.label_map import LabelMap, check_labels, read_label_map
+from medseg.labels.masks import read_masks
 from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme
-from medseg.labels.seg import open_seg, read_seg
 
-Path_ = str | os.PathLike[str]
-LabelEntry = Path_ | Mapping[str, Path_]
+FilePath = str | os.PathLike[str]
+LabelEntry = FilePath | Mapping[str, FilePath]
 """One label of a datalist: a file, or a file for each structure."""
 
 ImageOf = ImageGrid | Source | Callable[[], ImageGrid] | None
@@ -60,18 +61,21 @@ def read_label(
     """
     scheme, rules = scheme or LabelScheme(), rules or ReadingRules()
     if isinstance(entry, Mapping):
-        raise NotImplementedError
-    header = label_object(entry)
-    if header is None:
-        declared = scheme.names if only_declared else None
-        return read_label_map(entry, declared=declared, mapping=scheme.mapping)
-    name = f"the label {Path(entry).name}"
-    if kind_of(header) == "seg":
-        painted = read_seg(open_seg(header, name), scheme, rules, image_grid(image))
+        name, painted = "the label of one file per structure", read_masks(entry, scheme, rules, _grid(entry, image))
     else:
-        raise NotImplementedError
+        header = label_object(entry)
+        if header is None:
+            declared = scheme.values if only_declared else None
+            return read_label_map(entry, declared=declared, mapping=scheme.mapping)
+        name = f"the label {Path(entry).name}"
+        painted = read_labels(open_labels(header, name), scheme, rules, image_grid(image))
     labels, values = check_labels(painted.array, name)
     return LabelMap(labels, painted.geometry, values, painted.notes)
+
+
+def _grid(entry: Mapping[str, FilePath], image: ImageOf) -> ImageGrid | None:
+    """The image's grid if a file of the entry needs it: masks have their own, which is compared with it later."""
+    return image_grid(image) if any(label_object(path) is not None for path in entry.values()) else None
 
 
 def image_grid(image: ImageOf) -> ImageGrid | None:

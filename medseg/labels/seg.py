@@ -21,7 +21,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest.dicom_elements import DEFLATED
 from medseg.ingest.dicom_header import Header
-from medseg.labels.canvas import Canvas, Structure, structures_by_name
+from medseg.labels.canvas import Canvas, Painted, Structure, structures_by_name
 from medseg.labels.dicom_objects import check_belongs, hashed, read_object, well_formed
 from medseg.labels.frames import FramePlace, GridPlaces, grid_of_frames, nearest
 from medseg.labels.image_grid import ImageGrid
@@ -66,11 +66,16 @@ class SegObject:
         Refusal
             ``no-geometry`` if frames do not lie on one.
         """
+        return grid_of_frames(self.frames, self.shape, self.spacing_mm, self.name)
+
+    @property
+    def spacing_mm(self) -> float | None:
+        """Distance of slices as the object states it."""
         shared = (self.dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
         with well_formed(self.name):
             measures = _group(self.dataset.PerFrameFunctionalGroupsSequence[0], shared, "PixelMeasuresSequence", 1)
             stated = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
-        return grid_of_frames(self.frames, self.shape, float(stated) if stated else None, self.name)
+            return float(stated) if stated else None
 
 
 def open_seg(header: Header, name: str) -> SegObject:
@@ -103,7 +108,7 @@ def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> Non
     allowed = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}[kind]
     if min(rows, columns, count) < 1 or int(dataset.get("SamplesPerPixel", 1)) != 1 or bits not in allowed:
         raise ValueError(
-            f"{count} frames of {rows}×{columns} pixels of {bits} bits, expected some of {listed(allowed)} bits ({kind})"
+            f"{count} frames of {rows}×{columns} pixels of {bits} bits, expected {listed(allowed)} bits ({kind})"
         )
     check_volume_size((rows, columns), 2)
     if not header.pixel_tag:
@@ -113,8 +118,8 @@ def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> Non
     if header.pixel_length is not None and (found or 0) < needed:
         raise Refusal(
             "truncated",
-            f"{name} has {found} bytes of pixel data, its {count} frames of {rows}×{columns} pixels need {needed}; copy "
-            "it again from its source",
+            f"{name} has {found} bytes of pixel data, its {count} frames of {rows}×{columns} pixels need {needed}; "
+            "copy it again from its source",
         )
 
 
@@ -204,15 +209,6 @@ def read_seg(seg: SegObject, scheme: LabelScheme, rules: ReadingRules, image: Im
         array = nearest(array, own, geometry)
         notes += (f"{seg.name} {misfit}: the label of the nearest voxel was taken",)
     return Painted(array, geometry, notes)
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A label map with its grid and what was done for it."""
-
-    array: NDArray[Any]
-    geometry: Geometry
-    notes: tuple[str, ...] = ()
 
 
 def paint_seg(

@@ -11,7 +11,7 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
-from medseg.ingest.record import is_second_of_pair
+from medseg.ingest.record import case_id_of, is_second_of_pair
 from medseg.json_shape import ANYTHING, read_json
 
 SECTIONS = ("training", "validation", "test", "testing")
@@ -83,8 +83,9 @@ def entries_of(label: Any) -> dict[str, Any]:
     if not isinstance(label, list):
         return {"": label}
     named = {str(n): one for n, one in enumerate(label, start=1)}
-    return {str(one["rater"]) if _is_rater(one) else n: one["label"] if _is_rater(one) else one
-            for n, one in named.items()}
+    return {
+        str(one["rater"]) if _is_rater(one) else n: one["label"] if _is_rater(one) else one for n, one in named.items()
+    }
 
 
 def _is_rater(part: Any) -> bool:
@@ -153,6 +154,12 @@ def patient_of(item: Mapping[str, Any]) -> str:
     """The patient an item belongs to; an item that names none is a patient of its own, known by its image."""
     patient = item.get("patient_id")
     return str(patient) if patient not in (None, "") else f"image:{item['image']}"
+
+
+def case_of(item: Mapping[str, Any]) -> str:
+    """Name of a case in messages: its ``case_id``, else its first image's name."""
+    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    return str(item.get("case_id") or case_id_of(first))
 
 
 def split_channel(name: str) -> tuple[str, int | None]:

@@ -1,30 +1,34 @@
-"""DICOM SEG and RTSTRUCT objects: which series each one refers to, by UIDs alone, and which names it holds.
+"""DICOM SEG and RTSTRUCT objects: which series each refers to, by UIDs alone, which names it holds, how much of each.
 
 A name of a file or a folder says nothing here: two series of a study often carry objects of one name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import pydicom
+import numpy as np
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
-from medseg.errors import Refusal
-from medseg.ingest import SeriesRecord
-from medseg.ingest.dicom_elements import may_be_dicom
+from medseg.errors import Refusal, UsageError
+from medseg.ingest import SeriesRecord, read_volume
 from medseg.ingest.dicom_header import Header, read_header
-from medseg.ingest.pseudonyms import uid_hash
-from medseg.labels.scheme import listed
+from medseg.labels.dicom_objects import hashed, kind_of, label_object, read_object, well_formed
+from medseg.labels.image_grid import ImageGrid
+from medseg.labels.rtstruct import open_rtstruct, read_rtstruct
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import LabelScheme, listed
+from medseg.labels.seg import open_seg, read_seg
 
-OBJECT_MODALITIES = ("SEG", "RTSTRUCT")
-"""Kinds of DICOM objects that hold labels."""
-
+_WORDS = {"seg": "SEG", "rtstruct": "RTSTRUCT"}
 _SHOWN = 4
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,42 +67,43 @@ class LabelObject:
         return f"{self.modality} {Path(self.path).parent.name}/{Path(self.path).name}"
 
 
-def read_object(path: str, patient: str = "") -> LabelObject:
+def open_object(path: str, patient: str = "") -> LabelObject:
     """What a SEG or RTSTRUCT refers to and holds.
 
     Raises
     ------
     Refusal
-        ``unreadable`` if it cannot be read.
+        ``not-an-image`` if it is neither, and whatever :func:`medseg.labels.dicom_objects.read_object` refuses.
     """
-    try:
-        data = pydicom.dcmread(path, stop_before_pixels=True)
-        modality = str(data.get("Modality", ""))
+    header, name = label_object(path), Path(path).name
+    if header is None:
+        raise Refusal("not-an-image", f"{name} is no segmentation and no structure set")
+    data = read_object(header, name)
+    with well_formed(name), disable_value_validation():  # which logs every value that is a letter too long
+        kind = _WORDS[kind_of(header)]
         drawn = data.get("ROIContourSequence") or data.get("PerFrameFunctionalGroupsSequence") or ()
         images = frozenset(_values(drawn, "ReferencedSOPInstanceUID"))
         frames = {*_values([data], "FrameOfReferenceUID"), *_values([data], "ReferencedFrameOfReferenceUID")}
         return LabelObject(
             path,
-            modality,
+            kind,
             patient,
             frozenset(_values(_below(data), "SeriesInstanceUID")),
             images or frozenset(_values([data], "ReferencedSOPInstanceUID")),
             frozenset(frames),
-            names_in(data),
-            "".join(str(data.get(word, "")) for word in _made(modality)),
+            _names(data),
+            "".join(str(data.get(word, "")) for word in _made(kind)),
         )
-    except (InvalidDicomError, OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise Refusal("unreadable", f"{Path(path).name} cannot be read: {error}; export it again") from error
 
 
-def _made(modality: str) -> tuple[str, str]:
-    return ("StructureSetDate", "StructureSetTime") if modality == "RTSTRUCT" else ("ContentDate", "ContentTime")
+def _made(kind: str) -> tuple[str, str]:
+    return ("StructureSetDate", "StructureSetTime") if kind == "RTSTRUCT" else ("ContentDate", "ContentTime")
 
 
-def names_in(data: Dataset) -> tuple[str, ...]:
-    """The names of the segments of a SEG or the ROIs of an RTSTRUCT, in their order."""
+def _names(data: Dataset) -> tuple[str, ...]:
     segments = [str(one.get("SegmentLabel", "")) for one in data.get("SegmentSequence") or ()]
-    return tuple(segments or [str(one.get("ROIName", "")) for one in data.get("StructureSetROISequence") or ()])
+    names = segments or [str(one.get("ROIName", "")) for one in data.get("StructureSetROISequence") or ()]
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _below(data: Dataset) -> list[Dataset]:
@@ -111,20 +116,32 @@ def _values(items: Iterable[Dataset], keyword: str) -> Iterator[str]:
     for item in items:
         for element in item.iterall():
             if element.keyword == keyword and element.value:
-                yield uid_hash(str(element.value))
+                yield hashed(element.value)
 
 
 def objects_among(records: Iterable[SeriesRecord]) -> list[SeriesRecord]:
     """The records of SEG and RTSTRUCT objects."""
-    return [record for record in records if record.kind == "dicom" and record.modality in OBJECT_MODALITIES]
+    return [record for record in records if record.kind == "dicom" and record.modality in _WORDS.values()]
 
 
-def is_object(path: Path) -> bool:
+def is_object(path: str) -> bool:
     """Whether a file is a SEG or an RTSTRUCT, by its content."""
-    if not path.is_file() or not may_be_dicom(path):
-        return False
-    header = _header(str(path))
-    return header is not None and header.modality in OBJECT_MODALITIES
+    return Path(path).is_file() and label_object(path) is not None
+
+
+@lru_cache(maxsize=4096)
+def names_in(path: str) -> tuple[str, ...]:
+    """The names of an object's segments or ROIs.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read.
+    """
+    try:
+        return open_object(path).names
+    except Refusal as refusal:
+        raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
 
 
 @lru_cache(maxsize=4096)
@@ -181,3 +198,33 @@ def person_of(record: SeriesRecord) -> str:
     """Pseudonym of the name in a series' first file, spellings of one name alike; empty where it has none."""
     header = _header(record.files[0]) if record.kind == "dicom" and "!/" not in record.files[0] else None
     return "" if header is None else header.name_hash
+
+
+def volumes_of(entry: Any, image: Path) -> Iterator[tuple[str, float]]:
+    """Name and volume in ml of every mask, segment or ROI of a label."""
+    files = dict.fromkeys(entry.values()) if isinstance(entry, Mapping) else [entry]
+    for file in files:
+        names = [name for name, own in entry.items() if own == file] if isinstance(entry, Mapping) else []
+        try:
+            if is_object(file):
+                yield from _volumes_in(file, image, names)
+            else:
+                array, geometry, _ = read_volume(file)
+                yield names[0], float(np.count_nonzero(array)) * geometry.voxel_volume_mm3 / 1000.0
+        except Refusal as refusal:
+            _log.warning("the volumes in %s are not known: %s", Path(file).name, refusal)
+
+
+def _volumes_in(file: str, image: Path, wanted: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Of every segment or ROI of an object, one after the other, so that they may overlap."""
+    header = label_object(file)
+    assert header is not None
+    grid, names = ImageGrid.of(image), names_in(file)
+    for name in dict.fromkeys(wanted or names):
+        others = {other: None for other in names if other != name}
+        scheme, rules = LabelScheme({1: name}), ReadingRules(others, resample=True, missing_slices="empty")
+        if kind_of(header) == "seg":
+            painted = read_seg(open_seg(header, Path(file).name), scheme, rules, grid)
+        else:
+            painted = read_rtstruct(open_rtstruct(header, Path(file).name), scheme, rules, grid)
+        yield name, float(np.count_nonzero(painted.array)) * painted.geometry.voxel_volume_mm3 / 1000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from medseg.ingest import SeriesRecord
 from medseg.ingest.selection import Rule, select, selected_studies
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, one_or_list, relative_name
-from medseg.manifests.label_objects import LabelObject, objects_among, person_of, read_object, series_of
+from medseg.manifests.label_objects import LabelObject, objects_among, open_object, person_of, series_of
 from medseg.manifests.manifest import Manifest
 
 Several = Literal["refuse", "latest", "join", "raters"]
@@ -107,7 +107,7 @@ def _series(
     if "!/" in path:
         return f"{record.modality} {Path(path).name} lies in an archive, where labels are not read; unpack it"
     try:
-        one = read_object(path, record.patient_hash)
+        one = open_object(path, record.patient_hash)
     except Refusal as refusal:
         return str(refusal)
     found = series_of(one, usable, refused)
@@ -228,4 +228,4 @@ def _tell_unlabelled(usable: Sequence[SeriesRecord], cases: Any) -> None:
     counts = Counter(record.modality or record.kind for record in usable if id(record) not in taken)
     if counts:
         found = listed([f"{count} {modality}" for modality, count in counts.most_common()])
-        _log.warning("left out, since nothing chosen labels them: %s series", found)
+        _log.warning("left out: %s series, which are not chosen or have no label", found)

@@ -14,6 +14,8 @@ from medseg.ingest import SeriesRecord, case_id_of, scan
 from medseg.ingest.left_out import without_own
 from medseg.labels.label_map import describe_unread, unread_objects
 from medseg.manifests.items import Item, common_start, image_files, one_or_list, relative_name, split_channel
+from medseg.manifests.label_objects import objects_among
+from medseg.manifests.layout_dicom import DicomChoices, read_dicom_tree
 from medseg.manifests.manifest import Manifest
 
 _LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
@@ -21,18 +23,26 @@ _IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|
 _log = logging.getLogger(__name__)
 
 
-def read_folders(images: Path, labels: Path | None) -> Manifest:
+def read_folders(images: Path, labels: Path | None, dicom: DicomChoices | None = None) -> Manifest:
     """Match the images below one folder with the labels below another (which may be the same folder).
 
     An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
     as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
     are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
-    of their numbers. A folder without image files is searched for DICOM series, one a folder. A UsageError if two
-    images have one name, an image has no label, or nothing is found.
+    of their numbers. A folder without image files is searched for DICOM series: where SEG or RTSTRUCT objects lie among
+    them or below ``labels``, these are the labels (:func:`~medseg.manifests.layout_dicom.read_dicom_tree`).
+
+    Raises
+    ------
+    UsageError
+        If two images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
     cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))
     if not cases:
+        records = scan(images if labels is None or labels.absolute() == images.absolute() else [images, labels])
+        if objects_among(records) and not label_files:
+            return read_dicom_tree(records, common_start(images, labels or images), dicom or DicomChoices())
         return read_dicom(images, labels, by_case_name(label_files) if labels is not None else {})
     start = common_start(images, labels or images)
     items: list[Item] = [

@@ -64,8 +64,10 @@ def _expression(part: str, *, named: bool, seen: set[str]) -> str:
     """A piece of a pattern as an expression; without names each wildcard is a group."""
     if part.startswith("{"):
         name = part[1:-1]
-        again, _ = name in seen, seen.add(name)
-        return f"(?P={name})" if again else f"(?P<{name}>[^/]+)"
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[^/]+)"
     if not _WILDCARDS.fullmatch(part):
         return re.escape(part)
     expression = _EXPRESSIONS.get(part, part)

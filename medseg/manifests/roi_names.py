@@ -21,7 +21,9 @@ _SIDES = {
     **dict.fromkeys(("left", "l", "lt", "li", "links", "linke", "linker", "gauche", "sinistra", "izquierda"), "left"),
     **dict.fromkeys(("right", "r", "rt", "re", "rechts", "rechte", "rechter", "droite", "destra", "derecha"), "right"),
 }
-_ADDITIONS = frozenset("final new edited edit corrected corr copy auto manual contour roi mask seg label".split())
+_ADDITIONS = frozenset(
+    ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
+)
 """Words that say how a contour was made, not what it shows."""
 
 _SYNONYMS = {
@@ -41,7 +43,7 @@ _SYNONYMS = {
     "parotid": "parotis parotide parotidgland ohrspeicheldruse",
     "prostate": "prostata",
     "rectum": "rektum enddarm retto recto",
-    "spinal_cord": "spinalcord ruckenmark rueckenmark myelon moelle moelleepiniere midollo midollospinale medulaespinal",
+    "spinal_cord": "ruckenmark rueckenmark myelon moelle moelleepiniere midollo midollospinale medulaespinal",
     "spleen": "milz milza bazo milt",
     "stomach": "magen estomac stomaco estomago maag",
     "trachea": "luftrohre luftroehre trachee",
@@ -109,6 +111,11 @@ def _initials(word: str) -> bool:
     return word.isupper() and 2 <= len(word) <= 3
 
 
+def plain(name: str) -> str:
+    """A name as readers of labels compare it: capitals and blanks do not count."""
+    return " ".join(name.split()).casefold()
+
+
 def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposal]:
     """A structure for each name, or none, with the reason.
 
@@ -120,6 +127,9 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
         Names of the structures that are wanted; empty to make them out of what is found.
     """
     wanted = {name: _Spelling.of(name) for name in declared or _structures_of(found)}
+    if len(found) == len(declared) == 1 and plain(found[0].name) != plain(declared[0]):
+        one = found[0]
+        return [Proposal(one.name, len(one.cases), one.volume_ml, declared[0], "the only name, for the only structure")]
     taken: dict[str, set[str]] = {name: set() for name in wanted}
     proposals: dict[str, Proposal] = {}
     spelt = {one.name: _Spelling.of(one.name) for one in found}
@@ -128,10 +138,11 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
         structure, why = _meaning(one.name, spelt[one.name], wanted)
         is_far = why == _FAR
         if beside := sorted(taken.get(structure, set()) & one.cases):
-            structure, why = "", (
-                f"means {structure} by its name, but stands beside another {structure} in {len(beside)} cases, such as "
-                f"{beside[0]}: fill in {structure} if both belong to it"
+            why = (
+                f"means {structure} by its name, but stands beside another {structure} in {len(beside)} cases, such "
+                f"as {beside[0]}: fill in {structure} if both belong to it"
             )
+            structure = ""
         elif structure:
             taken[structure] |= one.cases
         proposals[one.name] = Proposal(one.name, len(one.cases), one.volume_ml, structure, why, is_far)
@@ -140,14 +151,14 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
 
 def _rank(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> int:
     """How near a name is to a structure's own, so that of two in one case the nearer keeps it."""
-    if name in wanted:
+    if any(plain(name) == plain(other) for other in wanted):
         return 0
     return 1 if any(spelling.exact == other.exact for other in wanted.values()) else 2
 
 
 def _meaning(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> tuple[str, str]:
-    if name in wanted:
-        return name, "its own name"
+    if own := [one for one in wanted if plain(one) == plain(name)]:
+        return own[0], "its own name"
     same = [one for one, other in wanted.items() if other.key == spelling.key and _same_additions(spelling, other)]
     if len(same) == 1:
         return same[0], _why_same(spelling, wanted[same[0]], same[0])

@@ -7,26 +7,21 @@ means (empty: it is left out), and why that is proposed. Accepted, it becomes th
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from medseg.errors import UndecidedNames, UsageError
 from medseg.files import write_text
-from medseg.ingest import read_volume
+from medseg.labels.rules import ROI_MAPPING_KEY
 from medseg.labels.scheme import listed
-from medseg.manifests.audit_facts import case_of
-from medseg.manifests.items import Item, entries_of
-from medseg.manifests.label_objects import is_object, read_object
+from medseg.manifests.items import Item, case_of, entries_of
+from medseg.manifests.label_objects import is_object, names_in, volumes_of
 from medseg.manifests.manifest import Manifest
-from medseg.manifests.roi_names import FoundName, Proposal, propose
+from medseg.manifests.roi_names import FoundName, Proposal, plain, propose
 from medseg.tables import read_table, table_text
-
-ROI_KEY = "roi_mapping"
-"""Key of a datalist: name of a segment, ROI or mask file → structure; ``null`` for one that is left out on purpose."""
 
 COLUMNS = ("name", "cases", "volume_ml", "structure", "why")
 """Of the table."""
@@ -83,18 +78,29 @@ def settle_names(
     masks: set[str] = set()
     for case, names in per_item:
         for name, is_mask in names.items():
-            found.setdefault(name, FoundName(name)).cases.add(case)
+            found.setdefault(plain(name), FoundName(name)).cases.add(case)
             if is_mask:
-                masks.add(name)
+                masks.add(plain(name))
     if not found:
         return None
+    choices = _with_declared(manifest, choices)
     mapping = _decided(list(found.values()), masks, choices)
     if mapping is None:
         _measure(manifest, found, progress)
         raise _undecided(list(found.values()), choices)
     structures = list(choices.structures) or list(dict.fromkeys(filter(None, mapping.values())))
-    _refuse_absent(structures, mapping, choices)
+    _refuse_absent(structures, mapping)
     return _written(manifest, mapping, structures, choices.missing)
+
+
+def _with_declared(manifest: Manifest, choices: NameChoices) -> NameChoices:
+    """What a datalist that is made anew says already: its structures, and its mapping of names."""
+    said = manifest.content.get(ROI_MAPPING_KEY)
+    structures = choices.structures or list(manifest.scheme.structures.values())
+    if choices.table is None and isinstance(said, Mapping) and said:
+        table = {name: name for name in structures} | {name: said[name] or "" for name in said}
+        return replace(choices, structures=structures, table=table)
+    return replace(choices, structures=structures)
 
 
 def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
@@ -102,39 +108,39 @@ def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
     names: dict[str, bool] = {}
     for entry in entries_of(manifest.label_entry(item)).values():
         if isinstance(entry, Mapping):
-            names |= {name: not is_object(Path(file)) for name, file in entry.items()}
-        elif is_object(Path(entry)):
-            names |= dict.fromkeys(read_object(entry).names, False)
+            names |= {name: not is_object(file) for name, file in entry.items()}
+        elif is_object(entry):
+            names |= dict.fromkeys(names_in(entry), False)
     return names
 
 
 def _decided(found: Sequence[FoundName], masks: set[str], choices: NameChoices) -> dict[str, str] | None:
-    """Structure by name, empty for what is left out; ``None`` if a person has to say more."""
-    merged = {name: structure for structure, names in choices.merges.items() for name in names}
-    if unknown := sorted(set(merged) - {one.name for one in found}):
+    """Structure by plain name, empty for what is left out; ``None`` if a person has to say more."""
+    merged = {plain(name): structure for structure, names in choices.merges.items() for name in names}
+    there = {plain(one.name) for one in found}
+    if unknown := [name for names in choices.merges.values() for name in names if plain(name) not in there]:
         raise UsageError(f"--merge names {unknown[0]!r}, which no label has; found are {_some(found)}")
-    wanted = [name for name in choices.structures if name not in choices.merges]
-    rest = [one for one in found if one.name not in merged]
     if choices.table is not None:
-        return _from_table(found, choices.table | merged, choices)
-    proposals = propose(rest, wanted)
-    own = {proposal.name: proposal.structure for proposal in proposals}
-    for proposal in proposals:
-        is_own = proposal.structure == proposal.name
-        not_wanted = bool(choices.structures) and proposal.name in masks and proposal.is_far
-        if not is_own and not not_wanted:
+        return _from_table(found, {plain(name): to for name, to in choices.table.items()} | merged, choices)
+    wanted = [name for name in choices.structures if name not in choices.merges]
+    decided = dict(merged)
+    for one in propose([one for one in found if plain(one.name) not in merged], wanted):
+        name = plain(one.name)
+        not_wanted = bool(choices.structures) and name in masks and one.is_far
+        if plain(one.structure) != name and not not_wanted:
             return None
-    return {one.name: merged.get(one.name, own.get(one.name, "")) for one in found}
+        decided[name] = one.structure
+    return decided
 
 
 def _from_table(found: Sequence[FoundName], table: Mapping[str, str], choices: NameChoices) -> dict[str, str]:
-    names = {one.name for one in found}
-    if unsaid := [one for one in found if one.name not in table]:
+    names = {plain(one.name) for one in found}
+    if unsaid := [one for one in found if plain(one.name) not in table]:
         raise UsageError(
-            f"the table of names has no line for {_some(unsaid)}, which the labels have; add it, with an empty structure "
-            "to leave it out"
+            f"the table of names has no line for {_some(unsaid)}, which the labels have; add it, with an empty "
+            "structure to leave it out"
         )
-    if idle := sorted(set(table) - names):
+    if idle := sorted(set(table) - names - {plain(name) for name in choices.structures}):
         _log.warning("the table of names has lines for names that no label has: %s", listed(idle[:_SHOWN]))
     undeclared = sorted({structure for structure in table.values() if structure} - {*choices.structures})
     if choices.structures and undeclared:
@@ -142,7 +148,7 @@ def _from_table(found: Sequence[FoundName], table: Mapping[str, str], choices: N
             f"the table of names has the structure {undeclared[0]!r}, which --label does not name (it names "
             f"{listed(choices.structures)}); name every structure of the table or none"
         )
-    return {name: table[name] for name in table if name in names}
+    return {name: structure for name, structure in table.items() if name in names}
 
 
 def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNames:
@@ -150,13 +156,17 @@ def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNam
     proposals = [
         Proposal(one.name, len(one.cases), one.volume_ml, structure, "as --merge says") if structure else proposal
         for one, proposal in zip(found, propose(found, wanted), strict=True)
-        for structure in [next((to for to, names in choices.merges.items() if one.name in names), "")]
+        for structure in [_merged_into(one.name, choices)]
     ]
     ordered = sorted(proposals, key=lambda one: (not one.structure, one.structure, -one.cases, one.name))
-    return UndecidedNames(f"the labels hold {len(found)} names, whose structures are to be said", ordered)
+    return UndecidedNames(f"the labels hold {_count(found)}, and it is to be said which structure each means", ordered)
 
 
-def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str], choices: NameChoices) -> None:
+def _merged_into(name: str, choices: NameChoices) -> str:
+    return next((to for to, names in choices.merges.items() if plain(name) in map(plain, names)), "")
+
+
+def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str]) -> None:
     absent = [name for name in structures if name not in mapping.values()]
     if absent or not structures:
         found = listed(sorted(mapping)[:_SHOWN]) + (" and more" if len(mapping) > _SHOWN else "")
@@ -165,53 +175,74 @@ def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str], choice
 
 
 def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequence[str], missing: Missing) -> Manifest:
-    lacking: dict[str, int] = {}
+    lacking: Counter[str] = Counter()
+    told: dict[str, str | None] = {}
 
     def keys(item: Item) -> dict[str, Any]:
         if not item.get("label"):
             return {}
-        there = {mapping[name] for name in _names_of(manifest, item) if mapping[name]}
-        for name in set(structures) - there:
-            lacking[name] = lacking.get(name, 0) + 1
+        names = _names_of(manifest, item)
+        there = {mapping[plain(name)] for name in names}
+        for name, is_mask in names.items():
+            structure = mapping[plain(name)]
+            if plain(structure) != plain(name) and (structure or not is_mask):
+                told.setdefault(name, structure or None)
+        lacking.update(name for name in structures if name not in there)
         partly = {"annotated": [name for name in structures if name in there]}
-        return {"label": _kept(item["label"], mapping), **(partly if missing == "unknown" else {})}
+        return {"label": _kept(item, mapping), **(partly if missing == "unknown" else {})}
 
     made = manifest.with_keys(keys)
     if lacking and missing == "background":
-        counts = listed([f"{name} in {count}" for name, count in sorted(lacking.items())[:_SHOWN]])
+        counts = listed([f"{name} in {count}" for name, count in lacking.most_common(_SHOWN)])
         _log.warning(
-            "cases without a structure: %s; it counts as background there. Say --missing unknown if nobody looked for it",
+            "cases without a structure: %s; it counts as background there: say --missing unknown if nobody looked",
             counts,
         )
-    told = {name: structure or None for name, structure in mapping.items() if name != structure}
     names = {str(value): name for value, name in enumerate(["background", *structures])}
-    return made.with_content(labels=names, **({ROI_KEY: told} if told else {}))
+    content = {key: value for key, value in made.content.items() if key != ROI_MAPPING_KEY}
+    mapped = {ROI_MAPPING_KEY: dict(sorted(told.items()))} if told else {}
+    return replace(made, content={**content, "labels": names, **mapped})
 
 
-def _kept(label: Any, mapping: Mapping[str, str]) -> Any:
-    """A label without the mask files that are left out; a case in which nothing is left keeps its files."""
-    if isinstance(label, Mapping):
-        return {name: file for name, file in label.items() if mapping.get(name, name)} or label
-    if isinstance(label, list):
-        return [
-            {**one, "label": _kept(one["label"], mapping)} if isinstance(one, Mapping) and "rater" in one else one
-            for one in label
-        ]
-    return label
+def _kept(item: Item, mapping: Mapping[str, str]) -> Any:
+    """An item's label without the mask files that are left out.
+
+    Raises
+    ------
+    UsageError
+        If nothing is left of it.
+    """
+
+    def part(entry: Any) -> Any:
+        if not isinstance(entry, Mapping):
+            return entry
+        files = {name: file for name, file in entry.items() if mapping[plain(name)]}
+        if not files:
+            there = listed([*entry][:_SHOWN])
+            raise UsageError(f"the case {case_of(item)} has none of the structures that are wanted; it has {there}")
+        return files
+
+    label = item["label"]
+    if not isinstance(label, list):
+        return part(label)
+    return [{"rater": rater, "label": part(entry)} for rater, entry in entries_of(label).items()]
 
 
 def _measure(manifest: Manifest, found: Mapping[str, FoundName], progress: Callable[[int, int], None] | None) -> None:
-    """Add up the volume of every name over the first rater's masks, which are read for it."""
+    """Add up the volume of every name over all cases and raters; what cannot be read has none."""
     items = [item for _, _, item in manifest.items() if item.get("label")]
     for number, item in enumerate(items, start=1):
+        image = manifest.files(item, "image")[0]
         for entry in entries_of(manifest.label_entry(item)).values():
-            for name, file in entry.items() if isinstance(entry, Mapping) else ():
-                if not is_object(Path(file)):
-                    array, geometry, _ = read_volume(file)
-                    volume = float(np.count_nonzero(array)) * geometry.voxel_volume_mm3 / 1000.0
-                    found[name].volume_ml = (found[name].volume_ml or 0.0) + volume
+            for name, volume_ml in volumes_of(entry, image):
+                one = found[plain(name)]
+                one.volume_ml = (one.volume_ml or 0.0) + volume_ml
         if progress is not None:
             progress(number, len(items))
+
+
+def _count(found: Sequence[FoundName]) -> str:
+    return f"the name {found[0].name!r}" if len(found) == 1 else f"{len(found)} names"
 
 
 def _some(found: Sequence[FoundName]) -> str:
@@ -249,7 +280,7 @@ def read_roi_table(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} has the columns {listed(table.columns)}; expected name and structure")
     said: dict[str, str] = {}
     for row in table.rows:
-        if row["name"] in said:
-            raise UsageError(f"{path} has two lines for {row['name']!r}; keep one")
+        if plain(row["name"]) in map(plain, said):
+            raise UsageError(f"{path} has two lines for {row['name']!r}; keep one (capitals do not count)")
         said[row["name"]] = row["structure"].strip()
     return said

@@ -24,13 +24,25 @@ from torch.utils.data import Sampler
 
 from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
-from medseg.labels import ANNOTATED_KEY, MAPPING_KEY, LabelScheme
+from medseg.labels import (
+    ANNOTATED_KEY,
+    MAPPING_KEY,
+    ORDER_KEY,
+    READING_KEY,
+    ROI_MAPPING_KEY,
+    LabelScheme,
+    ReadingRules,
+    object_kind,
+)
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
 from medseg.training.distributed import world
 from medseg.transforms import KnownLabelsd, LoadLabeld
 
 Part = Literal["training", "validation", "unlabelled"]
+
+_OF_LABELS = ("labels", ORDER_KEY, ROI_MAPPING_KEY, READING_KEY)
+"""What of a datalist tells how a DICOM object or mask files are read."""
 
 
 def data_root(
@@ -89,8 +101,9 @@ def fold_items(
     datalist
         JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
         cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one. Its
-        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`, and an item's ``annotated``,
-        for :class:`medseg.transforms.KnownLabelsd`.
+        ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`, and so does what it says of
+        DICOM objects and mask files, to those that have any; an item's ``annotated`` goes there for
+        :class:`medseg.transforms.KnownLabelsd`.
     dataset_dir
         Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
@@ -128,7 +141,7 @@ def fold_items(
         return cases
     mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
     return [
-        {**case, "label": _label(manifest, item), **mapped, **_annotated(manifest.scheme, item)}
+        {**case, **_label(manifest, item), **mapped, **_annotated(manifest.scheme, item)}
         for case, item in zip(cases, chosen, strict=False)
     ]
 
@@ -178,14 +191,14 @@ def _images(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str |
     return dict(zip(keys, files, strict=True))
 
 
-def _label(manifest: Manifest, item: Item) -> str:
-    files = manifest.files(item, "label")
-    if len(files) > 1:
-        raise UsageError(
-            f"an item names {len(files)} label files, such as {files[0].name}; expected one label map that holds all "
-            "structures: join them first, one value for each"
-        )
-    return str(files[0])
+def _label(manifest: Manifest, item: Item) -> dict[str, Any]:
+    """The label of an item, and what its datalist says of it where it is no label map."""
+    label = manifest.label_entry(item)
+    if isinstance(label, str) and object_kind(label) is None:
+        return {"label": label}
+    content = {key: value for key in _OF_LABELS if (value := manifest.content.get(key)) is not None}
+    ReadingRules.of(content)  # odd ones are told now, not in the middle of a training
+    return {"label": label, READING_KEY: content}
 
 
 def _unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
@@ -284,12 +297,14 @@ class TrainingDataset(CacheDataset):
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
         steps = transform.flatten().transforms
-        for key, kind in ((MAPPING_KEY, LoadLabeld), (ANNOTATED_KEY, KnownLabelsd)):
+        for key, kind in ((MAPPING_KEY, LoadLabeld), (READING_KEY, LoadLabeld), (ANNOTATED_KEY, KnownLabelsd)):
             named = any(isinstance(case, Mapping) and key in case for case in data)
             if named and not any(isinstance(step, kind) for step in steps):
+                what = "DICOM object or files of single structures" if key == READING_KEY else key
                 raise UsageError(  # other structures would be learnt
-                    f"the datalist has a {key}, which the bundle does not apply; put medseg.transforms.{kind.__name__} "
-                    "into train#preprocessing_transforms of its configs/train.json, as `medseg bundle new` does"
+                    f"the datalist has a {what}, which the bundle does not apply; put medseg.transforms."
+                    f"{kind.__name__} into train#preprocessing_transforms of its configs/train.json, as `medseg bundle "
+                    "new` does"
                 )
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
 
