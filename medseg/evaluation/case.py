@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.overlap import Box, VoxelCounts, detect_lesions, find_boxes
+from medseg.evaluation.lesions import Lesion, match_lesions
+from medseg.evaluation.overlap import Box, VoxelCounts, centreline_dice, detect_lesions, find_boxes
 from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
 from medseg.labels.label_map import check_labels
 from medseg.labels.scheme import LARGEST_LABEL
@@ -38,6 +39,8 @@ class StructureResult:
         The prediction has the structure, the reference does not.
     case_id
         The case; empty outside :func:`medseg.evaluation.evaluate_folders`.
+    lesions
+        Its lesions one by one, if the definitions ask for them.
     not_scored
         Why there are no values although there may be something to score; empty otherwise.
     """
@@ -49,6 +52,7 @@ class StructureResult:
     invented: bool = False
     case_id: str = field(default="", kw_only=True)
     not_scored: str = field(default="", kw_only=True)
+    lesions: tuple[Lesion, ...] = field(default=(), kw_only=True)
 
     def __getattr__(self, name: str) -> float | None:
         # Only reached for names that are no field; `values` itself is missing while an instance is unpickled.
@@ -293,6 +297,7 @@ def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Defi
     """One structure, in the box that holds it on both sides."""
     in_prediction, in_reference = pair.holds(label)
     values = _no_values(chosen)
+    matched: tuple[Lesion, ...] = ()
     if in_prediction or in_reference:
         prediction, reference = pair.crop(label)
         both, ours, theirs = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
@@ -311,9 +316,12 @@ def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Defi
             values.update(_distances(prediction, reference, pair.axes_mm, tolerance_mm, chosen))
         else:
             values.update(_EMPTY_SCORES)
-    return StructureResult(
-        label, name, values, missed=in_reference and not in_prediction, invented=in_prediction and not in_reference
-    )
+        if chosen.centreline:
+            values["cldice"] = centreline_dice(prediction, reference) if in_prediction and in_reference else 0.0
+        if chosen.lesion_iou is not None:
+            matched = match_lesions(prediction, reference, to_ml, chosen.lesion_connectivity, chosen.lesion_iou)
+    missed, invented = in_reference and not in_prediction, in_prediction and not in_reference
+    return StructureResult(label, name, values, missed=missed, invented=invented, lesions=matched)
 
 
 def _distances(

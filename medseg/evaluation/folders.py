@@ -16,11 +16,12 @@ from medseg.errors import UsageError
 from medseg.evaluation.accepted import acceptances
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
+from medseg.evaluation.lesions import summarise_lesions
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
 from medseg.evaluation.scoring import ScoredCase, score_all
 from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summarise_structures
 from medseg.evaluation.structures import Structures, structures_of
-from medseg.evaluation.tables import METRICS_CSV, METRICS_JSON, write_csv
+from medseg.evaluation.tables import LESIONS_CSV, METRICS_CSV, METRICS_JSON, write_csv, write_lesions
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
 from medseg.labels.scheme import LabelScheme
@@ -127,10 +128,9 @@ def evaluate_folders(
     scores: list[list[ScoredCase]] = []
     for side in sides:
         scores.append([])
-        found = side.structures
-        for case in score_all(
-            side.pairs, found.declared, tolerance_mm, options.definitions, options.workers, found.truth
-        ):
+        known = side.structures
+        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.names)
+        for case in score_all(side.pairs, *how):
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)
@@ -245,7 +245,19 @@ def _write(
         tables = subgroups(first.rows, groups, patients, options.bootstrap)
         summary["subgroups"] = {"column": options.group_by, "groups": tables}
     more = [percentile_name(p) for p in options.definitions.percentiles]
-    more += [metric.name for metric in METRICS if not metric.csv and options.all_metrics]
+    known_figures = {
+        name for row in first.rows for name in ("cldice", "ece", "ace") if row.values.get(name) is not None
+    }
+    more += [
+        metric.name for metric in METRICS if not metric.csv and (options.all_metrics or metric.name in known_figures)
+    ]
+    edges_ml = options.definitions.lesion_strata_ml
+    if options.definitions.lesion_iou is not None:
+        write_lesions(output / LESIONS_CSV, first.rows, edges_ml)
+        summary["lesions"] = {
+            name: summarise_lesions([one for row in first.rows if row.name == name for one in row.lesions], edges_ml)
+            for name in summary["structures"]
+        }
     if (accepted := first.accepted(known)) is not None:
         summary["accepted"] = accepted
     for second in others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from medseg.files import write_text
 from medseg.json_shape import NUMBER, TEXT, Spec, read_json
 from medseg.tables import read_table, table_text
 
-METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
+METRICS_CSV, METRICS_JSON, LESIONS_CSV = "metrics.csv", "metrics.json", "lesions.csv"
+_LESION_COLUMNS = ("case_id", "label", "name", "status", "volume_ml", "reference_volume_ml", "iou", "dice", "stratum")
 
 _TRAINED_ON, _NOT_SCORED = "trained_on", "not_scored"
 _LARGEST = 1e30
@@ -73,6 +75,16 @@ def write_csv(
         for row in results
     ]
     write_text(path, table_text([head, *rows]))
+
+
+def write_lesions(path: Path, results: Iterable[StructureResult], edges_ml: Sequence[float]) -> None:
+    """Write ``lesions.csv``: one row per lesion of every case and structure."""
+    rows = [
+        (row.case_id, row.label, row.name, *astuple(lesion), lesion.stratum(edges_ml))
+        for row in results
+        for lesion in row.lesions
+    ]
+    write_text(path, table_text([_LESION_COLUMNS, *rows]))
 
 
 def read_csv(path: Path) -> list[StructureResult]:

@@ -109,14 +109,18 @@ class Inverter:
         """
         if self._post.written is not None:
             return self._as_written(_stitched(chunks, self._prepared), self._post.written)
-        probabilities = map(_ACTIVATIONS[self._decoding.activation], chunks)
+        probabilities = map(self.activated, chunks)
         if self._post.back == "scores" and not self._post.nearest:
             labels = self._from_scores(probabilities)
         else:
             labels = self._from_labels(probabilities)
         for clean in self._post.clean_source:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._source)
         return labels
+
+    def activated(self, chunk: Chunk) -> Chunk:
+        """Probabilities of the network's scores, by the bundle's activation."""
+        return _ACTIVATIONS[self._decoding.activation](chunk)
 
     def field(self, values: torch.Tensor) -> NDArray[np.float32]:
         """A field ``(H, W, D)`` on the network's grid, on the source grid by linear interpolation."""
@@ -132,7 +136,7 @@ class Inverter:
         """Labels are decided on the network's grid, then moved."""
         labels: LabelMap = np.concatenate([_discrete(chunk.scores, self._decoding) for chunk in chunks])
         for clean in self._post.clean_model:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._prepared)
         return self._moved(labels)
 
     def _moved(self, labels: LabelMap) -> LabelMap:
@@ -264,8 +268,9 @@ def _painted(scores: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelMa
     return np.asarray(decoding.table, dtype=_label_dtype(decoding.labels_of(1)))[combination.numpy()]
 
 
-def _clean(labels: LabelMap, transform: Callable[..., Any]) -> LabelMap:
-    cleaned = transform(torch.from_numpy(labels.astype(np.int64))[None])
+def _clean(labels: LabelMap, transform: Callable[..., Any], grid: MetaTensor) -> LabelMap:
+    """Labels on the grid of an image, cleaned; a volume in mm³ is measured by its voxels."""
+    cleaned = transform(MetaTensor(torch.from_numpy(labels.astype(np.int32))[None], affine=grid.affine))
     return np.asarray(cleaned)[0].astype(labels.dtype)
 
 

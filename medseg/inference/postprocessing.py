@@ -185,8 +185,7 @@ def _letter(step: Any, preprocessing: Any, classes: int) -> str:
 def _cast_or_cleaner_letter(step: Any) -> str:
     if isinstance(step, _CASTS):
         return " " if _cast_of(step) in (None, torch.float32, torch.float64, float) else "?"
-    by_measure = bool(getattr(getattr(step, "converter", None), "by_measure", False))
-    return "C" if isinstance(step, _CLEANERS) and not by_measure else "?"
+    return "C" if isinstance(step, _CLEANERS) else "?"
 
 
 def _harmless_beside(step: Any) -> bool:

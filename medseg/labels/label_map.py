@@ -76,11 +76,14 @@ class LabelMap:
         The grid: voxel index → mm, RAS+.
     values
         How much of each label there is.
+    notes
+        What was done to make it: a threshold, a resampling, slices that were filled.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     values: LabelValues
+    notes: tuple[str, ...] = ()
 
     @property
     def volumes_ml(self) -> dict[int, float]:

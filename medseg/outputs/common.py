@@ -21,6 +21,8 @@ from medseg.files import atomic_path
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
+from medseg.labels.dicom_objects import hashed
+from medseg.labels.image_grid import ImageGrid
 from medseg.labels.scheme import LabelScheme
 from medseg.outputs.source import Frame, SourceImages, embed, placed
 from medseg.results.verdict import Verdict
@@ -154,6 +156,12 @@ class Job:
         """Where a structure is; regions overlap."""
         members = self.scheme.members[label]
         return self.labels == label if members == (label,) else np.isin(self.labels, members)
+
+    @property
+    def image_grid(self) -> ImageGrid:
+        """The source as those know it who read the object again."""
+        first = self.source.first
+        return ImageGrid(self.geometry, hashed(first.SeriesInstanceUID), hashed(first.FrameOfReferenceUID))
 
     @property
     def moment(self) -> datetime:
