@@ -85,7 +85,7 @@ def test_two_iterations_and_an_evaluation(tmp_path: Path, kind: str) -> None:
     done = CliRunner().invoke(app, ["evaluate", str(predictions), str(datalist), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {row["dice"]["mean"] for row in summary["structures"].values()} == {1.0}
+    assert {row["metrics"]["dice"]["mean"] for row in summary["structures"].values()} == {1.0}
 
 
 def series_geometry(folder: Path) -> np.ndarray:
@@ -114,8 +114,8 @@ def test_a_folder_of_segmentations_is_paired_by_series(tmp_path: Path, side: str
     )
     assert done.exit_code == 0, done.output
     structures = json.loads((tmp_path / "out" / "metrics.json").read_text())["structures"]
-    assert structures["1"]["dice"]["mean"] == 1.0
-    assert structures["2"]["dice"]["mean"] == pytest.approx(1.0 if side == "references" else 2 / 3)
+    assert structures["one"]["metrics"]["dice"]["mean"] == 1.0
+    assert structures["two"]["metrics"]["dice"]["mean"] == pytest.approx(1.0 if side == "references" else 2 / 3)
 
 
 def test_objects_need_a_bundle_that_reads_them(tmp_path: Path) -> None:
