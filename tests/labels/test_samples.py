@@ -108,8 +108,11 @@ def test_structure_sets_equal_their_twin_masks(real_data: Path, modality: str) -
 
 
 def test_a_structure_set_on_the_image_of_another_modality(real_data: Path) -> None:
+    """Both lie in one frame of reference and share their slices: taken, and noted."""
     study = real_data / "ibsi_sts" / "dicom" / "STS_002"
     rules = ReadingRules({"GTV_Mass_MR_T1": "tumour"})
-    with pytest.raises(Refusal) as refusal:
-        read_label(study / "MR_T1" / "mask" / "RS.dcm", scheme=TUMOUR, rules=rules, image=study / "PET" / "image")
-    assert refusal.value.code == "off-slice-contours"
+    path = study / "MR_T1" / "mask" / "RS.dcm"
+    found = read_label(path, scheme=TUMOUR, rules=rules, image=study / "PET" / "image")
+    assert found.notes == ("the label RS.dcm refers to another series of its image's frame of reference",)
+    own = read_label(path, scheme=TUMOUR, rules=rules, image=study / "MR_T1" / "image")
+    assert found.volumes_ml[1] == pytest.approx(own.volumes_ml[1], rel=0.05)
