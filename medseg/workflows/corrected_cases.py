@@ -71,7 +71,9 @@ class CorrectedCases:
     def __post_init__(self) -> None:
         run = RunReport.read(self.folder)
         self._options = run.options
-        self._references = collect_references(self.references, "references").files
+        found = collect_references(self.references, "references").files
+        named = {file.alias: file for file in found.values() if file.alias}  # objects whose series the run did not know
+        self._references = {**named, **found}
         done = {case.case_id: case.source for case in run.cases if case.status == "done"}
         self.case_ids = tuple(case_id for case_id in done if case_id in self._references)
         if not self.case_ids:
