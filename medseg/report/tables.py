@@ -118,10 +118,7 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
     "duplicate-slices": ("Two images lie at one position.", "Select one time point, echo or b-value."),
     "no-geometry": ("The file does not say where it lies in the patient.", "Export it with position and orientation."),
     "no-pixel-data": ("The file holds no image.", "Leave it out, or fetch the images."),
-    "undecodable": (
-        "The pixels cannot be decoded.",
-        "Run `medseg doctor`; convert the file to a common transfer syntax.",
-    ),
+    "undecodable": ("The pixels cannot be decoded.", "Run `medseg doctor`; convert to a common transfer syntax."),
     "not-an-image": ("The file is not a medical image.", "Leave it out of the input."),
     "truncated": ("The file ends too early.", _EXPORT_AGAIN),
     "unreadable": ("The file cannot be read.", "Check the file and its permissions."),
@@ -156,10 +153,7 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
         "Choose another series, or another bundle.",
     ),
     "channel-mismatch": ("The number of channels is not what the bundle expects.", "Give one series per channel."),
-    "no-dicom-source": (
-        "DICOM output was asked for, but the input is not DICOM.",
-        "Give the DICOM series, or write NIfTI only.",
-    ),
+    "no-dicom-source": ("DICOM output was asked for, but the input is none.", "Give DICOM, or write NIfTI only."),
     "own-output": ("The file is a result that medseg wrote.", "Give the images."),
     "not-judged": ("The result could not be judged.", "Look at it yourself."),
 }
