@@ -134,7 +134,7 @@ SEGMENTATIONS: dict[str, tuple[str, Change]] = {
     "a frame without place": (MALFORMED, drop(frame, "PlanePositionSequence")),
     "no places at all": (
         "no-geometry",
-        lambda d: [delattr(own, "PlanePositionSequence") for own in d.PerFrameFunctionalGroupsSequence],
+        lambda d: [delattr(own, "PlanePositionSequence") for own in d.PerFrameFunctionalGroupsSequence],  # type: ignore[func-returns-value]
     ),
     "a place of two numbers": (MALFORMED, raw(place, "ImagePositionPatient", "DS", b"1.0\\2.0 ")),
     "a place that is no number": (MALFORMED, raw(place, "ImagePositionPatient", "DS", b"1.0\\nan\\3.0")),
@@ -239,7 +239,7 @@ def reference(dataset: Dataset) -> Dataset:
 STRUCTURE_SETS: dict[str, tuple[str, Change]] = {
     "another frame of reference": (
         "other-frame-of-reference",
-        lambda d: [setattr(item, "ReferencedFrameOfReferenceUID", "1.2.3") for item in d.StructureSetROISequence],
+        lambda d: [setattr(item, "ReferencedFrameOfReferenceUID", "1.2.3") for item in d.StructureSetROISequence],  # type: ignore[func-returns-value]
     ),
     "one ROI of another frame": ("other-frame-of-reference", put(roi, "ReferencedFrameOfReferenceUID", "1.2.3")),
     "no ROIs": (MALFORMED, drop(top, "StructureSetROISequence")),
@@ -287,14 +287,14 @@ STRUCTURE_SETS: dict[str, tuple[str, Change]] = {
     "far above": (
         "outside-image",
         lambda d: [
-            setattr(one, "ContourData", [float(v) + 250 * (n % 3 == 2) for n, v in enumerate(one.ContourData)])
+            setattr(one, "ContourData", [float(v) + 250 * (n % 3 == 2) for n, v in enumerate(one.ContourData)])  # type: ignore[func-returns-value]
             for one in d.ROIContourSequence[0].ContourSequence
         ],
     ),
     "far beside": (
         "outside-image",
         lambda d: [
-            setattr(one, "ContourData", [float(v) + 250 * (n % 3 == 0) for n, v in enumerate(one.ContourData)])
+            setattr(one, "ContourData", [float(v) + 250 * (n % 3 == 0) for n, v in enumerate(one.ContourData)])  # type: ignore[func-returns-value]
             for one in d.ROIContourSequence[0].ContourSequence
         ],
     ),
