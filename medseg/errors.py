@@ -5,6 +5,7 @@
     MedsegError                     exit code 2 unless a branch says otherwise
     ├── UsageError                  wrong arguments, unusable input, a missing file
     │   ├── MissingDependency       an optional extra is not installed
+    │   ├── UndecidedNames          names of structures whose meaning a person has to say; carries ``proposals``
     │   └── OutputUnusable          the place for the results cannot be written
     ├── Refusal                     one volume or case cannot be used; carries a stable ``code``
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
@@ -22,8 +23,9 @@ and what to do, in this order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 __all__ = [
     "REASON_CODES",
@@ -40,6 +42,7 @@ __all__ = [
     "Refusal",
     "TrainingDiverged",
     "TrainingFailed",
+    "UndecidedNames",
     "UntrustedBundle",
     "UsageError",
 ]
@@ -80,6 +83,14 @@ ReasonCode = Literal[
     "outside-training-range",
     "geometry-mismatch",
     "unexpected-labels",
+    "unmapped-structure",
+    "overlapping-labels",
+    "other-frame-of-reference",
+    "malformed-object",
+    "off-slice-contours",
+    "missing-contours",
+    "outside-image",
+    "no-image-grid",
     "wrong-modality",
     "channel-mismatch",
     "no-dicom-source",
@@ -107,6 +118,22 @@ class MissingDependency(UsageError):
     def __init__(self, package: str, extra: str | None, purpose: str) -> None:
         wanted = f"'medseg[{extra}]'" if extra else package
         super().__init__(f"{package} is not installed; {purpose} needs it. Install it with: pip install {wanted}")
+
+
+class UndecidedNames(UsageError):
+    """Names of segments, ROIs or mask files whose structure a person has to say.
+
+    Parameters
+    ----------
+    message
+        What was found.
+    proposals
+        Lines of the table that is to be accepted: :class:`medseg.manifests.roi_names.Proposal`.
+    """
+
+    def __init__(self, message: str, proposals: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.proposals = proposals
 
 
 class OutputUnusable(UsageError):

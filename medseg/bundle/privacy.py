@@ -31,7 +31,7 @@ _OF_THE_WHOLE = frozenset(
 )
 """What a datalist says of all its cases together."""
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)
-_NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(\.\w+)*|patient-\d+")
+_NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(_s\d{3})?(\.\w+)*|patient-\d+")
 _COMMON_FOLDERS = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom"})
 _TEXTS = (*SUFFIXES, ".md", ".txt", ".rst", ".csv", ".tsv", ".conf", ".cff", ".bib", ".svg")
 _SHORTEST = 5
@@ -131,7 +131,23 @@ def _items(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]
 
 def _paths(item: Mapping[str, Any]) -> Iterator[str]:
     for value in (item.get("image"), item.get("label")):
-        yield from (str(part) for part in (value if isinstance(value, list) else [value]) if part is not None)
+        yield from _files(value)
+
+
+def _files(value: Any) -> Iterator[str]:
+    """The paths of an image or a label, which may be one for each structure or each rater."""
+    if isinstance(value, Mapping):
+        for part in [value["label"]] if _is_rater(value) else value.values():
+            yield from _files(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _files(part)
+    elif value is not None:
+        yield str(value)
+
+
+def _is_rater(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"rater", "label"}
 
 
 def _ids(item: Mapping[str, Any]) -> Iterator[str]:
@@ -152,7 +168,15 @@ def _neutral_item(item: Mapping[str, Any], case: str, patients: dict[str, str]) 
 
 def _neutral_path(value: Any, stem: str) -> Any:
     if isinstance(value, list):
-        return [_neutral_path(part, f"{stem}_{number:04d}") for number, part in enumerate(value)]
+        parts = [(part, f"{stem}_{number:04d}") for number, part in enumerate(value)]
+        return [
+            {"rater": name.rsplit("_", 1)[1], "label": _neutral_path(part["label"], name)}
+            if _is_rater(part)
+            else _neutral_path(part, name)
+            for part, name in parts
+        ]
+    if isinstance(value, Mapping):
+        return {name: _neutral_path(part, f"{stem}_s{number:03d}") for number, (name, part) in enumerate(value.items())}
     suffix = _SUFFIX.search(str(value))
     return stem + (suffix.group().lower() if suffix else "")
 

@@ -6,13 +6,19 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import UsageError
-from medseg.ingest.record import IMAGE_SUFFIXES, image_kind, is_second_of_pair, plain_name
+from medseg.errors import Refusal, UsageError
+from medseg.ingest.record import IMAGE_SUFFIXES, case_id_of_series, image_kind, is_second_of_pair, plain_name
+from medseg.labels.dicom_labels import open_labels
+from medseg.labels.dicom_objects import label_object
+from medseg.labels.read import LabelEntry
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme
 from medseg.manifests import Item, Manifest, Part, patient_of
+from medseg.manifests.items import map_files
 from medseg.results import RunReport
 
 EXTENSIONS = tuple(sorted(IMAGE_SUFFIXES, key=lambda suffix: (-len(suffix), suffix)))
@@ -29,7 +35,7 @@ _ROLES = re.compile(
 _CHANNEL = re.compile(r"_0000$")
 _PREDICTION_KEYS = ("pred", "prediction", "label")
 _LEFT_OUT_SHOWN = 3
-_NO_DICOM = "evaluate reads no DICOM SEG or RTSTRUCT: give label maps, such as `medseg infer --write nifti` leaves"
+_NO_DICOM = "they are no segmentations or structure sets: give those, or label maps"
 
 
 def is_image_name(name: str) -> bool:
@@ -60,13 +66,18 @@ def match_key(case_id: str) -> str:
 
 @dataclass(frozen=True)
 class CaseFile:
-    """A label map on disk, what its datalist says about the case, and which values of the file mean another label."""
+    """A label on disk, what its datalist says about the case, and which values of the file mean another label."""
 
     case_id: str
     path: Path
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Path, ...] = ()
     mapping: Mapping[int, int] = field(default_factory=dict)
+    ignore: int | None = None  # value of voxels that nobody judged
+    unknown: tuple[int, ...] = ()  # structures that were not looked for
+    entry: LabelEntry | None = None  # where it is more than a file: a file for each structure
+    rules: ReadingRules = field(default_factory=ReadingRules)  # how DICOM objects are read
+    alias: str = ""  # its name, where the case is known by the series that a DICOM object refers to
 
     @property
     def patient(self) -> str:
@@ -80,7 +91,7 @@ class Collection:
 
     source: Path  # where they were looked for
     files: Mapping[str, CaseFile]  # by case id
-    labels: Mapping[int, str] = field(default_factory=dict)  # what a datalist declares; empty if none
+    scheme: LabelScheme = field(default_factory=LabelScheme)  # what a datalist declares
     run: RunReport | None = None  # the run of ``medseg infer`` that wrote the folder; None if none did
     # volumes of the folder that are no label maps, by file name, and what they are
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -122,14 +133,19 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
         known = run.label_maps.get(source.name) if run else None
         case = CaseFile(case_id_of_name(source.name) if known is None else known, source)
         return Collection(source, {case.case_id: case}, run=run, single=True, warnings=warnings)
+    if label_object(source) is not None:
+        case = _of_object(source)
+        return Collection(source, {case.case_id: case}, single=True)
     if source.suffix.lower() == ".dcm":
-        raise UsageError(f"{source} is a DICOM object; {_NO_DICOM}")
+        raise UsageError(
+            f"{source} is a DICOM object that holds no labels; give a label map, a segmentation, or a folder"
+        )
     manifest = Manifest.read(source)
     keys = ("label",) if role == "references" else _PREDICTION_KEYS
     files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
-    return Collection(source, files, manifest.labels)
+    return Collection(source, files, manifest.scheme)
 
 
 def _run(folder: Path) -> tuple[RunReport | None, tuple[str, ...]]:
@@ -144,7 +160,12 @@ def _in_folder(folder: Path) -> Collection:
     run, warnings = _run(folder)
     found: list[CaseFile] = []
     left_out: dict[str, str] = {}
-    for path in sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()):
+        if label_object(path) is not None:
+            found.append(_of_object(path))
+            continue
+        if not is_image_name(path.name):
+            continue
         case_id = run.label_maps.get(path.name) if run else None
         what = "" if case_id is not None else _no_label_map(path, run)
         if what:
@@ -182,17 +203,36 @@ def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     return f"{folder} holds no label maps ({', '.join(sorted(EXTENSIONS))}); give a folder or datalist that does"
 
 
+def _of_object(path: Path) -> CaseFile:
+    """A DICOM object: its case is the series that it refers to, as the index calls it; else it has the file's name."""
+    name = case_id_of_name(path.name.removesuffix(path.suffix) if path.suffix.lower() == ".dcm" else path.name)
+    header = label_object(path)
+    assert header is not None, "the caller looked"
+    try:
+        series = open_labels(header, path.name).series
+    except Refusal:  # told when the case is read
+        series = frozenset()
+    return CaseFile(case_id_of_series(next(iter(series))) if len(series) == 1 else name, path, alias=name)
+
+
 def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...]) -> Iterator[CaseFile]:
+    rules = ReadingRules.of(manifest.content)
     for item in items:
         key = next((key for key in keys if item.get(key)), None)
         if key is None:
             continue
         images, paths = manifest.files(item, "image"), manifest.files(item, key)
-        if len(paths) != 1:
+        if len(paths) != 1 and not isinstance(item[key], Mapping):
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
-        mapping = manifest.scheme.mapping if key == "label" else {}  # a prediction has the network's own values
-        yield CaseFile(plain_name(str(case_id)), paths[0], item, tuple(images), mapping)
+        several = map_files(item[key], lambda name: str(manifest.dataset_dir / name))
+        entry = several if isinstance(several, Mapping) else None
+        case = CaseFile(plain_name(str(case_id)), paths[0], item, tuple(images), entry=entry, rules=rules)
+        if key == "label":  # a prediction has the network's own values
+            scheme = manifest.scheme
+            unknown = scheme.unknown_of(item.get(ANNOTATED_KEY))
+            case = replace(case, mapping=scheme.mapping, ignore=scheme.ignore, unknown=unknown)
+        yield case
 
 
 def _unique(found: Iterable[CaseFile], source: Path) -> dict[str, CaseFile]:
@@ -210,9 +250,9 @@ def _unique(found: Iterable[CaseFile], source: Path) -> dict[str, CaseFile]:
 def pair_up(predictions: Collection, references: Collection) -> tuple[list[Pair], dict[str, list[str]]]:
     """Pairs in order of case id, and the case ids of either side that have no partner.
 
-    Equal case ids pair, then names that mean one case (:func:`~medseg.evaluation.pairing.match_key`), these only if no
-    other file of either side could be meant. A single file on one side is compared with its partner alone, two single
-    files with each other.
+    Equal case ids pair (that of a DICOM object is the series that it refers to), then names that mean one case
+    (:func:`~medseg.evaluation.pairing.match_key`), these only if no other file of either side could be meant. A single
+    file on one side is compared with its partner alone, two single files with each other.
     """
     partner = _partners(predictions, references)
     pairs = [Pair(predictions.files[other], references.files[case]) for case, other in sorted(partner.items())]
@@ -230,8 +270,8 @@ def _partners(predictions: Collection, references: Collection) -> dict[str, str]
     same = {case: case for case in references.files if case in predictions.files}
     ours, theirs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for groups, side in ((ours, predictions), (theirs, references)):
-        for case_id in side.files:
-            groups[match_key(case_id)].append(case_id)
+        for case_id, file in side.files.items():
+            groups[match_key(file.alias or case_id)].append(case_id)
     alike = {
         cases[0]: ours[key][0]
         for key, cases in theirs.items()

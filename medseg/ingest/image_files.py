@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from medseg.errors import Refusal
+from medseg.geometry import Geometry
 from medseg.ingest.nifti import read_nifti_header
 from medseg.ingest.record import (
     Kind,
@@ -50,6 +51,18 @@ def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> 
         raise Refusal("unreadable", f"the file cannot be read ({error.strerror or error}); check the path") from error
     facts: dict[str, Any] = {"kind": kind, "notes": header.notes, "scaling": header.stored.scaling, "resampled": None}
     return values, header.geometry, {**facts, "case_id": case_id_of(path)}
+
+
+def read_image_grid(path: str | os.PathLike[str]) -> tuple[Geometry, dict[str, Any]]:
+    """Grid and facts of one image file from its header alone, or a Refusal."""
+    kind = image_kind(path)
+    if kind is None:
+        raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")
+    try:
+        header = _header(path, kind)
+    except OSError as error:
+        raise Refusal("unreadable", f"the file cannot be read ({error.strerror or error}); check the path") from error
+    return header.geometry, {"kind": kind, "notes": header.notes, "case_id": case_id_of(path)}
 
 
 def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:

@@ -6,12 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import DTypeLike
 
 from medseg.errors import Refusal, UsageError
-from medseg.ingest.image_files import read_image
+from medseg.ingest.image_files import read_image, read_image_grid
 from medseg.ingest.left_out import LOCKED, Leftover, describe, leftover_of, named_as_dicom, note_on
 from medseg.ingest.record import (
     SeriesRecord,
@@ -25,6 +25,7 @@ from medseg.ingest.record import (
 from medseg.ingest.walk import on_disk, walk
 
 if TYPE_CHECKING:
+    from medseg.geometry import Geometry
     from medseg.ingest.dicom_header import Header
     from medseg.ingest.stacks import Stack
 
@@ -85,6 +86,43 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
     notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
     return values, geometry, {**facts, "notes": notes}
+
+
+def read_grid(source: Source) -> tuple[Geometry, dict[str, Any]]:
+    """Grid and facts of exactly one volume, as :func:`read_volume` finds them, without reading its pixels.
+
+    Raises
+    ------
+    Refusal
+        As :func:`read_volume`, as far as headers tell.
+    UsageError
+        As :func:`read_volume`.
+    """
+    if isinstance(source, SeriesRecord):
+        with on_disk(source.files) as files:
+            return _grid_of_record(source, files)
+    found = _candidates(source)
+    if found.images:
+        if len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
+            raise _several(found)
+        return read_image_grid(found.images[0])
+    return _grid_of_stack(_the_one(found))
+
+
+def _grid_of_record(record: SeriesRecord, files: Sequence[str]) -> tuple[Geometry, dict[str, Any]]:
+    if record.kind != "dicom":
+        return read_image_grid(files[0])
+    from medseg.ingest.read_dicom import stack_of
+
+    return _grid_of_stack(stack_of(record, files))
+
+
+def _grid_of_stack(stack: Stack) -> tuple[Geometry, dict[str, Any]]:
+    from medseg.ingest.read_dicom import facts_of
+
+    if stack.geometry is None:
+        raise Refusal(stack.reason or "unreadable", stack.message)
+    return stack.geometry, facts_of(stack)
 
 
 def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: bool) -> Volume:

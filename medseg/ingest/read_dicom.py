@@ -52,7 +52,7 @@ def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: 
     if remedy is None and stack.geometry is None:
         raise Refusal(stack.reason or "unreadable", stack.message)
     values = read_slices(stack.headers, np.float32 if remedy is not None and dtype is None else dtype)
-    facts = _facts(stack)
+    facts = facts_of(stack)
     if remedy is None:
         assert stack.geometry is not None  # refused above
         return values, stack.geometry, facts
@@ -62,7 +62,8 @@ def read_stack(stack: Stack, dtype: DTypeLike | None = None, *, allow_resample: 
     return values, geometry, facts
 
 
-def _facts(stack: Stack) -> dict[str, Any]:
+def facts_of(stack: Stack) -> dict[str, Any]:
+    """What the headers of a stack tell besides its grid; no identity."""
     first = stack.headers[0]
     notes = list(stack.notes)
     lossy = LOSSY_SYNTAXES.get(first.transfer_syntax)

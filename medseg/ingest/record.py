@@ -140,6 +140,7 @@ IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
 }
 _SUFFIXES: Final = tuple(IMAGE_SUFFIXES)
 _HALVES: Final = {".hdr": ".img", ".hdr.gz": ".img.gz", ".img": ".hdr", ".img.gz": ".hdr.gz"}
+_CASE_DIGITS: Final = 12
 _APPLE_DOUBLE: Final = (b"\0\x05\x16\x07", b"\0\x05\x16\0")
 
 
@@ -227,6 +228,11 @@ def case_id_of(path: str | os.PathLike[str]) -> str:
     suffixes = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
     stem = next((name[: -len(s)] for s in suffixes if name.lower().endswith(s) and len(name) > len(s)), Path(name).stem)
     return plain_name(stem)
+
+
+def case_id_of_series(uid_hash: str) -> str:
+    """The case id of a DICOM series: ``series-`` and the first 12 hex digits of the SHA-256 of its UID."""
+    return f"series-{uid_hash[:_CASE_DIGITS]}"
 
 
 def plain_name(name: str) -> str:

@@ -22,11 +22,10 @@ from medseg.ingest.dicom_tags import is_projection_class
 from medseg.ingest.multiframe import check_concatenations
 from medseg.ingest.pixels import check_pixels
 from medseg.ingest.pseudonyms import uid_hash
-from medseg.ingest.record import SeriesRecord, grid_of
+from medseg.ingest.record import SeriesRecord, case_id_of_series, grid_of
 from medseg.ingest.splitting import mixture_in, separate_stacked
 from medseg.resources import check_volume_size
 
-_CASE_DIGITS: Final = 12
 _BESIDE_IMAGES: Final = ("not-an-image", "single-slice")
 """Refused for what they are, not for damage: they may lie beside the one volume that is wanted."""
 _SAME_PLANE_DEGREES: Final = 30.0
@@ -69,7 +68,7 @@ class Stack:
         """``series-`` and the first 12 hex digits of the SHA-256 of the SeriesInstanceUID, and the suffix."""
         first = self.headers[0]
         uid = first.series_uid_hash or first.sop_instance_hash or uid_hash(first.path)
-        return f"series-{uid[:_CASE_DIGITS]}{self.suffix}"
+        return f"{case_id_of_series(uid)}{self.suffix}"
 
     @property
     def files(self) -> tuple[str, ...]:

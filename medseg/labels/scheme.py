@@ -2,8 +2,9 @@
 
 Tables come in two forms. The Medical Segmentation Decathlon writes ``{"1": "liver"}``; nnU-Net (version 2,
 ``documentation/dataset_format.md``) writes ``{"liver": 1}``, with lists of values for regions that overlap and
-``ignore`` for voxels that nobody judged. The last two are no structures: they are refused by name, since a region read
-as the label of its first value, or ``ignore`` as a structure, gives sound-looking results of the wrong thing.
+``ignore`` for voxels that nobody judged. The last two are no structures with a value of their own: a region read as the
+label of its first value, or ``ignore`` as a structure, gives sound-looking results of the wrong thing. So
+:class:`LabelScheme` keeps them apart, and :func:`read_label_table`, which gives one name for each value, refuses them.
 """
 
 from __future__ import annotations
@@ -14,15 +15,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.labels.regions import (
+    ORDER_KEY,
+    Regions,
+    check_regions,
+    is_region,
+    label_table,
+    numbered,
+    painted_values,
+)
 
 LARGEST_LABEL = 65535
 """Label maps are written as uint8 or uint16."""
 
+IGNORE = "ignore"
+"""What tables call the value of voxels that nobody judged."""
+
 MAPPING_KEY = "label_mapping"
 """Key of a datalist: value in the label files → label that is meant, as ``{"255": 1}``."""
 
+ANNOTATED_KEY = "annotated"
+"""Key of a datalist's item: the structures that were looked for in this case; all others are unknown there."""
+
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
-_IGNORE = "ignore"
 _BACKGROUND = "background"
 
 
@@ -33,30 +48,113 @@ class LabelScheme:
     Parameters
     ----------
     names
-        Name by label, background included where it has one; empty if nothing is declared.
+        Name by value, background included where it has one, ``ignore`` left out; empty if nothing is declared. With
+        regions these are names of values, not of structures: a value that only regions of several values hold is
+        called after the smallest of them, as ``whole (1)``.
     mapping
         Value in a file → label that is meant; other values mean themselves.
+    regions
+        Values by region, in the order in which they are painted into a label map; empty if structures do not overlap.
+    ignore
+        The value of voxels that nobody judged: they count in no loss and no score.
+    paints
+        The value that each region paints into a label map.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     mapping: Mapping[int, int] = field(default_factory=dict)
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    paints: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, content: Mapping[str, Any], where: str = "the datalist") -> LabelScheme:
-        """The scheme that a datalist or ``dataset.json`` declares under ``labels`` and ``label_mapping``.
+    def of(
+        cls,
+        content: Mapping[str, Any],
+        where: str = "the datalist",
+        moved: Mapping[int, int] | None = None,
+        *,
+        painted: bool = True,
+    ) -> LabelScheme:
+        """The scheme of a datalist or ``dataset.json``: ``labels``, ``regions_class_order`` and ``label_mapping``.
+
+        ``moved`` renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped
+        where it is mapped to a label. Without ``painted``, for scoring alone, regions need no order.
 
         Raises
         ------
         UsageError
-            If either is odd; see :func:`read_label_table`.
+            If any of them is odd; see :func:`read_label_table`.
         """
         mapping = read_mapping(content.get(MAPPING_KEY), f"`{MAPPING_KEY}` of {where}")
-        return cls(read_label_table(content.get("labels"), f"`labels` of {where}"), mapping)
+        table = _Table.of(content.get("labels"), f"`labels` of {where}", moved or {})
+        order = content.get(ORDER_KEY)
+        if moved and isinstance(order, list):
+            order = [moved.get(value, value) if isinstance(value, int) else value for value in order]
+        paints: dict[str, int] = {}
+        if table.regions:
+            paints = painted_values(table.regions, order, where) if painted or order else numbered(table.regions)
+        return cls(table.names, mapping, table.regions, table.ignore, paints)
 
     @property
     def structures(self) -> dict[int, str]:
-        """The names without the background."""
+        """What is segmented: name by label, background left out; of a region the label is the value it paints."""
+        if self.regions:
+            return {self.paints[name]: name for name in self.regions}
         return {value: name for value, name in self.names.items() if value != 0}
+
+    @property
+    def values(self) -> dict[int, str]:
+        """Everything that a label map may hold: the names, and ``ignore``; empty if nothing is declared."""
+        return {**self.names, **({} if self.ignore is None else {self.ignore: IGNORE})}
+
+    @property
+    def members(self) -> dict[int, tuple[int, ...]]:
+        """By label of a structure the values in a label map that belong to it; a structure has its own alone."""
+        if self.regions:
+            return {self.paints[name]: values for name, values in self.regions.items()}
+        return {label: (label,) for label in self.structures}
+
+    def unknown_of(self, annotated: Any) -> tuple[int, ...]:
+        """Labels of the structures that a case was not looked through for, from its list ``annotated``; ``None``: none.
+
+        Raises
+        ------
+        UsageError
+            If it is no list of declared structures.
+        """
+        if annotated is None:
+            return ()
+        known = {name: label for label, name in self.structures.items()}
+        if not isinstance(annotated, list | tuple) or not all(name in known for name in annotated):
+            raise UsageError(
+                f"`{ANNOTATED_KEY}` of an item is {annotated!r}, expected a list of declared structures "
+                f"({', '.join(known) or 'none is declared'}): those that were looked for in this case"
+            )
+        return tuple(label for name, label in known.items() if name not in annotated)
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """The label of every combination of regions; see :func:`medseg.labels.regions.label_table`."""
+        return label_table(self.regions, self.paints)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a datalist: the Decathlon's form, or nnU-Net's where there are regions."""
+        if not self.regions:
+            return {"labels": {str(value): name for value, name in sorted(self.values.items())}}
+        background = {self.names.get(0, _BACKGROUND): 0}
+        ignore = {} if self.ignore is None else {IGNORE: self.ignore}
+        regions = {name: list(values) if len(values) > 1 else values[0] for name, values in self.regions.items()}
+        return {"labels": {**background, **regions, **ignore}, ORDER_KEY: [self.paints[name] for name in self.regions]}
+
+    def require_plain(self, who: str) -> LabelScheme:
+        """Itself, if every structure has one value of its own and none is ignored; else a ``UsageError``."""
+        found = [f"the region {name!r}" for name in self.regions] or ["`ignore`"] * (self.ignore is not None)
+        if found:
+            raise UsageError(
+                f"the labels declare {found[0]}, which {who} does not take; declare each value by its name"
+            )
+        return self
 
 
 def listed(parts: Sequence[object]) -> str:
@@ -81,33 +179,91 @@ def read_label_table(declared: Any, where: str, mapping: Mapping[int, int] | Non
     Raises
     ------
     UsageError
-        If it holds a region or ``ignore``, a value that is no whole number from 0 to 65535, two names for one value, or
-        a background that is not 0.
+        If it holds a region or ``ignore``, which only :class:`LabelScheme` can tell, a value that is no whole number
+        from 0 to 65535, two names for one value, or a background that is not 0.
     """
-    if declared is None or declared in ({}, []):
-        return {}
-    if not isinstance(declared, Mapping):
-        raise UsageError(f'{where} is a {type(declared).__name__}, expected an object such as {{"1": "liver"}}')
-    _refuse_regions(declared, where)
+    table = _Table.of(declared, where, mapping or {})
+    for name, values in table.regions.items():
+        if len(values) > 1:
+            raise UsageError(
+                f"{where} holds the region {name!r} ({listed(values)}), expected one value for each name: regions are "
+                f"read from the `labels` of a datalist, with `{ORDER_KEY}` beside them"
+            )
+    if table.ignore is not None:
+        raise UsageError(
+            f"{where} holds {IGNORE!r} (value {table.ignore}), which marks voxels that nobody judged and is no "
+            "structure; it is read from the `labels` of a datalist. If these voxels may count as background, say so "
+            f"(medseg manifest create --map {table.ignore}=0)"
+        )
+    return table.names
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of labels as it is declared."""
+
+    names: dict[int, str]
+    regions: Regions
+    ignore: int | None
+
+    @classmethod
+    def of(cls, declared: Any, where: str, moved: Mapping[int, int]) -> _Table:
+        if declared is None or declared in ({}, []):
+            return cls({}, {}, None)
+        if not isinstance(declared, Mapping):
+            raise UsageError(f'{where} is a {type(declared).__name__}, expected an object such as {{"1": "liver"}}')
+        names, regions = _entries(declared, where, moved)
+        names = _moved(names, moved, where)
+        ignore = next((label for label, name in names.items() if name.casefold() == IGNORE), None)
+        if ignore is not None:
+            del names[ignore]
+        if ignore == 0:
+            raise UsageError(f"{where} gives the value 0 to {IGNORE!r}, but 0 is background; give it another value")
+        _check_background(declared, names, where)
+        if regions:
+            check_regions(regions, ignore, where)
+            for name in sorted(regions, key=lambda name: len(regions[name])):
+                names.update({value: f"{name} ({value})" for value in regions[name] if value not in names})
+        return cls(dict(sorted(names.items())), regions, ignore)
+
+
+def _entries(declared: Mapping[Any, Any], where: str, moved: Mapping[int, int]) -> tuple[dict[int, str], Regions]:
+    """Names by value as they are declared, and regions, renumbered: all structures, if one has several values."""
     names: dict[int, str] = {}
+    regions: Regions = {}
     for key, value in declared.items():
+        if is_region(value):
+            found = _values(key, value, where)
+            # values that the files merge are one, and what they take for background is no part any more
+            merged = dict.fromkeys(moved.get(part, part) for part in found)
+            regions[str(key).strip()] = tuple(part for part in merged if part != 0) if moved else found
+            continue
         label, name = _entry(str(key), value, where)
         if label in names:
             raise UsageError(
                 f"{where} has two names for the value {label}, {names[label]!r} and {name!r}; keep one of them"
             )
         names[label] = name
-    names = _moved(names, mapping or {}, where)
-    _refuse_ignore(names, where)
-    _check_background(declared, names, where)
-    return dict(sorted(names.items()))
+        if name.casefold() not in {IGNORE, _BACKGROUND} and (target := moved.get(label, label)):
+            regions[name] = (target,)
+    return names, regions if any(map(is_region, declared.values())) else {}
+
+
+def _values(key: Any, values: Sequence[Any], where: str) -> tuple[int, ...]:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_LABEL:
+            raise UsageError(
+                f"{where} gives the region {str(key)!r} the value {value!r}, expected whole numbers from 1 to "
+                f"{LARGEST_LABEL}"
+            )
+    return tuple(values)
 
 
 def _moved(names: Mapping[int, str], mapping: Mapping[int, int], where: str) -> dict[int, str]:
     moved: dict[int, str] = {}
     for label, name in sorted(names.items()):
         target = mapping.get(label, label)
-        if target != label and (target == 0 or name.casefold() == _IGNORE):
+        if target != label and (target == 0 or name.casefold() == IGNORE):
             continue  # what counts as background or as another structure has no name of its own any more
         if moved.setdefault(target, name) != name:
             raise UsageError(
@@ -137,28 +293,6 @@ def _entry(key: str, value: Any, where: str) -> tuple[int, str]:
     if not name:
         raise UsageError(f"{where} has no name for the value {label}; give it one")
     return label, name
-
-
-def _refuse_regions(declared: Mapping[Any, Any], where: str) -> None:
-    regions = {str(name): value for name, value in declared.items() if isinstance(value, list) and len(value) != 1}
-    if regions:
-        shown = listed([f"{name!r} ({listed(values) or 'no value'})" for name, values in list(regions.items())[:4]])
-        raise UsageError(
-            f"{where} holds the region {shown}: regions of several values are not supported yet, and none of them is "
-            "left out or cut down without a word; declare each value once under a name of its own, as "
-            '{"1": "NAME", "2": "NAME"} (medseg manifest create --label 1=NAME --label 2=NAME), which trains and '
-            "scores the parts"
-        )
-
-
-def _refuse_ignore(names: Mapping[int, str], where: str) -> None:
-    for label, name in names.items():
-        if name.casefold() == _IGNORE:
-            raise UsageError(
-                f"{where} holds {name!r} (value {label}), which marks voxels that nobody judged and is no structure; "
-                "leaving voxels out of losses and scores is not supported yet: complete these label maps, or, if the "
-                f"voxels may count as background, say so (medseg manifest create --map {label}=0)"
-            )
 
 
 def _check_background(declared: Mapping[Any, Any], names: Mapping[int, str], where: str) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
-from medseg.ingest.record import is_second_of_pair
+from medseg.ingest.record import case_id_of, is_second_of_pair
 from medseg.json_shape import ANYTHING, read_json
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
 
 Item = dict[str, Any]
-"""One case: ``image`` (one path, or one per channel), ``label``, ``patient_id``, ``fold``, ``sha256`` and more."""
+"""One case: ``image`` (one path, or one per channel), ``label``, ``patient_id``, ``fold``, ``sha256`` and more.
+
+``label`` is a file (a label map, a DICOM SEG or RTSTRUCT), an object with a file for each structure, or a list of
+raters: ``[{"rater": "A", "label": FILE or OBJECT}, ...]``, or of files alone.
+"""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -47,9 +51,45 @@ def read_items(entries: Any, section: str, datalist: Path) -> list[Item]:
 
 
 def _without_dot(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_dot(part) for part in value]
-    return value.removeprefix("./") if isinstance(value, str) else value
+    return map_files(value, lambda name: name.removeprefix("./"))
+
+
+def map_files(entry: Any, change: Callable[[str], str]) -> Any:
+    """An ``image`` or ``label`` with every path in it changed; names of structures and raters stay."""
+    if isinstance(entry, str):
+        return change(entry)
+    if isinstance(entry, list):
+        return [
+            {**part, "label": map_files(part["label"], change)} if _is_rater(part) else map_files(part, change)
+            for part in entry
+        ]
+    return {name: map_files(part, change) for name, part in entry.items()} if isinstance(entry, Mapping) else entry
+
+
+def files_of(entry: Any) -> list[str]:
+    """Every path in an ``image`` or ``label``, in its order; a file that stands there twice is listed once."""
+    found: list[str] = []
+
+    def note(name: str) -> str:
+        found.append(name)
+        return name
+
+    map_files(entry, note)
+    return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(_is_rater, entry)) else found
+
+
+def entries_of(label: Any) -> dict[str, Any]:
+    """A label by rater, each a file or an object of files; one that names no rater stands under ``""``."""
+    if not isinstance(label, list):
+        return {"": label}
+    named = {str(n): one for n, one in enumerate(label, start=1)}
+    return {
+        str(one["rater"]) if _is_rater(one) else n: one["label"] if _is_rater(one) else one for n, one in named.items()
+    }
+
+
+def _is_rater(part: Any) -> bool:
+    return isinstance(part, Mapping) and set(part) == {"rater", "label"}
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
@@ -69,6 +109,22 @@ def _paths(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _label(value: Any) -> bool:
+    """A path, an object of paths by structure, or a list of them by rater, each rater once."""
+    if isinstance(value, list):
+        named = [part["rater"] for part in value if _is_rater(part)]
+        parts = [part["label"] if _is_rater(part) else part for part in value]
+        one_form = len(named) in (0, len(value)) and len(set(map(str, named))) == len(named)
+        return bool(value) and one_form and all(map(_name, named)) and all(part and _single(part) for part in parts)
+    return _single(value)
+
+
+def _single(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(name and isinstance(file, str) and file for name, file in value.items())
+    return isinstance(value, str)
+
+
 def _name(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
@@ -79,9 +135,16 @@ def _sums(value: Any) -> bool:
 
 _HELD = {
     "image": (_paths, "one path or several"),
-    "label": (_paths, "one path or several"),
+    "label": (
+        _label,
+        'a path, an object {"STRUCTURE": PATH, ...}, or a list [{"rater": NAME, "label": ...}, ...], each rater once',
+    ),
     "case_id": (_name, "a name"),
     "patient_id": (_name, "a name"),
+    "annotated": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) and name for name in value),
+        "the names of the structures that were looked for",
+    ),
     "fold": (lambda value: _name(value) and not isinstance(value, str), "a whole number"),
     "sha256": (_sums, 'sums by key, as {"image": "...", "label": "..."}'),
 }
@@ -91,6 +154,12 @@ def patient_of(item: Mapping[str, Any]) -> str:
     """The patient an item belongs to; an item that names none is a patient of its own, known by its image."""
     patient = item.get("patient_id")
     return str(patient) if patient not in (None, "") else f"image:{item['image']}"
+
+
+def case_of(item: Mapping[str, Any]) -> str:
+    """Name of a case in messages: its ``case_id``, else its first image's name."""
+    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    return str(item.get("case_id") or case_id_of(first))
 
 
 def split_channel(name: str) -> tuple[str, int | None]:

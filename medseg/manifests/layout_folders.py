@@ -1,13 +1,10 @@
-"""Images and labels in folders, matched by name or by pattern; images may be DICOM, one series a folder.
-
-A pattern is such as ``*/t1.nii.gz`` or ``*/seg.nii.gz``: what its wildcards stand for is the case.
-"""
+"""Images and labels in folders, matched by name; images may be DICOM, one series a folder."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +12,37 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.ingest import SeriesRecord, case_id_of, scan
 from medseg.ingest.left_out import without_own
-from medseg.labels.label_map import describe_unread, unread_objects
+from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, common_start, image_files, one_or_list, relative_name, split_channel
+from medseg.manifests.label_objects import objects_among
+from medseg.manifests.layout_dicom import DicomChoices, read_dicom_tree
 from medseg.manifests.manifest import Manifest
 
 _LABEL_WORDS = re.compile(r"(?:^|[-_.])(seg|segmentation|label|labels|mask|gt|groundtruth|manual|pred)$", re.IGNORECASE)
 _IMAGE_WORDS = re.compile(r"(?:^|[-_.])(image|img|ct|mr|mri|t1|t1w|t2|t2w|flair|volume)$", re.IGNORECASE)
-_WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
-_GROUPS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
-_Key = tuple[str, ...]
 _log = logging.getLogger(__name__)
 
 
-def read_folders(images: Path, labels: Path | None) -> Manifest:
+def read_folders(images: Path, labels: Path | None, dicom: DicomChoices | None = None) -> Manifest:
     """Match the images below one folder with the labels below another (which may be the same folder).
 
     An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
     as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
     are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
-    of their numbers. A folder without image files is searched for DICOM series, one a folder. A UsageError if two
-    images have one name, an image has no label, or nothing is found.
+    of their numbers. A folder without image files is searched for DICOM series: where SEG or RTSTRUCT objects lie among
+    them or below ``labels``, these are the labels (:func:`~medseg.manifests.layout_dicom.read_dicom_tree`).
+
+    Raises
+    ------
+    UsageError
+        If two images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
     cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))
     if not cases:
+        records = scan(images if labels is None or labels.absolute() == images.absolute() else [images, labels])
+        if objects_among(records) and not label_files:
+            return read_dicom_tree(records, common_start(images, labels or images), dicom or DicomChoices())
         return read_dicom(images, labels, by_case_name(label_files) if labels is not None else {})
     start = common_start(images, labels or images)
     items: list[Item] = [
@@ -88,7 +92,7 @@ def _add_labels(items: Sequence[Item], labels: Path, files: Sequence[Path], star
         raise UsageError(
             f"{len(unmatched)} of {len(items)} images have no label of the same name below {labels}, the first is "
             f"{unmatched[0]}; name them alike, say where they lie with --image PATTERN --label PATTERN, or leave "
-            f"--labels out for images without labels{unread_objects(labels)}"
+            f"--labels out for images without labels{_objects(scan(labels)) if labels.is_dir() else ''}"
         )
 
 
@@ -154,6 +158,18 @@ def _both_called(path: Path, other: Path, name: str) -> str:
     )
 
 
+def _objects(records: Sequence[SeriesRecord]) -> str:
+    """A remark for the end of a message if there are SEG or RTSTRUCT objects, which names do not pair; else empty."""
+    found = Counter(record.modality for record in objects_among(records))
+    if not found:
+        return ""
+    counts = listed([f"{count} DICOM {modality}" for modality, count in sorted(found.items())])
+    return (
+        f"; {counts} lie there, which are paired with the series they refer to where no label files are given, or "
+        "by pattern (--image PATTERN --label PATTERN)"
+    )
+
+
 def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
     """Make a manifest of the usable series below a folder; the image of an item is the folder that holds its series.
 
@@ -163,8 +179,8 @@ def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) 
     start = common_start(images, labels or images)
     items: list[Item] = []
     records = scan(images)
-    if beside := describe_unread(records):
-        _log.warning("%s%s", images, beside)
+    if beside := _objects(records):
+        _log.warning("label files were given%s", beside)
     for source, record in sorted(_one_a_folder(images, records).items()):
         item: Item = {"image": relative_name(Path(source), start), "case_id": record.case_id}
         item["patient_id"] = record.patient_hash
@@ -173,7 +189,7 @@ def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) 
             if label is None:
                 raise UsageError(
                     f"the series in {source} has no label file below {labels} called {record.case_id} or "
-                    f"{Path(source).name}{beside or unread_objects(labels)}"
+                    f"{Path(source).name}{beside}"
                 )
             item["label"] = relative_name(label, start)
         items.append(item)
@@ -191,79 +207,3 @@ def _one_a_folder(images: Path, records: Sequence[SeriesRecord]) -> dict[str, Se
         if len(series) > 1:
             raise UsageError(f"{source} holds {len(series)} usable series; expected one a folder: sort them apart")
     return {source: series[0] for source, series in found.items()}
-
-
-def read_patterns(
-    images: Path, image_patterns: Sequence[str], label_pattern: str | None, labels: Path | None
-) -> Manifest:
-    """Make a manifest of what matches: one image pattern for each channel, labels below ``labels`` (or ``images``).
-
-    ``*`` and ``?`` stay inside a name, ``**/`` stands for any folders, ``[ab]`` for one of these letters. A pattern may
-    name folders, each with one DICOM series. A UsageError if a pattern has no wildcard, nothing matches, or a case
-    lacks a channel or its label.
-    """
-    if not image_patterns:
-        raise UsageError("--label without --image: give a pattern for the images too, such as --image '*/t1.nii.gz'")
-    if not images.is_dir():
-        raise UsageError(f"{images} is a file; patterns are looked for below a folder")
-    channels = [_matches(images, pattern) for pattern in image_patterns]
-    below = labels or images
-    label_of = _matches(below, label_pattern) if label_pattern is not None else {}
-    start = common_start(images, below)
-    for found, pattern in zip(channels, image_patterns, strict=True):
-        _same_cases(channels[0], found, image_patterns[0], pattern)
-    if label_pattern is not None:
-        _same_cases(channels[0], label_of, image_patterns[0], label_pattern)
-    items: list[Item] = []
-    for key in sorted(channels[0]):
-        item: Item = {
-            "image": one_or_list([relative_name(found[key], start) for found in channels]),
-            "case_id": _name(key),
-            "patient_id": _patient(key, image_patterns[0]),
-        }
-        items.append(item | ({"label": relative_name(label_of[key], start)} if label_of else {}))
-    return _manifest(start, items, labelled=bool(label_of))
-
-
-def _matches(folder: Path, pattern: str) -> dict[_Key, Path]:
-    parts = _WILDCARDS.split(pattern.removeprefix("./"))
-    if len(parts) == 1:
-        raise UsageError(f"the pattern {pattern!r} has no wildcard, so it names one file; write * for the case")
-    groups = (_GROUPS.get(part, f"({part})") if n % 2 else re.escape(part) for n, part in enumerate(parts))
-    expression = re.compile("".join(groups))
-    found: dict[_Key, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        match = expression.fullmatch(name)
-        if match is None or any(part.startswith(".") for part in name.split("/")):
-            continue
-        key = match.groups()
-        if key in found:
-            raise UsageError(f"{path} and {found[key]} both match {pattern!r} as the case {_name(key)}; narrow it")
-        found[key] = path
-    if not found:
-        raise UsageError(f"nothing below {folder} matches {pattern!r}; wildcards do not cross folders, **/ does")
-    return found
-
-
-def _same_cases(first: dict[_Key, Path], other: dict[_Key, Path], pattern: str, other_pattern: str) -> None:
-    for these, those, missing in ((first, other, other_pattern), (other, first, pattern)):
-        without = sorted(set(these) - set(those))
-        if without:
-            raise UsageError(
-                f"{len(without)} of {len(these)} cases have no file that matches {missing!r}, the first is "
-                f"{_name(without[0])} ({these[without[0]].name}); the wildcards of both must stand for the same"
-            )
-
-
-def _name(key: _Key) -> str:
-    return "_".join(part.strip("/").replace("/", "_") for part in key if part.strip("/")) or "case"
-
-
-def _patient(key: _Key, pattern: str) -> str:
-    """The first folder that a wildcard stands for; where none does, the case."""
-    first_wildcard = _WILDCARDS.search(pattern)
-    assert first_wildcard is not None
-    in_folder = "/" in pattern[first_wildcard.start() :]
-    folder = next((part.strip("/").split("/")[0] for part in key if part.strip("/")), "")
-    return folder if in_folder and folder else _name(key)

@@ -16,9 +16,11 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.files import write_json
-from medseg.labels.label_map import read_label_map
+from medseg.labels.label_map import LabelMap
+from medseg.labels.read import read_label
+from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme
-from medseg.manifests.items import SECTIONS, Item, read_items, read_json_object
+from medseg.manifests.items import SECTIONS, Item, entries_of, files_of, map_files, read_items, read_json_object
 from medseg.manifests.layout_nnunet import is_nnunet, read_nnunet
 from medseg.manifests.split import assign_folds, describe_missing
 
@@ -107,10 +109,12 @@ class Manifest:
                 yield section, index, item
 
     def files(self, item: Item, key: str) -> list[Path]:
-        """Absolute paths behind ``item[key]`` (``"image"`` may name one file per channel); empty if absent."""
-        value = item.get(key)
-        names = [value] if isinstance(value, str) else list(value or [])
-        return [self.dataset_dir / name for name in names]
+        """Absolute paths behind ``item[key]``, whatever its form (:data:`~medseg.manifests.Item`); empty if absent."""
+        return [self.dataset_dir / name for name in files_of(item.get(key))]
+
+    def label_entry(self, item: Item) -> Any:
+        """``item["label"]`` in the form it has, with absolute paths, as :mod:`medseg.labels` reads it."""
+        return map_files(item["label"], lambda name: str(self.dataset_dir / name))
 
     def fold(self, number: int) -> tuple[list[Item], list[Item]]:
         """Items to train on and items to validate on when a fold is held out; a UsageError if there are none."""
@@ -169,12 +173,32 @@ class Manifest:
         return Manifest({**rest, **counts, "split": record, **sections}, self.dataset_dir)
 
     def _volumes_ml(self, item: Item) -> dict[int, float]:
+        """Volume of each label; of several raters the largest, since what one of them saw is there."""
         volumes: dict[int, float] = {}
+        for labels in self.label_maps(item).values():
+            volumes |= {value: max(volume, volumes.get(value, 0.0)) for value, volume in labels.volumes_ml.items()}
+        return volumes
+
+    def label_maps(self, item: Item, *, only_declared: bool = False) -> dict[str, LabelMap]:
+        """The labels of an item on its image's grid by rater; one that names no rater stands under ``""``.
+
+        Raises
+        ------
+        Refusal
+            Whatever :func:`medseg.labels.read.read_label` refuses.
+        UsageError
+            If a file is not there.
+        """
+        if not item.get("label"):
+            return {}
         for path in self.files(item, "label"):
             if not path.exists():
                 raise UsageError(f"cannot find the label {path}; check the dataset_dir or give --dataset-dir")
-            volumes |= read_label_map(path, mapping=self.scheme.mapping).volumes_ml
-        return volumes
+        rules, image = ReadingRules.of(self.content), self.files(item, "image")[0]
+        return {
+            rater: read_label(entry, scheme=self.scheme, rules=rules, image=image, only_declared=only_declared)
+            for rater, entry in entries_of(self.label_entry(item)).items()
+        }
 
     def with_content(self, **changes: Any) -> Manifest:
         """The same manifest with some top-level keys replaced."""

@@ -6,7 +6,7 @@ through pixel centres would lose half a pixel all around.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,15 @@ import pydicom
 from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import RTStructureSetStorage
 
 from medseg.errors import CaseFailed
-from medseg.geometry import Geometry
 from medseg.labels.codes import Code, SegmentCode, dicom_text
+from medseg.labels.rtstruct import read_rtstruct, structure_set
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import LabelScheme
 from medseg.outputs.common import Job, reference_to, save_checked, series_description, start_dataset
-from medseg.outputs.source import Frame, SourceImages, embed
+from medseg.outputs.source import Frame, SourceImages
 
 _LEAST_DICE = 0.999
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"
@@ -39,7 +40,6 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     """
     job.covered()
     codes = list(job.codes.values())
-    numbers = dict(enumerate(job.codes, start=1))
     dataset = start_dataset(job, "rtstruct", RTStructureSetStorage, "RTSTRUCT")
     dataset.SeriesDescription = series_description(job, "RTSTRUCT")
     dataset.OperatorsName = None
@@ -59,17 +59,16 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.ApprovalStatus = "UNAPPROVED"
 
     def check(partial: Path) -> None:
-        found = read_labels(partial, job.geometry, job.source, numbers)
-        for code in codes:
-            dice = _dice(found == code.label, job.labels == code.label)
+        read = pydicom.dcmread(partial)
+        for number, code in enumerate(codes, start=1):
+            dice = _dice(_filled(read, job, number), job.mask(code.label))
             if dice < _LEAST_DICE:
                 raise CaseFailed(
                     f"{path.name}: filling the contours of {code.name} gives Dice {dice:.4f}; nothing was written"
                 )
 
-    found = _filled(dataset, job.geometry, job.source, numbers)
-    for roi, code in zip(dataset.StructureSetROISequence, codes, strict=True):
-        dice = _dice(found == code.label, job.labels == code.label)
+    for number, (roi, code) in enumerate(zip(dataset.StructureSetROISequence, codes, strict=True), start=1):
+        dice = _dice(_filled(dataset, job, number), job.mask(code.label))
         roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
     return save_checked(dataset, path, check)
 
@@ -126,9 +125,9 @@ def _contours(job: Job, code: SegmentCode, number: int) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber = number
     item.ROIDisplayColor = list(code.rgb)
-    contours = []
+    contours, mask = [], job.mask(code.label)
     for frame in job.frames:
-        contours += _outlines(job.view(job.labels, frame) == code.label, frame, job.source)
+        contours += _outlines(job.view(mask, frame), frame, job.source)
     for index, contour in enumerate(contours, start=1):
         contour.ContourNumber = index
     if contours:
@@ -166,55 +165,9 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return 1.0 if total == 0 else 2.0 * int((first & second).sum()) / total
 
 
-def read_labels(path: Path, geometry: Geometry, source: SourceImages, labels: dict[int, int]) -> NDArray[np.uint16]:
-    """Fill the contours of a file on a grid: label by ROI number."""
-    return _filled(pydicom.dcmread(path), geometry, source, labels)
-
-
-def _filled(dataset: Dataset, geometry: Geometry, source: SourceImages, labels: dict[int, int]) -> NDArray[np.uint16]:
-    frames = {(source.datasets[f.dataset].SOPInstanceUID, f.number): f for f in source.frames}
-    volume = np.zeros(geometry.shape, dtype=np.uint16)
-    for item in dataset.ROIContourSequence:
-        for frame, rings in _by_frame(item.get("ContourSequence", DicomSequence()), frames):
-            view = embed(volume, geometry, frame)
-            if view is None:
-                raise CaseFailed("a contour lies outside the grid of its source")
-            view[fill(rings, frame.shape)] = labels[int(item.ReferencedROINumber)]
-    return volume
-
-
-def _by_frame(
-    contours: DicomSequence, frames: dict[tuple[str, int | None], Frame]
-) -> Iterator[tuple[Frame, list[NDArray[np.float64]]]]:
-    found: dict[tuple[str, int | None], list[NDArray[np.float64]]] = {}
-    for contour in contours:
-        image = contour.ContourImageSequence[0]
-        number = image.get("ReferencedFrameNumber")
-        key = (image.ReferencedSOPInstanceUID, None if number is None else int(number))
-        frame = frames[key]
-        points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3) - frame.position
-        basis = np.stack([frame.along_columns, frame.along_rows], axis=1)
-        found.setdefault(key, []).append(np.asarray(np.linalg.lstsq(basis, points.T, rcond=None)[0].T, np.float64))
-    for key, rings in found.items():
-        yield frames[key], rings
-
-
-def fill(rings: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels whose centres lie inside an odd number of rings; rings are (column, row) in pixels.
-
-    Each edge toggles, in every row that it crosses, the pixels to the right of it; the running parity of the
-    toggles is the inside.
-    """
-    toggles = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
-    for ring in rings:
-        start, end = ring, np.roll(ring, -1, axis=0)
-        low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-        first, last = np.ceil(low).astype(int), np.ceil(high).astype(int)  # rows with low <= row < high
-        counts = last - first
-        edges = np.repeat(np.arange(len(ring)), counts)
-        rows = np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edges]
-        slope = (end[edges, 0] - start[edges, 0]) / (end[edges, 1] - start[edges, 1])
-        columns = start[edges, 0] + (rows - start[edges, 1]) * slope
-        inside = (rows >= 0) & (rows < shape[0])
-        np.add.at(toggles, (rows[inside], np.clip(np.ceil(columns[inside]), 0, shape[1]).astype(int)), 1)
-    return np.asarray(np.cumsum(toggles, axis=1)[:, :-1] % 2 == 1)
+def _filled(dataset: Dataset, job: Job, number: int) -> NDArray[np.bool_]:
+    """Where the outlines of one ROI are again; one at a time, since regions overlap and two may have one name."""
+    found = structure_set(dataset, "the structure set")
+    rois = tuple(replace(roi, name="it") for roi in found.rois if roi.number == number)
+    rules = ReadingRules(missing_slices="empty")
+    return read_rtstruct(replace(found, rois=rois), LabelScheme({1: "it"}), rules, job.image_grid).array == 1

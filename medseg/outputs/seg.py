@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
 import numpy as np
-import pydicom
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg.errors import CaseFailed, UsageError
-from medseg.geometry import Geometry
 from medseg.labels.codes import Code, SegmentCode, dicom_text
+from medseg.labels.dicom_objects import label_object
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import LabelScheme
+from medseg.labels.seg import open_seg, read_seg
 from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
-from medseg.outputs.source import embed, frames_of, slice_spacing_mm
+from medseg.outputs.source import slice_spacing_mm
+
+_LEFT_OUT = "left out"
 
 
 def write_seg(job: Job, path: Path) -> Path:
@@ -42,9 +46,12 @@ def write_seg(job: Job, path: Path) -> Path:
     copy_identity(job.source.first, dataset)
 
     def check(partial: Path) -> None:
-        if not np.array_equal(
-            read_labels(partial, job.geometry, {n: label for label, n in numbers.items()}), job.labels
-        ):
+        if job.scheme.regions:  # segments that overlap are read one by one
+            one_by_one = ((_read_again(partial, job, {label: n}) > 0, label) for label, n in numbers.items())
+            same = all(np.array_equal(found, job.mask(label)) for found, label in one_by_one)
+        else:
+            same = np.array_equal(_read_again(partial, job, numbers), job.labels)
+        if not same:
             raise CaseFailed(
                 f"{path.name}: the segmentation read again differs from the mask; nothing was written, report this"
             )
@@ -61,6 +68,8 @@ def _kind(job: Job) -> SegmentationTypeValues:
     of 8, most start within a byte, and common readers then show a shuffled mask, so that a byte per pixel is safer.
     """
     wanted = job.options.segmentation_type
+    if wanted == "LABELMAP" and job.scheme.regions:
+        raise UsageError("the type LABELMAP holds one segment a voxel, and regions overlap; write BINARY or AUTO")
     if wanted == "AUTO":
         wanted = "FRACTIONAL" if job.view(job.labels, job.frames[0]).size % 8 else "BINARY"
     return SegmentationTypeValues(wanted)
@@ -93,6 +102,9 @@ def _pixels(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> N
     """The label map frame by frame as the source has them, with segment numbers instead of labels."""
     if job.options.segmentation_type == "FRACTIONAL":
         return _probabilities(job, codes)
+    if job.scheme.regions:
+        masks = [job.mask(code.label) for code in codes]
+        return np.stack([np.stack([job.view(one, f) for one in masks], axis=-1) for f in job.frames]).astype(np.uint8)
     table = np.zeros(max(numbers) + 1, dtype=np.uint16 if len(numbers) > 255 else np.uint8)
     for label, number in numbers.items():
         table[label] = number
@@ -171,42 +183,12 @@ def coded(code: Code) -> CodedConcept:
     return CodedConcept(code.value, code.scheme, code.meaning)
 
 
-def read_labels(path: Path, geometry: Geometry, labels: Mapping[int, int]) -> NDArray[np.uint16]:
-    """Read a Segmentation onto a grid, each frame embedded by its own position and orientation.
-
-    Parameters
-    ----------
-    path
-        A BINARY or LABELMAP object, or a FRACTIONAL one of which any part above nothing counts.
-    geometry
-        The grid to fill; what the object leaves out is background.
-    labels
-        Label by segment number.
-    """
-    dataset = pydicom.dcmread(path)
-    volume = np.zeros(geometry.shape, dtype=np.uint16)
-    table = np.zeros(max(labels) + 1, dtype=np.uint16)
-    for number, label in labels.items():
-        table[number] = label
-    pixels = _bits(dataset) if dataset.BitsAllocated == 1 else iter_pixels(dataset)
-    for frame, own, mask in zip(frames_of(dataset), dataset.PerFrameFunctionalGroupsSequence, pixels, strict=True):
-        view = embed(volume, geometry, frame)
-        if view is None:
-            raise CaseFailed("a frame of the segmentation lies outside the grid of its source")
-        if dataset.SegmentationType == "LABELMAP":
-            view[...] = table[mask]
-        else:
-            group = own if "SegmentIdentificationSequence" in own else dataset.SharedFunctionalGroupsSequence[0]
-            number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-            view[mask > 0] = table[number]
-    return volume
-
-
-def _bits(dataset: Dataset) -> Iterator[NDArray[np.uint8]]:
-    """Frames of one bit per pixel, least significant bit first; a frame may start within a byte (PS3.5, 8.1.1)."""
-    data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    for number in range(int(dataset.NumberOfFrames)):
-        start, end = number * rows * columns, (number + 1) * rows * columns
-        bits = np.unpackbits(data[start // 8 : (end + 7) // 8], bitorder="little")
-        yield bits[start % 8 : start % 8 + rows * columns].reshape(rows, columns)
+def _read_again(path: Path, job: Job, numbers: Mapping[int, int]) -> NDArray[Any]:
+    """The label map that a written file holds on the source's grid, by number: two structures may have one name."""
+    header = label_object(path)
+    if header is None:
+        raise CaseFailed(f"{path.name} is no segmentation when it is read again; nothing was written, report this")
+    seg, named = open_seg(header, path.name), {number: str(label) for label, number in numbers.items()}
+    seg = replace(seg, segments={number: named.get(number, _LEFT_OUT) for number in seg.segments})
+    scheme = LabelScheme({label: str(label) for label in numbers})
+    return read_seg(seg, scheme, ReadingRules(names={_LEFT_OUT: None}), job.image_grid).array

@@ -32,6 +32,8 @@ class CaseRow:
     structures: tables.Table
     message: str
     search: str
+    findings: tables.Table = field(default_factory=tables.Table)
+    key: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -56,6 +58,15 @@ class CaseRow:
 
 
 @dataclass(frozen=True)
+class SignOff:
+    """What a page needs so that its cases can be judged: state as JSON, the file it is saved as, possible verdicts."""
+
+    state: str
+    file: str
+    verdicts: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Page:
     """What the template shows; what is empty takes no room.
 
@@ -75,6 +86,8 @@ class Page:
         None for a page that is not about cases.
     samples
         Caption and picture (a data URI) of what a training has shown.
+    sign_off
+        For a page on which every case is given a verdict.
     """
 
     title: str
@@ -98,6 +111,7 @@ class Page:
     samples: Sequence[tuple[str, str]] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     library: str = ""
+    sign_off: SignOff | None = None
 
     @property
     def sections(self) -> list[tuple[str, str]]:
@@ -119,6 +133,7 @@ class Page:
                 side=SIDE_PX,
                 css=_asset("page.css"),
                 js=_asset("page.js"),
+                sign_js=_asset("sign_off.js") if self.sign_off else "",
                 colours={label: colour(i) for i, label in enumerate(self.names)},
                 series=[
                     colour(i) for i in range(max((len(c.legend) for s in self.charts for c in s.charts), default=0))

@@ -20,8 +20,9 @@ from medseg.geometry import Geometry
 from medseg.ingest.image_files import is_image_file
 from medseg.ingest.read import Source, read_volume
 from medseg.ingest.record import SeriesRecord
+from medseg.labels.image_grid import FRAME_OF_REFERENCE, SERIES
 
-_OWN_KEYS = ("case_id", "modality", "notes", "resampled")
+_OWN_KEYS = ("case_id", "modality", "notes", "resampled", SERIES, FRAME_OF_REFERENCE)
 """Meta data that MONAI's readers do not give."""
 
 
@@ -110,7 +111,7 @@ class LoadVolume(LoadImage):
         else:
             values, geometry, facts = read_volume(source, dtype=self.dtype, allow_resample=self.allow_resample)
             channel_dim = float("nan")
-        meta = _meta(source, geometry, facts, channel_dim)
+        meta = meta_of(source, geometry, facts, channel_dim)
         image = self._tensor(torch.from_numpy(values), meta)
         if self.ensure_channel_first:
             image = EnsureChannelFirst()(image, meta_dict=meta)
@@ -263,7 +264,7 @@ def _is_a_volume(entry: str | SeriesRecord) -> bool:
     return isinstance(entry, SeriesRecord) or os.path.isdir(entry) or is_image_file(entry)  # noqa: PTH112
 
 
-def _meta(source: Any, geometry: Geometry, facts: dict[str, Any], channel_dim: float) -> dict[str, Any]:
+def meta_of(source: Any, geometry: Geometry, facts: dict[str, Any], channel_dim: float) -> dict[str, Any]:
     """Meta data of plain types only, so that batches collate; nothing that identifies the patient."""
     first = source[0] if isinstance(source, list) else source
     return {
@@ -277,4 +278,6 @@ def _meta(source: Any, geometry: Geometry, facts: dict[str, Any], channel_dim: f
         "modality": str(facts.get("modality", "")),
         "notes": "; ".join(facts["notes"]),
         "resampled": str((facts["resampled"] or {}).get("because", "")),
+        SERIES: str(facts.get(SERIES, "")),
+        FRAME_OF_REFERENCE: str(facts.get(FRAME_OF_REFERENCE, "")),
     }

@@ -1,39 +1,45 @@
-"""Load label maps for training, checked: no label that the network has no class for reaches a loss."""
+"""Load labels for training, checked: no label that the network has no class for reaches a loss."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform
 from numpy.typing import DTypeLike
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.labels import MAPPING_KEY, check_labels, no_label
-from medseg.transforms.load import LoadVolume
+from medseg.ingest import case_id_of
+from medseg.labels import MAPPING_KEY, READING_KEY, ImageGrid, LabelMap, LabelScheme, ReadingRules, read_label
+from medseg.labels.raters import RATERS_KEY, one_map, raters_of
+from medseg.transforms.load import meta_of
 
 
 class LoadLabeld(MapTransform):
-    """Load label maps, and refuse those whose values are no whole numbers or no class of the network.
+    """Load label maps, DICOM segmentations, structure sets or one file per structure, and refuse what does not fit.
 
-    Values within 0.001 of a whole number are rounded. A mapping of values under ``label_mapping`` in the case, as
-    :func:`medseg.training.fold_items` puts it there, is applied first and taken out of the case.
+    Values within 0.001 of a whole number are rounded. What a datalist says of its labels besides their files is in the
+    case, as :func:`medseg.training.fold_items` puts it there: a mapping of values under ``label_mapping``, how DICOM
+    objects are read under ``label_reading``, and how several raters' labels become one under ``raters``; all are taken
+    out.
 
     Parameters
     ----------
     keys
-        Keys whose values are paths of label maps.
+        Keys whose values are labels, see :data:`medseg.labels.LabelEntry`, or lists of raters.
     label_names
-        Names of the classes 1, 2, … in order; background is 0. ``None`` allows every label from 0 to 65535.
+        Names of the classes 1, 2, … in order; background is 0. ``None`` allows every label from 0 to 65535; names in
+        DICOM objects then mean what the datalist declares.
     image_key
-        An image that is loaded already: a label on another grid is refused.
+        An image that is loaded already: a label on another grid is refused, and DICOM objects are brought onto it.
     dtype
         Type of the result.
     ensure_channel_first
@@ -44,8 +50,8 @@ class LoadLabeld(MapTransform):
     Raises
     ------
     Refusal
-        When called: ``unexpected-labels``, ``geometry-mismatch``, or why there is no sound volume. Inside a MONAI
-        ``Compose`` it is the cause of the ``RuntimeError`` raised there.
+        When called: ``unexpected-labels``, ``geometry-mismatch``, or whatever else :func:`medseg.labels.read_label`
+        refuses. Inside a MONAI ``Compose`` it is the cause of the ``RuntimeError`` raised there.
     """
 
     def __init__(
@@ -61,46 +67,54 @@ class LoadLabeld(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.declared = None if label_names is None else {0: "background"} | dict(enumerate(label_names, start=1))
         self.image_key, self.dtype = image_key, dtype
-        self._loader = LoadVolume(None, ensure_channel_first=ensure_channel_first)
+        self.ensure_channel_first = ensure_channel_first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its labels in memory."""
         case = dict(data)
-        mapping = case.pop(MAPPING_KEY, None)
+        mapping, reading = case.pop(MAPPING_KEY, None) or {}, case.pop(READING_KEY, None) or {}
+        way, rules = case.pop(RATERS_KEY, "majority"), ReadingRules.of(reading)
+        scheme = LabelScheme.of(reading) if self.declared is None else LabelScheme(self.declared)
+        scheme = replace(scheme, mapping=mapping)
         image = case.get(self.image_key)
+        grid = _grid(image) if isinstance(image, MetaTensor) else None
         for key in self.key_iterator(case):
-            case[key] = self._load(case[key], mapping, image)
+            entries = raters_of(case[key]) or {"": case[key]}
+            maps = {rater: self._read(entry, scheme, rules, grid) for rater, entry in entries.items()}
+            found = one_map(maps, way, ignore=scheme.ignore) if len(maps) > 1 else next(iter(maps.values()))
+            case[key] = self._tensor(found, next(iter(entries.values())))
         return case
 
-    def _load(self, source: Any, mapping: Mapping[int, int] | None, image: Any) -> torch.Tensor:
-        if not isinstance(source, str | os.PathLike):
-            raise Refusal("unexpected-labels", f"found {source!r} for a label, expected the path of one label map")
-        name = f"the label {Path(source).name}"
-        try:
-            loaded = self._loader(source)
-        except Refusal as refusal:
-            raise no_label(refusal, name) from refusal
-        values = loaded.as_tensor() if isinstance(loaded, MetaTensor) else loaded
-        labels, _ = check_labels(values.numpy(), name, declared=self.declared, mapping=mapping)
-        tensor = torch.from_numpy(labels.astype(self.dtype))
-        if not isinstance(loaded, MetaTensor):
+    def _read(self, entry: Any, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None) -> LabelMap:
+        if not isinstance(entry, str | os.PathLike | Mapping):
+            raise Refusal(
+                "unexpected-labels",
+                f"found {entry!r} for a label, expected the path of one file, or of a file for each structure",
+            )
+        found = read_label(entry, scheme=scheme, rules=rules, image=image, only_declared=self.declared is not None)
+        if image is not None and not found.geometry.matches(image.geometry):
+            name = "of one file per structure" if isinstance(entry, Mapping) else Path(entry).name
+            raise Refusal(
+                "geometry-mismatch",
+                f"the label {name} {found.geometry.mismatch(image.geometry)}; resample the label onto its image's "
+                "grid, or restore the right label",
+            )
+        return found
+
+    def _tensor(self, found: LabelMap, entry: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(found.array.astype(self.dtype))
+        tensor = tensor.unsqueeze(0) if self.ensure_channel_first else tensor
+        if not get_track_meta():
             return tensor
-        if isinstance(image, MetaTensor):
-            _require_same_grid(_grid(loaded), _grid(image), name)
-        return MetaTensor(tensor, meta=loaded.meta)
+        first = next(iter(entry.values())) if isinstance(entry, Mapping) else entry
+        facts = {"case_id": case_id_of(first), "notes": found.notes, "resampled": None}
+        meta = meta_of(os.fspath(first), found.geometry, facts, float("nan"))
+        return MetaTensor(tensor, meta=meta)
 
 
 LoadLabelD = LoadLabelDict = LoadLabeld
 
 
-def _grid(volume: MetaTensor) -> Geometry:
+def _grid(volume: MetaTensor) -> ImageGrid:
     i, j, k = volume.shape[-3:]
-    return Geometry((i, j, k), np.asarray(volume.affine, dtype=np.float64))
-
-
-def _require_same_grid(label: Geometry, image: Geometry, name: str) -> None:
-    if not label.matches(image):
-        raise Refusal(
-            "geometry-mismatch",
-            f"{name} {label.mismatch(image)}; resample the label onto its image's grid, or restore the right label",
-        )
+    return ImageGrid.of_facts(Geometry((i, j, k), np.asarray(volume.affine, dtype=np.float64)), volume.meta)

@@ -20,11 +20,10 @@ from medseg.errors import CaseFailed, MedsegError, Refusal, UsageError
 from medseg.evaluation.pairing import CaseFile
 from medseg.evaluation.pairing import collect as collect_references
 from medseg.evaluation.scoring import along
-from medseg.geometry import Geometry
-from medseg.inference.cases import InputCase, collect, load
+from medseg.inference.cases import InputCase, LoadedCase, collect, load
 from medseg.inference.config import channels_of
 from medseg.inference.roi import IndexBox, parse_region
-from medseg.labels import read_label_map
+from medseg.labels import ImageGrid, LabelScheme, read_label, read_label_map
 from medseg.results import RunReport
 from medseg.trust.crop import ProbabilityCrop, spacing_mm_of
 from medseg.trust.fit_cases import TrainingCase, TrustCase
@@ -72,7 +71,9 @@ class CorrectedCases:
     def __post_init__(self) -> None:
         run = RunReport.read(self.folder)
         self._options = run.options
-        self._references = collect_references(self.references, "references").files
+        found = collect_references(self.references, "references").files
+        named = {file.alias: file for file in found.values() if file.alias}  # objects whose series the run did not know
+        self._references = {**named, **found}
         done = {case.case_id: case.source for case in run.cases if case.status == "done"}
         self.case_ids = tuple(case_id for case_id in done if case_id in self._references)
         if not self.case_ids:
@@ -108,7 +109,7 @@ class CorrectedCases:
         if case_id not in self._sources:
             raise CaseFailed("its image was not found; name it with --images")
         loaded = load(self._sources[case_id])
-        labels = _labels_of(self._references[case_id], loaded.geometry, self.predictor)
+        labels = _labels_of(self._references[case_id], loaded, self.predictor)
         roi = self._options.get("roi")
         box = parse_region(str(roi)).box(loaded.geometry) if roi else None
         case = loaded.images if box is None else {**loaded.images, "image": box.crop(loaded.images["image"])}
@@ -167,15 +168,21 @@ class TrainingCases(Sequence[TrainingCase]):
 
     def __getitem__(self, index: Any) -> Any:
         loaded = load(self._cases[index])
-        labels = _labels_of(self._labels[loaded.case.case_id], loaded.geometry, self._predictor)
+        labels = _labels_of(self._labels[loaded.case.case_id], loaded, self._predictor)
         prepared = self._predictor.prepare(loaded.images)
         reference = _nearest(labels, loaded.images["image"], prepared)
         return TrainingCase(prepared.as_tensor().float(), reference, spacing_mm_of(prepared.affine.numpy()))
 
 
-def _labels_of(file: CaseFile, image: Geometry, predictor: Predictor) -> NDArray[np.uint8]:
+def _labels_of(file: CaseFile, loaded: LoadedCase, predictor: Predictor) -> NDArray[np.uint8]:
     """The labels of a case on the grid of its image; axes in another order or direction are turned."""
-    read = read_label_map(file.path, declared=predictor.bundle.labels, mapping=file.mapping)
+    image = loaded.geometry
+    read = read_label(
+        file.path if file.entry is None else file.entry,
+        scheme=LabelScheme(predictor.bundle.labels, file.mapping),
+        rules=file.rules,
+        image=lambda: replace(ImageGrid.of(loaded.case.channels[0]), geometry=image),
+    )
     labels, grid = along(read.array, read.geometry, image)
     if not grid.matches(image):
         raise Refusal("geometry-mismatch", f"{file.path.name}, on another grid than the image, {grid.mismatch(image)}")

@@ -11,7 +11,7 @@ import pytest
 
 from medseg.bundle import audit
 from medseg.bundle.findings import blocks
-from medseg.bundle.privacy import neutral_datalist
+from medseg.bundle.privacy import neutral_datalist, privacy_findings
 from medseg.errors import BundleError
 from medseg.sharing import pack, unpack
 from tests.bundle.sample import read_config, write_config
@@ -124,3 +124,15 @@ def test_a_damaged_datalist_is_left_to_the_audit(told: Path) -> None:
     assert any("not readable" in finding.what for finding in audit(told))
     (told / "configs" / "datalist.json").write_text(json.dumps([1]))
     audit(told)
+
+
+def test_labels_of_structures_and_raters_become_numbers_too() -> None:
+    by_structure = {"liver": "meyer/liver.nii.gz", "spleen": "meyer/spleen.nii.gz"}
+    raters = [{"rater": "Dr Huber", "label": "meyer/h.dcm"}, {"rater": "Dr Zoe", "label": by_structure}]
+    items = [{"image": "meyer/ct.nii", "label": label, "patient_id": "m"} for label in (by_structure, raters)]
+    made = neutral_datalist({"labels": {"1": "liver", "2": "spleen"}, "training": items})["training"]
+    assert made[0]["label"] == {"liver": "labels/case-0001_s000.nii.gz", "spleen": "labels/case-0001_s001.nii.gz"}
+    assert [one["rater"] for one in made[1]["label"]] == ["0000", "0001"]
+    assert not any(name in json.dumps(made) for name in ("meyer", "Huber", "Zoe"))
+    assert neutral_datalist({"training": made})["training"] == made
+    assert not [*privacy_findings({"configs/datalist.json": {"training": made}})]

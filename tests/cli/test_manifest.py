@@ -13,6 +13,8 @@ from medseg.cli import manifest
 from medseg.cli.main import app
 from medseg.ingest import save_nifti
 from tests.manifests.conftest import AFFINE, label_of, write_case
+from tests.manifests.hospital import rtstruct, seg, series
+from tests.manifests.test_structures import total_segmentator
 
 assert manifest
 
@@ -68,3 +70,88 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
     assert run("audit", tmp_path / "missing.json")[0] == 2
     assert run("create", "--images", tmp_path, "-o", tmp_path / "x.json")[0] == 2
     assert run("download", "appendix", "-o", tmp_path)[0] == 2
+
+
+def test_names_of_rois_are_proposed_written_and_given_back(tmp_path: Path) -> None:
+    for number, name in enumerate(("Liver", "LEBER")):
+        slices = series(tmp_path / "export" / f"p{number}", str(number + 1), f"P{number}")
+        rtstruct(tmp_path / "export" / f"rs{number}.dcm", slices, [name])
+    call = ("create", "--images", tmp_path / "export", "-o", tmp_path / "d.json")
+    code, said = run(*call)
+    assert code == 1
+    assert not (tmp_path / "d.json").exists()
+    for words in ("the labels hold 2 names", "LEBER", "liver", f"--roi-table {tmp_path / 'd_rois.csv'}"):
+        assert words in said
+    code, said = run(*call)
+    assert code == 2
+    assert "is there already" in said
+    code, said = run(*call, "--roi-table", tmp_path / "d_rois.csv")
+    assert (code, "labels: 1 liver" in said) == (0, True)
+    assert json.loads((tmp_path / "d.json").read_text())["roi_mapping"] == {"LEBER": "liver"}
+    code, said = run("split", tmp_path / "d.json", "--folds", 2, "--seed", 0)
+    assert (code, "folds of 1, 1 cases" in said) == (0, True)
+
+
+def test_masks_are_chosen_by_name(tmp_path: Path) -> None:
+    folder = total_segmentator(tmp_path / "ts", s1=("liver", "spleen", "aorta"), s2=("liver", "spleen", "aorta"))
+    code, said = run("create", "--images", folder, "--label", "spleen", "--label", "liver", "-o", tmp_path / "d.json")
+    assert (code, "labels: 1 spleen, 2 liver" in said) == (0, True)
+    code, said = run("create", "--images", folder, "--label", "4=spleen", "--label", "liver", "-o", tmp_path / "d.json")
+    assert (code, "--label liver has no value" in said) == (2, True)
+
+
+def test_patterns_maps_and_merges(tmp_path: Path) -> None:
+    for seed, patient in enumerate(("p1", "p2")):
+        save_nifti(label_of(seed), AFFINE, tmp_path / patient / "MR_1.nii.gz")
+        save_nifti(label_of(1) * 100, AFFINE, tmp_path / patient / "seg_1.nii.gz")
+    where = ("--images", tmp_path, "--image", "{patient}/MR*.nii.gz", "--label", "{patient}/seg*.nii.gz")
+    code, said = run("create", *where, "--map", "100=1,200=2", "--merge", "all=1,2", "-o", tmp_path / "d.json")
+    assert (code, "labels: 1 all" in said) == (0, True)
+    assert json.loads((tmp_path / "d.json").read_text())["label_mapping"] == {"2": 1, "100": 1, "200": 1}
+    code, said = run("create", *where, "--merge", "all", "-o", tmp_path / "d.json")
+    assert (code, "expected NAME=PART,PART" in said) == (2, True)
+
+
+def test_review_writes_its_page(dataset: Path, tmp_path: Path) -> None:
+    assert (
+        run(
+            "create",
+            "--images",
+            dataset / "imagesTr",
+            "--labels",
+            dataset / "labelsTr",
+            "--label",
+            "1=block",
+            "--label",
+            "2=dot",
+            "-o",
+            tmp_path / "d.json",
+        )[0]
+        == 0
+    )
+    code, said = run("review", tmp_path / "d.json", "-o", tmp_path / "out", "--no-viewer")
+    assert (code, "6 labels (6 open)" in said) == (0, True)
+    assert (tmp_path / "out" / "labels.html").is_file()
+    (dataset / "labelsTr" / "case_0x.nii.gz").unlink()
+    code, said = run("review", tmp_path / "d.json", "-o", tmp_path / "out", "--no-viewer", "--no-audit")
+    assert (code, "1 cannot be read" in said) == (1, True)
+
+
+def test_overlaps_are_decided_by_an_order(tmp_path: Path) -> None:
+    slices = series(tmp_path / "study" / "ct", "1")
+    seg(tmp_path / "study" / "seg.dcm", slices, {"liver": slice(0, 3), "tumour": slice(2, 4)})
+    call = ("create", "--images", tmp_path / "study", "--write-labels", tmp_path / "maps", "-o", tmp_path / "d.json")
+    code, said = run(*call)
+    assert code == 2
+    for words in ("overlapping-labels", "label_reading"):
+        assert words in said.replace("\n", " ")
+    code, said = run(*call, "--reading", "order=liver,tumour")
+    assert (code, said.count("1 training")) == (0, 1)
+    assert list((tmp_path / "maps").iterdir())
+    for wrong, words in (
+        ("order", "expected KEY=VALUE"),
+        ("sort=a", "holds 'sort'"),
+        ("threshold=2", "a share above 0"),
+    ):
+        code, said = run(*call, "--reading", wrong)
+        assert (code, words in said) == (2, True)

@@ -152,6 +152,8 @@ def test_bids_derivatives(tmp_path: Path) -> None:
             "image": "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
             "label": "derivatives/manual/sub-02/ses-a/anat/sub-02_ses-a_space-T1w_dseg.nii.gz",
             "patient_id": "sub-02",
+            "session": "ses-a",
+            "modality": "MR",
         }
         assert manifest.labels == {0: "background", 1: "head", 2: "tail"}
         assert (manifest.content["name"], manifest.licence) == ("Study", "CC0")

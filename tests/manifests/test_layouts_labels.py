@@ -15,7 +15,6 @@ from medseg.cli.manifest import manifest_app
 from medseg.errors import UsageError
 from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, audit, create
-from tests.ingest.trees import write_series
 from tests.manifests.conftest import AFFINE, label_of
 from tests.manifests.test_layouts import nnunet, touch
 
@@ -28,19 +27,14 @@ def with_labels(path: Path, labels: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        ({"background": 0, "whole": [1, 2], "core": 2}, r"the region 'whole' \(1 and 2\)"),
-        ({"background": 0, "tumour": 1, "ignore": 2}, r"'ignore' \(value 2\)"),
-    ],
-)
-def test_nnunets_regions_and_ignore_are_refused_by_name(labels: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_nnunets_regions_and_ignore_are_kept(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     path = with_labels(nnunet(tmp_path), labels)
-    with pytest.raises(UsageError, match=words):
-        create(path, checksums=False)
-    with pytest.raises(UsageError, match=words):
-        _ = Manifest.read(path).labels
+    scheme = Manifest.read(path).scheme
+    assert (scheme.regions, scheme.ignore) == ({"whole": (1, 2), "core": (2,)}, 3)
+    made = create(path, checksums=False)
+    assert (made.content["labels"], made.content["regions_class_order"]) == (labels, [1, 2])
+    assert made.scheme == scheme
 
 
 def test_ignore_may_be_mapped_and_regions_may_be_named_anew(tmp_path: Path) -> None:
@@ -145,21 +139,6 @@ def test_patterns_that_do_not_fit_are_refused(images: list[str], label: str | No
     touch(tmp_path / "p1" / "t1.nii", tmp_path / "p2" / "t1.nii", tmp_path / "p1" / "only.nii")
     with pytest.raises(UsageError, match=words):
         create(tmp_path, image_patterns=images, label_pattern=label, checksums=False)
-
-
-def test_dicom_labels_are_said_not_to_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_series(tmp_path / "x" / "scan", "1")
-    write_series(tmp_path / "y", "2", count=1, **SEG)
-    write_series(tmp_path / "y", "3", count=1, **RTSTRUCT)
-    with pytest.raises(UsageError, match=r"1 DICOM RTSTRUCT and 1 DICOM SEG lie there .* not read as labels yet"):
-        create(tmp_path / "x", tmp_path / "y")
-    write_series(tmp_path / "x" / "scan", "4", count=1, **SEG)
-    with caplog.at_level(logging.WARNING):
-        create(tmp_path / "x", checksums=False)
-    assert "1 DICOM SEG lie there" in caplog.text
-    touch(tmp_path / "images" / "a.nii.gz")
-    with pytest.raises(UsageError, match="not read as labels yet"):
-        create(tmp_path / "images", tmp_path / "y", checksums=False)
 
 
 def test_a_rare_structure_is_told_when_the_folds_are_made(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,8 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg import outputs
 from medseg.geometry import Geometry
-from medseg.outputs import rtstruct
-from medseg.outputs.source import read_source
+from medseg.labels import ImageGrid, LabelScheme, ReadingRules, read_label
 from tests.outputs.series import FakeBundle, blobs, read, rotation, write_enhanced, write_series
 
 SHAPE = (7, 6, 5)
@@ -122,7 +121,9 @@ def test_structure_set_fills_to_the_mask(tmp_path: Path, plane: str, degrees: fl
     record, geometry = write_series(tmp_path / "in", affine_of(plane, (-1, 1, 1), degrees), SHAPE)
     labels = blobs(SHAPE)
     path = outputs.write("rtstruct", labels, geometry, record, FakeBundle(), tmp_path / "rt.dcm")
-    assert np.array_equal(rtstruct.read_labels(path, geometry, read_source(record), {1: 1, 2: 3}), labels)
+    scheme, rules = LabelScheme(dict(FakeBundle().labels)), ReadingRules(missing_slices="empty")
+    found = read_label(path, scheme=scheme, rules=rules, image=ImageGrid(geometry))
+    assert np.array_equal(found.array, labels)
 
 
 @pytest.mark.parametrize("kind", outputs.KINDS)

@@ -15,7 +15,8 @@ from medseg import outputs
 from medseg.errors import BundleError, CaseFailed, Refusal, UsageError
 from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
-from medseg.outputs.rtstruct import fill
+from medseg.labels.canvas import Painted
+from medseg.labels.rasterise import fill_plane
 from medseg.outputs.sr import longest_diameter_mm
 from tests.outputs.series import CODES, FakeBundle, blobs, read, write_series
 from tests.outputs.validators import errors, needs_validator
@@ -195,14 +196,14 @@ def test_there_are_no_default_codes(series: Series, tmp_path: Path, codes: dict[
 
 
 @pytest.mark.parametrize(
-    ("kind", "reader"), [("seg", "medseg.outputs.seg.read_labels"), ("rtstruct", "medseg.outputs.rtstruct.read_labels")]
+    ("kind", "reader"), [("seg", "medseg.outputs.seg.read_seg"), ("rtstruct", "medseg.outputs.rtstruct.read_rtstruct")]
 )
 def test_a_file_that_reads_back_otherwise_never_appears(
     series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reader: str
 ) -> None:
     record, geometry = series
     labels = blobs(SHAPE)
-    monkeypatch.setattr(reader, lambda *_: np.roll(labels, 1, axis=2))
+    monkeypatch.setattr(reader, lambda *_: Painted(np.roll(labels, 1, axis=2), geometry))
     with pytest.raises(CaseFailed):
         outputs.write(kind, labels, geometry, record, FakeBundle(), tmp_path / "o.dcm")
     assert not list(tmp_path.iterdir())
@@ -215,7 +216,9 @@ def test_filling_outlines_gives_any_mask_back(mask: NDArray[np.bool_]) -> None:
 
     lines = contour_generator(z=np.pad(mask, 1).astype(np.float32), line_type=LineType.Separate).lines(0.5)
     rings = [np.round(np.asarray(line)[:-1] - 1.0, 5) for line in lines]
-    assert np.array_equal(fill(rings, (mask.shape[0], mask.shape[1])), mask)
+    found = fill_plane([ring[:, ::-1] for ring in rings], (mask.shape[0], mask.shape[1]))
+    assert np.array_equal(found.inside, mask)
+    assert (found.repeated, found.crossing) == (0, 0)
 
 
 @settings(deadline=None)

@@ -11,13 +11,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from medseg.errors import Refusal, UsageError
+from medseg.geometry import Geometry, lps_to_ras
 from medseg.inference import Options, Predictor, run_batch
 from medseg.trust.fit_cases import CaseCache, TrustCase
 from medseg.workflows.corrected_cases import CorrectedCases, TrainingCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, load, save
+from tests.labels.objects import Series, segmentation
+from tests.labels.objects import save as write_object
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,25 @@ def test_dice_is_that_between_the_folder_and_the_corrected_mask(ran: Path) -> No
         assert case.crop.image.shape[1:] == case.reference.shape
         assert case.patient == case_id
         assert sorted(case.crop.spacing_mm) == pytest.approx([1.1, 1.4, 2.6], abs=1e-5)
+    assert not cases.skipped
+
+
+def test_corrected_masks_may_be_segmentations(ran: Path, tmp_path: Path) -> None:
+    """As a viewer exports them: on the image's grid, known by name where the image was no DICOM series."""
+    names = Predictor(ran / "bundle", "cpu", "fp32").bundle.labels
+    for case_id in ("case0", "case1", "case2"):
+        mask, matrix = load(ran / "masks" / f"{case_id}_seg.nii.gz")
+        geometry = Geometry(mask.shape, matrix)  # type: ignore[arg-type]
+        first = Dataset()
+        first.SeriesInstanceUID, first.FrameOfReferenceUID = generate_uid(), generate_uid()
+        first.StudyInstanceUID, first.PatientID, first.PatientName = generate_uid(), "P", "P"
+        of = Series(tmp_path, geometry, lps_to_ras(geometry.affine), first)
+        structures = {name: np.asarray(mask == value) for value, name in names.items()}
+        write_object(segmentation(of, structures), tmp_path / f"{case_id}_seg.dcm")
+    cases, usual = _cases(ran, references=tmp_path), _cases(ran)
+    assert cases.case_ids == ("case0", "case1", "case2")
+    for found, expected in zip(_own(cases), _own(usual), strict=True):
+        np.testing.assert_array_equal(found.reference, expected.reference)
     assert not cases.skipped
 
 

@@ -24,7 +24,7 @@
     toggle(body, true);
     body.scrollIntoView();
   });
-  cases.slice(0, 1).forEach((body) => toggle(body, true));
+  (table && "open" in table.dataset ? cases : cases.slice(0, 1)).forEach((body) => toggle(body, true));
 
   // Sorting: what has no value stays at the end in both directions
   const value = (body, column, numeric) => {
@@ -54,14 +54,15 @@
   });
 
   // Filtering
-  const filters = ["f-text", "f-status", "f-verdict", "f-wrong"].map(byId);
-  const [text, status, verdict, wrong] = filters;
+  const filters = ["f-text", "f-status", "f-verdict", "f-wrong", "f-signed"].map(byId);
+  const [text, status, verdict, wrong, signed] = filters;
   const apply = () => {
     const words = (text?.value || "").toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const body of cases) {
       const ok = words.every((word) => body.dataset.text.includes(word)) && (!status?.value || body.dataset.status === status.value) &&
-        (!verdict?.value || body.dataset.verdict === verdict.value) && (!wrong?.checked || "wrong" in body.dataset);
+        (!verdict?.value || body.dataset.verdict === verdict.value) && (!wrong?.checked || "wrong" in body.dataset) &&
+        (!signed?.value || (body.dataset.signed || "open") === signed.value);
       body.hidden = !ok;
       shown += ok;
     }
