@@ -28,7 +28,8 @@ from medseg.manifests.layouts import path_checksum
 from medseg.report.collect import Case
 from medseg.report.page import CaseRow, Page, SignOff
 from medseg.report.pictures import Pictures, ViewerStore, library, planes, read_case, read_source
-from medseg.report.tables import Cell, Column, Table, Tile, number, remedy, table
+from medseg.report.remedies import remedy
+from medseg.report.tables import Cell, Column, Table, Tile, number, table
 from medseg.tables import read_table
 
 PAGE_NAME = "labels.html"
