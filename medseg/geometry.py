@@ -165,3 +165,13 @@ class Geometry:
 def lps_to_ras(affine_lps: ArrayLike | Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Turn a 4×4 affine in DICOM's LPS+ frame into RAS+ (or back: the map is its own inverse)."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine_lps, dtype=np.float64)
+
+
+def ras_axes(geometry: Geometry) -> list[int]:
+    """Array axis that lies closest to each of the patient's x, y and z axes."""
+    return [next(i for i, letter in enumerate(geometry.orientation) if letter in pair) for pair in ("LR", "PA", "IS")]
+
+
+def millimetres(values: Sequence[float]) -> str:
+    """Lengths along three axes, for a message."""
+    return "×".join(f"{float(value):.2f}" for value in values) + " mm"

@@ -20,8 +20,9 @@ from medseg.bundle.resolve import may_hold, resolved
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
-from medseg.geometry import Geometry
+from medseg.geometry import Geometry, millimetres, ras_axes
 from medseg.json_shape import misfit, without_nulls
+from medseg.labels.scheme import LabelScheme
 
 if TYPE_CHECKING:
     import torch
@@ -260,8 +261,7 @@ class Bundle:
     @property
     def output_channels(self) -> int:
         """Number of channels of the network's output, background included."""
-        described = self._tensor("outputs", "pred")
-        if "num_channels" not in described:
+        if "num_channels" not in (described := self._tensor("outputs", "pred")):
             raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
         return int(described["num_channels"])
 
@@ -272,14 +272,28 @@ class Bundle:
         A channel that ``channel_def`` does not name is the background, too. One channel alone stands for its structure.
         """
         name = self._channels().get(0)
+        if "labels" in self._tensor("outputs", "pred") and self.scheme.regions:
+            return False
         return self.output_channels > 1 and (name is None or name.strip().lower() in _BACKGROUND)
 
     @property
+    def scheme(self) -> LabelScheme:
+        """What the values of its label maps mean; its output's ``labels`` (as in a datalist) may declare regions."""
+        if "labels" not in (described := self._tensor("outputs", "pred")):
+            return LabelScheme(self.labels)
+        try:
+            return LabelScheme.of(described, f"the output of {self.name}")
+        except UsageError as error:
+            raise BundleError(str(error)) from error
+
+    @property
     def labels(self) -> dict[int, str]:
-        """Names of the structures by label value, without the background.
+        """Names of the structures by label value, without the background; of a region: by the value it paints.
 
         The label of a channel is its number; that of an only channel is 1, whichever number ``channel_def`` gives it.
         """
+        if "labels" in self._tensor("outputs", "pred"):
+            return self.scheme.structures
         named = self._channels()
         if self.output_channels == 1:
             if self._tensor("outputs", "pred").get("type") == "image":
@@ -319,8 +333,7 @@ class Bundle:
         Refusal
             ``outside-training-range`` or ``wrong-modality``.
         """
-        limits = self.training_range
-        if limits is None:
+        if (limits := self.training_range) is None:
             return
         allowed = limits.get("modality") or []
         if modality and allowed and modality not in allowed:
@@ -337,8 +350,8 @@ class Bundle:
             if low and high and not all(a <= value <= b for a, value, b in zip(low, found, high, strict=True)):
                 raise Refusal(
                     "outside-training-range",
-                    f"found a {what} of {_millimetres(found)}, {self.name} was trained on {_millimetres(low)} to"
-                    f" {_millimetres(high)} (left-right, posterior-anterior, inferior-superior); {remedy}",
+                    f"found a {what} of {millimetres(found)}, {self.name} was trained on {millimetres(low)} to"
+                    f" {millimetres(high)} (left-right, posterior-anterior, inferior-superior); {remedy}",
                 )
 
     def load_network(self, device: str | torch.device = "cpu") -> torch.nn.Module:
@@ -382,12 +395,3 @@ def _no_bundle(folder: Path) -> str:
     what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
     names = ", ".join(path.name for path in list_bundles())
     return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"
-
-
-def ras_axes(geometry: Geometry) -> list[int]:
-    """Array axis that lies closest to each of the patient's x, y and z axes."""
-    return [next(i for i, letter in enumerate(geometry.orientation) if letter in pair) for pair in ("LR", "PA", "IS")]
-
-
-def _millimetres(values: Any) -> str:
-    return "×".join(f"{float(value):.2f}" for value in values) + " mm"

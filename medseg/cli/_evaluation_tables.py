@@ -37,6 +37,7 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
     for value, structures in summary.get("subgroups", {}).get("groups", {}).items():
         tables += _structures(f"{summary['subgroups']['column']} = {value}", structures, width)
     tables.append(_worst(result.results))
+    tables += [_lesions(name, sizes) for name, sizes in summary.get("lesions", {}).items()]
     if "accepted" in summary:
         tables.append(_accepted(summary["accepted"]))
     if "comparison" in summary:
@@ -141,6 +142,17 @@ def _worst(results: Sequence[StructureResult]) -> Table:
 def _badness(row: StructureResult) -> tuple[float, float]:
     dice, distance = row.values["dice"], row.values["hd95_mm"]
     return (0.0 if dice is None else dice, -float("inf") if distance is None else -distance)
+
+
+def _lesions(name: str, sizes: Mapping[str, Any]) -> Table:
+    table = _table(f"{name}: lesions matched one to one", "size")
+    for heading in ("reference", "found", "missed", "invented", "sensitivity", "precision", "F1", "mean Dice", "PQ"):
+        table.add_column(heading, justify="right")
+    for size, row in sizes.items():
+        counts = [str(row[key]) for key in ("n_reference", "n_found", "n_missed", "n_invented")]
+        scores = [row[key] for key in ("sensitivity", "precision", "f1", "mean_dice", "panoptic_quality")]
+        table.add_row(size, *counts, *("–" if score is None else f"{score:.2f}" for score in scores))
+    return table
 
 
 def _accepted(accepted: Mapping[str, Any]) -> Table:

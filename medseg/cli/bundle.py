@@ -1,4 +1,4 @@
-"""``medseg bundle``: new, list, info, audit, verify, pack, unpack, export, keygen."""
+"""``medseg bundle``: new, clean, list, info, audit, verify, pack, unpack, export, keygen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
 
 bundle_app = typer.Typer(
-    help="Bundles: plan a new one, list, look into, audit, verify, pack, unpack, export.",
+    help="Bundles: plan a new one, clean its labels, list, look into, audit, verify, pack, unpack, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -66,6 +66,34 @@ def new(
     return Outcome({"bundle": str(folder), "reasons": reasons})
 
 
+@bundle_app.command()
+@command
+def clean(
+    bundle: BundleArgument,
+    *,
+    keep_largest: Annotated[
+        list[str] | None, typer.Option("--keep-largest", help="Keep the largest part alone: a structure, or all.")
+    ] = None,
+    smallest_ml: Annotated[float, typer.Option("--smallest-ml", help="Drop parts below this volume.")] = 0.0,
+    fill_holes: Annotated[
+        list[str] | None, typer.Option("--fill-holes", help="Fill enclosed background: a structure, or all.")
+    ] = None,
+) -> Outcome:
+    """Say what a bundle does to its label maps at the end, as MONAI transforms in its inference.json; none: nothing.
+
+    Example: medseg bundle clean liver_ct_segmentation --keep-largest liver --smallest-ml 0.1 --fill-holes all
+    """
+    from medseg.bundle import Bundle
+    from medseg.planning import Cleaning, set_cleaning
+
+    asked = Cleaning(tuple(fill_holes or ()), smallest_ml, tuple(keep_largest or ()))
+    made = set_cleaning(Bundle.open(bundle), asked)
+    names = ", ".join(str(step["_target_"]) for step in made) or "nothing"
+    terminal().print(f"{bundle}: after the labels, {names}")
+    terminal().print("figures and trust of the bundle are of its results without it: evaluate again", style="dim")
+    return Outcome({"bundle": str(bundle), "steps": made})
+
+
 @bundle_app.command(name="list")
 @command
 def list_() -> Outcome:
@@ -108,6 +136,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "description": opened.metadata.get("description"),
         "input_channels": opened.input_channels,
         "labels": opened.labels,
+        "regions": {name: list(values) for name, values in opened.scheme.regions.items()},
         "training_range": opened.training_range,
         "eval_metrics": opened.metadata.get("eval_metrics"),
         "authors": opened.metadata.get("authors"),

@@ -28,6 +28,12 @@ _Surface = Annotated[SurfaceRule, typer.Option(help="Surface voxels with equal w
 _AllMetrics = Annotated[
     bool, typer.Option("--all-metrics", help="Add MASD, specificity and lesion-wise scores to metrics.csv.")
 ]
+_Lesions = Annotated[
+    bool, typer.Option("--lesions", help="Match lesions one to one: lesions.csv, and a table by size.")
+]
+_LesionIou = Annotated[float, typer.Option(min=0.0, max=1.0, help="Intersection over union from which lesions match.")]
+_LesionSizes = Annotated[str, typer.Option(help="Volumes in ml between which lesions are counted apart.")]
+_Centreline = Annotated[bool, typer.Option("--centreline", help="Add clDice, for vessels and other tubes.")]
 _Section = Annotated[
     str | None, typer.Option(help="Of a reference datalist only this section: test, training or validation.")
 ]
@@ -49,6 +55,10 @@ def evaluate(
     percentile_rule: _PercentileRule = Definitions.percentile_rule,
     surface: _Surface = Definitions.surface,
     all_metrics: _AllMetrics = False,
+    lesions: _Lesions = False,
+    lesion_iou: _LesionIou = 0.25,
+    lesion_sizes: _LesionSizes = "0.1,1,10",
+    centreline: _Centreline = False,
     section: _Section = None,
     fold: _Fold = None,
     workers: _Workers = 0,
@@ -65,7 +75,13 @@ def evaluate(
     from medseg.resources import usable_cores
 
     options = Options(
-        definitions=Definitions(percentile_rule=percentile_rule, surface=surface),
+        definitions=Definitions(
+            percentile_rule=percentile_rule,
+            surface=surface,
+            lesion_iou=lesion_iou if lesions else None,
+            lesion_strata_ml=_volumes(lesion_sizes),
+            centreline=centreline,
+        ),
         group_by=by,
         all_metrics=all_metrics,
         part=None if section is None and fold is None else Part(section, fold),
@@ -84,3 +100,12 @@ def evaluate(
         )
     show_evaluation(terminal(), result)
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
+
+
+def _volumes(text: str) -> tuple[float, ...]:
+    from medseg.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"found --lesion-sizes {text!r}, expected volumes in ml, such as 0.1,1,10") from None

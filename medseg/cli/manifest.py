@@ -272,19 +272,21 @@ def _show(report: AuditReport, file: Path) -> None:
 
     console = terminal()
     console.print(f"{file}: {report.n_cases} cases of {report.n_patients} patients")
-    table = Table("", "finding", "cases", "found", "what to do", box=None, header_style="bold")
+    table = Table("finding", "cases", "found, and what to do", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for code in dict.fromkeys(finding.code for finding in report.findings):
         same = [finding for finding in report.findings if finding.code == code]
         first = same[0]
-        cases = [case for finding in same for case in finding.cases]
+        cases = list(dict.fromkeys(case for finding in same for case in finding.cases))
         more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
         shown = escape(", ".join(cases[:_CASES_SHOWN]) + more) or "all"
         severity = f"[{_STYLES[first.severity]}]{first.severity}[/]"
-        cells = (severity, code, shown, escape(first.message), escape(first.remedy))
+        messages = list(dict.fromkeys(finding.message for finding in same))
+        also = f" (and {len(messages) - 1} more like it)" if len(messages) > 1 else ""
+        what = escape(messages[0] + also)
         if console.is_terminal:
-            table.add_row(*cells)
+            table.add_row(f"{severity}\n{code}", shown, f"{what}\n[dim]→[/] {escape(first.remedy)}")
         else:
-            console.print(": ".join(cells), markup=True)
+            console.print(": ".join((severity, code, shown, what, escape(first.remedy))), markup=True)
     if console.is_terminal and report.findings:
         console.print(table, markup=True)
     verdict = "something blocks training" if report.blocks_training else "nothing blocks training"

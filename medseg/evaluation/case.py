@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.overlap import Box, VoxelCounts, detect_lesions, find_boxes
+from medseg.evaluation.lesions import Lesion, match_lesions
+from medseg.evaluation.overlap import Box, VoxelCounts, centreline_dice, detect_lesions, find_boxes
 from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
 from medseg.labels.label_map import check_labels
 from medseg.labels.scheme import LARGEST_LABEL
@@ -38,6 +39,10 @@ class StructureResult:
         The prediction has the structure, the reference does not.
     case_id
         The case; empty outside :func:`medseg.evaluation.evaluate_folders`.
+    lesions
+        Its lesions one by one, if the definitions ask for them.
+    not_scored
+        Why there are no values although there may be something to score; empty otherwise.
     """
 
     label: int
@@ -46,6 +51,8 @@ class StructureResult:
     missed: bool = False
     invented: bool = False
     case_id: str = field(default="", kw_only=True)
+    not_scored: str = field(default="", kw_only=True)
+    lesions: tuple[Lesion, ...] = field(default=(), kw_only=True)
 
     def __getattr__(self, name: str) -> float | None:
         # Only reached for names that are no field; `values` itself is missing while an instance is unpickled.
@@ -60,6 +67,29 @@ class StructureResult:
         return self.values.get("dice") is None
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What is to be known of a reference besides its labels.
+
+    Parameters
+    ----------
+    members
+        Values by label of a region; a structure that is not listed has its label alone.
+    ignore
+        The value of voxels that nobody judged; they are background on both sides.
+    unknown
+        Structures that were not looked for in this case; they are not scored.
+    """
+
+    members: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    unknown: tuple[int, ...] = ()
+
+
+NOT_ANNOTATED = "not annotated"
+"""Why a structure is not scored in a case that was not looked through for it."""
+
+
 def evaluate_case(
     prediction: NDArray[Any],
     reference: NDArray[Any],
@@ -69,6 +99,7 @@ def evaluate_case(
     *,
     definitions: Definitions = _DEFAULT,
     axes_mm: NDArray[np.float64] | None = None,
+    truth: Reference | None = None,
 ) -> list[StructureResult]:
     """Compare two label maps, structure by structure.
 
@@ -87,6 +118,8 @@ def evaluate_case(
     axes_mm
         3×3, for grids whose axes are not at right angles: column a is the step in mm along array axis a (the
         upper left part of an affine). Replaces ``spacing_mm``; distances are then between true positions.
+    truth
+        Regions that overlap, and what the reference does not know.
 
     Returns
     -------
@@ -113,9 +146,15 @@ def evaluate_case(
     if prediction.shape != reference.shape:
         found = f"the prediction has shape {prediction.shape} and the reference {reference.shape}"
         raise Refusal("geometry-mismatch", f"{found}; resample the prediction to the reference's grid")
-    pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm))
+    truth = truth or Reference()
+    if truth.ignore is not None:
+        judged = reference != truth.ignore
+        prediction, reference = (np.where(judged, volume, 0) for volume in (prediction, reference))
+    pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm), truth.members)
     return [
-        _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
+        _not_looked_for(label, name, definitions)
+        if label in truth.unknown
+        else _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
         for label, name in _declared(labels, pair).items()
     ]
 
@@ -148,7 +187,7 @@ def _declared(labels: Mapping[int, str] | Sequence[int] | None, pair: _Pair) -> 
     names = dict(labels) if isinstance(labels, Mapping) else {int(label): str(label) for label in labels}
     names.pop(0, None)
     for who, boxes in (("prediction", pair.prediction_boxes), ("reference", pair.reference_boxes)):
-        unexpected = sorted(set(boxes) - set(names))
+        unexpected = sorted(set(boxes) - {value for label in names for value in pair.values_of(label)})
         if unexpected:
             raise Refusal(
                 "unexpected-labels",
@@ -168,24 +207,46 @@ class _Pair:
     voxel_mm3: float
     prediction_boxes: dict[int, Box]
     reference_boxes: dict[int, Box]
+    members: Mapping[int, tuple[int, ...]]
 
     @classmethod
-    def of(cls, prediction: NDArray[Any], reference: NDArray[Any], axes_mm: NDArray[np.float64]) -> _Pair:
+    def of(
+        cls,
+        prediction: NDArray[Any],
+        reference: NDArray[Any],
+        axes_mm: NDArray[np.float64],
+        members: Mapping[int, tuple[int, ...]],
+    ) -> _Pair:
         maps = [_label_map(volume, who) for volume, who in ((prediction, "prediction"), (reference, "reference"))]
         # NIfTI readers give Fortran order; walking it along memory is four times faster.
         transposed = not maps[0].flags.c_contiguous and maps[0].flags.f_contiguous
         first, second = (np.ascontiguousarray(m.T if transposed else m) for m in maps)
         axes, voxel_mm3 = axes_mm[:, ::-1] if transposed else axes_mm, float(abs(np.linalg.det(axes_mm)))
-        return cls(first, second, _diagonal_if_possible(axes), voxel_mm3, find_boxes(first), find_boxes(second))
+        boxes = find_boxes(first), find_boxes(second)
+        return cls(first, second, _diagonal_if_possible(axes), voxel_mm3, *boxes, members)
+
+    def values_of(self, label: int) -> tuple[int, ...]:
+        """What belongs to a structure: its label alone, or the values of a region."""
+        return self.members.get(label, (label,))
+
+    def holds(self, label: int) -> tuple[bool, bool]:
+        """Whether prediction and reference have a structure."""
+        values = self.values_of(label)
+        boxes = self.prediction_boxes, self.reference_boxes
+        return not boxes[0].keys().isdisjoint(values), not boxes[1].keys().isdisjoint(values)
 
     def crop(self, label: int) -> tuple[Mask, Mask]:
-        """Both masks of a label, in the box that holds it in both volumes."""
-        boxes = [found[label] for found in (self.prediction_boxes, self.reference_boxes) if label in found]
+        """Both masks of a structure, in the box that holds it in both volumes."""
+        values = self.values_of(label)
+        found = (self.prediction_boxes, self.reference_boxes)
+        boxes = [side[value] for side in found for value in values if value in side]
         box = tuple(
             slice(min(side.start for side in sides), max(side.stop for side in sides))
             for sides in zip(*boxes, strict=True)
         )
-        return self.prediction[box] == label, self.reference[box] == label
+        if len(values) == 1:
+            return self.prediction[box] == values[0], self.reference[box] == values[0]
+        return np.isin(self.prediction[box], values), np.isin(self.reference[box], values)
 
 
 def _label_map(volume: NDArray[Any], who: str) -> NDArray[np.integer]:
@@ -228,10 +289,15 @@ def absent_structure(label: int, name: str, definitions: Definitions, case_id: s
     return StructureResult(label, name, _no_values(definitions), case_id=case_id)
 
 
+def _not_looked_for(label: int, name: str, definitions: Definitions) -> StructureResult:
+    return StructureResult(label, name, dict.fromkeys(_no_values(definitions)), not_scored=NOT_ANNOTATED)
+
+
 def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Definitions) -> StructureResult:
     """One structure, in the box that holds it on both sides."""
-    in_prediction, in_reference = label in pair.prediction_boxes, label in pair.reference_boxes
+    in_prediction, in_reference = pair.holds(label)
     values = _no_values(chosen)
+    matched: tuple[Lesion, ...] = ()
     if in_prediction or in_reference:
         prediction, reference = pair.crop(label)
         both, ours, theirs = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
@@ -250,9 +316,12 @@ def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Defi
             values.update(_distances(prediction, reference, pair.axes_mm, tolerance_mm, chosen))
         else:
             values.update(_EMPTY_SCORES)
-    return StructureResult(
-        label, name, values, missed=in_reference and not in_prediction, invented=in_prediction and not in_reference
-    )
+        if chosen.centreline:
+            values["cldice"] = centreline_dice(prediction, reference) if in_prediction and in_reference else 0.0
+        if chosen.lesion_iou is not None:
+            matched = match_lesions(prediction, reference, to_ml, chosen.lesion_connectivity, chosen.lesion_iou)
+    missed, invented = in_reference and not in_prediction, in_prediction and not in_reference
+    return StructureResult(label, name, values, missed=missed, invented=invented, lesions=matched)
 
 
 def _distances(

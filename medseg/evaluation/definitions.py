@@ -3,7 +3,7 @@
 Tables, summaries, reports and documentation take names, units and definitions from here; nothing else spells
 them out. Sources: Maier-Hein et al., *Metrics reloaded*, Nature Methods 21 (2024); Nikolov et al., *Clinically
 applicable segmentation of head and neck anatomy*, J Med Internet Res 23 (2021) for the normalised surface
-distance; Taha and Hanbury, BMC Medical Imaging 15:29 (2015) for the rest.
+distance; Shit et al., *clDice*, CVPR 2021; Taha and Hanbury, BMC Medical Imaging 15:29 (2015) for the rest.
 """
 
 from __future__ import annotations
@@ -67,6 +67,20 @@ METRICS: tuple[Metric, ...] = (
     _lesion_score("lesion_precision", "Lesion precision", "share of the connected components of P that touch R"),
     _lesion_score("lesion_recall", "Lesion recall", "share of the connected components of R that P touches"),
     _lesion_score("lesion_f1", "Lesion F1", "harmonic mean of lesion precision and lesion recall"),
+    Metric(
+        "cldice",
+        "clDice",
+        "harmonic mean of the shares of P's centreline inside R and of R's centreline inside P; where asked for",
+        csv=False,
+    ),
+    _distance(
+        "ece",
+        "ECE",
+        "expected calibration error: |share that is right - mean probability| over 15 bins of equal width, weighted by "
+        "voxels; of voxels with a probability above 0 or in R; where there are probabilities",
+        csv=False,
+    ),
+    _distance("ace", "ACE", "the same as a plain mean over 15 bins of equally many voxels", csv=False),
 )
 """Every metric, those of ``metrics.csv`` first and in the order of its columns."""
 
@@ -114,6 +128,12 @@ class Definitions:
         6, 18 or 26 neighbours join voxels into one lesion.
     lesion_overlap
         A lesion counts as found if more than this share of its voxels is covered; 0 means any voxel.
+    lesion_iou
+        Also match lesions one to one, pairs with at least this intersection over union, for ``lesions.csv``; None: no.
+    lesion_strata_ml
+        Volumes between which lesions are counted apart there, ascending.
+    centreline
+        Also compute ``cldice``, which takes a second for a large structure.
 
     Raises
     ------
@@ -126,6 +146,9 @@ class Definitions:
     percentiles: tuple[float, ...] = ()
     lesion_connectivity: Literal[6, 18, 26] = 26
     lesion_overlap: float = 0.0
+    lesion_iou: float | None = None
+    lesion_strata_ml: tuple[float, ...] = (0.1, 1.0, 10.0)
+    centreline: bool = False
 
     def __post_init__(self) -> None:
         allowed = {"percentile_rule": get_args(PercentileRule), "surface": get_args(SurfaceRule)}
@@ -134,6 +157,10 @@ class Definitions:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(str, values))}")
         if not 0.0 <= self.lesion_overlap < 1.0:
             raise UsageError(f"lesion_overlap is {self.lesion_overlap}; give a share of at least 0 and below 1")
+        if self.lesion_iou is not None and not 0.0 <= self.lesion_iou <= 1.0:
+            raise UsageError(f"lesion_iou is {self.lesion_iou}; give a share from 0 to 1")
+        if sorted({edge for edge in self.lesion_strata_ml if edge > 0}) != list(self.lesion_strata_ml):
+            raise UsageError(f"lesion_strata_ml are {self.lesion_strata_ml}; give ascending volumes above 0")
         if any(not 0.0 < p <= 100.0 for p in self.percentiles):
             raise UsageError(f"percentiles are {self.percentiles}; give numbers above 0 and up to 100")
 

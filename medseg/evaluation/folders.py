@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -15,13 +16,15 @@ from medseg.errors import UsageError
 from medseg.evaluation.accepted import acceptances
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
+from medseg.evaluation.lesions import summarise_lesions
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
 from medseg.evaluation.scoring import ScoredCase, score_all
 from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summarise_structures
 from medseg.evaluation.structures import Structures, structures_of
-from medseg.evaluation.tables import METRICS_CSV, METRICS_JSON, write_csv
+from medseg.evaluation.tables import LESIONS_CSV, METRICS_CSV, METRICS_JSON, write_csv, write_lesions
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
+from medseg.labels.scheme import LabelScheme
 from medseg.manifests import Part
 
 Progress = Callable[[int, int, str], None]
@@ -80,7 +83,7 @@ def evaluate_folders(
     references: str | Path,
     output: str | Path,
     *,
-    labels: str | Path | Mapping[int, str] | None = None,
+    labels: str | Path | Mapping[int, str] | LabelScheme | None = None,
     tolerance_mm: float = 1.0,
     compare_with: str | Path | None = None,
     options: Options | None = None,
@@ -95,8 +98,8 @@ def evaluate_folders(
     output
         Folder to write to.
     labels
-        The declared structures: names by value, a JSON file, or a bundle's folder. Without it, what the
-        references' datalist declares, else every value that occurs, named by what lies beside the label maps
+        The declared structures: names by value, a scheme with regions, a JSON file, or a bundle's folder. Without it,
+        what the references' datalist declares, else every value that occurs, named by what lies beside the label maps
         (:func:`~medseg.evaluation.structures.structures_of`).
     tolerance_mm
         Tolerance of the normalised surface distance.
@@ -126,7 +129,7 @@ def evaluate_folders(
     for side in sides:
         scores.append([])
         known = side.structures
-        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.names)
+        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.names)
         for case in score_all(side.pairs, *how):
             scores[-1].append(case)
             if progress is not None:
@@ -202,7 +205,7 @@ class _Evaluated:
         return acceptances(judged, self.rows, bundle_dice=limit, learnt=learnt)
 
 
-def _match(source: Path, truth: Collection, labels: str | Path | Mapping[int, str] | None) -> _Side:
+def _match(source: Path, truth: Collection, labels: str | Path | Mapping[int, str] | LabelScheme | None) -> _Side:
     found = collect(source, "predictions")
     pairs, unpaired = pair_up(found, truth)
     if not pairs:
@@ -225,7 +228,7 @@ def _write(
     evaluated: list[_Evaluated],
     truth: Collection,
     groups: Mapping[str, str] | None,
-    labels: str | Path | Mapping[int, str] | None,
+    labels: str | Path | Mapping[int, str] | LabelScheme | None,
     tolerance_mm: float,
     output: Path,
     options: Options,
@@ -242,7 +245,19 @@ def _write(
         tables = subgroups(first.rows, groups, patients, options.bootstrap)
         summary["subgroups"] = {"column": options.group_by, "groups": tables}
     more = [percentile_name(p) for p in options.definitions.percentiles]
-    more += [metric.name for metric in METRICS if not metric.csv and options.all_metrics]
+    known_figures = {
+        name for row in first.rows for name in ("cldice", "ece", "ace") if row.values.get(name) is not None
+    }
+    more += [
+        metric.name for metric in METRICS if not metric.csv and (options.all_metrics or metric.name in known_figures)
+    ]
+    edges_ml = options.definitions.lesion_strata_ml
+    if options.definitions.lesion_iou is not None:
+        write_lesions(output / LESIONS_CSV, first.rows, edges_ml)
+        summary["lesions"] = {
+            name: summarise_lesions([one for row in first.rows if row.name == name for one in row.lesions], edges_ml)
+            for name in summary["structures"]
+        }
     if (accepted := first.accepted(known)) is not None:
         summary["accepted"] = accepted
     for second in others:
@@ -271,6 +286,7 @@ def _header(evaluated: _Evaluated, truth: Collection, tolerance_mm: float, optio
         "n_scored": sum(not row.absent for row in rows),
         "n_missed": sum(row.missed for row in rows),
         "n_invented": sum(row.invented for row in rows),
+        "n_not_annotated": sum(bool(row.not_scored) for row in rows),
         "n_unpaired": sum(len(cases) for cases in evaluated.side.unpaired.values()),
         "n_refused": len(evaluated.refused),
         "empty_masks": EMPTY_POLICY,
@@ -320,6 +336,10 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
     elif not occur:
         what = "look whether these are the label maps you meant, and whether their values survived"
         yield f"no structure was scored: all masks are empty on both sides; {what}"
+    unknown = Counter(row.name for row in evaluated.rows if row.not_scored)
+    if unknown:
+        shown = _listed([f"{name} in {count} case(s)" for name, count in unknown.items()])
+        yield f"not annotated, so not scored: {shown}"
     same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
         what = f"{same} of {len(scored)} predictions are the very files that they are compared with"

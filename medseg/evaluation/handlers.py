@@ -38,11 +38,17 @@ class StructureMetric(CumulativeIterationMetric):
         Distance between voxels along the spatial axes, for plain tensors. A ``MetaTensor`` knows its own.
     definitions
         Choices among definitions that differ in the field.
+    n_classes
+        Number of classes, background included, of labels in one channel.
+    overlapping
+        The channels are regions, without a background.
 
     Notes
     -----
     Takes what MONAI's metrics take: one-hot tensors ``(B, C, H, W, D)`` or lists of ``(C, H, W, D)``, channel 0 the
-    background, or one channel that holds label values together with ``n_classes``. The buffer holds, per image
+    background, or one channel that holds label values together with ``n_classes``, or regions. What the reference does
+    not know (:mod:`medseg.transforms.known_labels`; one channel or regions) is not scored: neither the voxels nor a
+    structure that was not looked for. The buffer holds, per image
     and structure, every metric (NaN where there is none), then missed and invented.
     """
 
@@ -53,11 +59,14 @@ class StructureMetric(CumulativeIterationMetric):
         spacing_mm: Sequence[float] | None = None,
         definitions: Definitions | None = None,
         n_classes: int | None = None,
+        *,
+        overlapping: bool = False,
     ) -> None:
         super().__init__()
         if metric not in _NAMES:
             raise UsageError(f"no metric is called {metric!r}; give one of {', '.join(_NAMES)}")
         self.metric, self.tolerance_mm, self.n_classes = metric, tolerance_mm, n_classes
+        self.overlapping = overlapping
         self.spacing_mm = None if spacing_mm is None else tuple(spacing_mm)
         self.definitions = definitions or Definitions()
 
@@ -68,19 +77,39 @@ class StructureMetric(CumulativeIterationMetric):
         return torch.stack([self._rows(y_pred[i], y[i], self._axes_mm(y, i)) for i in range(len(y_pred))])
 
     def _rows(self, prediction: torch.Tensor, reference: torch.Tensor, axes_mm: NDArray[np.float64]) -> torch.Tensor:
-        n_classes = self.n_classes or max(prediction.shape[0], reference.shape[0])
-        if n_classes < 2:
-            raise UsageError("found one channel; give one-hot channels with the background first, or n_classes")
-        results = evaluate_case(
+        if self.overlapping:
+            if prediction.shape != reference.shape:
+                found = f"{tuple(prediction.shape)} and {tuple(reference.shape)}"
+                raise UsageError(f"prediction and reference have the shapes {found}; give one channel for each region")
+            known = reference >= 0
+            pairs = [(p * k, r * k) for p, r, k in zip(prediction, reference, known, strict=True)]
+            rows = [self._scored(p[None], r[None], [1], axes_mm)[0] for p, r in pairs]
+            unknown = [number for number, channel in enumerate(known) if not channel.any()]
+        else:
+            n_classes = self.n_classes or max(prediction.shape[0], reference.shape[0])
+            if n_classes < 2:
+                raise UsageError("found one channel; give one-hot channels with the background first, or n_classes")
+            unknown = []
+            if len(reference) == 1:
+                unknown, judged = _unknown(reference, n_classes)
+                prediction, reference = prediction * judged, (reference * judged).clamp_min(0)
+            rows = self._scored(prediction, reference, range(1, n_classes), axes_mm)
+        table = torch.tensor([_row(result) for result in rows], dtype=torch.float64)
+        table[unknown, : len(_NAMES)], table[unknown, len(_NAMES) :] = torch.nan, 0.0
+        return table
+
+    def _scored(
+        self, prediction: torch.Tensor, reference: torch.Tensor, labels: Sequence[int], axes_mm: NDArray[np.float64]
+    ) -> list[StructureResult]:
+        return evaluate_case(
             _label_map(prediction),
             _label_map(reference),
             np.linalg.norm(axes_mm, axis=0).tolist(),
-            range(1, n_classes),
+            labels,
             self.tolerance_mm,
             definitions=self.definitions,
             axes_mm=axes_mm,
         )
-        return torch.tensor([_row(result) for result in results], dtype=torch.float64)
 
     def _axes_mm(self, y: torch.Tensor, index: int) -> NDArray[np.float64]:
         if isinstance(y, MetaTensor):
@@ -116,6 +145,13 @@ class StructureMetric(CumulativeIterationMetric):
         return buffer[..., index]
 
 
+def _unknown(reference: torch.Tensor, classes: int) -> tuple[list[int], torch.Tensor]:
+    """Rows of structures that were not looked for in ``(1, H, W, D)`` labels, and the voxels that were judged."""
+    codes = reference.round().long()
+    sets = [-int(value) for value in torch.unique(codes[codes < -1])]
+    return [label - 1 for label in range(1, classes) if any(bits >> label & 1 for bits in sets)], codes != -1
+
+
 def _row(result: StructureResult) -> list[float]:
     values = [result.values[name] for name in _NAMES]
     return [*(np.nan if value is None else value for value in values), float(result.missed), float(result.invented)]
@@ -142,7 +178,7 @@ class StructureMetricHandler(IgniteMetricHandler):
 
     Parameters
     ----------
-    metric, tolerance_mm, spacing_mm, definitions, n_classes
+    metric, tolerance_mm, spacing_mm, definitions, n_classes, overlapping
         As for :class:`StructureMetric`.
     output_transform
         Extracts ``(y_pred, y)`` from the engine's output, such as ``monai.handlers.from_engine(["pred", "label"])``.
@@ -159,8 +195,12 @@ class StructureMetricHandler(IgniteMetricHandler):
         n_classes: int | None = None,
         output_transform: Callable[[Any], Any] = lambda output: output,
         save_details: bool = True,
+        *,
+        overlapping: bool = False,
     ) -> None:
-        self.structures = StructureMetric(metric, tolerance_mm, spacing_mm, definitions, n_classes)
+        self.structures = StructureMetric(
+            metric, tolerance_mm, spacing_mm, definitions, n_classes, overlapping=overlapping
+        )
         super().__init__(metric_fn=self.structures, output_transform=output_transform, save_details=save_details)
 
     def compute(self) -> float:

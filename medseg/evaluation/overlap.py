@@ -104,6 +104,21 @@ class VoxelCounts:
         return (outside - (self.prediction - self.both)) / outside if outside else None
 
 
+def centreline_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+    """Harmonic mean of the share of each mask's skeleton that lies in the other; both hold a voxel (axes i, j, k).
+
+    Source: Shit et al., *clDice: a novel topology-preserving loss function for tubular structure segmentation*, CVPR
+    2021; the skeleton is that of Lee et al., CVGIP 56 (1994), from scikit-image.
+    """
+    from skimage.morphology import skeletonize
+
+    # the outermost voxels have no neighbours to tell the skeleton what is outside
+    ours, theirs = (skeletonize(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] > 0 for mask in (prediction, reference))
+    precision = np.count_nonzero(ours & reference) / max(np.count_nonzero(ours), 1)
+    sensitivity = np.count_nonzero(theirs & prediction) / max(np.count_nonzero(theirs), 1)
+    return 2.0 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
+
+
 @dataclass(frozen=True)
 class LesionScores:
     """How many connected components were found, and how many were made up."""

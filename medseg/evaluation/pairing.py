@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medseg.labels.dicom_labels import open_labels
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.read import LabelEntry
 from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme
 from medseg.manifests import Item, Manifest, Part, patient_of
 from medseg.manifests.items import map_files
 from medseg.results import RunReport
@@ -72,6 +73,8 @@ class CaseFile:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Path, ...] = ()
     mapping: Mapping[int, int] = field(default_factory=dict)
+    ignore: int | None = None  # value of voxels that nobody judged
+    unknown: tuple[int, ...] = ()  # structures that were not looked for
     entry: LabelEntry | None = None  # where it is more than a file: a file for each structure
     rules: ReadingRules = field(default_factory=ReadingRules)  # how DICOM objects are read
     alias: str = ""  # its name, where the case is known by the series that a DICOM object refers to
@@ -88,7 +91,7 @@ class Collection:
 
     source: Path  # where they were looked for
     files: Mapping[str, CaseFile]  # by case id
-    labels: Mapping[int, str] = field(default_factory=dict)  # what a datalist declares; empty if none
+    scheme: LabelScheme = field(default_factory=LabelScheme)  # what a datalist declares
     run: RunReport | None = None  # the run of ``medseg infer`` that wrote the folder; None if none did
     # volumes of the folder that are no label maps, by file name, and what they are
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +145,7 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     files = _unique(_in_manifest(manifest, (part or Part()).of(manifest, source), keys), source)
     if not files:
         raise UsageError(f"{source} names no {role}: no item has {' or '.join(map(repr, keys))}")
-    return Collection(source, files, manifest.scheme.require_plain("evaluate").names)
+    return Collection(source, files, manifest.scheme)
 
 
 def _run(folder: Path) -> tuple[RunReport | None, tuple[str, ...]]:
@@ -222,10 +225,14 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
         if len(paths) != 1 and not isinstance(item[key], Mapping):
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
-        mapping = manifest.scheme.mapping if key == "label" else {}  # a prediction has the network's own values
         several = map_files(item[key], lambda name: str(manifest.dataset_dir / name))
         entry = several if isinstance(several, Mapping) else None
-        yield CaseFile(plain_name(str(case_id)), paths[0], item, tuple(images), mapping, entry, rules)
+        case = CaseFile(plain_name(str(case_id)), paths[0], item, tuple(images), entry=entry, rules=rules)
+        if key == "label":  # a prediction has the network's own values
+            scheme = manifest.scheme
+            unknown = scheme.unknown_of(item.get(ANNOTATED_KEY))
+            case = replace(case, mapping=scheme.mapping, ignore=scheme.ignore, unknown=unknown)
+        yield case
 
 
 def _unique(found: Iterable[CaseFile], source: Path) -> dict[str, CaseFile]:

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
-from medseg.evaluation.case import StructureResult, evaluate_case
+from medseg.evaluation.calibration import (
+    adaptive_calibration_error,
+    channels_in,
+    count_levels,
+    expected_calibration_error,
+    probabilities_beside,
+    read_channel,
+)
+from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import CaseFile, Pair
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
@@ -54,16 +62,17 @@ def score_all(
     tolerance_mm: float,
     definitions: Definitions,
     workers: int,
+    truth: Reference | None = None,
     names: Mapping[int, str] | None = None,
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 
     ``names`` are those that structures of DICOM objects and mask files go by (``labels``, if none). Other parameters
-    are those of :func:`~medseg.evaluation.case.evaluate_case`; cases come as they are finished. Raises
-    ``CaseFailed`` if a worker process dies.
+    are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
+    Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    scheme = LabelScheme(dict(names or labels or {}))
-    score = partial(_score, labels=labels, tolerance_mm=tolerance_mm, definitions=definitions, scheme=scheme)
+    how = {"tolerance_mm": tolerance_mm, "definitions": definitions, "truth": truth or Reference()}
+    score = partial(_score, labels=labels, scheme=LabelScheme(dict(names or labels or {})), **how)
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
@@ -77,6 +86,7 @@ def _score(
     labels: Mapping[int, str] | None,
     tolerance_mm: float,
     definitions: Definitions,
+    truth: Reference,
     scheme: LabelScheme,
 ) -> ScoredCase:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
@@ -84,10 +94,22 @@ def _score(
         prediction, reference = _read(pair, scheme)
         grid = reference.geometry
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
-        axes_mm = grid.affine[:3, :3]
+        own = pair.reference
+        truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
         rows = evaluate_case(
-            array, reference.array, grid.spacing_mm, labels, tolerance_mm, definitions=definitions, axes_mm=axes_mm
+            array,
+            reference.array,
+            grid.spacing_mm,
+            labels,
+            tolerance_mm,
+            definitions=definitions,
+            axes_mm=grid.affine[:3, :3],
+            truth=truth,
         )
+        rows = with_calibration(rows, pair, reference, truth)
+        if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
+            share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
+            note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
     notes = (*prediction.notes, *reference.notes, *([note] if note else []))
@@ -118,6 +140,34 @@ def _read_one(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | Non
     scheme = replace(scheme, mapping=side.mapping)
     entry = side.path if side.entry is None else side.entry
     return read_label(entry, scheme=scheme, rules=side.rules, image=image, only_declared=False)
+
+
+def with_calibration(
+    rows: Sequence[StructureResult], pair: Pair, reference: LabelMap, truth: Reference
+) -> list[StructureResult]:
+    """The rows with their calibration errors, if probabilities lie beside the prediction.
+
+    Channels are those of ``medseg infer``: labels by their number, background first, or one for each region.
+    """
+    path = probabilities_beside(pair.prediction.path)
+    channels = 0 if path is None else channels_in(path)
+    if path is None or not channels:
+        return list(rows)
+    by_label = channels > max((row.label for row in rows), default=0)
+    made = []
+    for place, row in enumerate(rows):
+        channel = row.label if by_label else place
+        if row.not_scored or channel >= channels:
+            made.append(row)
+            continue
+        probability, _ = _on_grid(*read_channel(path, channel), reference.geometry)
+        is_there = np.isin(reference.array, truth.members.get(row.label, (row.label,)))
+        if truth.ignore is not None:
+            probability = np.where(reference.array == truth.ignore, 0.0, probability)
+        counts = count_levels(probability, is_there)
+        errors = {"ece": expected_calibration_error(counts), "ace": adaptive_calibration_error(counts)}
+        made.append(replace(row, values={**row.values, **errors}))
+    return made
 
 
 def along(array: NDArray[Any], grid: Geometry, target: Geometry) -> tuple[NDArray[Any], Geometry]:

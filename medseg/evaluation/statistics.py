@@ -157,7 +157,8 @@ def summarise_structures(
             "n": sum(not row.absent for row in rows),
             "n_missed": sum(row.missed for row in rows),
             "n_invented": sum(row.invented for row in rows),
-            "n_absent": sum(row.absent for row in rows),
+            "n_absent": sum(row.absent and not row.not_scored for row in rows),
+            "n_not_annotated": sum(bool(row.not_scored) for row in rows),
             "metrics": {metric: asdict(summary) for metric, summary in zip(metrics, summaries, strict=True)},
         }
     return tables

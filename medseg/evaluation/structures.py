@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.evaluation.case import Reference
 from medseg.evaluation.pairing import Collection
 from medseg.json_shape import ANYTHING, read_json
-from medseg.labels.scheme import read_label_table
+from medseg.labels.regions import ORDER_KEY
+from medseg.labels.scheme import LabelScheme, listed, read_label_table
 from medseg.manifests.items import SECTIONS
+from medseg.results import RunReport
 
 _DATASET = "dataset.json"
 _SHOWN = 4
@@ -20,41 +23,60 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Structures:
-    """Structures by label value."""
+    """Structures by label value; of a region the label is the value that it paints."""
 
     declared: Mapping[int, str] | None  # the only values that may occur; None if whatever occurs is scored
     names: Mapping[int, str]  # names of values, whether or not they are declared
     warnings: list[str] = field(default_factory=list)  # what was found that contradicts these names
+    truth: Reference = field(default_factory=Reference)  # values of regions, and the value of ignored voxels
 
 
 def structures_of(
-    labels: str | Path | Mapping[int, str] | None, predictions: Collection, references: Collection
+    labels: str | Path | Mapping[int, str] | LabelScheme | None, predictions: Collection, references: Collection
 ) -> Structures:
     """Structures from the first source that has any; every further source is compared with it.
 
     In order: what was asked for, the references' datalist (these two declare), the ``run.json`` beside the predictions,
     their datalist, a ``dataset.json`` beside either side (these name). Raises ``UsageError`` if ``labels`` cannot be
-    used, or two sources give one name to different values and none was asked for.
+    used, or two sources give one name to different values, or one region different values, and none was asked for.
     """
     warnings: list[str] = []
-    asked = labels if isinstance(labels, Mapping) or labels is None else read_labels(Path(labels))
     datalist = f"the datalist {references.source.name}"
+    run = predictions.run
     candidates = [
-        ("--labels", dict(asked or {})),
-        (datalist, dict(references.labels)),
-        ("run.json beside the predictions", predictions.run.names if predictions.run else {}),
-        (f"the datalist {predictions.source.name}", dict(predictions.labels)),
+        ("--labels", _asked(labels)),
+        (datalist, references.scheme),
+        ("run.json beside the predictions", _of_run(run) if run else LabelScheme()),
+        (f"the datalist {predictions.source.name}", predictions.scheme),
     ]
     for side, found in (("predictions", predictions), ("references", references)):
         candidates += [(f"{_DATASET} beside the {side}", _named(path, warnings)) for path in _datasets(found.source)]
-    tables = [(source, {int(v): str(name) for v, name in names.items() if int(v) != 0}) for source, names in candidates]
-    tables = [(source, names) for source, names in tables if names]
+    tables = [(source, scheme) for source, scheme in candidates if scheme.structures]
     if not tables:
         return Structures(None, {}, warnings)
-    (first, names), *others = tables
+    (first, scheme), *others = tables
     for other in others:
-        warnings += _differences((first, names), other, asked=labels is not None)
-    return Structures(names if labels is not None or first == datalist else None, names, warnings)
+        warnings += _differences((first, scheme), other, asked=labels is not None)
+    names = scheme.structures
+    truth = Reference(scheme.members if scheme.regions else {}, scheme.ignore)
+    declared = labels is not None or first == datalist or bool(scheme.regions)
+    return Structures(names if declared else None, names, warnings, truth)
+
+
+def _asked(labels: str | Path | Mapping[int, str] | LabelScheme | None) -> LabelScheme:
+    if isinstance(labels, LabelScheme):
+        return labels
+    if labels is None or isinstance(labels, Mapping):
+        return LabelScheme({int(value): str(name) for value, name in (labels or {}).items()})
+    return read_scheme(Path(labels))
+
+
+def _of_run(run: RunReport) -> LabelScheme:
+    names, members = run.names, run.regions
+    if not members:
+        return LabelScheme(names)
+    regions = {names[label]: values for label, values in members.items()}
+    return LabelScheme({}, regions=regions, paints={names[label]: label for label in members})
 
 
 def _datasets(source: Path) -> Iterator[Path]:
@@ -66,21 +88,30 @@ def _datasets(source: Path) -> Iterator[Path]:
     yield from (place / _DATASET for place in places if (place / _DATASET).is_file())
 
 
-def _named(path: Path, warnings: list[str]) -> dict[int, str]:
+def _named(path: Path, warnings: list[str]) -> LabelScheme:
     """Names in a file that merely lies there: one that cannot be used does not stop the evaluation."""
     try:
         content = read_json(path, ANYTHING, "correct it")
         declares = isinstance(content, Mapping) and bool(content.get("labels"))
-        return read_labels(path) if declares else {}
+        return read_scheme(path) if declares else LabelScheme()
     except UsageError as error:
         warnings.append(f"the names in {path} were not used: {error}")
-        return {}
+        return LabelScheme()
 
 
-def _differences(
-    first: tuple[str, Mapping[int, str]], other: tuple[str, Mapping[int, str]], *, asked: bool
-) -> Iterator[str]:
-    (source, names), (second, others) = first, other
+def _differences(first: tuple[str, LabelScheme], other: tuple[str, LabelScheme], *, asked: bool) -> Iterator[str]:
+    source, second = first[0], other[0]
+    regions, others_regions = first[1].regions, other[1].regions
+    if regions and others_regions and not asked:
+        unlike = [name for name in regions if set(others_regions.get(name, regions[name])) != set(regions[name])]
+        if unlike:
+            raise UsageError(
+                f"{source} makes the region {unlike[0]!r} of the values {listed(regions[unlike[0]])}, {second} of "
+                f"{listed(others_regions[unlike[0]])}; map one of them, or say which holds with --labels"
+            )
+    if regions or others_regions:
+        return  # a value is named after one of its regions on one side, and after its structure on the other
+    names, others = first[1].structures, other[1].structures
     values = {_plain(name): label for label, name in names.items()}
     moved = {name: label for label, name in others.items() if values.get(_plain(name), label) != label}
     if moved and not asked:
@@ -100,29 +131,41 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def read_labels(source: Path) -> dict[int, str]:
-    """Structures by label value, background left out; nothing is executed.
+def read_scheme(source: Path) -> LabelScheme:
+    """What label values mean: structures, regions and the value of ignored voxels; nothing is executed.
 
-    ``source``: A JSON file ``{"1": "liver"}``, a datalist or dataset.json with ``labels``, or a bundle's folder, whose
-    ``configs/metadata.json`` names the channels of its output. Raises ``UsageError`` if no labels are found.
+    ``source``: A JSON file ``{"1": "liver"}`` or ``{"whole": [1, 2]}``, a datalist or dataset.json with ``labels``, or
+    a bundle's folder, whose ``configs/metadata.json`` describes its output. Raises ``UsageError`` if no labels are
+    found.
     """
     path = source / "configs" / "metadata.json" if source.is_dir() else source
     content = read_json(path, ANYTHING, "give a JSON file of labels or a bundle folder")
     table, where = _label_table(content, path)
-    names = read_label_table(table, where)
-    times = Counter(names.values())
-    if not set(names) - {0}:
+    if "channel_def" in where:  # a channel of a network is a structure
+        read_label_table(table["labels"], where)
+    scheme = LabelScheme.of({ORDER_KEY: table.get(ORDER_KEY), "labels": table["labels"]}, where, painted=False)
+    if not scheme.structures:
         raise UsageError(f'{path} declares no labels; expected {{"1": "name", ...}} or a bundle with channel_def')
-    return {label: name if times[name] == 1 else f"{name} ({label})" for label, name in names.items() if label != 0}
+    times = Counter(scheme.names.values())
+    names = {label: name if times[name] == 1 else f"{name} ({label})" for label, name in scheme.names.items()}
+    return replace(scheme, names=names)
 
 
-def _label_table(content: Any, path: Path) -> tuple[Any, str]:
-    """The first table of labels there is: a bundle's channels, a datalist's labels, or the file itself."""
-    for keys in (("network_data_format", "outputs", "pred", "channel_def"), ("labels",)):
-        table = content
-        for key in keys:
-            table = table.get(key) if isinstance(table, dict) else None
-        if table:
-            return table, f"`{keys[-1]}` of {path}"
+def read_labels(source: Path) -> dict[int, str]:
+    """Structures by label value, background left out, as :func:`read_scheme` finds them."""
+    return read_scheme(source).structures
+
+
+def _label_table(content: Any, path: Path) -> tuple[dict[str, Any], str]:
+    """The first table of labels there is, under ``labels``: a bundle's output, a datalist's, or the file itself."""
+    output = content
+    for key in ("network_data_format", "outputs", "pred"):
+        output = output.get(key) if isinstance(output, dict) else None
+    if isinstance(output, dict) and (output.get("labels") or output.get("channel_def")):
+        declares = bool(output.get("labels"))
+        where = f"`{'labels' if declares else 'channel_def'}` of {path}"
+        return (output if declares else {"labels": output["channel_def"]}), where
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict | list) and content["labels"]:
+        return content, str(path)
     is_datalist = isinstance(content, dict) and any(isinstance(content.get(key), list) for key in SECTIONS)
-    return (content if isinstance(content, dict) and not is_datalist else {}), str(path)
+    return {"labels": content if isinstance(content, dict) and not is_datalist else {}}, str(path)

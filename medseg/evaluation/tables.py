@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from medseg.files import write_text
 from medseg.json_shape import NUMBER, TEXT, Spec, read_json
 from medseg.tables import read_table, table_text
 
-METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
+METRICS_CSV, METRICS_JSON, LESIONS_CSV = "metrics.csv", "metrics.json", "lesions.csv"
+_LESION_COLUMNS = ("case_id", "label", "name", "status", "volume_ml", "reference_volume_ml", "iou", "dice", "stratum")
 
-_TRAINED_ON = "trained_on"
+_TRAINED_ON, _NOT_SCORED = "trained_on", "not_scored"
 _LARGEST = 1e30
 """No measure in mm or ml comes near it."""
 _FIGURES: Spec = {"mean": NUMBER, "std": NUMBER, "median": NUMBER, "ci95": [NUMBER]}
@@ -51,10 +53,13 @@ def write_csv(
     """Write one row per case and structure: the documented columns, then ``more_metrics``, then ``trained_on``.
 
     Numbers have full precision; a value that does not exist, or is not known, is an empty field; ``missed``,
-    ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case.
+    ``invented`` and ``trained_on`` are 0 or 1. The column ``trained_on`` stands where that is known of some case,
+    ``not_scored``, a reason, where some structure was not annotated.
     """
     known = {case: int(learnt) for case, learnt in (trained_on or {}).items() if learnt is not None}
-    head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else [])]
+    results = list(results)
+    reasons = any(row.not_scored for row in results)
+    head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else []), *([_NOT_SCORED] if reasons else [])]
     rows = [
         [
             row.case_id,
@@ -65,10 +70,21 @@ def write_csv(
             int(row.invented),
             *(row.values.get(metric) for metric in more_metrics),
             *([known.get(row.case_id)] if known else []),
+            *([row.not_scored] if reasons else []),
         ]
         for row in results
     ]
     write_text(path, table_text([head, *rows]))
+
+
+def write_lesions(path: Path, results: Iterable[StructureResult], edges_ml: Sequence[float]) -> None:
+    """Write ``lesions.csv``: one row per lesion of every case and structure."""
+    rows = [
+        (row.case_id, row.label, row.name, *astuple(lesion), lesion.stratum(edges_ml))
+        for row in results
+        for lesion in row.lesions
+    ]
+    write_text(path, table_text([_LESION_COLUMNS, *rows]))
 
 
 def read_csv(path: Path) -> list[StructureResult]:
@@ -83,7 +99,7 @@ def read_csv(path: Path) -> list[StructureResult]:
     missing = [column for column in CSV_COLUMNS if column not in table.columns]
     if missing:
         raise UsageError(f"{path} lacks the columns {', '.join(missing)}; give a metrics.csv that medseg wrote")
-    others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON)
+    others = ("case_id", "label", "name", "missed", "invented", _TRAINED_ON, _NOT_SCORED)
     metrics = [column for column in table.columns if column not in others]
     try:
         return [
@@ -94,6 +110,7 @@ def read_csv(path: Path) -> list[StructureResult]:
                 missed=row["missed"] == "1",
                 invented=row["invented"] == "1",
                 case_id=row["case_id"],
+                not_scored=row.get(_NOT_SCORED, ""),
             )
             for row in table.rows
         ]

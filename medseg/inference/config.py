@@ -71,7 +71,8 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     transforms = parsed.get(pipeline.postprocessing) if pipeline.postprocessing else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
-        post = read_postprocessing(transforms, whole, (bundle.input_channels, bundle.output_channels), bundle.name)
+        channels, table = (bundle.input_channels, bundle.output_channels), _region_table(bundle)
+        post = read_postprocessing(transforms, whole, channels, bundle.name, table)
     preprocessing = _without_loading(whole)
     return InferenceConfig(
         preprocessing=preprocessing,
@@ -81,6 +82,17 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         notes=(*pipeline.notes, *post.notes),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
     )
+
+
+def _region_table(bundle: Bundle) -> tuple[int, ...]:
+    """The label of every combination of regions; empty for a bundle without them."""
+    scheme = bundle.scheme
+    if scheme.regions and len(scheme.regions) != bundle.output_channels:
+        raise BundleError(
+            f"{bundle.name} declares {len(scheme.regions)} regions and {bundle.output_channels} channels of its output;"
+            " expected one channel for each region"
+        )
+    return scheme.table if scheme.regions else ()
 
 
 def channels_of(bundle: Bundle) -> Channels:

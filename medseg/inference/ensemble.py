@@ -149,7 +149,7 @@ def _load(path: Path, bundle: Bundle, network: torch.nn.Module, device: str) -> 
 
 
 def _check_alike(other: Bundle, bundle: Bundle) -> None:
-    if (other.input_channels, other.labels) != (bundle.input_channels, bundle.labels):
+    if (other.input_channels, other.scheme) != (bundle.input_channels, bundle.scheme):
         raise UsageError(
             f"{other.name} labels {list(other.labels.values())} in {other.input_channels} channels, {bundle.name}"
             f" {list(bundle.labels.values())} in {bundle.input_channels}; only bundles for the same task are averaged"

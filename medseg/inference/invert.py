@@ -109,14 +109,18 @@ class Inverter:
         """
         if self._post.written is not None:
             return self._as_written(_stitched(chunks, self._prepared), self._post.written)
-        probabilities = map(_ACTIVATIONS[self._decoding.activation], chunks)
+        probabilities = map(self.activated, chunks)
         if self._post.back == "scores" and not self._post.nearest:
             labels = self._from_scores(probabilities)
         else:
             labels = self._from_labels(probabilities)
         for clean in self._post.clean_source:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._source)
         return labels
+
+    def activated(self, chunk: Chunk) -> Chunk:
+        """Probabilities of the network's scores, by the bundle's activation."""
+        return _ACTIVATIONS[self._decoding.activation](chunk)
 
     def field(self, values: torch.Tensor) -> NDArray[np.float32]:
         """A field ``(H, W, D)`` on the network's grid, on the source grid by linear interpolation."""
@@ -132,7 +136,7 @@ class Inverter:
         """Labels are decided on the network's grid, then moved."""
         labels: LabelMap = np.concatenate([_discrete(chunk.scores, self._decoding) for chunk in chunks])
         for clean in self._post.clean_model:
-            labels = _clean(labels, clean)
+            labels = _clean(labels, clean, self._prepared)
         return self._moved(labels)
 
     def _moved(self, labels: LabelMap) -> LabelMap:
@@ -162,6 +166,9 @@ class Inverter:
         scores = _stitched(chunks, self._prepared)
         if self._grid is not None:
             return _linear_affine(scores, self._decoding, self._grid)
+        if self._decoding.table:  # a region at a time: MONAI's inversion holds what it is given several times
+            each = (self._traced(scores[n : n + 1], nearest=False)[0] for n in range(scores.shape[0]))
+            return _painted(each, self._decoding)
         if self._decoding.threshold is not None:
             return _discrete(self._traced(scores, nearest=False), self._decoding)
         best = torch.full(tuple(self._source.shape[1:]), -torch.inf)
@@ -245,13 +252,25 @@ _ACTIVATIONS: dict[Activation, Callable[[Chunk], Chunk]] = {
 
 def _discrete(scores: torch.Tensor, decoding: LabelDecoding) -> LabelMap:
     """Labels of ``(C, ...)`` scores; ``max`` gives the same index as ``argmax`` and is several times faster."""
+    if decoding.table:
+        return _painted(scores, decoding)
     if decoding.threshold is not None:
         return (scores[0] >= decoding.threshold).numpy().astype(np.uint8)
     return scores.max(dim=0)[1].numpy().astype(_label_dtype(scores.shape[0]))
 
 
-def _clean(labels: LabelMap, transform: Callable[..., Any]) -> LabelMap:
-    cleaned = transform(torch.from_numpy(labels.astype(np.int64))[None])
+def _painted(scores: Iterable[torch.Tensor], decoding: LabelDecoding) -> LabelMap:
+    """One label map of the scores ``(...)`` of regions, which come one after the other."""
+    assert decoding.threshold is not None, "regions are read with a threshold"
+    combination = torch.zeros((), dtype=torch.int16)
+    for number, region in enumerate(scores):
+        combination = combination | ((region >= decoding.threshold).to(torch.int16) << number)
+    return np.asarray(decoding.table, dtype=_label_dtype(decoding.labels_of(1)))[combination.numpy()]
+
+
+def _clean(labels: LabelMap, transform: Callable[..., Any], grid: MetaTensor) -> LabelMap:
+    """Labels on the grid of an image, cleaned; a volume in mm³ is measured by its voxels."""
+    cleaned = transform(MetaTensor(torch.from_numpy(labels.astype(np.int32))[None], affine=grid.affine))
     return np.asarray(cleaned)[0].astype(labels.dtype)
 
 
@@ -285,7 +304,9 @@ def _linear_aligned(chunks: Iterable[Chunk], decoding: LabelDecoding, grid: Grid
     for chunk in chunks:
         scores = chunk.scores if carried is None else torch.cat([carried, chunk.scores], dim=1)
         if carried is None:
-            result = np.empty([grid.source_shape[a] for a in axes], dtype=_label_dtype(scores.shape[0]))
+            result = np.empty(
+                [grid.source_shape[a] for a in axes], dtype=_label_dtype(decoding.labels_of(scores.shape[0]))
+            )
         last = first + scores.shape[1] - 1
         final = last == grid.model_shape[0] - 1
         ready = [int(i) for i in pending if final or lower[i] < last]
@@ -311,7 +332,7 @@ def _labels_across(
 
 
 def _linear_affine(scores: torch.Tensor, decoding: LabelDecoding, grid: GridMap) -> LabelMap:
-    result = np.empty(grid.source_shape, dtype=_label_dtype(scores.shape[0]))
+    result = np.empty(grid.source_shape, dtype=_label_dtype(decoding.labels_of(scores.shape[0])))
     size = np.asarray(grid.model_shape, dtype=np.float64)[:, None, None, None]
     for planes, positions in grid.positions(scores.shape[0]):
         # grid_sample's convention without align_corners: −1 and 1 are the outer faces of the volume

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -68,11 +68,13 @@ class Postprocessing:
     notes: tuple[str, ...] = ()
 
 
-def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int, int], bundle: str) -> Postprocessing:
+def read_postprocessing(
+    transforms: Any, preprocessing: Any, channels: tuple[int, int], bundle: str, table: tuple[int, ...] = ()
+) -> Postprocessing:
     """Understand the post-processing of a bundle: what its config evaluates to.
 
     ``preprocessing`` is what ``Invertd`` refers to; ``channels`` are those of the image and of the network's output;
-    the bundle's name is for messages.
+    the bundle's name is for messages. With a ``table`` the output's channels are regions, and become one label map.
 
     Raises
     ------
@@ -83,15 +85,34 @@ def read_postprocessing(transforms: Any, preprocessing: Any, channels: tuple[int
     """
     steps, saved, notes = _until_saved(_listed(transforms), bundle)
     trial = _Trial(steps, saved, channels, bundle)
-    trial.check_labels()
-    letters = [_letter(step, preprocessing, channels[1]) for step in steps]
+    trial.check_labels(channels[1] if table else 1)
+    letters = [_letter(step, preprocessing, 1 if table else channels[1]) for step in steps]
     order = "".join(letter for letter in letters if letter != " ")
     if saved == _PRED and not _hides_image(steps) and _BY_CHUNKS.fullmatch(order):
-        return _by_chunks([step for step, letter in zip(steps, letters, strict=True) if letter != " "], order, notes)
+        used = [step for step, letter in zip(steps, letters, strict=True) if letter != " "]
+        found = _by_chunks(used, order, notes)
+        return _with_regions(found, table, bundle) if table else found
+    if table:
+        raise BundleError(
+            f"{bundle} has regions, and its postprocessing is none of the usual ones; expected a sigmoid"
+            " (Activationsd), Invertd and a threshold (AsDiscreted)"
+        )
     trial.check_numbers()
     first = next((_activation(step) for step in steps if isinstance(step, Activationsd)), None)
     decoding = LabelDecoding(first or "none", _only_threshold(steps))
     return Postprocessing(decoding, written=Compose(steps), saved=saved, notes=tuple(notes))
+
+
+def _with_regions(found: Postprocessing, table: tuple[int, ...], bundle: str) -> Postprocessing:
+    """The same for regions, which MONAI saves as a channel each and medseg paints into one label map."""
+    if found.decoding.threshold is None or found.clean_model or found.clean_source:
+        what = "an argmax" if found.decoding.threshold is None else "a step that cleans labels"
+        raise BundleError(
+            f"{bundle} has regions, which may overlap, and its postprocessing {what}; expected a threshold"
+            " (AsDiscreted) on a sigmoid of every channel, and no cleaning of labels"
+        )
+    note = "regions are painted in their order into one label map; MONAI saves a channel for each"
+    return replace(found, decoding=replace(found.decoding, table=table), notes=(*found.notes, note))
 
 
 def _by_chunks(steps: Sequence[Any], order: str, notes: list[str]) -> Postprocessing:
@@ -164,8 +185,7 @@ def _letter(step: Any, preprocessing: Any, classes: int) -> str:
 def _cast_or_cleaner_letter(step: Any) -> str:
     if isinstance(step, _CASTS):
         return " " if _cast_of(step) in (None, torch.float32, torch.float64, float) else "?"
-    by_measure = bool(getattr(getattr(step, "converter", None), "by_measure", False))
-    return "C" if isinstance(step, _CLEANERS) and not by_measure else "?"
+    return "C" if isinstance(step, _CLEANERS) else "?"
 
 
 def _harmless_beside(step: Any) -> bool:
@@ -244,17 +264,17 @@ class _Trial:
     channels: tuple[int, int]
     bundle: str
 
-    def check_labels(self) -> None:
-        """Refuse what makes no label map of random scores."""
+    def check_labels(self, expected: int = 1) -> None:
+        """Refuse what makes no label map of random scores, or no mask for each of several ``expected`` regions."""
         generator = torch.Generator().manual_seed(0)
         found = self._run(torch.randn(self.channels[1], *_PROBE, generator=generator) * 4)
         if not torch.equal(found.float(), found.float().round()):
             raise BundleError(f"postprocessing of {self.bundle} lacks AsDiscreted with argmax or a threshold")
-        if found.ndim != 4 or found.shape[0] != 1:
+        if found.ndim != 4 or found.shape[0] not in (1, expected):
             raise BundleError(
                 f"postprocessing of {self.bundle} gives {found.shape[0]} channels; AsDiscreted must use argmax, or a"
-                " threshold on one channel: a label map holds one label a voxel, and regions that overlap have no"
-                " place in it"
+                " threshold on one channel: a label map holds one label a voxel. Regions that overlap need `labels` and"
+                " `regions_class_order` in the output's metadata"
             )
 
     def check_numbers(self) -> None:

@@ -30,6 +30,7 @@ from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
+from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
 from medseg.inference.sliding_window import Chunk, sliding_window
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
@@ -65,6 +66,8 @@ class Prediction:
         The image as the network saw it, ``(C, H, W, D)``; None unless the network's output was watched.
     discriminator
         What the bundle's discriminator takes the result for; None unless it may judge.
+    probabilities
+        Of every channel, on the source grid; None unless asked for.
     """
 
     label_map: LabelMap
@@ -74,6 +77,7 @@ class Prediction:
     error_map: NDArray[np.uint8] | None = None
     prepared: MetaTensor | None = None
     discriminator: DiscriminatorVerdict | None = None
+    probabilities: ProbabilityMaps | None = None
 
 
 class Predictor:
@@ -136,6 +140,7 @@ class Predictor:
         modality: str | None = None,
         *,
         error_map: bool = False,
+        probabilities: Path | None = None,
         watch: Callable[[Chunk], None] | None = None,
     ) -> Prediction:
         """Label one case.
@@ -149,6 +154,8 @@ class Predictor:
             DICOM modality code, if known; compared with what the bundle was trained on.
         error_map
             Whether to say where the labels may be wrong, if there is a verdict.
+        probabilities
+            A folder for a temporary file, if the probabilities of all channels are asked for, too.
         watch
             Called with every chunk of the network's output before it is labelled; the prepared image is handed back.
 
@@ -159,6 +166,8 @@ class Predictor:
             ``singular-affine``.
         CaseFailed
             If the network returns values that are not finite.
+        UsageError
+            If the bundle gives no probabilities, and they are asked for.
         """
         clock, case = _Stopwatch(), self._case(image)
         source = case["image"]
@@ -167,6 +176,11 @@ class Predictor:
         inverter = Inverter(self.config, source, prepared)
         crop = ProbabilityCrop(self.config.post.decoding) if self._trust or self._judge else None
         watching: list[Callable[[Chunk], None]] = [watch] if watch else []
+        spool = None
+        if probabilities is not None:
+            require_probabilities(self.config, self.bundle.name)
+            spool = ProbabilitySpool(tuple(prepared.shape[1:]), inverter.activated, probabilities)
+            watching.append(spool.add)
         if crop is not None:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
@@ -185,8 +199,9 @@ class Predictor:
                 found = self._assess(crop, prepared, inverter if error_map else None)
         watched = prepared if watch else None
         seconds = dict(clock.seconds)
+        maps = None if spool is None else spool.maps(inverter.field)
         return Prediction(
-            labels, geometry_of(source), seconds, found.verdict, found.error_map, watched, found.discriminator
+            labels, geometry_of(source), seconds, found.verdict, found.error_map, watched, found.discriminator, maps
         )
 
     def prepare(self, image: MetaTensor | Mapping[str, Any], modality: str | None = None) -> MetaTensor:

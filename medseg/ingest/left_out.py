@@ -26,14 +26,14 @@ from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
 
-OwnKind = Literal["label-map", "doubt-map", "dicom-object", "listed"]
-"""A label map, a map of doubt, a DICOM object, or a file that the ``run.json`` beside it lists."""
+OwnKind = Literal["label-map", "doubt-map", "probability-map", "dicom-object", "listed"]
+"""A label map, maps of doubt or probabilities, a DICOM object, or a file that the ``run.json`` beside it lists."""
 
 MANUFACTURER: Final = "medseg"
 """What medseg's DICOM objects state as their manufacturer."""
 
 _log = logging.getLogger(__name__)
-_MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:2]}
+_MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:3]}
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
 _CLASS_TAGS: Final = (0x00080016, 0x00020002)  # of the object, and in the file meta information

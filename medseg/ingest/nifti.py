@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -231,19 +233,51 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
     values = _storable(np.asarray(array))
     geometry = Geometry(values.shape, np.asarray(affine, dtype=np.float64))
     check_finite(values)
-    head = _header_bytes(values.dtype, geometry, description)
+    with _nifti_file(target) as file:
+        file.write(_header(values.dtype, geometry, description))
+        _write(file, values)
+
+
+def save_nifti_channels(
+    volumes: Iterable[NDArray[np.uint8]],
+    count: int,
+    affine: ArrayLike,
+    path: str | os.PathLike[str],
+    *,
+    scale: float,
+    description: str = "",
+) -> None:
+    """Write volumes one after the other as one 4D file, axes (i, j, k, channel), in the memory of one of them.
+
+    ``volumes`` are ``count`` arrays of one shape; ``scale`` is what their whole numbers are multiplied with when read
+    (``scl_slope``). Everything else is as for :func:`save_nifti`.
+    """
+    with _nifti_file(Path(path)) as file:
+        written = 0
+        for volume in volumes:
+            if written == 0:
+                geometry = Geometry(volume.shape, np.asarray(affine, dtype=np.float64))
+                file.write(_header(volume.dtype, geometry, description, channels=count, scale=scale))
+            _write(file, volume)
+            written += 1
+        if written != count:
+            raise ValueError(f"found {written} volumes, expected {count}")
+
+
+@contextmanager
+def _nifti_file(target: Path) -> Iterator[Any]:
+    """What is written here appears under the name, packed if it says so, whole or not at all."""
     if not target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"cannot write {target.name!r} as NIfTI: expected a name ending in .nii or .nii.gz")
     with atomic_path(target) as partial, partial.open("wb") as raw:
         if not target.name.endswith(".gz"):
-            _write(raw, head, values)
+            yield raw
             return
         with igzip.IGzipFile(filename="", mode="wb", compresslevel=_FASTEST, fileobj=raw, mtime=0) as packed:
-            _write(packed, head, values)
+            yield packed
 
 
-def _write(handle: Any, head: bytes, values: NDArray[Any]) -> None:
-    handle.write(head)
+def _write(handle: Any, values: NDArray[Any]) -> None:
     for k in range(0, values.shape[2], _SLICES_AT_ONCE):
         # NIfTI's order is Fortran's: the transposed part, made contiguous, is what stands in the file.
         handle.write(np.ascontiguousarray(values[:, :, k : k + _SLICES_AT_ONCE].T).data)
@@ -260,11 +294,11 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _header_bytes(dtype: np.dtype[Any], geometry: Geometry, description: str) -> bytes:
+def _header(dtype: np.dtype[Any], geometry: Geometry, description: str, channels: int = 0, scale: float = 1.0) -> bytes:
     header = Nifti1Header(endianness="<")
     header.set_data_dtype(dtype)
-    header.set_data_shape(geometry.shape)
-    header.set_zooms(geometry.spacing_mm)
+    header.set_data_shape((*geometry.shape, channels) if channels else geometry.shape)
+    header.set_zooms((*geometry.spacing_mm, 1.0) if channels else geometry.spacing_mm)
     header.set_xyzt_units("mm")
     header.set_sform(geometry.affine, code="scanner")
     if not geometry.is_sheared:
@@ -272,5 +306,5 @@ def _header_bytes(dtype: np.dtype[Any], geometry: Geometry, description: str) ->
     header["magic"] = b"n+1"
     header["descrip"] = description.encode()
     header["vox_offset"] = _HEADER_AND_EXTENSION
-    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["scl_slope"], header["scl_inter"] = scale, 0
     return bytes(header.binaryblock) + bytes(4)

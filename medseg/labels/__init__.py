@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medseg.labels.regions import ORDER_KEY
     from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
     from medseg.labels.scheme import (
+        ANNOTATED_KEY,
         IGNORE,
         MAPPING_KEY,
         LabelScheme,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANNOTATED_KEY",
     "IGNORE",
     "MAPPING_KEY",
     "ORDER_KEY",
@@ -70,7 +72,8 @@ __getattr__ = lazily(
         "regions": "ORDER_KEY",
         "rules": "READING_KEY ROI_MAPPING_KEY ReadingRules",
         "scheme": (
-            "IGNORE MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping renumbering_advice"
+            "ANNOTATED_KEY IGNORE MAPPING_KEY LabelScheme parse_mapping parse_names read_label_table read_mapping "
+            "renumbering_advice"
         ),
     },
 )

@@ -28,9 +28,6 @@ _TABLE_SPAN = 1 << 17
 
 _INTEGER_LIMIT = 2.0**31
 _VALUES_SHOWN = 5
-NOT_READ = (
-    "DICOM SEG and RTSTRUCT are not read as labels yet: convert them to label maps on the image's grid, such as NIfTI"
-)
 _MAP_HINT = "`medseg manifest create --images DATALIST --map {value}=LABEL -o DATALIST`"
 
 
@@ -136,7 +133,7 @@ def no_label(refusal: Refusal, name: str) -> Refusal:
     if refusal.code == "not-3d":
         advice = "; a label map is one volume of whole numbers: join one channel per structure into one map first"
     elif refusal.code == "not-an-image":
-        advice = f"; {NOT_READ}"
+        advice = "; a label is one label map, DICOM segmentation or structure set: name the file itself"
     return Refusal(refusal.code, f"{name}: {refusal.message}{advice}")
 
 

@@ -45,6 +45,13 @@ def check_regions(regions: Mapping[str, tuple[int, ...]], ignore: int | None, wh
             raise UsageError(f"{shown} and the region {twin!r} of the same values; keep one of them")
 
 
+def numbered(regions: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """A label for each region where none is painted: its own value if it has one alone, else the next free number."""
+    free = 1 + max((value for values in regions.values() for value in values), default=0)
+    several = [name for name, values in regions.items() if len(values) > 1]
+    return {name: free + several.index(name) if name in several else regions[name][0] for name in regions}
+
+
 def painted_values(regions: Mapping[str, tuple[int, ...]], order: Any, where: str) -> dict[str, int]:
     """The value that each region paints: as ``order`` says, else what no later region of the table holds.
 
@@ -78,7 +85,7 @@ def painted_values(regions: Mapping[str, tuple[int, ...]], order: Any, where: st
 def _told_by_table(regions: Mapping[str, tuple[int, ...]], where: str) -> dict[str, int]:
     paints: dict[str, int] = {}
     later: set[int] = set()
-    for name, values in reversed(regions.items()):
+    for name, values in reversed(list(regions.items())):
         own = [value for value in values if value not in later]
         if len(own) != 1:
             raise UsageError(

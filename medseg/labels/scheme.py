@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.labels.regions import ORDER_KEY, Regions, check_regions, is_region, label_table, painted_values
+from medseg.labels.regions import (
+    ORDER_KEY,
+    Regions,
+    check_regions,
+    is_region,
+    label_table,
+    numbered,
+    painted_values,
+)
 
 LARGEST_LABEL = 65535
 """Label maps are written as uint8 or uint16."""
@@ -25,6 +33,9 @@ IGNORE = "ignore"
 
 MAPPING_KEY = "label_mapping"
 """Key of a datalist: value in the label files → label that is meant, as ``{"255": 1}``."""
+
+ANNOTATED_KEY = "annotated"
+"""Key of a datalist's item: the structures that were looked for in this case; all others are unknown there."""
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 _BACKGROUND = "background"
@@ -58,12 +69,17 @@ class LabelScheme:
 
     @classmethod
     def of(
-        cls, content: Mapping[str, Any], where: str = "the datalist", moved: Mapping[int, int] | None = None
+        cls,
+        content: Mapping[str, Any],
+        where: str = "the datalist",
+        moved: Mapping[int, int] | None = None,
+        *,
+        painted: bool = True,
     ) -> LabelScheme:
         """The scheme of a datalist or ``dataset.json``: ``labels``, ``regions_class_order`` and ``label_mapping``.
 
         ``moved`` renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped
-        where it is mapped to a label.
+        where it is mapped to a label. Without ``painted``, for scoring alone, regions need no order.
 
         Raises
         ------
@@ -75,7 +91,9 @@ class LabelScheme:
         order = content.get(ORDER_KEY)
         if moved and isinstance(order, list):
             order = [moved.get(value, value) if isinstance(value, int) else value for value in order]
-        paints = painted_values(table.regions, order, where) if table.regions else {}
+        paints: dict[str, int] = {}
+        if table.regions:
+            paints = painted_values(table.regions, order, where) if painted or order else numbered(table.regions)
         return cls(table.names, mapping, table.regions, table.ignore, paints)
 
     @property
@@ -96,6 +114,24 @@ class LabelScheme:
         if self.regions:
             return {self.paints[name]: values for name, values in self.regions.items()}
         return {label: (label,) for label in self.structures}
+
+    def unknown_of(self, annotated: Any) -> tuple[int, ...]:
+        """Labels of the structures that a case was not looked through for, from its list ``annotated``; ``None``: none.
+
+        Raises
+        ------
+        UsageError
+            If it is no list of declared structures.
+        """
+        if annotated is None:
+            return ()
+        known = {name: label for label, name in self.structures.items()}
+        if not isinstance(annotated, list | tuple) or not all(name in known for name in annotated):
+            raise UsageError(
+                f"`{ANNOTATED_KEY}` of an item is {annotated!r}, expected a list of declared structures "
+                f"({', '.join(known) or 'none is declared'}): those that were looked for in this case"
+            )
+        return tuple(label for name, label in known.items() if name not in annotated)
 
     @property
     def table(self) -> tuple[int, ...]:

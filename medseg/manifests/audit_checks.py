@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import UsageError
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import LabelScheme, fault_of, renumbering_advice
+from medseg.labels import ANNOTATED_KEY, LabelScheme, fault_of, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
+from medseg.manifests.audit_labels import ENOUGH_CASES, check_labels, spread_of
 from medseg.manifests.items import patient_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
@@ -25,9 +27,7 @@ _ROUNDING_MM = 1e-6
 """Below this, two grids are equal: double precision leaves about 1e-13 mm."""
 _OUTLIER_Z = 6.0
 """Robust z score (Iglewicz and Hoaglin 1993 suggest 3.5 for one look at one variable; here are many)."""
-_ENOUGH_CASES = 8
 _ONE_SCALE = 20.0
-_MAD_TO_SIGMA = 1.4826
 _MOST_OF_ONE_SCAN = 4
 """A step that more cases share is a convention of the dataset (a normalisation), not the mark of one scan."""
 
@@ -59,6 +59,8 @@ def audit(
         *_declarations(manifest),
         *(finding for case in facts for finding in _of_case(case, scheme.values)),
         *_presence(facts, scheme),
+        *_knowledge(facts, scheme),
+        *check_labels(facts, scheme.names),
         *chain.from_iterable(check(facts) for check in _CHECKS),
     ]
     findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.code, finding.cases))
@@ -146,6 +148,29 @@ def _presence(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[Audit
         yield AuditFinding("fold-without-class", without)
 
 
+def _knowledge(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[AuditFinding]:
+    """What of the label maps is not known: ignored voxels, structures that a case was not looked through for."""
+    value = -1 if scheme.ignore is None else scheme.ignore
+    ignored = [case.case for case in facts for one in case.labels if one.values.voxels.get(value)]
+    if scheme.ignore is not None and ignored:
+        message = f"voxels with the value {scheme.ignore} were judged by nobody: they count in no loss and no score"
+        yield AuditFinding("ignored-voxels", message, tuple(ignored))
+    partly: dict[str, list[str]] = defaultdict(list)
+    for case in facts:
+        try:
+            unknown = scheme.unknown_of(case.item.get(ANNOTATED_KEY))
+        except UsageError as error:
+            yield AuditFinding("unlisted-structure", str(error), (case.case,))
+            continue
+        for label in unknown:
+            partly[scheme.structures[label]].append(case.case)
+            if not scheme.regions and any(one.values.voxels.get(label) for one in case.labels):
+                message = f"the label holds {scheme.structures[label]!r}, which `{ANNOTATED_KEY}` does not list"
+                yield AuditFinding("unlisted-structure", message, (case.case,))
+    for name, cases in partly.items():
+        yield AuditFinding("partly-annotated", f"nobody looked for {name!r}: unknown there, not absent", tuple(cases))
+
+
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     images: dict[str, list[str]] = defaultdict(list)
     labels: dict[str, list[str]] = defaultdict(list)
@@ -206,7 +231,7 @@ def _volumes(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
 def _spacings(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     cases = [case for case in facts if case.images]
     volumes = np.array([case.images[0].geometry.voxel_volume_mm3 for case in cases])
-    if len(cases) < _ENOUGH_CASES:
+    if len(cases) < ENOUGH_CASES:
         return
     usual = float(np.median(volumes))
     for case, score, volume in zip(cases, robust_z(np.log(volumes)), volumes, strict=True):
@@ -220,11 +245,10 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
     The spread is at least 2 % of the median, so that nearly equal values have no outliers by rounding.
     """
-    if len(values) < _ENOUGH_CASES:
+    if len(values) < ENOUGH_CASES:
         return np.zeros(len(values))
     middle = np.median(values)
-    spread = _MAD_TO_SIGMA * np.median(np.abs(values - middle))
-    return np.asarray((values - middle) / max(spread, 0.02 * abs(middle), 1e-6), dtype=np.float64)
+    return np.asarray((values - middle) / max(spread_of(values), 0.02 * abs(middle), 1e-6), dtype=np.float64)
 
 
 def _leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:

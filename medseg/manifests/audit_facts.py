@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,14 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import case_id_of, read_volume
-from medseg.labels import LabelScheme, LabelValues, examine
+from medseg.labels.dicom_objects import label_object
+from medseg.labels.label_map import LabelValues, examine
+from medseg.labels.read import read_label
+from medseg.labels.rules import ReadingRules
+from medseg.labels.scheme import LabelScheme
 from medseg.manifests.audit_findings import AuditFinding
-from medseg.manifests.items import Item
+from medseg.manifests.audit_shape import LabelShape, edge_fit, shapes_of
+from medseg.manifests.items import Item, entries_of, files_of
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -25,6 +32,10 @@ from medseg.resources import bounded_map, usable_cores
 _SAMPLE_VOXELS = 1_000_000
 _FEW_CASES = 24
 _MOST_WORKERS = 4
+_MOST_STRUCTURES = 512
+_LARGEST_POINTER = 1024
+
+_Volume = tuple[NDArray[Any], Geometry]
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,19 @@ class VolumeFacts:
     percentiles: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the 1st, 50th and 99th
     step: float = 0.0  # see value_step
     constant: bool = False
-    values: LabelValues = field(default_factory=lambda: LabelValues({}))  # labels only
+    values: LabelValues = field(default_factory=lambda: LabelValues({}))  # labels only, as the next two
+    shapes: Mapping[int, LabelShape] = field(default_factory=dict)
+    fit: float | None = None  # see edge_fit
+    agreement: float | None = None  # of a further rater: Dice of all structures together with the first rater's
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the labels of a datalist are read."""
+
+    dataset_dir: Path
+    scheme: LabelScheme
+    rules: ReadingRules
 
 
 @dataclass(frozen=True)
@@ -61,8 +84,9 @@ def gather(
     manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[CaseFacts]:
     """Read every case once; the parameters are those of :func:`medseg.manifests.audit`."""
-    scheme = manifest.scheme
-    tasks = [(manifest.dataset_dir, scheme, section, item) for section, _, item in manifest.items()]
+    reading = _Reading(manifest.dataset_dir, manifest.scheme, ReadingRules.of(manifest.content))
+    names = Counter(case_of(item) for _, _, item in manifest.items())
+    tasks = [(reading, _name(item, names), section, item) for section, _, item in manifest.items()]
     if len(tasks) < _FEW_CASES:  # starting processes costs more than it saves
         workers = 1
     facts: list[CaseFacts] = []
@@ -73,48 +97,119 @@ def gather(
     return facts
 
 
-def _inspect(task: tuple[Path, LabelScheme, str, Item]) -> CaseFacts:
-    dataset_dir, scheme, section, item = task
-    case, manifest = case_of(item), Manifest({}, dataset_dir)
+def _name(item: Item, names: Mapping[str, int]) -> str:
+    """The case's name, or its image's path where another case has the same: one folder for each, files called alike."""
+    return case_of(item) if names[case_of(item)] == 1 else files_of(item["image"])[0]
+
+
+def _inspect(task: tuple[_Reading, str, str, Item]) -> CaseFacts:
+    reading, case, section, item = task
+    manifest = Manifest({}, reading.dataset_dir)
     problems: list[AuditFinding] = []
-    images = _volumes(manifest, item, "image", problems)
-    labels = _volumes(manifest, item, "label", problems, scheme)
-    if len(labels) > 1:
-        message = f"the case names {len(labels)} label files, expected one label map that holds all structures"
-        problems.append(AuditFinding("several-labels", message, (case,)))
+    first: list[_Volume] = []  # the channel that labels are compared with
+    images: list[VolumeFacts] = []
+    labels: list[VolumeFacts] = []
+    drawn: NDArray[Any] | None = None  # the first rater's label map
+    for path in _usable(manifest, item, "image", problems, case):
+        with _refusals_noted(problems, f"image {path.name}", case):
+            array, geometry, _ = read_volume(path)
+            images.append(_image_facts(array, geometry))
+            first = first or [(array, geometry)]
+    if _usable(manifest, item, "label", problems, case):
+        for rater, entry in entries_of(manifest.label_entry(item)).items():
+            with _refusals_noted(problems, _named(entry, rater), case):
+                array, geometry, values = _read(entry, reading, manifest.files(item, "image")[0])
+                found = _label_facts(array, geometry, values, reading.scheme.ignore, first[0] if first else None)
+                labels.append(found if drawn is None else replace(found, agreement=_agreement(array, drawn)))
+                drawn = array if drawn is None else drawn
     return CaseFacts(case, section, item, tuple(images), tuple(labels), tuple(problems))
 
 
-def _volumes(
-    manifest: Manifest, item: Item, key: str, problems: list[AuditFinding], scheme: LabelScheme | None = None
-) -> list[VolumeFacts]:
-    case = (case_of(item),)
-    volumes = []
+def _named(entry: Any, rater: str) -> str:
+    files = files_of(entry)
+    name = Path(files[0]).name if len(files) == 1 else f"of {len(files)} files"
+    return f"label {name}" + f" of rater {rater}" * bool(rater)
+
+
+@contextmanager
+def _refusals_noted(problems: list[AuditFinding], name: str, case: str) -> Iterator[None]:
+    """Turn a refusal into a finding of the case, which ends the body."""
+    try:
+        yield
+    except Refusal as refusal:
+        problems.append(AuditFinding(refusal.code, f"{name}: {refusal.message}", (case,)))
+
+
+def _usable(manifest: Manifest, item: Item, key: str, problems: list[AuditFinding], name: str) -> list[Path]:
+    """The files of an image that are there; those of a label if all of them are."""
+    case = (name,)
+    usable = []
     stated = item.get("sha256")
     expected = stated.get(key, []) if isinstance(stated, Mapping) else []
     sums = expected if isinstance(expected, list) else [expected]
-    for number, path in enumerate(manifest.files(item, key)):
-        if not path.exists():
+    paths = manifest.files(item, key)
+    for number, path in enumerate(paths):
+        if pointer := pointer_to(path):
+            problems.append(AuditFinding("pointer-file", f"{key} {path.name} is {pointer}, not the data", case))
+        elif not path.exists():
             problems.append(AuditFinding("missing-file", f"{key} {path.name} does not exist", case))
-            continue
-        if number < len(sums) and path_checksum(path) != sums[number]:
-            problems.append(AuditFinding("checksum-mismatch", f"{key} {path.name} has another SHA-256 sum", case))
-        try:
-            volumes.append(_facts(path, scheme))
-        except Refusal as refusal:
-            problems.append(AuditFinding(refusal.code, f"{key} {path.name}: {refusal.message}", case))
-    return volumes
+        else:
+            usable.append(path)
+            if number < len(sums) and path_checksum(path) != sums[number]:
+                problems.append(AuditFinding("checksum-mismatch", f"{key} {path.name} has another SHA-256 sum", case))
+    return usable if key == "image" or len(usable) == len(paths) else []
 
 
-def _facts(path: Path, scheme: LabelScheme | None) -> VolumeFacts:
-    """An image, or a label map if there is a scheme for its values."""
-    array, geometry, _ = read_volume(path)
-    content = content_hash(array, geometry)
-    if scheme is not None:
-        return VolumeFacts(geometry, content, values=examine(array, scheme.mapping)[1])
+def pointer_to(path: Path) -> str:
+    """What stands in for a file whose content was not fetched: git-annex's link or pointer, or LFS's; else empty."""
+    if path.is_symlink() and not path.exists() and "annex/objects" in path.readlink().as_posix():
+        return "a link of git-annex to content that is not here"
+    if not path.is_file() or path.stat().st_size > _LARGEST_POINTER:
+        return ""
+    with path.open("rb") as file:
+        head = file.read(_LARGEST_POINTER)
+    if head.startswith(b"version https://git-lfs"):
+        return f"a pointer of git LFS ({len(head)} bytes)"
+    is_annex = head.startswith(b"/annex/objects/") or b".git/annex/objects/" in head.split(b"\n")[0]
+    return f"a pointer of git-annex ({len(head)} bytes)" if is_annex else ""
+
+
+def _image_facts(array: NDArray[Any], geometry: Geometry) -> VolumeFacts:
     sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE_VOXELS)]
     low, middle, high = (float(value) for value in np.percentile(sample, (1, 50, 99)))
+    content = content_hash(array, geometry)
     return VolumeFacts(geometry, content, (low, middle, high), value_step(sample), bool(array.min() == array.max()))
+
+
+def _read(entry: Any, reading: _Reading, image: Path) -> tuple[NDArray[Any], Geometry, LabelValues]:
+    """A label in any form that a datalist may give; of a label map whatever it holds: the checks say what is wrong."""
+    if isinstance(entry, str) and label_object(entry) is None:
+        array, geometry, _ = read_volume(entry)
+        labels, values = examine(array, reading.scheme.mapping)
+        return labels, geometry, values
+    found = read_label(entry, scheme=reading.scheme, rules=reading.rules, image=image, only_declared=False)
+    return found.array, found.geometry, found.values
+
+
+def _label_facts(
+    labels: NDArray[Any], geometry: Geometry, values: LabelValues, ignore: int | None, volume: _Volume | None
+) -> VolumeFacts:
+    """A label, and how it fits the image's first channel."""
+    content = content_hash(labels, geometry)
+    if values.fractional or len(values.voxels) > _MOST_STRUCTURES or min(values.voxels, default=0) < 0:
+        return VolumeFacts(geometry, content, values=values)
+    judged = labels if ignore is None else np.where(labels == ignore, 0, labels)
+    fits = volume is not None and geometry.matches(volume[1])
+    fit = edge_fit(volume[0], judged, geometry) if volume is not None and fits else None
+    return VolumeFacts(geometry, content, values=values, shapes=shapes_of(judged, geometry), fit=fit)
+
+
+def _agreement(labels: NDArray[Any], others: NDArray[Any]) -> float | None:
+    """Voxels of one structure in both, twice, by the voxels of any structure in either; None without any."""
+    total = np.count_nonzero(labels) + np.count_nonzero(others)
+    if labels.shape != others.shape or not total:
+        return None
+    return 2.0 * np.count_nonzero((labels == others) & (labels != 0)) / total
 
 
 def content_hash(array: NDArray[Any], geometry: Geometry) -> str:

@@ -12,6 +12,7 @@ Severity = Literal["error", "warning", "note"]
 
 CODES: Mapping[str, tuple[Severity, str]] = {
     "missing-file": ("error", "restore the file, or give the right --dataset-dir"),
+    "pointer-file": ("error", "fetch the content: `git annex get FILE`, `datalad get FILE` or `git lfs pull`"),
     "checksum-mismatch": (
         "error",
         "the file has changed since the manifest was made: restore it or make a new manifest",
@@ -23,7 +24,10 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "correct the label map, declare the value under `labels`, or map it: `manifest create --map VALUE=LABEL`",
     ),
     "fractional-labels": ("error", "the label map was interpolated: make it again with nearest neighbour"),
-    "several-labels": ("error", "join the files into one label map, one value for each structure"),
+    "unlisted-structure": (
+        "error",
+        "list under `annotated` all structures that were looked for, by their names in `labels`, or correct the label",
+    ),
     "label-gaps": ("error", "renumber: `medseg manifest create --images FILE --map VALUE=LABEL,... -o FILE`"),
     "no-label": ("error", "add the label, or move the case to `test`"),
     "nothing-labelled": ("error", "no label map holds anything but background: check the label folder"),
@@ -48,6 +52,16 @@ CODES: Mapping[str, tuple[Severity, str]] = {
         "warning",
         "right if every voxel belongs to a structure; else the values are shifted: `manifest create --map 1=0,2=1,...`",
     ),
+    "label-in-one-case": ("warning", "add cases that have the structure, or leave it out: map it to another label"),
+    "mirrored-labels": ("warning", "look at the case: left and right values swapped, or image or label mirrored"),
+    "label-off-edges": ("warning", "look at the case: a label of another image, shifted, mirrored or turned"),
+    "raters-apart": (
+        "warning",
+        'a list of labels is one for each rater; files for each structure are an object: {"liver": FILE, ...}',
+    ),
+    "label-at-border": ("warning", "right if the field of view ends there: the structure is cut, its volume too small"),
+    "tiny-islands": ("warning", "look at them: erase what is a slip of the pen, below 0.1 ml and 5 % of the structure"),
+    "tiny-holes": ("warning", "look at them: fill what is a slip of the pen, background below 0.1 ml inside"),
     "fold-without-class": ("warning", "use fewer folds, split again, or add cases that have the structure"),
     "no-declared-labels": ("warning", 'declare what the values mean: "labels": {"0": "background", "1": ...}'),
     "label-volume-outlier": ("warning", "look at the case: a label much smaller or larger than the others"),
@@ -55,6 +69,9 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     "spacing-outlier": ("warning", "look at the case: its voxels are of another size than the others'"),
     "partly-split": ("warning", "some training cases have no fold: split again"),
     "no-licence": ("warning", "name the licence or the approval under which the data may be used: `licence`"),
+    "ignored-voxels": ("note", "complete these label maps if you can; a bundle that does not know them refuses them"),
+    "partly-annotated": ("note", "such cases train and score what they list: `medseg bundle new` plans for it"),
+    "label-often-at-border": ("note", "usual for these images: volumes are of the part inside the field of view"),
     "no-folds": ("note", "split before training: `medseg manifest split FILE --folds 5 --seed 0`"),
     "no-patient-ids": ("note", "each case is taken to be a patient of its own; give patient_id if some are not"),
     "no-checksums": ("note", "make the manifest with checksums, so that a changed file is noticed"),

@@ -23,6 +23,7 @@ from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
 from medseg.labels.dicom_objects import hashed
 from medseg.labels.image_grid import ImageGrid
+from medseg.labels.scheme import LabelScheme
 from medseg.outputs.source import Frame, SourceImages, embed, placed
 from medseg.results.verdict import Verdict
 
@@ -128,7 +129,7 @@ class Job:
                 "geometry-mismatch",
                 f"the label map has shape {self.labels.shape}, its grid {self.geometry.shape}; give its own grid",
             )
-        unknown = sorted(set(np.unique(self.labels).tolist()) - {0, *self.bundle.labels})
+        unknown = sorted(set(np.unique(self.labels).tolist()) - {0, *self.bundle.labels, *self.scheme.names})
         if unknown:
             raise Refusal(
                 "unexpected-labels", f"found labels {unknown}, {self.bundle.name} knows {sorted(self.bundle.labels)}"
@@ -141,10 +142,20 @@ class Job:
 
     @cached_property
     def codes(self) -> dict[int, SegmentCode]:
-        """Coded terms of the labels that occur; of all labels if none occurs."""
+        """Coded terms of the structures that occur; of all structures if none occurs."""
         codes = segment_codes(self.bundle)
-        present = {label: codes[label] for label in codes if (self.labels == label).any()}
+        present = {label: codes[label] for label in codes if self.mask(label).any()}
         return present or codes
+
+    @cached_property
+    def scheme(self) -> LabelScheme:
+        """What the labels mean; structures of a bundle without regions have a value each."""
+        return getattr(self.bundle, "scheme", None) or LabelScheme(self.bundle.labels)
+
+    def mask(self, label: int) -> NDArray[np.bool_]:
+        """Where a structure is; regions overlap."""
+        members = self.scheme.members[label]
+        return self.labels == label if members == (label,) else np.isin(self.labels, members)
 
     @property
     def image_grid(self) -> ImageGrid:

@@ -6,10 +6,8 @@ through pixel centres would lose half a pixel all around.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -42,7 +40,6 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     """
     job.covered()
     codes = list(job.codes.values())
-    numbers = dict(enumerate(job.codes, start=1))
     dataset = start_dataset(job, "rtstruct", RTStructureSetStorage, "RTSTRUCT")
     dataset.SeriesDescription = series_description(job, "RTSTRUCT")
     dataset.OperatorsName = None
@@ -62,17 +59,16 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.ApprovalStatus = "UNAPPROVED"
 
     def check(partial: Path) -> None:
-        found = _filled(pydicom.dcmread(partial), job, numbers)
-        for code in codes:
-            dice = _dice(found == code.label, job.labels == code.label)
+        read = pydicom.dcmread(partial)
+        for number, code in enumerate(codes, start=1):
+            dice = _dice(_filled(read, job, number), job.mask(code.label))
             if dice < _LEAST_DICE:
                 raise CaseFailed(
                     f"{path.name}: filling the contours of {code.name} gives Dice {dice:.4f}; nothing was written"
                 )
 
-    found = _filled(dataset, job, numbers)
-    for roi, code in zip(dataset.StructureSetROISequence, codes, strict=True):
-        dice = _dice(found == code.label, job.labels == code.label)
+    for number, (roi, code) in enumerate(zip(dataset.StructureSetROISequence, codes, strict=True), start=1):
+        dice = _dice(_filled(dataset, job, number), job.mask(code.label))
         roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
     return save_checked(dataset, path, check)
 
@@ -129,9 +125,9 @@ def _contours(job: Job, code: SegmentCode, number: int) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber = number
     item.ROIDisplayColor = list(code.rgb)
-    contours = []
+    contours, mask = [], job.mask(code.label)
     for frame in job.frames:
-        contours += _outlines(job.view(job.labels, frame) == code.label, frame, job.source)
+        contours += _outlines(job.view(mask, frame), frame, job.source)
     for index, contour in enumerate(contours, start=1):
         contour.ContourNumber = index
     if contours:
@@ -169,9 +165,9 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return 1.0 if total == 0 else 2.0 * int((first & second).sum()) / total
 
 
-def _filled(dataset: Dataset, job: Job, numbers: Mapping[int, int]) -> NDArray[Any]:
-    """The label map that the outlines give again, label by ROI number: two structures may have one name."""
+def _filled(dataset: Dataset, job: Job, number: int) -> NDArray[np.bool_]:
+    """Where the outlines of one ROI are again; one at a time, since regions overlap and two may have one name."""
     found = structure_set(dataset, "the structure set")
-    rois = tuple(replace(roi, name=str(numbers[roi.number])) for roi in found.rois)
-    scheme = LabelScheme({label: str(label) for label in numbers.values()})
-    return read_rtstruct(replace(found, rois=rois), scheme, ReadingRules(missing_slices="empty"), job.image_grid).array
+    rois = tuple(replace(roi, name="it") for roi in found.rois if roi.number == number)
+    rules = ReadingRules(missing_slices="empty")
+    return read_rtstruct(replace(found, rois=rois), LabelScheme({1: "it"}), rules, job.image_grid).array == 1

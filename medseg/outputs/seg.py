@@ -26,6 +26,8 @@ from medseg.labels.seg import open_seg, read_seg
 from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.source import slice_spacing_mm
 
+_LEFT_OUT = "left out"
+
 
 def write_seg(job: Job, path: Path) -> Path:
     """Write a Segmentation object; segments are numbered from 1 in the order of the labels that occur.
@@ -44,7 +46,12 @@ def write_seg(job: Job, path: Path) -> Path:
     copy_identity(job.source.first, dataset)
 
     def check(partial: Path) -> None:
-        if not np.array_equal(_read_again(partial, job, numbers), job.labels):
+        if job.scheme.regions:  # segments that overlap are read one by one
+            one_by_one = ((_read_again(partial, job, {label: n}) > 0, label) for label, n in numbers.items())
+            same = all(np.array_equal(found, job.mask(label)) for found, label in one_by_one)
+        else:
+            same = np.array_equal(_read_again(partial, job, numbers), job.labels)
+        if not same:
             raise CaseFailed(
                 f"{path.name}: the segmentation read again differs from the mask; nothing was written, report this"
             )
@@ -61,6 +68,8 @@ def _kind(job: Job) -> SegmentationTypeValues:
     of 8, most start within a byte, and common readers then show a shuffled mask, so that a byte per pixel is safer.
     """
     wanted = job.options.segmentation_type
+    if wanted == "LABELMAP" and job.scheme.regions:
+        raise UsageError("the type LABELMAP holds one segment a voxel, and regions overlap; write BINARY or AUTO")
     if wanted == "AUTO":
         wanted = "FRACTIONAL" if job.view(job.labels, job.frames[0]).size % 8 else "BINARY"
     return SegmentationTypeValues(wanted)
@@ -93,6 +102,9 @@ def _pixels(job: Job, codes: list[SegmentCode], numbers: Mapping[int, int]) -> N
     """The label map frame by frame as the source has them, with segment numbers instead of labels."""
     if job.options.segmentation_type == "FRACTIONAL":
         return _probabilities(job, codes)
+    if job.scheme.regions:
+        masks = [job.mask(code.label) for code in codes]
+        return np.stack([np.stack([job.view(one, f) for one in masks], axis=-1) for f in job.frames]).astype(np.uint8)
     table = np.zeros(max(numbers) + 1, dtype=np.uint16 if len(numbers) > 255 else np.uint8)
     for label, number in numbers.items():
         table[label] = number
@@ -176,6 +188,7 @@ def _read_again(path: Path, job: Job, numbers: Mapping[int, int]) -> NDArray[Any
     header = label_object(path)
     if header is None:
         raise CaseFailed(f"{path.name} is no segmentation when it is read again; nothing was written, report this")
-    seg = replace(open_seg(header, path.name), segments={number: str(label) for label, number in numbers.items()})
+    seg, named = open_seg(header, path.name), {number: str(label) for label, number in numbers.items()}
+    seg = replace(seg, segments={number: named.get(number, _LEFT_OUT) for number in seg.segments})
     scheme = LabelScheme({label: str(label) for label in numbers})
-    return read_seg(seg, scheme, ReadingRules(), job.image_grid).array
+    return read_seg(seg, scheme, ReadingRules(names={_LEFT_OUT: None}), job.image_grid).array

@@ -93,7 +93,7 @@ def write_sr(job: Job, path: Path) -> Path:
         If the file read again does not hold the measured volumes.
     """
     job.covered()
-    found = volumes_of(job.labels, job.geometry, job.bundle.labels)
+    found = volumes_of(job.labels, job.geometry, job.scheme)
     volumes = {structure.label: structure.volume_ml or 0.0 for structure in found}
     codes = list(job.codes.values())
     with warnings.catch_warnings():
@@ -176,7 +176,7 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
         segment_number=number,
         source_series=sr.SourceSeriesForSegmentation(job.source.first.SeriesInstanceUID),
     )
-    diameter = longest_diameter_mm(job.labels == code.label, job.geometry.affine)
+    diameter = longest_diameter_mm(job.mask(code.label), job.geometry.affine)
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         referenced_segment=segment,
         tracking_identifier=_tracking(job, str(code.label), code.name),

@@ -34,6 +34,8 @@ _PLACE = re.compile(r"<(\w+)>")
 _PRETRAINED = "pretrained/encoder.safetensors"
 _MARGIN = 0.25
 _FOLDS = 5
+_THRESHOLD = 0.5
+"""From this probability on a voxel is of a region."""
 _LEFT_OUT: Any = object()
 """The value of a place whose key, or item of a list, goes with it."""
 _ITEMS = {
@@ -215,7 +217,7 @@ def _shared_values(manifest: Manifest, data: Fingerprint, plan: Plan) -> dict[st
         "network": plan.network,
         "normalisation": plan.to_image,
         "image_channels": data.channels,
-        "classes": len(data.labels) + 1,
+        "classes": data.outputs,
     }
 
 
@@ -233,25 +235,67 @@ def _training_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
         "discriminator_layers": plan.discriminator_layers,
         "rotate_range": list(plan.rotate_range),
         "flip_axes": list(plan.flip_axes) or _LEFT_OUT,
-        "foreground_key": "label" if plan.prob_foreground else _LEFT_OUT,
-        "prob_foreground": plan.prob_foreground or _LEFT_OUT,
+        **_label_values(data, sampled=bool(plan.prob_foreground)),
+        "prob_foreground": plan.prob_foreground
+        if plan.prob_foreground or data.scheme.ignore is not None
+        else _LEFT_OUT,
         "channel_wise": several,
         "several_channels": several,  # switches off what takes all channels for one scale
     }
 
 
+def _label_values(data: Fingerprint, *, sampled: bool) -> dict[str, Any]:
+    """What of ``train.json`` depends on the labels: classes that are known everywhere, or also regions and unknowns."""
+    scheme, regions, classes = data.scheme, bool(data.scheme.regions), data.outputs
+    argmax = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+    values: dict[str, Any] = {
+        "loaded_names": "@label_names",
+        "known_labels": (),
+        "activation": _LEFT_OUT,
+        "loss": {
+            "_target_": "DiceCELoss",
+            "include_background": False,
+            "to_onehot_y": True,
+            "softmax": True,
+            "batch": True,
+        },
+        "validated": (
+            {**argmax, "to_onehot": classes},
+            {"_target_": "AsDiscreted", "keys": "label", "to_onehot": classes},
+        ),
+        "metric_classes": _LEFT_OUT,
+        "overlapping": _LEFT_OUT,
+        "foreground_key": "label" if sampled or scheme.ignore is not None else _LEFT_OUT,
+    }
+    if data.fully_known:
+        return values
+    table = scheme.to_json()
+    known = {"_target_": "medseg.transforms.KnownLabelsd", "keys": "label", **table, "allow_missing_keys": True}
+    values |= {"loaded_names": None, "known_labels": (known,), "metric_classes": classes, "validated": (argmax,)}
+    values["loss"] = {"_target_": "medseg.training.KnownDiceCELoss", "sigmoid": regions}
+    if regions:
+        sigmoid = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+        values["validated"] = (sigmoid, {"_target_": "AsDiscreted", "keys": "pred", "threshold": _THRESHOLD})
+        values |= {"activation": "sigmoid", "metric_classes": _LEFT_OUT, "overlapping": True}
+    return values
+
+
 def _inference_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
     """Without a datalist a file is a case; several channels are listed case by case."""
+    decoding = {"softmax": True, "sigmoid": _LEFT_OUT, "argmax": True, "threshold": _LEFT_OUT}
+    if data.scheme.regions:
+        decoding = {"softmax": _LEFT_OUT, "sigmoid": True, "argmax": _LEFT_OUT, "threshold": _THRESHOLD}
     if data.channels == 1:
         listed = dict.fromkeys(("datalist_file", "section", "items", "channel_keys", "data_root_dir"), _LEFT_OUT)
         datalist = "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/' + @images))]"
-        return {**listed, "image_keys": "image", "images": "*.nii.gz", "datalist": datalist}
+        return {**decoding, **listed, "image_keys": "image", "images": "*.nii.gz", "datalist": datalist}
     one_key = len(plan.keys) == 1
     together, apart = (
         "$[{'image': item['image']} for item in @items]",
         "$[dict(zip(@channel_keys, item['image'])) for item in @items]",
     )
     return {
+        **decoding,
         "images": _LEFT_OUT,
         "datalist_file": "$@bundle_root + '/configs/datalist.json'",
         "section": "training",
@@ -264,7 +308,9 @@ def _inference_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
 
 
 def _metadata_values(name: str, manifest: Manifest, data: Fingerprint, authors: str) -> dict[str, Any]:
-    structures = {0: "background", **data.labels}
+    regions = data.scheme.regions
+    channels = dict(enumerate(regions)) if regions else {0: "background", **data.labels}
+    table = data.scheme.to_json() if regions else {}
     return {
         "title": name.replace("_", " ").capitalize(),
         "state": f"planned from the data, {UNTRAINED}",
@@ -282,7 +328,9 @@ def _metadata_values(name: str, manifest: Manifest, data: Fingerprint, authors: 
         "image_format": "hounsfield" if set(data.modality) == {"CT"} else "magnitude",
         "modality": data.modality[0],
         "image_channel_def": {str(number): modality for number, modality in enumerate(data.modality)},
-        "label_channel_def": {str(value): structure for value, structure in structures.items()},
+        "label_channel_def": {str(value): structure for value, structure in channels.items()},
+        "label_table": table.get("labels", _LEFT_OUT),
+        "label_order": table.get("regions_class_order", _LEFT_OUT),
     }
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.bundle.bundle import ras_axes
 from medseg.errors import UsageError
-from medseg.geometry import SMALLEST_COVERAGE, Geometry
+from medseg.geometry import SMALLEST_COVERAGE, Geometry, ras_axes
 from medseg.ingest import read_volume
-from medseg.labels import LabelScheme, read_label_map, renumbering_advice
+from medseg.labels import ANNOTATED_KEY, LabelScheme, read_label_map, renumbering_advice
 from medseg.manifests import Item, Manifest
 
 _SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before
@@ -40,7 +39,7 @@ class Fingerprint:
     # channels and modality: image channels and the modality of each (``"unknown"`` if the datalist does not tell)
     channels: int
     modality: tuple[str, ...]
-    labels: dict[int, str]  # structures by label value, without the background
+    labels: dict[int, str]  # structures by label value (of a region: the value it paints), without the background
     spacing_mm: NDArray[np.float64]  # spacing_mm and shape: voxel spacing and size of each case read, ``(case, axis)``
     shape: NDArray[np.float64]
     intensity: tuple[Intensity, ...]  # one per channel
@@ -52,6 +51,18 @@ class Fingerprint:
     structure_fraction: float
     one_grid: bool = True  # whether the channels of every case lie on one grid
     coverage: float = 1.0  # smallest share of a first channel's grid that another channel covers
+    scheme: LabelScheme = field(default_factory=LabelScheme)  # regions and the ignore value
+    partly_annotated: int = 0  # cases that were looked through for some structures only
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a network: a class each and the background, or a region each."""
+        return len(self.labels) + (not self.scheme.regions)
+
+    @property
+    def fully_known(self) -> bool:
+        """Whether every voxel of every case has one class that is known."""
+        return not self.scheme.regions and self.scheme.ignore is None and not self.partly_annotated
 
     @property
     def extent_mm(self) -> NDArray[np.float64]:
@@ -87,7 +98,7 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     if not items:
         raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
     step = max(1, len(items) // _CASES)
-    scheme = manifest.scheme.require_plain("the plan of a new bundle")
+    scheme = manifest.scheme
     cases = [_read(manifest.files(item, "image"), _label(manifest, item), scheme) for item in items[::step][:_CASES]]
     channels = len(cases[0].channels)
     if any(len(case.channels) != channels for case in cases):
@@ -112,6 +123,8 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         structure_fraction=float(np.median([case.fraction for case in cases])),
         one_grid=all(channel.on_grid for case in cases for channel in case.channels),
         coverage=min(channel.coverage for case in cases for channel in case.channels),
+        scheme=scheme,
+        partly_annotated=sum(bool(scheme.unknown_of(item.get(ANNOTATED_KEY))) for item in items),
     )
 
 
@@ -126,8 +139,9 @@ def _label(manifest: Manifest, item: Item) -> Path:
 
 
 def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Case:
-    found = read_label_map(label_file, declared=scheme.names, mapping=scheme.mapping)
-    label, grid = found.array, found.geometry
+    found = read_label_map(label_file, declared=scheme.values, mapping=scheme.mapping)
+    grid = found.geometry
+    label = found.array if scheme.ignore is None else np.where(found.array == scheme.ignore, 0, found.array)
     volumes = [(image, *read_volume(image)[:2]) for image in images]
     _check_reference([(image, geometry) for image, _, geometry in volumes], grid)
     order = ras_axes(grid)
@@ -135,9 +149,17 @@ def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Cas
         tuple(float(grid.spacing_mm[axis]) for axis in order),
         tuple(int(grid.shape[axis]) for axis in order),
         [_channel(values, geometry, label, grid) for _, values, geometry in volumes],
-        found.volumes_ml,
+        _structure_ml(found.volumes_ml, scheme),
         float(np.mean(label > 0)),
     )
+
+
+def _structure_ml(volumes_ml: Mapping[int, float], scheme: LabelScheme) -> dict[int, float]:
+    """Volume of each structure that occurs; all values if none is declared."""
+    if not scheme.names:
+        return dict(volumes_ml)
+    members = {label: [volumes_ml[v] for v in values if v in volumes_ml] for label, values in scheme.members.items()}
+    return {label: sum(parts) for label, parts in members.items() if parts}
 
 
 def _check_reference(channels: Sequence[tuple[Path, Geometry]], grid: Geometry) -> None:
@@ -205,7 +227,7 @@ def _labels(scheme: LabelScheme, cases: Sequence[_Case]) -> dict[int, str]:
             f"values are shifted, map them (medseg manifest create --images DATALIST --map {shifts} -o DATALIST), else "
             "declare what they mean (--label VALUE=NAME)"
         )
-    gaps = renumbering_advice(names)
+    gaps = None if scheme.regions else renumbering_advice(names)
     if gaps:
         raise UsageError(gaps)
     return names

@@ -102,6 +102,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
     why = "what the budget of time allows; the generator trains alone for the first 30 %, then the adversarial weight"
     what = f"{total} iterations in epochs of {_EPOCH_ITERATIONS}"
     reasons.append(("schedule", what, f"{why} is ramped up over 20 %"))
+    _explain_labels(data, reasons)
     keys = _channel_keys(data, reasons)
     channels = [range(data.channels)] if len(keys) == 1 else [range(n, n + 1) for n in range(data.channels)]
     return Plan(
@@ -122,6 +123,18 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
         ramp=int(0.2 * total),
         reasons=tuple(reasons),
     )
+
+
+def _explain_labels(data: Fingerprint, reasons: list[_Reason]) -> None:
+    if data.scheme.regions:
+        why = "they overlap, so each has a sigmoid of its own; a label map is painted in this order"
+        reasons.append(("regions", ", ".join(data.scheme.regions), why))
+    if data.scheme.ignore is not None:
+        why = "nobody judged these voxels: they count in no loss, no metric, and are not shown to the discriminator"
+        reasons.append(("ignored", f"the value {data.scheme.ignore}", why))
+    if data.partly_annotated:
+        why = "the other structures are unknown there, not background (marginal loss, Shi et al. 2021)"
+        reasons.append(("partly annotated", f"{data.partly_annotated} of {data.cases} cases", why))
 
 
 def _channel_keys(data: Fingerprint, reasons: list[_Reason]) -> tuple[str, ...]:
@@ -233,7 +246,7 @@ def _poolings(spacing: Sequence[float], shape: Sequence[int]) -> tuple[tuple[int
 
 def _most_voxels(data: Fingerprint, width: int, budget: Budget, encoder: Encoder | None) -> float:
     # activations kept for the backward pass: about 20 maps of the first width, the loss, the discriminator
-    bytes_per_voxel = 4.0 * (20 * width + 6 * (len(data.labels) + 1) + 40)
+    bytes_per_voxel = 4.0 * (20 * width + 6 * data.outputs + 40)
     weights_gb = 0.0 if encoder is None else 5 * 4e-3 * encoder.parameters  # gradient, two moments, moving average
     memory = max(0.0, budget.memory_gb - _OVERHEAD_GB - weights_gb) * 1e9 / bytes_per_voxel
     seconds = budget.minutes * 60 / 1500  # iterations that a small network needs at least
@@ -303,11 +316,11 @@ def _coarsened(data: Fingerprint, grid: _Grid, budget: Budget, reasons: list[_Re
 def _network(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
     width, pools, kernels = grid.width, grid.pools, grid.kernels
     if grid.encoder is not None:
-        network = grid.encoder.network_def(data.channels, len(data.labels) + 1)
+        network = grid.encoder.network_def(data.channels, data.outputs)
         why = f"the encoder that was asked for, under a new decoder; it halves every axis {grid.encoder.halvings} times"
         reasons.append(("network", f"{network['_target_']}, {grid.encoder.name}", why))
         return network
-    common = {"spatial_dims": 3, "in_channels": data.channels, "out_channels": len(data.labels) + 1}
+    common = {"spatial_dims": 3, "in_channels": data.channels, "out_channels": data.outputs}
     act = ["LeakyReLU", {"negative_slope": 0.1, "inplace": True}]
     if set(pools) == {_POOLINGS}:
         features = [width, width, 2 * width, 4 * width, 8 * width, width]

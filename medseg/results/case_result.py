@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
 from medseg.json_shape import FILE_NAME, FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, one_of
+from medseg.labels.scheme import LabelScheme
 from medseg.results.verdict import DECISIONS, DiscriminatorVerdict, Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
@@ -35,7 +36,7 @@ CASE: Spec = {
     "message": TEXT,
     "seconds": NUMBER,
     "outputs": [FILE_NAME],
-    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER}],
+    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER, "values": [WHOLE]}],
     "trust": _VERDICT,
     "discriminator": _DISCRIMINATOR,
     "stages": {"*": NUMBER},
@@ -53,6 +54,17 @@ class StructureVolume:
     label: int
     name: str
     volume_ml: float | None = None
+    values: tuple[int, ...] = ()  # of a region: what belongs to it in a label map; empty for its label alone
+
+    def to_json(self) -> dict[str, Any]:
+        """The structure as in ``run.json``."""
+        stated = {"label": self.label, "name": self.name, "volume_ml": self.volume_ml}
+        return {**stated, "values": list(self.values)} if self.values else stated
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> StructureVolume:
+        """The structure behind an entry of ``structures``."""
+        return cls(item["label"], item["name"], item.get("volume_ml"), tuple(item.get("values") or ()))
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ class CaseResult(Judged):
         return {
             **asdict(self),
             "outputs": list(self.outputs),
-            "structures": [asdict(one) for one in self.structures],
+            "structures": [one.to_json() for one in self.structures],
             "trust": self.trust and self.trust.to_json(),
             "discriminator": self.discriminator and self.discriminator.to_json(),
         }
@@ -138,7 +150,7 @@ class CaseResult(Judged):
             item.get("message") or "",
             float(item.get("seconds") or 0.0),
             tuple(item.get("outputs") or ()),
-            tuple(StructureVolume(s["label"], s["name"], s.get("volume_ml")) for s in item.get("structures") or ()),
+            tuple(StructureVolume.from_json(one) for one in item.get("structures") or ()),
             Verdict.from_json(trust) if trust.get("verdict") else None,
             item.get("stages") or {},
             {kind: Reason(why["reason"], why["message"]) for kind, why in (item.get("not_written") or {}).items()},
@@ -167,12 +179,19 @@ class CaseResult(Judged):
 
 
 def volumes_of(
-    label_map: NDArray[np.integer[Any]], geometry: Geometry, labels: Mapping[int, str]
+    label_map: NDArray[np.integer[Any]], geometry: Geometry, scheme: LabelScheme
 ) -> tuple[StructureVolume, ...]:
-    """Volume of every structure in a label map on a grid, 0 where it was not found."""
-    counts = np.bincount(label_map.reshape(-1), minlength=max(labels, default=0) + 1)
+    """Volume of every structure in a label map on a grid, 0 where it was not found; regions have what overlaps, too."""
+    members, structures = scheme.members, scheme.structures
+    largest = max((value for values in members.values() for value in values), default=0)
+    counts = np.bincount(label_map.reshape(-1), minlength=largest + 1)
     ml = geometry.voxel_volume_mm3 / 1000.0
-    return tuple(StructureVolume(label, name, float(counts[label] * ml)) for label, name in labels.items())
+    return tuple(
+        StructureVolume(
+            label, name, float(counts[list(members[label])].sum() * ml), members[label] if scheme.regions else ()
+        )
+        for label, name in structures.items()
+    )
 
 
 def _failure(error: BaseException, stage: str) -> tuple[str, str]:

@@ -206,6 +206,11 @@ class RunReport:
         """Structure names by label value, of all cases."""
         return {structure.label: structure.name for case in self._by_id.values() for structure in case.structures}
 
+    @property
+    def regions(self) -> dict[int, tuple[int, ...]]:
+        """Values in a label map by label of a region; empty if the structures do not overlap."""
+        return {one.label: one.values for case in self._by_id.values() for one in case.structures if one.values}
+
     # --- as files ---------------------------------------------------------------------------------------------------
 
     @property

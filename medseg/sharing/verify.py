@@ -134,7 +134,11 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
         yield Finding("block", _METADATA, "network_data_format::outputs", f"cannot be read: {error}", "describe pred")
         return
     place = "network_data_format::outputs::pred"
-    if max(names, default=0) >= max(channels, 2):
+    if bundle.scheme.regions:
+        if len(names) != channels:
+            why = "every region needs its channel, in the order of `labels`"
+            yield Finding("block", _METADATA, place, f"{len(names)} regions of a network with {channels} channels", why)
+    elif max(names, default=0) >= max(channels, 2):
         why = "every label needs its channel"
         yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
     for value, name in names.items():

@@ -23,6 +23,7 @@ from medseg.training.gradient_share import GradientShare
 from medseg.training.mean_teacher import UnlabelledBatch
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.step import Buffers, NetworkStep
+from medseg.transforms.known_labels import IGNORED, possible_classes
 from medseg.transforms.mismatched_pairs import MismatchedPairs
 
 AdversarialKind = Literal["classical", "least-squares", "hinge"]
@@ -92,8 +93,9 @@ class Adversary:
     """A discriminator that learns which segmentation belongs to an image, and teaches the generator.
 
     It sees references and predictions in the same form, as hard labels (one-hot), so that nothing but the labels tells
-    them apart; the generator's gradient goes through its probabilities (straight-through, Bengio et al. 2013). Besides
-    predictions, its fakes are references that do not belong to their image (:class:`MismatchedPairs`).
+    them apart; the generator's gradient goes through its probabilities (straight-through, Bengio et al. 2013). Both are
+    empty where the label does not know. Besides predictions, its fakes are references that do not belong to their image
+    (:class:`MismatchedPairs`).
 
     Parameters
     ----------
@@ -197,10 +199,25 @@ class Adversary:
         """Label map ``(B, 1, …)`` and labels of the fake pair ``(B, classes, …)`` → those of the real pair."""
         if self.activation == "sigmoid":
             return (label > 0).to(fake)
-        return one_hot(label.long(), num_classes=fake.shape[1], dtype=fake.dtype)
+        return one_hot(label.long().clamp_min(0), num_classes=fake.shape[1], dtype=fake.dtype)
 
-    def fakes(self, real: Tensor, predicted: Tensor) -> Tensor:
-        """Predictions ``(B, classes, …)``, some of them replaced by wrong pairs of the references."""
+    def known(self, label: Tensor, fake: Tensor) -> Tensor | float:
+        """What of both segmentations is shown, ``(B, classes, …)``: what the label knows; 1 if that is everything.
+
+        Reference and prediction are empty alike where it does not. A class that some voxel of the patch only may be is
+        empty in the whole patch: else the place where it is shown would draw the reference's outline into both.
+        """
+        if bool((label >= 0).all()):
+            return 1.0
+        if self.activation == "sigmoid":
+            return (label >= 0).to(fake)
+        judged = label != IGNORED
+        possible = possible_classes(label, fake.shape[1])
+        unsure = possible & judged & (possible.sum(1, keepdim=True) > 1)
+        return (judged & ~unsure.flatten(2).any(2).view(*fake.shape[:2], *[1] * (fake.ndim - 2))).to(fake)
+
+    def fakes(self, real: Tensor, predicted: Tensor, known: Tensor | float = 1.0) -> Tensor:
+        """Predictions ``(B, classes, …)``, some of them replaced by wrong pairs of the references, where known."""
         if not self.wrong_pairs:
             return predicted
         background = int(self.activation == "softmax")
@@ -208,6 +225,9 @@ class Adversary:
         wrong, differs = self.mismatch(real[:, background:], self.draws)
         if background:
             wrong = torch.cat([1.0 - wrong.sum(1, keepdim=True), wrong], dim=1)
+        if not isinstance(known, float):  # a pair that is wrong in the unknown alone is none
+            wrong = wrong * known
+            differs &= (wrong != real * known).flatten(1).any(1).to(differs.device)
         shown = (chosen & differs).to(real.device).view(-1, *[1] * (real.ndim - 1))
         return torch.where(shown, wrong, predicted)
 
@@ -236,9 +256,9 @@ class Adversary:
         """Loss of the discriminator on references and predictions, and the fractions of both it judges rightly."""
         self.discriminator.train().requires_grad_(True)
         condition, predicted = self.condition(image), self.judged(prediction.detach())
-        reference = self.reference(label, predicted)
-        fake = self.fakes(reference, predicted)
-        real = self._disturb(reference).requires_grad_(self.penalty > 0)
+        reference, known = self.reference(label, predicted), self.known(label, predicted)
+        fake = self.fakes(reference, predicted * known, known)
+        real = self._disturb(reference * known).requires_grad_(self.penalty > 0)
         judged_real: Judgement = self.discriminator(condition, real)
         judged_fake: Judgement = self.discriminator(condition, self._disturb(fake))
         loss = self.loss.discriminator(judged_real.logits, judged_fake.logits)
@@ -251,7 +271,8 @@ class Adversary:
     def look(self, image: Tensor, label: Tensor, prediction: Tensor) -> None:
         """Let the discriminator run on a pair of each kind, without a loss."""
         fake = self.judged(prediction)
-        for segmentation in (self.reference(label, fake), fake):
+        known = self.known(label, fake)
+        for segmentation in (self.reference(label, fake) * known, fake * known):
             self.discriminator(self.condition(image), segmentation)
 
     def teach(self, image: Tensor, label: Tensor, prediction: Tensor, unlabelled: UnlabelledBatch | None) -> Tensor:
@@ -260,7 +281,8 @@ class Adversary:
         Gradient reaches the generator, not the discriminator's weights.
         """
         fake = self.judged(prediction)
-        loss = self._teach(image, fake, self.reference(label, fake) if self.feature_weight else None)
+        known = self.known(label, fake)
+        loss = self._teach(image, fake * known, self.reference(label, fake) * known if self.feature_weight else None)
         if unlabelled is None or unlabelled.prediction is None:
             return loss
         other = self._teach(unlabelled.weak, self.judged(unlabelled.prediction), None)

@@ -24,11 +24,21 @@ from torch.utils.data import Sampler
 
 from medseg.bundle.config import config_file, read_config
 from medseg.errors import UsageError
-from medseg.labels import MAPPING_KEY, ORDER_KEY, READING_KEY, ROI_MAPPING_KEY, ReadingRules, object_kind
+from medseg.labels import (
+    ANNOTATED_KEY,
+    MAPPING_KEY,
+    ORDER_KEY,
+    READING_KEY,
+    ROI_MAPPING_KEY,
+    LabelScheme,
+    ReadingRules,
+    object_kind,
+)
+from medseg.labels.raters import RATERS_KEY, check_way, raters_of
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
 from medseg.training.distributed import world
-from medseg.transforms import LoadLabeld
+from medseg.transforms import KnownLabelsd, LoadLabeld
 
 Part = Literal["training", "validation", "unlabelled"]
 
@@ -93,7 +103,8 @@ def fold_items(
         JSON with a list ``training`` of items ``{"image", "label", "fold"}``. Items without ``label`` are unlabelled
         cases, and so are those of a list ``unlabelled`` (paths, or items with ``image``), if there is one. Its
         ``label_mapping`` goes into the cases, for :class:`medseg.transforms.LoadLabeld`, and so does what it says of
-        DICOM objects and mask files, to those that have any.
+        DICOM objects and mask files, to those that have any; an item's ``annotated`` goes there for
+        :class:`medseg.transforms.KnownLabelsd`.
     dataset_dir
         Folder the paths in it are relative to; ``None``: where the datalist says, else the folder it lies in.
     fold
@@ -130,7 +141,15 @@ def fold_items(
     if not labelled:
         return cases
     mapped = {MAPPING_KEY: dict(mapping)} if mapping else {}
-    return [{**case, **_label(manifest, item), **mapped} for case, item in zip(cases, chosen, strict=False)]
+    return [
+        {**case, **_label(manifest, item, part), **mapped, **_annotated(manifest.scheme, item)}
+        for case, item in zip(cases, chosen, strict=False)
+    ]
+
+
+def _annotated(scheme: LabelScheme, item: Item) -> dict[str, Any]:
+    """What a case says of the structures that it was looked through for, if it leaves any out."""
+    return {ANNOTATED_KEY: list(item[ANNOTATED_KEY])} if scheme.unknown_of(item.get(ANNOTATED_KEY)) else {}
 
 
 def image_items(
@@ -173,14 +192,23 @@ def _images(manifest: Manifest, item: Item, keys: Sequence[str], datalist: str |
     return dict(zip(keys, files, strict=True))
 
 
-def _label(manifest: Manifest, item: Item) -> dict[str, Any]:
-    """The label of an item, and what its datalist says of it where it is no label map."""
-    label = manifest.label_entry(item)
-    if isinstance(label, str) and object_kind(label) is None:
-        return {"label": label}
+def _label(manifest: Manifest, item: Item, part: Part) -> dict[str, Any]:
+    """The label of an item, and what its datalist says of it where it is no label map, or there are several raters."""
+    label, way = manifest.label_entry(item), {}
+    if raters := raters_of(label):
+        chosen = str(manifest.content.get(RATERS_KEY, "draw"))
+        check_way(chosen, list(raters))
+        if chosen in raters:
+            label = raters[chosen]
+        else:
+            way = {RATERS_KEY: "majority" if chosen == "draw" and part == "validation" else chosen}
+    if all(
+        isinstance(entry, str) and object_kind(entry) is None for entry in (raters_of(label) or {"": label}).values()
+    ):
+        return {"label": label, **way}
     content = {key: value for key in _OF_LABELS if (value := manifest.content.get(key)) is not None}
     ReadingRules.of(content)  # odd ones are told now, not in the middle of a training
-    return {"label": label, READING_KEY: content}
+    return {"label": label, **way, READING_KEY: content}
 
 
 def _unlabelled_list(manifest: Manifest, datalist: str | PathLike[str]) -> list[Item]:
@@ -272,27 +300,47 @@ class TrainingDataset(CacheDataset):
     """Cases in memory, preprocessed once; each draw is augmented with random numbers of its own.
 
     The cached tensors are handed to the random transforms without a copy, so these must not write in place. The first
-    transforms, deterministic ones, are cached; ``seed`` is that of the random ones behind them; ``cache`` holds keyword
-    arguments of :class:`monai.data.CacheDataset`.
+    transforms, deterministic ones, are cached; a case of several raters to draw from is cached once for each; ``seed``
+    is that of the random ones behind them; ``cache`` holds keyword arguments of :class:`monai.data.CacheDataset`.
     """
 
     def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **cache: Any) -> None:
         self.seed = seed
-        loads = any(isinstance(step, LoadLabeld) for step in transform.flatten().transforms)
-        for key, what in ((MAPPING_KEY, MAPPING_KEY), (READING_KEY, "DICOM object or files of single structures")):
-            if not loads and any(isinstance(case, Mapping) and key in case for case in data):
+        steps = transform.flatten().transforms
+        loaded = ((key, LoadLabeld) for key in (MAPPING_KEY, READING_KEY, RATERS_KEY))
+        for key, kind in (*loaded, (ANNOTATED_KEY, KnownLabelsd)):
+            named = any(isinstance(case, Mapping) and key in case for case in data)
+            if named and not any(isinstance(step, kind) for step in steps):
+                what = "DICOM object or files of single structures" if key == READING_KEY else key
                 raise UsageError(  # other structures would be learnt
-                    f"the datalist has a {what}, which the bundle does not apply; load the labels with "
-                    "medseg.transforms.LoadLabeld in train#preprocessing_transforms of its configs/train.json"
+                    f"the datalist has a {what}, which the bundle does not apply; put medseg.transforms."
+                    f"{kind.__name__} into train#preprocessing_transforms of its configs/train.json, as `medseg bundle "
+                    "new` does"
                 )
+        drawn = [_by_rater(case) for case in data]
+        ends = np.cumsum([len(raters) for raters in drawn]).tolist()
+        self._raters = [range(end - len(raters), end) for end, raters in zip(ends, drawn, strict=True)]
+        data = [case for raters in drawn for case in raters]
         super().__init__(data, transform, **{"copy_cache": False, "progress": False, "num_workers": 2, **cache})
+
+    def __len__(self) -> int:
+        return len(self._raters)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Draw) -> Any:
         if not isinstance(index, Draw):
-            return super().__getitem__(index)
-        state = np.random.SeedSequence((self.seed, index.number)).generate_state(1)[0]
+            return super().__getitem__(self._raters[index][0] if isinstance(index, int) else index)
+        state, rater = np.random.SeedSequence((self.seed, index.number)).generate_state(2)
         self.transform.set_random_state(seed=int(state))
-        return self._transform(index.case)
+        raters = self._raters[index.case]
+        return self._transform(raters[int(rater) % len(raters)])
+
+
+def _by_rater(case: Any) -> list[Any]:
+    """A case once for each rater whose label may be drawn for it, else as it is."""
+    if not isinstance(case, Mapping) or case.get(RATERS_KEY) != "draw":
+        return [case]
+    rest = {key: value for key, value in case.items() if key != RATERS_KEY}
+    return [{**rest, "label": entry} for entry in raters_of(case["label"]).values()]
 
 
 def training_loader(dataset: TrainingDataset, batch_size: int, iterations: int, *, num_workers: int = 0) -> DataLoader:

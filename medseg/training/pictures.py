@@ -158,6 +158,13 @@ class _Case:
     reference: NDArray[np.int32]
     found: NDArray[Any]
     affine: NDArray[np.float64] | None
+    regions: Sequence[NDArray[np.bool_]] = ()  # found and reference, a channel for each region, where they are known
+
+    def masks(self, label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """A structure as it was found and in the reference."""
+        if self.regions:
+            return self.regions[0][label - 1], self.regions[1][label - 1]
+        return self.found == label, self.reference == label
 
     @property
     def labels(self) -> list[int]:
@@ -194,10 +201,11 @@ class Samples(_Pictures):
     ``folder`` and to ``tensorboard/`` beside it.
 
     The ``dataset`` has ``image`` and ``label``, each ``(1, H, W, D)``; of several channels the first is drawn. The
-    ``cases`` are indices in it; ``label_names`` are for the structures from value 1 on, their values if not given.
+    ``cases`` are indices in it; ``label_names`` are for the structures from value 1 on, their values if not given. With
+    ``overlapping`` regions the later ones are drawn over the earlier ones.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is shown, and how, with defaults
         self,
         folder: str | PathLike[str],
         dataset: Dataset[Any],
@@ -207,9 +215,12 @@ class Samples(_Pictures):
         cases: Sequence[int] = (0, 1, 2),
         tensorboard: bool = True,
         label_names: Sequence[str] = (),
+        *,
+        overlapping: bool = False,
     ) -> None:
         super().__init__(folder, network, interval)
         self.dataset, self.inferer, self.cases, self.tensorboard = dataset, inferer, tuple(cases), tensorboard
+        self.overlapping = overlapping
         self.names = dict(enumerate(label_names, start=1))
 
     def page(self, device: torch.device) -> Picture:
@@ -226,21 +237,31 @@ class Samples(_Pictures):
         case = self.dataset[index]
         with eval_mode(self.network):
             logits = self.inferer(torch.as_tensor(case["image"])[None].to(device), self.network)
-        return _Case(
-            np.asarray(case["image"])[0],
-            np.rint(np.asarray(case["label"])[0]).astype(np.int32),
-            logits.float().max(dim=1).indices[0].cpu().numpy(),
-            affine_of(self.dataset, case["image"]),
-        )
+        label, scores = np.rint(np.asarray(case["label"])).astype(np.int32), logits[0].float().cpu()
+        if self.overlapping:
+            masks = (scores > 0).numpy(), label > 0
+            known = [ours & (label >= 0) for ours in masks]
+            found, reference = (_painted(mask) for mask in masks)
+            return _Case(np.asarray(case["image"])[0], reference, found, affine_of(self.dataset, case["image"]), known)
+        found = scores.max(dim=0).indices.numpy()
+        return _Case(np.asarray(case["image"])[0], label[0].clip(0), found, affine_of(self.dataset, case["image"]))
 
     def _dice(self, case: _Case) -> str:
         """Dice of every structure that either side has."""
         words = []
         for label in case.labels:
-            ours, theirs = case.found == label, case.reference == label
+            ours, theirs = case.masks(label)
             dice = 2.0 * np.count_nonzero(ours & theirs) / (np.count_nonzero(ours) + np.count_nonzero(theirs))
             words.append(f"{self.names.get(label, label)} {dice:.2f}")
         return f"Dice: {', '.join(words)}" if words else "no structure on either side"
+
+
+def _painted(regions: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Regions ``(R, i, j, k)`` as one map: of every voxel the last one, counted from 1."""
+    painted = np.zeros(regions.shape[1:], dtype=np.int32)
+    for number, region in enumerate(regions, start=1):
+        painted[region] = number
+    return painted
 
 
 def affine_of(dataset: Any, image: Any) -> NDArray[np.float64] | None:

@@ -24,6 +24,7 @@ from medseg.training.data import place_sampler
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
+from medseg.training.known_loss import KnownDiceCELoss
 from medseg.training.mean_teacher import MeanTeacher, UnlabelledBatch
 from medseg.training.precision import NumberFormat, Objective, Trial
 from medseg.training.schedule import (
@@ -247,6 +248,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         assert self.averaged is not None
         with torch.no_grad(), self.format.computing():
             logits: Tensor = self.inferer(image, self.averaged.module.eval())
+        if isinstance(self.loss_function, KnownDiceCELoss) and self.loss_function.sigmoid:
+            return (logits > 0).float()  # regions that may overlap
         return logits.max(1, keepdim=True).indices
 
     def _predict(self, image: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from medseg.transforms.base import RandLatentd
 from medseg.transforms.corruptions import GrainDraw, MissingSlices, RandGraind, RandMissingSlicesd
+from medseg.transforms.known_labels import KnownLabelsd
 from medseg.transforms.load import LoadVolume, LoadVolumed
 from medseg.transforms.load_labels import LoadLabeld
 from medseg.transforms.load_pictures import LoadPictured, picture_items
@@ -11,6 +12,7 @@ from medseg.transforms.spatial import RandSpatiald, SpatialDraw
 __all__ = [
     "KINDS",
     "GrainDraw",
+    "KnownLabelsd",
     "LoadLabeld",
     "LoadPictured",
     "LoadVolume",

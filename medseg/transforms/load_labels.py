@@ -19,6 +19,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import case_id_of
 from medseg.labels import MAPPING_KEY, READING_KEY, ImageGrid, LabelMap, LabelScheme, ReadingRules, read_label
+from medseg.labels.raters import RATERS_KEY, one_map, raters_of
 from medseg.transforms.load import meta_of
 
 
@@ -26,13 +27,14 @@ class LoadLabeld(MapTransform):
     """Load label maps, DICOM segmentations, structure sets or one file per structure, and refuse what does not fit.
 
     Values within 0.001 of a whole number are rounded. What a datalist says of its labels besides their files is in the
-    case, as :func:`medseg.training.fold_items` puts it there: a mapping of values under ``label_mapping``, and how
-    DICOM objects are read under ``label_reading``; both are taken out.
+    case, as :func:`medseg.training.fold_items` puts it there: a mapping of values under ``label_mapping``, how DICOM
+    objects are read under ``label_reading``, and how several raters' labels become one under ``raters``; all are taken
+    out.
 
     Parameters
     ----------
     keys
-        Keys whose values are labels, see :data:`medseg.labels.LabelEntry`.
+        Keys whose values are labels, see :data:`medseg.labels.LabelEntry`, or lists of raters.
     label_names
         Names of the classes 1, 2, … in order; background is 0. ``None`` allows every label from 0 to 65535; names in
         DICOM objects then mean what the datalist declares.
@@ -71,14 +73,16 @@ class LoadLabeld(MapTransform):
         """The case with its labels in memory."""
         case = dict(data)
         mapping, reading = case.pop(MAPPING_KEY, None) or {}, case.pop(READING_KEY, None) or {}
-        rules = ReadingRules.of(reading)
+        way, rules = case.pop(RATERS_KEY, "majority"), ReadingRules.of(reading)
         scheme = LabelScheme.of(reading) if self.declared is None else LabelScheme(self.declared)
         scheme = replace(scheme, mapping=mapping)
         image = case.get(self.image_key)
         grid = _grid(image) if isinstance(image, MetaTensor) else None
         for key in self.key_iterator(case):
-            found = self._read(case[key], scheme, rules, grid)
-            case[key] = self._tensor(found, case[key])
+            entries = raters_of(case[key]) or {"": case[key]}
+            maps = {rater: self._read(entry, scheme, rules, grid) for rater, entry in entries.items()}
+            found = one_map(maps, way, ignore=scheme.ignore) if len(maps) > 1 else next(iter(maps.values()))
+            case[key] = self._tensor(found, next(iter(entries.values())))
         return case
 
     def _read(self, entry: Any, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None) -> LabelMap:

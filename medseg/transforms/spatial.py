@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from medseg.transforms.known_labels import IGNORED
+
 
 @dataclass(frozen=True)
 class SpatialDraw:
@@ -66,7 +68,8 @@ class RandSpatiald(RandomizableTransform, MapTransform):
     margin
         How far, in voxels, the patch may reach beyond the volume.
     foreground_key, prob_foreground
-        With this probability the patch is centred on a random voxel above 0 of that key.
+        With this probability the patch is centred on a random voxel above 0 of that key. Where that key says of voxels
+        that nobody judged them (:mod:`medseg.transforms.known_labels`), other patches hold one at least that was.
     allow_missing_keys
         Leave out keys that a case does not have, such as the label of an unlabelled one.
     """
@@ -157,12 +160,24 @@ class RandSpatiald(RandomizableTransform, MapTransform):
     def _draw_centre(self, shape: Sequence[int], reference: Tensor | None) -> NDArray[np.float64]:
         size = np.asarray(shape, dtype=float)
         if reference is not None and self.R.random() < self.prob_foreground:
-            inside = torch.nonzero(reference[0] > 0)
+            inside = torch.nonzero((reference > 0).any(0))
             if len(inside):
                 return inside[self.R.randint(len(inside))].numpy().astype(float)
         room = np.maximum(size - self.patch_size, 0.0) / 2.0 + self.margin
         start = np.round((size - self.patch_size) / 2.0 + self.R.uniform(-1.0, 1.0, 3) * room)
+        if reference is not None and bool((reference == IGNORED).any()):
+            start = self._start_over_known(start, (reference != IGNORED).any(0))
         return np.asarray(start + (np.asarray(self.patch_size) - 1.0) / 2.0, dtype=np.float64)
+
+    def _start_over_known(self, start: NDArray[np.float64], known: Tensor) -> NDArray[np.float64]:
+        """Where a patch starts that holds a known voxel: there, if it does, else anywhere over a random one."""
+        low = start.astype(int)
+        box = [slice(max(0, at), max(0, at + n)) for at, n in zip(low, self.patch_size, strict=True)]
+        places = torch.nonzero(known)
+        if bool(known[tuple(box)].any()) or not len(places):
+            return start
+        place = places[self.R.randint(len(places))].numpy().astype(float)
+        return np.asarray(place - [self.R.randint(n) for n in self.patch_size], dtype=np.float64)
 
     def _crop(self, volume: Tensor, centre: NDArray[np.float64]) -> Tensor:
         start = np.floor(centre - (np.asarray(self.patch_size) - 1.0) / 2.0).astype(int)

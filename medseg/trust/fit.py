@@ -80,6 +80,10 @@ def fit_trust(
         If the bundle has no weights, or what it has under ``trust/`` cannot be used.
     """
     options = options or TrustOptions()
+    if bundle.scheme.regions:
+        raise UsageError(
+            f"{bundle.name} has regions that overlap, of which no verdict is given: there is nothing to fit"
+        )
     files = TrustFiles(bundle)
     if not files.weights:
         raise BundleError(f"{bundle.name} has no weights; train it first")

@@ -174,6 +174,8 @@ class TrustFiles:
     def state(self) -> TrustState:
         """Whether results come with a verdict."""
         bundle = self.bundle
+        if bundle.scheme.regions:
+            return TrustState("none", f"{bundle.name} has regions that overlap, of which no verdict is given")
         if not (bundle.path / CALIBRATION_NAME).is_file():
             return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
         if bundle.output_channels > 1 and not bundle.has_background:

@@ -167,7 +167,7 @@ def _evaluated(
     write_json(place / "predictions.json", {"test": list(predicted)})
     options = Options(group_by="fold")
     return evaluate_folders(
-        place / "predictions.json", place / "references.json", place / "scores", labels=bundle.labels, options=options
+        place / "predictions.json", place / "references.json", place / "scores", labels=bundle.scheme, options=options
     )
 
 

@@ -107,6 +107,10 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
         If the bundle has no weights.
     """
     bundle = Bundle.open(request.bundle)
+    if bundle.scheme.regions:
+        raise UsageError(
+            f"{bundle.name} has regions that overlap, of which no verdict is given: there is nothing to fit"
+        )
     files, predictor = TrustFiles(bundle), Predictor(bundle, request.device, "fp32", trust=False)
     options = _options(request, files)
     cases = CorrectedCases(predictor, request.predictions, request.references, request.images, progress)

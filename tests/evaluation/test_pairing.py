@@ -77,7 +77,7 @@ def test_a_datalist_names_references_by_their_images(tmp_path: Path) -> None:
     }
     assert found.files["case_7"].patient == "p1"
     assert found.files["case_7"].attributes["site"] == "north"
-    assert found.labels[1] == "liver"
+    assert found.scheme.structures == {1: "liver"}
 
 
 def test_a_datalist_of_predictions_prefers_pred(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"background": 0, "whole": [1, 2], "front": 1, "back": 2}', r"the region 'whole' \(1 and 2\)"),
-        ('{"labels": {"background": 0, "front": 1, "ignore": 2}}', "holds 'ignore'"),
+        ('{"background": 0, "whole": []}', r"the region 'whole' \(no value\)"),
+        ('{"labels": {"background": 0, "ignore": 2}}', "declares no labels"),
         (
             '{"network_data_format": {"outputs": {"pred": {"channel_def": {"0": "background", "1": "ignore"}}}}}',
             "ignore",

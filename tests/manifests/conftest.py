@@ -13,7 +13,7 @@ from medseg.ingest import save_nifti
 from medseg.manifests import Manifest, create
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
-SHAPE = (6, 7, 8)
+SHAPE = (8, 9, 10)
 
 Write = Callable[..., Path]
 
@@ -24,13 +24,13 @@ def image_of(seed: int) -> NDArray[np.int16]:
 
 
 def label_of(seed: int) -> NDArray[np.uint8]:
-    """A block of label 1 that grows with the seed, and label 2 in every second case."""
-    label = np.zeros(SHAPE, np.uint8)
+    """A block of label 1 that grows with the seed, and label 2 in every second case; the border is background."""
+    label = np.zeros((6, 7, 8), np.uint8)
     label[1:3, 1:3, : 2 + seed % 5] = 1
     label[4, 4, 0] = 2 if seed % 2 else 0
     label[5, 5, seed % 8] = 1  # no two alike
     label[5, seed % 6, 7] = 1
-    return label
+    return np.pad(label, 1)
 
 
 def write_case(folder: Path, name: str, seed: int) -> None:

@@ -80,7 +80,7 @@ def test_a_label_on_another_grid_blocks_training(manifest: Manifest, affine: np.
 
 def test_a_label_of_another_shape_blocks_training(manifest: Manifest) -> None:
     save_nifti(label_of(0)[:-1], AFFINE, label_file(manifest))
-    assert "5×7×8" in found(manifest)["geometry-mismatch"].message
+    assert "7×9×10" in found(manifest)["geometry-mismatch"].message
 
 
 def test_rounding_noise_is_told_from_a_mismatch(manifest: Manifest) -> None:
@@ -378,11 +378,6 @@ def test_a_fold_that_lacks_a_structure_is_a_warning(manifest: Manifest) -> None:
     assert "validation of folds 0 and 2 lacks 2 (dot)" in finding.message
 
 
-def test_several_label_files_of_one_case_block_training(manifest: Manifest) -> None:
-    label = manifest.training[0]["label"]
-    assert "several-labels" in found(changed(manifest, 0, label=[label, manifest.training[1]["label"]]))
-
-
 @pytest.mark.parametrize(
     "labels",
     [
@@ -394,3 +389,15 @@ def test_regions_and_ignored_voxels_are_no_fault(manifest: Manifest, labels: dic
     assert not {"unexpected-labels", "label-gaps", "label-never-present"} & set(
         found(manifest.with_content(labels=labels))
     )
+
+
+def test_what_is_not_known_is_told(manifest: Manifest) -> None:
+    """Ignored voxels and structures that nobody looked for are told; a label that contradicts its list is an error."""
+    table = {"0": "background", "1": "block", "2": "ignore"}
+    told = found(manifest.with_content(labels=table))["ignored-voxels"]
+    assert (told.severity, "judged by nobody" in told.message) == ("note", True)
+    partly = found(changed(manifest, 0, annotated=["dot"]))
+    assert len(partly["partly-annotated"].cases) == 1
+    assert "'block', which `annotated` does not list" in partly["unlisted-structure"].message
+    unknown = found(changed(manifest, 0, annotated=["spleen"]))["unlisted-structure"]
+    assert "expected a list of declared structures" in unknown.message

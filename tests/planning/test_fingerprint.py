@@ -33,8 +33,8 @@ def changed(folder: Path, change: Any, **content: Any) -> Manifest:
         (lambda label: label * 7, {"labels": {}}, "--map 7=1"),
         (lambda label: label + 1, {"labels": {}}, "no voxel of any label map read is 0.*--map 1=0,2=1"),
         (lambda label: label * 0, {}, "nothing but background"),
-        (lambda label: label, {"labels": {"ball": [1, 2], "core": 2}}, "the region 'ball'"),
-        (lambda label: label, {"labels": {"ball": 1, "ignore": 2}}, "declare `ignore`"),
+        (lambda label: label, {"labels": {"ball": [1, 2], "core": [2, 3]}}, "no `regions_class_order`"),
+        (lambda label: label * 0 + 2, {"labels": {"ball": 1, "ignore": 2}}, "nothing but background"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(change: Any, content: Any, words: str, tmp_path: Path) -> None:
@@ -55,3 +55,17 @@ def test_rounded_and_mapped_labels_give_the_same_plan(change: Any, content: Any,
     found = fingerprint_of_data(changed(tmp_path / "changed", change, **content))
     assert (found.labels, found.structure_ml) == (right.labels, right.structure_ml)
     assert found.intensity == right.intensity
+
+
+def test_regions_and_ignored_voxels_are_described(tmp_path: Path) -> None:
+    """Of a region all its parts count; what nobody judged is neither structure nor background to look at."""
+
+    def two(label: Any) -> Any:
+        label = label.copy()
+        label[:4], label[-1] = label[:4] * 2, 3
+        return label
+
+    data = fingerprint_of_data(changed(tmp_path, two, labels={"whole": [1, 2], "core": 2, "ignore": 3}))
+    assert (data.labels, data.outputs, data.fully_known) == ({1: "whole", 2: "core"}, 2, False)
+    assert set(data.structure_ml) <= {1, 2}
+    assert data.structure_ml[1] >= data.structure_ml.get(2, 0.0)

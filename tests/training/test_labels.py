@@ -17,7 +17,7 @@ from monai.transforms.utility.dictionary import Identityd
 from medseg.errors import Refusal, UsageError
 from medseg.training import TrainingDataset, data_root, fold_items, image_items, train_bundle
 from medseg.training.checkpoints import Conditions
-from medseg.training.data import with_folder
+from medseg.training.data import Draw, with_folder
 from medseg.transforms import LoadLabeld, LoadVolumed
 from tests.ingest.trees import write_series
 from tests.training.bundles import FLAGSHIP, SMALL, copy_bundle, write_data
@@ -112,12 +112,53 @@ def test_regions_and_ignore_are_refused_by_name(labels: dict[str, Any], words: s
         fold_items(datalist, None, 0, "training")
 
 
-def test_several_label_files_are_not_taken_for_one(tmp_path: Path) -> None:
-    datalist = write_data(tmp_path)
-    items = [{**item, "label": [item["label"], item["label"]]} for item in json.loads(datalist.read_text())["training"]]
-    datalist.write_text(json.dumps({"training": items}))
-    with pytest.raises(UsageError, match="2 label files"):
+def two_raters(root: Path) -> Path:
+    """The datalist, each case with a second rater who labels nothing as 2."""
+    datalist = write_data(root)
+    content = json.loads(datalist.read_text())
+    for item in content["training"]:
+        path = datalist.parent / item["label"]
+        image = nib.load(path)
+        second = path.with_name(f"second_{path.name}")
+        nib.save(nib.Nifti1Image(np.where(np.asarray(image.dataobj) == 2, 0, image.dataobj), image.affine), second)
+        item["label"] = [{"rater": "A", "label": item["label"]}, {"rater": "B", "label": f"{item['label']}"}]
+        item["label"][1]["label"] = str(Path(item["label"][0]["label"]).with_name(second.name))
+    datalist.write_text(json.dumps(content))
+    return datalist
+
+
+def test_raters_are_drawn_by_the_seed_and_the_number_of_the_draw(tmp_path: Path) -> None:
+    datalist = two_raters(tmp_path)
+    items = fold_items(datalist, None, 0, "training")
+    data = TrainingDataset(items, preprocessing(FLAGSHIP), seed=3, num_workers=0)
+    assert len(data) == len(items)
+    drawn = [2 in data[Draw(number, 0)]["label"] for number in range(12)]
+    assert {True, False} == set(drawn)
+    again = TrainingDataset(items, preprocessing(FLAGSHIP), seed=3, num_workers=0)
+    assert drawn == [2 in again[Draw(number, 0)]["label"] for number in range(12)]
+    other = TrainingDataset(items, preprocessing(FLAGSHIP), seed=4, num_workers=0)
+    assert drawn != [2 in other[Draw(number, 0)]["label"] for number in range(12)]
+    [validation, *_] = fold_items(datalist, None, 0, "validation")
+    assert 2 not in preprocessing(FLAGSHIP)(validation)["label"]  # the majority: a tie leaves background
+
+
+@pytest.mark.parametrize(("way", "both"), [("A", True), ("B", False), ("majority", False), ("staple", False)])
+def test_the_datalist_says_whose_label_counts(tmp_path: Path, way: str, both: bool) -> None:
+    datalist = two_raters(tmp_path)
+    datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "raters": way}))
+    data = TrainingDataset(fold_items(datalist, None, 0, "training"), preprocessing(FLAGSHIP), num_workers=0)
+    assert all((2 in data[Draw(number, 0)]["label"]) == both for number in range(4))
+
+
+def test_an_unknown_rater_is_refused_and_so_is_a_bundle_that_cannot_choose(tmp_path: Path) -> None:
+    datalist = two_raters(tmp_path)
+    content = json.loads(datalist.read_text())
+    datalist.write_text(json.dumps({**content, "raters": "C"}))
+    with pytest.raises(UsageError, match="`raters` is 'C', expected one of draw, majority, staple, A, B"):
         fold_items(datalist, None, 0, "training")
+    datalist.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="raters, which the bundle does not apply"):
+        TrainingDataset(fold_items(datalist, None, 0, "training"), Compose([LoadVolumed("image")]), num_workers=0)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

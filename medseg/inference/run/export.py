@@ -13,17 +13,20 @@ from medseg.bundle import Bundle
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
 from medseg.inference.cases import InputCase
+from medseg.inference.config import read_inference_config
 from medseg.inference.predictor import Prediction
+from medseg.inference.probabilities import STEPS, require_probabilities
 from medseg.inference.run.options import KINDS, RunContext
 from medseg.ingest import save_nifti
 from medseg.ingest.left_out import mark
+from medseg.ingest.nifti import save_nifti_channels
 from medseg.results.case_result import CaseResult, FileStamp, Reason, Status
 from medseg.trust.trust_files import TrustState
 
 if TYPE_CHECKING:
     from medseg.outputs.common import WriteOptions
 
-_ANY_SOURCE = ("nifti", "doubt")
+_ANY_SOURCE = ("nifti", "probabilities", "doubt")
 
 
 @dataclass
@@ -69,10 +72,13 @@ def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: 
     BundleError
         If DICOM objects are asked for and the bundle states no coded term for a label.
     UsageError
-        If doubt is asked for and nothing judges this bundle's weights, or nothing that is asked for can be written.
+        If the bundle gives no probabilities and they are asked for, or nothing judges its weights and doubt is, or
+        nothing that is asked for can be written.
     """
     if "doubt" in kinds and trust.state != "ready":
         raise UsageError(f"--write doubt: no case can have it, since {trust.message}; leave doubt out of --write")
+    if "probabilities" in kinds:
+        require_probabilities(read_inference_config(bundle), bundle.name)
     usable = [case for case in cases if case.refusal is None]
     if usable and all(refusal_of(case, kinds) for case in usable):
         raise UsageError(f"--write {','.join(kinds)}: {_no_source(usable[0]).message}")
@@ -146,6 +152,9 @@ def _write(kind: str, case: InputCase, prediction: Prediction, bundle: Bundle, p
     affine = prediction.geometry.affine
     if kind == "nifti":
         save_nifti(prediction.label_map, affine, path, description=mark("label-map"))
+    elif kind == "probabilities" and prediction.probabilities is not None:
+        maps = prediction.probabilities
+        save_nifti_channels(maps, maps.channels, affine, path, scale=1 / STEPS, description=mark("probability-map"))
     elif kind == "doubt":
         if prediction.error_map is None:
             raise Refusal(

@@ -46,6 +46,7 @@ _GONE = {
 
 KINDS = {
     "nifti": "seg.nii.gz",
+    "probabilities": "probabilities.nii.gz",
     "doubt": "doubt.nii.gz",
     "seg": "seg.dcm",
     "sr": "sr.dcm",

@@ -198,11 +198,15 @@ class CaseTask:
         box = None if region is None else region.box(grid)
         images = read.images if box is None else {**read.images, "image": box.crop(read.images["image"])}
         shows_errors = bool({"doubt", "sc"} & set(self.context.options.write))
+        spool = self.context.folder if "probabilities" in self.context.options.write else None
+        modality = self.case.channels[0].modality or None
         with opened.lock, self.watch("computing"):
-            found = opened.predictor.predict(images, self.case.channels[0].modality or None, error_map=shows_errors)
+            found = opened.predictor.predict(images, modality, error_map=shows_errors, probabilities=spool)
         if box is not None:
             error_map = None if found.error_map is None else box.paste(found.error_map, grid.shape)
-            found = replace(found, label_map=box.paste(found.label_map, grid.shape), error_map=error_map)
+            maps = found.probabilities and found.probabilities.moved(partial(box.paste, shape=grid.shape))
+            labels = box.paste(found.label_map, grid.shape)
+            found = replace(found, label_map=labels, error_map=error_map, probabilities=maps)
         return ComputedCase(read.facts, replace(found, geometry=grid), {**read.stages, **found.seconds})
 
     def write(self, computed: ComputedCase) -> CaseResult:
@@ -210,7 +214,7 @@ class CaseTask:
         begin = time.perf_counter()
         self.context.require_lease()
         case, facts, prediction = self.case, computed.facts, computed.prediction
-        volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.labels)
+        volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
         found = write_outputs(case, prediction, self.context)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
         status, reason, message = found.failure(case) or ("done", None, facts.note)

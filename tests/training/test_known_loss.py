@@ -1,0 +1,122 @@
+"""The loss over what is known: MONAI's where everything is, and no gradient from what nobody judged."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceCELoss, DiceLoss
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from medseg.labels import LabelScheme
+from medseg.training import AdversarialSchedule, Adversary, DeepSupervision, KnownDiceCELoss
+from medseg.transforms.known_labels import IGNORED, known_classes, possible_classes
+
+_SCHEME = LabelScheme.of({"labels": {"anterior": 1, "posterior": 2, "ignore": 9}})
+_PARTLY = -(1 + (1 << 2))  # background, or the posterior part
+
+
+def _drawn(classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 6, 5, 4, generator=generator)
+    label = torch.randint(0, classes, (2, 1, 6, 5, 4), generator=generator).float()
+    return logits.requires_grad_(), label
+
+
+def test_with_everything_known_it_is_monais() -> None:
+    logits, label = _drawn()
+    plain = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    assert torch.isclose(KnownDiceCELoss()(logits, label), plain(logits, label))
+    regions = (torch.rand(2, 3, 6, 5, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    dice = DiceLoss(sigmoid=True, batch=True)(logits, regions)
+    both = dice + binary_cross_entropy_with_logits(logits, regions)
+    assert torch.isclose(KnownDiceCELoss(sigmoid=True)(logits, regions), both)
+
+
+def test_ignored_voxels_give_no_gradient_and_count_for_nothing() -> None:
+    logits, label = _drawn()
+    label[:, :, :3] = IGNORED
+    loss = KnownDiceCELoss()(logits, label)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[:, :, :3].abs().max() == 0
+    assert gradient[:, :, 3:].abs().min() > 0
+    plain = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    assert torch.isclose(loss, plain(logits[:, :, 3:], label[:, :, 3:]))  # as if they were not there
+    label[:] = IGNORED
+    (gradient,) = torch.autograd.grad(KnownDiceCELoss()(logits, label), logits)
+    assert gradient.abs().max() == 0
+
+
+def test_a_structure_nobody_looked_for_is_not_pushed_away() -> None:
+    """Between background and it nothing is learnt; against what was looked for, both stand together."""
+    logits, label = _drawn()
+    label[label == 2] = 0
+    label[label == 0] = _PARTLY
+    (gradient,) = torch.autograd.grad(KnownDiceCELoss()(logits, label), logits)
+    where = (label == _PARTLY).expand_as(logits)
+    ratio = (gradient[:, 0] * logits.softmax(1)[:, 2] - gradient[:, 2] * logits.softmax(1)[:, 0])[where[:, 0]]
+    assert ratio.abs().max() < 1e-7  # their odds stay what they are
+    assert (gradient[:, 0][where[:, 0]] < 0).all()  # and both gain on the anterior part
+    (naive,) = torch.autograd.grad(KnownDiceCELoss()(logits, label.clamp_min(0)), logits)
+    assert (naive[:, 2][where[:, 0]] > 0).all()  # as background, the structure would be unlearnt
+
+
+def test_codes_say_what_is_possible() -> None:
+    label = torch.tensor([0.0, 1.0, 0.0, 9.0]).view(1, 1, 1, 4)
+    codes = known_classes(label, _SCHEME, unknown=[2])
+    assert codes.flatten().tolist() == [_PARTLY, 1, _PARTLY, IGNORED]
+    possible = possible_classes(codes[None], 3)[0, :, 0, 0]
+    assert possible.int().tolist() == [[1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 1]]
+
+
+def test_heads_of_deep_supervision_see_the_same_codes() -> None:
+    logits, label = _drawn()
+    label[:] = IGNORED
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.MaxPool3d(2))
+    deep = DeepSupervision(["1"], [2], 3)
+    with deep.reading(network):
+        network(torch.zeros(2, 1, 6, 5, 4))
+    assert float(deep.loss(KnownDiceCELoss(), logits, label).detach()) == 0
+
+
+def _adversary(activation: str, channels: int) -> Adversary:
+    from medseg.networks import ConditionalPatchDiscriminator
+
+    judge = ConditionalPatchDiscriminator(label_channels=channels, image_channels=1, channels=4, layers=1)
+    optimizer = torch.optim.SGD(judge.parameters(), 0.1)
+    return Adversary(judge, optimizer, AdversarialSchedule(share=0.1), activation=activation, noise=0.0)  # type: ignore[arg-type]
+
+
+def test_the_discriminator_sees_both_sides_alike_where_nothing_is_known() -> None:
+    logits, label = _drawn()
+    label[:, :, :3] = IGNORED
+    adversary = _adversary("softmax", 3)
+    fake = adversary.judged(logits.detach())
+    known = adversary.known(label, fake)
+    assert isinstance(known, Tensor)
+    for side in (fake * known, adversary.reference(label, fake) * known):
+        assert side[:, :, :3].abs().max() == 0
+        assert (side[:, :, 3:].sum(1) == 1).all()
+    label[:, :, 3:][label[:, :, 3:] != 1] = _PARTLY
+    known = adversary.known(label, fake)
+    assert isinstance(known, Tensor)
+    # the channels of what was not looked for are empty in the whole patch: their edge would draw the reference
+    assert known[:, :, 3:].flatten(2).amin(2).tolist() == [[0, 1, 0]] * 2
+    assert known[:, :, 3:].flatten(2).amax(2).tolist() == [[0, 1, 0]] * 2
+    adversary.learn(torch.zeros(2, 1, 6, 5, 4), label, logits.detach(), 1.0, update=True)
+    adversary.teach(torch.zeros(2, 1, 6, 5, 4), label, logits, None).backward()
+    assert logits.grad is not None
+    assert logits.grad[:, :, :3].abs().max() == 0
+
+
+def test_the_discriminator_sees_regions_where_they_are_known() -> None:
+    logits, _ = _drawn()
+    label = (logits.detach() > 0).float()
+    label[:, 1] = IGNORED
+    adversary = _adversary("sigmoid", 3)
+    fake = adversary.judged(logits.detach())
+    known = adversary.known(label, fake)
+    assert isinstance(known, Tensor)
+    assert torch.equal(fake * known, adversary.reference(label, fake) * known)
+    wrong = adversary.fakes(adversary.reference(label, fake) * known, fake * known, known)
+    assert wrong[:, 1].abs().max() == 0
+    assert adversary.known(label.clamp_min(0), fake) == 1.0
