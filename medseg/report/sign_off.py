@@ -211,7 +211,7 @@ def _page(
     whole = [finding for finding in (audit.findings if audit else ()) if not finding.cases]
     cautions = [f"{one.message}: {one.remedy}." for one in whole if one.severity != "note"]
     if changed:
-        cautions.append(f"{changed} labels have changed since they were signed off, and are open again.")
+        cautions.append(f"Labels changed since they were signed off, and open again: {changed}.")
     rows = [
         CaseRow(
             entry.case,
