@@ -28,11 +28,13 @@ from medseg.evaluation.calibration import (
 from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import CaseFile, Pair
+from medseg.evaluation.raters import Between, compare_raters, named
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
 from medseg.labels.dicom_labels import common_grid, open_labels
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.label_map import LabelMap
+from medseg.labels.raters import one_map
 from medseg.labels.read import read_label
 from medseg.labels.scheme import LabelScheme
 from medseg.resources import safe_children
@@ -49,6 +51,7 @@ class ScoredCase:
     rows: Sequence[StructureResult] = ()
     refusal: Refusal | None = None
     note: str = ""
+    between: Sequence[Between] = ()  # of several raters: the prediction against each, and each against each
 
     @property
     def case_id(self) -> str:
@@ -91,33 +94,40 @@ def _score(
 ) -> ScoredCase:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
     try:
-        prediction, reference = _read(pair, scheme)
+        prediction, reference, raters = _read(pair, scheme)
         grid = reference.geometry
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
         own = pair.reference
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
-        rows = evaluate_case(
-            array,
-            reference.array,
-            grid.spacing_mm,
-            labels,
-            tolerance_mm,
-            definitions=definitions,
-            axes_mm=grid.affine[:3, :3],
-            truth=truth,
-        )
+        how = {"definitions": definitions, "axes_mm": grid.affine[:3, :3], "truth": truth}
+        rows: Sequence[StructureResult]
+        rows = evaluate_case(array, reference.array, grid.spacing_mm, labels, tolerance_mm, **how)
+        between: list[Between] = []
+        if raters:
+            plain = {**how, "definitions": replace(definitions, lesion_iou=None, centreline=False)}
+            score = lambda one, other: evaluate_case(one, other, grid.spacing_mm, labels, tolerance_mm, **plain)  # noqa: E731
+            between = named(compare_raters(array, raters, score), pair.case_id)
         rows = with_calibration(rows, pair, reference, truth)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
+    note = (
+        f"the reference is the {pair.reference.way} of {len(raters)} raters" + f"; {note}" * bool(note)
+        if raters
+        else note
+    )
     notes = (*prediction.notes, *reference.notes, *([note] if note else []))
-    return ScoredCase(pair, [replace(row, case_id=pair.case_id) for row in rows], note="; ".join(notes))
+    cased = [replace(row, case_id=pair.case_id) for row in rows]
+    return ScoredCase(pair, cased, note="; ".join(notes), between=between)
 
 
-def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap]:
-    """Both sides; DICOM objects on the grid of their image, else of the other side, else on one of their own."""
+def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str, LabelMap]]:
+    """Both sides, and the reference by rater where there are several.
+
+    DICOM objects lie on the grid of their image, else of the other side, else on one of their own.
+    """
     sides = (pair.prediction, pair.reference)
     objects = [label_object(side.path) for side in sides]
     image = next((path for side in (sides[1], sides[0]) for path in side.images[:1] if path.exists()), None)
@@ -133,7 +143,12 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap]:
     prediction, reference = (
         _read_one(side, scheme, grid) if found is None else found for side, found in zip(sides, maps, strict=True)
     )
-    return prediction, reference
+    if not (own := pair.reference).raters:
+        return prediction, reference, {}
+    where = reference.geometry if image is None else image
+    grid = ImageGrid(where) if isinstance(where, Geometry) else where
+    maps_by_rater = {name: _read_one(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
+    return prediction, one_map(maps_by_rater, own.way, ignore=own.ignore), maps_by_rater
 
 
 def _read_one(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | None) -> LabelMap:
