@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli._app import Outcome, app, command, terminal
 from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRule
 
+if TYPE_CHECKING:
+    from medseg.manifests import Part
+
 _Predictions = Annotated[
-    Path, typer.Argument(help="Label map, folder of label maps (such as medseg infer leaves), or datalist.")
+    Path,
+    typer.Argument(
+        help="Label map, folder of label maps (such as medseg infer leaves), or datalist; with --bundle a datalist of "
+        "labelled images."
+    ),
 ]
-_References = Annotated[Path, typer.Argument(help="Reference label map, folder of these, or datalist.")]
+_References = Annotated[
+    Path | None, typer.Argument(help="Reference label map, folder of these, or datalist; none with --bundle.")
+]
+_Bundle = Annotated[Path | None, typer.Option(help="Label the images first, those that are not labelled yet.")]
+_Device = Annotated[str, typer.Option(help="With --bundle: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")]
 _Labels = Annotated[
     Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle.')
@@ -45,9 +56,11 @@ _Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per C
 @command
 def evaluate(
     predictions: _Predictions,
-    references: _References,
-    output: _Output,
+    references: _References = None,
     *,
+    output: _Output,
+    bundle: _Bundle = None,
+    device: _Device = "auto",
     labels: _Labels = None,
     tolerance_mm: _Tolerance = 1.0,
     compare: _Compare = None,
@@ -66,10 +79,13 @@ def evaluate(
     """Compare label maps with references: Dice, Hausdorff and surface distances in mm, with missed structures counted.
 
     Example: medseg evaluate runs/infer labelsTr -o runs/evaluation --labels bundles/hippocampus_mr_segmentation
+
+    Both at once: medseg evaluate --bundle hippocampus_mri_segmentation datalist.json --section test -o runs/evaluation
     """
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.cli._progress import counted_progress
+    from medseg.errors import UsageError
     from medseg.evaluation import Options, evaluate_folders
     from medseg.manifests import Part
     from medseg.resources import usable_cores
@@ -87,6 +103,12 @@ def evaluate(
         part=None if section is None and fold is None else Part(section, fold),
         workers=workers or usable_cores(),
     )
+    if bundle is not None:
+        found = find_bundle(bundle)
+        predictions, references = _labelled_by(found, predictions, references, output, options.part, device)
+        labels = labels or found
+    if references is None:
+        raise UsageError("found no REFERENCES; give them, or --bundle BUNDLE and a datalist of labelled images")
     with counted_progress("evaluating") as progress:
         result = evaluate_folders(
             predictions,
@@ -100,6 +122,23 @@ def evaluate(
         )
     show_evaluation(terminal(), result)
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
+
+
+def _labelled_by(
+    bundle: Path, datalist: Path, references: Path | None, output: Path, part: Part | None, device: str
+) -> tuple[Path, Path]:
+    """Predictions and references of a datalist's images, labelled by a bundle; a run that was interrupted goes on."""
+    from medseg.cli._progress import counted_progress
+    from medseg.errors import UsageError
+    from medseg.inference import Options, run_batch
+
+    if references is not None or datalist.suffix.lower() != ".json":
+        raise UsageError(f"--bundle labels the images of one datalist (.json), found {datalist} {references or ''}")
+    asked = Options(section=part.section if part else None, fold=part.fold if part else None, device=device)
+    folder = output / "predictions"
+    with counted_progress("labelling") as progress:
+        run_batch(bundle, [datalist], folder, asked, progress=lambda done, total, _: progress(done, total))
+    return folder, datalist
 
 
 def _volumes(text: str) -> tuple[float, ...]:

@@ -99,26 +99,18 @@ def _score(
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
         own = pair.reference
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
-        how = {"definitions": definitions, "axes_mm": grid.affine[:3, :3], "truth": truth}
-        rows: Sequence[StructureResult]
-        rows = evaluate_case(array, reference.array, grid.spacing_mm, labels, tolerance_mm, **how)
-        between: list[Between] = []
-        if raters:
-            plain = {**how, "definitions": replace(definitions, lesion_iou=None, centreline=False)}
-            score = lambda one, other: evaluate_case(one, other, grid.spacing_mm, labels, tolerance_mm, **plain)  # noqa: E731
-            between = named(compare_raters(array, raters, score), pair.case_id)
-        rows = with_calibration(rows, pair, reference, truth)
+        grids = {"spacing_mm": grid.spacing_mm, "axes_mm": grid.affine[:3, :3]}
+        score = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm, truth=truth, **grids)
+        rows = with_calibration(score(array, reference.array, definitions=definitions), pair, reference, truth)
+        plain = replace(definitions, lesion_iou=None, centreline=False)
+        between = named(compare_raters(array, raters, partial(score, definitions=plain)), pair.case_id)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
-    note = (
-        f"the reference is the {pair.reference.way} of {len(raters)} raters" + f"; {note}" * bool(note)
-        if raters
-        else note
-    )
-    notes = (*prediction.notes, *reference.notes, *([note] if note else []))
+    said = [f"the reference is `raters`: {pair.reference.way}, of {len(raters)} raters"] if raters else []
+    notes = (*prediction.notes, *reference.notes, *said, *([note] if note else []))
     cased = [replace(row, case_id=pair.case_id) for row in rows]
     return ScoredCase(pair, cased, note="; ".join(notes), between=between)
 
