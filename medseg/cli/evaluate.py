@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRu
 if TYPE_CHECKING:
     from medseg.manifests import Part
 
+_PREDICTIONS = "predictions"
 _Predictions = Annotated[
     Path,
     typer.Argument(
@@ -85,17 +87,15 @@ def evaluate(
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.cli._progress import counted_progress
-    from medseg.errors import UsageError
     from medseg.evaluation import Options, evaluate_folders
     from medseg.manifests import Part
     from medseg.resources import usable_cores
 
     options = Options(
-        definitions=Definitions(
+        definitions=replace(
+            _lesion_definitions(lesion_iou if lesions else None, lesion_sizes),
             percentile_rule=percentile_rule,
             surface=surface,
-            lesion_iou=lesion_iou if lesions else None,
-            lesion_strata_ml=_volumes(lesion_sizes),
             centreline=centreline,
         ),
         group_by=by,
@@ -104,15 +104,12 @@ def evaluate(
         workers=workers or usable_cores(),
     )
     if bundle is not None:
-        found = find_bundle(bundle)
-        predictions, references = _labelled_by(found, predictions, references, output, options.part, device)
-        labels = labels or found
-    if references is None:
-        raise UsageError("found no REFERENCES; give them, or --bundle BUNDLE and a datalist of labelled images")
+        _label_images(find_bundle(bundle), predictions, references, output, options.part, device)
+        predictions, references, labels = output / _PREDICTIONS, predictions, labels or bundle
     with counted_progress("evaluating") as progress:
         result = evaluate_folders(
             predictions,
-            references,
+            _given(references),
             output,
             labels=None if labels is None else find_bundle(labels),
             tolerance_mm=tolerance_mm,
@@ -124,10 +121,18 @@ def evaluate(
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
 
 
-def _labelled_by(
+def _given(references: Path | None) -> Path:
+    from medseg.errors import UsageError
+
+    if references is None:
+        raise UsageError("found no REFERENCES; give them, or --bundle BUNDLE and a datalist of labelled images")
+    return references
+
+
+def _label_images(
     bundle: Path, datalist: Path, references: Path | None, output: Path, part: Part | None, device: str
-) -> tuple[Path, Path]:
-    """Predictions and references of a datalist's images, labelled by a bundle; a run that was interrupted goes on."""
+) -> None:
+    """Label the images of a datalist that are not labelled yet; a run that was interrupted goes on."""
     from medseg.cli._progress import counted_progress
     from medseg.errors import UsageError
     from medseg.inference import Options, run_batch
@@ -135,16 +140,16 @@ def _labelled_by(
     if references is not None or datalist.suffix.lower() != ".json":
         raise UsageError(f"--bundle labels the images of one datalist (.json), found {datalist} {references or ''}")
     asked = Options(section=part.section if part else None, fold=part.fold if part else None, device=device)
-    folder = output / "predictions"
+    folder = output / _PREDICTIONS
     with counted_progress("labelling") as progress:
         run_batch(bundle, [datalist], folder, asked, progress=lambda done, total, _: progress(done, total))
-    return folder, datalist
 
 
-def _volumes(text: str) -> tuple[float, ...]:
+def _lesion_definitions(iou: float | None, sizes: str) -> Definitions:
     from medseg.errors import UsageError
 
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        edges_ml = tuple(float(part) for part in sizes.split(",") if part.strip())
     except ValueError:
-        raise UsageError(f"found --lesion-sizes {text!r}, expected volumes in ml, such as 0.1,1,10") from None
+        raise UsageError(f"found --lesion-sizes {sizes!r}, expected volumes in ml, such as 0.1,1,10") from None
+    return Definitions(lesion_iou=iou, lesion_strata_ml=edges_ml)
