@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import UsageError
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import LabelScheme, fault_of, renumbering_advice
+from medseg.labels import ANNOTATED_KEY, LabelScheme, fault_of, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.audit_labels import ENOUGH_CASES, check_labels, spread_of
 from medseg.manifests.items import patient_of
@@ -58,6 +59,7 @@ def audit(
         *_declarations(manifest),
         *(finding for case in facts for finding in _of_case(case, scheme.values)),
         *_presence(facts, scheme),
+        *_knowledge(facts, scheme),
         *check_labels(facts, scheme.names),
         *chain.from_iterable(check(facts) for check in _CHECKS),
     ]
@@ -144,6 +146,29 @@ def _presence(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[Audit
     values_of = [(case.item.get("fold"), set().union(*(one.values.voxels for one in case.labels))) for case in trained]
     if without := describe_missing(values_of, labels):
         yield AuditFinding("fold-without-class", without)
+
+
+def _knowledge(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[AuditFinding]:
+    """What of the label maps is not known: ignored voxels, structures that a case was not looked through for."""
+    value = -1 if scheme.ignore is None else scheme.ignore
+    ignored = [case.case for case in facts for one in case.labels if one.values.voxels.get(value)]
+    if scheme.ignore is not None and ignored:
+        message = f"voxels with the value {scheme.ignore} were judged by nobody: they count in no loss and no score"
+        yield AuditFinding("ignored-voxels", message, tuple(ignored))
+    partly: dict[str, list[str]] = defaultdict(list)
+    for case in facts:
+        try:
+            unknown = scheme.unknown_of(case.item.get(ANNOTATED_KEY))
+        except UsageError as error:
+            yield AuditFinding("unlisted-structure", str(error), (case.case,))
+            continue
+        for label in unknown:
+            partly[scheme.structures[label]].append(case.case)
+            if not scheme.regions and any(one.values.voxels.get(label) for one in case.labels):
+                message = f"the label holds {scheme.structures[label]!r}, which `{ANNOTATED_KEY}` does not list"
+                yield AuditFinding("unlisted-structure", message, (case.case,))
+    for name, cases in partly.items():
+        yield AuditFinding("partly-annotated", f"nobody looked for {name!r}: unknown there, not absent", tuple(cases))
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:

@@ -389,3 +389,15 @@ def test_regions_and_ignored_voxels_are_no_fault(manifest: Manifest, labels: dic
     assert not {"unexpected-labels", "label-gaps", "label-never-present"} & set(
         found(manifest.with_content(labels=labels))
     )
+
+
+def test_what_is_not_known_is_told(manifest: Manifest) -> None:
+    """Ignored voxels and structures that nobody looked for are told; a label that contradicts its list is an error."""
+    table = {"0": "background", "1": "block", "2": "ignore"}
+    told = found(manifest.with_content(labels=table))["ignored-voxels"]
+    assert (told.severity, "judged by nobody" in told.message) == ("note", True)
+    partly = found(changed(manifest, 0, annotated=["dot"]))
+    assert len(partly["partly-annotated"].cases) == 1
+    assert "'block', which `annotated` does not list" in partly["unlisted-structure"].message
+    unknown = found(changed(manifest, 0, annotated=["spleen"]))["unlisted-structure"]
+    assert "expected a list of declared structures" in unknown.message

@@ -179,7 +179,7 @@ def test_the_whole_hippocampus_is_learnt_as_a_region(real_data: Path, tmp_path: 
     _hippocampi(real_data, tmp_path / "raw", 20)
     made, split = tmp_path / "list.json", tmp_path / "split.json"
     _medseg("manifest", "create", "--images", tmp_path / "raw" / "dataset.json", "-o", made)
-    _medseg("manifest", "split", made, "--folds", 4, "-o", split)
+    _medseg("manifest", "split", made, "--folds", 4, "--seed", 0, "-o", split)
     _medseg("bundle", "new", "hippocampus_mri_regions", "--datalist", split, "-o", tmp_path)
     bundle, found = tmp_path / "hippocampus_mri_regions", tmp_path / "found"
     settings = ["epochs=4", "val_interval=4", "warm_up=1000", "patch_size=[32,32,32]", "learning_rate=0.005"]
