@@ -36,7 +36,8 @@ _CLASSES: Final[dict[str, ObjectKind]] = {
     "1.2.840.10008.5.1.4.1.1.66.7": "seg",  # Label Map Segmentation
     "1.2.840.10008.5.1.4.1.1.481.3": "rtstruct",
 }
-_WORDS: Final[dict[ObjectKind, str]] = {"seg": "segmentation", "rtstruct": "structure set"}
+_DELIMITERS: Final = 0xFFFE
+"""Group of the tags that begin and end items: among the elements of a data set a length before them was wrong."""
 _LARGEST_INFLATED: Final = 256 * 1024 * 1024
 _BROKEN = (
     ArithmeticError, AttributeError, EOFError, InvalidDicomError, LookupError, MemoryError, NotImplementedError,
@@ -78,7 +79,9 @@ def well_formed(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values are judged where they are used
             yield
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; pydicom has its own for bytes that are no elements
         what = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_COMPLAINT]
         raise Refusal(
             "malformed-object",
@@ -106,6 +109,18 @@ def read_object(header: Header, name: str) -> Dataset:
                 return pydicom.dcmread(mapped, stop_before_pixels=True, force=True)
     except OSError as error:
         raise Refusal("unreadable", f"{name} cannot be read: {error.strerror or error}; check the file") from error
+
+
+def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence, none where it is absent; within :func:`well_formed`.
+
+    A sequence whose length is too small leaves its items to the data set around it: they would be lost without a word.
+    """
+    items = list(dataset.get(keyword) or [])
+    for item in (dataset, *items):
+        if any(tag.group == _DELIMITERS for tag in item.keys()):  # noqa: SIM118  a data set iterates over elements
+            raise ValueError(f"items lie outside of their sequence, in or beside {keyword}: a length is wrong")
+    return items
 
 
 def _inflated(packed: bytes, name: str) -> Dataset:

@@ -7,8 +7,7 @@ same files, and say so in the same words.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest import SeriesRecord, read_volume, scan
+from medseg.ingest import read_volume
 from medseg.labels.scheme import LARGEST_LABEL, listed
 
 WHOLE_TOLERANCE = 1e-3
@@ -29,9 +28,6 @@ _TABLE_SPAN = 1 << 17
 
 _INTEGER_LIMIT = 2.0**31
 _VALUES_SHOWN = 5
-NOT_READ = (
-    "DICOM SEG and RTSTRUCT are not read as labels yet: convert them to label maps on the image's grid, such as NIfTI"
-)
 _MAP_HINT = "`medseg manifest create --images DATALIST --map {value}=LABEL -o DATALIST`"
 
 
@@ -137,7 +133,7 @@ def no_label(refusal: Refusal, name: str) -> Refusal:
     if refusal.code == "not-3d":
         advice = "; a label map is one volume of whole numbers: join one channel per structure into one map first"
     elif refusal.code == "not-an-image":
-        advice = f"; {NOT_READ}"
+        advice = "; a label is one label map, DICOM segmentation or structure set: name the file itself"
     return Refusal(refusal.code, f"{name}: {refusal.message}{advice}")
 
 
@@ -258,19 +254,3 @@ def _relabelled(array: NDArray[Any], target: Mapping[int, int]) -> NDArray[Any]:
     table = np.zeros(known[-1] - known[0] + 1, dtype=dtype)
     table[known - known[0]] = meant
     return np.asarray(table[array.astype(np.intp) - known[0]])
-
-
-def describe_unread(records: Iterable[SeriesRecord]) -> str:
-    """A remark for the end of a message if there are SEG or RTSTRUCT objects among the records; else empty."""
-    found = [record for record in records if record.modality in ("SEG", "RTSTRUCT")]
-    if not found:
-        return ""
-    counts = Counter(record.modality for record in found)
-    objects = listed([f"{count} DICOM {modality}" for modality, count in sorted(counts.items())])
-    example = (found[0].files or (found[0].source,))[0]
-    return f"; {objects} lie there ({Path(example).name}) and were left out: {NOT_READ}"
-
-
-def unread_objects(folder: Path) -> str:
-    """The same for everything below a folder."""
-    return describe_unread(scan(folder)) if folder.is_dir() else ""

@@ -25,7 +25,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest.dicom_header import Header
 from medseg.labels.canvas import Canvas, Painted, Structure, structures_by_name
-from medseg.labels.dicom_objects import check_belongs, hashed, read_object, well_formed
+from medseg.labels.dicom_objects import check_belongs, hashed, items_of, read_object, well_formed
 from medseg.labels.frames import TOLERANCE_VOXELS
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.rasterise import fill_plane
@@ -85,7 +85,7 @@ def structure_set(dataset: Dataset, name: str) -> StructureSet:
 
 def _rois(dataset: Dataset, usual: str, name: str) -> tuple[Roi, ...]:
     named: dict[int, Dataset] = {}
-    for item in dataset.StructureSetROISequence:
+    for item in items_of(dataset, "StructureSetROISequence"):
         if (number := int(item.ROINumber)) in named:
             raise ValueError(f"two ROIs have the number {number}")
         if not str(item.get("ROIName") or "").strip():
@@ -94,7 +94,7 @@ def _rois(dataset: Dataset, usual: str, name: str) -> tuple[Roi, ...]:
     if not named:
         raise ValueError("Structure Set ROI Sequence names no ROI")
     drawn: dict[int, Dataset] = {}
-    for item in dataset.get("ROIContourSequence") or []:
+    for item in items_of(dataset, "ROIContourSequence"):
         if (number := int(item.ReferencedROINumber)) not in named:
             raise ValueError(f"contours refer to ROI {number}, there are {sorted(named)}")
         if number in drawn:
@@ -107,7 +107,7 @@ def _roi(number: int, item: Dataset, drawn: Dataset | None, usual: str, name: st
     roi_name = str(item.ROIName).strip()
     contours = []
     left_out: Counter[str] = Counter()
-    for index, contour in enumerate((drawn.get("ContourSequence") or []) if drawn is not None else [], start=1):
+    for index, contour in enumerate([] if drawn is None else items_of(drawn, "ContourSequence"), start=1):
         kind = str(contour.ContourGeometricType).strip()
         where = f"contour {index} of ROI {roi_name!r}"
         if kind in _OPEN:

@@ -22,7 +22,7 @@ from medseg.geometry import Geometry
 from medseg.ingest.dicom_elements import DEFLATED
 from medseg.ingest.dicom_header import Header
 from medseg.labels.canvas import Canvas, Painted, Structure, structures_by_name
-from medseg.labels.dicom_objects import check_belongs, hashed, read_object, well_formed
+from medseg.labels.dicom_objects import check_belongs, hashed, items_of, read_object, well_formed
 from medseg.labels.frames import FramePlace, GridPlaces, grid_of_frames, nearest
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.rules import ReadingRules
@@ -112,7 +112,7 @@ def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> Non
         )
     check_volume_size((rows, columns), 2)
     if not header.pixel_tag:
-        raise Refusal("no-pixel-data", f"{name} has no pixel data; export it again")
+        raise Refusal("no-pixel-data", f"{name} has no pixel data, expected the masks of its segments; export it again")
     needed = (rows * columns * count * bits + 7) // 8
     found = header.pixel_length if header.transfer_syntax == DEFLATED else header.available_bytes
     if header.pixel_length is not None and (found or 0) < needed:
@@ -125,7 +125,7 @@ def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> Non
 
 def _segments(dataset: Dataset) -> dict[int, str]:
     segments: dict[int, str] = {}
-    for item in dataset.SegmentSequence:
+    for item in items_of(dataset, "SegmentSequence"):
         number = int(item.SegmentNumber)
         if number in segments:
             raise ValueError(f"two segments have the number {number}")
@@ -139,7 +139,7 @@ def _segments(dataset: Dataset) -> dict[int, str]:
 
 
 def _frames(dataset: Dataset, kind: str, segments: dict[int, str], name: str) -> Iterator[SegFrame]:
-    per_frame = dataset.PerFrameFunctionalGroupsSequence
+    per_frame = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     if len(per_frame) != int(dataset.NumberOfFrames):
         raise ValueError(f"{len(per_frame)} per-frame functional groups for {int(dataset.NumberOfFrames)} frames")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]

@@ -210,13 +210,14 @@ def _remedy(several: Several, twice: Sequence[str]) -> str:
 def _tell(problems: Sequence[str], leave_out: bool, *, found: bool) -> None:
     if not problems and found:
         return
+    word = "label" if len(problems) == 1 else "labels"
     lines = [f"\n  {problem}" for problem in problems[:_SHOWN]]
     lines += [f"\n  and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
     if leave_out and found:
         _log.warning("left out:%s", "".join(lines))
     elif problems:
         raise UsageError(
-            f"{len(problems)} labels cannot be matched with an image:{''.join(lines)}\nCorrect them, or leave them out "
+            f"{len(problems)} {word} cannot be matched with an image:{''.join(lines)}\nCorrect them, or leave them out "
             "with --leave-out"
         )
     else:

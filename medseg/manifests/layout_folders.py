@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.ingest import SeriesRecord, case_id_of, scan
 from medseg.ingest.left_out import without_own
-from medseg.labels.label_map import describe_unread, unread_objects
+from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, common_start, image_files, one_or_list, relative_name, split_channel
 from medseg.manifests.label_objects import objects_among
 from medseg.manifests.layout_dicom import DicomChoices, read_dicom_tree
@@ -92,7 +92,7 @@ def _add_labels(items: Sequence[Item], labels: Path, files: Sequence[Path], star
         raise UsageError(
             f"{len(unmatched)} of {len(items)} images have no label of the same name below {labels}, the first is "
             f"{unmatched[0]}; name them alike, say where they lie with --image PATTERN --label PATTERN, or leave "
-            f"--labels out for images without labels{unread_objects(labels)}"
+            f"--labels out for images without labels{_objects(scan(labels)) if labels.is_dir() else ''}"
         )
 
 
@@ -158,6 +158,18 @@ def _both_called(path: Path, other: Path, name: str) -> str:
     )
 
 
+def _objects(records: Sequence[SeriesRecord]) -> str:
+    """A remark for the end of a message if there are SEG or RTSTRUCT objects, which names do not pair; else empty."""
+    found = Counter(record.modality for record in objects_among(records))
+    if not found:
+        return ""
+    counts = listed([f"{count} DICOM {modality}" for modality, count in sorted(found.items())])
+    return (
+        f"; {counts} lie there, which are paired with the series they refer to where no label files are given, or "
+        "by pattern (--image PATTERN --label PATTERN)"
+    )
+
+
 def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) -> Manifest:
     """Make a manifest of the usable series below a folder; the image of an item is the folder that holds its series.
 
@@ -167,8 +179,8 @@ def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) 
     start = common_start(images, labels or images)
     items: list[Item] = []
     records = scan(images)
-    if beside := describe_unread(records):
-        _log.warning("%s%s", images, beside)
+    if beside := _objects(records):
+        _log.warning("label files were given%s", beside)
     for source, record in sorted(_one_a_folder(images, records).items()):
         item: Item = {"image": relative_name(Path(source), start), "case_id": record.case_id}
         item["patient_id"] = record.patient_hash
@@ -177,7 +189,7 @@ def read_dicom(images: Path, labels: Path | None, label_of: Mapping[str, Path]) 
             if label is None:
                 raise UsageError(
                     f"the series in {source} has no label file below {labels} called {record.case_id} or "
-                    f"{Path(source).name}{beside or unread_objects(labels)}"
+                    f"{Path(source).name}{beside}"
                 )
             item["label"] = relative_name(label, start)
         items.append(item)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from medseg.labels.scheme import listed
 
-_CLOSE = 0.85
+_CLOSE = 0.88
 _FAR = "no structure is near: left out unless one is filled in"
+_TYPING_ERROR = "a letter or two away from"
 _SHORTEST_GUESS = 4
 _SIDES = {
     **dict.fromkeys(("left", "l", "lt", "li", "links", "linke", "linker", "gauche", "sinistra", "izquierda"), "left"),
@@ -25,6 +26,17 @@ _ADDITIONS = frozenset(
     ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
 )
 """Words that say how a contour was made, not what it shows."""
+
+_NO_INITIALS = frozenset(
+    word
+    for words in (
+        "prv ptv ctv gtv itv btv exp opt ln",
+        "rll rml rul lll lul ext int ant sup inf med lat upp low",
+        "cm mm in out",
+    )
+    for word in words.split()
+)
+"""Two or three capitals behind a structure's name that say margins, targets, lobes or parts: another structure."""
 
 _SYNONYMS = {
     "aorta": "aorte",
@@ -108,7 +120,7 @@ class _Spelling:
 
 def _initials(word: str) -> bool:
     """Two or three capitals, as who drew a contour signs."""
-    return word.isupper() and 2 <= len(word) <= 3
+    return word.isalpha() and word.isupper() and 2 <= len(word) <= 3 and word.lower() not in _NO_INITIALS
 
 
 def plain(name: str) -> str:
@@ -136,8 +148,10 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
     exactness = {one.name: _rank(one.name, spelt[one.name], wanted) for one in found}
     for one in sorted(found, key=lambda one: (exactness[one.name], -len(one.cases), one.name)):
         structure, why = _meaning(one.name, spelt[one.name], wanted)
-        is_far = why == _FAR
-        if beside := sorted(taken.get(structure, set()) & one.cases):
+        beside = sorted(taken.get(structure, set()) & one.cases)
+        if beside and _is_typing_error(why):  # who has both in one case means two things
+            structure, why = "", _FAR
+        elif beside:
             why = (
                 f"means {structure} by its name, but stands beside another {structure} in {len(beside)} cases, such "
                 f"as {beside[0]}: fill in {structure} if both belong to it"
@@ -145,7 +159,7 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
             structure = ""
         elif structure:
             taken[structure] |= one.cases
-        proposals[one.name] = Proposal(one.name, len(one.cases), one.volume_ml, structure, why, is_far)
+        proposals[one.name] = Proposal(one.name, len(one.cases), one.volume_ml, structure, why, why == _FAR)
     return [proposals[one.name] for one in found]
 
 
@@ -164,7 +178,7 @@ def _meaning(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) ->
         return same[0], _why_same(spelling, wanted[same[0]], same[0])
     if len(same) > 1:
         return "", f"could be {listed(same)}: fill in which"
-    sides = [one for one, other in wanted.items() if other.core == spelling.core]
+    sides = [one for one, other in wanted.items() if other.core == spelling.core and not (spelling.side and other.side)]
     if sides:
         side = f"says {spelling.side}" if spelling.side else "names no side"
         return "", f"{side}, and could be {_or(sides)}: fill in which, if one of them"
@@ -187,10 +201,14 @@ def _why_same(spelling: _Spelling, other: _Spelling, name: str) -> str:
 def _by_distance(spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> tuple[str, str]:
     names = [one for one, other in wanted.items() if _is_near(spelling, other)]
     if len(names) == 1:
-        return names[0], f"a letter or two away from {names[0]}"
+        return names[0], f"{_TYPING_ERROR} {names[0]}"
     if names:
         return "", f"near to {_or(names)}: fill in which, if one of them"
     return "", _FAR
+
+
+def _is_typing_error(why: str) -> bool:
+    return why.startswith(_TYPING_ERROR)
 
 
 def _is_near(one: _Spelling, other: _Spelling) -> bool:
@@ -216,12 +234,14 @@ def _structures_of(found: Sequence[FoundName]) -> list[str]:
     for one in found:
         groups.setdefault(_Spelling.of(one.name).key, []).append(one)
     names: dict[str, _Spelling] = {}
+    cases: dict[str, set[str]] = {}
     for (core, side), members in sorted(groups.items(), key=lambda group: -sum(len(one.cases) for one in group[1])):
         best = min(members, key=lambda one: (len(_Spelling.of(one.name).added), -len(one.cases), one.name))
-        spelling = _Spelling.of(best.name)
+        spelling, there = _Spelling.of(best.name), set[str]().union(*(one.cases for one in members))
         sided = not side and any(other == core and one for other, one in groups)
-        if sided or any(_is_near(spelling, other) for other in names.values()):
+        if sided or any(_is_near(spelling, other) and not cases[name] & there for name, other in names.items()):
             continue
         known = core in _SYNONYMS and len(members) > 1
-        names[(f"{core}_{side}" if side else core) if known else best.name] = spelling
+        name = (f"{core}_{side}" if side else core) if known else best.name
+        names[name], cases[name] = spelling, there
     return sorted(names)

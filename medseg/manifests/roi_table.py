@@ -89,7 +89,7 @@ def settle_names(
         _measure(manifest, found, progress)
         raise _undecided(list(found.values()), choices)
     structures = list(choices.structures) or list(dict.fromkeys(filter(None, mapping.values())))
-    _refuse_absent(structures, mapping)
+    _refuse_absent(structures, mapping, list(found.values()))
     return _written(manifest, mapping, structures, choices.missing)
 
 
@@ -166,12 +166,11 @@ def _merged_into(name: str, choices: NameChoices) -> str:
     return next((to for to, names in choices.merges.items() if plain(name) in map(plain, names)), "")
 
 
-def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str]) -> None:
+def _refuse_absent(structures: Sequence[str], mapping: Mapping[str, str], found: Sequence[FoundName]) -> None:
     absent = [name for name in structures if name not in mapping.values()]
     if absent or not structures:
-        found = listed(sorted(mapping)[:_SHOWN]) + (" and more" if len(mapping) > _SHOWN else "")
         what = f"no label has the structure {absent[0]!r}" if absent else "every name is left out"
-        raise UsageError(f"{what}; the names found are {found}: correct --label or the table of names")
+        raise UsageError(f"{what}; the names found are {_some(found)}: correct --label or the table of names")
 
 
 def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequence[str], missing: Missing) -> Manifest:

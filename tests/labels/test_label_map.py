@@ -133,7 +133,7 @@ def test_missing_and_unreadable_labels_are_named(tmp_path: Path) -> None:
         read_label_map(tmp_path / "text.nii")
 
 
-def test_a_segmentation_object_is_said_not_to_be_read(tmp_path: Path) -> None:
+def test_a_folder_of_objects_is_no_label_map(tmp_path: Path) -> None:
     write_series(tmp_path, "1", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG")
-    with pytest.raises(Refusal, match="DICOM SEG and RTSTRUCT are not read as labels yet"):
+    with pytest.raises(Refusal, match="name the file itself"):
         read_label_map(tmp_path)

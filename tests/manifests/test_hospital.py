@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from medseg.errors import UndecidedNames, UsageError
+from medseg.ingest import save_nifti
 from medseg.ingest.selection import parse_rules
 from medseg.manifests import Manifest, audit, create
 from medseg.manifests.layout_dicom import DicomChoices
@@ -215,3 +216,15 @@ def test_label_maps_are_written_on_request_with_where_they_are_from(tmp_path: Pa
         assert maps[0].geometry.matches(maps[1].geometry)
     errors = {finding.code for finding in audit(again).findings if finding.severity == "error"}
     assert errors == {"duplicate-content"}  # the two series are one phantom
+
+
+def test_objects_beside_label_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rtstruct(tmp_path / "x" / "scan" / "rs", series(tmp_path / "x" / "scan", "1"), ["liver"])
+    save_nifti(np.ones((4, 3, 6), np.uint8), np.diag([-1.5, -1.5, 2, 1]), tmp_path / "y" / "scan.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        manifest = made(tmp_path / "x", labels=tmp_path / "y")
+    assert labels_of(manifest) == ["y/scan.nii.gz"]
+    assert "label files were given; 1 DICOM RTSTRUCT lie there" in caplog.text
+    save_nifti(np.ones((4, 3, 6), np.uint8), np.eye(4), tmp_path / "images" / "a.nii.gz")
+    with pytest.raises(UsageError, match=r"1 of 1 images have no label .* 1 DICOM RTSTRUCT lie there"):
+        made(tmp_path / "images", labels=tmp_path / "x")

@@ -54,6 +54,9 @@ def test_spellings_and_languages(declared: str, names: list[str]) -> None:
         (["gallbladder"], "bladder"),
         (["liver"], "liver-gtv margin"),
         (["lung_left"], "Lung_RLL"),
+        (["lung"], "Lung_RLL"),
+        (["spinal_cord"], "SpinalCord_PRV"),
+        (["liver"], "Liver-GTV"),
     ],
 )
 def test_what_may_be_something_else_is_left_to_a_person(declared: list[str], name: str) -> None:
@@ -102,3 +105,17 @@ def test_the_table_can_be_read_again_and_is_never_overwritten(tmp_path: Path) ->
     path.write_text("name,what\nliver,liver\n")
     with pytest.raises(UsageError, match="expected name and structure"):
         read_roi_table(path)
+
+
+def test_an_atlas_of_like_names_is_taken_as_it_is() -> None:
+    """Names that a letter or two tell apart, all in one case: muscles, vertebrae, lobes."""
+    names = [f"gluteus_{which}_{side}" for which in ("maximus", "medius", "minimus") for side in ("left", "right")]
+    names += [f"vertebrae_{level}" for level in ("L1", "L2", "T1", "T12", "C1", "S1")] + ["rib_left_1", "rib_right_1"]
+    names += ["iliac_artery_left", "iliac_vena_left", "lung_upper_lobe_left", "lung_lower_lobe_left", "humerus_left"]
+    names += ["kidney_left", "kidney_right", "kidney_cyst_left", "brain", "spinal_cord", "colon", "duodenum"]
+    found_names = [FoundName(name, {"s1", "s2"}) for name in names]
+    assert {one.name: one.structure for one in propose(found_names, [])} == {name: name for name in names}
+    chosen = {one.name: one for one in propose(found_names, ["gluteus_maximus_left", "kidney_left"])}
+    others = [one for name, one in chosen.items() if name not in ("gluteus_maximus_left", "kidney_left")]
+    assert not any(one.structure for one in others)
+    assert all(one.is_far for one in others)

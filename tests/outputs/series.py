@@ -75,14 +75,14 @@ def write_series(
     for k in range(shape[2]):
         dataset = _patient(CTImageStorage, study, series, frame)
         dataset.Modality, dataset.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-        dataset.InstanceNumber = 1 + (k * 7) % 11
+        dataset.InstanceNumber = 1 + (k * 7) % 23
         dataset.ImagePositionPatient = [f"{v:.6f}" for v in affine_lps[:3, 3] + k * affine_lps[:3, 2]]
         dataset.ImageOrientationPatient = _cosines(affine_lps)
         dataset.PixelSpacing = [f"{np.linalg.norm(affine_lps[:3, i]):.6f}" for i in (1, 0)]
         dataset.SliceThickness = "1.0"
         dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "HU"
         _pixels(dataset, np.arange(shape[0] * shape[1], dtype=np.int16).reshape(shape[1], shape[0]) + k)
-        path = folder / f"{(k * 7) % 11:03d}.dcm"
+        path = folder / f"{(k * 7) % 23:03d}.dcm"
         dataset.save_as(path, enforce_file_format=True)
         files.append(str(path))
     return _record(folder, tuple(files), affine_lps, shape)
