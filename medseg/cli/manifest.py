@@ -232,7 +232,7 @@ def review(
         page = write_review(manifest, output, audit=report, viewer=viewer, progress=progress)
     state = ", ".join(f"{count} {word}" for word, count in page.verdicts.items() if count)
     console = terminal()
-    console.print(f"{page.page}: {sum(page.verdicts.values())} labels ({state})")
+    console.print(f"{page.page}: labels by verdict: {state}")
     if page.refused:
         console.print(f"{page.refused} cannot be read, and the page says why", style="red")
     console.print(f"Open it, judge, and save {SIGN_OFF_NAME} beside it: the next page starts from there.", style="dim")

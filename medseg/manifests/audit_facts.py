@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest import case_id_of, read_volume
+from medseg.ingest import read_volume
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.label_map import LabelValues, examine
 from medseg.labels.read import read_label
@@ -24,7 +24,7 @@ from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme
 from medseg.manifests.audit_findings import AuditFinding
 from medseg.manifests.audit_shape import LabelShape, edge_fit, shapes_of
-from medseg.manifests.items import Item, entries_of, files_of
+from medseg.manifests.items import Item, case_of, entries_of, files_of
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -72,12 +72,6 @@ class CaseFacts:
     images: tuple[VolumeFacts, ...] = ()
     labels: tuple[VolumeFacts, ...] = ()
     problems: tuple[AuditFinding, ...] = ()
-
-
-def case_of(item: Item) -> str:
-    """Name of a case in messages: its ``case_id``, else its first image's name."""
-    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
-    return str(item.get("case_id") or case_id_of(first))
 
 
 def gather(

@@ -152,12 +152,13 @@ def _header(path: str) -> Header | None:
 def series_of(one: LabelObject, usable: Sequence[SeriesRecord], refused: Sequence[SeriesRecord]) -> SeriesRecord | str:
     """The series that an object belongs to, or why there is none or more than one.
 
-    By the series it names; where that is not there, by the images it names (a series that was sent on under another
-    UID); where it names none of them, by the frame of reference, if one series alone of its patient has it.
+    By the series it names; where that is not there, by the images it names (a series of its patient that was sent on
+    under another UID); where it names neither, by the frame of reference, if one series alone of its patient has it.
     """
     found = [record for record in usable if record.series_uid_hash in one.series]
     if not found and one.instances:
-        found = [record for record in usable if record.kind == "dicom" and _instances(record) & one.instances]
+        own = [record for record in usable if record.kind == "dicom" and record.patient_hash == one.patient]
+        found = [record for record in own if _instances(record) & one.instances]
     if not found and not one.series and not one.instances:
         found = [record for record in usable if record.patient_hash == one.patient and _frame(record) in one.frames]
     if len(found) > 1 and one.instances:

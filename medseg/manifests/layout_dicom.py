@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,14 +64,15 @@ def read_dicom_tree(records: Sequence[SeriesRecord], start: Path, choices: Dicom
         With the list of what cannot be matched: objects whose series is not there, cannot be used or is of another
         patient, several objects of one series, labelled series of several modalities, persons who share a patient id.
     """
-    usable = [record for record in records if record.usable]
+    usable, refused = ([one for one in records if one.usable is wanted] for wanted in (True, False))
+    held = Counter(folder for record in usable for folder in Path(record.files[0]).parents)
     cases = _cases(usable, choices)
     labels: dict[int, list[LabelObject]] = defaultdict(list)
     problems: list[str] = []
     case_of = {id(record): number for number, channels in enumerate(cases) for record in channels}
     for record in objects_among(records):
         for path in record.files:
-            found = _series(path, record, usable, [other for other in records if not other.usable])
+            found = _series(path, record, usable, refused)
             if isinstance(found, str):
                 problems.append(found)
             elif id(found[1]) in case_of:
@@ -82,7 +83,7 @@ def read_dicom_tree(records: Sequence[SeriesRecord], start: Path, choices: Dicom
     items: list[Item] = []
     for number, channels in chosen.items():
         try:
-            items.append(_item(channels, labels[number], start, usable, choices))
+            items.append(_item(channels, labels[number], start, held, choices))
         except UsageError as error:
             problems.append(str(error))
     _tell(problems, choices.leave_out, found=bool(items))
@@ -142,12 +143,12 @@ def _item(
     channels: _Channels,
     objects: Sequence[LabelObject],
     start: Path,
-    usable: Sequence[SeriesRecord],
+    held: Mapping[Path, int],
     choices: DicomChoices,
 ) -> Item:
     first = channels[0]
     return {
-        "image": one_or_list([_image(record, start, usable, choices.links) for record in channels]),
+        "image": one_or_list([_image(record, start, held, choices.links) for record in channels]),
         "label": _label(first, objects, start, choices.several),
         "case_id": first.case_id,
         "patient_id": first.patient_hash,
@@ -156,15 +157,17 @@ def _item(
     }
 
 
-def _image(record: SeriesRecord, start: Path, usable: Sequence[SeriesRecord], links: Path | None) -> str:
-    """The folder that holds a series and no other one; where there is none, a folder of links to its files."""
+def _image(record: SeriesRecord, start: Path, held: Mapping[Path, int], links: Path | None) -> str:
+    """The folder that holds a series and no other one; where there is none, a folder of links to its files.
+
+    ``held`` is the number of usable volumes below each folder.
+    """
     folder = Path(record.source)
-    inside = [other for other in usable if Path(other.files[0]).is_relative_to(folder)]
-    if len(inside) == 1 and "!/" not in record.files[0]:
+    if held[folder] == 1 and "!/" not in record.files[0]:
         return relative_name(folder, start)
     if links is None:
         raise UsageError(
-            f"{folder.name} holds {len(inside)} usable series: give --links DIR, a folder in which links sort them "
+            f"{folder.name} holds {held[folder]} usable series: give --links DIR, a folder in which links sort them "
             "apart (nothing is copied)"
         )
     target = links / record.case_id

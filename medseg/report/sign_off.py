@@ -28,7 +28,8 @@ from medseg.manifests.layouts import path_checksum
 from medseg.report.collect import Case
 from medseg.report.page import CaseRow, Page, SignOff
 from medseg.report.pictures import Pictures, ViewerStore, library, planes, read_case, read_source
-from medseg.report.tables import Cell, Column, Table, Tile, number, remedy, table
+from medseg.report.remedies import remedy
+from medseg.report.tables import Cell, Column, Table, Tile, number, table
 from medseg.tables import read_table
 
 PAGE_NAME = "labels.html"
@@ -210,7 +211,7 @@ def _page(
     whole = [finding for finding in (audit.findings if audit else ()) if not finding.cases]
     cautions = [f"{one.message}: {one.remedy}." for one in whole if one.severity != "note"]
     if changed:
-        cautions.append(f"{changed} labels have changed since they were signed off, and are open again.")
+        cautions.append(f"Labels changed since they were signed off, and open again: {changed}.")
     rows = [
         CaseRow(
             entry.case,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medseg.errors import UndecidedNames, UsageError
+from medseg.errors import Refusal, UndecidedNames, UsageError
 from medseg.ingest import save_nifti
 from medseg.ingest.selection import parse_rules
 from medseg.manifests import Manifest, audit, create
@@ -72,6 +72,22 @@ def test_an_object_without_its_series_is_refused_or_left_out(tmp_path: Path, cap
         left = made(tmp_path, dicom=DicomChoices(leave_out=True))
     assert labels_of(left) == ["rs/good.dcm"]
     assert "lonely.dcm refers to a series that is not there" in caplog.text
+
+
+def test_a_damaged_object_is_refused_by_name(tmp_path: Path) -> None:
+    path = rtstruct(tmp_path / "rs.dcm", series(tmp_path / "ct", "1"), ["liver"])
+    seg(tmp_path / "good.dcm", sorted((tmp_path / "ct").iterdir()), {"liver": slice(0, 2)})
+    data = dcmread(path)
+    data.StructureSetROISequence[0].ROINumber = 7  # contours refer to a ROI that is not there
+    data.save_as(path)
+    with pytest.raises(UsageError, match="all label"):
+        made(tmp_path)
+    (tmp_path / "good.dcm").unlink()
+    with pytest.raises(Refusal, match="contours refer to ROI 1"):
+        made(tmp_path).split(1, 0)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(UsageError, match=r"1 label cannot be matched(.|\n)*rs\.dcm"):
+        made(tmp_path)
 
 
 def test_an_object_of_another_patient_is_refused(tmp_path: Path) -> None:

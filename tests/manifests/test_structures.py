@@ -50,7 +50,7 @@ def test_total_segmentators_layout(tmp_path: Path) -> None:
         "spleen": "s1/segmentations/spleen.nii.gz",
     }
     assert (first["image"], first["patient_id"], len(first["sha256"]["label"])) == ("s1/ct.nii.gz", "s1", 2)
-    assert chosen.label_maps(first)[""].values.voxels == {0: 6 * 7 * 8 - 8, 1: 4, 2: 4}
+    assert chosen.label_maps(first)[""].values.voxels == {0: int(np.prod(SHAPE)) - 8, 1: 4, 2: 4}
     assert "roi_mapping" not in chosen.content
     with pytest.raises(UsageError, match="no label has the structure 'heart'"):
         made(folder, structures=["liver", "heart"])

@@ -84,7 +84,7 @@ def test_verdicts_are_taken_up_until_the_label_changes(datalist: Manifest, tmp_p
     save_nifti(changed, AFFINE, tmp_path / "data" / "labelsTr" / "case_0x.nii.gz")
     after = write_review(datalist, folder, viewer=False)
     assert after.verdicts == {"right": 3, "wrong": 0, "unsure": 0, "open": 1}
-    assert "1 labels have changed since they were signed off" in after.page.read_text()
+    assert "Labels changed since they were signed off, and open again: 1" in after.page.read_text()
     (folder / SIGN_OFF_NAME).write_text("a\n1,2\n")
     with pytest.raises(UsageError, match="write it again"):
         write_review(datalist, folder, viewer=False)

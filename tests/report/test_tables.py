@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from medseg.errors import REASON_CODES
-from medseg.report.tables import REMEDIES, number
+from medseg.report.remedies import REMEDIES
+from medseg.report.tables import number
 
 
 def test_every_reason_code_has_a_remedy() -> None:

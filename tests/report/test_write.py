@@ -12,7 +12,7 @@ from medseg.evaluation.definitions import CSV_METRICS
 from medseg.evaluation.tables import write_csv
 from medseg.report import write_report
 from medseg.report.collect import collect
-from medseg.report.tables import REMEDIES
+from medseg.report.remedies import REMEDIES
 from tests.report.conftest import CASES
 from tests.report.report_folders import Folders, read_nifti
 
