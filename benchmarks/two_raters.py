@@ -112,7 +112,8 @@ def consensus_table(folder: Path, organs: list[str]) -> str:
         cases = [against_consensus(folder, path.name, organ) for path in sorted((folder / RATERS[0]).iterdir())]
         cells = []
         for head in heads:
-            dice, hd95_mm, nsd = (np.mean([case[head][metric] for case in cases]) for metric in ("Dice", "HD95", "NSD"))
+            figures = ([case[head][metric] for case in cases] for metric in ("Dice", "HD95", "NSD"))
+            dice, hd95_mm, nsd = (np.array(values, dtype=np.float64).mean() for values in figures)
             cells.append(f"{dice:.3f}, {hd95_mm:.2f}, {nsd:.3f}")
         lines.append(f"| {organ} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
