@@ -74,8 +74,15 @@ def score_all(
     are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
     Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    how = {"tolerance_mm": tolerance_mm, "definitions": definitions, "truth": truth or Reference()}
-    score = partial(_score, labels=labels, scheme=LabelScheme(dict(names or labels or {})), **how)
+    scheme = LabelScheme(dict(names or labels or {}))
+    score = partial(
+        _score,
+        labels=labels,
+        tolerance_mm=tolerance_mm,
+        definitions=definitions,
+        truth=truth or Reference(),
+        scheme=scheme,
+    )
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
@@ -99,11 +106,16 @@ def _score(
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
         own = pair.reference
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
-        grids = {"spacing_mm": grid.spacing_mm, "axes_mm": grid.affine[:3, :3]}
-        score = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm, truth=truth, **grids)
-        rows = with_calibration(score(array, reference.array, definitions=definitions), pair, reference, truth)
+        axes_mm, known = grid.affine[:3, :3], truth
         plain = replace(definitions, lesion_iou=None, centreline=False)
-        between = named(compare_raters(array, raters, partial(score, definitions=plain)), pair.case_id)
+
+        def score(one: NDArray[Any], other: NDArray[Any], chosen: Definitions = plain) -> list[StructureResult]:
+            return evaluate_case(
+                one, other, grid.spacing_mm, labels, tolerance_mm, definitions=chosen, axes_mm=axes_mm, truth=known
+            )
+
+        rows = with_calibration(score(array, reference.array, definitions), pair, reference, truth)
+        between = named(compare_raters(array, raters, score), pair.case_id)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
