@@ -71,8 +71,14 @@ def score_all(
     are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
     Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    how = {"tolerance_mm": tolerance_mm, "definitions": definitions, "truth": truth or Reference()}
-    score = partial(_score, labels=labels, scheme=LabelScheme(dict(names or labels or {})), **how)
+    score = partial(
+        _score,
+        labels=labels,
+        scheme=LabelScheme(dict(names or labels or {})),
+        tolerance_mm=tolerance_mm,
+        definitions=definitions,
+        truth=truth or Reference(),
+    )
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
