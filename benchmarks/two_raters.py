@@ -3,6 +3,8 @@
 The data are the masks of an oncologist and a radiographer on two head-and-neck CTs (deepmind/tcia-ct-scan-dataset,
 CC BY 4.0; Nikolov et al., arXiv:1809.04430). Run it as
 ``MEDSEG_TEST_DATA=... python -m benchmarks.two_raters``; prints a Markdown table and writes ``two_raters.json``.
+With ``--consensus`` it prints instead how far each rater is from what both agree on, by majority and by STAPLE; organs
+can be named then.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from medseg.evaluation import Definitions, evaluate_case
 from medseg.evaluation.overlap import find_boxes
 from medseg.files import write_json
 from medseg.ingest import read_volume
+from medseg.labels.raters import majority, staple
 
 TOLERANCE_MM = 2.0
 RATERS = ("oncologist", "radiographer")
@@ -89,6 +92,33 @@ def measure(folder: Path, case: str, organ: str) -> dict[str, dict[str, float | 
     }
 
 
+def against_consensus(folder: Path, case: str, organ: str) -> dict[str, dict[str, float | None]]:
+    """Each rater against the label that both give, and against STAPLE's."""
+    second, first, spacing_mm = masks(folder, case, organ)
+    drawn = {RATERS[0]: first.view(np.uint8), RATERS[1]: second.view(np.uint8)}
+    agreed = {"majority": majority(list(drawn.values())), "STAPLE": staple(list(drawn.values()))}
+    return {
+        f"{rater} – {way}": by_medseg(mask > 0, found > 0, spacing_mm, "voxels")
+        for way, found in agreed.items()
+        for rater, mask in drawn.items()
+    }
+
+
+def consensus_table(folder: Path, organs: list[str]) -> str:
+    """Markdown: one row per organ, means over the cases; Dice, HD95 in mm and NSD in each cell."""
+    heads = [f"{rater} – {way}" for way in ("majority", "STAPLE") for rater in RATERS]
+    lines = ["| organ | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
+    for organ in organs:
+        cases = [against_consensus(folder, path.name, organ) for path in sorted((folder / RATERS[0]).iterdir())]
+        cells = []
+        for head in heads:
+            figures = ([case[head][metric] for case in cases] for metric in ("Dice", "HD95", "NSD"))
+            dice, hd95_mm, nsd = (np.array(values, dtype=np.float64).mean() for values in figures)
+            cells.append(f"{dice:.3f}, {hd95_mm:.2f}, {nsd:.3f}")
+        lines.append(f"| {organ} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, list[dict[str, dict[str, float | None]]]]) -> str:
     """Markdown: one row per organ, means over the cases."""
     heads = [f"{metric} {tool}" for metric, tools in COLUMNS.items() for tool in tools]
@@ -107,9 +137,14 @@ def table(results: dict[str, list[dict[str, dict[str, float | None]]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("two_raters.json"))
+    parser.add_argument("--consensus", nargs="*", metavar="ORGAN")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(os.environ["MEDSEG_TEST_DATA"]) / "deepmind_hn_two_raters" / "nrrds" / "test"
+    if arguments.consensus is not None:
+        every = sorted(path.stem for path in next((folder / RATERS[0]).iterdir()).joinpath("segmentations").iterdir())
+        print(consensus_table(folder, arguments.consensus or every))
+        return
     results: dict[str, list[dict[str, dict[str, float | None]]]] = {}
     for case in sorted(path.name for path in (folder / RATERS[0]).iterdir()):
         for organ in sorted(path.stem for path in (folder / RATERS[0] / case / "segmentations").iterdir()):

@@ -37,6 +37,8 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
     for value, structures in summary.get("subgroups", {}).get("groups", {}).items():
         tables += _structures(f"{summary['subgroups']['column']} = {value}", structures, width)
     tables.append(_worst(result.results))
+    if "raters" in summary:
+        tables.append(_raters(summary["raters"]))
     tables += [_lesions(name, sizes) for name, sizes in summary.get("lesions", {}).items()]
     if "accepted" in summary:
         tables.append(_accepted(summary["accepted"]))
@@ -142,6 +144,17 @@ def _worst(results: Sequence[StructureResult]) -> Table:
 def _badness(row: StructureResult) -> tuple[float, float]:
     dice, distance = row.values["dice"], row.values["hd95_mm"]
     return (0.0 if dice is None else dice, -float("inf") if distance is None else -distance)
+
+
+def _raters(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("each rater, and the raters among themselves", "compared", "with", "structure")
+    for metric in ("dice", "nsd", "hd95_mm"):
+        table.add_column(f"{_short(metric)}\nmean ± std", justify="right", no_wrap=True)
+    for pair in pairs:
+        for name, row in pair["structures"].items():
+            cells = [_spread(metric, row["metrics"][metric]) for metric in ("dice", "nsd", "hd95_mm")]
+            table.add_row(escape(pair["compared"]), escape(pair["with"]), escape(name), *cells)
+    return table
 
 
 def _lesions(name: str, sizes: Mapping[str, Any]) -> Table:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli._app import Outcome, app, command, terminal
 from medseg.evaluation.definitions import Definitions, PercentileRule, SurfaceRule
 
+if TYPE_CHECKING:
+    from medseg.manifests import Part
+
+_PREDICTIONS = "predictions"
 _Predictions = Annotated[
-    Path, typer.Argument(help="Label map, folder of label maps (such as medseg infer leaves), or datalist.")
+    Path,
+    typer.Argument(
+        help="Label map, folder of label maps (such as medseg infer leaves), or datalist; with --bundle a datalist of "
+        "labelled images."
+    ),
 ]
-_References = Annotated[Path, typer.Argument(help="Reference label map, folder of these, or datalist.")]
+_References = Annotated[
+    Path | None, typer.Argument(help="Reference label map, folder of these, or datalist; none with --bundle.")
+]
+_Bundle = Annotated[Path | None, typer.Option(help="Label the images first, those that are not labelled yet.")]
+_Device = Annotated[str, typer.Option(help="With --bundle: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json.")]
 _Labels = Annotated[
     Path | None, typer.Option(help='The structures: a JSON file {"1": "liver"}, a datalist or a bundle.')
@@ -45,9 +58,11 @@ _Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per C
 @command
 def evaluate(
     predictions: _Predictions,
-    references: _References,
-    output: _Output,
+    references: _References = None,
     *,
+    output: _Output,
+    bundle: _Bundle = None,
+    device: _Device = "auto",
     labels: _Labels = None,
     tolerance_mm: _Tolerance = 1.0,
     compare: _Compare = None,
@@ -66,6 +81,8 @@ def evaluate(
     """Compare label maps with references: Dice, Hausdorff and surface distances in mm, with missed structures counted.
 
     Example: medseg evaluate runs/infer labelsTr -o runs/evaluation --labels bundles/hippocampus_mr_segmentation
+
+    Both at once: medseg evaluate --bundle hippocampus_mri_segmentation datalist.json --section test -o runs/evaluation
     """
     from medseg.bundle.bundle import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
@@ -75,11 +92,10 @@ def evaluate(
     from medseg.resources import usable_cores
 
     options = Options(
-        definitions=Definitions(
+        definitions=replace(
+            _lesion_definitions(lesion_iou if lesions else None, lesion_sizes),
             percentile_rule=percentile_rule,
             surface=surface,
-            lesion_iou=lesion_iou if lesions else None,
-            lesion_strata_ml=_volumes(lesion_sizes),
             centreline=centreline,
         ),
         group_by=by,
@@ -87,10 +103,13 @@ def evaluate(
         part=None if section is None and fold is None else Part(section, fold),
         workers=workers or usable_cores(),
     )
+    if bundle is not None:
+        _label_images(find_bundle(bundle), predictions, references, output, options.part, device)
+        predictions, references, labels = output / _PREDICTIONS, predictions, labels or bundle
     with counted_progress("evaluating") as progress:
         result = evaluate_folders(
             predictions,
-            references,
+            _given(references),
             output,
             labels=None if labels is None else find_bundle(labels),
             tolerance_mm=tolerance_mm,
@@ -102,10 +121,35 @@ def evaluate(
     return Outcome({"output": str(output), **result.summary}, complete=result.complete)
 
 
-def _volumes(text: str) -> tuple[float, ...]:
+def _given(references: Path | None) -> Path:
+    from medseg.errors import UsageError
+
+    if references is None:
+        raise UsageError("found no REFERENCES; give them, or --bundle BUNDLE and a datalist of labelled images")
+    return references
+
+
+def _label_images(
+    bundle: Path, datalist: Path, references: Path | None, output: Path, part: Part | None, device: str
+) -> None:
+    """Label the images of a datalist that are not labelled yet; a run that was interrupted goes on."""
+    from medseg.cli._progress import counted_progress
+    from medseg.errors import UsageError
+    from medseg.inference import Options, run_batch
+
+    if references is not None or datalist.suffix.lower() != ".json":
+        raise UsageError(f"--bundle labels the images of one datalist (.json), found {datalist} {references or ''}")
+    asked = Options(section=part.section if part else None, fold=part.fold if part else None, device=device)
+    folder = output / _PREDICTIONS
+    with counted_progress("labelling") as progress:
+        run_batch(bundle, [datalist], folder, asked, progress=lambda done, total, _: progress(done, total))
+
+
+def _lesion_definitions(iou: float | None, sizes: str) -> Definitions:
     from medseg.errors import UsageError
 
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        edges_ml = tuple(float(part) for part in sizes.split(",") if part.strip())
     except ValueError:
-        raise UsageError(f"found --lesion-sizes {text!r}, expected volumes in ml, such as 0.1,1,10") from None
+        raise UsageError(f"found --lesion-sizes {sizes!r}, expected volumes in ml, such as 0.1,1,10") from None
+    return Definitions(lesion_iou=iou, lesion_strata_ml=edges_ml)

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
@@ -100,7 +101,7 @@ def read_channel(path: Path, channel: int) -> tuple[NDArray[np.float32], Geometr
         if len(shape) != 4 or channel >= shape[3]:
             raise Refusal("not-3d", f"{path.name} has the shape {shape}, expected four axes and channel {channel}")
         return np.asarray(image.dataobj[..., channel], dtype=np.float32), Geometry(shape[:3], image.affine)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
         raise Refusal("undecodable", f"{path.name} cannot be read: {error}; write it again") from error
 
 
@@ -108,6 +109,6 @@ def channels_in(path: Path) -> int:
     """How many channels a file of probabilities has; 0 if it is none."""
     try:
         shape = nib.Nifti1Image.from_filename(path).shape
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
+    except (OSError, EOFError, ValueError, ImageFileError):
         return 0
     return int(shape[3]) if len(shape) == 4 else 0

@@ -18,6 +18,7 @@ from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
 from medseg.evaluation.lesions import summarise_lesions
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
+from medseg.evaluation.raters import RATERS_CSV, summarise_raters, write_raters
 from medseg.evaluation.scoring import ScoredCase, score_all
 from medseg.evaluation.statistics import Bootstrap, compare, subgroups, summarise_structures
 from medseg.evaluation.structures import Structures, structures_of
@@ -251,6 +252,10 @@ def _write(
     more += [
         metric.name for metric in METRICS if not metric.csv and (options.all_metrics or metric.name in known_figures)
     ]
+    if between := [one for case in first.cases for one in case.between]:
+        names = {row.label: row.name for row in first.rows}
+        write_raters(output / RATERS_CSV, between, names)
+        summary["raters"] = summarise_raters(between, names, patients, options.bootstrap)
     edges_ml = options.definitions.lesion_strata_ml
     if options.definitions.lesion_iou is not None:
         write_lesions(output / LESIONS_CSV, first.rows, edges_ml)

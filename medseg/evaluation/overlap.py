@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cc3d
@@ -113,9 +114,10 @@ def centreline_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_])
     from skimage.morphology import skeletonize
 
     # the outermost voxels have no neighbours to tell the skeleton what is outside
-    ours, theirs = (skeletonize(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] > 0 for mask in (prediction, reference))
-    precision = np.count_nonzero(ours & reference) / max(np.count_nonzero(ours), 1)
-    sensitivity = np.count_nonzero(theirs & prediction) / max(np.count_nonzero(theirs), 1)
+    skeleton: Callable[[NDArray[np.bool_]], NDArray[np.bool_]] = skeletonize
+    ours, theirs = (skeleton(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] > 0 for mask in (prediction, reference))
+    precision = int(np.count_nonzero(ours & reference)) / max(int(np.count_nonzero(ours)), 1)
+    sensitivity = int(np.count_nonzero(theirs & prediction)) / max(int(np.count_nonzero(theirs)), 1)
     return 2.0 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
 
 

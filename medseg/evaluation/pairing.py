@@ -14,6 +14,7 @@ from medseg.errors import Refusal, UsageError
 from medseg.ingest.record import IMAGE_SUFFIXES, case_id_of_series, image_kind, is_second_of_pair, plain_name
 from medseg.labels.dicom_labels import open_labels
 from medseg.labels.dicom_objects import label_object
+from medseg.labels.raters import RATERS_KEY, raters_of
 from medseg.labels.read import LabelEntry
 from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme
@@ -77,6 +78,8 @@ class CaseFile:
     unknown: tuple[int, ...] = ()  # structures that were not looked for
     entry: LabelEntry | None = None  # where it is more than a file: a file for each structure
     rules: ReadingRules = field(default_factory=ReadingRules)  # how DICOM objects are read
+    raters: Mapping[str, LabelEntry] = field(default_factory=dict)  # by name; empty if there is one alone
+    way: str = "majority"  # how several raters become one reference
     alias: str = ""  # its name, where the case is known by the series that a DICOM object refers to
 
     @property
@@ -222,7 +225,8 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
         if key is None:
             continue
         images, paths = manifest.files(item, "image"), manifest.files(item, key)
-        if len(paths) != 1 and not isinstance(item[key], Mapping):
+        raters = raters_of(manifest.label_entry(item)) if key == "label" else {}
+        if len(paths) != 1 and not isinstance(item[key], Mapping) and not raters:
             raise UsageError(f"an item names {len(paths)} files under {key!r}; give one label map per case")
         case_id = item.get("case_id") or case_id_of_name((images or paths)[0].name)
         several = map_files(item[key], lambda name: str(manifest.dataset_dir / name))
@@ -232,6 +236,8 @@ def _in_manifest(manifest: Manifest, items: Iterable[Item], keys: tuple[str, ...
             scheme = manifest.scheme
             unknown = scheme.unknown_of(item.get(ANNOTATED_KEY))
             case = replace(case, mapping=scheme.mapping, ignore=scheme.ignore, unknown=unknown)
+            way = str(manifest.content.get(RATERS_KEY, "majority"))
+            case = replace(case, raters=raters, way=way)
         yield case
 
 

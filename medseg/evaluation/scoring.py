@@ -28,11 +28,13 @@ from medseg.evaluation.calibration import (
 from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import CaseFile, Pair
+from medseg.evaluation.raters import Between, compare_raters, named
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
 from medseg.labels.dicom_labels import common_grid, open_labels
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.label_map import LabelMap
+from medseg.labels.raters import one_map
 from medseg.labels.read import read_label
 from medseg.labels.scheme import LabelScheme
 from medseg.resources import safe_children
@@ -49,6 +51,7 @@ class ScoredCase:
     rows: Sequence[StructureResult] = ()
     refusal: Refusal | None = None
     note: str = ""
+    between: Sequence[Between] = ()  # of several raters: the prediction against each, and each against each
 
     @property
     def case_id(self) -> str:
@@ -71,13 +74,14 @@ def score_all(
     are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
     Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
+    scheme = LabelScheme(dict(names or labels or {}))
     score = partial(
         _score,
         labels=labels,
         tolerance_mm=tolerance_mm,
         definitions=definitions,
         truth=truth or Reference(),
-        scheme=LabelScheme(dict(names or labels or {})),
+        scheme=scheme,
     )
     start = time.monotonic()
     for done, pair in enumerate(pairs):
@@ -97,33 +101,37 @@ def _score(
 ) -> ScoredCase:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
     try:
-        prediction, reference = _read(pair, scheme)
+        prediction, reference, raters = _read(pair, scheme)
         grid = reference.geometry
         array, note = _on_grid(prediction.array, prediction.geometry, grid)
         own = pair.reference
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
-        rows = evaluate_case(
-            array,
-            reference.array,
-            grid.spacing_mm,
-            labels,
-            tolerance_mm,
-            definitions=definitions,
-            axes_mm=grid.affine[:3, :3],
-            truth=truth,
-        )
-        rows = with_calibration(rows, pair, reference, truth)
+        axes_mm, known = grid.affine[:3, :3], truth
+        plain = replace(definitions, lesion_iou=None, centreline=False)
+
+        def score(one: NDArray[Any], other: NDArray[Any], chosen: Definitions = plain) -> list[StructureResult]:
+            return evaluate_case(
+                one, other, grid.spacing_mm, labels, tolerance_mm, definitions=chosen, axes_mm=axes_mm, truth=known
+            )
+
+        rows = with_calibration(score(array, reference.array, definitions), pair, reference, truth)
+        between = named(compare_raters(array, raters, score), pair.case_id)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
     except Refusal as refusal:
         return ScoredCase(pair, refusal=refusal)
-    notes = (*prediction.notes, *reference.notes, *([note] if note else []))
-    return ScoredCase(pair, [replace(row, case_id=pair.case_id) for row in rows], note="; ".join(notes))
+    said = [f"the reference is `raters`: {pair.reference.way}, of {len(raters)} raters"] if raters else []
+    notes = (*prediction.notes, *reference.notes, *said, *([note] if note else []))
+    cased = [replace(row, case_id=pair.case_id) for row in rows]
+    return ScoredCase(pair, cased, note="; ".join(notes), between=between)
 
 
-def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap]:
-    """Both sides; DICOM objects on the grid of their image, else of the other side, else on one of their own."""
+def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str, LabelMap]]:
+    """Both sides, and the reference by rater where there are several.
+
+    DICOM objects lie on the grid of their image, else of the other side, else on one of their own.
+    """
     sides = (pair.prediction, pair.reference)
     objects = [label_object(side.path) for side in sides]
     image = next((path for side in (sides[1], sides[0]) for path in side.images[:1] if path.exists()), None)
@@ -139,7 +147,12 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap]:
     prediction, reference = (
         _read_one(side, scheme, grid) if found is None else found for side, found in zip(sides, maps, strict=True)
     )
-    return prediction, reference
+    if not (own := pair.reference).raters:
+        return prediction, reference, {}
+    where = reference.geometry if image is None else image
+    grid = ImageGrid(where) if isinstance(where, Geometry) else where
+    maps_by_rater = {name: _read_one(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
+    return prediction, one_map(maps_by_rater, own.way, ignore=own.ignore), maps_by_rater
 
 
 def _read_one(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | None) -> LabelMap:

@@ -202,7 +202,8 @@ def _intensities(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
             message = f"channel {channel}: the images' intensity ranges differ by a factor of {largest / smallest:.3g}"
             yield AuditFinding("no-common-scale", message)
             continue
-        scores = np.abs(np.stack([robust_z(column) for column in values.T])).max(axis=0)
+        usual_extent = float(np.median(extents))  # a hundredth of it is no outlier, however equal the others are
+        scores = np.abs(np.stack([robust_z(column, 0.02 * usual_extent) for column in values.T])).max(axis=0)
         usual = ", ".join(f"{value:.4g}" for value in np.median(values, axis=0))
         for (case_id, (low, middle, high)), score in zip(rows, scores, strict=True):
             if score > _OUTLIER_Z:
@@ -240,15 +241,16 @@ def _spacings(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
             yield AuditFinding("spacing-outlier", message, (case.case,))
 
 
-def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def robust_z(values: NDArray[np.float64], least_spread: float = 1e-6) -> NDArray[np.float64]:
     """Distance from the median in units of the spread (scaled median absolute deviation); zero for fewer than eight.
 
-    The spread is at least 2 % of the median, so that nearly equal values have no outliers by rounding.
+    The spread is at least 2 % of the median, and ``least_spread``, so that nearly equal values have no outliers by
+    rounding.
     """
     if len(values) < ENOUGH_CASES:
         return np.zeros(len(values))
     middle = np.median(values)
-    return np.asarray((values - middle) / max(spread_of(values), 0.02 * abs(middle), 1e-6), dtype=np.float64)
+    return np.asarray((values - middle) / max(spread_of(values), 0.02 * abs(middle), least_spread), dtype=np.float64)
 
 
 def _leakage(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:

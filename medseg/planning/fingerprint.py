@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from medseg.errors import UsageError
 from medseg.geometry import SMALLEST_COVERAGE, Geometry, ras_axes
 from medseg.ingest import read_volume
-from medseg.labels import ANNOTATED_KEY, LabelScheme, read_label_map, renumbering_advice
+from medseg.labels import ANNOTATED_KEY, LabelMap, LabelScheme, ReadingRules, read_label, renumbering_advice
+from medseg.labels.raters import one_map, raters_of
 from medseg.manifests import Item, Manifest
 
 _SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before
@@ -99,7 +100,7 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         raise UsageError("the datalist has no training item with a label; a bundle is planned from labelled cases")
     step = max(1, len(items) // _CASES)
     scheme = manifest.scheme
-    cases = [_read(manifest.files(item, "image"), _label(manifest, item), scheme) for item in items[::step][:_CASES]]
+    cases = [_read(manifest, item, scheme) for item in items[::step][:_CASES]]
     channels = len(cases[0].channels)
     if any(len(case.channels) != channels for case in cases):
         raise UsageError("the cases have different numbers of channels; give every item the same ones, in one order")
@@ -128,18 +129,9 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
     )
 
 
-def _label(manifest: Manifest, item: Item) -> Path:
-    files = manifest.files(item, "label")
-    if len(files) != 1:
-        raise UsageError(
-            f"an item names {len(files)} label files, such as {files[0].name}; expected one label map that holds all "
-            "structures: join them first, one value for each"
-        )
-    return files[0]
-
-
-def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Case:
-    found = read_label_map(label_file, declared=scheme.values, mapping=scheme.mapping)
+def _read(manifest: Manifest, item: Item, scheme: LabelScheme) -> _Case:
+    images = manifest.files(item, "image")
+    found = _label(manifest, item, scheme, images[0])
     grid = found.geometry
     label = found.array if scheme.ignore is None else np.where(found.array == scheme.ignore, 0, found.array)
     volumes = [(image, *read_volume(image)[:2]) for image in images]
@@ -152,6 +144,14 @@ def _read(images: Sequence[Path], label_file: Path, scheme: LabelScheme) -> _Cas
         _structure_ml(found.volumes_ml, scheme),
         float(np.mean(label > 0)),
     )
+
+
+def _label(manifest: Manifest, item: Item, scheme: LabelScheme, image: Path) -> LabelMap:
+    """The label of a case, whatever its form; of several raters what most of them say."""
+    entry, rules = manifest.label_entry(item), ReadingRules.of(manifest.content)
+    entries = raters_of(entry) or {"": entry}
+    maps = {rater: read_label(one, scheme=scheme, rules=rules, image=image) for rater, one in entries.items()}
+    return one_map(maps, "majority", ignore=scheme.ignore) if len(maps) > 1 else next(iter(maps.values()))
 
 
 def _structure_ml(volumes_ml: Mapping[int, float], scheme: LabelScheme) -> dict[int, float]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from medseg.errors import UsageError
 from medseg.files import atomic_path, remove_leftovers
-from medseg.labels import MAPPING_KEY
+from medseg.labels import ANNOTATED_KEY, MAPPING_KEY
 from medseg.manifests.layouts import path_checksum
 from medseg.training.configuration import Change, differences, enclosing_parser, shortened, values_used
 from medseg.training.data import random_state, set_random_state
@@ -291,12 +291,12 @@ class Checkpoints:
 def _sums(checksum: Callable[[Path], str], item: Any) -> CaseSums:
     found: CaseSums = {}
     for key, value in item.items() if isinstance(item, Mapping) else ():
-        if isinstance(value, list | tuple) and value and all(_is_file(part) for part in value):
+        if key in (MAPPING_KEY, ANNOTATED_KEY):  # what the values in the label file mean decides as much as the file
+            found[str(key)] = json.dumps(value, sort_keys=True)
+        elif isinstance(value, list | tuple) and value and all(_is_file(part) for part in value):
             found[str(key)] = [checksum(Path(part)) for part in value]
         elif _is_file(value):
             found[str(key)] = checksum(Path(value))
-        elif key == MAPPING_KEY:  # what the values in the label file mean decides as much as the file
-            found[MAPPING_KEY] = json.dumps(value, sort_keys=True)
     return found
 
 

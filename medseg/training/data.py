@@ -42,6 +42,10 @@ from medseg.transforms import KnownLabelsd, LoadLabeld
 
 Part = Literal["training", "validation", "unlabelled"]
 
+_WHAT = {
+    READING_KEY: "DICOM object or files of single structures",
+    ANNOTATED_KEY: "region, an ignore value or a partly annotated case",
+}
 _OF_LABELS = ("labels", ORDER_KEY, ROI_MAPPING_KEY, READING_KEY)
 """What of a datalist tells how a DICOM object or mask files are read."""
 
@@ -148,8 +152,11 @@ def fold_items(
 
 
 def _annotated(scheme: LabelScheme, item: Item) -> dict[str, Any]:
-    """What a case says of the structures that it was looked through for, if it leaves any out."""
-    return {ANNOTATED_KEY: list(item[ANNOTATED_KEY])} if scheme.unknown_of(item.get(ANNOTATED_KEY)) else {}
+    """The structures that a case was looked through for, where labels say more than a class for each voxel."""
+    if scheme.unknown_of(item.get(ANNOTATED_KEY)):
+        return {ANNOTATED_KEY: list(item[ANNOTATED_KEY])}
+    more = bool(scheme.regions) or scheme.ignore is not None
+    return {ANNOTATED_KEY: list(scheme.structures.values())} if more else {}
 
 
 def image_items(
@@ -311,7 +318,7 @@ class TrainingDataset(CacheDataset):
         for key, kind in (*loaded, (ANNOTATED_KEY, KnownLabelsd)):
             named = any(isinstance(case, Mapping) and key in case for case in data)
             if named and not any(isinstance(step, kind) for step in steps):
-                what = "DICOM object or files of single structures" if key == READING_KEY else key
+                what = _WHAT.get(key, key)
                 raise UsageError(  # other structures would be learnt
                     f"the datalist has a {what}, which the bundle does not apply; put medseg.transforms."
                     f"{kind.__name__} into train#preprocessing_transforms of its configs/train.json, as `medseg bundle "

@@ -21,6 +21,7 @@ from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
 from medseg.files import atomic_path, sha256_file, write_json
 from medseg.json_shape import ANYTHING, TEXT, Spec, read_json
+from medseg.labels import ANNOTATED_KEY, MAPPING_KEY
 from medseg.training.checkpoints import CaseSums, Checkpoints, RunPart
 from medseg.training.configuration import as_json
 from medseg.training.data import Draw, TrainingDataset
@@ -211,5 +212,7 @@ def describe_run(
 
 def _sums(cases: Iterable[CaseSums], *, labels: bool) -> tuple[str, ...]:
     """SHA-256 sums of the labels, or of the images under whatever key each channel has."""
-    chosen = [value for case in cases for key, value in case.items() if (key == "label") == labels]
+    no_files = (MAPPING_KEY, ANNOTATED_KEY)
+    items = [(key, value) for case in cases for key, value in case.items() if key not in no_files]
+    chosen = [value for key, value in items if (key == "label") == labels]
     return tuple(sorted({one for value in chosen for one in (value if isinstance(value, list) else [value])}))

@@ -245,11 +245,12 @@ def accept_discriminator(
 
 
 def _boxes(cases: Sequence[Mapping[str, Any]], judging: Judging) -> Iterator[tuple[Tensor, Tensor]]:
-    """Image and label round the structures of each case that has one."""
+    """Image and label round the structures of each case that has one, where everything in the box is known."""
     for number in range(len(cases)):  # a data set of torch is no iterable
         case = cases[number]
         image, label = (convert_to_tensor(case[key], track_meta=False) for key in ("image", "label"))
         mask = (label > 0).any(0)
         if mask.any():
             inside = (slice(None), *box_round(mask, judging.patch))
-            yield image[inside], label[inside]
+            if bool((label[inside] >= 0).all()):  # what is not known is no reference
+                yield image[inside], label[inside]

@@ -159,7 +159,9 @@ class TrainingCases(Sequence[TrainingCase]):
         self._labels = collect_references(datalist, "references").files
         taken = channels_of(predictor.bundle)
         cases = collect([datalist], predictor.bundle.input_channels)
-        self._cases = [replace(case, taken=taken) for case in cases if case.case_id in self._labels]
+        self._cases = [
+            replace(case, taken=taken) for case in cases if (one := self._labels.get(case.case_id)) and not one.unknown
+        ]
         if not self._cases:
             raise UsageError(f"{datalist} names no image with its label; give the datalist of the training")
 
@@ -177,6 +179,8 @@ class TrainingCases(Sequence[TrainingCase]):
 def _labels_of(file: CaseFile, loaded: LoadedCase, predictor: Predictor) -> NDArray[np.uint8]:
     """The labels of a case on the grid of its image; axes in another order or direction are turned."""
     image = loaded.geometry
+    if file.unknown:
+        raise Refusal("unexpected-labels", f"{file.path.name} is partly annotated; trust needs complete references")
     read = read_label(
         file.path if file.entry is None else file.entry,
         scheme=LabelScheme(predictor.bundle.labels, file.mapping),

@@ -203,3 +203,12 @@ def test_edges_fit_where_the_label_follows_them() -> None:
 
 def test_few_cases_have_no_outliers() -> None:
     assert not robust_z(np.array([1.0, 1.0, 9.0])).any()
+
+
+def test_a_darkest_value_of_one_instead_of_zero_is_no_outlier(datalist: Manifest) -> None:
+    for number in range(10):
+        image, _ = organs(number)
+        image -= image.min()
+        image[:4] = 1 if number == 4 else 0
+        save_nifti(image, AFFINE, datalist.files(datalist.training[number], "image")[0])
+    assert "intensity-outlier" not in found(datalist)

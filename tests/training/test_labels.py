@@ -103,13 +103,15 @@ def test_a_mapping_of_the_datalist_counts_in_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [({"background": 0, "whole": [1, 2]}, "region 'whole'"), ({"ignore": 3}, "'ignore'")]
+    "labels",
+    [{"background": 0, "whole": [1, 2], "core": 2}, {"part": 1, "other": 2, "ignore": 3}],
 )
-def test_regions_and_ignore_are_refused_by_name(labels: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_a_bundle_that_does_not_know_regions_or_ignore_refuses_them(labels: dict[str, Any], tmp_path: Path) -> None:
     datalist = write_data(tmp_path)
     datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "labels": labels}))
-    with pytest.raises(UsageError, match=words):
-        fold_items(datalist, None, 0, "training")
+    items = fold_items(datalist, None, 0, "training")
+    with pytest.raises(UsageError, match="a region, an ignore value or a partly annotated case"):
+        TrainingDataset(items, Compose([LoadLabeld("label", ["a", "b"])]))
 
 
 def two_raters(root: Path) -> Path:

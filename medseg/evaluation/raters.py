@@ -1,0 +1,94 @@
+"""Several raters of one case: the prediction against each, and the raters against each other, in the same measures.
+
+How far people agree is what a model can be asked for: a Dice of 0.85 is poor where raters reach 0.95, and all that can
+be had where they reach 0.85.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from medseg.evaluation.case import StructureResult
+from medseg.evaluation.definitions import CSV_METRICS
+from medseg.evaluation.statistics import Bootstrap, summarise_structures
+from medseg.files import write_text
+from medseg.labels.label_map import LabelMap
+from medseg.tables import table_text
+
+RATERS_CSV = "raters.csv"
+PREDICTION = "prediction"
+_HEAD = ("case_id", "label", "name", "compared", "with", *CSV_METRICS, "missed", "invented")
+
+Score = Callable[[NDArray[Any], NDArray[Any]], Sequence[StructureResult]]
+
+
+@dataclass(frozen=True)
+class Between:
+    """A structure as ``compared`` has it, the prediction or a rater, against ``reference``, another rater."""
+
+    compared: str
+    reference: str
+    row: StructureResult
+
+
+def compare_raters(prediction: NDArray[Any], maps: Mapping[str, LabelMap], score: Score) -> list[Between]:
+    """The prediction against every rater, then every pair of raters, the later one named taken as prediction.
+
+    ``score`` is :func:`~medseg.evaluation.case.evaluate_case` with everything but the two arrays.
+    """
+    arrays = {name: found.array for name, found in maps.items()}
+    pairs = [(PREDICTION, prediction, name) for name in arrays]
+    pairs += [(second, arrays[second], first) for first, second in combinations(arrays, 2)]
+    return [Between(who, name, row) for who, array, name in pairs for row in score(array, arrays[name])]
+
+
+def named(between: Sequence[Between], case_id: str) -> list[Between]:
+    """The same with their case."""
+    return [replace(one, row=replace(one.row, case_id=case_id)) for one in between]
+
+
+def write_raters(path: Path, between: Iterable[Between], names: Mapping[int, str]) -> None:
+    """Write ``raters.csv``: one row per case, structure and pair."""
+    rows = [
+        (
+            one.row.case_id,
+            one.row.label,
+            names.get(one.row.label, one.row.name),
+            one.compared,
+            one.reference,
+            *(one.row.values.get(metric) for metric in CSV_METRICS),
+            int(one.row.missed),
+            int(one.row.invented),
+        )
+        for one in between
+    ]
+    write_text(path, table_text([_HEAD, *rows]))
+
+
+def summarise_raters(
+    between: Sequence[Between], names: Mapping[int, str], patients: Mapping[str, str], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """What ``metrics.json`` says: for every pair the averages over cases, as for the prediction."""
+    pairs = dict.fromkeys((one.compared, one.reference) for one in between)
+    return [
+        {
+            "compared": compared,
+            "with": reference,
+            "structures": summarise_structures(
+                [
+                    replace(one.row, name=names.get(one.row.label, one.row.name))
+                    for one in between
+                    if (one.compared, one.reference) == (compared, reference)
+                ],
+                patients,
+                bootstrap,
+            ),
+        }
+        for compared, reference in pairs
+    ]
