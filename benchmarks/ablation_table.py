@@ -121,12 +121,12 @@ def _number(text: str) -> float | None:
     return None if not text else float(text) if "." in text else int(text)
 
 
-def topology(mask: NDArray[np.bool_]) -> dict[str, int]:
+def topology(mask: NDArray[np.bool_]) -> tuple[int, int]:
     """Components beyond the first (26 neighbours), and cavities (components of the outside, 6 neighbours)."""
     components = int(cc3d.connected_components(mask.astype(np.uint8), connectivity=26, return_N=True)[1])
     outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
     cavities = int(cc3d.connected_components(outside, connectivity=6, return_N=True)[1]) - 1
-    return {"extra_components": max(0, components - 1), "holes": cavities}
+    return max(0, components - 1), cavities
 
 
 def measure_case(key: Key, item: Mapping[str, Any], predictions: Path, labels: Mapping[int, str]) -> list[Measured]:
@@ -136,17 +136,13 @@ def measure_case(key: Key, item: Mapping[str, Any], predictions: Path, labels: M
     truth = np.asarray(reference.dataobj).astype(np.uint8)
     found = np.asarray(nib.load(predictions / f"{name}_seg.nii.gz").dataobj).astype(np.uint8)
     spacing_mm = tuple(float(s) for s in reference.header.get_zooms()[:3])
-    return [
-        Measured(
-            *key,
-            case_id=name,
-            label=result.label,
-            dice=round(result.values["dice"] or 0.0, 4),
-            **{name: None if (value := result.values[name]) is None else round(value, 3) for name in DISTANCES},
-            **topology(found == result.label),
-        )
-        for result in evaluate_case(found, truth, spacing_mm, labels)
-    ]
+    rows = []
+    for result in evaluate_case(found, truth, spacing_mm, labels):
+        dice, *distances = (result.values[metric] for metric in ("dice", *DISTANCES))
+        hd95_mm, assd_mm = (None if distance is None else round(distance, 3) for distance in distances)
+        extra, holes = topology(found == result.label)
+        rows.append(Measured(*key, name, result.label, round(dice or 0.0, 4), hd95_mm, assd_mm, extra, holes))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -238,19 +234,24 @@ def markdown(results: Results, design: Mapping[int, int] = DESIGN, arms: Sequenc
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     notes = []
     for labels in dict.fromkeys([*design, *(run.labels for run in results.runs)]):
-        tests = comparisons(labels, results.rows)
+        tests, planned = comparisons(labels, results.rows), design.get(labels, 0)
         measured = [run.variant for run in results.runs if run.labels == labels]
-        for arm in dict.fromkeys([*arms, *measured]):
-            planned = design.get(labels, 0) if arm in arms else 0
-            cells = _cells(
-                results, labels, arm, [test for test in tests if (test.arm, test.base) == (arm, BASE)], planned
-            )
+        for arm in dict.fromkeys([*arms, *measured]) if measured else ():
+            mine = [test for test in tests if (test.arm, test.base) == (arm, BASE)]
+            cells = _cells(results, labels, arm, mine, planned if arm in arms else 0)
             lines.append(f"| {' | '.join([_count(labels), arm, *cells])} |")
+        if not measured:
+            lines.append(f"| {' | '.join([_count(labels), 'all arms', *_nothing(planned * len(arms))])} |")
         others = [test for test in tests if test.base != BASE and test.metric == "dice"]
         notes += [f"{test.arm} against {test.base}, {_count(labels)} labels: {_gain(test)}" for test in others]
-    missing = sum(design.values()) * len(arms) - len({run.key for run in results.runs if run.variant in arms})
-    notes.append(f"{missing} of {sum(design.values()) * len(arms)} planned runs are {NOT_MEASURED}" if missing else "")
-    return "\n".join([*lines, *(f"| | {note} |" + " |" * (len(columns) - 2) for note in notes if note)]) + "\n"
+    every = {(arm, labels, draw) for arm in arms for labels, draws in design.items() for draw in range(draws)}
+    if missing := every - results.finished:
+        notes.append(f"{len(missing)} of {len(every)} planned runs are {NOT_MEASURED}")
+    return "\n".join([*lines, *(f"| | {note} |" + " |" * (len(columns) - 2) for note in notes)]) + "\n"
+
+
+def _nothing(planned: int) -> list[str]:
+    return [f"0 of {planned}", NOT_MEASURED, *[""] * 8]
 
 
 def _count(labels: int) -> str:
@@ -261,7 +262,7 @@ def _cells(results: Results, labels: int, arm: str, tests: Sequence[Comparison],
     rows = _of(results.rows, labels, arm)
     runs = [run for run in results.runs if (run.labels, run.variant) == (labels, arm)]
     if not runs:
-        return [f"0 of {planned}", NOT_MEASURED, *[""] * 8]
+        return _nothing(planned)
     by_metric = {test.metric: test for test in tests}
     means = [mean(row.dice for row in rows if row.draw == run.draw) for run in runs]
     dice = f"{np.mean(means):.4f}" + (f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else "")
