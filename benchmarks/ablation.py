@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from typing import Any
 
 from benchmarks.ablation_data import FOLD, restoring, write_datalist, write_pretraining_datalist, write_taught_datalist
 from benchmarks.ablation_table import ARMS, DESIGN, Key, Results, RunFacts, markdown, measure_case
-from medseg.errors import Interrupted, MedsegError, OutputLocked
+from medseg.errors import Interrupted, MedsegError, OutputLocked, UsageError
 from medseg.files import locked_folder, write_json
 from medseg.signals import signals_interrupt
 
@@ -246,12 +247,21 @@ def stage_of(variant: str) -> int:
 
 
 def gather(plan: Plan, folder: Path) -> Results:
-    """The results with those of all runs in ``plan.output`` that are not in them; written when there are such."""
+    """The results with those of all runs in ``plan.output`` that are not in them; written when there are such.
+
+    Runs of another length are a ``UsageError``: they cannot be compared.
+    """
     results = Results.read(folder)
     fresh = [Results.from_json(json.loads(path.read_text())) for path in plan.output.glob("*/*/*/result.json")]
     fresh = [one for one in fresh if one.runs[0].key not in results.finished]
     for one in sorted(fresh, key=lambda one: one.runs[0].key):
         results = results.joined(one)
+    wanted = plan.iterations, plan.batch_size
+    if others := {(run.iterations, run.batch_size) for run in results.runs} - {wanted}:
+        raise UsageError(
+            f"{folder} or {plan.output} has runs of {sorted(others)} iterations and batch size, expected {wanted}; "
+            "give --iterations and --batch-size as they were, or new folders"
+        )
     if fresh:
         results.write(folder)
     return results
@@ -311,12 +321,6 @@ def parse() -> argparse.Namespace:
     iterations = options.iterations, options.pretraining_iterations
     if len(options.draws) != len(options.labels) or any(count % LENGTH for count in iterations):
         parser.error(f"--draws needs one number for each of --labels, and iterations are multiples of {LENGTH}")
-    options.results = options.results or options.output
-    others = {(run.iterations, run.batch_size) for run in Results.read(options.results).runs}
-    if others - {(options.iterations, options.batch_size)}:
-        parser.error(
-            f"{options.results} has runs of {sorted(others)} iterations and batch size; give the same, or a new folder"
-        )
     return options
 
 
@@ -325,17 +329,17 @@ def main() -> None:
     options = parse()
     plan = Plan(options.data, options.output, options.iterations, options.batch_size, options.pretraining_iterations)
     runs = planned_runs(options.variants, dict(zip(options.labels, options.draws, strict=True)))
-    code = 0
+    results, code = options.results or options.output, 0
     try:
-        with locked_folder(plan.output / "at-work", "another process begins in this folder; start again in a moment"):
+        with locked_folder(plan.output, "another process begins in this folder; start again in a moment"):
             if not plan.bundle.exists():
                 shutil.copytree(BUNDLE, plan.bundle, ignore=shutil.ignore_patterns("models", "trust", "runs"))
         with signals_interrupt(), budget(options.budget_minutes):
-            code = min(1, work(plan, runs, options.results))
-    except Interrupted as stopped:
-        print(stopped)
-        code = int(stopped.exit_code)
-    print(markdown(gather(plan, options.results)))
+            code = min(1, work(plan, runs, results))
+        print(markdown(gather(plan, results)))
+    except MedsegError as error:
+        print(error, file=sys.stderr)
+        code = int(error.exit_code)
     raise SystemExit(code)
 
 

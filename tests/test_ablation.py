@@ -24,7 +24,7 @@ from benchmarks.ablation_table import (
     replaced,
     topology,
 )
-from medseg.errors import Interrupted, TrainingDiverged
+from medseg.errors import Interrupted, TrainingDiverged, UsageError
 from medseg.files import locked_folder
 from medseg.signals import signals_interrupt
 from medseg.training.configuration import check_overrides
@@ -253,3 +253,9 @@ def test_a_budget_ends_the_work_in_order() -> None:
         time.sleep(10.0)
     with budget(None):
         pass
+
+
+def test_runs_of_another_length_are_not_compared(tmp_path: Path) -> None:
+    result("plain", [0.5] * 6).write(tmp_path)
+    with pytest.raises(UsageError, match=r"\[\(600, 2\)\].*expected \(400, 2\)"):
+        gather(Plan(tmp_path, tmp_path / "out", iterations=400), tmp_path)
