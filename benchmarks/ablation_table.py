@@ -242,6 +242,7 @@ def markdown(results: Results, design: Mapping[int, int] = DESIGN, arms: Sequenc
             lines.append(f"| {' | '.join([_count(labels), arm, *cells])} |")
         if not measured:
             lines.append(f"| {' | '.join([_count(labels), 'all arms', *_nothing(planned * len(arms))])} |")
+        notes += [_verdict(labels, tests)] if tests else []
         others = [test for test in tests if test.base != BASE and test.metric == "dice"]
         notes += [f"{test.arm} against {test.base}, {_count(labels)} labels: {_gain(test)}" for test in others]
     every = {(arm, labels, draw) for arm in arms for labels, draws in design.items() for draw in range(draws)}
@@ -277,6 +278,14 @@ def _cells(results: Results, labels: int, arm: str, tests: Sequence[Comparison],
     real, above = (mean(getattr(run, name) for run in judged) for name in ("true_is_real", "true_above_wrong"))
     judging = f"real {real:.0%}, above {above:.0%}" if judged else ""
     return [*cells, f"{np.median([run.step_seconds for run in runs]):.2f}", judging]
+
+
+def _verdict(labels: int, tests: Sequence[Comparison]) -> str:
+    """What the tests against plain training say of Dice, in words."""
+    dice = [test for test in tests if test.base == BASE and test.metric == "dice"]
+    sure = [f"{test.arm} {'gains' if test.difference > 0 else 'loses'}" for test in dice if test.p_holm < 0.05]
+    found = ", ".join(sure) or f"no arm differs from plain training (smallest p {min(t.p_holm for t in dice):.2g})"
+    return f"Dice, {_count(labels)} labels: {found}"
 
 
 def _gain(test: Comparison) -> str:

@@ -122,6 +122,17 @@ def test_what_is_not_measured_is_said_and_is_no_zero() -> None:
     assert "nan" not in table
 
 
+def test_the_table_says_in_words_which_arm_differs() -> None:
+    base, ups = result("plain", [0.5] * 8), [0.01 * number for number in range(1, 9)]
+    more = [result(D, [0.5 + up for up in ups]), result("D 30 %", [0.5 - up for up in ups])]
+    assert "Dice, 10 labels: no arm differs from plain training (smallest p 1)" in markdown(
+        joined(base, result(D, [0.5] * 8))
+    )
+    assert "Dice, 10 labels: D 10 % gains |" in markdown(joined(base, more[0]))
+    # ten tests now: 2 of 2^8 signs, times 10, are 0.078
+    assert "Dice, 10 labels: no arm differs from plain training (smallest p 0.078)" in markdown(joined(base, *more))
+
+
 def test_no_result_at_all() -> None:
     table = markdown(Results())
     assert table.count("not measured") == 1 + len(DESIGN)
