@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.cli.evaluate import app
+from medseg.cli.main import app, load_commands
 from medseg.errors import UsageError
 from medseg.evaluation import evaluate_folders
 from medseg.tables import read_table
 from tests.evaluation.label_folders import write_maps
+
+load_commands()
 
 
 def three_raters(root: Path, way: str | None = None) -> tuple[Path, Path]:

@@ -12,9 +12,17 @@ from medseg.evaluation.statistics import Summary, holm, summarise, summarise_str
 QUICK = Bootstrap(resamples=400)
 
 
-def row(case: str, dice: float | None, *, hd95: float | None = 1.0, label: int = 1, **flags: bool) -> StructureResult:
+def row(
+    case: str,
+    dice: float | None,
+    *,
+    hd95: float | None = 1.0,
+    label: int = 1,
+    missed: bool = False,
+    invented: bool = False,
+) -> StructureResult:
     values = {"dice": dice, "nsd": dice, "hd95_mm": hd95, "assd_mm": hd95, "volume_ml": 1.0}
-    return StructureResult(label, f"s{label}", values, case_id=case, **flags)
+    return StructureResult(label, f"s{label}", values, missed, invented, case_id=case)
 
 
 def missed(case: str) -> StructureResult:

@@ -29,7 +29,8 @@ def test_they_lie_on_the_source_grid_and_their_largest_is_the_label(
     found = Predictor(bundle, precision="fp32").predict(image, probabilities=tmp_path)
     assert found.probabilities is not None
     maps = np.stack(list(found.probabilities))
-    assert (maps.shape, maps.dtype) == ((3, *found.label_map.shape), np.uint8)
+    assert maps.shape == (3, *found.label_map.shape)
+    assert maps.dtype == np.uint8
     total = maps.astype(int).sum(axis=0)
     inside = total > 0  # a crop leaves nothing outside
     assert np.abs(total[inside] - 255).max() <= 8

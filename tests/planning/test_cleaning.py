@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
-from medseg.cli.bundle import app
+from medseg.cli.main import app, load_commands
 from medseg.errors import UsageError
 from medseg.inference import Predictor
 from medseg.inference.config import read_inference_config
@@ -22,6 +22,8 @@ from tests.inference.volumes import load, meta_tensor, save
 pytest.importorskip("skimage", reason="MONAI's cleaning needs scikit-image")
 
 AFFINE = np.diag([2.0, 2.0, 1.0, 1.0])  # voxels of 4 mm³
+
+load_commands()
 
 
 def scene() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

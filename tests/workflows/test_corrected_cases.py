@@ -71,7 +71,7 @@ def test_corrected_masks_may_be_segmentations(ran: Path, tmp_path: Path) -> None
     names = Predictor(ran / "bundle", "cpu", "fp32").bundle.labels
     for case_id in ("case0", "case1", "case2"):
         mask, matrix = load(ran / "masks" / f"{case_id}_seg.nii.gz")
-        geometry = Geometry(mask.shape, matrix)  # type: ignore[arg-type]
+        geometry = Geometry(mask.shape, matrix)
         first = Dataset()
         first.SeriesInstanceUID, first.FrameOfReferenceUID = generate_uid(), generate_uid()
         first.StudyInstanceUID, first.PatientID, first.PatientName = generate_uid(), "P", "P"
