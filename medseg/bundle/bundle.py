@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path

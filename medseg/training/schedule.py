@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from medseg.errors import UsageError
 
-
 Learner = Literal["generator", "discriminator"]
 
 

@@ -1,4 +1,4 @@
-"""Every bundle takes turns by epoch, anneals over the steps it makes, and starts from other weights: MONAI's command."""
+"""Every bundle takes turns by epoch, anneals over the steps it makes, and starts from other weights, run by MONAI."""
 
 from __future__ import annotations
 
