@@ -104,6 +104,12 @@ def test_the_preset_makes_slices(tmp_path: Path) -> None:
     assert batch["image"].shape == (2, 100, 1, 1)
     figures = figures_of(tmp_path / "out")
     assert all(row[name] > 0.0 for row in figures for name in ("val_frechet", "val_spectrum_db"))
+    given |= {"weights": str(tmp_path / "out" / "checkpoints" / "final.pt")}
+    measured = workflow(BUNDLE, "train", "train.json", "slices_2d.json", "evaluate.json", **given)
+    measured.run_id = "evaluating"
+    measured.run()
+    metrics = measured.parser.get_parsed_content("validate#evaluator").state.metrics
+    assert metrics == pytest.approx({name: figures[-1][name] for name in ("val_frechet", "val_spectrum_db")})
 
 
 def figures_of(folder: Path) -> list[dict[str, float]]:

@@ -159,7 +159,7 @@ def test_running_statistics_of_the_discriminator_rest_in_the_turn_of_the_generat
     discriminator.register_buffer("count", torch.zeros(1))  # moved by every pass, as those of batch and spectral norm
     discriminator.register_forward_pre_hook(lambda network, _: setattr(network, "count", network.count + 1))
     seen: list[float] = []
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(float(discriminator.count)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(float(discriminator.get_buffer("count"))))
     trainer.run()
     assert seen[0] == seen[1] > 0.0
 
