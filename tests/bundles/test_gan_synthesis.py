@@ -170,7 +170,7 @@ def test_the_preset_for_pictures_learns_digits_and_creates_some(tmp_path: Path, 
 
 
 def test_one_command_learns_pictures_and_goes_on(tmp_path: Path) -> None:
-    load_commands(["train"])
+    load_commands("train")
     write_digits(tmp_path / "digits", 50, classes=True)
     small = ["epochs=2", "iterations=1", "batch_size=4", "val_interval=2", "validation_patches=10", "precision=fp32",
              "network_def#features=[4, 4, 2]", "discriminator_def#features=[2, 4, 4]"]  # fmt: skip
