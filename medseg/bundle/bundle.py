@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -97,13 +97,17 @@ class Bundle:
         What may be evaluated: ``"audited"`` a bundle whose audit blocks nothing; ``"network-only"`` the network and
         those parts of ``inference.json`` that are clean on their own, whatever else lies beside them;
         ``"everything"`` runs the bundle's own code, too.
+    presets
+        Names of configs that are laid over ``train.json``.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited") -> None:
-        self.path, self.metadata, self.permission = path, dict(metadata), permission
+    def __init__(
+        self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited", presets: Sequence[str] = ()
+    ) -> None:
+        self.path, self.metadata, self.permission, self.presets = path, dict(metadata), permission, presets
 
     @classmethod
-    def open(cls, path: str | Path, permission: Permission = "audited") -> Bundle:
+    def open(cls, path: str | Path, permission: Permission = "audited", presets: Sequence[str] = ()) -> Bundle:
         """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.bundle.find_bundle`).
 
         Raises
@@ -119,7 +123,7 @@ class Bundle:
         metadata = read_config(folder / _METADATA)
         if wrong := misfit(metadata, METADATA_FORM):
             raise BundleError(f"{folder / _METADATA}: {wrong}; correct it, or ask its authors for a sound one")
-        return cls(folder, without_nulls(metadata, METADATA_FORM), permission)
+        return cls(folder, without_nulls(metadata, METADATA_FORM), permission, presets)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -158,8 +162,8 @@ class Bundle:
 
     @cached_property
     def training(self) -> dict[str, Any]:
-        """``train.json`` as plain data, with its overlaying keys in their places."""
-        return check_parts(laid_out(self.config("train")), self._where("train"))
+        """``train.json`` as plain data, with its overlaying keys and those of the presets in their places."""
+        return check_parts(laid_out(*map(self.config, ("train", *self.presets))), self._where("train"))
 
     @cached_property
     def pipeline(self) -> Pipeline:

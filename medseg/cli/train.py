@@ -26,6 +26,9 @@ _Rescale = Annotated[
 _Fold = Annotated[int | None, typer.Option(help="Fold to validate on; -1 trains on every case.")]
 _Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for checkpoints, metrics, pictures.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in --output stopped.")]
+_Preset = Annotated[
+    list[str] | None, typer.Option("--preset", help="Config of the bundle to lay over train.json; repeatable.")
+]
 _Publish = Annotated[bool, typer.Option("--publish", help="Copy the best model into the bundle.")]
 _PublishFinal = Annotated[
     bool, typer.Option("--publish-final", help="Copy the model of the last epoch into the bundle.")
@@ -48,6 +51,7 @@ def train(
     output: _Output = None,
     resume: _Resume = False,
     device: Device = None,
+    preset: _Preset = None,
     settings: Settings = None,
     publish: _Publish = False,
     publish_final: _PublishFinal = False,
@@ -59,7 +63,7 @@ def train(
     --output runs/fold0 --set epochs=10
     """
     publishes = publish or publish_final
-    _check(bundle, output, publishes=publishes)
+    _check(bundle, output, preset or [], publishes=publishes)
     written = [] if output is None else [output]
     if publishes or output is None:
         written.append(bundle)
@@ -78,6 +82,7 @@ def train(
             output=output,
             resume=resume,
             device=device,
+            presets=preset or [],
             overrides=parse_overrides(settings or []),
             init=None if init is None else find_bundle(init),
             rescale=rescale,
@@ -88,7 +93,7 @@ def train(
     return _told(bundle, result)
 
 
-def _check(bundle: Path, output: Path | None, *, publishes: bool) -> None:
+def _check(bundle: Path, output: Path | None, presets: list[str], *, publishes: bool) -> None:
     """What can be known before anything heavy is imported."""
     from medseg.bundle import Bundle
     from medseg.bundle.bundle import is_installed_with_medseg
@@ -98,7 +103,7 @@ def _check(bundle: Path, output: Path | None, *, publishes: bool) -> None:
             f"{bundle.name} is part of the installed medseg, where the next update overwrites what training writes; "
             f"copy it first (cp -r {bundle} bundles/), or give --output and do not publish"
         )
-    Bundle.open(bundle).check_trainable()
+    Bundle.open(bundle, presets=presets).check_trainable()
     if output is not None:
         prepare_folder(output)
 

@@ -150,7 +150,7 @@ class Checkpoints:
         self.parts: list[RunPart] = []
         self._parser = enclosing_parser()
         self._conditions: Conditions | None = None
-        self._shift = 0
+        self._shift: dict[str, int] = {}
 
     def attach(self, engine: AdversarialSegmentationTrainer) -> None:
         """Register with the trainer."""
@@ -253,7 +253,7 @@ class Checkpoints:
         set_random_state(state["randomness"])
         if self.evaluator is not None and "validation" in state:
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["validation"]
-        self.parts, self._shift = RunPart.read(state["parts"]), int(state["shift"])
+        self.parts, self._shift = RunPart.read(state["parts"]), _shift(state["shift"])
         return int(state["iteration"]), changes
 
     def _changes(self, path: Path, state: dict[str, Any], engine: AdversarialSegmentationTrainer) -> list[Change]:
@@ -286,6 +286,11 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.pt"))
+
+
+def _shift(saved: dict[str, int] | int) -> dict[str, int]:
+    """Earlier versions had one number, the generator's."""
+    return {"generator": saved} if isinstance(saved, int) else dict(saved)
 
 
 def _sums(checksum: Callable[[Path], str], item: Any) -> CaseSums:

@@ -184,7 +184,7 @@ _FREE = (
 _APPLIED = (
     # length and rates: the schedule is planned anew over the whole run
     "epochs", "train#trainer#max_epochs", "learning_rate", "discriminator_learning_rate", "weight_decay",
-    "discriminator_weight_decay", "scheduler#lr_lambda", "*optimizer#lr", "*optimizer#weight_decay",
+    "discriminator_weight_decay", "*scheduler#lr_lambda", "*optimizer#lr", "*optimizer#weight_decay",
     "*optimizer#betas", "*optimizer#eps", "*optimizer#momentum", "*optimizer#nesterov",
     # weights of losses, and when they count
     "adversarial_share", "adversarial_weight", "wrong_pairs", "warm_up", "ramp", "alternate", "adversary#schedule",

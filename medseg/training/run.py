@@ -93,6 +93,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     overrides: Mapping[str, Any] | None = None,
     init: str | PathLike[str] | None = None,
     rescale: bool = False,
+    presets: Sequence[str] = (),
     publish: bool | Which = False,
     watchers: Sequence[Watcher] = (),
     permission: Permission = "audited",
@@ -106,6 +107,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     datalist, dataset_dir, fold, output, device, init, rescale
         Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration, and
         those of the starting weights (:func:`~medseg.training.initialise.started`).
+    presets
+        Names of configs of the bundle that are laid over its ``train.json``, one after the other.
     resume
         Go on from the newest checkpoint in the output folder, exactly as if the run had never stopped; a finished
         run is left as it is. Epochs, rates, weights of losses and what is watched may be others than before and count
@@ -135,7 +138,7 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     TrainingFailed
         If anything else ends the run before its last iteration; ``run.json`` says what.
     """
-    opened = Bundle.open(Path(bundle), permission)
+    opened = Bundle.open(Path(bundle), permission, presets)
     named = {
         "datalist": datalist,
         "dataset_dir": dataset_dir,

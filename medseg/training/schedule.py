@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from medseg.errors import UsageError
 
+Learner = Literal["generator", "discriminator"]
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -32,6 +34,10 @@ class StepPlan:
     generator_steps: int
     share: float
     consistency: float = 0.0
+
+    def steps(self, learner: Learner) -> int:
+        """Updates of one of them."""
+        return self.generator_steps if learner == "generator" else self.discriminator_steps
 
 
 def ramped(weight: float, passed: int, ramp: int) -> float:
@@ -140,10 +146,16 @@ def completes_update(iteration: int, epoch_length: int | None, accumulation: int
     return done % accumulation == 0 or done == epoch_length
 
 
-def planned_updates(schedule: AdversarialSchedule, iterations: int, epoch_length: int, accumulation: int = 1) -> int:
-    """Updates that the generator makes in the first ``iterations`` of a run, if none is skipped."""
+def planned_updates(
+    schedule: AdversarialSchedule,
+    iterations: int,
+    epoch_length: int,
+    accumulation: int = 1,
+    learner: Learner = "generator",
+) -> int:
+    """Updates that the ``learner`` makes in the first ``iterations`` of a run, if none is skipped."""
     return sum(
-        schedule.plan(iteration, (iteration - 1) // epoch_length + 1).generator_steps
+        schedule.plan(iteration, (iteration - 1) // epoch_length + 1).steps(learner)
         for iteration in range(1, iterations + 1)
         if completes_update(iteration, epoch_length, accumulation)
     )
@@ -175,11 +187,15 @@ class OneCycle:
 
 
 def plan_cycles(
-    scheduler: LRScheduler | None, schedule: AdversarialSchedule, epoch_length: int, accumulation: int = 1
+    scheduler: LRScheduler | None,
+    schedule: AdversarialSchedule,
+    epoch_length: int,
+    accumulation: int = 1,
+    learner: Learner = "generator",
 ) -> None:
-    """Stretch every :class:`OneCycle` over the updates that the generator makes, which are not its iterations."""
+    """Stretch every :class:`OneCycle` over the updates that the ``learner`` makes, which are not its iterations."""
     for cycle in _cycles(scheduler):
-        cycle.updates = planned_updates(schedule, cycle.total, epoch_length, accumulation)
+        cycle.updates = planned_updates(schedule, cycle.total, epoch_length, accumulation, learner)
 
 
 def shift_cycles(scheduler: LRScheduler | None, updates: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from medseg.training.mean_teacher import MeanTeacher, UnlabelledBatch
 from medseg.training.precision import NumberFormat, Objective, Trial
 from medseg.training.schedule import (
     AdversarialSchedule,
+    Learner,
     StepPlan,
     completes_update,
     plan_cycles,
@@ -111,14 +113,16 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         judge = {} if adversary is None else {"discriminator": adversary.discriminator}
         copies = {} if averaged is None else {"generator": averaged.module}
         self.format = NumberFormat(self.state.device, precision, {"generator": self.network, **judge}, copies)
-        if self.state.epoch_length:
-            plan_cycles(scheduler, self.schedule, self.state.epoch_length, self._accumulation)
         scaled = self.format.scaled
         self.generator_step = NetworkStep(
             "generator", self.network, self.optimizer, scheduler=scheduler, max_norm=max_norm, scaled=scaled
         )
+        self._steps: dict[Learner, NetworkStep] = {"generator": self.generator_step}
         if adversary is not None:
             adversary.step.scaler = torch.amp.GradScaler(enabled=scaled)
+            self._steps["discriminator"] = adversary.step
+        for learner, step in self._steps.items() if self.state.epoch_length else ():
+            plan_cycles(step.scheduler, self.schedule, self.state.epoch_length, self._accumulation, learner)
         if deep_supervision is not None:
             same_start(deep_supervision.to(self.state.device))
         parts = {"averaged": averaged, "adversary": adversary, "deep_supervision": deep_supervision}
@@ -191,17 +195,19 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
 
-    def updates_beyond_plan(self) -> int:
-        """Updates that the generator has made, less those it would have made by the schedule that it has now."""
-        scheduler = self.generator_step.scheduler
-        if scheduler is None or not self.state.epoch_length:
-            return 0
-        planned = planned_updates(self.schedule, self.state.iteration, self.state.epoch_length, self._accumulation)
-        return int(scheduler.last_epoch) - planned
+    def updates_beyond_plan(self) -> dict[str, int]:
+        """Updates that each network has made, less those it would have made by the schedule that there is now."""
+        done, length, found = self.state.iteration, self.state.epoch_length, {}
+        for learner, step in self._steps.items():
+            if step.scheduler is not None and length:
+                planned = planned_updates(self.schedule, done, length, self._accumulation, learner)
+                found[str(learner)] = int(step.scheduler.last_epoch) - planned
+        return found
 
-    def shift_plan(self, updates: int) -> None:
-        """Let the cycles of the generator's learning rate end that many updates later than planned."""
-        shift_cycles(self.generator_step.scheduler, updates)
+    def shift_plan(self, updates: Mapping[str, int]) -> None:
+        """Let the cycles of the learning rates end that many updates later than planned."""
+        for learner, step in self._steps.items():
+            shift_cycles(step.scheduler, updates.get(learner, 0))
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
@@ -215,6 +221,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self.plan = plan
         self.network.train()
         before = Buffers(self.network)
+        opponents = [] if self.adversary is None else [self.adversary.discriminator]
         unlabelled = self._unlabelled_batch(plan)
         prediction = self._forward(image, unlabelled, learns=plan.generator_steps > 0)
         if self.adversary is not None:
@@ -223,8 +230,10 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         for step in range(plan.generator_steps):
             before = Buffers(self.network) if step else before
             prediction = self._forward(image, unlabelled) if step else prediction
+            judge = Buffers(*opponents)
             if not self._teach_generator(image, label, prediction, unlabelled):
                 before.restore()  # what was skipped leaves no trace
+            judge.restore()  # in the generator's turn the opponent's statistics rest
         if not plan.generator_steps:
             before.restore()  # the statistics of a network rest while it does not learn
             with torch.no_grad():

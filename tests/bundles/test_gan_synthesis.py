@@ -1,6 +1,7 @@
 """The bundle that makes patches out of noise, in 3D and as slices."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner, Result
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
+from medseg.cli.main import app, load_commands
 from medseg.networks import ENCODER_PREFIXES
 from medseg.sharing.verify import SCHEMA_FILE
 from medseg.training import train_bundle
@@ -101,6 +104,12 @@ def test_the_preset_makes_slices(tmp_path: Path) -> None:
     assert batch["image"].shape == (2, 100, 1, 1)
     figures = figures_of(tmp_path / "out")
     assert all(row[name] > 0.0 for row in figures for name in ("val_frechet", "val_spectrum_db"))
+    given |= {"weights": str(tmp_path / "out" / "checkpoints" / "final.pt")}
+    measured = workflow(BUNDLE, "train", "train.json", "slices_2d.json", "evaluate.json", **given)
+    measured.run_id = "evaluating"
+    measured.run()
+    metrics = measured.parser.get_parsed_content("validate#evaluator").state.metrics
+    assert metrics == pytest.approx({name: figures[-1][name] for name in ("val_frechet", "val_spectrum_db")})
 
 
 def figures_of(folder: Path) -> list[dict[str, float]]:
@@ -158,6 +167,27 @@ def test_the_preset_for_pictures_learns_digits_and_creates_some(tmp_path: Path, 
     created.run()
     files = sorted((tmp_path / "png").glob("*.png"))
     assert [pixels(file).shape for file in files] == [(28, 28)] * 3
+
+
+def test_one_command_learns_pictures_and_goes_on(tmp_path: Path) -> None:
+    load_commands("train")
+    write_digits(tmp_path / "digits", 50, classes=True)
+    small = ["epochs=2", "iterations=1", "batch_size=4", "val_interval=2", "validation_patches=10", "precision=fp32",
+             "network_def#features=[4, 4, 2]", "discriminator_def#features=[2, 4, 4]"]  # fmt: skip
+
+    def train(*more: str, preset: str = "images_2d") -> Result:
+        command = ["train", str(BUNDLE), "--preset", preset, "--dataset-dir", str(tmp_path / "digits")]
+        given = [part for setting in [*small, *more] for part in ("--set", setting)]
+        return CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out"), "--device", "cpu", "--resume", *given])
+
+    assert train("image_size=[20, 24]").exit_code == 0
+    assert train("image_size=[20, 24]", "epochs=3").exit_code == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["datalist"] == str(tmp_path / "digits")
+    assert [part["to_iteration"] for part in record["parts"]] == [2, 3]
+    assert sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())[-1] == "epoch-0003.png"
+    assert "no configs/images_3d.json" in train(preset="images_3d").output
+    assert "image_sise" in train("image_sise=[20, 24]").output
 
 
 def test_shipped_slices_are_pictures(tmp_path: Path) -> None:

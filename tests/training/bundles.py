@@ -24,8 +24,8 @@ SMALL = {
 }
 
 
-def write_data(folder: Path) -> Path:
-    """Four volumes and a datalist of two folds; returns the datalist."""
+def write_data(folder: Path, unlabelled: int = 0) -> Path:
+    """Four volumes and a datalist of two folds, and volumes without labels; returns the datalist."""
     items = []
     for number, case in enumerate(balls(4)):
         names = {"image": f"image{number}.nii.gz", "label": f"label{number}.nii.gz"}
@@ -35,8 +35,11 @@ def write_data(folder: Path) -> Path:
         for key, name in names.items():
             nib.save(nib.Nifti1Image(volumes[key], np.eye(4)), folder / name)
         items.append({**names, "fold": number % 2, "patient_id": f"p{number}"})
+    others = [f"unlabelled{number}.nii.gz" for number in range(unlabelled)]
+    for name, case in zip(others, balls(unlabelled, seed=7), strict=True):
+        nib.save(nib.Nifti1Image(case["image"][0].numpy(), np.eye(4)), folder / name)
     path = folder / "datalist.json"
-    path.write_text(json.dumps({"training": items}))
+    path.write_text(json.dumps({"training": items} | ({"unlabelled": others} if others else {})))
     return path
 
 

@@ -14,6 +14,7 @@ from monai.networks.nets import UNet
 from monai.transforms import AsDiscreted, Compose
 from monai.utils import set_determinism
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from medseg.devices import Precision
@@ -64,6 +65,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
         workers: int = 0,
         adversary: dict[str, Any] | None = None,
         norm: str = "instance",
+        annealed: bool = False,
         precision: Precision = "fp32",
         **options: Any,
     ) -> AdversarialSegmentationTrainer:
@@ -76,7 +78,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
         if schedule is not None:
             discriminator = ConditionalPatchDiscriminator(label_channels=2, channels=4, layers=1)
             judge = torch.optim.Adam(discriminator.parameters(), lr=0.002, betas=(0.5, 0.99))
-            opponent = Adversary(discriminator, judge, schedule, **(adversary or {}))
+            rates = LambdaLR(judge, OneCycle(epochs * iterations)) if annealed else None
+            opponent = Adversary(discriminator, judge, schedule, scheduler=rates, **(adversary or {}))
         average = averaged(network, 0.9)
         one_hot = [
             AsDiscreted("pred", argmax=True, to_onehot=2),
@@ -100,7 +103,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., AdversarialSegmentationTrainer
             network=network,
             optimizer=optimizer,
             loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
-            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, OneCycle(epochs * iterations)),
+            scheduler=LambdaLR(optimizer, OneCycle(epochs * iterations)),
             adversary=opponent,
             averaged=average,
             precision=precision,

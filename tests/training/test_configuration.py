@@ -27,8 +27,9 @@ APPLIED = {
 REFUSED = {
     "fold", "seed", "iterations", "batch_size", "patch_size", "training_cases", "spacing_mm", "label_names",
     "network_def", "deep_supervision", "discriminator_def", "network", "averaged", "optimizer", "scheduler",
-    "discriminator", "discriminator_optimizer", "adversary", "unlabelled_transforms", "unlabelled", "loss", "train",
-    "validate", "intensity_range", "latent", "noise_size", "validation_patches", "feature_encoder_def", "channel_keys",
+    "discriminator", "discriminator_optimizer", "discriminator_scheduler", "adversary", "unlabelled_transforms",
+    "unlabelled", "loss", "train", "validate", "intensity_range", "latent", "noise_size", "validation_patches",
+    "feature_encoder_def", "channel_keys",
 }  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def test_ids_on_the_first_level(bundle: str) -> None:
     ("name", "value", "allowed"),
     [
         ("optimizer#lr", 0.1, True),
+        ("scheduler#lr_lambda#rise", 0.2, True),
         ("optimizer#_target_", "torch.optim.SGD", False),
         ("discriminator_optimizer#betas", [0.9, 0.99], True),
         ("scheduler#lr_lambda#rise", 0.3, True),

@@ -152,6 +152,30 @@ def test_running_statistics_of_the_generator_rest_in_the_epochs_of_the_discrimin
     assert not _changed(trainer.averaged.module, before)
 
 
+def test_running_statistics_of_the_discriminator_rest_in_the_turn_of_the_generator(make_trainer: Make) -> None:
+    trainer = make_trainer(epochs=2, schedule=AdversarialSchedule(share=0.1, alternate="epoch"))
+    assert trainer.adversary is not None
+    discriminator = trainer.adversary.discriminator
+    discriminator.register_buffer("count", torch.zeros(1))  # moved by every pass, as those of batch and spectral norm
+    discriminator.register_forward_pre_hook(lambda network, _: setattr(network, "count", network.count + 1))
+    seen: list[float] = []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(float(discriminator.get_buffer("count"))))
+    trainer.run()
+    assert seen[0] == seen[1] > 0.0
+
+
+def test_the_rate_of_the_discriminator_anneals_over_its_own_steps(make_trainer: Make) -> None:
+    trainer = make_trainer(epochs=3, schedule=AdversarialSchedule(share=0.1, alternate="epoch"), annealed=True)
+    assert trainer.adversary is not None
+    step = trainer.adversary.step
+    rates: list[float] = []
+    step.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    assert len(rates) == 6  # two of three epochs
+    assert max(rates) == pytest.approx(0.002, rel=0.1)
+    assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.002 * OneCycle(1).end)
+
+
 def test_a_batch_that_is_skipped_leaves_no_trace_in_running_statistics(make_trainer: Make) -> None:
     trainer = make_trainer(epochs=1, iterations=2, norm="batch")
     before = _copy(trainer.network)
