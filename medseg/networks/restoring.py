@@ -30,5 +30,11 @@ class RestoringUNet(BasicUNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W[, D])`` → the same shape, restored; sides of 16 or more."""
-        restored: Tensor = x + super().forward(x)
+        # block by block, since TorchScript does not know super()
+        x0 = self.conv_0(x)
+        x1 = self.down_1(x0)
+        x2 = self.down_2(x1)
+        x3 = self.down_3(x2)
+        up = self.upcat_3(self.upcat_4(self.down_4(x3), x3), x2)
+        restored: Tensor = x + self.final_conv(self.upcat_1(self.upcat_2(up, x1), x0))
         return restored
