@@ -74,7 +74,7 @@ def test_the_bundle_starts_from_the_weights_and_says_so(tmp_path: Path, weights:
     assert "medseg" not in json.dumps(inference), "its network is MONAI's own"
     assert "encoder_weights" not in inference, "what is shipped holds the trained weights"
     assert "<" not in json.dumps([train, inference])
-    with pytest.raises(BundleError, match="has no weights.*train it first"):
+    with pytest.raises(BundleError, match="has no weights"):
         pack(folder, tmp_path / "untrained.zip")  # the encoder alone is no network to share
 
 
