@@ -96,12 +96,19 @@ def measure(bundle: Bundle, items: list[dict[str, Any]]) -> tuple[Table, NDArray
 
 
 def summary(figures: NDArray[np.float64]) -> dict[str, float | None]:
-    """Means of (case, corrupted or restored, SSIM or PSNR), and the share of cases of which the PSNR rose."""
-    names = [f"{state}_{metric}" for state in ("corrupted", "restored") for metric in ("ssim", "psnr_db")]
-    means = [float(value) for value in figures.mean(axis=0).flatten()]
-    better = float((figures[:, 1, 1] > figures[:, 0, 1]).mean())
-    return {name: value if np.isfinite(value) else None for name, value in zip(names, means, strict=True)} | {
-        "better": better
+    """Means of (case, corrupted or restored, SSIM or PSNR), and the share of cases of which the PSNR rose.
+
+    Cases that nothing has happened to have an infinite PSNR: unless all are such, it is the mean over the others.
+    """
+    touched = np.isfinite(figures[:, 0, 1])
+    counted = figures[touched] if touched.any() else figures
+    before, after = (float(value) for value in counted[:, :, 1].mean(axis=0))
+    return {
+        "corrupted_ssim": float(figures[:, 0, 0].mean()),
+        "restored_ssim": float(figures[:, 1, 0].mean()),
+        "corrupted_psnr_db": before if np.isfinite(before) else None,
+        "restored_psnr_db": after,
+        "better": float((counted[:, 1, 1] > counted[:, 0, 1]).mean()),
     }
 
 
