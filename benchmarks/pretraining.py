@@ -105,7 +105,7 @@ def planned(plan: Plan) -> Path:
     """The bundle round the ResNet's weights, as ``medseg bundle new --encoder resnet18 --weights FILE`` plans it."""
     folder = plan.output / PLANNED
     if not folder.exists():
-        source = {"datalist": FLAGSHIP / "configs" / "datalist.json", "dataset_dir": plan.data}
+        source: dict[str, Any] = {"datalist": FLAGSHIP / "configs" / "datalist.json", "dataset_dir": plan.data}
         create_bundle(PLANNED, output=plan.output, encoder="resnet18", weights=plan.resnet, **source)
     return folder
 
@@ -124,9 +124,9 @@ def carry_out(plan: Plan, start: str, draw: int) -> None:
         overrides |= fresh if start.endswith("random") else {"frozen_epochs": 1, "encoder_rate": 0.3}
     elif start.endswith("restored"):
         options = {"init": RESTORING, "rescale": True}
-    common = {"datalist": folder / "datalist.json", "dataset_dir": plan.data, "fold": FOLD, "device": "cpu"}
+    options |= {"datalist": folder / "datalist.json", "dataset_dir": plan.data, "fold": FOLD, "device": "cpu"}
     begun = time.process_time()
-    train_bundle(bundle, output=folder / "run", overrides=overrides, resume=True, **common, **options)
+    train_bundle(bundle, output=folder / "run", overrides=overrides, resume=True, **options)
     items = fold_items(folder / "datalist.json", plan.data, FOLD, "validation")
     opened = Bundle.open(bundle)
     predict(opened, folder / "run" / "checkpoints" / "final.pt", items, folder / "predictions", **window)
