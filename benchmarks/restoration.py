@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cases", type=int, help="the first so many of the fold; all if not given")
+    parser.add_argument("--cases", type=int, default=20, help="the first so many of the fold")
     parser.add_argument("--fold", type=int, default=0)
     chosen = parser.parse_args()
     bundle = Bundle.open(chosen.bundle)
