@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
     from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
     from medseg.networks.encoders import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
+    from medseg.networks.restoring import RestoringUNet
     from medseg.networks.vgg import VGGEncoder, VGGUNet
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DCGANGenerator",
     "Judgement",
     "Match",
+    "RestoringUNet",
     "VGGEncoder",
     "VGGUNet",
     "encoder_state",
@@ -38,6 +40,7 @@ __getattr__ = lazily(
         "dcgan": "DCGANDiscriminator DCGANGenerator",
         "discriminator": "ConditionalPatchDiscriminator Judgement",
         "encoders": "Match inflate load_encoder parameter_groups pretrained read_checkpoint",
+        "restoring": "RestoringUNet",
         "vgg": "VGGEncoder VGGUNet",
     },
 )

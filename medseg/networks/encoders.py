@@ -133,6 +133,7 @@ def _within(name: str, part: str) -> bool:
 
 _logger = logging.getLogger("medseg.networks")
 _HUB = "medicalnet:"
+_ENCODER = "encoder."
 _DEPTHS = (10, 18, 34, 50, 101, 152, 200)
 
 
@@ -176,7 +177,8 @@ def read_checkpoint(source: str | PathLike[str]) -> dict[str, Tensor]:
     """Tensors of a published checkpoint, as data only.
 
     A dictionary under ``state_dict`` or ``model`` is opened, and the prefix ``module.`` that training on several
-    devices leaves is taken away.
+    devices leaves is taken away. Of a whole network with an ``encoder`` (``FlexibleUNet``, ``VGGUNet``), such as a run
+    of medseg leaves, the encoder's tensors are taken.
 
     Parameters
     ----------
@@ -197,7 +199,8 @@ def read_checkpoint(source: str | PathLike[str]) -> dict[str, Tensor]:
     tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UsageError(f"{source} holds no tensors under names; expected a state dict of a network")
-    return tensors
+    own = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
+    return own or tensors
 
 
 def load_encoder(

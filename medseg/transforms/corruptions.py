@@ -110,7 +110,7 @@ class RandMissingSlicesd(RandCorruptiond):
     axes
         Spatial axes of which one is drawn; by default all.
     fill
-        Value in the place of a missing slice.
+        Value in the place of a missing slice; None: the volume's lowest one, as in a file that was never filled there.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class RandMissingSlicesd(RandCorruptiond):
         fraction: Sequence[float] = (0.05, 0.25),
         longest: int = 3,
         axes: Sequence[int] | None = None,
-        fill: float = 0.0,
+        fill: float | None = 0.0,
     ) -> None:
         super().__init__(keys, prob)
         if longest < 1 or not 0.0 <= min(fraction) <= max(fraction) <= 1.0:
@@ -145,4 +145,5 @@ class RandMissingSlicesd(RandCorruptiond):
 
     def apply(self, volume: Tensor, drawn: MissingSlices) -> Tensor:
         """Apply a draw to a volume ``(C, H, W[, D])``."""
-        return volume.index_fill(drawn.axis + 1, torch.tensor(drawn.places, dtype=torch.long), self.fill)
+        fill = float(volume.amin()) if self.fill is None else self.fill
+        return volume.index_fill(drawn.axis + 1, torch.tensor(drawn.places, dtype=torch.long), fill)

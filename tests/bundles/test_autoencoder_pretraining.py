@@ -1,4 +1,4 @@
-"""The bundle that restores corrupted volumes, and what its encoder is worth to a U-Net."""
+"""The bundle whose autoencoder learns features by restoring corrupted volumes: the codes of a folder."""
 
 import csv
 from pathlib import Path
@@ -67,8 +67,8 @@ def test_training_and_inference_mean_the_same_network() -> None:
     assert written(BUNDLE, "train.json")["network_def"] == written(BUNDLE, "inference.json")["network_def"]
 
 
-def test_its_whole_encoder_starts_the_flagship() -> None:
-    """``medseg train bundles/hippocampus_mri_segmentation --init bundles/volume_autoencoder_pretraining``."""
+def test_its_encoder_is_that_of_the_flagship() -> None:
+    """Key by key, so that what it is worth there can be measured (it does harm: docs/benchmarks.md)."""
     network: BasicUNet = ConfigParser(written(FLAGSHIP, "train.json")).get_parsed_content("network_def")
     transfer = initialise_from(network, BUNDLE)
     pretrained = encoder_state(Bundle.open(BUNDLE).load_network().state_dict())

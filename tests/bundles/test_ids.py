@@ -112,7 +112,7 @@ def test_the_check_belongs_into_a_configuration() -> None:
         check_ids(["epochs"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "volume_autoencoder_pretraining"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_pretraining")])
 def test_who_learns_when_and_both_decays_are_ids(name: str, configs: dict[str, Path]) -> None:
     given: dict[str, Any] = {"alternate": "epoch", "weight_decay": 5.0, "discriminator_weight_decay": 3.0}
     workflow = _workflow(configs[name], "train.json", **given)

@@ -45,6 +45,17 @@ def test_imagenet_resnet18_reports_the_shortcuts_that_medicalnet_does_not_have()
     assert "not used: layer2.0.downsample.0.weight" in str(match)
 
 
+def test_of_a_whole_network_the_encoder_is_taken(tmp_path: Path) -> None:
+    """What a run of medseg leaves: ``--encoder resnet18 --weights runs/restoring/checkpoints/final.pt``."""
+    network = VGGUNet(3, 1, 2, SLIM, (8, 8, 4, 4))
+    torch.save(network.state_dict(), tmp_path / "final.pt")
+    other = VGGUNet(3, 1, 3, SLIM, (8, 8, 4, 4))
+    pretrained(other, tmp_path / "final.pt")
+    wanted = network.encoder.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in other.encoder.state_dict().items())
+    assert not torch.equal(other.decoder[0].convs.conv_0.conv.weight, network.decoder[0].convs.conv_0.conv.weight)
+
+
 @pytest.mark.parametrize("inflation", ["mean", "centre"])
 def test_an_inflated_vgg_sees_in_equal_slices_what_the_flat_one_sees(inflation: Any) -> None:
     checkpoint = imagenet_vgg16_bn(SLIM)

@@ -14,15 +14,15 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle, audit
-from medseg.errors import UsageError
-from medseg.files import write_json
+from medseg.errors import BundleError, UsageError
+from medseg.files import sha256_file, write_json
 from medseg.inference import run_batch
 from medseg.networks import read_checkpoint
 from medseg.phantom import write_dataset as write_phantoms
 from medseg.phantom.anatomy import STRUCTURES, label_names
 from medseg.planning import Budget, create_bundle, make_plan
 from medseg.planning.encoder import ENCODERS
-from medseg.sharing import verify
+from medseg.sharing import pack, unpack, verify
 from medseg.training import FrozenFirst, train_bundle
 from tests.networks.checkpoints import imagenet_resnet50, imagenet_vgg16_bn, medicalnet_resnet18
 from tests.planning.test_create import write_dataset
@@ -74,6 +74,8 @@ def test_the_bundle_starts_from_the_weights_and_says_so(tmp_path: Path, weights:
     assert "medseg" not in json.dumps(inference), "its network is MONAI's own"
     assert "encoder_weights" not in inference, "what is shipped holds the trained weights"
     assert "<" not in json.dumps([train, inference])
+    with pytest.raises(BundleError, match="has no weights"):
+        pack(folder, tmp_path / "untrained.zip")  # the encoder alone is no network to share
 
 
 @pytest.mark.parametrize(
@@ -166,5 +168,10 @@ def test_from_published_weights_to_labels(tmp_path: Path, name: str) -> None:
     for key in (key for key in trained if trained[key].ndim == 5 and start[key].ndim == 5):
         assert torch.corrcoef(torch.stack([trained[key].flatten(), start[key].flatten()]))[0, 1] > 0.9
     assert not [finding for finding in verify(folder) if finding.severity == "block"]
+    pack(folder, tmp_path / "packed.zip")
+    there = unpack(tmp_path / "packed.zip", tmp_path / "there").path
+    kept = Path("pretrained", "encoder.safetensors")
+    assert sha256_file(there / kept) == sha256_file(folder / kept), "training can start again from them there"
+    assert not [finding for finding in verify(there) if finding.severity == "block"]
     report = run_batch(folder, [patients[0].image], tmp_path / "found")
     assert [case["status"] for case in report.content["cases"]] == ["done"]

@@ -13,7 +13,13 @@ import torch
 from ignite.engine import Events
 
 from medseg.errors import UsageError
-from medseg.training import AdversarialSchedule, AdversarialSegmentationTrainer, Checkpoints, higher_is_better
+from medseg.training import (
+    AdversarialSchedule,
+    AdversarialSegmentationTrainer,
+    Checkpoints,
+    FrozenFirst,
+    higher_is_better,
+)
 from medseg.training.checkpoints import save_weights
 from medseg.training.data import random_state, set_random_state
 
@@ -76,6 +82,40 @@ def test_resume_is_exact_to_the_bit(
     second.run()
     resumed = _weights(second)
     assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
+    assert _rows(folder) == _rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("stop_at", "saves"), [(LENGTH - 1, True), (LENGTH + 2, False), (LENGTH + 1, True)])
+def test_resume_is_exact_over_the_thaw(make_trainer: Make, tmp_path: Path, stop_at: int, saves: bool) -> None:
+    """Stopped while the encoder rests, killed just after it thaws (and gone back to the thaw), stopped after it."""
+
+    def make(folder: Path) -> AdversarialSegmentationTrainer:
+        trainer = _make(make_trainer, folder, norm="batch")
+        FrozenFirst(trainer.network, "model.0", 1).attach(trainer)
+        return trainer
+
+    whole = make(tmp_path / "whole")
+    start = {name: value.clone() for name, value in whole.network.get_submodule("model.0").state_dict().items()}
+    rested: list[bool] = []
+
+    def look() -> None:
+        now = whole.network.get_submodule("model.0").state_dict()
+        rested.append(all(torch.equal(v, now[name]) for name, v in start.items() if "num_batches" not in name))
+
+    whole.add_event_handler(Events.EPOCH_COMPLETED, look)
+    whole.run()
+    assert rested == [True, False, False]
+    folder = tmp_path / "parts"
+    first = make(folder)
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=stop_at), first.terminate)
+    first.run()
+    if saves:
+        _checkpoints(first, folder).save(first)
+    second = make(folder)
+    assert _checkpoints(second, folder).resume(second) == (stop_at if saves else LENGTH)
+    second.run()
+    resumed = _weights(second)
+    assert all(torch.equal(value, resumed[name]) for name, value in _weights(whole).items())
     assert _rows(folder) == _rows(tmp_path / "whole")
 
 

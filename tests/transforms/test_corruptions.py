@@ -64,6 +64,14 @@ def test_missing_slices_are_whole_slices_and_no_others(seed: int, longest: int, 
         assert torch.equal(changed.select(drawn.axis + 1, place), volume.select(drawn.axis + 1, place))
 
 
+def test_slices_can_be_missing_as_in_a_file_that_was_never_filled_there() -> None:
+    transform = RandMissingSlicesd("image", prob=1.0, fill=None).set_random_state(seed=1)
+    volume = ramp() - 5.0
+    drawn = transform.draw(volume.shape[1:])
+    found = transform.apply(volume, drawn).index_select(drawn.axis + 1, torch.tensor(drawn.places))
+    assert bool((found == volume.min()).all())
+
+
 def test_only_the_given_axes_lose_slices() -> None:
     transform = RandMissingSlicesd("image", prob=1.0, axes=[2]).set_random_state(seed=3)
     assert {transform.draw((8, 8, 8)).axis for _ in range(30)} == {2}
