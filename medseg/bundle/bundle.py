@@ -58,10 +58,7 @@ def _bundles_in(*places: Path) -> dict[str, Path]:
 
 
 def shipped_bundle(name: str) -> Path:
-    """Folder of a bundle that comes with medseg; copy it before training writes into it.
-
-    Raises ``UsageError`` if there is none of that name.
-    """
+    """Folder of a bundle that comes with medseg (else ``UsageError``); copy it before training writes into it."""
     shipped = _bundles_in(*_PLACES)
     if name not in shipped:
         raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(shipped)}")

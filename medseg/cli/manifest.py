@@ -230,13 +230,13 @@ def review(
             report = audit_manifest(manifest, progress=progress)
     with counted_progress("drawing") as progress:
         page = write_review(manifest, output, audit=report, viewer=viewer, progress=progress)
-    state = ", ".join(f"{count} {word}" for word, count in page.verdicts.items() if count)
+    state = ", ".join(f"{count} {word}" for word, count in page.judgements.items() if count)
     console = terminal()
-    console.print(f"{page.page}: labels by verdict: {state}")
+    console.print(f"{page.page}: labels by judgement: {state}")
     if page.refused:
         console.print(f"{page.refused} cannot be read, and the page says why", style="red")
     console.print(f"Open it, judge, and save {SIGN_OFF_NAME} beside it: the next page starts from there.", style="dim")
-    told = {"page": str(page.page), "labels": dict(page.verdicts), "refused": page.refused}
+    told = {"page": str(page.page), "labels": dict(page.judgements), "refused": page.refused}
     return Outcome(told, complete=not page.refused)
 
 

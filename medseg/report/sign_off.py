@@ -1,7 +1,7 @@
-"""The page to sign labels off: a picture of every image and label, its volumes and findings, a verdict to give.
+"""The page to sign labels off: a picture of every image and label, its volumes and findings, a judgement to give.
 
-The page works offline. A verdict stays in the browser until it is saved as ``signoff.csv``; put beside the page, that
-file is where the next page starts from. A verdict on a label that has changed since does not count.
+The page works offline. A judgement stays in the browser until it is saved as ``signoff.csv``; put beside the page, that
+file is where the next page starts from. A judgement on a label that has changed since does not count.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from medseg.tables import read_table
 PAGE_NAME = "labels.html"
 SIGN_OFF_NAME = "signoff.csv"
 SIDE_FOLDER = "labels_files"
-COLUMNS = ("case_id", "rater", "verdict", "note", "reviewer", "signed", "label_sha256")
-"""Of the file in which verdicts are kept."""
+COLUMNS = ("case_id", "rater", "judgement", "note", "reviewer", "signed", "label_sha256")
+"""Of the file in which judgements are kept."""
 
-VERDICTS = ("right", "wrong", "unsure")
+JUDGEMENTS = ("right", "wrong", "unsure")
 _VIEWER_BUDGET_BYTES = 32 * 2**20
 _VOLUMES_SHOWN = 4
 _WORST = {"error": 0, "warning": 1, "note": 2}
 _PILLS = {"error": "bad", "warning": "review", "note": ""}
 _ABOUT = (
     (
-        "Verdicts",
+        "Judgements",
         f"stay in this browser; save them as {SIGN_OFF_NAME} beside this page, and the next page starts there",
     ),
-    ("A changed label", "is open again: its verdict was given on another file, known by its SHA-256 sum"),
+    ("A changed label", "is open again: its judgement was given on another file, known by its SHA-256 sum"),
     ("Pictures", "at the slice of largest area; patient's right on your left, in sagittal slices anterior"),
     ("Identity", "cases are named by their case id; where something is wrong with a file, its name is shown"),
 )
@@ -56,10 +56,10 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class Reviewed:
-    """The page, and the state of the labels on it by verdict; ``open`` are those without one."""
+    """The page, and the state of the labels on it by judgement; ``open`` are those without one."""
 
     page: Path
-    verdicts: Mapping[str, int]
+    judgements: Mapping[str, int]
     refused: int
 
 
@@ -123,16 +123,16 @@ def write_review(
             progress(done, len(items))
     entries.sort(key=lambda entry: entry.grade)
     kept = [signed.get((entry.case.case_id, entry.rater), {}) for entry in entries]
-    verdicts = [
-        row if row.get("verdict") in VERDICTS and row.get("label_sha256") == entry.label_sum else {}
+    judgements = [
+        row if row.get("judgement") in JUDGEMENTS and row.get("label_sha256") == entry.label_sum else {}
         for entry, row in zip(entries, kept, strict=True)
     ]
-    changed = sum(bool(row.get("verdict")) and not valid for row, valid in zip(kept, verdicts, strict=True))
-    page = _page(manifest, entries, verdicts, audit, changed)
+    changed = sum(bool(row.get("judgement")) and not valid for row, valid in zip(kept, judgements, strict=True))
+    page = _page(manifest, entries, judgements, audit, changed)
     write_text(folder / PAGE_NAME, page.render())
-    counts = Counter(row.get("verdict") or "open" for row in verdicts)
+    counts = Counter(row.get("judgement") or "open" for row in judgements)
     refused = sum(entry.case.status != "done" for entry in entries)
-    return Reviewed(folder / PAGE_NAME, {word: counts[word] for word in (*VERDICTS, "open")}, refused)
+    return Reviewed(folder / PAGE_NAME, {word: counts[word] for word in (*JUDGEMENTS, "open")}, refused)
 
 
 def _by_case(audit: AuditReport | None) -> dict[str, list[AuditFinding]]:
@@ -202,7 +202,7 @@ def _without_paths(message: str, manifest: Manifest) -> str:
 def _page(
     manifest: Manifest,
     entries: Sequence[_Entry],
-    verdicts: Sequence[Mapping[str, str]],
+    judgements: Sequence[Mapping[str, str]],
     audit: AuditReport | None,
     changed: int,
 ) -> Page:
@@ -229,7 +229,7 @@ def _page(
         dict.fromkeys(COLUMNS, "")
         | {key: value for key, value in row.items() if key in COLUMNS}
         | {"case_id": entry.case.case_id, "rater": entry.rater, "label_sha256": entry.label_sum}
-        for entry, row in zip(entries, verdicts, strict=True)
+        for entry, row in zip(entries, judgements, strict=True)
     ]
     return Page(
         str(manifest.content.get("name") or "Labels").replace("_", " "),
@@ -245,7 +245,7 @@ def _page(
         names=names,
         library=library() if any(entry.pictures.inlined for entry in entries) else "",
         about=_ABOUT,
-        sign_off=SignOff(json.dumps(state).replace("<", "\\u003c").replace("&", "\\u0026"), SIGN_OFF_NAME, VERDICTS),
+        sign_off=SignOff(json.dumps(state).replace("<", "\\u003c").replace("&", "\\u0026"), SIGN_OFF_NAME, JUDGEMENTS),
     )
 
 
@@ -268,7 +268,7 @@ def _columns(names: Mapping[int, str], *, several: bool) -> list[Column[Any]]:
     for label, name in list(names.items())[:_VOLUMES_SHOWN]:
         columns.append(Column(f"{name} (ml)", partial(_volume, label=label), key=f"v{label}"))
     columns.append(Column("Findings", _worst, numeric=False, key="findings"))
-    return [*columns, Column("Verdict", lambda _: Cell(), numeric=False, key="verdict")]
+    return [*columns, Column("Judgement", lambda _: Cell(), numeric=False, key="judgement")]
 
 
 def _volume(entry: _Entry, label: int) -> Cell:

@@ -130,7 +130,7 @@ def test_review_writes_its_page(dataset: Path, tmp_path: Path) -> None:
         == 0
     )
     code, said = run("review", tmp_path / "d.json", "-o", tmp_path / "out", "--no-viewer")
-    assert (code, "labels by verdict: 6 open" in said) == (0, True)
+    assert (code, "labels by judgement: 6 open" in said) == (0, True)
     assert (tmp_path / "out" / "labels.html").is_file()
     (dataset / "labelsTr" / "case_0x.nii.gz").unlink()
     code, said = run("review", tmp_path / "d.json", "-o", tmp_path / "out", "--no-viewer", "--no-audit")

@@ -1,4 +1,4 @@
-"""The page to sign labels off: a picture of each label, findings beside it, verdicts that last as long as the label."""
+"""The page to sign labels off: a picture of each label, findings beside it, judgements that last as long as the label."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def state_of(folder: Path) -> list[dict[str, str]]:
 def test_every_label_is_shown_with_its_volumes_and_findings_the_worst_first(datalist: Manifest, tmp_path: Path) -> None:
     written = write_review(datalist, tmp_path / "out", audit=audit(datalist), viewer=False)
     page = written.page.read_text(encoding="utf-8")
-    assert (written.verdicts["open"], written.refused) == (4, 0)
+    assert (written.judgements["open"], written.refused) == (4, 0)
     rows = [(row["case_id"], row["rater"]) for row in state_of(tmp_path / "out")]
     assert rows[0] == ("case_1x", "")
     assert ("case_2x", "bob") in rows
@@ -73,17 +73,17 @@ def test_a_structure_set_is_drawn_on_its_series(tmp_path: Path) -> None:
     assert "liver (ml)" in page
 
 
-def test_verdicts_are_taken_up_until_the_label_changes(datalist: Manifest, tmp_path: Path) -> None:
+def test_judgements_are_taken_up_until_the_label_changes(datalist: Manifest, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     write_review(datalist, folder, viewer=False)
-    rows = [{**row, "verdict": "right", "note": "=fine", "signed": "2020"} for row in state_of(folder)]
+    rows = [{**row, "judgement": "right", "note": "=fine", "signed": "2020"} for row in state_of(folder)]
     (folder / SIGN_OFF_NAME).write_text(table_text([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)]))
-    assert write_review(datalist, folder, viewer=False).verdicts == {"right": 4, "wrong": 0, "unsure": 0, "open": 0}
+    assert write_review(datalist, folder, viewer=False).judgements == {"right": 4, "wrong": 0, "unsure": 0, "open": 0}
     assert {row["note"] for row in state_of(folder)} == {"=fine"}
     changed = np.ones(SHAPE, np.uint8)
     save_nifti(changed, AFFINE, tmp_path / "data" / "labelsTr" / "case_0x.nii.gz")
     after = write_review(datalist, folder, viewer=False)
-    assert after.verdicts == {"right": 3, "wrong": 0, "unsure": 0, "open": 1}
+    assert after.judgements == {"right": 3, "wrong": 0, "unsure": 0, "open": 1}
     assert "Labels changed since they were signed off, and open again: 1" in after.page.read_text()
     (folder / SIGN_OFF_NAME).write_text("a\n1,2\n")
     with pytest.raises(UsageError, match="write it again"):
@@ -92,7 +92,7 @@ def test_verdicts_are_taken_up_until_the_label_changes(datalist: Manifest, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(not available(), reason="needs chromium and chromedriver")
-def test_verdicts_in_a_browser(datalist: Manifest, tmp_path: Path) -> None:
+def test_judgements_in_a_browser(datalist: Manifest, tmp_path: Path) -> None:
     page = write_review(datalist, tmp_path / "out", audit=audit(datalist)).page
     with browser(tmp_path / "profile") as window:
         window.open(page)
@@ -123,4 +123,4 @@ def test_verdicts_in_a_browser(datalist: Manifest, tmp_path: Path) -> None:
     assert lines[0] == list(COLUMNS)
     assert lines[1][:5] == ["case_1x", "", "wrong", "'=too, small", 'Dr. @A, "B"']
     (tmp_path / "out" / SIGN_OFF_NAME).write_text(saved)
-    assert write_review(datalist, tmp_path / "out", viewer=False).verdicts["wrong"] == 1
+    assert write_review(datalist, tmp_path / "out", viewer=False).judgements["wrong"] == 1

@@ -71,7 +71,6 @@ RUN_KEYS = {"predicted_dice", "lower_bound", "verdict", "verdicts", "look_at_mm"
     "stages_seconds",
     "computed",
     "pending",
-    "checksums",
 }
 """Keys of run.json that no other file of medseg has."""
 

@@ -2,7 +2,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const start = byId("sign-off"), rows = JSON.parse(start.textContent);
-  const columns = ["case_id", "rater", "verdict", "note", "reviewer", "signed", "label_sha256"];
+  const columns = ["case_id", "rater", "judgement", "note", "reviewer", "signed", "label_sha256"];
   const bodies = new Map([...document.querySelectorAll("tbody.case")].map((body) => [body.dataset.key, body]));
   const keyOf = (row) => row.case_id + "\n" + row.rater;
 
@@ -24,14 +24,14 @@
   const show = (row) => {
     const body = bodies.get(keyOf(row)), cell = body.rows[0].cells[body.rows[0].cells.length - 1];
     const pill = document.createElement("span");
-    pill.className = "pill " + ({ right: "accept", wrong: "reject", unsure: "review" }[row.verdict] || "");
-    pill.textContent = row.verdict || "open";
+    pill.className = "pill " + ({ right: "accept", wrong: "reject", unsure: "review" }[row.judgement] || "");
+    pill.textContent = row.judgement || "open";
     cell.replaceChildren(pill);
-    cell.dataset.value = row.verdict || "open";
-    body.dataset.signed = row.verdict || "open";
+    cell.dataset.value = row.judgement || "open";
+    body.dataset.signed = row.judgement || "open";
   };
   const count = () => {
-    const done = rows.filter((row) => row.verdict).length;
+    const done = rows.filter((row) => row.judgement).length;
     byId("s-bar").value = done;
     byId("s-count").textContent = `${done} of ${rows.length} signed off`;
   };
@@ -39,9 +39,9 @@
     const form = bodies.get(keyOf(row)).querySelector(".sign");
     const note = form.querySelector("input[type=text]");
     note.value = row.note;
-    form.querySelectorAll("input[type=radio]").forEach((radio) => { radio.checked = radio.value === row.verdict; });
+    form.querySelectorAll("input[type=radio]").forEach((radio) => { radio.checked = radio.value === row.judgement; });
     form.addEventListener("input", () => {
-      row.verdict = form.querySelector("input[type=radio]:checked")?.value || "";
+      row.judgement = form.querySelector("input[type=radio]:checked")?.value || "";
       row.note = note.value;
       row.reviewer = byId("s-who").value;
       row.signed = new Date().toISOString().slice(0, 19) + "Z";
@@ -60,7 +60,7 @@
     return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
   };
   byId("s-save").addEventListener("click", () => {
-    const lines = [columns, ...rows.filter((row) => row.verdict || row.note).map((row) => columns.map((c) => row[c]))];
+    const lines = [columns, ...rows.filter((row) => row.judgement || row.note).map((row) => columns.map((c) => row[c]))];
     const text = lines.map((line) => line.map(field).join(",") + "\n").join("");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
