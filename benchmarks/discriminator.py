@@ -39,6 +39,7 @@ from medseg.networks import ConditionalPatchDiscriminator
 from medseg.phantom import write_dataset
 from medseg.results import CaseResult
 from medseg.training import AdversarialLoss, AdversarialSchedule, Adversary
+from medseg.training.configuration import parse_overrides
 from medseg.training.judge import JudgeRecipe, judge_definition, learn_judge
 from medseg.training.publish import publish_discriminator
 from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, mean_logit, read_discriminator
@@ -67,7 +68,9 @@ class Subject:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.bundle, self.steps, self.output = Bundle.open(options.bundle), options.steps, options.output
-        given = {"datalist": str(options.datalist)} if options.datalist else {}
+        given = parse_overrides(options.set)
+        if options.datalist:
+            given["datalist"] = str(options.datalist)
         workflow = ConfigWorkflow(
             config_file=str(self.bundle.path / "configs" / "train.json"),
             logging_file=False,
@@ -273,6 +276,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--crops", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="of train.json")
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--publish", choices=OPTIONS)
     parser.add_argument("--patients", type=int, help="make as many synthetic patients in DATA first")
