@@ -55,7 +55,7 @@ class Experiment:
 
     def train(self, epochs: int) -> dict[str, Any]:
         """Network and judge, into the copy of the bundle; whether the judge is accepted."""
-        short = {"epochs": epochs, "batch_size": 2, "adversarial_share": 0, "val_interval": 100, "judge_steps": 600}
+        short = {"epochs": epochs, "batch_size": 2, "adversarial_share": 0, "val_interval": 100, "judge_steps": 1500}
         result = train_bundle(
             self.bundle,
             dataset_dir=self.data,
