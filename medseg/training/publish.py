@@ -16,7 +16,7 @@ from torch import nn
 from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
-from medseg.files import atomic_path, sha256_file, write_json
+from medseg.files import atomic_path, sha256_file, write_bytes, write_json
 from medseg.training.adversary import AdversarialLoss
 from medseg.training.data import Draw, TrainingDataset
 from medseg.training.judge import Judge
@@ -115,11 +115,11 @@ def publish_discriminator(
     bundle: Bundle, state: Mapping[str, Any], definition: Mapping[str, Any] | None, accept: Accept
 ) -> DiscriminatorAcceptance | None:
     """Write a discriminator, its definition and what came of trying it into the bundle's ``trust/``."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     (bundle.path / ACCEPTANCE_NAME).unlink(missing_ok=True)  # of the weights before
-    with atomic_path(bundle.path / DISCRIMINATOR_NAME) as partial:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, partial)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(bundle.path / DISCRIMINATOR_NAME, save(weights))
     if definition is not None:
         write_json(bundle.path / "trust" / "discriminator.json", definition)
     if (acceptance := accept(state, sha256_file(bundle.path / DISCRIMINATOR_NAME))) is not None:

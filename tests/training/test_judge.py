@@ -17,7 +17,7 @@ from medseg.training.data import Draw
 from medseg.training.judge import JudgeRecipe, judge_definition, learn_judge
 from medseg.transforms import RandSpatiald
 from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, read_discriminator
-from medseg.trust.discriminator_acceptance import discriminator_state
+from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME, discriminator_state
 from tests.training.bundles import SMALL, copy_bundle, write_data
 from tests.training.conftest import SIZE, balls
 
@@ -92,6 +92,7 @@ def test_a_published_run_has_an_accepted_judge(tmp_path: Path) -> None:
     assert (record["judge"]["steps"], record["judge"]["seed"]) == (60, 20)
     assert record["judge"]["core_seconds"] > 0.0
     assert result.judge is not None
+    assert (bundle.path / DISCRIMINATOR_NAME).stat().st_mode & 0o044, "others may read it"
     published = read_discriminator(bundle).state_dict()
     kept = torch.load(tmp_path / "out" / "checkpoints" / "judge.pt", weights_only=True)["weights"]
     assert _same(kept, published)
