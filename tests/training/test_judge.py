@@ -1,4 +1,4 @@
-"""The judge that a run ends with: accepted where it can learn, said where it has not, and the same whenever it learns."""
+"""The judge that a run ends with: accepted where it can learn, silent where it has not, the same whenever it learns."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_a_judge_is_learnt_once_and_the_same_after_a_stop(tmp_path: Path, monkey
         patched.setattr(
             "medseg.training.judge.learn_judge", lambda *_: os.kill(os.getpid(), signal.SIGTERM), raising=True
         )
-        with pytest.raises(Interrupted, match="the training itself is done and saved.*--resume"):
+        with pytest.raises(Interrupted, match=r"the training itself is done and saved.*--resume"):
             _train(tmp_path, "parts")
     assert not place.exists()
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "interrupted"
