@@ -49,16 +49,10 @@ def estimated(net: ErrorNet, case: TrustCase) -> tuple[list[float], list[float]]
     return [said for said, _ in known], [float(true) for _, true in known]
 
 
-def crossed(bundle: Bundle, cases: Sequence[TrustCase], part: NDArray[np.int64], start: str, how: Any) -> Any:
-    """What error nets that have not seen its patient say of each case, and what is true."""
-    found: list[Any] = [None] * len(cases)
-    for number in range(int(part.max()) + 1):
-        others = Subset(cases, np.flatnonzero(part != number))
-        net = fine_tune(started(bundle, start, how.seed), others, FineTuning(steps=how.steps))
-        for i in map(int, np.flatnonzero(part == number)):
-            found[i] = estimated(net, cases[i])
-        print(f"{start}, seed {how.seed}: part {number} of {int(part.max()) + 1}", flush=True)
-    return found
+def answered(bundle: Bundle, cases: Sequence[TrustCase], seen: NDArray[np.bool_], start: str, how: Any) -> list[Any]:
+    """What an error net that has learnt from some cases says of each other one, and what is true."""
+    net = fine_tune(started(bundle, start, how.seed), Subset(cases, np.flatnonzero(seen)), FineTuning(steps=how.steps))
+    return [estimated(net, cases[int(i)]) for i in np.flatnonzero(~seen)]
 
 
 def interval(difference: Floats, patients: Sequence[str]) -> list[float]:
@@ -71,16 +65,11 @@ def interval(difference: Floats, patients: Sequence[str]) -> list[float]:
     return [float(difference.mean()), *map(float, np.quantile(means, [0.025, 0.975]))]
 
 
-def figures(said: dict[str, list[list[Any]]], faults: Sequence[str | None], patients: Sequence[str]) -> dict[str, Any]:
-    """Error of the Dice by start, on results as they came and on those with faults, and the paired difference.
-
-    ``said`` holds, by start and seed, the answers of every case.
-    """
+def figures(said: dict[str, list[Any]], faults: Sequence[str | None], patients: Sequence[str]) -> dict[str, Any]:
+    """Error of the Dice by start, on results as they came and on those with faults, and the paired difference."""
     errors = {
-        start: np.mean(
-            [[np.mean(np.abs(np.subtract(*one))) if one[0] else np.nan for one in seed] for seed in seeds], axis=0
-        )
-        for start, seeds in said.items()
+        start: np.array([np.mean(np.abs(np.subtract(*one))) if one[0] else np.nan for one in answers])
+        for start, answers in said.items()
     }
     own = np.array([fault is None for fault in faults])
     result: dict[str, Any] = {}
@@ -91,29 +80,26 @@ def figures(said: dict[str, list[list[Any]]], faults: Sequence[str | None], pati
             "results": int(which.sum()),
             "error": {start: float(one[which].mean()) for start, one in errors.items()},
             "random - discriminator": interval(difference, [patients[i] for i in np.flatnonzero(which)]),
-            "spearman": {start: _rank(seeds, which) for start, seeds in said.items()},
+            "spearman": {start: _rank(answers, which) for start, answers in said.items()},
         }
     return result
 
 
-def _rank(seeds: Sequence[Sequence[Any]], which: NDArray[np.bool_]) -> float:
-    """Rank correlation of what is said and what is true, over structures; the mean over seeds."""
-    ranks = []
-    for seed in seeds:
-        pairs = [pair for one, taken in zip(seed, which, strict=True) if taken for pair in zip(*one, strict=True)]
-        ranks.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
-    return float(np.mean(ranks))
+def _rank(answers: Sequence[Any], which: NDArray[np.bool_]) -> float:
+    """Rank correlation of what is said and what is true, over structures."""
+    pairs = [pair for one, taken in zip(answers, which, strict=True) if taken for pair in zip(*one, strict=True)]
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 def main() -> None:
-    """Collect the cases, fit from both starts, print; an answer that is there is not asked for again."""
+    """Collect the cases, fit from both starts, print after each part; an answer that is there is not asked for again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bundle", "predictions", "references", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--images", type=Path, nargs="+", default=[])
     parser.add_argument("--steps", type=int, default=FineTuning().steps)
     parser.add_argument("--parts", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -122,14 +108,17 @@ def main() -> None:
     cases = list(CorrectedCases(predictor, options.predictions, options.references, tuple(options.images)))
     patients, faults = [case.patient for case in cases], [case.fault for case in cases]
     part = fold_of(patients, options.parts)
-    said: dict[str, list[list[Any]]] = {start: [] for start in STARTS}
-    for seed in range(options.seeds):
+    said: dict[str, list[Any]] = {start: [] for start in STARTS}
+    tried: list[int] = []
+    for number in range(options.parts):
         for start in STARTS:
-            options.seed, path = seed, options.output / f"{start}-{options.steps}-{seed}.json"
+            path = options.output / f"{start}-{options.steps}-{options.seed}-{number}.json"
             if not path.is_file():
-                write_json(path, crossed(bundle, cases, part, start, options))
-            said[start].append(json.loads(path.read_text()))
-    print(json.dumps(figures(said, faults, patients), indent=1))
+                write_json(path, answered(bundle, cases, part != number, start, options))
+            said[start] += json.loads(path.read_text())
+        tried += map(int, np.flatnonzero(part == number))
+        found = figures(said, [faults[i] for i in tried], [patients[i] for i in tried])
+        print(json.dumps({"parts": f"{number + 1} of {options.parts}", **found}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
