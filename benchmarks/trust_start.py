@@ -92,7 +92,7 @@ def _rank(answers: Sequence[Any], which: NDArray[np.bool_]) -> float:
 
 
 def main() -> None:
-    """Collect the cases, fit from both starts, print after each part; an answer that is there is not asked for again."""
+    """Collect the cases, fit from both starts, print after each part; what is there is not done again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bundle", "predictions", "references", "output"):
         parser.add_argument(name, type=Path)
