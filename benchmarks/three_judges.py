@@ -3,10 +3,10 @@
     python -m benchmarks.three_judges DATA OUTPUT [--epochs 10]
 
 DATA is the folder of MSD Task04_Hippocampus. A network learns from folds 2, 3 and 4 (a short training: plain, 2 crops,
-50 steps an epoch), and so does the judge with which its run ends; if that is not accepted, the flagship's is taken, which
-has learnt from all but fold 0. The calibration is fitted on the network's results
-of fold 1, as at a hospital with corrected cases of its own. Then all is tried on fold 0: its images as they are, and
-with noise. Every step is the package's own, and what is done is not done again.
+50 steps an epoch), and so does the judge with which its run ends; if that is not accepted, the flagship's is taken,
+which has learnt from all but fold 0. The calibration is fitted on the network's results of fold 1, as at a hospital
+with corrected cases of its own. Then all is tried on fold 0: its images as they are, and with noise. Every step is the
+package's own, and what is done is not done again.
 """
 
 from __future__ import annotations
