@@ -7,8 +7,7 @@ BUNDLE is a segmentation bundle with weights. Its generator is frozen; a fresh d
 other folds, by the bundle's own ``train.json``, and is tried on the held-out fold: the acceptance test, the rank
 correlation of its mean logit with Dice over the generator's predictions of clean and of noisy images, and what it
 accepts of these and how good that is. One JSON file and one set of weights for each option; what is there is not done
-again. ``shipped`` tries what the bundle has. ``--updates`` lets it learn several times from each batch, with other
-wrong pairs.
+again. ``shipped`` tries what the bundle has; ``judge`` is what ``medseg train`` ends with.
 ``--publish`` writes the discriminator of an option into the bundle's ``trust/``, with definition and acceptance.
 """
 
@@ -19,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,23 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
-from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from medseg.bundle import Bundle
 from medseg.evaluation import StructureResult, evaluate_case
 from medseg.evaluation.accepted import acceptances
-from medseg.files import atomic_path, sha256_file, write_json
+from medseg.files import atomic_path, write_json
 from medseg.networks import ConditionalPatchDiscriminator
 from medseg.phantom import write_dataset
 from medseg.results import CaseResult
 from medseg.training import AdversarialLoss, AdversarialSchedule, Adversary
+from medseg.training.configuration import parse_overrides
+from medseg.training.judge import JudgeRecipe, judge_definition, learn_judge
+from medseg.training.publish import publish_discriminator
 from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, mean_logit, read_discriminator
-from medseg.trust.discriminator_acceptance import ACCEPTANCE_NAME, DISCRIMINATOR_NAME, DiscriminatorAcceptance
+from medseg.trust.discriminator_acceptance import DiscriminatorAcceptance
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "shipped": {},
@@ -50,14 +53,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "spectral": {"definition": {"spectral": True, "norm": None}},
     "R1": {"penalty": 1.0},
     "products": {"definition": {"products": True}},
-    "judge": {"definition": {"products": True, "channels": 16}, "wrong_pairs": 1.0, "noise": 0.05},
+    "judge": {},
     "two-scales": {"definition": {"scales": 2}},
     "predictions-alone": {"wrong_pairs": 0.0},
     "wrong-pairs-alone": {"wrong_pairs": 1.0},
 }
-"""Arguments of the adversary; ``definition`` of the discriminator. ``judge`` is the same for every bundle."""
-JUDGE_RATE = 1e-3
-"""Learning rate of ``judge``; that of the others is the bundle's."""
+"""Arguments of the adversary; ``definition`` of the discriminator."""
 NOISE = (0.0, 0.5, 1.0, 2.0)
 """Standard deviations of the noise on the images whose predictions are judged; the images' own is 1."""
 
@@ -67,8 +68,9 @@ class Subject:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.bundle, self.steps, self.output = Bundle.open(options.bundle), options.steps, options.output
-        self.updates = options.updates
-        given = {"datalist": str(options.datalist)} if options.datalist else {}
+        given = parse_overrides(options.set)
+        if options.datalist:
+            given["datalist"] = str(options.datalist)
         workflow = ConfigWorkflow(
             config_file=str(self.bundle.path / "configs" / "train.json"),
             logging_file=False,
@@ -89,7 +91,7 @@ class Subject:
         self.loader, self.held_out = parsed("train#dataloader"), parsed("validate#dataset")
         self.inferer: SlidingWindowInferer = parsed("validate#inferer")
         config = workflow.parser.config
-        self.definition = {key: value for key, value in config["discriminator_def"].items() if key != "_target_"}
+        self.definition = dict(config["discriminator_def"])
         self.spacing_mm = tuple(parsed("spacing_mm"))
         self.rate, self.noise = config["discriminator_learning_rate"], config["adversary"]["noise"]
         self.network = self.bundle.load_network().eval()
@@ -98,35 +100,28 @@ class Subject:
     def learn(
         self, name: str, arguments: dict[str, Any], definition: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Weights of a discriminator after its steps, and core-seconds: learning, of which making wrong pairs."""
+        """Weights of a discriminator after its steps, and core-seconds."""
+        if name == "judge":
+            recipe = JudgeRecipe(self.steps, self.loader.batch_size, seed=self.loader.dataset.seed)
+            judge = learn_judge(self.loader.dataset, definition, recipe)
+            return judge.network.state_dict(), {"learning": judge.core_seconds}
         set_determinism(seed=0)
-        discriminator = ConditionalPatchDiscriminator(**definition)
-        rate = JUDGE_RATE if name == "judge" else self.rate
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0)
-        adversary = Timed(
+        discriminator = built(definition)
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=self.rate, betas=(0.5, 0.99), weight_decay=0.0)
+        adversary = Adversary(
             discriminator,
             optimizer,
             AdversarialSchedule(),
+            scheduler=CosineAnnealingLR(optimizer, self.steps, eta_min=0.02 * self.rate),
             max_norm=10.0,
             **{"noise": self.noise} | {key: value for key, value in arguments.items() if key != "definition"},
         )
-        if name == "judge":
-            for transform in self.loader.dataset.transform.flatten().transforms:
-                if getattr(transform, "foreground_key", None):
-                    transform.prob_foreground = 1.0  # a crop without a structure has no wrong pair
         begun = time.process_time()
-        for step, batch in enumerate(self.loader):
-            if step == self.steps:
-                break
-            for group in optimizer.param_groups:  # half a cosine down
-                group["lr"] = rate * (0.02 + 0.49 * (1.0 + np.cos(np.pi * step / self.steps)))
+        for batch in islice(self.loader, self.steps):
             with torch.no_grad():
                 prediction = self.network(batch["image"])
-            for _ in range(self.updates):
-                adversary.learn(batch["image"], batch["label"], prediction, 1.0, update=True)
-        cost = {"learning": time.process_time() - begun, "wrong_pairs": adversary.seconds}
-        print(f"{name}: {cost['learning']:.0f} core-seconds", flush=True)
-        return discriminator.state_dict(), cost
+            adversary.learn(batch["image"], batch["label"], prediction, 1.0, update=True)
+        return discriminator.state_dict(), {"learning": time.process_time() - begun}
 
     def cases(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Image and label of the held-out cases."""
@@ -188,21 +183,13 @@ class Judgements:
         self.rows += [replace(row, case_id=case_id) for row in scored]
 
 
+def built(definition: Mapping[str, Any]) -> ConditionalPatchDiscriminator:
+    """A fresh discriminator, in evaluation mode."""
+    return ConditionalPatchDiscriminator(**{key: one for key, one in definition.items() if key != "_target_"}).eval()
+
+
 def _noisy(image: Tensor, number: int, sigma: float) -> Tensor:
     return image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(number))
-
-
-class Timed(Adversary):
-    """Counts the core-seconds in which wrong pairs are made."""
-
-    seconds = 0.0
-
-    def fakes(self, real: Tensor, predicted: Tensor) -> Tensor:
-        """As the base class's."""
-        begun = time.process_time()
-        found = super().fakes(real, predicted)
-        self.seconds += time.process_time() - begun
-        return found
 
 
 def _dice(found: Tensor, truth: Tensor) -> float:
@@ -221,8 +208,9 @@ def measure(subject: Subject, name: str, output: Path) -> dict[str, Any]:
     if name == "shipped":
         discriminator = read_discriminator(subject.bundle)
     else:
-        definition = {**subject.definition, **arguments.get("definition", {})}
-        discriminator, path = ConditionalPatchDiscriminator(**definition).eval(), output / f"{name}.pt"
+        stated = judge_definition(subject.definition) if name == "judge" else subject.definition
+        definition = {**(stated or {}), **arguments.get("definition", {})}
+        discriminator, path = built(definition), output / f"{name}.pt"
         if not path.is_file():
             weights, cost = subject.learn(name, arguments, definition)
             with atomic_path(path) as partial:
@@ -251,14 +239,14 @@ def row(name: str, result: dict[str, Any]) -> str:
 def publish(bundle: Bundle, output: Path, name: str) -> None:
     """Write the discriminator of an option, its definition and its acceptance into the bundle."""
     result = json.loads((output / f"{name}.json").read_text())
-    with atomic_path(bundle.path / DISCRIMINATOR_NAME) as partial:
-        save_file(torch.load(output / f"{name}.pt", weights_only=True)["weights"], partial)
-    target = "medseg.networks.ConditionalPatchDiscriminator"
-    write_json(bundle.path / "trust" / "discriminator.json", {"_target_": target, **result["definition"]})
+    weights = torch.load(output / f"{name}.pt", weights_only=True)["weights"]
     acceptance = DiscriminatorAcceptance.from_json(result["acceptance"])
-    belongs = replace(acceptance, weights_sha256=sha256_file(bundle.path / DISCRIMINATOR_NAME))
-    belongs.write(bundle.path / ACCEPTANCE_NAME)
-    print(f"{bundle.name}: {belongs.describe()}")
+
+    def accept(_: Any, sha256: str) -> DiscriminatorAcceptance:
+        return replace(acceptance, weights_sha256=sha256)
+
+    publish_discriminator(bundle, weights, result["definition"], accept)
+    print(f"{bundle.name}: {acceptance.describe()}")
 
 
 def make_patients(bundle: Bundle, folder: Path, count: int) -> Path:
@@ -288,7 +276,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--crops", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="of train.json")
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--publish", choices=OPTIONS)
     parser.add_argument("--patients", type=int, help="make as many synthetic patients in DATA first")

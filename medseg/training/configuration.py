@@ -176,7 +176,7 @@ _FREE = (
     "validate#evaluator#device", "validate#evaluator#amp", "validate#dataloader#num_workers",
     "validate#inferer#sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device", "unlabelled#num_workers",
     # what is watched and written
-    "val_interval", "mlflow", "train#handlers", "validate#handlers", "validate#additional_metrics",
+    "val_interval", "mlflow", "train#handlers", "validate#handlers", "validate#additional_metrics", "judge_steps",
     # what MONAI runs, not what it trains with; the starting weights are compared by their content
     "imports", "initialize", "run", "training", "finalize", "known_ids", "init", "rescale",
     "tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0",

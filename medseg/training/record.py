@@ -1,36 +1,29 @@
-"""What a run says of itself: ``run.json`` in its folder, and the bundle that its model is published into."""
+"""What a run says of itself: ``run.json`` in its folder, and what it was, for a bundle."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from monai.bundle import ConfigParser
-from torch import Tensor
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
-from medseg.files import atomic_path, sha256_file, write_json
+from medseg.files import write_json
 from medseg.json_shape import ANYTHING, TEXT, Spec, read_json
 from medseg.labels import ANNOTATED_KEY, MAPPING_KEY
 from medseg.training.checkpoints import CaseSums, Checkpoints, RunPart
 from medseg.training.configuration import as_json
-from medseg.training.data import Draw, TrainingDataset
 from medseg.training.trainer import AdversarialSegmentationTrainer
-from medseg.trust.discriminator import Judging, accept_discriminator
-from medseg.trust.discriminator_acceptance import ACCEPTANCE_NAME, DISCRIMINATOR_NAME, DiscriminatorAcceptance
 
 Which = Literal["best", "final"]
-Accept = Callable[[Mapping[str, Any], str], DiscriminatorAcceptance | None]
 
 RUN_JSON = "run.json"
 _SETTINGS: Spec = {"bundle!": {"name!": TEXT, "version!": TEXT}, "overrides!": {"*": ANYTHING}}
@@ -96,86 +89,6 @@ def require_same_network(bundle: Bundle, network: Mapping[str, Any]) -> None:
             f"the network differs in {', '.join(differing)} from the one in configs/inference.json of {bundle.name}, "
             "which could not use the published weights; change network_def in both files, or do not publish"
         )
-
-
-def acceptance_of(
-    trainer: AdversarialSegmentationTrainer,
-    parser: ConfigParser,
-    classes: int,
-    state: Mapping[str, Tensor] | None = None,
-    weights_sha256: str = "",
-) -> DiscriminatorAcceptance | None:
-    """Try the discriminator of a run on ``validate#dataset`` of its configuration.
-
-    Parameters
-    ----------
-    trainer
-        The run, at its end.
-    parser
-        Its configuration. Its cases are held out if the id ``fold`` is one of the folds.
-    classes
-        Channels of the generator's output.
-    state
-        Weights of the discriminator, if not those that it has now.
-    weights_sha256
-        Of the file that they are published in.
-
-    Returns
-    -------
-    None where there is nothing to try: no discriminator of segmentations, one that never learnt, no validation.
-    """
-    adversary, cases = trainer.adversary, parser.get_parsed_content("validate#dataset", default=None)
-    if adversary is None or not adversary.judges_labels or not trainer.schedule.share or not hasattr(cases, "__len__"):
-        return None
-    discriminator = adversary.discriminator
-    if state is not None:
-        discriminator = copy.deepcopy(discriminator)
-        discriminator.load_state_dict(state)
-    judging = Judging(
-        patch=_patch(trainer.data_loader.dataset),
-        classes=classes,
-        threshold=adversary.loss.threshold,
-        regions=adversary.activation == "sigmoid",
-    )
-    held_out = int(parser.get_parsed_content("fold", default=-1)) >= 0
-    return accept_discriminator(discriminator, cases, judging, held_out=held_out, weights_sha256=weights_sha256)
-
-
-def _patch(dataset: Any) -> tuple[int, ...]:
-    """Side of the patches that a run is trained with."""
-    first = dataset[Draw(0, 0)] if isinstance(dataset, TrainingDataset) else dataset[0]
-    return tuple(int(n) for n in first["image"].shape[1:])
-
-
-def publish(
-    bundle: Bundle, folder: Path, run: TrainingRun, discriminator: Mapping[str, Any] | None, accept: Accept
-) -> Path:
-    """Copy a model of the run in ``folder``, and the discriminator beside it, into the bundle, and state the run there.
-
-    ``run.model`` says which weights are taken; ``discriminator`` is its definition, for whoever loads its weights;
-    ``accept`` tries those weights, of a file with that sum.
-    """
-    chosen = folder / "checkpoints" / f"{run.model}.pt"
-    if not chosen.exists():
-        raise UsageError(f"there is no {run.model} model to publish: no validation has run; lower val_interval")
-    target = bundle.path / "models" / "model.pt"
-    with atomic_path(target) as partial:
-        shutil.copyfile(chosen, partial)
-    (target.with_suffix(".safetensors")).unlink(missing_ok=True)  # of the weights before; packing writes it anew
-    opponent, trust = chosen.with_name(f"{run.model}_discriminator.pt"), bundle.path / "trust"
-    if opponent.exists():
-        from safetensors.torch import save_file
-
-        state = torch.load(opponent, map_location="cpu", weights_only=True)
-        (bundle.path / ACCEPTANCE_NAME).unlink(missing_ok=True)  # of the weights before
-        with atomic_path(bundle.path / DISCRIMINATOR_NAME) as partial:
-            save_file(state, partial)
-        if discriminator is not None:
-            write_json(trust / "discriminator.json", discriminator)
-        if (acceptance := accept(state, sha256_file(bundle.path / DISCRIMINATOR_NAME))) is not None:
-            acceptance.write(bundle.path / ACCEPTANCE_NAME)
-    replace(run, weights_sha256=sha256_file(target)).write(bundle)
-    return target
 
 
 def describe_run(

@@ -24,15 +24,15 @@ from medseg.training.configuration import as_json, check_overrides
 from medseg.training.data import with_folder
 from medseg.training.distributed import in_any_process
 from medseg.training.failures import ended_by_signal, named_failure, record_of
+from medseg.training.judge import judge_of
 from medseg.training.metrics_log import MetricsLogger
+from medseg.training.publish import acceptance_of, publish
 from medseg.training.record import (
     RUN_JSON,
     TrainingInputs,
     TrainingRecord,
     Which,
-    acceptance_of,
     describe_run,
-    publish,
     require_same_network,
 )
 from medseg.training.trainer import AdversarialSegmentationTrainer
@@ -62,8 +62,11 @@ class TrainingResult:
     published
         The bundle's ``models/model.pt`` if a model was copied there.
     discriminator
-        Whether the discriminator of the last epoch tells true from wrong segmentations of the held-out cases, as in
-        ``trust/discriminator_acceptance.json`` of a bundle; None if there is none, or it never learnt.
+        Whether the judge, or without one the discriminator of the last epoch, tells true from wrong segmentations of
+        the held-out cases, as in ``trust/discriminator_acceptance.json`` of a bundle; None if there is none, or it
+        never learnt.
+    judge
+        How the judge has learnt, and in how many core-seconds; None if the run has none.
     """
 
     output: Path
@@ -74,6 +77,7 @@ class TrainingResult:
     seconds: float
     published: Path | None = None
     discriminator: Mapping[str, Any] | None = None
+    judge: Mapping[str, Any] | None = None
 
     @property
     def best_weights(self) -> Path:
@@ -243,21 +247,27 @@ class _Run:
         if state.iteration < trainer.iterations:
             self._train(trainer)
         self._require_end(trainer)
-        published = None
-        accept = partial(acceptance_of, trainer, self.workflow.parser, self.bundle.output_channels)
+        published, parser = None, self.workflow.parser
+        judge = judge_of(trainer, parser, self.checkpoints.folder)
+        accept = partial(acceptance_of, trainer, parser, self.bundle.output_channels, judge)
         accepted = accept()
         if accepted is not None:
-            _logger.info("the discriminator of the last epoch: %s", accepted.describe())
+            who = "the discriminator of the last epoch" if judge is None else "the judge"
+            _logger.info("%s: %s", who, accepted.describe())
         if chosen:
-            parser, rows = self.workflow.parser, [] if self.metrics is None else self.metrics.rows
+            rows = [] if self.metrics is None else self.metrics.rows
             described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
-            published = publish(self.bundle, self.folder, described, parser.config.get("discriminator_def"), accept)
+            opponent = parser.config.get("discriminator_def")
+            published = publish(self.bundle, self.folder, described, judge, opponent, accept)
         best, epoch, evaluator = None, 0, self.checkpoints.evaluator
         if evaluator is not None and evaluator.state.best_metric_epoch >= 0:
             best, epoch = float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
         seconds = time.perf_counter() - begun
-        judged = None if accepted is None else accepted.to_json()
-        result = TrainingResult(self.folder, state.epoch, state.iteration, best, epoch, seconds, published, judged)
+        tried = None if accepted is None else accepted.to_json()
+        learnt = None if judge is None else judge.as_json()
+        result = TrainingResult(
+            self.folder, state.epoch, state.iteration, best, epoch, seconds, published, tried, learnt
+        )
         self.workflow.finalize()
         self._write("done", result=asdict(result))
         return result

@@ -36,6 +36,7 @@ _SHAPE: Spec = {
     "image_channels": whole(1, 64),
     "channels": whole(1, 512),
     "layers": whole(0, 8),
+    "products": whole(0, 1),
 }
 _MOST_CHANNELS = 1024
 _HIDDEN = 64

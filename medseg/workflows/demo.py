@@ -79,7 +79,16 @@ def run_demo(
         from medseg.training import train_bundle
 
         training, datalist = folder / "training", folder / "datalist.json"
-        train_bundle(bundle, dataset_dir=folder, datalist=datalist, output=training, publish=True, watchers=watchers)
+        quick = {"judge_steps": 0}  # a judge would take another minute
+        train_bundle(
+            bundle,
+            dataset_dir=folder,
+            datalist=datalist,
+            output=training,
+            publish=True,
+            watchers=watchers,
+            overrides=quick,
+        )
     with step("infer", f"Segmenting {len(manifest.test)} test patients that training never saw"):
         from medseg.inference import run_batch
 

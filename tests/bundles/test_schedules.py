@@ -57,7 +57,7 @@ def write_cases(folder: Path, config: dict[str, Any], *, labelled: bool) -> Path
         item = {"image": images if channels > 1 else images[0], "fold": number}
         if labelled:
             ball = case["label"][0].numpy().astype(np.uint8)
-            label = ball * (1 + np.arange(SIZE)[:, None, None] % (classes - 1)).astype(np.uint8)
+            label = ball * (1 + np.arange(SIZE)[:, None, None] % max(1, classes - 1)).astype(np.uint8)
             nib.save(nib.Nifti1Image(label, grid), folder / f"label{number}.nii.gz")
             item["label"] = f"label{number}.nii.gz"
         items.append(item)

@@ -17,7 +17,7 @@ WRITTEN = {path.parts[-3]: json.loads(path.read_text()) for path in sorted(BUNDL
 
 FREE = {
     "bundle_root", "dataset_dir", "datalist", "output_dir", "device", "init", "rescale", "val_interval", "num_workers",
-    "precision", "compile", "mlflow", "imports", "known_ids", "initialize", "run", "training",
+    "judge_steps", "precision", "compile", "mlflow", "imports", "known_ids", "initialize", "run", "training",
 }  # fmt: skip
 APPLIED = {
     "epochs", "learning_rate", "weight_decay", "discriminator_learning_rate", "discriminator_weight_decay",
