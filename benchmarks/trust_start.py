@@ -79,7 +79,7 @@ def figures(said: dict[str, list[Any]], faults: Sequence[str | None], patients: 
         result[name] = {
             "results": int(which.sum()),
             "error": {start: float(one[which].mean()) for start, one in errors.items()},
-            "random - discriminator": interval(difference, [patients[i] for i in np.flatnonzero(which)]),
+            "random - discriminator": interval(difference, [patients[i] for i in np.flatnonzero(which).tolist()]),
             "spearman": {start: _rank(answers, which) for start, answers in said.items()},
         }
     return result

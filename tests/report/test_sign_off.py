@@ -1,4 +1,4 @@
-"""The page to sign labels off: a picture of each label, findings beside it, judgements that last as long as the label."""
+"""The page to sign labels off: a picture of each label, findings, judgements that last as long as the label."""
 
 from __future__ import annotations
 
