@@ -21,7 +21,7 @@ from tests.pacs.attacks import associate, connected, ending, pdu, push, read_pdu
 from tests.pacs.conftest import listening, write_study
 
 _ABORT, _REJECT, _ACCEPT, _DATA = 7, 3, 2, 4
-_LIMITS = PortLimits(first_pdu_seconds=1.0, request_seconds=1.0, idle_seconds=1.0, max_associations_per_minute=10_000)
+_LIMITS = PortLimits(first_pdu_seconds=1.0, request_seconds=1.0, idle_seconds=3.0, max_associations_per_minute=10_000)
 _MOST_GROWTH_MB = 60
 
 
