@@ -130,7 +130,7 @@ def evaluate_folders(
     for side in sides:
         scores.append([])
         known = side.structures
-        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.names)
+        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.scheme)
         for case in score_all(side.pairs, *how):
             scores[-1].append(case)
             if progress is not None:

@@ -66,22 +66,21 @@ def score_all(
     definitions: Definitions,
     workers: int,
     truth: Reference | None = None,
-    names: Mapping[int, str] | None = None,
+    scheme: LabelScheme | None = None,
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 
-    ``names`` are those that structures of DICOM objects and mask files go by (``labels``, if none). Other parameters
+    ``scheme`` says what names in DICOM objects and mask files mean (those of ``labels``, if none). Other parameters
     are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
     Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
     """
-    scheme = LabelScheme(dict(names or labels or {}))
     score = partial(
         _score,
         labels=labels,
         tolerance_mm=tolerance_mm,
         definitions=definitions,
         truth=truth or Reference(),
-        scheme=scheme,
+        scheme=scheme or LabelScheme(dict(labels or {})),
     )
     start = time.monotonic()
     for done, pair in enumerate(pairs):

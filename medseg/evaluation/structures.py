@@ -29,6 +29,7 @@ class Structures:
     names: Mapping[int, str]  # names of values, whether or not they are declared
     warnings: list[str] = field(default_factory=list)  # what was found that contradicts these names
     truth: Reference = field(default_factory=Reference)  # values of regions, and the value of ignored voxels
+    scheme: LabelScheme = field(default_factory=LabelScheme)  # what names in DICOM objects and mask files mean
 
 
 def structures_of(
@@ -60,7 +61,25 @@ def structures_of(
     names = scheme.structures
     truth = Reference(scheme.members if scheme.regions else {}, scheme.ignore)
     declared = labels is not None or first == datalist or bool(scheme.regions)
-    return Structures(names if declared else None, names, warnings, truth)
+    return Structures(names if declared else None, names, warnings, truth, _readable(scheme))
+
+
+def _readable(scheme: LabelScheme) -> LabelScheme:
+    """The scheme for objects whose regions overlap: each region paints a value of its own, also where none is declared.
+
+    Scoring alone needs no ``regions_class_order``, but a region found where no value means just this combination has to
+    be painted somehow: by the value that fewest regions hold, which the reader notes with its number of voxels.
+    """
+    if not scheme.regions:
+        return scheme
+    held = Counter(value for values in scheme.regions.values() for value in values)
+    paints = {
+        name: scheme.paints[name]
+        if scheme.paints[name] in values
+        else min(values, key=lambda value: (held[value], value))
+        for name, values in scheme.regions.items()
+    }
+    return replace(scheme, paints=paints)
 
 
 def _asked(labels: str | Path | Mapping[int, str] | LabelScheme | None) -> LabelScheme:

@@ -18,7 +18,7 @@ from medseg.errors import Refusal
 from medseg.geometry import Geometry
 from medseg.ingest import read_volume
 from medseg.labels.dicom_objects import label_object
-from medseg.labels.label_map import LabelValues, examine
+from medseg.labels.label_map import LabelMap, LabelValues, examine
 from medseg.labels.read import read_label
 from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme
@@ -47,9 +47,10 @@ class VolumeFacts:
     percentiles: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the 1st, 50th and 99th
     step: float = 0.0  # see value_step
     constant: bool = False
-    values: LabelValues = field(default_factory=lambda: LabelValues({}))  # labels only, as the next two
+    values: LabelValues = field(default_factory=lambda: LabelValues({}))  # labels only, as the next three
     shapes: Mapping[int, LabelShape] = field(default_factory=dict)
     fit: float | None = None  # see edge_fit
+    notes: tuple[str, ...] = ()  # what was done to read it
     agreement: float | None = None  # of a further rater: Dice of all structures together with the first rater's
 
 
@@ -112,8 +113,9 @@ def _inspect(task: tuple[_Reading, str, str, Item]) -> CaseFacts:
     if _usable(manifest, item, "label", problems, case):
         for rater, entry in entries_of(manifest.label_entry(item)).items():
             with _refusals_noted(problems, _named(entry, rater), case):
-                array, geometry, values = _read(entry, reading, manifest.files(item, "image")[0])
-                found = _label_facts(array, geometry, values, reading.scheme.ignore, first[0] if first else None)
+                read = _read(entry, reading, manifest.files(item, "image")[0])
+                array = read.array
+                found = _label_facts(read, reading.scheme.ignore, first[0] if first else None)
                 labels.append(found if drawn is None else replace(found, agreement=_agreement(array, drawn)))
                 drawn = array if drawn is None else drawn
     return CaseFacts(case, section, item, tuple(images), tuple(labels), tuple(problems))
@@ -175,27 +177,29 @@ def _image_facts(array: NDArray[Any], geometry: Geometry) -> VolumeFacts:
     return VolumeFacts(geometry, content, (low, middle, high), value_step(sample), bool(array.min() == array.max()))
 
 
-def _read(entry: Any, reading: _Reading, image: Path) -> tuple[NDArray[Any], Geometry, LabelValues]:
+def _read(entry: Any, reading: _Reading, image: Path) -> LabelMap:
     """A label in any form that a datalist may give; of a label map whatever it holds: the checks say what is wrong."""
     if isinstance(entry, str) and label_object(entry) is None:
         array, geometry, _ = read_volume(entry)
         labels, values = examine(array, reading.scheme.mapping)
-        return labels, geometry, values
+        return LabelMap(labels, geometry, values)
     found = read_label(entry, scheme=reading.scheme, rules=reading.rules, image=image, only_declared=False)
-    return found.array, found.geometry, found.values
+    notes = found.notes
+    for file in files_of(entry):  # without its name a note is the same for all cases that it is true of
+        notes = tuple(note.replace(f" {Path(file).name}", "") for note in notes)
+    return replace(found, notes=notes)
 
 
-def _label_facts(
-    labels: NDArray[Any], geometry: Geometry, values: LabelValues, ignore: int | None, volume: _Volume | None
-) -> VolumeFacts:
+def _label_facts(found: LabelMap, ignore: int | None, volume: _Volume | None) -> VolumeFacts:
     """A label, and how it fits the image's first channel."""
-    content = content_hash(labels, geometry)
+    labels, geometry, values = found.array, found.geometry, found.values
+    facts = VolumeFacts(geometry, content_hash(labels, geometry), values=values, notes=found.notes)
     if values.fractional or len(values.voxels) > _MOST_STRUCTURES or min(values.voxels, default=0) < 0:
-        return VolumeFacts(geometry, content, values=values)
+        return facts
     judged = labels if ignore is None else np.where(labels == ignore, 0, labels)
     fits = volume is not None and geometry.matches(volume[1])
     fit = edge_fit(volume[0], judged, geometry) if volume is not None and fits else None
-    return VolumeFacts(geometry, content, values=values, shapes=shapes_of(judged, geometry), fit=fit)
+    return replace(facts, shapes=shapes_of(judged, geometry), fit=fit)
 
 
 def _agreement(labels: NDArray[Any], others: NDArray[Any]) -> float | None:

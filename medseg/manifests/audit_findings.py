@@ -75,6 +75,10 @@ CODES: Mapping[str, tuple[Severity, str]] = {
     "no-folds": ("note", "split before training: `medseg manifest split FILE --folds 5 --seed 0`"),
     "no-patient-ids": ("note", "each case is taken to be a patient of its own; give patient_id if some are not"),
     "no-checksums": ("note", "make the manifest with checksums, so that a changed file is noticed"),
+    "label-reading": (
+        "note",
+        "right if it is what was meant; else correct the object, or `label_reading` of the datalist",
+    ),
     "rounded-labels": ("note", "the values are whole numbers but for rounding: no action needed"),
     "rounding-noise": ("note", "image and label differ by less than the tolerance: no action needed"),
     "no-common-scale": ("note", "normalise each image by its own intensities"),

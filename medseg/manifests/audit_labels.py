@@ -44,6 +44,7 @@ def check_labels(facts: Sequence[CaseFacts], names: Mapping[int, str]) -> Iterat
         yield from _tiny("tiny-islands", called, rows, "islands_ml", "besides its main part")
         yield from _tiny("tiny-holes", called, rows, "holes_ml", "enclosed in it")
     yield from _no_background(facts)
+    yield from _readings(facts)
     yield from _raters(facts)
     yield from _mirrored(facts)
     yield from _misfits(facts)
@@ -83,6 +84,16 @@ def _no_background(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
     without = tuple(case for case, there in maps if not there)
     if without and len(without) < len(maps):
         yield AuditFinding("no-background", f"no voxel is 0 in {len(without)} of {len(maps)} label maps", without)
+
+
+def _readings(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
+    """What was done to read labels, each of it once with its cases."""
+    cases: dict[str, dict[str, None]] = defaultdict(dict)
+    for case in facts:
+        for note in (note for label in case.labels for note in label.notes):
+            cases[note][case.case] = None
+    for note, noted in cases.items():
+        yield AuditFinding("label-reading", note, tuple(noted))
 
 
 def _raters(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:

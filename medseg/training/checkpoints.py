@@ -176,14 +176,18 @@ class Checkpoints:
     def conditions(self, engine: AdversarialSegmentationTrainer) -> Conditions:
         """What the run is trained with; every file of a case is read once for it."""
         if self._conditions is None:
-            loaders = {
-                "training": engine.data_loader,
-                "validation": None if self.evaluator is None else self.evaluator.data_loader,
-                "unlabelled": None if engine.unlabelled is None else engine.unlabelled.loader,
-            }
-            data = {part: getattr(getattr(loader, "dataset", None), "data", None) for part, loader in loaders.items()}
+            data = {part: getattr(dataset, "data", None) for part, dataset in self.datasets(engine).items()}
             self._conditions = Conditions.of(self._parser, data)
         return self._conditions
+
+    def datasets(self, engine: AdversarialSegmentationTrainer) -> dict[str, Any]:
+        """The data set of each part of the run; None where there is none."""
+        loaders = {
+            "training": engine.data_loader,
+            "validation": None if self.evaluator is None else self.evaluator.data_loader,
+            "unlabelled": None if engine.unlabelled is None else engine.unlabelled.loader,
+        }
+        return {part: getattr(loader, "dataset", None) for part, loader in loaders.items()}
 
     def parts_until(self, iteration: int) -> list[RunPart]:
         """The parts of the run as far as it has come after an iteration."""

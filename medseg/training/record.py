@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle
@@ -22,6 +23,7 @@ from medseg.labels import ANNOTATED_KEY, MAPPING_KEY
 from medseg.training.checkpoints import CaseSums, Checkpoints, RunPart
 from medseg.training.configuration import as_json
 from medseg.training.trainer import AdversarialSegmentationTrainer
+from medseg.transforms import LoadLabeld
 
 Which = Literal["best", "final"]
 
@@ -46,7 +48,8 @@ class TrainingRecord:
     ``overrides`` are the ids that the call gave, ``configuration`` is what was used, ``parts`` are the run between its
     starts, ``last_epoch`` is a row of ``metrics.csv``. ``device`` and ``precision`` are None where the configuration
     could not be built. ``result`` are the fields of :class:`~medseg.training.run.TrainingResult`; of a run that ended
-    before, ``failure`` says why (:func:`~medseg.training.failures.record_of`), on the first level.
+    before, ``failure`` says why (:func:`~medseg.training.failures.record_of`), on the first level. ``label_notes`` say
+    of a label, by its first file, what was done to read it.
     """
 
     status: Literal["running", "done", "interrupted", "failed"]
@@ -58,6 +61,7 @@ class TrainingRecord:
     device: str | None = None
     precision: Mapping[str, Any] | None = None
     parts: Sequence[RunPart] = ()
+    label_notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     last_epoch: Mapping[str, float] | None = None
     result: Mapping[str, Any] | None = None
     failure: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +73,14 @@ class TrainingRecord:
         record = as_json(asdict(self))
         record |= record.pop("failure")
         write_json(folder / RUN_JSON, json.loads(json.dumps(record), parse_constant=lambda _: None))
+
+
+def label_notes(datasets: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+    """What the labels of data sets were read with, by their first file; of a cached data set all are read by now."""
+    transforms = [transform for one in datasets if isinstance(transform := getattr(one, "transform", None), Compose)]
+    steps = [step for transform in transforms for step in transform.flatten().transforms]
+    notes = {file: told for step in steps if isinstance(step, LoadLabeld) for file, told in step.notes.items()}
+    return dict(sorted(notes.items()))
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from medseg.training.record import (
     TrainingRecord,
     Which,
     describe_run,
+    label_notes,
     require_same_network,
 )
 from medseg.training.trainer import AdversarialSegmentationTrainer
@@ -327,6 +328,7 @@ class _Run:
                 configuration=conditions.configuration,
                 device=str(trainer.state.device),
                 precision=trainer.format.record(),
+                label_notes=label_notes(self.checkpoints.datasets(trainer).values()),
                 parts=self.checkpoints.parts_until(trainer.state.iteration),
             )
         record.write(self.folder)

@@ -47,6 +47,12 @@ class LoadLabeld(MapTransform):
     allow_missing_keys
         Pass cases without a label.
 
+    Attributes
+    ----------
+    notes
+        What was done to labels that were read in this process, by the label's first file: thresholds, filled slices,
+        resampling, contours left out.
+
     Raises
     ------
     Refusal
@@ -68,6 +74,7 @@ class LoadLabeld(MapTransform):
         self.declared = None if label_names is None else {0: "background"} | dict(enumerate(label_names, start=1))
         self.image_key, self.dtype = image_key, dtype
         self.ensure_channel_first = ensure_channel_first
+        self.notes: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its labels in memory."""
@@ -82,7 +89,10 @@ class LoadLabeld(MapTransform):
             entries = raters_of(case[key]) or {"": case[key]}
             maps = {rater: self._read(entry, scheme, rules, grid) for rater, entry in entries.items()}
             found = one_map(maps, way, ignore=scheme.ignore) if len(maps) > 1 else next(iter(maps.values()))
-            case[key] = self._tensor(found, next(iter(entries.values())))
+            first = _first_file(next(iter(entries.values())))
+            if told := tuple(dict.fromkeys(note for labels in (*maps.values(), found) for note in labels.notes)):
+                self.notes[first] = told
+            case[key] = self._tensor(found, first)
         return case
 
     def _read(self, entry: Any, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None) -> LabelMap:
@@ -101,18 +111,21 @@ class LoadLabeld(MapTransform):
             )
         return found
 
-    def _tensor(self, found: LabelMap, entry: Any) -> torch.Tensor:
+    def _tensor(self, found: LabelMap, first: str) -> torch.Tensor:
         tensor = torch.from_numpy(found.array.astype(self.dtype))
         tensor = tensor.unsqueeze(0) if self.ensure_channel_first else tensor
         if not get_track_meta():
             return tensor
-        first = next(iter(entry.values())) if isinstance(entry, Mapping) else entry
         facts = {"case_id": case_id_of(first), "notes": found.notes, "resampled": None}
-        meta = meta_of(os.fspath(first), found.geometry, facts, float("nan"))
+        meta = meta_of(first, found.geometry, facts, float("nan"))
         return MetaTensor(tensor, meta=meta)
 
 
 LoadLabelD = LoadLabelDict = LoadLabeld
+
+
+def _first_file(entry: Any) -> str:
+    return os.fspath(next(iter(entry.values())) if isinstance(entry, Mapping) else entry)
 
 
 def _grid(volume: MetaTensor) -> ImageGrid:

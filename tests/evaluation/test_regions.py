@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from medseg.cli.main import app, load_commands
 from medseg.errors import UsageError
 from medseg.evaluation import evaluate_folders
 from medseg.evaluation.case import NOT_ANNOTATED, Reference, evaluate_case
 from medseg.evaluation.structures import read_scheme
 from medseg.evaluation.tables import read_csv
 from medseg.ingest import save_nifti
+from tests.labels.objects import save, segmentation, series
 
 _TABLE = {"background": 0, "whole": [1, 2], "core": 2}
 
@@ -115,3 +118,40 @@ def test_a_bundles_output_declares_regions(tmp_path: Path) -> None:
     described = {"network_data_format": {"outputs": {"pred": output}}}
     (tmp_path / "configs" / "metadata.json").write_text(json.dumps(described))
     assert read_scheme(tmp_path).members == {1: (1, 2), 2: (2,)}
+
+
+@pytest.mark.parametrize("table", [{**_TABLE, "order": [1, 2]}, {**_TABLE, "rim": 1}])
+def test_overlapping_segments_are_regions_on_both_sides(tmp_path: Path, table: dict[str, Any]) -> None:
+    """Of a bundle's table, and of one for scoring alone, whose regions one label map could not paint apart."""
+    order = table.pop("order", None)
+    described = {"network_data_format": {"outputs": {"pred": {"labels": table, "regions_class_order": order}}}}
+    (tmp_path / "b" / "configs").mkdir(parents=True)
+    (tmp_path / "b" / "configs" / "metadata.json").write_text(json.dumps(described))
+    of = series(tmp_path / "series", shape=(12, 8, 6))
+    masks: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    for side, moved in (("pred", 1), ("ref", 0)):
+        (tmp_path / side).mkdir()
+        whole, core = np.zeros((2, 12, 8, 6), bool)
+        whole[2 + moved : 10, 3, 2:4], core[4 + moved : 8 + moved, 3, 2:4] = True, True
+        masks[side] = {"whole": whole, "core": core} | ({"rim": whole & ~core} if "rim" in table else {})
+        save(segmentation(of, masks[side]), tmp_path / side / "a.dcm")
+    load_commands("evaluate")
+    command = ["evaluate", *(str(tmp_path / name) for name in ("pred", "ref")), "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, [*command, "--labels", str(tmp_path / "b")])
+    assert done.exit_code == 0, done.output
+    rows = {row.name: row.dice for row in read_csv(tmp_path / "o" / "metrics.csv")}
+    assert rows == {name: pytest.approx(_dice(mask, masks["ref"][name])) for name, mask in masks["pred"].items()}
+
+
+def test_a_region_outside_the_one_that_holds_it_is_noted(tmp_path: Path) -> None:
+    """No value means core without whole: nnU-Net's rule makes it whole, too, and that is said."""
+    of = series(tmp_path / "series")
+    core = np.zeros(of.geometry.shape, bool)
+    core[2:5, 3, 2] = True
+    for side in ("pred", "ref"):
+        (tmp_path / side).mkdir()
+        save(segmentation(of, {"core": core}), tmp_path / side / "a.dcm")
+    (tmp_path / "labels.json").write_text(json.dumps(_TABLE))
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "o", labels=tmp_path / "labels.json")
+    assert {row.name: row.dice for row in found.results} == {"whole": 1.0, "core": 1.0}
+    assert "3 voxels of core alone, which no value means, count as whole and core" in found.summary["notes"][0]["note"]

@@ -41,7 +41,10 @@ def as_object(of: Series, kind: str, path: Path) -> Path:
         return save(segmentation(of, {name: truth() == value for value, name in enumerate(NAMES, start=1)}), path)
     if kind == "rtstruct":
         boxes = {NAMES[0]: (3.5, 7.5), NAMES[1]: (7.5, 11.5)}
-        contours = {name: [ring(rows, (3.5, 11.5), k) for k in range(4, 12)] for name, rows in boxes.items()}
+        contours: dict[str, list[Any]] = {
+            name: [ring(rows, (3.5, 11.5), k) for k in range(4, 12)] for name, rows in boxes.items()
+        }
+        contours[NAMES[0]].append((ring((3.5, 7.5), (3.5, 11.5), 5)[:1], "POINT"))
         return save(structure_set(of, contours), path)
     raise AssertionError(kind)
 
@@ -86,6 +89,15 @@ def test_two_iterations_and_an_evaluation(tmp_path: Path, kind: str) -> None:
     assert done.exit_code == 0, done.output
     summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {row["metrics"]["dice"]["mean"] for row in summary["structures"].values()} == {1.0}
+    if kind == "rtstruct":  # what was left out is told wherever the labels are read
+        words = "left out, which hold nothing"
+        noted = json.loads((tmp_path / "run" / "run.json").read_text())["label_notes"]
+        assert list(noted) == [str(tmp_path / f"{number}.dcm") for number in range(4)]
+        assert all(words in note for (note,) in noted.values())
+        assert [words in case["note"] for case in summary["notes"]] == [True] * 4
+        done = CliRunner().invoke(app, ["manifest", "audit", str(datalist), "--json"])
+        read = [one for one in json.loads(done.stdout)["findings"] if one["code"] == "label-reading"]
+        assert [one["cases"] for one in read if words in one["message"]] == [[f"ct{number}" for number in range(4)]]
 
 
 def series_geometry(folder: Path) -> np.ndarray:
