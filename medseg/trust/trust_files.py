@@ -104,7 +104,9 @@ class TrustFiles:
             return ()
         config = self.bundle.inference
         found = [step for step in steps(config, place) if target_of(step).startswith(_CLEANERS)]
-        return tuple(_as_text(target_of(step), spelled_out(config, step, ("_target_", "_disabled_"))) for step in found)
+        return tuple(
+            _as_text(target_of(step), spelled_out(config, step, ("_target_", "_disabled_", "keys"))) for step in found
+        )
 
     @cached_property
     def stated_calibration(self) -> Calibration | None:

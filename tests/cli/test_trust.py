@@ -105,7 +105,7 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     assert all(structure["bounded"] for structure in told["structures"])
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
     bound = json.loads((bundle / "trust" / "calibration.json").read_text())["cleaning"]
-    assert bound == ['FillHolesd(applied_labels=[2], keys="pred")']
+    assert bound == ["FillHolesd(applied_labels=[2])"]
 
     judged = _medseg("infer", bundle, hospital / "images", "-o", hospital / "judged", "--windows", "bundle", "--json")
     assert judged.exit_code == ExitCode.DONE, judged.output
