@@ -11,7 +11,8 @@
     ├── CaseFailed                  one case could not be finished (disk full, out of memory, a crash)
     ├── BundleError                 a bundle is incomplete or contradicts itself
     │   ├── UntrustedBundle         a bundle would execute code that the audit does not allow
-    │   └── OtherWeights            a part of a bundle was made for other weights than it has
+    │   ├── OtherWeights            a part of a bundle was made for other weights than it has
+    │   └── OtherCleaning           a bundle's trust was fitted on labels that were cleaned in another way
     ├── TrainingFailed              a training ended before its last iteration; carries a stable ``reason``
     │   └── TrainingDiverged        the losses stopped being finite and stayed so
     ├── OutputLocked                another run is writing to the same folder
@@ -35,6 +36,7 @@ __all__ = [
     "Interrupted",
     "MedsegError",
     "MissingDependency",
+    "OtherCleaning",
     "OtherWeights",
     "OutputLocked",
     "OutputUnusable",
@@ -180,6 +182,10 @@ class UntrustedBundle(BundleError):
 
 class OtherWeights(BundleError):
     """A part of a bundle was made for other weights than those that it has."""
+
+
+class OtherCleaning(BundleError):
+    """A bundle's trust was fitted on results whose labels were cleaned in another way than they are now."""
 
 
 class TrainingFailed(MedsegError):

@@ -37,8 +37,7 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
     for value, structures in summary.get("subgroups", {}).get("groups", {}).items():
         tables += _structures(f"{summary['subgroups']['column']} = {value}", structures, width)
     tables.append(_worst(result.results))
-    if "raters" in summary:
-        tables.append(_raters(summary["raters"]))
+    tables += _raters(summary.get("raters", ()))
     tables += [_lesions(name, sizes) for name, sizes in summary.get("lesions", {}).items()]
     if "accepted" in summary:
         tables.append(_accepted(summary["accepted"]))
@@ -69,6 +68,7 @@ def _table(title: str, *left: str) -> Table:
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        collapse_padding=True,  # two blanks between columns: 80 of them hold every figure
     )
     for heading in left:
         table.add_column(heading, overflow="fold")
@@ -124,7 +124,7 @@ def _alarm(count: int) -> str:
 
 def _worst(results: Sequence[StructureResult]) -> Table:
     table = _table("worst cases", "case", "structure")
-    for heading in ("Dice", "HD95", r"volume, reference \[ml]"):
+    for heading in (Text("Dice"), Text("HD95"), Text("volume,\nreference [ml]")):
         table.add_column(heading, justify="right")
     table.add_column("")
     scored = [row for row in results if not row.absent]
@@ -146,21 +146,26 @@ def _badness(row: StructureResult) -> tuple[float, float]:
     return (0.0 if dice is None else dice, -float("inf") if distance is None else -distance)
 
 
-def _raters(pairs: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("each rater, and the raters among themselves", "compared", "with", "structure")
-    for metric in ("dice", "nsd", "hd95_mm"):
-        table.add_column(f"{_short(metric)}\nmean ± std", justify="right", no_wrap=True)
+def _raters(pairs: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A table for each structure."""
+    tables: dict[str, Table] = {}
     for pair in pairs:
         for name, row in pair["structures"].items():
+            if name not in tables:
+                tables[name] = _table(f"{name}: each rater, and the raters among themselves", "compared", "with")
+                for metric in ("dice", "nsd", "hd95_mm"):
+                    heading = Text(f"{_short(metric)}\nmean ± std")
+                    tables[name].add_column(heading, justify="right", no_wrap=True)
             cells = [_spread(metric, row["metrics"][metric]) for metric in ("dice", "nsd", "hd95_mm")]
-            table.add_row(escape(pair["compared"]), escape(pair["with"]), escape(name), *cells)
-    return table
+            tables[name].add_row(escape(pair["compared"]), escape(pair["with"]), *cells)
+    return list(tables.values())
 
 
 def _lesions(name: str, sizes: Mapping[str, Any]) -> Table:
     table = _table(f"{name}: lesions matched one to one", "size")
-    for heading in ("reference", "found", "missed", "invented", "sensitivity", "precision", "F1", "mean Dice", "PQ"):
-        table.add_column(heading, justify="right")
+    headings = ("reference", "found", "missed", "invented", "sensi-\ntivity", "preci-\nsion", "F1", "mean\nDice", "PQ")
+    for heading in headings:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for size, row in sizes.items():
         counts = [str(row[key]) for key in ("n_reference", "n_found", "n_missed", "n_invented")]
         scores = [row[key] for key in ("sensitivity", "precision", "f1", "mean_dice", "panoptic_quality")]
@@ -174,10 +179,10 @@ def _accepted(accepted: Mapping[str, Any]) -> Table:
     judges = accepted["judges"]
     table = _table(f"what was accepted without references{without}: 95 % intervals after Clopper and Pearson", "judge")
     for heading in ("accepted", *(f"of these good\nDice ≥ {limit}" for limit in judges[0]["good"])):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     for metric in ("dice", "hd95_mm"):
-        table.add_column(f"{_short(metric)}\naccepted", justify="right", no_wrap=True)
-        table.add_column(f"{_short(metric)}\nothers", justify="right", no_wrap=True)
+        table.add_column(Text(f"{_short(metric)}\naccepted"), justify="right", no_wrap=True)
+        table.add_column(Text(f"{_short(metric)}\nothers"), justify="right", no_wrap=True)
     for one in judges:
         shares = [_share(share) for share in (one["accepted"], *one["good"].values())]
         spreads = [

@@ -118,7 +118,9 @@ def proposed(undecided: UndecidedNames, output: Path) -> Outcome:
     write_roi_table(path, proposals)
     console = terminal()
     console.print(f"{undecided}. No datalist was written yet.")
-    table = Table("name", "cases", "ml", "structure", "why", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for heading in ("name", "cases", "ml", "structure", "why"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("cases", "ml") else "left")
     for one in proposals[:_NAMES_SHOWN]:
         volume = "" if one.volume_ml is None else f"{one.volume_ml:.3g}"
         cells = (one.name, str(one.cases), volume, one.structure or "–", one.why)

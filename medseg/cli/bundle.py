@@ -85,13 +85,17 @@ def clean(
     """
     from medseg.bundle import Bundle
     from medseg.planning import Cleaning, set_cleaning
+    from medseg.trust.trust_files import trust_state
 
     asked = Cleaning(tuple(fill_holes or ()), smallest_ml, tuple(keep_largest or ()))
     made = set_cleaning(Bundle.open(bundle), asked)
     names = ", ".join(str(step["_target_"]) for step in made) or "nothing"
     terminal().print(f"{bundle}: after the labels, {names}")
-    terminal().print("figures and trust of the bundle are of its results without it: evaluate again", style="dim")
-    return Outcome({"bundle": str(bundle), "steps": made})
+    state = trust_state(Bundle.open(bundle))
+    if state.state == "stale":
+        terminal().print(f"no more verdicts: {state.message}", style="yellow")
+    terminal().print("figures of the bundle may be of results that were cleaned in another way: evaluate again")
+    return Outcome({"bundle": str(bundle), "steps": made, "trust": state.as_json()})
 
 
 @bundle_app.command(name="list")

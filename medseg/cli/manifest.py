@@ -268,11 +268,10 @@ def _counts(manifest: Manifest) -> dict[str, int]:
 
 def _show(report: AuditReport, file: Path) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.padding import Padding
 
     console = terminal()
     console.print(f"{file}: {report.n_cases} cases of {report.n_patients} patients")
-    table = Table("finding", "cases", "found, and what to do", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for code in dict.fromkeys(finding.code for finding in report.findings):
         same = [finding for finding in report.findings if finding.code == code]
         first = same[0]
@@ -284,10 +283,10 @@ def _show(report: AuditReport, file: Path) -> None:
         also = f" (and {len(messages) - 1} more like it)" if len(messages) > 1 else ""
         what = escape(messages[0] + also)
         if console.is_terminal:
-            table.add_row(f"{severity}\n{code}", shown, f"{what}\n[dim]→[/] {escape(first.remedy)}")
+            console.print(f"{severity} [bold]{code}[/]: {shown}", markup=True)
+            for line in (what, f"[dim]→[/] {escape(first.remedy)}"):
+                console.print(Padding(line, (0, 0, 0, 2)), markup=True)
         else:
             console.print(": ".join((severity, code, shown, what, escape(first.remedy))), markup=True)
-    if console.is_terminal and report.findings:
-        console.print(table, markup=True)
     verdict = "something blocks training" if report.blocks_training else "nothing blocks training"
     console.print(verdict, style="red" if report.blocks_training else "green")

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medseg.evaluation.case import StructureResult
@@ -37,15 +38,22 @@ class Between:
     row: StructureResult
 
 
-def compare_raters(prediction: NDArray[Any], maps: Mapping[str, LabelMap], score: Score) -> list[Between]:
+def compare_raters(
+    prediction: NDArray[Any], maps: Mapping[str, LabelMap], score: Score, ignore: int | None = None
+) -> list[Between]:
     """The prediction against every rater, then every pair of raters, the later one named taken as prediction.
 
-    ``score`` is :func:`~medseg.evaluation.case.evaluate_case` with everything but the two arrays.
+    ``score`` is :func:`~medseg.evaluation.case.evaluate_case` with everything but the two arrays. What either rater did
+    not judge (``ignore``) does not count.
     """
     arrays = {name: found.array for name, found in maps.items()}
     pairs = [(PREDICTION, prediction, name) for name in arrays]
     pairs += [(second, arrays[second], first) for first, second in combinations(arrays, 2)]
-    return [Between(who, name, row) for who, array, name in pairs for row in score(array, arrays[name])]
+
+    def other(who: str, array: NDArray[Any], name: str) -> NDArray[Any]:
+        return arrays[name] if ignore is None or who == PREDICTION else np.where(array == ignore, ignore, arrays[name])
+
+    return [Between(who, name, row) for who, array, name in pairs for row in score(array, other(who, array, name))]
 
 
 def named(between: Sequence[Between], case_id: str) -> list[Between]:

@@ -114,7 +114,7 @@ def _score(
             )
 
         rows = with_calibration(score(array, reference.array, definitions), pair, reference, truth)
-        between = named(compare_raters(array, raters, score), pair.case_id)
+        between = named(compare_raters(array, raters, score, truth.ignore), pair.case_id)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share

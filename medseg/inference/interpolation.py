@@ -1,4 +1,4 @@
-"""Labels on a finer grid by linear interpolation of scores, computed only for the classes that can win.
+"""Labels on a finer grid by linear interpolation of scores, computed only for the classes that can win; and back.
 
 Between voxels every interpolated score lies between the scores at the corners. In a tile where the largest score of one
 class is below the smallest of another it cannot win, and where one class is left its label is known without
@@ -8,10 +8,14 @@ interpolation. Over most of a body that is so, whatever the number of classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _TILE = 64
 _ROUNDING = 1e-4
@@ -90,3 +94,15 @@ def _strips(position: NDArray[np.float64]) -> Iterator[_Strip]:
         part = position[begin : begin + _TILE]
         low, high = int(np.floor(part.min())), int(np.ceil(part.max())) + 1
         yield slice(begin, begin + len(part)), slice(low, high), Lerp(part - low, high - low)
+
+
+def nearest_labels(labels: NDArray[np.integer[Any]], source: MetaTensor, prepared: MetaTensor) -> NDArray[np.uint8]:
+    """Labels ``(H, W, D)`` of the source image on the network's grid: the nearest voxel's, background outside."""
+    from scipy.ndimage import affine_transform
+
+    affines = [np.asarray(image.affine, dtype=np.float64) for image in (source, prepared)]
+    matrix = np.linalg.solve(affines[0], affines[1])
+    shape = tuple(prepared.shape[1:])
+    # "constant" would take a voxel that lies a rounding error outside for background, "grid-constant" does not
+    moved = affine_transform(labels, matrix, output_shape=shape, order=0, mode="grid-constant", cval=0)
+    return np.asarray(moved, dtype=np.uint8)

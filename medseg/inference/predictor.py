@@ -1,8 +1,8 @@
 """One case through a bundle: preprocess, run windows, label on the source grid, and say how far to believe it.
 
-Trust needs a calibration for the bundle's weights. One that belongs to other weights, or cannot be read, gives no
-verdict at all. A case that cannot be judged (its structures are too large for the memory allowed, or the trust model
-fails) is to be reviewed.
+Trust needs a calibration for the bundle's weights and its cleaning of labels. One that belongs to others, or cannot be
+read, gives no verdict at all. A case that cannot be judged (its structures are too large for the memory allowed, or the
+trust model fails) is to be reviewed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
+from medseg.inference.interpolation import nearest_labels
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
@@ -133,6 +134,7 @@ class Predictor:
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
         self._judge = _open_judge(self.bundle, self.device) if trust and plain else None
+        self._cleans = self._judge is not None and bool(TrustFiles(self.bundle).cleaning)
 
     def predict(
         self,
@@ -196,7 +198,8 @@ class Predictor:
         found = _Judgement()
         if crop is not None:
             with clock.stage("trust"):
-                found = self._assess(crop, prepared, inverter if error_map else None)
+                written = nearest_labels(labels, source, prepared) if self._cleans else None
+                found = self._assess(crop, prepared, inverter if error_map else None, written)
         watched = prepared if watch else None
         seconds = dict(clock.seconds)
         maps = None if spool is None else spool.maps(inverter.field)
@@ -214,13 +217,22 @@ class Predictor:
             return {key: image[key] for key in self.config.channels.keys if key in image}
         return {"image": image}
 
-    def _assess(self, kept: ProbabilityCrop, prepared: MetaTensor, inverter: Inverter | None) -> _Judgement:
-        """What the trust model and the discriminator say; the error map if there is an inverter to the source grid."""
+    def _assess(
+        self,
+        kept: ProbabilityCrop,
+        prepared: MetaTensor,
+        inverter: Inverter | None,
+        written: NDArray[np.uint8] | None,
+    ) -> _Judgement:
+        """What the trust model and the discriminator say; the error map if there is an inverter to the source grid.
+
+        ``written``: The labels on the network's grid, where they were cleaned.
+        """
         try:
             crop = kept.crop(prepared.as_tensor(), prepared.affine.numpy())
             if crop is None:
                 return _Judgement(Verdict.not_assessed(TOO_LARGE) if self._trust else None)
-            real = None if self._judge is None else self._real(self._judge, prepared, crop)
+            real = None if self._judge is None else self._real(self._judge, prepared, crop, written)
             if self._trust is None:
                 return _Judgement(discriminator=real)
             found = self._trust.assess(crop)
@@ -235,10 +247,15 @@ class Predictor:
         percent = np.rint(np.clip(inverter.field(whole), 0.0, 1.0) * 100.0)
         return _Judgement(found.verdict, np.asarray(percent, dtype=np.uint8), real)
 
-    def _real(self, judge: DiscriminatorJudge, prepared: MetaTensor, crop: Crop) -> DiscriminatorVerdict | None:
+    def _real(
+        self, judge: DiscriminatorJudge, prepared: MetaTensor, crop: Crop, written: NDArray[np.uint8] | None
+    ) -> DiscriminatorVerdict | None:
         """What the discriminator takes the result for; the verdict does not depend on whether it can say."""
         try:
-            return judge.judge(prepared.as_tensor().float(), crop)
+            image = prepared.as_tensor().float()
+            if written is None:
+                return judge.judge(image, crop)
+            return judge.judge_labels(image, torch.from_numpy(written)[None])
         except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
             _log.warning("the discriminator failed with %s", type(error).__name__)
             return None

@@ -170,6 +170,8 @@ def _trust(bundle: Bundle) -> Iterator[Finding]:
         return
     if stated is not None and stated.weights_sha256 not in weights.values():
         yield Finding("block", CALIBRATION_NAME, "weights_sha256", "it belongs to other weights", why)
+    elif stated is not None and stated.cleaning != files.cleaning:
+        yield Finding("block", CALIBRATION_NAME, "cleaning", "it belongs to another cleaning of labels", why)
     unusable = list(files.unusable())
     for name, reason in unusable:
         yield Finding("block", name, "", f"it cannot be used: {reason}", why)

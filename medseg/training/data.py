@@ -209,9 +209,8 @@ def _label(manifest: Manifest, item: Item, part: Part) -> dict[str, Any]:
             label = raters[chosen]
         else:
             way = {RATERS_KEY: "majority" if chosen == "draw" and part == "validation" else chosen}
-    if all(
-        isinstance(entry, str) and object_kind(entry) is None for entry in (raters_of(label) or {"": label}).values()
-    ):
+    maps = [isinstance(one, str) and object_kind(one) is None for one in (raters_of(label) or {"": label}).values()]
+    if all(maps) and (not way or manifest.scheme.ignore is None):  # else: which value has no vote among raters
         return {"label": label, **way}
     content = {key: value for key in _OF_LABELS if (value := manifest.content.get(key)) is not None}
     ReadingRules.of(content)  # odd ones are told now, not in the middle of a training

@@ -8,7 +8,7 @@ conformal prediction: Dunn et al., JASA 118:2491, 2023). A poor regressor makes 
 speaks of cases from the population that it was calibrated on; another hospital needs its own calibration.
 
 A calibration is plain JSON: trees as lists of numbers, read and evaluated by this package alone. It names the SHA-256
-of the weights whose predictions it was fitted on, and is of no value for others.
+of the weights whose predictions it was fitted on and the cleaning of their labels, and is of no value for others.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class Calibration(StoredPart):
         "thresholds!": {"accept!": number(0.0, 1.0), "reject!": number(0.0, 1.0)},
         "structures!": [_STRUCTURE],
         "provenance": TEXT,
+        "cleaning": [TEXT],
     }
 
     features: tuple[str, ...]  # names of the features that it was fitted with
@@ -118,6 +119,7 @@ class Calibration(StoredPart):
     thresholds: Thresholds  # when to accept, review or reject
     structures: tuple[StructureCalibration, ...]  # one calibration per structure
     provenance: str = ""  # whose predictions it was fitted on, if not those of the weights themselves
+    cleaning: tuple[str, ...] = ()  # what was done to the labels of these predictions at the end, step by step
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -147,6 +149,7 @@ class Calibration(StoredPart):
             "thresholds": asdict(self.thresholds),
             "structures": structures,
             "provenance": self.provenance,
+            "cleaning": list(self.cleaning),
         }
 
     @classmethod
@@ -173,6 +176,7 @@ class Calibration(StoredPart):
             Thresholds(*(content["thresholds"][name] for name in ("accept", "reject"))),
             tuple(structures),
             content.get("provenance") or "",
+            tuple(content.get("cleaning") or ()),
         )
 
 

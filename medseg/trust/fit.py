@@ -111,6 +111,7 @@ def fit_trust(
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
     # few cases must not replace what many taught
     faults = None if keep or not again else _fault_classifier(again, cases, sha256)
+    calibration = replace(calibration, cleaning=files.cleaning)
     write_trust(bundle, error_net, statistics, calibration, faults)
     return calibration
 

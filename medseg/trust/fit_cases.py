@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,27 @@ class TrustCase:
         Results of one patient are never on both sides of a fold.
     fault
         What was done to the image or to the result; None for the network's own result on an untouched image.
+    measured
+        Dice by label of what is written in the end, where labels are cleaned; None: that of the probabilities' labels.
     """
 
     crop: Crop
     reference: NDArray[np.uint8]
     patient: str
     fault: str | None = None
+    measured: Mapping[int, float | None] | None = None
 
     def dice(self, label: int) -> float | None:
         """Dice of one structure; None where neither mask has it."""
-        mask, truth = self.crop.probabilities.numpy().argmax(0) == label, self.reference == label
-        total = int(mask.sum()) + int(truth.sum())
-        return 2.0 * int((mask & truth).sum()) / total if total else None
+        if self.measured is not None:
+            return self.measured[label]
+        return dice_of(self.crop.probabilities.numpy().argmax(0) == label, self.reference == label)
+
+
+def dice_of(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float | None:
+    """Dice of two masks of one shape; None where both are empty."""
+    total = int(mask.sum()) + int(truth.sum())
+    return 2.0 * int((mask & truth).sum()) / total if total else None
 
 
 @dataclass(frozen=True)

@@ -204,4 +204,4 @@ def with_mask_faults(case: TrustCase, rng: np.random.Generator, count: int) -> I
     for name in rng.choice(sorted(MASK_FAULTS), min(count, len(MASK_FAULTS)), replace=False):
         changed = MASK_FAULTS[str(name)](case.crop.probabilities.numpy(), rng)
         probabilities = torch.from_numpy(np.asarray(changed, dtype=np.float32))
-        yield replace(case, crop=replace(case.crop, probabilities=probabilities), fault=str(name))
+        yield replace(case, crop=replace(case.crop, probabilities=probabilities), fault=str(name), measured=None)

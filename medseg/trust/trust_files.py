@@ -1,16 +1,21 @@
-"""What a bundle keeps under ``trust/``: every file is opened once, and checked once against the bundle's weights."""
+"""What a bundle keeps under ``trust/``: every file is opened once, and checked once against the bundle.
+
+Everything belongs to one set of weights. The calibration alone speaks of results as they are written, and so belongs to
+one way of cleaning their labels, too; the other parts see what the network says before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import config_file
-from medseg.errors import BundleError, OtherWeights
+from medseg.bundle.config import config_file, spelled_out, steps, target_of
+from medseg.errors import BundleError, OtherCleaning, OtherWeights
 from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration
 from medseg.trust.fault_classifier import FaultClassifier
@@ -25,6 +30,8 @@ ERROR_NET_NAME = "trust/critic.safetensors"
 STATISTICS_NAME = "trust/reference.json"
 FAULT_CLASSIFIER_NAME = "trust/case_class.json"
 
+_CLEANERS = ("FillHoles", "RemoveSmallObjects", "KeepLargestConnectedComponent", "LabelFilter")
+"""What MONAI's transforms are called that change labels once they are made."""
 _FEW = 5
 _Part = TypeVar("_Part")
 
@@ -34,8 +41,9 @@ class TrustState:
     """Whether results come with a verdict, and by what."""
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
-    """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights; ``"damaged"``: it cannot be
-    used; ``"off"``: not asked for. Only ``"ready"`` gives verdicts."""
+    """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights, or to
+    another cleaning of labels; ``"damaged"``: it cannot be used; ``"off"``: not asked for. Only ``"ready"`` gives
+    verdicts."""
     message: str = ""  # why not, and what to do
     calibration: Calibration | None = None  # coverage, thresholds, what it was fitted on, if it can be read
 
@@ -90,6 +98,17 @@ class TrustFiles:
         return {name: sha256_file(folder / name) for name in names}
 
     @cached_property
+    def cleaning(self) -> tuple[str, ...]:
+        """What the bundle does to labels once they are made, as :attr:`Calibration.cleaning` states it."""
+        if config_file(self.bundle.path, "inference") is None or (place := self.bundle.pipeline.postprocessing) is None:
+            return ()
+        config = self.bundle.inference
+        found = [step for step in steps(config, place) if target_of(step).startswith(_CLEANERS)]
+        return tuple(
+            _as_text(target_of(step), spelled_out(config, step, ("_target_", "_disabled_", "keys"))) for step in found
+        )
+
+    @cached_property
     def stated_calibration(self) -> Calibration | None:
         """The calibration, whatever weights it belongs to; a ``BundleError`` if it is not of this bundle's labels."""
         path = self.bundle.path / CALIBRATION_NAME
@@ -107,7 +126,14 @@ class TrustFiles:
     def calibration(self) -> Calibration | None:
         """From features to Dice."""
         if (stated := self.stated_calibration) is not None:
-            check_weights(self.bundle.path / CALIBRATION_NAME, stated.weights_sha256, self.weights.values())
+            path = self.bundle.path / CALIBRATION_NAME
+            check_weights(path, stated.weights_sha256, self.weights.values())
+            if stated.cleaning != self.cleaning:
+                was, now = (_few(cleaning, 200) for cleaning in (stated.cleaning, self.cleaning))
+                raise OtherCleaning(
+                    f"{path} was fitted on labels with the cleaning: {was}; the bundle has now: {now}. Label anew and"
+                    " fit it again: medseg infer, medseg trust fit; or set the cleaning back: medseg bundle clean"
+                )
         return stated
 
     @cached_property
@@ -189,16 +215,21 @@ class TrustFiles:
                 raise reason
             assert stated is not None
             self._check_features(stated)
-        except OtherWeights as error:
+        except (OtherWeights, OtherCleaning) as error:
             return TrustState("stale", str(error), stated)
         except BundleError as error:
             return TrustState("damaged", str(error), stated)
         return TrustState("ready", "", stated)
 
 
-def _few(values: Sequence[object]) -> str:
-    """Some of many values, in a message."""
-    shown = [str(value)[:40] for value in values[:_FEW]]
+def _as_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A step of a config in one line, the same for the same step."""
+    return f"{name}({', '.join(f'{key}={json.dumps(value)}' for key, value in sorted(arguments.items()))})"
+
+
+def _few(values: Sequence[object], most: int = 40) -> str:
+    """Some of many values, in a message; ``most`` characters of each."""
+    shown = [str(value)[:most] for value in values[:_FEW]]
     return ", ".join(shown + (["…"] if len(values) > _FEW else [])) or "none"
 
 

@@ -22,16 +22,16 @@ from medseg.evaluation.pairing import collect as collect_references
 from medseg.evaluation.scoring import along
 from medseg.inference.cases import InputCase, LoadedCase, collect, load
 from medseg.inference.config import channels_of
+from medseg.inference.interpolation import nearest_labels
 from medseg.inference.roi import IndexBox, parse_region
 from medseg.labels import ImageGrid, LabelScheme, read_label, read_label_map
 from medseg.results import RunReport
 from medseg.trust.crop import ProbabilityCrop, spacing_mm_of
-from medseg.trust.fit_cases import TrainingCase, TrustCase
+from medseg.trust.fit_cases import TrainingCase, TrustCase, dice_of
 from medseg.trust.synthetic_faults import with_image_faults, with_mask_faults
+from medseg.trust.trust_files import TrustFiles
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
     from medseg.inference.predictor import Prediction, Predictor
     from medseg.inference.preprocess import Case
 
@@ -70,7 +70,7 @@ class CorrectedCases:
 
     def __post_init__(self) -> None:
         run = RunReport.read(self.folder)
-        self._options = run.options
+        self._options, self._cleans = run.options, bool(TrustFiles(self.predictor.bundle).cleaning)
         found = collect_references(self.references, "references").files
         named = {file.alias: file for file in found.values() if file.alias}  # objects whose series the run did not know
         self._references = {**named, **found}
@@ -128,11 +128,16 @@ class CorrectedCases:
         kept = ProbabilityCrop(self.predictor.config.post.decoding)
         prediction = self.predictor.predict(case, watch=lambda chunk: kept.add(chunk.start, chunk.scores))
         assert prediction.prepared is not None
-        reference = _nearest(labels, case["image"], prediction.prepared)
+        reference = nearest_labels(labels, case["image"], prediction.prepared)
         crop = kept.crop(prediction.prepared.as_tensor(), prediction.prepared.affine.numpy(), include=reference > 0)
         if crop is None:
             raise CaseFailed("its structures are too large to be judged")
-        return prediction, TrustCase(crop, np.ascontiguousarray(reference[crop.slices]), patient)
+        measured = None
+        if self._cleans:  # what is written is no longer what the probabilities say
+            written = prediction.label_map
+            measured = {label: dice_of(written == label, labels == label) for label in self.predictor.bundle.labels}
+        own = TrustCase(crop, np.ascontiguousarray(reference[crop.slices]), patient, measured=measured)
+        return prediction, own
 
     def _check_same(self, case_id: str, labels: NDArray[Any], box: IndexBox | None) -> None:
         path = self.folder / f"{case_id}_seg.nii.gz"
@@ -143,8 +148,8 @@ class CorrectedCases:
         either = int(np.count_nonzero((old > 0) | (labels > 0)))
         if either and np.count_nonzero(old != labels) > max((1.0 - _SAME) * either, 3):
             raise CaseFailed(
-                "the network does not give the label map in the folder again: other weights or options made it, or it"
-                " was corrected in place; run medseg infer again and keep corrected masks in a folder of their own"
+                "the network does not give the label map in the folder again: other weights, options or cleaning made"
+                " it, or it was corrected in place; run medseg infer again, with corrected masks in another folder"
             )
 
 
@@ -172,7 +177,7 @@ class TrainingCases(Sequence[TrainingCase]):
         loaded = load(self._cases[index])
         labels = _labels_of(self._labels[loaded.case.case_id], loaded, self._predictor)
         prepared = self._predictor.prepare(loaded.images)
-        reference = _nearest(labels, loaded.images["image"], prepared)
+        reference = nearest_labels(labels, loaded.images["image"], prepared)
         return TrainingCase(prepared.as_tensor().float(), reference, spacing_mm_of(prepared.affine.numpy()))
 
 
@@ -191,15 +196,3 @@ def _labels_of(file: CaseFile, loaded: LoadedCase, predictor: Predictor) -> NDAr
     if not grid.matches(image):
         raise Refusal("geometry-mismatch", f"{file.path.name}, on another grid than the image, {grid.mismatch(image)}")
     return np.asarray(labels, dtype=np.uint8)
-
-
-def _nearest(labels: NDArray[np.uint8], source: MetaTensor, prepared: MetaTensor) -> NDArray[np.uint8]:
-    """Labels on the network's grid: those of the nearest voxel, background outside the source grid."""
-    from scipy.ndimage import affine_transform
-
-    affines = [np.asarray(image.affine, dtype=np.float64) for image in (source, prepared)]
-    matrix = np.linalg.solve(affines[0], affines[1])
-    shape = tuple(prepared.shape[1:])
-    # "constant" would take a voxel that lies a rounding error outside for background, "grid-constant" does not
-    moved = affine_transform(labels, matrix, output_shape=shape, order=0, mode="grid-constant", cval=0)
-    return np.asarray(moved, dtype=np.uint8)

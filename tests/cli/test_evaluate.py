@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from medseg.cli._console import PlainConsole
+from medseg.cli._evaluation_tables import show_evaluation
 from medseg.cli.main import app, load_commands
+from medseg.evaluation import Definitions, Options, evaluate_folders
 from tests.evaluation.label_folders import AFFINE, LABELS, reference_map, two_folders, write_labels, write_maps
 
 load_commands()
@@ -36,6 +41,30 @@ def test_tables_name_what_was_missed_and_the_worst_cases(folders: tuple[Path, Pa
     assert worst.rstrip().endswith("missed")
     assert (tmp_path / "out" / "metrics.csv").is_file()
     assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_nothing_is_cut_on_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """Lesions, raters with long names, a structure with a long one."""
+    reference, long = np.zeros((12, 12, 12), np.uint8), "left_lower_pulmonary_lobe_with_a_long_name"
+    reference[2:6, 2:6, 2:6], reference[8:11, 8:11, 8:11] = 1, 2
+    case = "patient-with-a-long-identifier_portal-venous"
+    shifted = np.roll(reference, 1, 0)
+    write_maps(tmp_path / "pred", {"case_seg.nii.gz": shifted})
+    write_maps(tmp_path, {"a.nii.gz": reference, "b.nii.gz": shifted})
+    raters = [{"rater": "Dr Katharina Musterfrau", "label": "a.nii.gz"}, {"rater": "B", "label": "b.nii.gz"}]
+    item = {"image": "a.nii.gz", "label": raters, "case_id": "case"}
+    content = {"labels": {"background": 0, "liver": 1, long: 2}, "training": [item]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    lesions = Options(definitions=Definitions(lesion_iou=0.5))
+    result = evaluate_folders(tmp_path / "pred", tmp_path / "datalist.json", tmp_path / "out", options=lesions)
+    renamed = [replace(row, case_id=case) for row in result.results]
+    console = PlainConsole(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    show_evaluation(console, replace(result, results=renamed))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert "\N{REPLACEMENT CHARACTER}" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "prediction Dr Katharina Musterfrau 0.750" in " ".join(shown.split())
 
 
 def test_json_is_one_object_on_stdout(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.cli import manifest
+from medseg.cli._console import PlainConsole
 from medseg.cli.main import app
 from medseg.ingest import save_nifti
 from tests.manifests.conftest import AFFINE, label_of, write_case
@@ -55,6 +57,26 @@ def test_the_audit_blocks_what_must_not_be_trained_on(dataset: Path, tmp_path: P
     content = json.loads(result.stdout)
     assert content["blocks_training"] is True
     assert {"geometry-mismatch", "checksum-mismatch"} <= {finding["code"] for finding in content["findings"]}
+
+
+def test_findings_are_whole_on_a_terminal_of_80_columns(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "d.json"
+    assert run("create", "--images", dataset / "imagesTr", "--labels", dataset / "labelsTr", "-o", file)[0] == 0
+    content = json.loads(file.read_text())
+    content["training"][0]["image"] = f"gone/{'very-' * 12}long.nii.gz"
+    file.write_text(json.dumps(content))
+    console = PlainConsole(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    monkeypatch.setattr(manifest, "terminal", lambda: console)
+    run("audit", file)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in said.splitlines()]
+    assert any(line.startswith("error missing-file:") for line in lines), said
+    assert "  → restore the file, or give the right --dataset-dir" in lines
+    assert "\N{REPLACEMENT CHARACTER}" not in said
+    assert "…" not in said
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_split_can_be_written_elsewhere(dataset: Path, tmp_path: Path) -> None:

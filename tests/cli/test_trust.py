@@ -82,6 +82,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, twelve images through it, and corrected masks that differ from its results."""
     root = tmp_path_factory.mktemp("hospital")
     bundle = write_bundle(root / "bundle", Design(transforms=ORIENTED))
+    assert _medseg("bundle", "clean", bundle, "--fill-holes", "large").exit_code == 0
     rng = np.random.default_rng(0)
     for number in range(12):
         intensity = blobs((20, 16, 12), number)
@@ -103,6 +104,8 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     assert (told["n_cases"], told["n_patients"], told["before"], told["skipped"]) == (12, 12, None, [])
     assert all(structure["bounded"] for structure in told["structures"])
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
+    bound = json.loads((bundle / "trust" / "calibration.json").read_text())["cleaning"]
+    assert bound == ["FillHolesd(applied_labels=[2])"]
 
     judged = _medseg("infer", bundle, hospital / "images", "-o", hospital / "judged", "--windows", "bundle", "--json")
     assert judged.exit_code == ExitCode.DONE, judged.output
@@ -147,3 +150,34 @@ def test_info_and_verify_tell_a_calibration_of_other_weights(tmp_path: Path) -> 
     assert "Trust: stale" in _medseg("bundle", "verify", bundle).stdout
     (bundle / "trust" / "calibration.json").write_text("{}")
     assert "Trust: damaged" in _medseg("bundle", "verify", bundle).stdout
+
+
+def test_no_verdict_on_labels_that_are_cleaned_otherwise(hospital: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="MONAI's cleaning needs scikit-image")
+    bundle = write_bundle(tmp_path / "bundle", Design(transforms=ORIENTED))
+    calibration = calibrate(bundle)
+    content = json.loads(calibration.read_text())
+    assert content.pop("cleaning") == []
+    calibration.write_text(json.dumps(content))  # as an older version wrote it
+    assert trust_state(Bundle.open(bundle)).state == "ready"
+
+    cleaned = _medseg("bundle", "clean", bundle, "--keep-largest", "large", "--json")
+    told = json.loads(cleaned.stdout)["trust"]
+    assert told["state"] == trust_state(Bundle.open(bundle)).state == "stale"
+    assert (
+        "fitted on labels with the cleaning: none; the bundle has now: KeepLargestConnectedComponentd("
+        in (told["message"])
+    )
+    assert "applied_labels=[2]" in told["message"]
+    assert "medseg trust fit" in told["message"]
+    assert "no more verdicts" in _medseg("bundle", "clean", bundle, "--keep-largest", "small").stdout
+    found = [finding for finding in verify(bundle) if finding.file == "trust/calibration.json"]
+    assert [(finding.severity, finding.place) for finding in found] == [("block", "cleaning")]
+    image = hospital / "images" / "case0.nii.gz"
+    run = json.loads(_medseg("infer", bundle, image, "-o", tmp_path / "out", "--windows", "bundle", "--json").stdout)
+    assert run["trust"]["state"] == "stale"
+    assert run["cases"][0]["trust"] is None
+    _medseg("bundle", "clean", bundle)
+    assert trust_state(Bundle.open(bundle)).state == "ready", "it is set back"
+    calibration.unlink()
+    assert json.loads(_medseg("bundle", "clean", bundle, "--json").stdout)["trust"]["state"] == "none"

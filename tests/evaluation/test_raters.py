@@ -69,3 +69,17 @@ def test_an_unknown_rater_is_refused(tmp_path: Path) -> None:
     prediction, datalist = three_raters(tmp_path, "Z")
     with pytest.raises(UsageError, match="expected one of draw, majority, staple, A, B, C"):
         evaluate_folders(prediction, datalist, tmp_path / "scores")
+
+
+def test_what_a_rater_did_not_judge_is_no_disagreement(tmp_path: Path) -> None:
+    """B leaves the last slice of A's organ out, A draws it: on what both judged they are equal."""
+    prediction, datalist = three_raters(tmp_path, "majority")
+    labels = np.zeros((12, 10, 10), np.uint8)
+    labels[2:7, 2:8, 2:8], labels[7, 2:8, 2:8] = 1, 9
+    write_maps(tmp_path / "ref", {"b.nii.gz": labels})
+    content = json.loads(datalist.read_text())
+    datalist.write_text(json.dumps({**content, "labels": {"organ": 1, "background": 0, "ignore": 9}}))
+    evaluate_folders(prediction, datalist, tmp_path / "scores")
+    rows = {(row["compared"], row["with"]): row for row in read_table(tmp_path / "scores" / "raters.csv").rows}
+    assert float(rows["B", "A"]["dice"]) == float(rows["prediction", "B"]["dice"]) == 1.0
+    assert float(rows["C", "B"]["dice"]) == pytest.approx(dice(6, 5))

@@ -21,6 +21,7 @@ from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
 from medseg.networks import ConditionalPatchDiscriminator
+from medseg.planning import Cleaning, set_cleaning
 from medseg.results import RunReport, write_worklist
 from medseg.results.verdict import DiscriminatorVerdict
 from medseg.trust.discriminator import DiscriminatorJudge
@@ -314,6 +315,18 @@ def test_an_accepted_discriminator_judges_every_case_with_and_without_trust(
     alone = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "alone")
     assert alone.cases[0].trust is None
     assert alone.cases[0].discriminator == report.case("sound").discriminator  # type: ignore[union-attr]
+
+
+def test_a_discriminator_judges_labels_as_they_are_cleaned(judged: Path, images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="MONAI's cleaning needs scikit-image")
+    _with_discriminator(judged)
+    (judged / "trust" / "calibration.json").unlink()
+    set_cleaning(Bundle.open(judged), Cleaning(smallest_ml=1e5))  # nothing is as large
+    report = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out")
+    found = report.cases[0].discriminator
+    assert found is not None
+    assert report.discriminator["state"] == "accepted", "its record is of references: it holds"
+    assert [one.share for one in found.structures] == [None, None]
 
 
 def test_a_discriminator_that_has_not_passed_judges_nothing_and_the_run_says_why(

@@ -152,6 +152,21 @@ def test_the_datalist_says_whose_label_counts(tmp_path: Path, way: str, both: bo
     assert all((2 in data[Draw(number, 0)]["label"]) == both for number in range(4))
 
 
+@pytest.mark.parametrize("way", ["majority", "staple", "draw"])
+def test_a_rater_who_did_not_judge_a_voxel_has_no_vote_there(tmp_path: Path, way: str) -> None:
+    """9 is `ignore`: two of three leave the third voxel out, and the one who judged it says background."""
+    said = {"A": [9, 9, 9, 1], "B": [1, 9, 0, 1], "C": [1, 9, 9, 9]}
+    for name, values in said.items():
+        labels = np.array(values, np.uint8).reshape(1, 2, 2)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    raters = [{"rater": name, "label": f"{name}.nii.gz"} for name in said]
+    item = {"image": "A.nii.gz", "label": raters, "fold": 0}
+    content = {"labels": {"background": 0, "organ": 1, "ignore": 9}, "raters": way, "training": [item]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    [case] = fold_items(tmp_path / "datalist.json", None, 0, "validation")
+    assert LoadLabeld("label", None)(case)["label"].flatten().tolist() == [1, 9, 0, 1]
+
+
 def test_an_unknown_rater_is_refused_and_so_is_a_bundle_that_cannot_choose(tmp_path: Path) -> None:
     datalist = two_raters(tmp_path)
     content = json.loads(datalist.read_text())

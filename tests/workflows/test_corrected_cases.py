@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from medseg.bundle import Bundle
 from medseg.errors import Refusal, UsageError
 from medseg.geometry import Geometry, lps_to_ras
 from medseg.inference import Options, Predictor, run_batch
+from medseg.planning import Cleaning, set_cleaning
 from medseg.trust.fit_cases import CaseCache, TrustCase
 from medseg.workflows.corrected_cases import CorrectedCases, TrainingCases
 from tests.inference.bundles import ORIENTED, RESAMPLED, Design, write_bundle
@@ -64,6 +67,19 @@ def test_dice_is_that_between_the_folder_and_the_corrected_mask(ran: Path) -> No
         assert case.patient == case_id
         assert sorted(case.crop.spacing_mm) == pytest.approx([1.1, 1.4, 2.6], abs=1e-5)
     assert not cases.skipped
+
+
+def test_where_labels_are_cleaned_dice_is_that_of_what_is_written(ran: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="MONAI's cleaning needs scikit-image")
+    shutil.copytree(ran / "bundle", tmp_path / "bundle")
+    set_cleaning(Bundle.open(tmp_path / "bundle"), Cleaning(smallest_ml=1e5))  # nothing is as large
+    run_batch(tmp_path / "bundle", [ran / "images" / "case1.nii.gz"], tmp_path / "out", Options(windows="bundle"))
+    assert not load(tmp_path / "out" / "case1_seg.nii.gz")[0].any()
+    results = list(CorrectedCases(Predictor(tmp_path / "bundle", "cpu", "fp32"), tmp_path / "out", ran / "masks"))
+    own, moved = results[0], next(case for case in results if case.fault is not None)
+    assert (own.dice(1), own.dice(2)) == (0.0, 0.0)
+    assert (replace(own, measured=None).dice(1) or 0.0) > 0.8, "what the network says is what it was"
+    assert moved.measured is None, "a fault that was put into the labels is judged as it is"
 
 
 def test_corrected_masks_may_be_segmentations(ran: Path, tmp_path: Path) -> None:
