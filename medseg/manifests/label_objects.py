@@ -101,7 +101,12 @@ def _made(kind: str) -> tuple[str, str]:
 
 
 def _names(data: Dataset) -> tuple[str, ...]:
-    segments = [str(one.get("SegmentLabel", "")) for one in data.get("SegmentSequence") or ()]
+    background = (0, data.get("PixelPaddingValue"))  # numbers of what is no structure; only a LABELMAP has them
+    segments = [
+        str(one.get("SegmentLabel", ""))
+        for one in data.get("SegmentSequence") or ()
+        if one.get("SegmentNumber") not in background
+    ]
     names = segments or [str(one.get("ROIName", "")) for one in data.get("StructureSetROISequence") or ()]
     return tuple(name.strip() for name in names if name.strip())
 

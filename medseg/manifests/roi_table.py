@@ -16,11 +16,12 @@ from typing import Any, Literal
 from medseg.errors import UndecidedNames, UsageError
 from medseg.files import write_text
 from medseg.labels.rules import ROI_MAPPING_KEY
+from medseg.labels.rules import plain_name as plain
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
 from medseg.manifests.label_objects import is_object, names_in, volumes_of
 from medseg.manifests.manifest import Manifest
-from medseg.manifests.roi_names import FoundName, Proposal, plain, propose
+from medseg.manifests.roi_names import FoundName, Proposal, propose
 from medseg.tables import read_table, table_text
 
 COLUMNS = ("name", "cases", "volume_ml", "structure", "why")
