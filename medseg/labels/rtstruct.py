@@ -4,8 +4,8 @@
 of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or, whether
 they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR: what lies in an odd number of them is inside. The rule for a pixel is
 that of :mod:`medseg.labels.rasterise`. Points, open contours and closed ones of fewer than three points hold nothing
-and are left out with a note. A gap between two contoured slices is missing where the two lie over each other, or where only
-every second (third, …) slice has contours: it is refused, filled or left empty as asked
+and are left out with a note. A gap between two contoured slices is missing where the two lie over each other, or where
+only every second (third, …) slice has contours: it is refused, filled or left empty as asked
 (:class:`~medseg.labels.rules.ReadingRules`). What looks odd and may be meant is noted: one of several parts that lacks
 a slice, a hole that leaves hardly anything, contours that hold no voxel's centre.
 """
@@ -273,7 +273,7 @@ def _bridge(masks: dict[int, NDArray[np.bool_]], where: str, work: _Work, axis: 
     gaps = [(a, b) for a, b in apart if regular or (masks[a] & masks[b]).any()]
     missing = sum(b - a - 1 for a, b in gaps)
     if not gaps:
-        return _lacking(masks, drawn, where)
+        return [] if work.rules.missing_slices == "empty" else _lacking(masks, drawn, where)
     if work.rules.missing_slices == "empty":
         return [f"{where}: {missing} slices between contours were left empty on request"]
     if work.rules.missing_slices == "refuse":

@@ -20,8 +20,44 @@ _FAR = "no structure is near: left out unless one is filled in"
 _TYPING_ERROR = "a letter or two away from"
 _SHORTEST_GUESS = 4
 _SIDES = {
-    **dict.fromkeys(("left", "l", "lt", "li", "links", "linke", "linker", "gauche", "sinistra", "izquierda"), "left"),
-    **dict.fromkeys(("right", "r", "rt", "re", "rechts", "rechte", "rechter", "droite", "destra", "derecha"), "right"),
+    **dict.fromkeys(
+        (
+            "left",
+            "l",
+            "lt",
+            "li",
+            "links",
+            "linke",
+            "linker",
+            "gauche",
+            "sinistra",
+            "izquierda",
+            "sx",
+            "sin",
+            "izq",
+            "esquerdo",
+        ),
+        "left",
+    ),
+    **dict.fromkeys(
+        (
+            "right",
+            "r",
+            "rt",
+            "re",
+            "rechts",
+            "rechte",
+            "rechter",
+            "droite",
+            "destra",
+            "derecha",
+            "dx",
+            "dext",
+            "dcha",
+            "direito",
+        ),
+        "right",
+    ),
 }
 _ADDITIONS = frozenset(
     ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
