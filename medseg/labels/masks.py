@@ -50,7 +50,7 @@ def read_masks(
     where = "the label of one file per structure"
     named = structures_by_name(files, scheme, rules, where)
     canvas: Canvas | None = None
-    notes: list[str] = []
+    notes = _spellings(files, where)
     grid = image
     for name, structure in named.items():
         if structure is None:
@@ -70,6 +70,12 @@ def read_masks(
         raise Refusal("unmapped-structure", f"{where} leaves all of {listed(list(files))} out; name one structure")
     array, more = canvas.labels()
     return Painted(array, grid.geometry, (*notes, *more))
+
+
+def _spellings(files: Mapping[str, str | os.PathLike[str]], where: str) -> list[str]:
+    """A note where two files are called as one structure: which of them is meant may be another question."""
+    twice = [name for name in files if sum(plain_name(other) == plain_name(name) for other in files) > 1]
+    return [f"{where}: {listed(twice)} are one structure and were joined"] * bool(twice)
 
 
 def _mask(

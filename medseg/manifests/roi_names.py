@@ -33,7 +33,6 @@ _SIDES = {
             "sinistra",
             "izquierda",
             "sx",
-            "sin",
             "izq",
             "esquerdo",
         ),
