@@ -105,7 +105,7 @@ def test_frames_on_every_second_slice_are_a_grid_of_their_own(larger: Series, tm
     np.testing.assert_array_equal(read(dataset, tmp_path / "s", larger.folder).array, mask)
     measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.SpacingBetweenSlices = 5.0
-    with pytest.raises(Refusal, match="5 mm apart, the grid's are 2.5") as refusal:
+    with pytest.raises(Refusal, match=r"5 mm apart, the grid's are 2\.5") as refusal:
         read(dataset, tmp_path / "s", larger.folder)
     assert refusal.value.code == "geometry-mismatch"
     taken = read(dataset, tmp_path / "s", larger.folder, ReadingRules(missing_slices="empty"))
