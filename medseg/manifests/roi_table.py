@@ -19,7 +19,7 @@ from medseg.labels.rules import ROI_MAPPING_KEY
 from medseg.labels.rules import plain_name as plain
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
-from medseg.manifests.label_objects import is_object, names_in, volumes_of
+from medseg.manifests.label_objects import is_object, names_in, object_in, volumes_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_names import FoundName, Proposal, propose
 from medseg.tables import read_table, table_text
@@ -115,6 +115,12 @@ def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
     return names
 
 
+def _empty_of(manifest: Manifest, item: Item) -> set[str]:
+    """Names in an item's structure sets that nobody drew: no sign that somebody looked."""
+    files = [entry for entry in entries_of(manifest.label_entry(item)).values() if not isinstance(entry, Mapping)]
+    return {name for file in files if is_object(file) for name in object_in(file).empty}
+
+
 def _decided(found: Sequence[FoundName], masks: set[str], choices: NameChoices) -> dict[str, str] | None:
     """Structure by plain name, empty for what is left out; ``None`` if a person has to say more."""
     merged = {plain(name): structure for structure, names in choices.merges.items() for name in names}
@@ -183,7 +189,7 @@ def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequenc
         if not item.get("label"):
             return {}
         names = _names_of(manifest, item)
-        there = {mapping[plain(name)] for name in names}
+        there = {mapping[plain(name)] for name in names.keys() - _empty_of(manifest, item)}
         for name, is_mask in names.items():
             structure = mapping[plain(name)]
             if plain(structure) != plain(name) and (structure or not is_mask):

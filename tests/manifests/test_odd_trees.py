@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 
 from medseg.errors import UndecidedNames, UsageError
 from medseg.ingest import save_nifti
 from medseg.manifests import create
 from medseg.manifests.roi_table import read_roi_table
 from tests.manifests.conftest import AFFINE, image_of
+from tests.manifests.hospital import rtstruct, series
 from tests.manifests.test_structures import mask
 
 FLAT: dict[str, Any] = {
@@ -81,3 +83,15 @@ def test_sides_in_italian_are_never_crossed(tmp_path: Path) -> None:
         create(tmp_path, structures=["femoral_head_dx", "Foie"], **FLAT)
     meant = {one.name: one.structure for one in undecided.value.proposals}
     assert (meant["femoral_head_dx"], meant["femoralhead_sx"]) == ("femoral_head_dx", "")
+
+
+def test_an_roi_that_nobody_drew_was_not_looked_for(tmp_path: Path) -> None:
+    for number in (1, 2):
+        slices = series(tmp_path / f"P{number}" / "ct", f"1.2.{number}", f"P{number}")
+        path = rtstruct(tmp_path / f"P{number}" / "rs.dcm", slices, ["liver", "spleen"])
+    data = dcmread(path)
+    data.ROIContourSequence[1].ContourSequence = []
+    data.save_as(path)
+    made = create(tmp_path, missing="unknown", checksums=False)
+    annotated = {item["label"]: item["annotated"] for item in made.training}
+    assert annotated == {"P1/rs.dcm": ["liver", "spleen"], "P2/rs.dcm": ["liver"]}
