@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
+from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules, plain_name
 from medseg.labels.scheme import LabelScheme, listed
 from medseg.resources import check_volume_size
 
@@ -40,15 +40,15 @@ def structures_by_name(names: Iterable[str], scheme: LabelScheme, rules: Reading
     Refusal
         ``unmapped-structure`` if a name is in neither, with the names there are.
     """
-    declared = _declared(scheme)
-    mapped = {_plain(name): target for name, target in rules.names.items()}
+    declared = _declared(scheme, where)
+    mapped = {plain_name(name): target for name, target in rules.names.items()}
     found: dict[str, Structure | None] = {}
     unknown = []
     for name in dict.fromkeys(names):
-        target = mapped.get(_plain(name), name)
+        target = mapped.get(plain_name(name), name)
         if target is None:
             found[name] = None
-        elif (structure := declared.get(_plain(target))) is not None:
+        elif (structure := declared.get(plain_name(target))) is not None:
             found[name] = structure
         else:
             unknown.append(name if target == name else f"{name} (mapped to {target})")
@@ -63,14 +63,20 @@ def structures_by_name(names: Iterable[str], scheme: LabelScheme, rules: Reading
     )
 
 
-def _declared(scheme: LabelScheme) -> dict[str, Structure]:
+def _declared(scheme: LabelScheme, where: str) -> dict[str, Structure]:
     if scheme.regions:
-        return {_plain(name): Structure(name, 1 << bit) for bit, name in enumerate(scheme.regions)}
-    return {_plain(name): Structure(name, value) for value, name in scheme.values.items() if value != 0}
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.split()).casefold()
+        found = [Structure(name, 1 << bit) for bit, name in enumerate(scheme.regions)]
+    else:
+        found = [Structure(name, value) for value, name in scheme.values.items() if value != 0]
+    declared = {plain_name(one.name): one for one in found}
+    for one in found:
+        if declared[plain_name(one.name)] != one:
+            raise Refusal(
+                "unmapped-structure",
+                f"{where} names its structures, and the datalist declares {one.name!r} for two values; give each value "
+                "a name of its own under `labels` (capitals do not count)",
+            )
+    return declared
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def open_labels(header: Header, name: str) -> LabelObject:
 def names_in(found: LabelObject) -> list[str]:
     """What the object calls its structures: segment labels or ROI names, each once."""
     if isinstance(found, SegObject):
-        return list(dict.fromkeys(label for number, label in found.segments.items() if number))
+        return list(dict.fromkeys(found.structures.values()))
     return list(dict.fromkeys(roi.name for roi in found.rois))
 
 

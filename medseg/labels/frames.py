@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -58,6 +60,27 @@ class GridPlaces:
             if off > TOLERANCE_VOXELS:
                 return f"lies {off:.2g} of a voxel beside the voxels of the grid {self._geometry.describe()}"
         return ""
+
+    def origin(self, frame: FramePlace) -> tuple[int, ...]:
+        """The voxel in which a frame's first pixel lies."""
+        return tuple(np.rint(self._index(frame)[0]).astype(int).tolist())
+
+    def sparse(self, frames: Sequence[FramePlace], spacing_mm: float | None, thickness_mm: float | None) -> str:
+        """Why frames that are slices of the grid were drawn on fewer slices than it has; empty if they were not.
+
+        ``spacing_mm``, ``thickness_mm``: The distance and thickness of slices that the object states. Slices without a
+        frame are empty, unless the distance says that frames were thicker, or it is not stated and every second (third,
+        …) slice has one.
+        """
+        across = int(np.argmin(np.abs(self._index(frames[0])[1]).sum(axis=0)))
+        places = sorted({self.origin(frame)[across] for frame in frames})
+        every = math.gcd(*(after - before for before, after in pairwise(places)))
+        step = self._geometry.spacing_mm[across]
+        stated = spacing_mm or thickness_mm
+        if every == 1 or (not spacing_mm and len(places) < 3) or (stated and stated < 1.5 * step):
+            return ""
+        found = f"{spacing_mm:.3g} mm apart" if spacing_mm else f"on every {every}. slice alone"
+        return f"has slices {found}, the grid's are {step:.3g} mm apart ({self._geometry.describe()})"
 
     def view(self, volume: NDArray[Any], frame: FramePlace) -> tuple[NDArray[Any], tuple[slice, slice]] | None:
         """The part of ``volume`` that a frame shows, as (row, column), and which part of the frame that is.

@@ -1,14 +1,14 @@
 """One file per structure as one label map.
 
 **Rules.** A mask file holds one value besides 0, whatever it is: where it is, the structure is. All masks lie on one
-grid. A DICOM object with one structure is that structure's, whatever it is called; of one with several the structure of
-the same name is taken.
+grid. A DICOM object with one structure is that structure's, whatever it is called, unless its name means another
+declared one; of an object with several the structure of the same name is taken.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from medseg.labels.dicom_labels import LabelObject, names_in, open_labels, read_
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.label_map import LabelMap, read_label_map
-from medseg.labels.rules import ReadingRules
+from medseg.labels.rules import ReadingRules, plain_name
 from medseg.labels.scheme import LabelScheme, listed
 
 _ONE = LabelScheme({1: "structure"})
@@ -50,12 +50,12 @@ def read_masks(
     where = "the label of one file per structure"
     named = structures_by_name(files, scheme, rules, where)
     canvas: Canvas | None = None
-    notes: list[str] = []
+    notes = _spellings(files, where)
     grid = image
     for name, structure in named.items():
         if structure is None:
             continue
-        mask, geometry, more = _mask(Path(files[name]), name, structure, rules, grid)
+        mask, geometry, more = _mask(Path(files[name]), name, structure, scheme, rules, grid)
         grid = grid or ImageGrid(geometry)
         canvas = canvas or Canvas(geometry.shape, scheme, rules, where)
         if canvas.array.shape != geometry.shape or not grid.geometry.matches(geometry):
@@ -72,15 +72,21 @@ def read_masks(
     return Painted(array, grid.geometry, (*notes, *more))
 
 
+def _spellings(files: Mapping[str, str | os.PathLike[str]], where: str) -> list[str]:
+    """A note where two files are called as one structure: which of them is meant may be another question."""
+    twice = [name for name in files if sum(plain_name(other) == plain_name(name) for other in files) > 1]
+    return [f"{where}: {listed(twice)} are one structure and were joined"] * bool(twice)
+
+
 def _mask(
-    path: Path, name: str, structure: Structure, rules: ReadingRules, image: ImageGrid | None
+    path: Path, name: str, structure: Structure, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None
 ) -> tuple[NDArray[np.bool_], Geometry, tuple[str, ...]]:
     """Where the structure is, on which grid, and notes."""
     header = label_object(path)
     if header is None:
         return _of_values(read_label_map(path), path)
     found = open_labels(header, f"the label {path.name}")
-    own, more = _own_rules(found, name, structure, rules)
+    own, more = _own_rules(found, name, structure, scheme.structures.values(), rules)
     painted = read_labels(found, _ONE, own, image)
     return painted.array != 0, painted.geometry, (*more, *painted.notes)
 
@@ -97,13 +103,16 @@ def _of_values(found: LabelMap, path: Path) -> tuple[NDArray[np.bool_], Geometry
 
 
 def _own_rules(
-    found: LabelObject, name: str, structure: Structure, rules: ReadingRules
+    found: LabelObject, name: str, structure: Structure, declared: Collection[str], rules: ReadingRules
 ) -> tuple[ReadingRules, tuple[str, ...]]:
     """Rules under which only the wanted structure of an object is read, and a note on what is left out."""
     names = names_in(found)
-    means = {key.strip().casefold(): target for key, target in rules.names.items()}
-    wanted = {name.strip().casefold(), structure.name.casefold()}
-    taken = [n for n in names if (means.get(n.casefold()) or n).casefold() in wanted] if len(names) > 1 else names
+    means = {plain_name(key): target for key, target in rules.names.items()}
+    wanted = {plain_name(name), plain_name(structure.name)}
+    taken = [n for n in names if plain_name(means.get(plain_name(n)) or n) in wanted]
+    if len(names) == 1 and not taken:
+        other = plain_name(means.get(plain_name(names[0])) or names[0])
+        taken = names if other not in map(plain_name, declared) else []
     if not taken:
         raise Refusal(
             "unmapped-structure",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DECIMALS: Final = 4
+_MOST_OF_IT: Final = 0.9
 _CROSSINGS_AT_ONCE: Final = 1 << 21
 
 
@@ -125,6 +126,7 @@ class Plane(NamedTuple):
     inside: NDArray[np.bool_]
     repeated: int  # polygons that fill the same pixels as another one, counted once
     crossing: int  # pixels left out though they are in two polygons of which neither lies in the other
+    is_thin: bool = False  # a polygon takes nine tenths out of the one around it: a hole, or it was drawn twice
 
 
 def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> Plane:
@@ -132,6 +134,7 @@ def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) 
     inside, outline = np.zeros((2, *shape), dtype=bool)
     taken: list[tuple[Patch, int]] = []
     repeated = crossing = 0
+    is_thin = False
     for points in polygons:
         patch = fill_polygon(points, shape)
         size = int(np.count_nonzero(patch.inside))
@@ -139,12 +142,13 @@ def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) 
         if size and any(both == size == whole for both, whole in shared):
             repeated += 1
             continue
+        is_thin |= any(both == min(size, whole) >= _MOST_OF_IT * max(size, whole) for both, whole in shared if both)
         crossing += sum(both for both, whole in shared if 0 < both < min(size, whole))
         inside[patch.box] ^= patch.inside
         outline[patch.box] |= patch.outline
         if size:
             taken.append((patch, size))
-    return Plane(inside | outline, repeated, crossing)
+    return Plane(inside | outline, repeated, crossing, is_thin)
 
 
 def _shared(first: Patch, second: Patch) -> int:

@@ -4,12 +4,15 @@
 of slices; these may be oblique or sheared. Closed contours of one ROI in one slice are joined by exclusive or, whether
 they are called CLOSED_PLANAR or CLOSEDPLANAR_XOR: what lies in an odd number of them is inside. The rule for a pixel is
 that of :mod:`medseg.labels.rasterise`. Points, open contours and closed ones of fewer than three points hold nothing
-and are left out with a note. A gap between two contoured slices is missing where the two lie over each other: it is
-refused, filled or left empty as asked (:class:`~medseg.labels.rules.ReadingRules`).
+and are left out with a note. A gap between two contoured slices is missing where the two lie over each other, or where
+only every second (third, …) slice has contours: it is refused, filled or left empty as asked
+(:class:`~medseg.labels.rules.ReadingRules`). What looks odd and may be meant is noted: one of several parts that lacks
+a slice, a hole that leaves hardly anything, contours that hold no voxel's centre.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +118,8 @@ def _roi(number: int, item: Dataset, drawn: Dataset | None, usual: str, name: st
             continue
         if kind not in _CLOSED:
             raise ValueError(f"{where} is of type {kind!r}, expected one of {listed([*_CLOSED, *_OPEN])}")
+        if any(float(value) for value in contour.get("ContourOffsetVector") or ()):
+            raise ValueError(f"{where} is moved by a Contour Offset Vector, which is retired; expected points in place")
         points = _points(contour, where, name)
         if len(points) < 3:
             left_out["closed contours of fewer than three points"] += 1
@@ -214,10 +219,11 @@ def _paint(roi: Roi, structure: Structure, outlines: list[NDArray[np.float64]], 
     planes = np.moveaxis(work.canvas.array, axis, 0)
     masks: dict[int, NDArray[np.bool_]] = {}
     margin, last = 0.5 + TOLERANCE_VOXELS, np.array(planes.shape[1:]) - 1
-    repeated = crossing = cut = 0
+    repeated = crossing = cut = thin = 0
     for k in sorted(k for k in slices if 0 <= k < size):
         plane = fill_plane(slices[k], planes.shape[1:])
         masks[k], repeated, crossing = plane.inside, repeated + plane.repeated, crossing + plane.crossing
+        thin += plane.is_thin
         cut += sum(bool((ring < -margin).any() or (ring > last + margin).any()) for ring in slices[k])
     if not masks or (cut and not any(mask.any() for mask in masks.values())):
         raise Refusal(
@@ -228,6 +234,9 @@ def _paint(roi: Roi, structure: Structure, outlines: list[NDArray[np.float64]], 
     notes += [f"{where}: {cut} contours reach beyond the image and were cut"] * bool(cut)
     notes += [f"{where}: {repeated} contours fill the same voxels as another one and count once"] * bool(repeated)
     notes += [f"{where}: {crossing} voxels where contours cross count as outside"] * bool(crossing)
+    notes += [f"{where}: {thin} slices where an inner contour leaves a tenth of the outer one or less"] * bool(thin)
+    if not any(mask.any() for mask in masks.values()):
+        notes.append(f"{where}: its {len(outlines)} contours hold no voxel's centre: it counts as absent")
     notes += _bridge(masks, where, work, axis)
     for k, mask in masks.items():
         work.canvas.paint(planes[k], mask, structure)
@@ -257,12 +266,16 @@ def _by_slice(
 
 
 def _bridge(masks: dict[int, NDArray[np.bool_]], where: str, work: _Work, axis: int) -> list[str]:
-    """Find gaps between slices that lie over each other, and fill them if that is asked for; notes on what was done."""
+    """Find slices that should have contours, and fill them if that is asked for; notes on what was done."""
     drawn = sorted(k for k, mask in masks.items() if mask.any())
-    gaps = [(a, b) for a, b in pairwise(drawn) if b - a > 1 and (masks[a] & masks[b]).any()]
+    apart = [(a, b) for a, b in pairwise(drawn) if b - a > 1]
+    regular = len(drawn) > 2 and len(apart) == len(drawn) - 1 and math.gcd(*(b - a for a, b in apart)) > 1
+    gaps = [(a, b) for a, b in apart if regular or (masks[a] & masks[b]).any()]
     missing = sum(b - a - 1 for a, b in gaps)
-    if not gaps or work.rules.missing_slices == "empty":
-        return [f"{where}: {missing} slices between contours were left empty on request"] * bool(missing)
+    if not gaps:
+        return [] if work.rules.missing_slices == "empty" else _lacking(masks, drawn, where)
+    if work.rules.missing_slices == "empty":
+        return [f"{where}: {missing} slices between contours were left empty on request"]
     if work.rules.missing_slices == "refuse":
         raise Refusal(
             "missing-contours",
@@ -271,9 +284,29 @@ def _bridge(masks: dict[int, NDArray[np.bool_]], where: str, work: _Work, axis: 
             '{"missing_slices": "fill"} interpolates the outlines, {"missing_slices": "empty"} takes gaps as they are',
         )
     spacing = [mm for other, mm in enumerate(work.image.geometry.spacing_mm) if other != axis]
+    bare = 0
     for a, b in gaps:
-        masks.update(_between(masks[a], masks[b], a, b, spacing))
-    return [f"{where}: {missing} slices between contours were filled on request, by the distances to both outlines"]
+        between = dict(_between(masks[a], masks[b], a, b, spacing))
+        bare += sum(not mask.any() for mask in between.values())
+        masks.update(between)
+    notes = [f"{where}: {missing} slices between contours were filled on request, by the distances to both outlines"]
+    return notes + [f"{where}: {bare} of them stay empty, since the outlines lie beside each other"] * bool(bare)
+
+
+def _lacking(masks: Mapping[int, NDArray[np.bool_]], drawn: Sequence[int], where: str) -> list[str]:
+    """A note on parts that lie over each other with one slice between that lacks them, where other parts have it."""
+    from scipy.ndimage import label
+
+    odd = []
+    for k in drawn:
+        before, after = masks.get(k - 1), masks.get(k + 1)
+        if before is None or after is None or not (both := before & after & ~masks[k]).any():
+            continue
+        parts, _ = label(before & after)
+        held = set(np.unique(parts[masks[k]]).tolist())
+        odd += [k] * any(number not in held for number in np.unique(parts[both]).tolist())
+    shown = f"{len(odd)} slices, such as {odd[0]}," if len(odd) > 1 else f"slice {odd[0] if odd else 0}"
+    return [f"{where}: {shown} lack a part that the slices on both sides have: is a contour missing?"] * bool(odd)
 
 
 def _between(

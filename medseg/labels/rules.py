@@ -10,6 +10,7 @@ What is not asked for is refused, and what is done is noted with the case.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -23,6 +24,11 @@ READING_KEY = "label_reading"
 """Key of a datalist: how DICOM objects are read as labels."""
 
 MissingSlices = Literal["refuse", "fill", "empty"]
+
+
+def plain_name(name: str) -> str:
+    """A name as names of structures are compared: capitals, blanks and ways to write an accent do not count."""
+    return unicodedata.normalize("NFC", " ".join(name.split()).casefold())
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class ReadingRules:
         names = content.get(ROI_MAPPING_KEY) or {}
         if not isinstance(names, Mapping) or not all(isinstance(name, str | None) for name in names.values()):
             raise UsageError(f'`{ROI_MAPPING_KEY}` of {where}: expected an object such as {{"LEBER": "liver"}}')
+        _check_once(names, where)
         asked = content.get(READING_KEY) or {}
         if not isinstance(asked, Mapping):
             raise UsageError(f'`{READING_KEY}` of {where}: expected an object such as {{"missing_slices": "fill"}}')
@@ -82,6 +89,17 @@ class ReadingRules:
         asked = {key: getattr(self, key) for key in _ASKED if getattr(self, key) != getattr(usual, key)}
         asked = {key: list(value) if key == "order" else value for key, value in asked.items()}
         return ({ROI_MAPPING_KEY: dict(self.names)} if self.names else {}) | ({READING_KEY: asked} if asked else {})
+
+
+def _check_once(names: Mapping[str, str | None], where: str) -> None:
+    """Two spellings of one name must mean one thing: which of them counted would be chance."""
+    said: dict[str, str | None] = {}
+    for name, target in names.items():
+        if said.setdefault(plain_name(name), target) != target:
+            raise UsageError(
+                f"`{ROI_MAPPING_KEY}` of {where} maps {name!r} to {target!r} and, in another spelling, to "
+                f"{said[plain_name(name)]!r}; keep one (capitals and blanks do not count)"
+            )
 
 
 def _is_share(value: Any) -> bool:

@@ -3,7 +3,8 @@
 **Rules.** BINARY and LABELMAP count as they are; of FRACTIONAL what reaches a share of MaximumFractionalValue (half,
 unless asked otherwise) is inside, and that is noted. Frames come in any order; a place without a frame is empty. Frames
 must be slices of the image's grid, rows and columns along two of its axes, within a tenth of a voxel; they may show a
-part of it. On another grid of the same frame of reference the nearest voxel's label is taken, where that is asked for.
+part of it. On another grid of the same frame of reference, or where only every second slice has a frame, the nearest
+voxel's label is taken, where that is asked for.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from medseg.labels.canvas import Canvas, Painted, Structure, structures_by_name
 from medseg.labels.dicom_objects import check_belongs, hashed, items_of, read_object, well_formed
 from medseg.labels.frames import FramePlace, GridPlaces, grid_of_frames, nearest
 from medseg.labels.image_grid import ImageGrid
-from medseg.labels.rules import ReadingRules
+from medseg.labels.rules import ReadingRules, plain_name
 from medseg.labels.scheme import LabelScheme, listed
 from medseg.resources import check_volume_size
 
 _NATIVE: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
 _BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+_LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
+_ROUNDING: Final = 1e-9
+"""Of the largest fractional value: 0.55 × 100 is more than 55 in floating point."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class SegObject:
     header: Header
     dataset: Dataset
     kind: str
-    segments: dict[int, str]  # label by number, background left out
+    segments: dict[int, str]  # label by number
     frames: tuple[SegFrame, ...]
     series: frozenset[str]
     frame_of_reference: str
@@ -69,13 +73,37 @@ class SegObject:
         return grid_of_frames(self.frames, self.shape, self.spacing_mm, self.name)
 
     @property
+    def background(self) -> frozenset[int]:
+        """Numbers that mean no segment: 0, and the padding of a LABELMAP (PS3.3, C.8.20.2)."""
+        padding = self.dataset.get("PixelPaddingValue") if self.kind == "LABELMAP" else None
+        return frozenset({0} if padding is None else {0, int(padding)})
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """Label by number of what is segmented."""
+        return {number: label for number, label in self.segments.items() if number not in self.background}
+
+    @property
     def spacing_mm(self) -> float | None:
-        """Distance of slices as the object states it."""
+        """Distance of slices as the object states it, else their thickness."""
+        return self.spacing_between_mm or self.thickness_mm
+
+    @property
+    def spacing_between_mm(self) -> float | None:
+        """Distance of slices, if the object states it."""
+        return self._measured("SpacingBetweenSlices")
+
+    @property
+    def thickness_mm(self) -> float | None:
+        """Thickness of slices, if the object states it."""
+        return self._measured("SliceThickness")
+
+    def _measured(self, keyword: str) -> float | None:
         shared = (self.dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
         with well_formed(self.name):
             measures = _group(self.dataset.PerFrameFunctionalGroupsSequence[0], shared, "PixelMeasuresSequence", 1)
-            stated = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
-            return float(stated) if stated else None
+            stated = measures.get(keyword)
+            return abs(float(stated)) if stated else None
 
 
 def open_seg(header: Header, name: str) -> SegObject:
@@ -87,6 +115,7 @@ def open_seg(header: Header, name: str) -> SegObject:
         ``malformed-object``, ``truncated``, ``undecodable``, ``no-geometry``, ``too-large``.
     """
     dataset = read_object(header, name)
+    _refuse_part(dataset, name)
     with well_formed(name):
         kind = str(dataset.get("SegmentationType") or ("LABELMAP" if header.sop_class_uid.endswith(".7") else ""))
         if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
@@ -94,12 +123,21 @@ def open_seg(header: Header, name: str) -> SegObject:
         _check_pixels(header, dataset, kind, name)
         segments = _segments(dataset)
         frames = tuple(_frames(dataset, kind, segments, name))
-        _check_frames(frames)
         series = frozenset(
             hashed(item.get("SeriesInstanceUID")) for item in dataset.get("ReferencedSeriesSequence", [])
         )
         frame_of_reference = hashed(dataset.get("FrameOfReferenceUID"))
     return SegObject(name, header, dataset, kind, segments, frames, series, frame_of_reference)
+
+
+def _refuse_part(dataset: Dataset, name: str) -> None:
+    parts = dataset.get("InConcatenationTotalNumber")
+    if dataset.get("ConcatenationUID") and parts != 1:
+        raise Refusal(
+            "malformed-object",
+            f"{name} is part {dataset.get('InConcatenationNumber', '?')} of {parts or 'several'} of a segmentation in "
+            "pieces (a concatenation), expected a whole one: the other frames lie in other files; export it in one",
+        )
 
 
 def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> None:
@@ -111,6 +149,10 @@ def _check_pixels(header: Header, dataset: Dataset, kind: str, name: str) -> Non
             f"{count} frames of {rows}×{columns} pixels of {bits} bits, expected {listed(allowed)} bits ({kind})"
         )
     check_volume_size((rows, columns), 2)
+    if kind == "LABELMAP" and (
+        header.transfer_syntax in _LOSSY or str(dataset.get("LossyImageCompression", "")) == "01"
+    ):
+        raise ValueError("a LABELMAP was compressed with loss, expected its segments' numbers as they were")
     if not header.pixel_tag:
         raise Refusal("no-pixel-data", f"{name} has no pixel data, expected the masks of its segments; export it again")
     needed = (rows * columns * count * bits + 7) // 8
@@ -174,10 +216,15 @@ def _group(own: Dataset, shared: Dataset, keyword: str, number: int) -> Dataset:
     return items[0]
 
 
-def _check_frames(frames: tuple[SegFrame, ...]) -> None:
-    places = {(frame.segment, *np.round(frame.position, 3)) for frame in frames}
-    if len(places) < len(frames):
-        raise ValueError(f"{len(frames) - len(places)} of {len(frames)} frames show a segment twice at one place")
+def _check_background(seg: SegObject, scheme: LabelScheme, rules: ReadingRules) -> None:
+    """A segment of the background's number must not be called as a structure that is wanted."""
+    means = {plain_name(name): target or "" for name, target in rules.names.items()}
+    wanted = {plain_name(name) for name in scheme.structures.values()}
+    for number in seg.background & set(seg.segments):
+        label = seg.segments[number]
+        if plain_name(means.get(plain_name(label), label)) in wanted:
+            with well_formed(seg.name):
+                raise ValueError(f"segment {number} is called {label!r}, but {number} is background or padding")
 
 
 def read_seg(seg: SegObject, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None) -> Painted:
@@ -190,15 +237,20 @@ def read_seg(seg: SegObject, scheme: LabelScheme, rules: ReadingRules, image: Im
         ``malformed-object``, ``undecodable``.
     """
     notes = check_belongs(seg.name, seg.series, seg.frame_of_reference, image)
-    named = structures_by_name([label for n, label in seg.segments.items() if n], scheme, rules, seg.name)
-    structures = {number: named[label] for number, label in seg.segments.items() if number}
+    _check_background(seg, scheme, rules)
+    named = structures_by_name(seg.structures.values(), scheme, rules, seg.name)
+    structures = {number: named[label] for number, label in seg.structures.items()}
     geometry = seg.grid() if image is None else image.geometry
-    misfit = GridPlaces(geometry, seg.shape).misfit(seg.frames)
+    places = GridPlaces(geometry, seg.shape)
+    misfit = places.misfit(seg.frames)
+    if not misfit and image is not None and rules.missing_slices != "empty":
+        misfit = places.sparse(seg.frames, seg.spacing_between_mm, seg.thickness_mm)
     if misfit and not rules.resample:
         raise Refusal(
             "geometry-mismatch",
             f"{seg.name} {misfit}; give the image it was drawn on, or ask for the nearest voxel's label "
-            '(`label_reading` of the datalist, {"resample": true})',
+            '(`label_reading` of the datalist, {"resample": true})'
+            + (', or take empty slices as they are ({"missing_slices": "empty"})' if "slice" in misfit else ""),
         )
     own = seg.grid() if misfit else geometry
     canvas = Canvas(own.shape, scheme, rules, seg.name)
@@ -217,6 +269,9 @@ def paint_seg(
     """Paint the frames into a canvas on ``geometry``, on which they lie; notes on what was done."""
     outside = inside = 0
     places = GridPlaces(geometry, seg.shape)
+    with well_formed(seg.name):
+        if twice := len(seg.frames) - len({(frame.segment, places.origin(frame)) for frame in seg.frames}):
+            raise ValueError(f"{twice} of {len(seg.frames)} frames show a segment twice at one place")
     pixels = _pixels(seg)
     for number, frame in enumerate(seg.frames, start=1):
         with well_formed(seg.name):
@@ -250,7 +305,7 @@ def _masks(
     seg: SegObject, frame: SegFrame, values: NDArray[Any], number: int, rules: ReadingRules
 ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     if seg.kind == "LABELMAP":
-        empty = (0, seg.dataset.get("PixelPaddingValue"))  # PS3.3, C.8.20.2: padding is no segment
+        empty = seg.background
         for value in np.unique(values).tolist():
             if value not in seg.segments and value not in empty:
                 with well_formed(seg.name):
@@ -262,7 +317,7 @@ def _masks(
             most = int(seg.dataset.MaximumFractionalValue)
             if most < 1 or values.max() > most:
                 raise ValueError(f"frame {number} holds {values.max()}, Maximum Fractional Value is {most}")
-        yield frame.segment, values >= rules.threshold * most
+        yield frame.segment, values >= (rules.threshold - _ROUNDING) * most
     else:
         yield frame.segment, values != 0
 
@@ -280,14 +335,26 @@ def _pixels(seg: SegObject) -> Iterator[NDArray[Any]]:
     else:
         length = (size * bits * len(seg.frames) + 7) // 8
         data = np.memmap(header.path, dtype=np.uint8, mode="r", offset=header.pixel_offset, shape=(length,))
+        if header.transfer_syntax == _BIG_ENDIAN and _in_words(header):
+            data = _swapped(header, length + length % 2)
     for number in range(len(seg.frames)):
         start, end = number * size * bits, (number + 1) * size * bits
         part = data[start // 8 : (end + 7) // 8]
         if bits == 1:  # a frame may start within a byte (PS3.5, 8.1.1)
             yield np.unpackbits(part, bitorder="little")[start % 8 : start % 8 + size].reshape(rows, columns)
         else:
-            order = ">" if header.transfer_syntax == _BIG_ENDIAN else "<"
-            yield part.view(f"{order}u{bits // 8}").reshape(rows, columns)
+            yield part.view(f"<u{bits // 8}").reshape(rows, columns)
+
+
+def _in_words(header: Header) -> bool:
+    """Whether pixel data of Explicit VR Big Endian are words: tag, VR, two bytes, length stand before them."""
+    return bytes(np.memmap(header.path, dtype=np.uint8, mode="r", offset=header.pixel_offset - 8, shape=(2,))) == b"OW"
+
+
+def _swapped(header: Header, length: int) -> NDArray[np.uint8]:
+    """Pixel data with the bytes of each word in the order of Little Endian; bits and bytes are in words too."""
+    words = np.memmap(header.path, dtype=np.uint16, mode="r", offset=header.pixel_offset, shape=(length // 2,))
+    return words.byteswap().view(np.uint8)
 
 
 def _decoded(seg: SegObject) -> Iterator[NDArray[Any]]:

@@ -168,18 +168,27 @@ def split_channel(name: str) -> tuple[str, int | None]:
     return (match["case"], int(match["channel"])) if match else (name, None)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files and folders below a folder, sorted, hidden ones left out.
+
+    Links to folders are followed, as in datasets made of links: whoever is left out would be so without a word.
+    """
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        above = {here.resolve(), *here.resolve().parents}
+        folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() not in above]
+        found += [here / name for name in (*folders, *files) if not name.startswith(".")]
+    return sorted(found)
+
+
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted; hidden files and folders, and the second files of pairs, are left out.
 
     So are DICOM files that some scanners name ``.img``: their series are found by the index.
     """
     return sorted(
-        path
-        for path in folder.rglob("*")
-        if not is_second_of_pair(path)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-        and is_image_file(path)
+        path for path in files_below(folder) if not is_second_of_pair(path) and path.is_file() and is_image_file(path)
     )
 
 

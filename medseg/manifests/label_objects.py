@@ -50,6 +50,8 @@ class LabelObject:
         Its segments or ROIs, in their order.
     made
         Date and time of its content, for the order among objects of one series.
+    empty
+        Names of ROIs that have no contours, as templates of planning systems leave them.
     """
 
     path: str
@@ -60,6 +62,7 @@ class LabelObject:
     frames: frozenset[str]
     names: tuple[str, ...]
     made: str = ""
+    empty: frozenset[str] = frozenset()
 
     @property
     def shown(self) -> str:
@@ -93,6 +96,7 @@ def open_object(path: str, patient: str = "") -> LabelObject:
             frozenset(frames),
             _names(data),
             "".join(str(data.get(word, "")) for word in _made(kind)),
+            _empty(data),
         )
 
 
@@ -101,9 +105,23 @@ def _made(kind: str) -> tuple[str, str]:
 
 
 def _names(data: Dataset) -> tuple[str, ...]:
-    segments = [str(one.get("SegmentLabel", "")) for one in data.get("SegmentSequence") or ()]
+    background = (0, data.get("PixelPaddingValue"))  # numbers of what is no structure; only a LABELMAP has them
+    segments = [
+        str(one.get("SegmentLabel", ""))
+        for one in data.get("SegmentSequence") or ()
+        if one.get("SegmentNumber") not in background
+    ]
     names = segments or [str(one.get("ROIName", "")) for one in data.get("StructureSetROISequence") or ()]
     return tuple(name.strip() for name in names if name.strip())
+
+
+def _empty(data: Dataset) -> frozenset[str]:
+    rois = data.get("StructureSetROISequence") or ()
+    drawn = {
+        one.get("ReferencedROINumber") for one in data.get("ROIContourSequence") or () if one.get("ContourSequence")
+    }
+    names = {number: str(one.get("ROIName", "")).strip() for one in rois for number in [one.get("ROINumber")]}
+    return frozenset(names.values()) - {name for number, name in names.items() if number in drawn}
 
 
 def _below(data: Dataset) -> list[Dataset]:
@@ -129,9 +147,14 @@ def is_object(path: str) -> bool:
     return Path(path).is_file() and label_object(path) is not None
 
 
-@lru_cache(maxsize=4096)
 def names_in(path: str) -> tuple[str, ...]:
-    """The names of an object's segments or ROIs.
+    """The names of an object's segments or ROIs; raises what :func:`object_in` raises."""
+    return object_in(path).names
+
+
+@lru_cache(maxsize=4096)
+def object_in(path: str) -> LabelObject:
+    """What an object holds.
 
     Raises
     ------
@@ -139,7 +162,7 @@ def names_in(path: str) -> tuple[str, ...]:
         If it cannot be read.
     """
     try:
-        return open_object(path).names
+        return open_object(path)
     except Refusal as refusal:
         raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
 

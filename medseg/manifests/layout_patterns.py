@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
 from medseg.labels.scheme import listed
-from medseg.manifests.items import Item, common_start, one_or_list, relative_name
+from medseg.manifests.items import Item, common_start, files_below, one_or_list, relative_name
 from medseg.manifests.manifest import Manifest
 
 _WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\]|\{[^{}]*\})")
@@ -50,6 +50,14 @@ class _Pattern:
         seen: set[str] = set()
         joined = "".join(_expression(part, named=bool(names), seen=seen) for part in parts)
         return cls(text, re.compile(joined), tuple(dict.fromkeys(names)))
+
+    def narrowed(self, known: Collection[_Key], *, longest: bool) -> re.Pattern[str]:
+        """The expression for values of known cases alone, the longest or the shortest first."""
+        text = self.expression.pattern
+        for place, field in enumerate(name for name in _OF_CASE if name in self.fields):
+            values = sorted({key[place] for key in known}, key=len, reverse=longest)
+            text = text.replace(f"(?P<{field}>[^/]+)", f"(?P<{field}>{'|'.join(map(re.escape, values)) or '(?!)'})")
+        return re.compile(text)
 
     def key(self, match: re.Match[str]) -> tuple[_Key, tuple[str, str]]:
         """The case, and rater and structure where the pattern names them."""
@@ -106,8 +114,11 @@ def read_patterns(
     found = [(one, _matches(images, one)) for one in patterns]
     if label_pattern is not None:
         patterns.append(_Pattern.of(label_pattern, of_label=True))
-        found.append((patterns[-1], _matches(below, patterns[-1])))
     _refuse_other_fields(patterns)
+    if label_pattern is not None:
+        known = set().union(*(cases for _, cases in found))
+        taken = {path for _, cases in found for files in cases.values() for path in files.values()}
+        found.append((patterns[-1], _matches(below, patterns[-1], known, taken)))
     keys = _complete(found, leave_out=leave_out)
     start = common_start(images, below)
     items: list[Item] = []
@@ -121,14 +132,22 @@ def read_patterns(
     return Manifest({"name": start.name, "labels": {}, section: items}, start)
 
 
-def _matches(folder: Path, pattern: _Pattern) -> _Found:
+def _matches(folder: Path, pattern: _Pattern, known: Collection[_Key] = (), taken: Collection[Path] = ()) -> _Found:
+    """What matches, by case; a name that can be split in several ways is that of a ``known`` case, if it can be."""
     found: _Found = {}
-    for path in sorted(folder.rglob("*")):
+    nearer = [pattern.narrowed(known, longest=longest) for longest in (True, False)] if pattern.fields else []
+    for path in files_below(folder):
         name = path.relative_to(folder).as_posix()
         match = pattern.expression.fullmatch(name)
-        if match is None or any(part.startswith(".") for part in name.split("/")):
+        if match is None or path in taken:
             continue
         key, what = pattern.key(match)
+        others = [pattern.key(one) for expression in nearer if (one := expression.fullmatch(name)) is not None]
+        others = [other for other in others if other[0] in known]
+        if len({*others}) > 1:
+            cases = listed([_name(other[0]) for other in others])
+            raise UsageError(f"{path} matches {pattern.text!r} as the cases {cases}; keep them in folders of their own")
+        key, what = others[0] if others else (key, what)
         files = found.setdefault(key, {})
         if what in files:
             of = f" ({', '.join(filter(None, what))})" if any(what) else ""

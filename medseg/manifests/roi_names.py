@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from medseg.labels.rules import plain_name as plain
 from medseg.labels.scheme import listed
 
 _CLOSE = 0.88
@@ -19,8 +20,43 @@ _FAR = "no structure is near: left out unless one is filled in"
 _TYPING_ERROR = "a letter or two away from"
 _SHORTEST_GUESS = 4
 _SIDES = {
-    **dict.fromkeys(("left", "l", "lt", "li", "links", "linke", "linker", "gauche", "sinistra", "izquierda"), "left"),
-    **dict.fromkeys(("right", "r", "rt", "re", "rechts", "rechte", "rechter", "droite", "destra", "derecha"), "right"),
+    **dict.fromkeys(
+        (
+            "left",
+            "l",
+            "lt",
+            "li",
+            "links",
+            "linke",
+            "linker",
+            "gauche",
+            "sinistra",
+            "izquierda",
+            "sx",
+            "izq",
+            "esquerdo",
+        ),
+        "left",
+    ),
+    **dict.fromkeys(
+        (
+            "right",
+            "r",
+            "rt",
+            "re",
+            "rechts",
+            "rechte",
+            "rechter",
+            "droite",
+            "destra",
+            "derecha",
+            "dx",
+            "dext",
+            "dcha",
+            "direito",
+        ),
+        "right",
+    ),
 }
 _ADDITIONS = frozenset(
     ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
@@ -121,11 +157,6 @@ class _Spelling:
 def _initials(word: str) -> bool:
     """Two or three capitals, as who drew a contour signs."""
     return word.isalpha() and word.isupper() and 2 <= len(word) <= 3 and word.lower() not in _NO_INITIALS
-
-
-def plain(name: str) -> str:
-    """A name as readers of labels compare it: capitals and blanks do not count."""
-    return " ".join(name.split()).casefold()
 
 
 def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposal]:

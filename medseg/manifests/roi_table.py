@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,12 @@ from typing import Any, Literal
 from medseg.errors import UndecidedNames, UsageError
 from medseg.files import write_text
 from medseg.labels.rules import ROI_MAPPING_KEY
+from medseg.labels.rules import plain_name as plain
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
-from medseg.manifests.label_objects import is_object, names_in, volumes_of
+from medseg.manifests.label_objects import is_object, names_in, object_in, volumes_of
 from medseg.manifests.manifest import Manifest
-from medseg.manifests.roi_names import FoundName, Proposal, plain, propose
+from medseg.manifests.roi_names import FoundName, Proposal, propose
 from medseg.tables import read_table, table_text
 
 COLUMNS = ("name", "cases", "volume_ml", "structure", "why")
@@ -114,6 +115,12 @@ def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
     return names
 
 
+def _empty_of(manifest: Manifest, item: Item) -> set[str]:
+    """Names in an item's structure sets that nobody drew: no sign that somebody looked."""
+    files = [entry for entry in entries_of(manifest.label_entry(item)).values() if not isinstance(entry, Mapping)]
+    return {name for file in files if is_object(file) for name in object_in(file).empty}
+
+
 def _decided(found: Sequence[FoundName], masks: set[str], choices: NameChoices) -> dict[str, str] | None:
     """Structure by plain name, empty for what is left out; ``None`` if a person has to say more."""
     merged = {plain(name): structure for structure, names in choices.merges.items() for name in names}
@@ -142,6 +149,7 @@ def _from_table(found: Sequence[FoundName], table: Mapping[str, str], choices: N
         )
     if idle := sorted(set(table) - names - {plain(name) for name in choices.structures}):
         _log.warning("the table of names has lines for names that no label has: %s", listed(idle[:_SHOWN]))
+    _refuse_spellings(filter(None, table.values()), "the table of names")
     undeclared = sorted({structure for structure in table.values() if structure} - {*choices.structures})
     if choices.structures and undeclared:
         raise UsageError(
@@ -181,7 +189,7 @@ def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequenc
         if not item.get("label"):
             return {}
         names = _names_of(manifest, item)
-        there = {mapping[plain(name)] for name in names}
+        there = {mapping[plain(name)] for name in names.keys() - _empty_of(manifest, item)}
         for name, is_mask in names.items():
             structure = mapping[plain(name)]
             if plain(structure) != plain(name) and (structure or not is_mask):
@@ -274,12 +282,35 @@ def read_roi_table(path: Path) -> dict[str, str]:
     UsageError
         If a column is missing, or a name stands there twice.
     """
-    table = read_table(path)
+    table = read_table(path, delimiter=_delimiter(path))
     if not {"name", "structure"} <= set(table.columns):
         raise UsageError(f"{path} has the columns {listed(table.columns)}; expected name and structure")
     said: dict[str, str] = {}
     for row in table.rows:
-        if plain(row["name"]) in map(plain, said):
-            raise UsageError(f"{path} has two lines for {row['name']!r}; keep one (capitals do not count)")
-        said[row["name"]] = row["structure"].strip()
+        name, structure = row["name"], row["structure"].strip()
+        if not name.strip() and not structure:
+            continue  # an empty line of a spreadsheet
+        if not name.strip() or set(structure) & set(",;"):
+            raise UsageError(f"{path} gives {name!r} the structure {structure!r}; expected one structure for each name")
+        if plain(name) in map(plain, said):
+            raise UsageError(f"{path} has two lines for {name!r}; keep one (capitals do not count)")
+        said[name] = structure
     return said
+
+
+def _delimiter(path: Path) -> str:
+    """What parts the columns: spreadsheets write semicolons where the comma is a decimal point, or tabs."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as handle:
+            head = handle.readline()
+    except OSError:
+        return ","  # whoever reads the table says what is wrong
+    return max(",;\t", key=head.count)
+
+
+def _refuse_spellings(structures: Iterable[str], where: str) -> None:
+    """Refuse two structures that differ in capitals alone: a reader would take them for one."""
+    seen: dict[str, str] = {}
+    for structure in structures:
+        if (other := seen.setdefault(plain(structure), structure)) != structure:
+            raise UsageError(f"{where} has the structures {other!r} and {structure!r}; write one of them in one way")
