@@ -39,6 +39,8 @@ _CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OPEN: Final = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 _NUMBERS: Final = frozenset(b"0123456789+-.eE\\ ")
 _FARTHEST_MM: Final = 1e5
+_CROSSING_SHARE: Final = 0.01
+"""Largest share of an ROI that may lie in two contours which cross, where the set does not say that it means XOR."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Roi:
     frame_of_reference: str  # hashed
     contours: tuple[NDArray[np.float64], ...]
     left_out: Mapping[str, int] = field(default_factory=dict)  # contours that hold nothing, by kind
+    means_xor: bool = False  # says so by the type of a contour
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def _roi(number: int, item: Dataset, drawn: Dataset | None, usual: str, name: st
     roi_name = str(item.ROIName).strip()
     contours = []
     left_out: Counter[str] = Counter()
+    means_xor = False
     for index, contour in enumerate([] if drawn is None else items_of(drawn, "ContourSequence"), start=1):
         kind = str(contour.ContourGeometricType).strip()
         where = f"contour {index} of ROI {roi_name!r}"
@@ -118,6 +122,7 @@ def _roi(number: int, item: Dataset, drawn: Dataset | None, usual: str, name: st
             continue
         if kind not in _CLOSED:
             raise ValueError(f"{where} is of type {kind!r}, expected one of {listed([*_CLOSED, *_OPEN])}")
+        means_xor = means_xor or kind == _CLOSED[1]
         if any(float(value) for value in contour.get("ContourOffsetVector") or ()):
             raise ValueError(f"{where} is moved by a Contour Offset Vector, which is retired; expected points in place")
         points = _points(contour, where, name)
@@ -126,7 +131,7 @@ def _roi(number: int, item: Dataset, drawn: Dataset | None, usual: str, name: st
         else:
             contours.append(points)
     frame = hashed(item.get("ReferencedFrameOfReferenceUID")) or usual
-    return Roi(number, roi_name, frame, tuple(contours), dict(left_out))
+    return Roi(number, roi_name, frame, tuple(contours), dict(left_out), means_xor)
 
 
 def _points(contour: Dataset, where: str, name: str) -> NDArray[np.float64]:
@@ -229,6 +234,13 @@ def _paint(roi: Roi, structure: Structure, outlines: list[NDArray[np.float64]], 
         raise Refusal(
             "outside-image",
             f"{where}: all {len(outlines)} contours lie outside the image; pair the structure set with its own image",
+        )
+    filled = sum(int(mask.sum()) for mask in masks.values()) + crossing
+    if crossing > _CROSSING_SHARE * filled and not roi.means_xor:
+        raise Refusal(
+            "malformed-object",
+            f"{where}: {crossing} of {filled} voxels lie in two contours that cross, which CLOSED_PLANAR does not call in "
+            f"or out; expected at most {_CROSSING_SHARE:.0%}: join these contours, or write them as CLOSEDPLANAR_XOR",
         )
     notes += [f"{where}: {outside} contours lie above or below the image and were left out"] * bool(outside)
     notes += [f"{where}: {cut} contours reach beyond the image and were cut"] * bool(cut)

@@ -91,8 +91,12 @@ def test_a_contour_that_is_listed_twice_counts_once(images: Series, tmp_path: Pa
     assert "1 contours fill the same voxels as another one and count once" in found.notes[0]
 
 
-def test_contours_that_cross_are_noted(images: Series, tmp_path: Path) -> None:
-    found = liver(images, tmp_path, ring(*SQUARE, 2), ring((4.5, 7.5), (1.5, 5.5), 2))
+def test_contours_that_cross_need_a_meaning(images: Series, tmp_path: Path) -> None:
+    crossing = (*SQUARE, 2), ((4.5, 7.5), (1.5, 5.5), 2)
+    with pytest.raises(Refusal, match="8 of 24 voxels lie in two contours that cross") as refused:
+        liver(images, tmp_path, *(ring(*one) for one in crossing))
+    assert refused.value.code == "malformed-object"
+    found = liver(images, tmp_path, *((ring(*one), "CLOSEDPLANAR_XOR") for one in crossing))
     assert "8 voxels where contours cross count as outside" in found.notes[0]
 
 
