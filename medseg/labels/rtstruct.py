@@ -239,8 +239,8 @@ def _paint(roi: Roi, structure: Structure, outlines: list[NDArray[np.float64]], 
     if crossing > _CROSSING_SHARE * filled and not roi.means_xor:
         raise Refusal(
             "malformed-object",
-            f"{where}: {crossing} of {filled} voxels lie in two contours that cross, which CLOSED_PLANAR does not call in "
-            f"or out; expected at most {_CROSSING_SHARE:.0%}: join these contours, or write them as CLOSEDPLANAR_XOR",
+            f"{where}: {crossing} of {filled} voxels lie in two contours that cross, which CLOSED_PLANAR does not call "
+            f"in or out; expected at most {_CROSSING_SHARE:.0%}: join the contours, or write them as CLOSEDPLANAR_XOR",
         )
     notes += [f"{where}: {outside} contours lie above or below the image and were left out"] * bool(outside)
     notes += [f"{where}: {cut} contours reach beyond the image and were cut"] * bool(cut)

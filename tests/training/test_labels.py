@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_a_rater_who_did_not_judge_a_voxel_has_no_vote_there(tmp_path: Path, way
     item = {"image": "A.nii.gz", "label": raters, "fold": 0}
     content = {"labels": {"background": 0, "organ": 1, "ignore": 9}, "raters": way, "training": [item]}
     (tmp_path / "datalist.json").write_text(json.dumps(content))
-    [case] = fold_items(tmp_path / "datalist.json", None, 0, "validation")
+    case = dict[Hashable, Any](fold_items(tmp_path / "datalist.json", None, 0, "validation")[0].items())
     assert LoadLabeld("label", None)(case)["label"].flatten().tolist() == [1, 9, 0, 1]
 
 
