@@ -1,4 +1,4 @@
-"""What the fuzzer damages, and how each is read: volumes, datalists, weights, trust files, rules, runs."""
+"""What the fuzzer damages, and how each is read: volumes, labels, datalists, weights, trust files, rules, runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import SimpleITK
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from benchmarks.fuzz_damage import Form
+from benchmarks.fuzz_labels import label_files, read_damaged
 from medseg.errors import MedsegError
 from medseg.ingest import SeriesRecord, read_volume, save_nifti, scan
 from tests.ingest.synthetic import Series, enhanced, enlarge, make_series, save
@@ -358,6 +359,7 @@ def _read_run(case: Path) -> str:
 
 TARGETS: dict[str, Target] = {
     "reading": Target(_volumes, _read_volume),
+    "labels": Target(lambda root: [Seed(*files) for files in label_files(root)], read_damaged),
     "datalists": Target(_datalists, _audit),
     "weights": Target(_weights, _load_weights),
     "trust": Target(_trust, _use_trust),

@@ -10,16 +10,18 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import traceback
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Final, Literal
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 
 from medseg.errors import Refusal
@@ -40,8 +42,8 @@ _DELIMITERS: Final = 0xFFFE
 """Group of the tags that begin and end items: among the elements of a data set a length before them was wrong."""
 _LARGEST_INFLATED: Final = 256 * 1024 * 1024
 _BROKEN = (
-    ArithmeticError, AttributeError, EOFError, InvalidDicomError, LookupError, MemoryError, NotImplementedError,
-    RecursionError, TypeError, ValueError, struct.error, zlib.error,
+    ArithmeticError, AttributeError, BytesLengthException, EOFError, InvalidDicomError, LookupError, MemoryError,
+    NotImplementedError, RecursionError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 _LONGEST_COMPLAINT = 200
 
@@ -82,11 +84,18 @@ def well_formed(name: str) -> Iterator[None]:
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system; pydicom has its own for bytes that are no elements
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_COMPLAINT]
         raise Refusal(
             "malformed-object",
-            f"{name} cannot be read as the standard says ({what}); export it again, or write a label map instead",
+            f"{name} cannot be read as the standard says ({_complaint(error)}); export it again, or write a label map "
+            "instead",
         ) from error
+
+
+def _complaint(error: BaseException) -> str:
+    """What an error says if it is of this room; of a library's the class alone: it may quote what the file holds."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    said = f"{type(error).__name__}: {error}" if raised_in.parent == Path(__file__).parent else type(error).__name__
+    return " ".join(said.split())[:_LONGEST_COMPLAINT]
 
 
 def read_object(header: Header, name: str) -> Dataset:
