@@ -32,7 +32,11 @@ _OF_THE_WHOLE = frozenset(
 """What a datalist says of all its cases together."""
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(_s\d{3})?(\.\w+)*|patient-\d+")
-_COMMON_FOLDERS = frozenset({"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom"})
+_COMMON_FOLDERS = frozenset(
+    {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom", "references", "masks"}
+    | {"segmentations", "training", "validation", "testing", "derivatives", "rawdata", "dataset"}
+)
+"""Folders that are called alike everywhere, and some of them like keys of configs: they tell of nobody."""
 _TEXTS = (*SUFFIXES, ".md", ".txt", ".rst", ".csv", ".tsv", ".conf", ".cff", ".bib", ".svg")
 _SHORTEST = 5
 """Shorter words are found everywhere."""
