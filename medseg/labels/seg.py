@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
@@ -358,6 +357,8 @@ def _swapped(header: Header, length: int) -> NDArray[np.uint8]:
 
 
 def _decoded(seg: SegObject) -> Iterator[NDArray[Any]]:
+    from pydicom.pixels import iter_pixels  # MONAI Label's environment has pydicom 2, and trains on label maps
+
     frames = iter_pixels(seg.header.path, raw=True)
     for number in range(1, len(seg.frames) + 1):
         try:

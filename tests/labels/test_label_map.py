@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,10 @@ def test_a_folder_of_objects_is_no_label_map(tmp_path: Path) -> None:
     write_series(tmp_path, "1", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG")
     with pytest.raises(Refusal, match="name the file itself"):
         read_label_map(tmp_path)
+
+
+def test_reading_labels_needs_no_decoders(tmp_path: Path) -> None:
+    """MONAI Label's environment has pydicom 2, which has none; its trainings read label maps."""
+    code = "import pydicom.pixels as p; del p.iter_pixels, p.get_decoder; import medseg.labels.read, medseg.manifests"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
