@@ -48,7 +48,7 @@ def unharmed(port: tuple[Listener, DicomNode], caplog: pytest.LogCaptureFixture)
         yield node
         begin = time.monotonic()
         NetworkRemote(node).echo()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 2
     assert resident_mb() - before < _MOST_GROWTH_MB
     assert set(folder.parent.iterdir()) == beside
     _wait(lambda: threading.active_count() <= threads)
@@ -138,5 +138,5 @@ def _attack_and_serve(node: DicomNode, process: str, files: Sequence[Path]) -> N
         begin = time.monotonic()
         NetworkRemote(node).echo()
         assert len(NetworkRemote(node).send(files).sent) == len(files)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 2
         assert resident_mb(process) < 300
