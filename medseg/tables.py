@@ -20,7 +20,7 @@ from medseg.files import shown
 _START = r"(?:[\t\r\n]|\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20\uFE66\uFE62\uFE63\uFE6B\u2212])"
 """How a formula begins; full-width and small forms of the four signs, and the minus sign, count as well."""
 _FORMULA, _GUARDED = re.compile(f"'*{_START}"), re.compile(f"'+{_START}")
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _BREAKS = re.compile(r"([\t\r\n])")
 _QUOTED = frozenset(',"\r\n')
 
