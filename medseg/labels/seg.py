@@ -316,7 +316,7 @@ def _masks(
             most = int(seg.dataset.MaximumFractionalValue)
             if most < 1 or values.max() > most:
                 raise ValueError(f"frame {number} holds {values.max()}, Maximum Fractional Value is {most}")
-        yield frame.segment, values >= (rules.threshold - _ROUNDING) * most
+        yield frame.segment, values >= max((rules.threshold - _ROUNDING) * most, 1.0)  # 0 is inside of nothing
     else:
         yield frame.segment, values != 0
 

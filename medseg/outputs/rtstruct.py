@@ -6,6 +6,7 @@ through pixel centres would lose half a pixel all around.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,16 +60,13 @@ def write_rtstruct(job: Job, path: Path) -> Path:
     dataset.ApprovalStatus = "UNAPPROVED"
 
     def check(partial: Path) -> None:
-        read = pydicom.dcmread(partial)
-        for number, code in enumerate(codes, start=1):
-            dice = _dice(_filled(read, job, number), job.mask(code.label))
+        for code, dice in zip(codes, _round_trip(pydicom.dcmread(partial), job), strict=True):
             if dice < _LEAST_DICE:
                 raise CaseFailed(
                     f"{path.name}: filling the contours of {code.name} gives Dice {dice:.4f}; nothing was written"
                 )
 
-    for number, (roi, code) in enumerate(zip(dataset.StructureSetROISequence, codes, strict=True), start=1):
-        dice = _dice(_filled(dataset, job, number), job.mask(code.label))
+    for roi, dice in zip(dataset.StructureSetROISequence, _round_trip(dataset, job), strict=True):
         roi.ROIDescription = f"Dice of the filled contours against the mask: {dice:.4f}"
     return save_checked(dataset, path, check)
 
@@ -165,9 +163,10 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return 1.0 if total == 0 else 2.0 * int((first & second).sum()) / total
 
 
-def _filled(dataset: Dataset, job: Job, number: int) -> NDArray[np.bool_]:
-    """Where the outlines of one ROI are again; one at a time, since regions overlap and two may have one name."""
-    found = structure_set(dataset, "the structure set")
-    rois = tuple(replace(roi, name="it") for roi in found.rois if roi.number == number)
-    rules = ReadingRules(missing_slices="empty")
-    return read_rtstruct(replace(found, rois=rois), LabelScheme({1: "it"}), rules, job.image_grid).array == 1
+def _round_trip(dataset: Dataset, job: Job) -> Iterator[float]:
+    """Dice of each ROI filled again; one at a time, since regions overlap and two may have one name."""
+    found, rules = structure_set(dataset, "the structure set"), ReadingRules(missing_slices="empty")
+    for roi, label in zip(found.rois, job.codes, strict=True):
+        alone = replace(found, rois=(replace(roi, name="it"),))
+        filled = read_rtstruct(alone, LabelScheme({1: "it"}), rules, job.image_grid).array == 1
+        yield _dice(filled, job.mask(label))

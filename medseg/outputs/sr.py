@@ -28,6 +28,8 @@ from medseg.outputs.seg import coded
 from medseg.results.case_result import volumes_of
 from medseg.results.verdict import Verdict
 
+_LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+_MILLILITRE = CodedConcept("ml", "UCUM", "milliliter")
 _NO_UNITS = CodedConcept("1", "UCUM", "no units")
 _SCHEME = "99MEDSEG"
 _DICE = CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient")
@@ -35,7 +37,6 @@ _LOWER_BOUND = CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice")
 _VERDICT = CodedConcept("TRUST", _SCHEME, "Trust verdict")
 _FLAG = CodedConcept("FLAG", _SCHEME, "Trust flag")
 _RESULT = CodedConcept("RESULT", _SCHEME, "Whole segmentation result")
-_LONGEST_MEANING = 64
 
 
 def of_structure(trust: Verdict | None, label: int) -> list[sr.Measurement]:
@@ -77,11 +78,7 @@ def _measures(predicted_dice: float | None, lower_bound: float | None) -> list[s
 
 
 def _term(value: str, meaning: str) -> CodedConcept:
-    return CodedConcept(value, _SCHEME, meaning[:_LONGEST_MEANING])
-
-
-_MILLILITRE = CodedConcept("ml", "UCUM", "milliliter")
-_LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+    return CodedConcept(value, _SCHEME, dicom_text(meaning))
 
 
 def write_sr(job: Job, path: Path) -> Path:

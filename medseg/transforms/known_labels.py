@@ -50,7 +50,7 @@ class KnownLabelsd(MapTransform):
     Raises
     ------
     UsageError
-        If the table is odd, or classes have gaps.
+        If the table is odd, or classes have gaps; when called, if the label's type cannot say what is not known.
     Refusal
         When called: ``unexpected-labels`` for a value that is not declared; a structure that a case lists as annotated
         and nobody declares, or a value in the map of a structure that it does not list.
@@ -107,13 +107,13 @@ def known_classes(label: Tensor, scheme: LabelScheme, unknown: Sequence[int] = (
         result[found == 0] = -(1 + sum(1 << value for value in unknown))
     if scheme.ignore is not None:
         result[found == scheme.ignore] = IGNORED
-    return result.to(label.dtype)
+    return _in_type_of(label, result)
 
 
 def known_regions(label: Tensor, scheme: LabelScheme, unknown: Sequence[int] = ()) -> Tensor:
     """Values ``(1, …)`` → one channel per region, ``(R, …)``: 1 inside, 0 outside, ``-1`` where it is not known."""
     found = _checked(label, scheme, ())
-    result = torch.empty(len(scheme.regions), *label.shape[1:], dtype=label.dtype, device=label.device)
+    result = torch.empty(len(scheme.regions), *label.shape[1:], dtype=torch.int8, device=label.device)
     for channel, (name, values) in zip(result, scheme.regions.items(), strict=True):
         if scheme.paints[name] in unknown:
             channel.fill_(IGNORED)
@@ -121,7 +121,17 @@ def known_regions(label: Tensor, scheme: LabelScheme, unknown: Sequence[int] = (
             channel.copy_(torch.isin(found[0], torch.tensor(values, device=label.device)))
     if scheme.ignore is not None:
         result[:, found[0] == scheme.ignore] = IGNORED
-    return result
+    return _in_type_of(label, result)
+
+
+def _in_type_of(label: Tensor, known: Tensor) -> Tensor:
+    """What is known in the type of the label; bytes would make classes of what is not known, half floats round it."""
+    lowest = known.min()
+    if int(lowest.to(label.dtype)) != int(lowest):
+        raise UsageError(
+            f"labels of type {label.dtype} cannot hold {int(lowest)} for what is not known; load them as float32"
+        )
+    return known.to(label.dtype)
 
 
 def _checked(label: Tensor, scheme: LabelScheme, unknown: Sequence[int]) -> Tensor:

@@ -55,13 +55,21 @@ class LoadPictured(MapTransform):
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path, formats=("PNG", "JPEG")) as picture:
-                    pixels = np.asarray(picture.convert(self.mode).resize(self.size, Image.Resampling.BILINEAR))
+                    whole = _of_bytes(picture).convert(self.mode)
+            pixels = np.asarray(whole.resize(self.size, Image.Resampling.BILINEAR))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise UsageError(
                 f"{path} cannot be read as a picture ({type(error).__name__}); expected a whole PNG or JPEG file"
             ) from error
         values = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32))
         return values / 127.5 - 1.0
+
+
+def _of_bytes(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits per value as one of 8; Pillow would make white of everything above 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 def picture_items(

@@ -122,6 +122,14 @@ def test_a_threshold_is_no_victim_of_rounding(images: Series, tmp_path: Path) ->
     dataset = segmentation(images, values, "FRACTIONAL", most=100)
     found = read(dataset, tmp_path / "s", images.folder, ReadingRules(threshold=0.55))
     np.testing.assert_array_equal(found.array, masks()["liver"])
+    values = {"liver": masks()["liver"].astype(np.uint8)}  # "anything above 0" takes no voxel of 0
+    found = read(
+        segmentation(images, values, "FRACTIONAL", most=100),
+        tmp_path / "s",
+        images.folder,
+        ReadingRules(threshold=1e-9),
+    )
+    np.testing.assert_array_equal(found.array, masks()["liver"])
 
 
 def test_names_in_two_ways_to_write_an_accent_and_in_two_senses(images: Series, tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_who_did_not_judge_has_no_vote() -> None:
     assert majority([one, two, three], ignore=9).tolist() == [1, 9, 0, 1]
     volumes = [one.reshape(1, 2, 2), two.reshape(1, 2, 2), three.reshape(1, 2, 2)]
     assert staple(volumes, ignore=9).ravel().tolist() == [1, 9, 0, 1]
+    small = [np.array([0, 1, 2], np.uint8), np.array([0, 1, 1], np.uint8)]  # which hold no 300, and need not
+    assert majority(small, ignore=300).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])

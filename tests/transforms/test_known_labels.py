@@ -58,6 +58,22 @@ def test_more_structures_than_a_code_holds_are_refused() -> None:
         KnownLabelsd("label", {"liver": 1, "tumour": 5})
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.int16, torch.float32])
+def test_what_is_not_known_is_kept_or_refused_in_any_type(dtype: torch.dtype) -> None:
+    """In a byte -1 would be class 255, in half a float -513 would be -512."""
+    table = {**{f"s{n}": n for n in range(1, 10)}, "ignore": 10}
+    case = {"label": torch.tensor([0, 1, 10]).view(1, 1, 1, 3).to(dtype), "annotated": [f"s{n}" for n in range(1, 9)]}
+    if dtype in (torch.uint8, torch.bfloat16):
+        with pytest.raises(UsageError, match="cannot hold -513 for what is not known; load them as float32"):
+            KnownLabelsd("label", table)(case)
+    else:
+        assert KnownLabelsd("label", table)(case)["label"].flatten().tolist() == [-513, 1, -1]
+    if dtype == torch.uint8:
+        with pytest.raises(UsageError, match="cannot hold -1"):
+            KnownLabelsd("label", _BRATS)({"label": _LABEL.to(dtype)})
+        assert KnownLabelsd("label", _BRATS)({"label": _LABEL.clamp_max(3).to(dtype)})["label"].dtype == dtype
+
+
 def test_patches_hold_a_voxel_that_was_judged() -> None:
     label = torch.full((1, 40, 40, 40), -1.0)
     label[:, 36, 3, 20] = 1.0

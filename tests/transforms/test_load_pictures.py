@@ -29,6 +29,13 @@ def test_every_kind_of_file_becomes_the_same_tensor(tmp_path: Path, mode: str, c
     assert values[:, -8:].max() == -1.0
 
 
+def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
+    shades = np.array([[0, 0x1000, 0x8000, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    values = LoadPictured("image", (1, 4), 1)({"image": str(tmp_path / "a.png")})["image"]
+    np.testing.assert_allclose(values.flatten(), np.array([0, 0x10, 0x80, 0xFF]) / 127.5 - 1.0, atol=1e-6)
+
+
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
