@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -39,6 +40,7 @@ _OF_LAYOUTS = frozenset(
 )
 """Folders that the Decathlon, nnU-Net, TotalSegmentator, BIDS and a datalist's sections prescribe for every study."""
 _TEXTS = (*SUFFIXES, ".md", ".txt", ".rst", ".csv", ".tsv", ".conf", ".cff", ".bib", ".svg")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4}))")
 _SHORTEST = 5
 """Shorter words are found everywhere."""
 
@@ -72,7 +74,7 @@ def without_names(
             json_text = f"{json.dumps(neutral, indent=2, allow_nan=False)}\n"
             changed[name] = (json_text if name.endswith(".json") else yaml.safe_dump(neutral, sort_keys=False)).encode()
     for name, content in texts.items():
-        text = changed.get(name, content).decode("utf-8", "replace")
+        text = _readable(changed.get(name, content))
         found = sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
         if _is_config(name):
             strings = strings_in(_parsed(name, changed.get(name, content)))
@@ -84,6 +86,14 @@ def without_names(
                 "; take it out of the file, or pack public data --with-names"
             )
     return changed
+
+
+def _readable(content: bytes) -> str:
+    """A text with the letters that JSON and YAML write as escapes, each in its one form (NFC)."""
+    text = content.decode("utf-8", "replace")
+    text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
+    pairs = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON halves rare letters
+    return unicodedata.normalize("NFC", pairs)
 
 
 def neutral_datalist(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,6 +209,7 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
         names |= {path.name, _SUFFIX.sub("", path.name)}
     names |= {folder for key in _FILE_KEYS for folder in _differing_folders(items, key)} - _OF_LAYOUTS
     known = public.casefold()
+    names = {unicodedata.normalize("NFC", name) for name in names}
     return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from medseg.bundle import audit
 from medseg.bundle.findings import blocks
@@ -135,6 +137,22 @@ def test_a_patient_in_a_key_is_not_packed(told: Path, tmp_path: Path, config: st
     write_config(told, config, {**read_config(told, config), "worst_cases": {key: 0.4}})
     with pytest.raises(BundleError, match=rf"configs/{config}\.json names"):
         pack(told, tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("name", ["müller_zoë", "\U00020bb7野屋_家"])
+def test_a_name_is_known_however_its_letters_are_written(told: Path, tmp_path: Path, name: str) -> None:
+    items = [{"image": f"{one}/ct.nii", "patient_id": f"MRN-{n}"} for n, one in enumerate((name, "huber"))]
+    write_config(told, "datalist", {"training": items})
+    for file, text in (
+        ("configs/more.json", json.dumps({"worst": name})),
+        ("configs/more.yaml", yaml.safe_dump({name: 0.4})),
+        ("docs/worst.json", json.dumps({name: 0.4})),
+        ("docs/worst.md", unicodedata.normalize("NFD", name)),
+    ):
+        (told / file).write_text(text, encoding="utf-8")
+        with pytest.raises(BundleError, match=f"{file} names {name}"):
+            pack(told, tmp_path / "x.zip")
+        (told / file).unlink()
 
 
 @pytest.mark.parametrize(
