@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -25,6 +26,7 @@ DATALIST = "configs/datalist.json"
 
 _NEUTRAL_FOLDER = "data"
 _SECTIONS = ("training", "validation", "test", "testing", "unlabelled")
+_FILE_KEYS = ("image", "label")
 _OF_THE_WHOLE = frozenset(
     {"name", "description", "task", "reference", "licence", "license", "licence_url", "release", "modality"}
     | {"channel_names", "tensorImageSize", "file_ending", "labels", MAPPING_KEY, "numTraining", "numTest", "split"}
@@ -32,12 +34,13 @@ _OF_THE_WHOLE = frozenset(
 """What a datalist says of all its cases together."""
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd|\.nrrd|\.nhdr|\.dcm)$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"((images|labels)/)?case-\d+(_\d{4})?(_s\d{3})?(\.\w+)*|patient-\d+")
-_COMMON_FOLDERS = frozenset(
-    {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom", "references", "masks"}
-    | {"segmentations", "training", "validation", "testing", "derivatives", "rawdata", "dataset"}
+_OF_LAYOUTS = frozenset(
+    {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "dicom"}
+    | {"segmentations", "derivatives", "rawdata", *_SECTIONS}
 )
-"""Folders that are called alike everywhere, and some of them like keys of configs: they tell of nobody."""
+"""Folders that the Decathlon, nnU-Net, TotalSegmentator, BIDS and a datalist's sections prescribe for every study."""
 _TEXTS = (*SUFFIXES, ".md", ".txt", ".rst", ".csv", ".tsv", ".conf", ".cff", ".bib", ".svg")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4}))")
 _SHORTEST = 5
 """Shorter words are found everywhere."""
 
@@ -47,15 +50,19 @@ def is_text(name: str) -> bool:
     return name.lower().endswith(_TEXTS)
 
 
-def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dict[str, bytes]:
+def without_names(
+    texts: Mapping[str, bytes], public: Iterable[str] = (), vocabulary: Collection[str] = ()
+) -> dict[str, bytes]:
     """New content for the texts of a bundle that tell of patients and machines, by path in the bundle.
 
-    The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder. Words in
-    ``public`` are no secret: the bundle's name, its structures. Raises ``BundleError`` if another text names a file or
-    a patient of the datalist, or a config a path from the root of a machine.
+    The datalist becomes :func:`neutral_datalist`, and every config's ``dataset_dir`` a neutral folder. What stands in a
+    text of ``public`` is no secret: the bundle's name, its structures. Nor is a whole word of ``vocabulary``, which
+    stands in every bundle whatever its cases are called. Raises ``BundleError`` if another text names a file or a
+    patient of the datalist, in a key or in a value, or a config a path from the root of a machine.
     """
     datalist = _parsed(DATALIST, texts.get(DATALIST, b"{}"))
-    names = _telling_names(datalist, " ".join((*public, str(datalist.get("name")), str(datalist.get("task")))))
+    known = " ".join((*public, str(datalist.get("name")), str(datalist.get("task"))))
+    names = _telling_names(datalist, known).difference(vocabulary)
     changed: dict[str, bytes] = {}
     for name, content in texts.items():
         if not _is_config(name):
@@ -67,7 +74,7 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
             json_text = f"{json.dumps(neutral, indent=2, allow_nan=False)}\n"
             changed[name] = (json_text if name.endswith(".json") else yaml.safe_dump(neutral, sort_keys=False)).encode()
     for name, content in texts.items():
-        text = changed.get(name, content).decode("utf-8", "replace")
+        text = _readable(changed.get(name, content))
         found = sorted(n for n in names if n in text and re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text))
         if _is_config(name):
             strings = strings_in(_parsed(name, changed.get(name, content)))
@@ -79,6 +86,14 @@ def without_names(texts: Mapping[str, bytes], public: Iterable[str] = ()) -> dic
                 "; take it out of the file, or pack public data --with-names"
             )
     return changed
+
+
+def _readable(content: bytes) -> str:
+    """A text with the letters that JSON and YAML write as escapes, each in its one form (NFC)."""
+    text = content.decode("utf-8", "replace")
+    text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
+    pairs = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON halves rare letters
+    return unicodedata.normalize("NFC", pairs)
 
 
 def neutral_datalist(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +126,8 @@ def privacy_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _named_cases(datalist: Mapping[str, Any]) -> Iterator[Finding]:
     items = [item for section in _SECTIONS for item in _items(datalist, section)]
-    named = [item for item in items if not all(_NEUTRAL.fullmatch(text) for text in (*_paths(item), *_ids(item)))]
+    told = [(item, [*_files(item.get("image")), *_files(item.get("label")), *_ids(item)]) for item in items]
+    named = [item for item, texts in told if not all(map(_NEUTRAL.fullmatch, texts))]
     if named:
         what = f"file names or patient ids of {len(named)} cases"
         why = "they may tell who the patients are; `medseg bundle pack` leaves them out unless --with-names is given"
@@ -133,9 +149,9 @@ def _items(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]
     return [item if isinstance(item, Mapping) else {"image": item} for item in items]
 
 
-def _paths(item: Mapping[str, Any]) -> Iterator[str]:
-    for value in (item.get("image"), item.get("label")):
-        yield from _files(value)
+def _paths(item: Mapping[str, Any], key: str) -> Iterator[PurePosixPath]:
+    for text in _files(item.get(key)):
+        yield PurePosixPath(text.replace("\\", "/"))
 
 
 def _files(value: Any) -> Iterator[str]:
@@ -189,15 +205,21 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
     """File names with and without suffix, folders that differ between cases, and identifiers."""
     items = [item for section in _SECTIONS for item in _items(datalist, section)]
     names = {text for item in items for text in _ids(item)}
-    folders: list[set[str]] = []
-    for text in (text for item in items for text in _paths(item)):
-        path = PurePosixPath(text.replace("\\", "/"))
+    for path in (path for item in items for key in _FILE_KEYS for path in _paths(item, key)):
         names |= {path.name, _SUFFIX.sub("", path.name)}
-        folders.append(set(path.parts[:-1]))
-    if folders:
-        names |= folders[0].union(*folders) - folders[0].intersection(*folders) - _COMMON_FOLDERS
+    names |= {folder for key in _FILE_KEYS for folder in _differing_folders(items, key)} - _OF_LAYOUTS
     known = public.casefold()
+    names = {unicodedata.normalize("NFC", name) for name in names}
     return {n for n in names if len(n) >= _SHORTEST and not _NEUTRAL.fullmatch(n) and n.casefold() not in known}
+
+
+def _differing_folders(items: Iterable[Mapping[str, Any]], key: str) -> set[str]:
+    """Folders in which the images (or the labels) of some cases lie and of others not; of one patient alone all."""
+    having = [item for item in items if item.get(key)]
+    folders = [{part for path in _paths(item, key) for part in path.parts[:-1]} for item in having]
+    patients = {str(item.get("patient_id", number)) for number, item in enumerate(having)}
+    every = set[str]().union(*folders)
+    return every.difference(set.intersection(*folders)) if len(patients) > 1 else every
 
 
 def _is_absolute(text: str) -> bool:

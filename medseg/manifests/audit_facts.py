@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme
 from medseg.manifests.audit_findings import AuditFinding
 from medseg.manifests.audit_shape import LabelShape, edge_fit, shapes_of
-from medseg.manifests.items import Item, case_of, entries_of, files_of
+from medseg.manifests.items import Item, case_names, entries_of, files_of
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -80,8 +79,8 @@ def gather(
 ) -> list[CaseFacts]:
     """Read every case once; the parameters are those of :func:`medseg.manifests.audit`."""
     reading = _Reading(manifest.dataset_dir, manifest.scheme, ReadingRules.of(manifest.content))
-    names = Counter(case_of(item) for _, _, item in manifest.items())
-    tasks = [(reading, _name(item, names), section, item) for section, _, item in manifest.items()]
+    names = case_names(item for _, _, item in manifest.items())
+    tasks = [(reading, name, section, item) for name, (section, _, item) in zip(names, manifest.items(), strict=True)]
     if len(tasks) < _FEW_CASES:  # starting processes costs more than it saves
         workers = 1
     facts: list[CaseFacts] = []
@@ -90,11 +89,6 @@ def gather(
         if progress is not None:
             progress(len(facts), len(tasks))
     return facts
-
-
-def _name(item: Item, names: Mapping[str, int]) -> str:
-    """The case's name, or its image's path where another case has the same: one folder for each, files called alike."""
-    return case_of(item) if names[case_of(item)] == 1 else files_of(item["image"])[0]
 
 
 def _inspect(task: tuple[_Reading, str, str, Item]) -> CaseFacts:

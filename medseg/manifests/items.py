@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
 from medseg.ingest.record import case_id_of, is_second_of_pair
 from medseg.json_shape import ANYTHING, read_json
+from medseg.labels.raters import raters_of
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -80,12 +82,7 @@ def files_of(entry: Any) -> list[str]:
 
 def entries_of(label: Any) -> dict[str, Any]:
     """A label by rater, each a file or an object of files; one that names no rater stands under ``""``."""
-    if not isinstance(label, list):
-        return {"": label}
-    named = {str(n): one for n, one in enumerate(label, start=1)}
-    return {
-        str(one["rater"]) if _is_rater(one) else n: one["label"] if _is_rater(one) else one for n, one in named.items()
-    }
+    return raters_of(label) or {"": label}
 
 
 def _is_rater(part: Any) -> bool:
@@ -160,6 +157,13 @@ def case_of(item: Mapping[str, Any]) -> str:
     """Name of a case in messages: its ``case_id``, else its first image's name."""
     first = item["image"] if isinstance(item["image"], str) else item["image"][0]
     return str(item.get("case_id") or case_id_of(first))
+
+
+def case_names(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names that tell a datalist's cases apart: :func:`case_of`, or the image's path where another has the same."""
+    named = [(case_of(item), item) for item in items]
+    called = Counter(name for name, _ in named)
+    return [name if called[name] == 1 else files_of(item["image"])[0] for name, item in named]
 
 
 def split_channel(name: str) -> tuple[str, int | None]:

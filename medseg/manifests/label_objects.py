@@ -19,12 +19,11 @@ from pydicom.dataset import Dataset
 from medseg.errors import Refusal, UsageError
 from medseg.ingest import SeriesRecord, read_volume
 from medseg.ingest.dicom_header import Header, read_header
+from medseg.labels.dicom_labels import open_labels, read_labels
 from medseg.labels.dicom_objects import hashed, kind_of, label_object, read_object, well_formed
 from medseg.labels.image_grid import ImageGrid
-from medseg.labels.rtstruct import open_rtstruct, read_rtstruct
 from medseg.labels.rules import ReadingRules
 from medseg.labels.scheme import LabelScheme, listed
-from medseg.labels.seg import open_seg, read_seg
 
 _WORDS = {"seg": "SEG", "rtstruct": "RTSTRUCT"}
 _SHOWN = 4
@@ -84,6 +83,7 @@ def open_object(path: str, patient: str = "") -> LabelObject:
     data = read_object(header, name)
     with well_formed(name), disable_value_validation():  # which logs every value that is a letter too long
         kind = _WORDS[kind_of(header)]
+        made = "StructureSet" if kind == "RTSTRUCT" else "Content"
         drawn = data.get("ROIContourSequence") or data.get("PerFrameFunctionalGroupsSequence") or ()
         images = frozenset(_values(drawn, "ReferencedSOPInstanceUID"))
         frames = {*_values([data], "FrameOfReferenceUID"), *_values([data], "ReferencedFrameOfReferenceUID")}
@@ -95,13 +95,9 @@ def open_object(path: str, patient: str = "") -> LabelObject:
             images or frozenset(_values([data], "ReferencedSOPInstanceUID")),
             frozenset(frames),
             _names(data),
-            "".join(str(data.get(word, "")) for word in _made(kind)),
+            "".join(str(data.get(f"{made}{part}", "")) for part in ("Date", "Time")),
             _empty(data),
         )
-
-
-def _made(kind: str) -> tuple[str, str]:
-    return ("StructureSetDate", "StructureSetTime") if kind == "RTSTRUCT" else ("ContentDate", "ContentTime")
 
 
 def _names(data: Dataset) -> tuple[str, ...]:
@@ -147,12 +143,6 @@ def is_object(path: str) -> bool:
     return Path(path).is_file() and label_object(path) is not None
 
 
-def names_in(path: str) -> tuple[str, ...]:
-    """The names of an object's segments or ROIs; raises what :func:`object_in` raises."""
-    return object_in(path).names
-
-
-@lru_cache(maxsize=4096)
 def object_in(path: str) -> LabelObject:
     """What an object holds.
 
@@ -162,9 +152,15 @@ def object_in(path: str) -> LabelObject:
         If it cannot be read.
     """
     try:
-        return open_object(path)
-    except Refusal as refusal:
+        state = Path(path).stat()
+        return _unchanged(path, state.st_mtime_ns, state.st_size)
+    except (Refusal, OSError) as refusal:
         raise UsageError(f"{path}: {refusal}; repair it, or leave the case out") from refusal
+
+
+@lru_cache(maxsize=4096)
+def _unchanged(path: str, _mtime_ns: int, _size: int) -> LabelObject:
+    return open_object(path)  # read anew once it was written again, as a corrected structure set is
 
 
 @lru_cache(maxsize=4096)
@@ -207,8 +203,12 @@ def _described(record: SeriesRecord) -> str:
     return f"{record.modality} {record.case_id} ({record.description or Path(record.source).name})"
 
 
+def _first_header(record: SeriesRecord) -> Header | None:
+    return _header(record.files[0]) if record.kind == "dicom" and "!/" not in record.files[0] else None
+
+
 def _frame(record: SeriesRecord) -> str:
-    header = _header(record.files[0]) if record.kind == "dicom" and "!/" not in record.files[0] else None
+    header = _first_header(record)
     return "" if header is None else header.frame_of_reference_hash
 
 
@@ -220,7 +220,7 @@ def _instances(record: SeriesRecord) -> frozenset[str]:
 
 def person_of(record: SeriesRecord) -> str:
     """Pseudonym of the name in a series' first file, spellings of one name alike; empty where it has none."""
-    header = _header(record.files[0]) if record.kind == "dicom" and "!/" not in record.files[0] else None
+    header = _first_header(record)
     return "" if header is None else header.name_hash
 
 
@@ -243,12 +243,9 @@ def _volumes_in(file: str, image: Path, wanted: Sequence[str]) -> Iterator[tuple
     """Of every segment or ROI of an object, one after the other, so that they may overlap."""
     header = label_object(file)
     assert header is not None
-    grid, names = ImageGrid.of(image), names_in(file)
+    found, grid, names = open_labels(header, Path(file).name), ImageGrid.of(image), object_in(file).names
     for name in dict.fromkeys(wanted or names):
         others = {other: None for other in names if other != name}
         scheme, rules = LabelScheme({1: name}), ReadingRules(others, resample=True, missing_slices="empty")
-        if kind_of(header) == "seg":
-            painted = read_seg(open_seg(header, Path(file).name), scheme, rules, grid)
-        else:
-            painted = read_rtstruct(open_rtstruct(header, Path(file).name), scheme, rules, grid)
+        painted = read_labels(found, scheme, rules, grid)
         yield name, float(np.count_nonzero(painted.array)) * painted.geometry.voxel_volume_mm3 / 1000.0

@@ -19,45 +19,11 @@ _CLOSE = 0.88
 _FAR = "no structure is near: left out unless one is filled in"
 _TYPING_ERROR = "a letter or two away from"
 _SHORTEST_GUESS = 4
-_SIDES = {
-    **dict.fromkeys(
-        (
-            "left",
-            "l",
-            "lt",
-            "li",
-            "links",
-            "linke",
-            "linker",
-            "gauche",
-            "sinistra",
-            "izquierda",
-            "sx",
-            "izq",
-            "esquerdo",
-        ),
-        "left",
-    ),
-    **dict.fromkeys(
-        (
-            "right",
-            "r",
-            "rt",
-            "re",
-            "rechts",
-            "rechte",
-            "rechter",
-            "droite",
-            "destra",
-            "derecha",
-            "dx",
-            "dext",
-            "dcha",
-            "direito",
-        ),
-        "right",
-    ),
+_SIDE_WORDS = {
+    "left": "left l lt li links linke linker gauche sinistra izquierda sx izq esquerdo",
+    "right": "right r rt re rechts rechte rechter droite destra derecha dx dext dcha direito",
 }
+_SIDES = {word: side for side, words in _SIDE_WORDS.items() for word in words.split()}
 _ADDITIONS = frozenset(
     ("final", "new", "edited", "edit", "corrected", "corr", "copy", "auto", "manual", "contour", "roi", "mask", "seg")
 )

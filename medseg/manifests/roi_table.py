@@ -19,7 +19,7 @@ from medseg.labels.rules import ROI_MAPPING_KEY
 from medseg.labels.rules import plain_name as plain
 from medseg.labels.scheme import listed
 from medseg.manifests.items import Item, case_of, entries_of
-from medseg.manifests.label_objects import is_object, names_in, object_in, volumes_of
+from medseg.manifests.label_objects import is_object, object_in, volumes_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_names import FoundName, Proposal, propose
 from medseg.tables import read_table, table_text
@@ -111,7 +111,7 @@ def _names_of(manifest: Manifest, item: Item) -> dict[str, bool]:
         if isinstance(entry, Mapping):
             names |= {name: not is_object(file) for name, file in entry.items()}
         elif is_object(entry):
-            names |= dict.fromkeys(names_in(entry), False)
+            names |= dict.fromkeys(object_in(entry).names, False)
     return names
 
 

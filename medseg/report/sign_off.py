@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from medseg.errors import MedsegError, Refusal
+from medseg.errors import MedsegError, Refusal, UsageError
 from medseg.evaluation.case import StructureResult
 from medseg.files import write_text
 from medseg.geometry import Geometry
 from medseg.labels.label_map import LabelMap
 from medseg.manifests import AuditFinding, AuditReport, Item, Manifest
-from medseg.manifests.items import case_of, files_of
+from medseg.manifests.items import case_names
 from medseg.manifests.layouts import path_checksum
 from medseg.report.collect import Case
 from medseg.report.page import CaseRow, Page, SignOff
@@ -111,16 +111,17 @@ def write_review(
     """
     signed = _read_signed(folder / SIGN_OFF_NAME)
     findings = _by_case(audit)
-    items = [item for _, _, item in manifest.items() if item.get("label")]
-    called = Counter(case_of(item) for item in items)
-    named = [(item, case_of(item) if called[case_of(item)] == 1 else files_of(item["image"])[0]) for item in items]
+    items = [item for _, _, item in manifest.items()]
+    named = [(item, name) for item, name in zip(items, case_names(items), strict=True) if item.get("label")]
+    if not named:
+        raise UsageError("no item of the datalist has a label, so there is nothing to sign off; give one with labels")
     named.sort(key=lambda one: min((_WORST[finding.severity] for finding in findings[one[1]]), default=3))
     store = ViewerStore(None, _VIEWER_BUDGET_BYTES) if viewer else None
     entries: list[_Entry] = []
     for done, (item, case_id) in enumerate(named, start=1):
         entries += _entries(manifest, item, Case(case_id), findings[case_id], store)
         if progress is not None:
-            progress(done, len(items))
+            progress(done, len(named))
     entries.sort(key=lambda entry: entry.grade)
     kept = [signed.get((entry.case.case_id, entry.rater), {}) for entry in entries]
     judgements = [

@@ -31,6 +31,7 @@ from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import atomic_path, open_zip, read_at_most, read_member, sha256_file
 from medseg.sharing.model_card import model_card
 from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
+from medseg.sharing.verify import vocabulary
 
 MANIFEST, SIGNATURE, PROVENANCE = "manifest.json", "manifest.sig", "provenance.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -220,7 +221,7 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     sources.setdefault("README.md", model_card(bundle).encode())
     if not with_names:
         texts = {name: _text_of(source) for name, source in sources.items() if is_text(name)}
-        sources.update(without_names(texts, (bundle.name, *bundle.labels.values())))
+        sources.update(without_names(texts, (bundle.name, *bundle.labels.values()), vocabulary()))
     sources[PROVENANCE] = _json(_provenance(bundle, sources))
     return sources
 

@@ -9,13 +9,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
-from medseg.bundle.config import ABSENT, config_file, item_at, laid_out, read_config
+from medseg.bundle.config import ABSENT, SEPARATOR, config_file, item_at, laid_out, read_config
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
@@ -112,6 +113,24 @@ def _versions(bundle: Bundle) -> Iterator[Finding]:
 
 def _major_minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:2])
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Words that stand in every bundle: keys of the metadata's schema, ids that MONAI's workflows know."""
+    from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
+
+    known = {**InferProperties, **TrainProperties, **MetaProperties}
+    ids = {word for name, about in known.items() for word in (name, *about["id"].split(SEPARATOR))}
+    return frozenset(ids | {*_keys_of(json.loads(SCHEMA_FILE.read_text()))})
+
+
+def _keys_of(schema: Any) -> Iterator[str]:
+    """Keys that a JSON schema describes, at all depths."""
+    if isinstance(schema, Mapping):
+        yield from schema.get("properties", ())
+        for part in schema.values():
+            yield from _keys_of(part)
 
 
 def _ids(bundle: Bundle) -> Iterator[Finding]:

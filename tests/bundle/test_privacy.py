@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from medseg.bundle import audit
 from medseg.bundle.findings import blocks
@@ -108,6 +110,67 @@ def test_words_that_are_no_secret_do_not_forbid_packing(told: Path, tmp_path: Pa
     write_config(told, "datalist", listed)
     (told / "docs" / "README.md").write_text("Marks every sphere.\n")
     pack(told, tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("folder", ["network_def", "references", "dataset", "preprocessing", "validation"])
+def test_a_folder_that_is_called_like_a_key_of_every_config_does_not_forbid_packing(
+    told: Path, tmp_path: Path, folder: str
+) -> None:
+    items = [{"image": f"{one}/a{n}.nii", "patient_id": f"MRN-{n}"} for n, one in enumerate((folder, "meyer_anna"))]
+    write_config(told, "datalist", {"training": items})
+    (told / "docs" / "README.md").write_text(f"See `{folder}`.\n")
+    pack(told, tmp_path / "x.zip")
+
+
+def test_a_folder_that_all_images_or_all_labels_share_tells_nobody_apart(told: Path, tmp_path: Path) -> None:
+    items = [
+        {"image": f"scans/{n}/a.nii.gz", "label": f"outlines/{n}.nii.gz", "patient_id": f"MRN-{n}"} for n in range(3)
+    ]
+    write_config(told, "datalist", {"training": items})
+    (told / "docs" / "README.md").write_text("The outlines of all scans were drawn by hand.\n")
+    pack(told, tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("config", ["train", "metadata"])
+@pytest.mark.parametrize("key", ["meyer_anna", "MRN-4711", "late.nii.gz", "network_def meyer_anna"])
+def test_a_patient_in_a_key_is_not_packed(told: Path, tmp_path: Path, config: str, key: str) -> None:
+    write_config(told, config, {**read_config(told, config), "worst_cases": {key: 0.4}})
+    with pytest.raises(BundleError, match=rf"configs/{config}\.json names"):
+        pack(told, tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("name", ["müller_zoë", "\U00020bb7野屋_家"])
+def test_a_name_is_known_however_its_letters_are_written(told: Path, tmp_path: Path, name: str) -> None:
+    items = [{"image": f"{one}/ct.nii", "patient_id": f"MRN-{n}"} for n, one in enumerate((name, "huber"))]
+    write_config(told, "datalist", {"training": items})
+    for file, text in (
+        ("configs/more.json", json.dumps({"worst": name})),
+        ("configs/more.yaml", yaml.safe_dump({name: 0.4})),
+        ("docs/worst.json", json.dumps({name: 0.4})),
+        ("docs/worst.md", unicodedata.normalize("NFD", name)),
+    ):
+        (told / file).write_text(text, encoding="utf-8")
+        with pytest.raises(BundleError, match=f"{file} names {name}"):
+            pack(told, tmp_path / "x.zip")
+        (told / file).unlink()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"image": "meyer_anna/ct.nii.gz", "label": "meyer_anna/seg.nii.gz", "patient_id": "MRN-4711"}],
+        [{"image": f"meyer_anna/{name}.nii", "patient_id": "MRN-4711"} for name in ("first", "second")],
+        [
+            {"image": "meyer_anna/ct.nii", "label": "meyer_anna/seg.nii", "patient_id": "MRN-4711"},
+            {"image": "huber_zoe/ct.nii", "patient_id": "MRN-4712"},
+        ],
+    ],
+)
+def test_the_folder_of_the_only_patient_is_a_name(told: Path, tmp_path: Path, items: list[dict[str, str]]) -> None:
+    write_config(told, "datalist", {"training": items})
+    (told / "docs" / "README.md").write_text("Learnt from meyer_anna.\n")
+    with pytest.raises(BundleError, match=r"README\.md names meyer_anna"):
+        pack(told, tmp_path / "x.zip")
 
 
 def test_the_audit_warns_of_names_and_folders(told: Path, tmp_path: Path) -> None:

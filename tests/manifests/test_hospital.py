@@ -57,6 +57,13 @@ def test_a_series_that_was_sent_on_under_another_uid_is_known_by_its_images(tmp_
     assert [item["image"] for item in made(tmp_path).training] == ["a/ct"]
 
 
+def test_an_object_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    slices = series(tmp_path / "ct", "1")
+    for name in ("liver", "spleen"):
+        rtstruct(tmp_path / "rs.dcm", slices, [name])
+        assert made(tmp_path).labels == {0: "background", 1: name}
+
+
 def test_an_object_without_its_series_is_refused_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rtstruct(tmp_path / "rs" / "good.dcm", series(tmp_path / "p1" / "ct", "1"), ["liver"])
     gone = series(tmp_path / "gone", "2", "P2")

@@ -54,6 +54,26 @@ def test_every_label_is_shown_with_its_volumes_and_findings_the_worst_first(data
     assert 'id="viewer"' not in page
 
 
+def test_findings_stand_beside_their_case_where_another_without_a_label_is_called_alike(
+    datalist: Manifest, tmp_path: Path
+) -> None:
+    namesake = {"image": datalist.training[0]["image"], "case_id": "case_1x"}
+    write_review(
+        datalist.with_content(test=[namesake]),
+        tmp_path / "out",
+        audit=audit(datalist.with_content(test=[namesake])),
+        viewer=False,
+    )
+    assert "geometry-mismatch" in (tmp_path / "out" / PAGE_NAME).read_text()
+
+
+def test_a_datalist_without_labels_is_refused(datalist: Manifest, tmp_path: Path) -> None:
+    bare = [{key: value for key, value in item.items() if key != "label"} for item in datalist.training]
+    with pytest.raises(UsageError, match="nothing to sign off"):
+        write_review(datalist.with_content(training=bare), tmp_path / "out")
+    assert not (tmp_path / "out" / PAGE_NAME).exists()
+
+
 def test_a_label_that_cannot_be_read_stands_there_with_its_reason(datalist: Manifest, tmp_path: Path) -> None:
     (tmp_path / "data" / "labelsTr" / "case_0x.nii.gz").write_bytes(b"no image")
     written = write_review(datalist, tmp_path / "out", viewer=False)

@@ -2,7 +2,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const start = byId("sign-off"), rows = JSON.parse(start.textContent);
-  const columns = ["case_id", "rater", "judgement", "note", "reviewer", "signed", "label_sha256"];
+  const columns = Object.keys(rows[0]);
   const bodies = new Map([...document.querySelectorAll("tbody.case")].map((body) => [body.dataset.key, body]));
   const keyOf = (row) => row.case_id + "\n" + row.rater;
 
