@@ -34,6 +34,7 @@ _RECIPE = {
     "val_interval": 16,
     "warm_up": 240,
     "ramp": 160,
+    "judge_steps": 0,
     "train#augmentation_transforms#0#prob_foreground": 0.33,  # what is planned depends on how much is drawn
 }
 
