@@ -23,9 +23,9 @@ from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from medseg.files import atomic_path
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
 from medseg.training.adversary import Activation, Adversary
+from medseg.training.checkpoints import save_whole
 from medseg.training.data import DrawSampler, TrainingDataset
 from medseg.training.schedule import AdversarialSchedule
 from medseg.training.trainer import AdversarialSegmentationTrainer, JudgeEvents
@@ -165,8 +165,7 @@ def judge_of(trainer: AdversarialSegmentationTrainer, parser: ConfigParser, fold
     judge = learn_judge(dataset, definition, recipe, trainer.state.device, watch)
     _logger.info("the judge has learnt, in %.0f core-seconds", judge.core_seconds)
     weights = {name: tensor.cpu().contiguous() for name, tensor in judge.network.state_dict().items()}
-    with atomic_path(path) as partial:
-        torch.save({"made_by": _made_by(definition, recipe), "cost": judge.core_seconds, "weights": weights}, partial)
+    save_whole({"made_by": _made_by(definition, recipe), "cost": judge.core_seconds, "weights": weights}, path)
     return judge
 
 
