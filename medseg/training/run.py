@@ -26,7 +26,7 @@ from medseg.training.distributed import in_any_process
 from medseg.training.failures import ended_by_signal, named_failure, record_of
 from medseg.training.judge import JUDGE_NAME, Judge, judge_of
 from medseg.training.metrics_log import MetricsLogger
-from medseg.training.publish import acceptance_of, publish
+from medseg.training.publish import Accept, acceptance_of, publish
 from medseg.training.record import (
     RUN_JSON,
     TrainingInputs,
@@ -287,12 +287,13 @@ class _Run:
             _logger.info("%s: %s", who, accepted.describe())
         if not chosen:
             return judge, accepted, None
-        if judge is not None and accepted is not None:  # of the same weights
-            accept = partial(_accepted_before, accepted)
+        again: Accept = accept
+        if judge is not None and accepted is not None:  # the same weights need no second trial
+            again = partial(_accepted_before, accepted)
         rows = [] if self.metrics is None else self.metrics.rows
         described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
         opponent = parser.config.get("discriminator_def")
-        return judge, accepted, publish(self.bundle, self.folder, described, judge, opponent, accept)
+        return judge, accepted, publish(self.bundle, self.folder, described, judge, opponent, again)
 
     def _train(self, trainer: AdversarialSegmentationTrainer) -> None:
         stop = OrderlyStop(trainer)

@@ -1,5 +1,6 @@
 """The judge that a run ends with: accepted where it can learn, silent where it has not, the same whenever it learns."""
 
+import io
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from monai.transforms import Compose
+from rich.console import Console
 
 from medseg.bundle import Bundle
+from medseg.cli._progress import TrainingProgress
 from medseg.errors import Interrupted
 from medseg.training import TrainingDataset, TrainingResult, train_bundle
 from medseg.training.data import Draw
@@ -198,7 +201,10 @@ def test_the_steps_of_the_judge_are_told_and_its_trial_is_made_once(
         def attach(self, engine: Any) -> None:
             engine.add_event_handler(JudgeEvents.PROGRESSED, lambda: steps.append(engine.state.judge_steps))
 
-    _train(tmp_path, "out", publish="final", watchers=[Watching()])
+    told = io.StringIO()
+    with TrainingProgress(Console(file=told)) as progress:
+        _train(tmp_path, "out", publish="final", watchers=[Watching(), progress])
+    assert "the judge learns from the training cases, in 2 steps" in told.getvalue()
     assert steps == [(0, 2), (1, 2), (2, 2)]
     assert len(tried) == 1
     bundle = Bundle.open(tmp_path / "hippocampus_mri_segmentation")
