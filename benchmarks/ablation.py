@@ -121,9 +121,11 @@ class Plan:
 
 
 def length(iterations: int) -> dict[str, Any]:
-    """Ids of a run of so many iterations, which is validated by nobody on its way."""
+    """Ids of a run of so many iterations, which is validated by nobody on its way, and judged by its opponent alone."""
     epochs = iterations // LENGTH
-    return {"epochs": epochs, "iterations": LENGTH, "val_interval": epochs + 1, "num_workers": 0}
+    # without a judge: what is asked is how the opponent judges, and what restores volumes has no labels to judge
+    unwatched = {"val_interval": epochs + 1, "num_workers": 0, "judge_steps": 0}
+    return {"epochs": epochs, "iterations": LENGTH, **unwatched}
 
 
 def train(plan: Plan, run: Run) -> Path:

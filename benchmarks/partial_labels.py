@@ -14,7 +14,6 @@ Runs that were stopped go on where they were. ``OUTPUT/results.json`` has the me
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from medseg.files import write_json
 from medseg.ingest import read_volume, save_nifti
 from medseg.planning import Budget, create_bundle
+from medseg.tables import read_table
 from medseg.training import train_bundle
 
 ARMS = ("full", "unknown", "background")
@@ -34,6 +34,7 @@ _RECIPE = {
     "val_interval": 16,
     "warm_up": 240,
     "ramp": 160,
+    "judge_steps": 0,
     "train#augmentation_transforms#0#prob_foreground": 0.33,  # what is planned depends on how much is drawn
 }
 
@@ -71,10 +72,8 @@ def run(data: Path, output: Path, arm: str) -> dict[str, float]:
     folder, done = output / f"hippocampus_mri_{arm}", output / f"run_{arm}"
     if not (folder / "models").is_dir():
         create_bundle(folder.name, datalist(data, arm, output), output, budget=Budget(minutes=8))
-    resume = (done / "checkpoints").is_dir()
-    train_bundle(folder, fold=0, output=done, device="cpu", overrides=_RECIPE, resume=resume)
-    with (done / "metrics.csv").open() as handle:
-        last = list(csv.DictReader(handle))[-1]
+    train_bundle(folder, fold=0, output=done, device="cpu", overrides=_RECIPE, resume=True)
+    last = list(read_table(done / "metrics.csv").rows)[-1]
     return {name: float(last[f"val_dice_{name}"]) for name in STRUCTURES}
 
 

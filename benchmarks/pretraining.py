@@ -115,6 +115,7 @@ def carry_out(plan: Plan, start: str, draw: int) -> None:
     folder = plan.folder(start, draw)
     write_datalist(folder / "datalist.json", plan.labels, draw)
     overrides: dict[str, Any] = {**plan.length(plan.iterations), "seed": 20 + draw, "adversarial_share": 0.0}
+    overrides["judge_steps"] = 0
     options: dict[str, Any] = {}
     bundle, window = FLAGSHIP, WINDOW
     if start.startswith("ResNet"):

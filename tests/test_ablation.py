@@ -203,6 +203,7 @@ def test_arms_differ_in_the_share_alone() -> None:
     assert [one.pop("adversarial_share") for one in found] == [VARIANTS[arm].share for arm in ARMS]
     assert all(one == found[0] for one in found)
     check_overrides(config, found[0])
+    assert found[0]["judge_steps"] == 0, "what is measured is the opponent"
     assert found[0]["epochs"] * found[0]["iterations"] == 600
     assert found[0]["warm_up"] + found[0]["adversary#schedule#settle"] + found[0]["ramp"] == 300
 

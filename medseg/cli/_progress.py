@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from medseg.cli._app import is_quiet
@@ -46,20 +46,26 @@ class TrainingProgress:
     def __init__(self, console: Console) -> None:
         self.console, self._bar = console, progress_bar(console, fields=("losses",))
         self._begun, self._first = 0.0, 0
+        self._open = ExitStack()
+        self._judged: Callable[[int, int], None] | None = None
 
     def attach(self, engine: AdversarialSegmentationTrainer) -> None:
         """Register with the trainer."""
         from ignite.engine import Events
 
+        from medseg.training.trainer import JudgeEvents
+
         engine.add_event_handler(Events.STARTED, self._start, engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._line, engine)
         engine.add_event_handler(Events.COMPLETED, self._bar.stop)
+        engine.add_event_handler(JudgeEvents.PROGRESSED, self._judge, engine)
 
     def __enter__(self) -> TrainingProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.close()
         self._bar.stop()
 
     def _start(self, engine: AdversarialSegmentationTrainer) -> None:
@@ -74,6 +80,15 @@ class TrainingProgress:
         losses = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures)
         done, epoch = engine.state.iteration, f"epoch {engine.state.epoch}"
         self._bar.update(self._bar.task_ids[0], completed=done, description=epoch, losses=losses)
+
+    def _judge(self, engine: AdversarialSegmentationTrainer) -> None:
+        done, total = engine.state.judge_steps
+        if self._judged is None:
+            self.console.print(f"the judge learns from the training cases, in {total} steps")
+            self._judged = self._open.enter_context(counted_progress("steps of the judge"))
+        self._judged(done, total)
+        if done == total:
+            self._open.close()
 
     def _line(self, engine: AdversarialSegmentationTrainer) -> None:
         from medseg.training.metrics_log import MetricsLogger, describe

@@ -42,10 +42,11 @@ def higher_is_better(current: float, best: float) -> bool:
 def save_weights(network: nn.Module, path: str | PathLike[str]) -> None:
     """Write a bare state dict in the standard memory layout, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _save(weights, path)
+    save_whole(weights, path)
 
 
-def _save(content: dict[str, Any], path: str | PathLike[str]) -> None:
+def save_whole(content: dict[str, Any], path: str | PathLike[str]) -> None:
+    """Write what holds tensors, whole or not at all; a disk that refuses is an ``OSError`` that says so."""
     with atomic_path(path) as partial, partial.open("wb") as handle:  # by name, torch hides what the disk answers
         torch.save(content, handle)
 
@@ -209,7 +210,7 @@ class Checkpoints:
         if self.evaluator is not None:
             validation = self.evaluator.state
             state["validation"] = [float(validation.best_metric), int(validation.best_metric_epoch)]
-        _save(state, path)
+        save_whole(state, path)
         for old in self._all()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,14 +23,12 @@ from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from medseg.errors import Interrupted
-from medseg.files import atomic_path
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
-from medseg.signals import signals_interrupt
 from medseg.training.adversary import Activation, Adversary
+from medseg.training.checkpoints import save_whole
 from medseg.training.data import DrawSampler, TrainingDataset
 from medseg.training.schedule import AdversarialSchedule
-from medseg.training.trainer import AdversarialSegmentationTrainer
+from medseg.training.trainer import AdversarialSegmentationTrainer, JudgeEvents
 
 JUDGE_NAME = "judge.pt"
 _CHANNELS = 16
@@ -80,6 +79,7 @@ def learn_judge(
     definition: Mapping[str, Any],
     recipe: JudgeRecipe,
     device: str | torch.device = "cpu",
+    watch: Callable[[int], None] = lambda _: None,
 ) -> Judge:
     """Let a fresh judge learn from crops round the structures of the cases.
 
@@ -95,11 +95,13 @@ def learn_judge(
         Length, rate, seed.
     device
         Where it learns.
+    watch
+        Called with the number of steps that are done, 0 at the beginning.
     """
     begun = time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = ConditionalPatchDiscriminator(**{key: one for key, one in definition.items() if key != "_target_"})
+        network = _fresh(definition)
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, betas=(0.5, 0.99), weight_decay=0.0)
     updates = recipe.steps * recipe.updates
@@ -115,7 +117,8 @@ def learn_judge(
         seed=recipe.seed,
     )
     cases, draws = _on_structures(dataset), iter(DrawSampler(len(dataset), recipe.batch, recipe.seed))
-    for _ in range(recipe.steps):
+    for step in range(recipe.steps):
+        watch(step)
         batch = list_data_collate([cases[next(draws)] for _ in range(recipe.batch)])
         image, label = (torch.as_tensor(batch[key]).to(device) for key in ("image", "label"))
         teaches = (label > 0).flatten(1).any(1)
@@ -124,6 +127,7 @@ def learn_judge(
         nothing = torch.zeros(len(label), int(definition["label_channels"]), *label.shape[2:], device=device)[teaches]
         for _ in range(recipe.updates):
             adversary.learn(image[teaches], label[teaches], nothing, 1.0, update=True)
+    watch(recipe.steps)
     return Judge(network.eval(), definition, recipe, time.process_time() - begun)
 
 
@@ -140,7 +144,7 @@ def judge_of(trainer: AdversarialSegmentationTrainer, parser: ConfigParser, fold
     """The judge of a run at its end, which learns for ``judge_steps`` of the configuration, or has learnt before.
 
     It is kept in ``folder``. None where the configuration wants none, or there is none to have: images are judged, or
-    cases do not come from a :class:`~medseg.training.data.TrainingDataset`. ``Interrupted`` if a signal ends it.
+    cases do not come from a :class:`~medseg.training.data.TrainingDataset`.
     """
     adversary, dataset = trainer.adversary, getattr(trainer.data_loader, "dataset", None)
     steps = int(parser.get_parsed_content("judge_steps", default=0))
@@ -153,18 +157,15 @@ def judge_of(trainer: AdversarialSegmentationTrainer, parser: ConfigParser, fold
     if kept := _kept(path, definition, recipe):
         return kept
     _logger.info("the judge learns from the training cases, in %d steps", steps)
-    try:
-        with signals_interrupt():
-            judge = learn_judge(dataset, definition, recipe, trainer.state.device)
-    except (Interrupted, KeyboardInterrupt) as error:
-        raise Interrupted(
-            "stopped while the judge learnt; the training itself is done and saved. Run the same command with --resume "
-            "to go on"
-        ) from error
+
+    def watch(done: int) -> None:
+        trainer.state.judge_steps = done, steps
+        trainer.fire_event(JudgeEvents.PROGRESSED)
+
+    judge = learn_judge(dataset, definition, recipe, trainer.state.device, watch)
     _logger.info("the judge has learnt, in %.0f core-seconds", judge.core_seconds)
     weights = {name: tensor.cpu().contiguous() for name, tensor in judge.network.state_dict().items()}
-    with atomic_path(path) as partial:
-        torch.save({"made_by": _made_by(definition, recipe), "cost": judge.core_seconds, "weights": weights}, partial)
+    save_whole({"made_by": _made_by(definition, recipe), "cost": judge.core_seconds, "weights": weights}, path)
     return judge
 
 
@@ -173,12 +174,20 @@ def _made_by(definition: Mapping[str, Any], recipe: JudgeRecipe) -> dict[str, An
 
 
 def _kept(path: Path, definition: Mapping[str, Any], recipe: JudgeRecipe) -> Judge | None:
-    """The judge that an earlier part of the run has left, unless it is to learn in another way now."""
+    """The judge that an earlier part of the run has left, unless it is to learn in another way now, or is damaged."""
     if not path.is_file():
         return None
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content["made_by"] != _made_by(definition, recipe):
+    network = _fresh(definition)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["made_by"] != _made_by(definition, recipe):
+            return None
+        network.load_state_dict(content["weights"])
+        return Judge(network.eval(), definition, recipe, float(content["cost"]))
+    except (RuntimeError, OSError, EOFError, UnpicklingError, LookupError, TypeError, ValueError) as error:
+        _logger.warning("%s cannot be read (%s): the judge learns anew", path, type(error).__name__)
         return None
-    network = ConditionalPatchDiscriminator(**{key: one for key, one in definition.items() if key != "_target_"})
-    network.load_state_dict(content["weights"])
-    return Judge(network.eval(), definition, recipe, float(content["cost"]))
+
+
+def _fresh(definition: Mapping[str, Any]) -> ConditionalPatchDiscriminator:
+    return ConditionalPatchDiscriminator(**{key: one for key, one in definition.items() if key != "_target_"})

@@ -18,15 +18,15 @@ from monai.bundle import ConfigWorkflow
 from medseg.bundle import Bundle, Permission
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
 from medseg.files import locked_folder, sha256_file
-from medseg.signals import signals_noted
+from medseg.signals import signals_interrupt, signals_noted
 from medseg.training.checkpoints import Checkpoints
 from medseg.training.configuration import as_json, check_overrides
 from medseg.training.data import with_folder
 from medseg.training.distributed import in_any_process
 from medseg.training.failures import ended_by_signal, named_failure, record_of
-from medseg.training.judge import judge_of
+from medseg.training.judge import JUDGE_NAME, Judge, judge_of
 from medseg.training.metrics_log import MetricsLogger
-from medseg.training.publish import acceptance_of, publish
+from medseg.training.publish import Accept, acceptance_of, publish
 from medseg.training.record import (
     RUN_JSON,
     TrainingInputs,
@@ -37,6 +37,7 @@ from medseg.training.record import (
     require_same_network,
 )
 from medseg.training.trainer import AdversarialSegmentationTrainer
+from medseg.trust.discriminator_acceptance import DiscriminatorAcceptance
 
 _logger = logging.getLogger("medseg.training")
 
@@ -235,6 +236,8 @@ class _Run:
             _logger.info("going on after iteration %d", iteration)
             for change in self.checkpoints.parts[-1].changed:
                 _logger.info("from here on %s", change)
+        if not trainer.state.iteration:  # what an earlier run has left may have seen the cases that are held out now
+            (self.checkpoints.folder / JUDGE_NAME).unlink(missing_ok=True)
 
     def execute(
         self, trainer: AdversarialSegmentationTrainer, chosen: Which | None, watchers: Sequence[Watcher]
@@ -248,18 +251,16 @@ class _Run:
         if state.iteration < trainer.iterations:
             self._train(trainer)
         self._require_end(trainer)
-        published, parser = None, self.workflow.parser
-        judge = judge_of(trainer, parser, self.checkpoints.folder)
-        accept = partial(acceptance_of, trainer, parser, self.bundle.output_channels, judge)
-        accepted = accept()
-        if accepted is not None:
-            who = "the discriminator of the last epoch" if judge is None else "the judge"
-            _logger.info("%s: %s", who, accepted.describe())
-        if chosen:
-            rows = [] if self.metrics is None else self.metrics.rows
-            described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
-            opponent = parser.config.get("discriminator_def")
-            published = publish(self.bundle, self.folder, described, judge, opponent, accept)
+        try:
+            with signals_interrupt():
+                judge, accepted, published = self._judge_and_publish(trainer, chosen)
+        except Exception as error:
+            if not isinstance(self.named(error), Interrupted):  # which may come from within a transform
+                raise
+            raise Interrupted(
+                "stopped while the judge learnt, was tried, or was published; the training itself is done and saved. "
+                "Run the same command with --resume to go on"
+            ) from error
         best, epoch, evaluator = None, 0, self.checkpoints.evaluator
         if evaluator is not None and evaluator.state.best_metric_epoch >= 0:
             best, epoch = float(evaluator.state.best_metric), int(evaluator.state.best_metric_epoch)
@@ -272,6 +273,27 @@ class _Run:
         self.workflow.finalize()
         self._write("done", result=asdict(result))
         return result
+
+    def _judge_and_publish(
+        self, trainer: AdversarialSegmentationTrainer, chosen: Which | None
+    ) -> tuple[Judge | None, DiscriminatorAcceptance | None, Path | None]:
+        """What comes after the last iteration: the judge, what comes of its trial, the published model."""
+        parser = self.workflow.parser
+        judge = judge_of(trainer, parser, self.checkpoints.folder)
+        accept = partial(acceptance_of, trainer, parser, self.bundle.output_channels, judge)
+        accepted = accept()
+        if accepted is not None:
+            who = "the discriminator of the last epoch" if judge is None else "the judge"
+            _logger.info("%s: %s", who, accepted.describe())
+        if not chosen:
+            return judge, accepted, None
+        again: Accept = accept
+        if judge is not None and accepted is not None:  # the same weights need no second trial
+            again = partial(_accepted_before, accepted)
+        rows = [] if self.metrics is None else self.metrics.rows
+        described = describe_run(chosen, parser, trainer, self.checkpoints, rows)
+        opponent = parser.config.get("discriminator_def")
+        return judge, accepted, publish(self.bundle, self.folder, described, judge, opponent, again)
 
     def _train(self, trainer: AdversarialSegmentationTrainer) -> None:
         stop = OrderlyStop(trainer)
@@ -332,6 +354,10 @@ class _Run:
                 parts=self.checkpoints.parts_until(trainer.state.iteration),
             )
         record.write(self.folder)
+
+
+def _accepted_before(found: DiscriminatorAcceptance, _: Any, sha256: str) -> DiscriminatorAcceptance:
+    return replace(found, weights_sha256=sha256)
 
 
 class OrderlyStop:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, EventEnum, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import AdversarialIterationEvents
@@ -38,6 +38,12 @@ from medseg.training.schedule import (
     shift_cycles,
 )
 from medseg.training.step import Buffers, NetworkStep
+
+
+class JudgeEvents(EventEnum):
+    """What happens after the last iteration; ``engine.state.judge_steps`` are the steps done, and all of them."""
+
+    PROGRESSED = "judge_progressed"
 
 
 class Stateful(Protocol):
@@ -100,7 +106,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         channels_last: bool = True,
         **supervised: Any,
     ) -> None:
-        events = [*(supervised.pop("event_names", None) or []), AdversarialIterationEvents]
+        events = [*(supervised.pop("event_names", None) or []), AdversarialIterationEvents, JudgeEvents]
         self.stateful: dict[str, Stateful] = {}  # handlers add themselves while the base class attaches them
         self._listeners: list[object] = []
         super().__init__(event_names=events, **supervised)

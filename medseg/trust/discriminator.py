@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, pad
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError
+from medseg.json_shape import FLAG, TEXT, Spec, misfit, parse_json, read_bounded, whole
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
 from medseg.results.verdict import DiscriminatorVerdict, RealShare
 from medseg.transforms.mismatched_pairs import KINDS, MismatchedPairs, MismatchKind, possible
@@ -31,6 +31,15 @@ from medseg.trust.discriminator_acceptance import (
 
 MARGIN_VOXELS = 4
 """Round the structures: a wrong segmentation may be shifted or dilated by as much."""
+_LARGEST_BYTES = 1 << 20
+DEFINITION: Spec = {
+    "_target_": TEXT,
+    "channels": whole(1, 512),
+    "layers": whole(0, 8),
+    "scales": whole(1, 8),
+    "products": FLAG,
+}
+"""``trust/discriminator.json``, as far as it says how large a discriminator is; its weights must fit the rest."""
 _WHY = {"swapped": "there is one structure", "another's": "there is no other segmentation"}
 
 
@@ -38,17 +47,20 @@ def read_discriminator(bundle: Bundle) -> ConditionalPatchDiscriminator:
     """The discriminator of a bundle, in evaluation mode; a ``BundleError`` if it has none that judges segmentations."""
     path = bundle.path / "trust" / "discriminator.json"
     try:
-        stated = dict(json.loads(path.read_text(encoding="utf-8")))
+        stated = parse_json(read_bounded(path, _LARGEST_BYTES))
+        if wrong := misfit(stated, DEFINITION):
+            raise ValueError(wrong)
         if stated.pop("_target_").rpartition(".")[2] != ConditionalPatchDiscriminator.__name__:
             raise ValueError("another class")
-        network = ConditionalPatchDiscriminator(**stated)
-        network.load_state_dict(read_weights(bundle.path / DISCRIMINATOR_NAME))
+        with torch.device("meta"):  # a few bytes must not ask for more memory than the weights take
+            network = ConditionalPatchDiscriminator(**stated)
+        network.load_state_dict(read_weights(bundle.path / DISCRIMINATOR_NAME), assign=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise BundleError(
             f"{bundle.name} has no discriminator of segmentations that can be read ({error}); expected {path.name} and "
             f"{DISCRIMINATOR_NAME}. Train and publish it: medseg train --publish"
         ) from error
-    return network.eval()
+    return network.float().eval()
 
 
 @dataclass(frozen=True)

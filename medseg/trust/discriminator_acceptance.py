@@ -6,6 +6,7 @@ on held-out cases; what came of it stands in ``trust/discriminator_acceptance.js
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ TRUE_ABOVE_WRONG = 0.95
 TRUE_IS_REAL = 0.8
 """Share of the cases in which the true segmentation must be judged real."""
 _PROPORTION: Spec = {"count!": whole(0), "of!": whole(0), "low": number(0.0, 1.0), "high": number(0.0, 1.0)}
+_LARGEST_PATCH = 512**3
+"""Voxels of a window: each is filled up to it, and a few bytes must not ask for gigabytes."""
 _SILENT = "no verdict comes from the discriminator"
 
 
@@ -84,10 +87,16 @@ class DiscriminatorAcceptance(StoredPart):
     above: Mapping[str, Proportion]  # by kind of wrong segmentation: cases whose true one is judged more real than it
     left_out: Mapping[str, str]  # kinds that the bundle cannot have, and why
 
+    def __post_init__(self) -> None:
+        if len(self.patch) not in (2, 3) or math.prod(self.patch) > _LARGEST_PATCH:
+            raise ValueError(f"the patch is {self.patch[:3]}, expected 2 or 3 sides, {_LARGEST_PATCH} voxels at most")
+
     @property
     def shortcomings(self) -> list[str]:
         """What keeps it from judging; nothing if it is accepted."""
         found = [] if self.held_out else ["it was not tried on held-out cases"]
+        if not self.above:
+            found.append("it was tried on no wrong segmentation")
         if self.real.share < TRUE_IS_REAL:
             found.append(f"the true segmentation is judged real in {self.real}, expected {TRUE_IS_REAL:.0%}")
         for kind, above in self.above.items():

@@ -13,9 +13,10 @@ from torch import nn
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import WEIGHT_FILES, read_weights
 from medseg.errors import BundleError, UsageError
-from medseg.json_shape import FLAG, Spec, read_json, whole
+from medseg.json_shape import read_json
 from medseg.results.verdict import USUAL
 from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.discriminator import DEFINITION
 from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME
 from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
 from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
@@ -31,7 +32,6 @@ from medseg.trust.trust_files import (
     TrustFiles,
 )
 
-_DISCRIMINATOR: Spec = {"channels": whole(1, 512), "layers": whole(0, 8), "products": FLAG}
 FALSE_FLAGS = 0.04
 """Share of cases like the training cases that may be flagged."""
 
@@ -187,7 +187,7 @@ def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorN
     """
     path = bundle.path / "trust" / "discriminator.json"
     remedy = "train with --publish again, or remove it"
-    stated = read_json(path, _DISCRIMINATOR, remedy, BundleError) if path.is_file() else {}
+    stated = read_json(path, DEFINITION, remedy, BundleError) if path.is_file() else {}
     how = {key: int(stated[key]) for key in ("channels", "layers", "products") if key in stated}
     error_net = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, **how))
     path = discriminator or bundle.path / DISCRIMINATOR_NAME

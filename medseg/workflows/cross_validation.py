@@ -87,7 +87,10 @@ def cross_validate(  # noqa: PLR0913  the options of one command, all but the fi
     chosen = tuple(known if folds is None else folds)
     if unknown := [fold for fold in chosen if fold not in known]:
         raise UsageError(f"found the folds {known} in the datalist, not {unknown}; choose among them")
-    options = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": overrides}
+    # nothing in the table is the judge's, which would learn for minutes in every fold
+    no_judge = {"judge_steps": 0} if "judge_steps" in opened.config("train") else {}
+    used = {**no_judge, **(overrides or {})}
+    options = {"dataset_dir": manifest.dataset_dir, "datalist": datalist, "device": device, "overrides": used}
     settings = json.loads(json.dumps({"datalist": manifest.content, "overrides": dict(overrides or {})}, default=str))
     stated = place / "asked.json"  # folds of other data or settings are not taken for those that are asked for
     if stated.is_file() and read_json(stated, {}, f"choose another --output, or remove {place}") != settings:

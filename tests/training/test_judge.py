@@ -1,5 +1,6 @@
 """The judge that a run ends with: accepted where it can learn, silent where it has not, the same whenever it learns."""
 
+import io
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from monai.transforms import Compose
+from rich.console import Console
 
 from medseg.bundle import Bundle
+from medseg.cli._progress import TrainingProgress
 from medseg.errors import Interrupted
 from medseg.training import TrainingDataset, TrainingResult, train_bundle
 from medseg.training.data import Draw
 from medseg.training.judge import JudgeRecipe, judge_definition, learn_judge
+from medseg.training.trainer import JudgeEvents
 from medseg.transforms import RandSpatiald
 from medseg.trust.discriminator import DiscriminatorJudge, Judging, accept_discriminator, read_discriminator
 from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME, discriminator_state
@@ -140,3 +144,68 @@ def test_a_judge_is_learnt_once_and_the_same_after_a_stop(tmp_path: Path, monkey
     longer = _train(tmp_path, "parts", resume=True, overrides={"judge_steps": 3})
     assert longer.judge is not None
     assert longer.judge["steps"] == 3
+
+
+def test_a_signal_in_a_transform_or_in_the_trial_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = r"the training itself is done and saved.*--resume"
+
+    def wrapped(*_: Any) -> None:  # as MONAI wraps whatever happens inside of a transform
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted as error:
+            raise RuntimeError("applying transform") from error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medseg.training.judge.learn_judge", wrapped)
+        with pytest.raises(Interrupted, match=told):
+            _train(tmp_path, "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("medseg.training.publish.accept_discriminator", lambda *_, **__: wrapped())
+        with pytest.raises(Interrupted, match=told):
+            _train(tmp_path, "out", resume=True)
+    assert (tmp_path / "out" / "checkpoints" / "judge.pt").exists()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_the_judge_of_an_earlier_run_or_a_damaged_one_is_not_taken(tmp_path: Path) -> None:
+    _train(tmp_path, "out")
+    checkpoints = tmp_path / "out" / "checkpoints"
+    place = checkpoints / "judge.pt"
+    content = torch.load(place, weights_only=True)
+    learnt = {name: value.clone() for name, value in content["weights"].items()}
+    place.write_bytes(place.read_bytes()[:1000])
+    _train(tmp_path, "out", resume=True)
+    assert _same(torch.load(place, weights_only=True)["weights"], learnt)
+    # as if it had learnt from other cases, among them those that are held out now
+    content["weights"] = {name: value + 1.0 for name, value in learnt.items()}
+    torch.save(content, place)
+    for path in checkpoints.glob("checkpoint-*.pt"):
+        path.unlink()
+    _train(tmp_path, "out")
+    assert _same(torch.load(place, weights_only=True)["weights"], learnt)
+
+
+def test_the_steps_of_the_judge_are_told_and_its_trial_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+
+    def accept(*given: Any, **how: Any) -> Any:
+        tried.append(True)
+        return accept_discriminator(*given, **how)
+
+    monkeypatch.setattr("medseg.training.publish.accept_discriminator", accept)
+    steps: list[tuple[int, int]] = []
+
+    class Watching:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(JudgeEvents.PROGRESSED, lambda: steps.append(engine.state.judge_steps))
+
+    told = io.StringIO()
+    with TrainingProgress(Console(file=told)) as progress:
+        _train(tmp_path, "out", publish="final", watchers=[Watching(), progress])
+    assert "the judge learns from the training cases, in 2 steps" in told.getvalue()
+    assert steps == [(0, 2), (1, 2), (2, 2)]
+    assert len(tried) == 1
+    bundle = Bundle.open(tmp_path / "hippocampus_mri_segmentation")
+    assert discriminator_state(bundle).state == "failed", "its record belongs to the published weights"

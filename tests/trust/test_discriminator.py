@@ -238,6 +238,8 @@ def test_the_record_comes_back_and_its_verdict_follows_from_its_counts(bundle: B
     content["above"]["eroded"]["count"] = 0
     path.write_text(json.dumps(content))
     assert discriminator_state(bundle).state == "failed", "whatever it says of itself"
+    path.write_text(json.dumps({**content, "above": {}}))
+    assert "it was tried on no wrong segmentation" in discriminator_state(bundle).message
 
 
 def test_a_discriminator_that_cannot_judge_says_so(bundle: Bundle) -> None:
@@ -260,6 +262,8 @@ def test_a_discriminator_that_cannot_judge_says_so(bundle: Bundle) -> None:
     [
         ({"weights_sha256": "0" * 64}, "belongs to weights 000000000000"),
         ({"format": "something-else"}, "is not a discriminator's acceptance"),
+        ({"patch": [8]}, "the patch is (8,), expected 2 or 3 sides"),
+        ({"patch": [4096, 4096, 4096]}, "the patch is (4096, 4096, 4096), expected 2 or 3 sides"),
         ({"real": {"count": 5, "of": 4}}, "5 of 4 is no proportion"),
         ({"above": {"eroded": {"count": "all", "of": 4}}}, "above.eroded.count is a str, expected a whole number"),
     ],
@@ -280,7 +284,9 @@ def test_the_discriminator_of_a_bundle_is_read_as_data(bundle: Bundle) -> None:
     judge = read_discriminator(bundle)
     assert not judge.training
     path = bundle.path / "trust" / "discriminator.json"
-    for content in ({"_target_": "os.system"}, {"_target_": "x.ConditionalPatchDiscriminator", "label_channels": 9}):
+    named = {"_target_": "x.ConditionalPatchDiscriminator", "label_channels": 3}
+    sized = {"label_channels": 9}, {"channels": 1 << 40}, {"scales": 1 << 40}, {"label_channels": 1 << 35}
+    for content in ({"_target_": "os.system"}, [], *({**named, **one} for one in sized)):
         path.write_text(json.dumps(content))
         with pytest.raises(BundleError, match="no discriminator of segmentations that can be read"):
             read_discriminator(bundle)
