@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_sizes_are_compared_before_anything_is_read(tmp_path: Path) -> None:
     header.set_data_shape((32767, 32767, 32767, 3))
     header.set_sform(AFFINE, 1)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    with nibabel.openers.Opener(tmp_path / "out" / "a_probabilities.nii.gz", "wb") as file:
+    with gzip.open(tmp_path / "out" / "a_probabilities.nii.gz", "wb") as file:
         file.write(header.binaryblock + bytes(4))
     found = evaluate_folders(tmp_path / "out", tmp_path / "ref", tmp_path / "o")
     assert [one["code"] for one in found.summary["refused"]] == ["geometry-mismatch"]
