@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.bundle import Bundle
-from medseg.bundle.bundle import shipped_bundle
+from medseg.bundle.find import shipped_bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json
 from medseg.inference import Options, RunReport, run_batch

@@ -1,4 +1,4 @@
-"""A bundle as data: found by name or folder, what it says of itself, its weights; nothing is executed."""
+"""A bundle as data: what it says of itself, its weights; nothing is executed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
+from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.resolve import may_hold, resolved
 from medseg.bundle.text_limits import METADATA_FORM
@@ -27,57 +27,9 @@ from medseg.labels.scheme import LabelScheme
 if TYPE_CHECKING:
     import torch
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_INSTALLED = _PACKAGE / "_shipped" / "bundles"
-_PLACES = (_INSTALLED, _PACKAGE.parent / "bundles")
-_OWN = Path("bundles")
-
-
-def find_bundle(path: str | PathLike[str], start: Path | None = None) -> Path:
-    """Folder of a bundle that is given by its path or by a bare name.
-
-    A folder of that path comes first, then ``bundles/NAME``, then the bundles that come with medseg. Relative paths
-    begin at ``start``, by default the current folder. What is found nowhere is returned as it was given: opening it
-    says what is wrong.
-    """
-    base, name = start or Path(), Path(path)
-    if (base / name).exists() or len(name.parts) != 1:
-        return base / name
-    return next((place / name for place in (base / _OWN, *_PLACES) if _is_bundle(place / name)), base / name)
-
-
-def list_bundles() -> list[Path]:
-    """Folders of the bundles that a bare name finds from here, sorted by name."""
-    return list(_bundles_in(_OWN, *_PLACES).values())
-
-
-def _bundles_in(*places: Path) -> dict[str, Path]:
-    """Bundles by name, sorted; of several of one name that of the first place counts."""
-    folders = (folder for place in reversed(places) if place.is_dir() for folder in place.iterdir())
-    return dict(sorted({folder.name: folder for folder in folders if _is_bundle(folder)}.items()))
-
-
-def shipped_bundle(name: str) -> Path:
-    """Folder of a bundle that comes with medseg (else ``UsageError``); copy it before training writes into it."""
-    shipped = _bundles_in(*_PLACES)
-    if name not in shipped:
-        raise UsageError(f"medseg ships no bundle {name!r}; it ships {', '.join(shipped)}")
-    return shipped[name]
-
-
-def is_installed_with_medseg(folder: str | PathLike[str]) -> bool:
-    """Whether a folder belongs to the installed package, where the next update would overwrite what is written."""
-    return Path(folder).resolve().is_relative_to(_INSTALLED)
-
-
-def _is_bundle(folder: Path) -> bool:
-    return (folder / _METADATA).is_file()
-
-
 Permission = Literal["audited", "network-only", "everything"]
 
 _BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
-_METADATA = "configs/metadata.json"
 
 
 class Bundle:
@@ -105,7 +57,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited", presets: Sequence[str] = ()) -> Bundle:
-        """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.bundle.find_bundle`).
+        """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.find.find_bundle`).
 
         Raises
         ------
@@ -115,11 +67,11 @@ class Bundle:
             If the metadata cannot be parsed, or what medseg reads of them has another form.
         """
         folder = find_bundle(path)
-        if not _is_bundle(folder):
-            raise UsageError(_no_bundle(folder))
-        metadata = read_config(folder / _METADATA)
+        if not is_bundle(folder):
+            raise UsageError(no_bundle(folder))
+        metadata = read_config(folder / METADATA)
         if wrong := misfit(metadata, METADATA_FORM):
-            raise BundleError(f"{folder / _METADATA}: {wrong}; correct it, or ask its authors for a sound one")
+            raise BundleError(f"{folder / METADATA}: {wrong}; correct it, or ask its authors for a sound one")
         return cls(folder, without_nulls(metadata, METADATA_FORM), permission, presets)
 
     def __repr__(self) -> str:
@@ -212,7 +164,7 @@ class Bundle:
         """
         if self.permission != "everything":
             read = {f"configs/{self.config_file(name).name}": config for name, config in configs.items()}
-            require_trusted(self.path, role, read={_METADATA: self.metadata, **read}, given=given)
+            require_trusted(self.path, role, read={METADATA: self.metadata, **read}, given=given)
         elif str(self.path.resolve()) not in sys.path:
             sys.path.append(str(self.path.resolve()))  # where its scripts are found, after everything else
 
@@ -242,7 +194,7 @@ class Bundle:
         weights = dict.fromkeys([*WEIGHT_FILES, *weight_files(self.path)])
         config = config_file(self.path, "inference")
         inference = "" if config is None else f"configs/{config.name}"
-        names = [_METADATA, inference, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
+        names = [METADATA, inference, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
         digest = hashlib.sha256()
         for name in names:
             if (self.path / name).is_file():
@@ -387,12 +339,3 @@ class Bundle:
         if not described:
             raise BundleError(f"configs/metadata.json of {self.name} lacks network_data_format.{side}")
         return dict(described.get(name) or next(iter(described.values())))
-
-
-def _no_bundle(folder: Path) -> str:
-    if folder.is_file():
-        remedy = f"open an archive with: medseg bundle unpack {folder} -o bundles"
-        return f"{folder} is a file, not a bundle's folder; {remedy}"
-    what = "configs/metadata.json is missing" if folder.exists() else "there is no such folder"
-    names = ", ".join(path.name for path in list_bundles())
-    return f"{folder} is not a bundle: {what}; give a bundle's folder, or a name that is known here: {names or 'none'}"

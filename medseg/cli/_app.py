@@ -52,7 +52,7 @@ def _root(
 
 
 def _bundle(text: str) -> Path:
-    from medseg.bundle.bundle import find_bundle
+    from medseg.bundle.find import find_bundle
 
     return find_bundle(text)
 

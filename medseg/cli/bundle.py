@@ -106,7 +106,7 @@ def list_() -> Outcome:
     Example: medseg bundle list
     """
     from medseg.bundle import Bundle
-    from medseg.bundle.bundle import list_bundles
+    from medseg.bundle.find import list_bundles
 
     rows = []
     for opened in map(Bundle.open, list_bundles()):

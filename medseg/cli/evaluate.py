@@ -84,7 +84,7 @@ def evaluate(
 
     Both at once: medseg evaluate --bundle hippocampus_mri_segmentation datalist.json --section test -o runs/evaluation
     """
-    from medseg.bundle.bundle import find_bundle
+    from medseg.bundle.find import find_bundle
     from medseg.cli._evaluation_tables import show_evaluation
     from medseg.cli._progress import counted_progress
     from medseg.evaluation import Options, evaluate_folders

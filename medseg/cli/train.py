@@ -68,7 +68,7 @@ def train(
     if publishes or output is None:
         written.append(bundle)
     confine_training(written, settings, own_code=trust_bundle)
-    from medseg.bundle.bundle import find_bundle
+    from medseg.bundle.find import find_bundle
     from medseg.cli._progress import TrainingProgress
     from medseg.training import train_bundle
     from medseg.training.configuration import parse_overrides
@@ -96,7 +96,7 @@ def train(
 def _check(bundle: Path, output: Path | None, presets: list[str], *, publishes: bool) -> None:
     """What can be known before anything heavy is imported."""
     from medseg.bundle import Bundle
-    from medseg.bundle.bundle import is_installed_with_medseg
+    from medseg.bundle.find import is_installed_with_medseg
 
     if (output is None or publishes) and is_installed_with_medseg(bundle):
         raise UsageError(

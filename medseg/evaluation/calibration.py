@@ -7,12 +7,18 @@ al., *Metrics reloaded*, Nature Methods 21 (2024), for their use.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medseg.errors import Refusal
@@ -23,6 +29,12 @@ BINS = 15
 
 LEVELS = 1000
 """Probabilities are counted in steps of a thousandth."""
+
+_ROUNDING = 1e-3
+"""How far outside 0 to 1 a stored probability may lie."""
+
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+"""What nibabel raises of damaged files."""
 
 _NAMES = (("_seg.nii.gz", "_probabilities.nii.gz"), (".nii.gz", "_probabilities.nii.gz"))
 
@@ -87,28 +99,65 @@ def probabilities_beside(label_map: Path) -> Path | None:
     return None
 
 
-def read_channel(path: Path, channel: int) -> tuple[NDArray[np.float32], Geometry]:
-    """One channel of a 4D NIfTI file, (i, j, k), and its grid.
+@dataclass(frozen=True)
+class Probabilities:
+    """A 4D file of probabilities: its last axis are the network's channels, as ``medseg infer`` writes them."""
 
-    Raises
-    ------
-    Refusal
-        ``not-3d`` if the file has no channels or not this one, ``undecodable`` if it is damaged.
-    """
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-        shape = image.shape
-        if len(shape) != 4 or channel >= shape[3]:
-            raise Refusal("not-3d", f"{path.name} has the shape {shape}, expected four axes and channel {channel}")
-        return np.asarray(image.dataobj[..., channel], dtype=np.float32), Geometry(shape[:3], image.affine)
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise Refusal("undecodable", f"{path.name} cannot be read: {error}; write it again") from error
+    path: Path
+    image: nib.Nifti1Image
+
+    @classmethod
+    def open(cls, path: Path) -> Probabilities | None:
+        """The file; None for one of another number of axes, which is no such file.
+
+        Raises ``Refusal`` (``undecodable``) if it is damaged.
+        """
+        try:
+            image = nib.Nifti1Image.from_filename(path)
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from error
+        return cls(path, image) if len(image.shape) == 4 else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of every channel."""
+        return Geometry(self.image.shape[:3], self.image.affine)
+
+    def of(self, values: Sequence[int], regions: Sequence[Sequence[int]]) -> NDArray[np.float32] | None:
+        """Probability ``(i, j, k)`` of the structure that has these values in a label map.
+
+        Channels are label values from 0 on, and those of a structure add up. Where there are too few for that they are
+        the ``regions`` in this order, each given by its values; one alone is the label 1. None if no channel is the
+        structure's: the network does not know it.
+
+        Raises
+        ------
+        Refusal
+            ``undecodable`` if the file is damaged or holds no probabilities, ``non-finite`` if NaN or infinity.
+        """
+        count, wanted = self.image.shape[3], frozenset(values)
+        if count > max(value for one in (*regions, values) for value in one):
+            return reduce(np.add, map(self._channel, values))
+        same = [place for place, region in enumerate(regions) if frozenset(region) == wanted]
+        if same and count == len(regions):
+            return self._channel(same[0])
+        return self._channel(0) if count == 1 and wanted == {1} else None
+
+    def _channel(self, number: int) -> NDArray[np.float32]:
+        try:
+            found = np.asarray(self.image.dataobj[..., number], dtype=np.float32)
+        except _UNREADABLE as error:
+            raise _damaged(self.path, error) from error
+        if not np.isfinite(found).all():
+            raise Refusal(
+                "non-finite", f"{self.path.name} holds NaN or infinite values; write probabilities from 0 to 1"
+            )
+        low, high = float(found.min(initial=0.0)), float(found.max(initial=0.0))
+        if low < -_ROUNDING or high > 1.0 + _ROUNDING:
+            what = f"{self.path.name} holds values from {low:g} to {high:g}, expected probabilities from 0 to 1"
+            raise Refusal("undecodable", f"{what}; write them so, or call the file otherwise")
+        return found
 
 
-def channels_in(path: Path) -> int:
-    """How many channels a file of probabilities has; 0 if it is none."""
-    try:
-        shape = nib.Nifti1Image.from_filename(path).shape
-    except (OSError, EOFError, ValueError, ImageFileError):
-        return 0
-    return int(shape[3]) if len(shape) == 4 else 0
+def _damaged(path: Path, error: Exception) -> Refusal:
+    return Refusal("undecodable", f"{path.name} cannot be read: {error}; write it again")

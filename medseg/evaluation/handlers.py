@@ -69,6 +69,9 @@ class StructureMetric(CumulativeIterationMetric):
         self.overlapping = overlapping
         self.spacing_mm = None if spacing_mm is None else tuple(spacing_mm)
         self.definitions = definitions or Definitions()
+        if metric in ("ece", "ace") or (metric == "cldice" and not self.definitions.centreline):
+            remedy = "give Definitions(centreline=True)" if metric == "cldice" else "it needs probabilities, not labels"
+            raise UsageError(f"{metric} would have no value for any image: {remedy}, or choose another metric")
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         """Rows of one batch: (B, structures, metrics + 2)."""

@@ -75,12 +75,13 @@ def match_lesions(
     our_sizes = np.bincount(ours[prediction], minlength=n_ours + 1)
     their_sizes = np.bincount(theirs[reference], minlength=n_theirs + 1)
     both = prediction & reference
-    pairs, common = np.unique(np.stack([theirs[both], ours[both]]).astype(np.int64), axis=1, return_counts=True)
-    iou = common / (their_sizes[pairs[0]] + our_sizes[pairs[1]] - common)
+    pairs, common = np.unique(theirs[both] * np.int64(n_ours + 1) + ours[both], return_counts=True)
+    of_theirs, of_ours = np.divmod(pairs, n_ours + 1)
+    iou = common / (their_sizes[of_theirs] + our_sizes[of_ours] - common)
     partner: dict[int, tuple[int, float, float]] = {}
     taken: set[int] = set()
     for place in np.argsort(-iou, kind="stable"):
-        their, our = int(pairs[0][place]), int(pairs[1][place])
+        their, our = int(of_theirs[place]), int(of_ours[place])
         if iou[place] >= least_iou and their not in partner and our not in taken:
             dice = 2.0 * int(common[place]) / int(their_sizes[their] + our_sizes[our])
             partner[their] = (our, float(iou[place]), dice)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import Refusal, UsageError
+from medseg.ingest.dicom_header import Header
 from medseg.ingest.record import IMAGE_SUFFIXES, case_id_of_series, image_kind, is_second_of_pair, plain_name
 from medseg.labels.dicom_labels import open_labels
 from medseg.labels.dicom_objects import label_object
@@ -80,6 +81,7 @@ class CaseFile:
     rules: ReadingRules = field(default_factory=ReadingRules)  # how DICOM objects are read
     raters: Mapping[str, LabelEntry] = field(default_factory=dict)  # by name; empty if there is one alone
     way: str = "majority"  # how several raters become one reference
+    regions: tuple[tuple[int, ...], ...] | None = None  # values by channel of its run's network; None without a run
     alias: str = ""  # its name, where the case is known by the series that a DICOM object refers to
 
     @property
@@ -134,10 +136,11 @@ def collect(source: Path, role: str, part: Part | None = None) -> Collection:
     if is_image_name(source.name):
         run, warnings = _run(source.parent)
         known = run.label_maps.get(source.name) if run else None
-        case = CaseFile(case_id_of_name(source.name) if known is None else known, source)
+        regions = None if known is None or run is None else tuple(run.regions.values())
+        case = CaseFile(case_id_of_name(source.name) if known is None else known, source, regions=regions)
         return Collection(source, {case.case_id: case}, run=run, single=True, warnings=warnings)
-    if label_object(source) is not None:
-        case = _of_object(source)
+    if (header := label_object(source)) is not None:
+        case = _of_object(source, header)
         return Collection(source, {case.case_id: case}, single=True)
     if source.suffix.lower() == ".dcm":
         raise UsageError(
@@ -161,11 +164,12 @@ def _run(folder: Path) -> tuple[RunReport | None, tuple[str, ...]]:
 
 def _in_folder(folder: Path) -> Collection:
     run, warnings = _run(folder)
+    regions = None if run is None else tuple(run.regions.values())
     found: list[CaseFile] = []
     left_out: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()):
-        if label_object(path) is not None:
-            found.append(_of_object(path))
+        if (header := label_object(path)) is not None:
+            found.append(_of_object(path, header))
             continue
         if not is_image_name(path.name):
             continue
@@ -174,7 +178,8 @@ def _in_folder(folder: Path) -> Collection:
         if what:
             left_out[path.name] = what
         elif not is_second_of_pair(path):
-            found.append(CaseFile(case_id_of_name(path.name) if case_id is None else case_id, path))
+            name, of_run = (case_id_of_name(path.name), None) if case_id is None else (case_id, regions)
+            found.append(CaseFile(name, path, regions=of_run))
     files = _unique(found, folder)
     if not files:
         raise UsageError(_nothing_in(folder, left_out))
@@ -206,11 +211,9 @@ def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     return f"{folder} holds no label maps ({', '.join(sorted(EXTENSIONS))}); give a folder or datalist that does"
 
 
-def _of_object(path: Path) -> CaseFile:
+def _of_object(path: Path, header: Header) -> CaseFile:
     """A DICOM object: its case is the series that it refers to, as the index calls it; else it has the file's name."""
     name = case_id_of_name(path.name.removesuffix(path.suffix) if path.suffix.lower() == ".dcm" else path.name)
-    header = label_object(path)
-    assert header is not None, "the caller looked"
     try:
         series = open_labels(header, path.name).series
     except Refusal:  # told when the case is read

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.evaluation.calibration import (
+    Probabilities,
     adaptive_calibration_error,
-    channels_in,
     count_levels,
     expected_calibration_error,
     probabilities_beside,
-    read_channel,
 )
 from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
@@ -163,28 +162,28 @@ def _read_one(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | Non
 def with_calibration(
     rows: Sequence[StructureResult], pair: Pair, reference: LabelMap, truth: Reference
 ) -> list[StructureResult]:
-    """The rows with their calibration errors, if probabilities lie beside the prediction.
+    """The rows with their calibration errors, if probabilities lie beside the prediction and know the structure.
 
-    Channels are those of ``medseg infer``: labels by their number, background first, or one for each region.
+    Which channel is which region its run says, else the order of the table of labels.
     """
     path = probabilities_beside(pair.prediction.path)
-    channels = 0 if path is None else channels_in(path)
-    if path is None or not channels:
+    if path is None or (found := Probabilities.open(path)) is None:
         return list(rows)
-    by_label = channels > max((row.label for row in rows), default=0)
+    grid, unread = found.geometry, np.uint8(0)
+    _on_grid(np.broadcast_to(unread, grid.shape), grid, reference.geometry)  # sizes are checked before anything is read
+    regions = tuple(truth.members.values()) if pair.prediction.regions is None else pair.prediction.regions
     made = []
-    for place, row in enumerate(rows):
-        channel = row.label if by_label else place
-        if row.not_scored or channel >= channels:
-            made.append(row)
-            continue
-        probability, _ = _on_grid(*read_channel(path, channel), reference.geometry)
-        is_there = np.isin(reference.array, truth.members.get(row.label, (row.label,)))
-        if truth.ignore is not None:
-            probability = np.where(reference.array == truth.ignore, 0.0, probability)
-        counts = count_levels(probability, is_there)
-        errors = {"ece": expected_calibration_error(counts), "ace": adaptive_calibration_error(counts)}
-        made.append(replace(row, values={**row.values, **errors}))
+    for row in rows:
+        values = truth.members.get(row.label, (row.label,))
+        own = None if row.not_scored else found.of(values, regions)
+        if own is not None:
+            probability, _ = _on_grid(own, grid, reference.geometry)
+            if truth.ignore is not None:
+                probability = np.where(reference.array == truth.ignore, 0.0, probability)
+            counts = count_levels(probability, np.isin(reference.array, values))
+            errors = {"ece": expected_calibration_error(counts), "ace": adaptive_calibration_error(counts)}
+            row = replace(row, values={**row.values, **errors})
+        made.append(row)
     return made
 
 

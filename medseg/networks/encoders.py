@@ -133,7 +133,6 @@ def _within(name: str, part: str) -> bool:
 
 _logger = logging.getLogger("medseg.networks")
 _HUB = "medicalnet:"
-_ENCODER = "encoder."
 _DEPTHS = (10, 18, 34, 50, 101, 152, 200)
 
 
@@ -173,18 +172,20 @@ class Match:
         return "\n".join(lines)
 
 
-def read_checkpoint(source: str | PathLike[str]) -> dict[str, Tensor]:
+def read_checkpoint(source: str | PathLike[str], part: str = "encoder") -> dict[str, Tensor]:
     """Tensors of a published checkpoint, as data only.
 
     A dictionary under ``state_dict`` or ``model`` is opened, and the prefix ``module.`` that training on several
-    devices leaves is taken away. Of a whole network with an ``encoder`` (``FlexibleUNet``, ``VGGUNet``), such as a run
-    of medseg leaves, the encoder's tensors are taken.
+    devices leaves is taken away. Of a whole network that has the ``part`` (``FlexibleUNet`` and ``VGGUNet`` have an
+    ``encoder``), such as a run of medseg leaves, the part's tensors are taken.
 
     Parameters
     ----------
     source
         A file (``.pth``, ``.pt``, ``.safetensors``), or ``medicalnet:18`` to fetch MedicalNet's ResNet of that depth
         from its hub (needs the package huggingface_hub and a connection; the file is cached).
+    part
+        Name of a submodule; empty takes all tensors there are.
 
     Raises
     ------
@@ -199,7 +200,8 @@ def read_checkpoint(source: str | PathLike[str]) -> dict[str, Tensor]:
     tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UsageError(f"{source} holds no tensors under names; expected a state dict of a network")
-    own = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
+    begin = f"{part}."
+    own = {name.removeprefix(begin): value for name, value in tensors.items() if part and name.startswith(begin)}
     return own or tensors
 
 
@@ -271,7 +273,8 @@ def pretrained(
         As for :func:`load_encoder`.
     """
     if source is not None:
-        match = load_encoder(network.get_submodule(part), read_checkpoint(source), inflation=inflation, axis=axis)
+        found = read_checkpoint(source, part)
+        match = load_encoder(network.get_submodule(part), found, inflation=inflation, axis=axis)
         _logger.info("pretrained weights: %s", match)
     return network
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg.bundle.bundle import find_bundle
+from medseg.bundle.find import find_bundle
 from medseg.errors import UsageError
 from medseg.json_shape import FLAG, LARGEST_BYTES, TEXT, Spec, misfit, number, read_bounded, whole
 

@@ -121,7 +121,7 @@ def _prepared(folder: Path) -> Path:
 def _make_patients(folder: Path, bundle: Path) -> tuple[dict[int, str], dict[Path, Path]]:
     """Write the bundle and the studies; the labels, and by folder of the series that was labelled its mask."""
     from medseg.bundle import Bundle
-    from medseg.bundle.bundle import shipped_bundle
+    from medseg.bundle.find import shipped_bundle
     from medseg.phantom import write_dataset
 
     # without the shipped weights: what the demo shows, it has learned

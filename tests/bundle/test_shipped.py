@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
-from medseg.bundle import bundle as shipped
-from medseg.bundle.bundle import find_bundle, list_bundles, shipped_bundle
+from medseg.bundle import find as shipped
+from medseg.bundle.find import find_bundle, list_bundles, shipped_bundle
 from medseg.cli import bundle as bundle_command
 from medseg.cli import train as train_command
 from medseg.cli.main import app

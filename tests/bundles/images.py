@@ -11,6 +11,11 @@ from monai.bundle import ConfigWorkflow
 from tests.training.conftest import balls
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
+SMALL_UNET: dict[str, Any] = {
+    "network_def#features": [2, 2, 4, 4, 4, 2],
+    "validate#inferer#roi_size": [16, 16, 16],
+}
+"""Ids of the bundles whose network is a U-Net."""
 
 
 def write_volumes(folder: Path, side: int = 16) -> Path:
@@ -23,6 +28,12 @@ def write_volumes(folder: Path, side: int = 16) -> Path:
     path = folder / "datalist.json"
     path.write_text(json.dumps({"training": items}))
     return path
+
+
+def small_run(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training of seconds on the volumes that this writes; ``network``: what makes the network small."""
+    short = {"epochs": 2, "iterations": 2, "batch_size": 2, "patch_size": [16, 16, 16], "val_interval": 1}
+    return {**short, **network, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
 
 
 def workflow(bundle: Path, kind: str, *files: str, **overrides: Any) -> ConfigWorkflow:

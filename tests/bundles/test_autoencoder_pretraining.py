@@ -2,7 +2,6 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,25 +19,12 @@ from medseg.sharing.verify import SCHEMA_FILE
 from medseg.tables import read_table
 from medseg.training import train_bundle
 from medseg.training.initialise import initialise_from
-from tests.bundles.images import BUNDLES, workflow, write_volumes, written
+from tests.bundles.images import BUNDLES, SMALL_UNET, small_run, workflow, write_volumes, written
 
 BUNDLE = BUNDLES / "volume_autoencoder_pretraining"
 FLAGSHIP = BUNDLES / "hippocampus_mri_segmentation"
-SMALL: dict[str, Any] = {
-    "epochs": 2,
-    "iterations": 2,
-    "batch_size": 2,
-    "patch_size": [16, 16, 16],
-    "val_interval": 1,
-    "network_def#features": [2, 2, 4, 4, 4, 2],
-    "validate#inferer#roi_size": [16, 16, 16],
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    return {**SMALL, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")  # the schema is a file of the package
@@ -79,7 +65,7 @@ def test_its_encoder_is_that_of_the_flagship() -> None:
 
 
 def test_what_is_corrupted_stays_the_target(tmp_path: Path) -> None:
-    flow = workflow(BUNDLE, "train", "train.json", **settings(tmp_path), output_dir=str(tmp_path / "out"))
+    flow = workflow(BUNDLE, "train", "train.json", **small_run(tmp_path, SMALL_UNET), output_dir=str(tmp_path / "out"))
     dataset = flow.parser.get_parsed_content("validate#dataset")
     loader = flow.parser.get_parsed_content("validate#dataloader")
     seen = []
@@ -97,13 +83,13 @@ def test_what_is_corrupted_stays_the_target(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
 def test_properties_are_clean(tmp_path: Path, kind: str, name: str) -> None:
-    given = settings(tmp_path) if kind == "train" else {"dataset_dir": str(tmp_path), "images": "*.nii.gz"}
+    given = small_run(tmp_path, SMALL_UNET) if kind == "train" else {"dataset_dir": str(tmp_path), "images": "*.nii.gz"}
     write_volumes(tmp_path)
     assert workflow(BUNDLE, kind, name, **given, output_dir=str(tmp_path / "out")).check_properties() == []
 
 
 def test_it_trains_and_says_what_restoring_gained(tmp_path: Path) -> None:
-    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=settings(tmp_path))
+    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=small_run(tmp_path, SMALL_UNET))
     with (tmp_path / "out" / "metrics.csv").open() as handle:
         first, last = csv.DictReader(handle)
     assert float(last["loss"]) < float(first["loss"])
@@ -120,7 +106,7 @@ def test_against_a_discriminator(tmp_path: Path) -> None:
         "train",
         "train.json",
         "adversarial_train.json",
-        **settings(tmp_path),
+        **small_run(tmp_path, SMALL_UNET),
         output_dir=str(tmp_path / "out"),
         warm_up=1,
         ramp=1,

@@ -22,15 +22,10 @@ from medseg.cli.main import app, load_commands
 from medseg.networks import ENCODER_PREFIXES
 from medseg.sharing.verify import SCHEMA_FILE
 from medseg.training import train_bundle
-from tests.bundles.images import BUNDLES, workflow, write_volumes, written
+from tests.bundles.images import BUNDLES, small_run, workflow, written
 
 BUNDLE = BUNDLES / "volume_gan_synthesis"
 SMALL: dict[str, Any] = {
-    "epochs": 2,
-    "iterations": 2,
-    "batch_size": 2,
-    "patch_size": [16, 16, 16],
-    "val_interval": 1,
     "validation_patches": 20,
     "network_def#size": [16, 16, 16],
     "discriminator_def#size": [16, 16, 16],
@@ -39,10 +34,6 @@ SMALL: dict[str, Any] = {
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    return {**SMALL, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")  # the schema is a file of the package
@@ -72,12 +63,12 @@ def test_configurations_mean_the_same_networks() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
 def test_properties_are_clean(tmp_path: Path, kind: str, name: str) -> None:
-    given = settings(tmp_path) if kind == "train" else {}
+    given = small_run(tmp_path, SMALL) if kind == "train" else {}
     assert workflow(BUNDLE, kind, name, **given, output_dir=str(tmp_path / "out")).check_properties() == []
 
 
 def test_it_trains_and_measures_the_distance_to_real_patches(tmp_path: Path) -> None:
-    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=settings(tmp_path))
+    train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=small_run(tmp_path, SMALL))
     with (tmp_path / "out" / "metrics.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert all(float(row["val_frechet"]) > 0.0 for row in rows)
@@ -90,7 +81,7 @@ def test_it_trains_and_measures_the_distance_to_real_patches(tmp_path: Path) -> 
 
 
 def test_the_preset_makes_slices(tmp_path: Path) -> None:
-    given = settings(tmp_path)
+    given = small_run(tmp_path, SMALL)
     for name in ("patch_size", "network_def#size", "discriminator_def#size"):
         given.pop(name)
     given |= {"output_dir": str(tmp_path / "out"), "train#handlers#3#count": 4}

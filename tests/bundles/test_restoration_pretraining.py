@@ -20,26 +20,13 @@ from medseg.sharing import pack, unpack, verify
 from medseg.sharing.verify import SCHEMA_FILE
 from medseg.training import image_items, train_bundle
 from medseg.training.initialise import initialise_from
-from tests.bundles.images import BUNDLES, workflow, write_volumes, written
+from tests.bundles.images import BUNDLES, SMALL_UNET, small_run, workflow, write_volumes, written
 
 BUNDLE = BUNDLES / "volume_restoration_pretraining"
 FLAGSHIP = BUNDLES / "hippocampus_mri_segmentation"
 AUTOENCODER = BUNDLES / "volume_autoencoder_pretraining"
-SMALL: dict[str, Any] = {
-    "epochs": 2,
-    "iterations": 2,
-    "batch_size": 2,
-    "patch_size": [16, 16, 16],
-    "val_interval": 1,
-    "network_def#features": [2, 2, 4, 4, 4, 2],
-    "validate#inferer#roi_size": [16, 16, 16],
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all its readers in LoadImaged
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    return {**SMALL, "datalist": str(write_volumes(folder)), "dataset_dir": str(folder)}
 
 
 def measured() -> dict[str, Any]:
@@ -125,13 +112,13 @@ def test_both_bundles_hold_out_the_same_cases_as_the_flagship() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("train", "train.json"), ("infer", "inference.json")])
 def test_properties_are_clean(tmp_path: Path, kind: str, name: str) -> None:
-    given = settings(tmp_path) if kind == "train" else {"dataset_dir": str(tmp_path), "images": "*.nii.gz"}
+    given = small_run(tmp_path, SMALL_UNET) if kind == "train" else {"dataset_dir": str(tmp_path), "images": "*.nii.gz"}
     write_volumes(tmp_path)
     assert workflow(BUNDLE, kind, name, **given, output_dir=str(tmp_path / "out")).check_properties() == []
 
 
 def test_it_trains_and_is_measured_as_the_gate_does(tmp_path: Path) -> None:
-    given = settings(tmp_path)
+    given = small_run(tmp_path, SMALL_UNET)
     train_bundle(BUNDLE, output=tmp_path / "out", device="cpu", overrides=given)
     with (tmp_path / "out" / "metrics.csv").open() as handle:
         first, last = csv.DictReader(handle)

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 
 from medseg.errors import Refusal, UsageError
+from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.handlers import StructureMetric, StructureMetricHandler
 
 
@@ -119,3 +120,11 @@ def test_where_everything_is_missed_there_is_no_distance_and_a_dice_of_0() -> No
     assert engine.state.metrics["dice"] == 0.0
     assert np.isnan(engine.state.metrics["hd95_mm"])
     assert (engine.state.metrics["dice_missed"], engine.state.metrics["hd95_mm_missed"]) == (2, 2)
+
+
+@pytest.mark.parametrize("metric", ["ece", "ace", "cldice"])
+def test_a_metric_that_would_never_have_a_value_is_refused(metric: str) -> None:
+    """As a key metric it would be NaN in every epoch, and no model the best one."""
+    with pytest.raises(UsageError, match=f"{metric} would have no value"):
+        StructureMetric(metric)
+    assert StructureMetric("cldice", definitions=Definitions(centreline=True)).metric == "cldice"

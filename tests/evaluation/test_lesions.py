@@ -1,4 +1,4 @@
-"""Lesions one to one by hand, and as panoptica matches them; the centreline's Dice; calibration."""
+"""Lesions one to one by hand, and as panoptica matches them; the centreline's Dice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ import numpy as np
 import pytest
 
 from medseg.evaluation import Definitions, Options, evaluate_case, evaluate_folders
-from medseg.evaluation.calibration import (
-    LEVELS,
-    adaptive_calibration_error,
-    count_levels,
-    expected_calibration_error,
-)
 from medseg.evaluation.lesions import Lesion, match_lesions, strata, summarise_lesions
 from medseg.tables import read_table
 from tests.evaluation.label_folders import AFFINE, write_maps
@@ -104,22 +98,6 @@ def test_a_broken_vessel_costs_centreline() -> None:
     assert cldice(broken) == pytest.approx(2 * sensitivity / (1 + sensitivity))
     [without] = evaluate_case(vessel, vessel, (1, 1, 1), {1: "vessel"})
     assert without.cldice is None
-
-
-def test_calibration_by_hand() -> None:
-    probability = np.array([0.8] * 10 + [0.1] * 10 + [0.0] * 100)
-    truth = np.array([True] * 6 + [False] * 4 + [True] + [False] * 9 + [False] * 100)
-    counts = count_levels(probability, truth)
-    assert counts.sum() == 20  # what nobody asks is left out
-    assert expected_calibration_error(counts) == pytest.approx(0.1)
-    assert adaptive_calibration_error(counts) == pytest.approx(0.1)
-    right = count_levels(np.array([1.0, 1.0, 0.0]), np.array([True, True, False]))
-    assert expected_calibration_error(right) == 0.0
-    assert expected_calibration_error(np.zeros((LEVELS + 1, 2), np.int64)) is None
-    # 30 voxels of 0.9 that are right and 10 of 0.5 that are not: bins of equal voxels weigh them 3 : 1, too
-    uneven = count_levels(np.array([0.9] * 30 + [0.5] * 10), np.array([True] * 30 + [False] * 10))
-    assert expected_calibration_error(uneven) == pytest.approx((30 * 0.1 + 10 * 0.5) / 40)
-    assert adaptive_calibration_error(uneven) == pytest.approx((0.1 + 0.5) / 2)
 
 
 def test_an_evaluation_with_lesions_and_probabilities(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_of_a_whole_network_the_encoder_is_taken(tmp_path: Path) -> None:
     assert not all(torch.equal(value, decoders[1][name]) for name, value in decoders[0].items())
 
 
+@pytest.mark.parametrize("part", ["", "decoder"])
+def test_of_a_whole_network_the_part_that_is_named_is_taken(tmp_path: Path, part: str) -> None:
+    network, other = (VGGUNet(3, 1, 2, SLIM, (8, 8, 4, 4)) for _ in range(2))
+    torch.save(network.state_dict(), tmp_path / "final.pt")
+    pretrained(other, tmp_path / "final.pt", part=part)
+    wanted, found = (one.get_submodule(part).state_dict() for one in (network, other))
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize("inflation", ["mean", "centre"])
 def test_an_inflated_vgg_sees_in_equal_slices_what_the_flat_one_sees(inflation: Any) -> None:
     checkpoint = imagenet_vgg16_bn(SLIM)

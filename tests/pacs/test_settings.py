@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg.bundle.bundle import shipped_bundle
+from medseg.bundle.find import shipped_bundle
 from medseg.errors import UsageError
 from medseg.pacs.connect import parse_node
 from medseg.pacs.settings import DicomNode, Limits, PortLimits, RunSettings, WebNode, read_settings

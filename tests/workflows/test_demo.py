@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.bundle.bundle import shipped_bundle
+from medseg.bundle.find import shipped_bundle
 from medseg.cli import demo as command
 from medseg.cli.main import app
 from medseg.errors import UsageError
