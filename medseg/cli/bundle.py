@@ -1,4 +1,4 @@
-"""``medseg bundle``: new, clean, list, info, audit, verify, pack, unpack, export, keygen."""
+"""``medseg bundle``: new, clean, audit, verify, pack, unpack, export, keygen."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.cli._app import BundleArgument, Outcome, app, command, terminal
+from medseg.cli._app import BundleArgument, Outcome, command, terminal
+from medseg.cli._bundle_app import bundle_app
+from medseg.cli._bundle_sources import list_
 from medseg.cli._startup import confine_command
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle.findings import Finding
 
-bundle_app = typer.Typer(
-    help="Bundles: plan a new one, clean its labels, list, look into, audit, verify, pack, unpack, export.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(bundle_app, name="bundle")
+__all__ = ["bundle_app", "list_"]
 
 _Format = Literal["torchscript", "onnx", "openvino"]
 _STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
@@ -96,63 +93,6 @@ def clean(
         terminal().print(f"no more verdicts: {state.message}", style="yellow")
     terminal().print("figures of the bundle may be of results that were cleaned in another way: evaluate again")
     return Outcome({"bundle": str(bundle), "steps": made, "trust": state.as_json()})
-
-
-@bundle_app.command(name="list")
-@command
-def list_() -> Outcome:
-    """Show the bundles whose bare names commands understand here: those in ./bundles, and those that ship.
-
-    Example: medseg bundle list
-    """
-    from medseg.bundle import Bundle
-    from medseg.bundle.find import list_bundles
-
-    rows = []
-    for opened in map(Bundle.open, list_bundles()):
-        trained = any((opened.path / "models").glob("model.*"))
-        facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
-        rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
-        state = "" if trained else ", no weights yet"
-        for line in (f"{opened.name} {opened.version}{state}", f"    {facts['task']}", f"    {opened.path}"):
-            terminal().print(line)
-    if not rows:
-        terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
-    return Outcome({"bundles": rows})
-
-
-@bundle_app.command()
-@command
-def info(bundle: BundleArgument) -> Outcome:
-    """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
-
-    Example: medseg bundle info bundles/hippocampus_mri_segmentation
-    """
-    from medseg.bundle import Bundle
-
-    opened = Bundle.open(bundle)  # a wrong path is told before seconds go into imports
-    from medseg.trust.trust_files import trust_state
-
-    facts: dict[str, Any] = {
-        "name": opened.name,
-        "version": opened.version,
-        "task": opened.metadata.get("task"),
-        "description": opened.metadata.get("description"),
-        "input_channels": opened.input_channels,
-        "labels": opened.labels,
-        "regions": {name: list(values) for name, values in opened.scheme.regions.items()},
-        "training_range": opened.training_range,
-        "eval_metrics": opened.metadata.get("eval_metrics"),
-        "authors": opened.metadata.get("authors"),
-        "copyright": opened.metadata.get("copyright"),
-        "sha256": opened.sha256,
-    }
-    state = trust_state(opened)
-    for name, value in {**facts, "trust": state.describe()}.items():
-        if value:
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            terminal().print(f"{name:>15}  {shown}")
-    return Outcome({**facts, "trust": state.as_json()})
 
 
 @bundle_app.command()

@@ -1,0 +1,93 @@
+"""``medseg bundle``: list, info, import: which bundles there are, and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.cli._app import BundleArgument, Outcome, command, terminal
+from medseg.cli._bundle_app import bundle_app
+
+
+@bundle_app.command(name="list")
+@command
+def list_() -> Outcome:
+    """Show the bundles whose bare names commands understand here: those in ./bundles, and those that ship.
+
+    Example: medseg bundle list
+    """
+    from medseg.bundle import Bundle
+    from medseg.bundle.find import list_bundles
+
+    rows = []
+    for opened in map(Bundle.open, list_bundles()):
+        trained = any((opened.path / "models").glob("model.*"))
+        facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
+        rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
+        state = "" if trained else ", no weights yet"
+        for line in (f"{opened.name} {opened.version}{state}", f"    {facts['task']}", f"    {opened.path}"):
+            terminal().print(line)
+    if not rows:
+        terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
+    return Outcome({"bundles": rows})
+
+
+@bundle_app.command()
+@command
+def info(bundle: BundleArgument) -> Outcome:
+    """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
+
+    Example: medseg bundle info bundles/hippocampus_mri_segmentation
+    """
+    from medseg.bundle import Bundle
+
+    opened = Bundle.open(bundle)  # a wrong path is told before seconds go into imports
+    from medseg.trust.trust_files import trust_state
+
+    facts: dict[str, Any] = {
+        "name": opened.name,
+        "version": opened.version,
+        "task": opened.metadata.get("task"),
+        "description": opened.metadata.get("description"),
+        "input_channels": opened.input_channels,
+        "labels": opened.labels,
+        "regions": {name: list(values) for name, values in opened.scheme.regions.items()},
+        "training_range": opened.training_range,
+        "eval_metrics": opened.metadata.get("eval_metrics"),
+        "authors": opened.metadata.get("authors"),
+        "copyright": opened.metadata.get("copyright"),
+        "sha256": opened.sha256,
+    }
+    state = trust_state(opened)
+    for name, value in {**facts, "trust": state.describe()}.items():
+        if value:
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            terminal().print(f"{name:>15}  {shown}")
+    return Outcome({**facts, "trust": state.as_json()})
+
+
+@bundle_app.command(name="import")
+@command
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A trained model: a folder, or its zip.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which the bundle's folder is created.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the bundle.")] = None,
+    orientation: Annotated[
+        str | None, typer.Option("--orientation", help="How the images it was trained on lay on disk: RAS, LPS ...")
+    ] = None,
+    like: Annotated[Path | None, typer.Option("--like", help="One of these images, instead.")] = None,
+) -> Outcome:
+    """Make a bundle of a model that another tool has trained; nothing of it is executed.
+
+    Example: medseg bundle import Dataset004_Hippocampus -o bundles --orientation RAS
+    """
+    from medseg.conversion.imported import ImportOptions
+    from medseg.workflows.importing import import_bundle
+
+    made = import_bundle(source, output, ImportOptions(name, orientation, like))
+    for line in (f"{made.path}: made of {made.kind}", *made.notes, f"Next: medseg bundle verify {made.path}"):
+        terminal().print(line)
+    return Outcome({"bundle": str(made.path), "kind": made.kind, "notes": list(made.notes)})

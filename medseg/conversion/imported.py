@@ -1,0 +1,31 @@
+"""What is asked of an import, and what it left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a source does not say of itself.
+
+    ``name``: of the bundle, by default one made of the source's. ``orientation``: of the images that the origin was
+    trained on, as they lay on disk (``RAS``, ``LPS`` …); ``like``: one of these images, to read it from.
+    """
+
+    name: str | None = None
+    orientation: str | None = None
+    like: Path | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A bundle that was made of another tool's model.
+
+    ``kind``: what the source was, for people. ``notes``: what was decided on the way, and what is not as in the origin.
+    """
+
+    path: Path
+    kind: str
+    notes: tuple[str, ...] = ()
