@@ -45,7 +45,8 @@ def _environment(folder: Path) -> dict[str, str]:
     temporary.mkdir(exist_ok=True)
     # Python's own compiled files are no work of the command
     own = {"MEDSEG_UNCONFINED": "1", "MEDSEG_PSEUDONYM_KEY": "key", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {**os.environ, **own, "TMPDIR": str(temporary)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
+    return {**inherited, **own, "TMPDIR": str(temporary)}  # torch sets where its compiler caches, once a test has compiled
 
 
 def _infer(bundle: str | Path, case: Path, output: Path) -> list[str]:
