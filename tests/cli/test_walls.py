@@ -46,7 +46,7 @@ def _environment(folder: Path) -> dict[str, str]:
     # Python's own compiled files are no work of the command
     own = {"MEDSEG_UNCONFINED": "1", "MEDSEG_PSEUDONYM_KEY": "key", "PYTHONDONTWRITEBYTECODE": "1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
-    return {**inherited, **own, "TMPDIR": str(temporary)}  # torch sets where its compiler caches, once a test has compiled
+    return {**inherited, **own, "TMPDIR": str(temporary)}  # torch notes there where its compiler caches
 
 
 def _infer(bundle: str | Path, case: Path, output: Path) -> list[str]:
