@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medseg.bundle.adoption import Adopted, adopt
 from medseg.bundle.audit import Role, require_trusted, trusted_parts
 from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
@@ -111,7 +112,19 @@ class Bundle:
 
     @cached_property
     def training(self) -> dict[str, Any]:
-        """``train.json`` as plain data, with its overlaying keys and those of the presets in their places."""
+        """``train.json`` as plain data, with its overlaying keys and those of the presets in their places.
+
+        One that MONAI's own trainer would run is :attr:`adopted`.
+        """
+        return self._training if self.adopted is None else self.adopted.config
+
+    @cached_property
+    def adopted(self) -> Adopted | None:
+        """How ``train.json`` is trained by medseg, if it is written for MONAI's own trainer."""
+        return adopt(self._training, self._where("train"))
+
+    @cached_property
+    def _training(self) -> dict[str, Any]:
         return check_parts(laid_out(*map(self.config, ("train", *self.presets))), self._where("train"))
 
     @cached_property

@@ -167,7 +167,7 @@ def trains_by_medseg(configs: Mapping[str, Any]) -> bool:
 
 
 def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
-    """Refuse a ``train.json`` that names a trainer of MONAI's: it has none of the ids that ``medseg train`` sets.
+    """Refuse a ``train.json`` whose trainer is neither medseg's nor MONAI's ``SupervisedTrainer``, which was adopted.
 
     Raises ``BundleError`` if there is no trainer in it, or one that is not medseg's.
     """
@@ -177,6 +177,7 @@ def check_trainer(config: Mapping[str, Any], bundle: str, file: Path) -> None:
     found = f"trains with {target.rpartition('.')[2]}" if target else f"has no trainer at {_TRAINER}"
     raise BundleError(
         f"the bundle {bundle} {found}; 'medseg train' needs medseg.training.AdversarialSegmentationTrainer with"
-        " medseg.training.Checkpoints among train#handlers. Train it with: python -m monai.bundle run training"
+        " medseg.training.Checkpoints among train#handlers, or MONAI's SupervisedTrainer. Train it with: python -m"
+        " monai.bundle run training"
         f" --config_file {file}, or plan a bundle for your data: medseg bundle new"
     )

@@ -216,10 +216,10 @@ def _telling_names(datalist: Mapping[str, Any], public: str) -> set[str]:
 def _differing_folders(items: Iterable[Mapping[str, Any]], key: str) -> set[str]:
     """Folders in which the images (or the labels) of some cases lie and of others not; of one patient alone all."""
     having = [item for item in items if item.get(key)]
-    folders = [{part for path in _paths(item, key) for part in path.parts[:-1]} for item in having]
+    folders: list[set[str]] = [{part for path in _paths(item, key) for part in path.parts[:-1]} for item in having]
     patients = {str(item.get("patient_id", number)) for number, item in enumerate(having)}
     every = set[str]().union(*folders)
-    return every.difference(set.intersection(*folders)) if len(patients) > 1 else every
+    return every - folders[0].intersection(*folders) if len(patients) > 1 else every
 
 
 def _is_absolute(text: str) -> bool:

@@ -49,7 +49,7 @@ class TrainingRecord:
     starts, ``last_epoch`` is a row of ``metrics.csv``. ``device`` and ``precision`` are None where the configuration
     could not be built. ``result`` are the fields of :class:`~medseg.training.run.TrainingResult`; of a run that ended
     before, ``failure`` says why (:func:`~medseg.training.failures.record_of`), on the first level. ``label_notes`` say
-    of a label, by its first file, what was done to read it.
+    of a label, by its first file, what was done to read it; ``notes`` what is done otherwise than the bundle says.
     """
 
     status: Literal["running", "done", "interrupted", "failed"]
@@ -62,6 +62,7 @@ class TrainingRecord:
     precision: Mapping[str, Any] | None = None
     parts: Sequence[RunPart] = ()
     label_notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     last_epoch: Mapping[str, float] | None = None
     result: Mapping[str, Any] | None = None
     failure: Mapping[str, str] = field(default_factory=dict)

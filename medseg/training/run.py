@@ -16,6 +16,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import Bundle, Permission
+from medseg.devices import resolve_device
 from medseg.errors import BundleError, Interrupted, MedsegError, TrainingFailed
 from medseg.files import locked_folder, sha256_file
 from medseg.signals import signals_interrupt, signals_noted
@@ -156,6 +157,8 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
     }
     given = {key: value if isinstance(value, int) else str(value) for key, value in named.items() if value is not None}
     given.update(overrides or {})
+    if opened.adopted is not None and "device" in given:
+        given["device"] = resolve_device(str(given["device"]))
     workflow = _workflow(opened, with_folder(given, opened.training))
     if publish:
         require_same_network(opened, workflow.parser.config["network_def"])
@@ -331,7 +334,8 @@ class _Run:
 
     def _write(self, status: Literal["running", "done", "interrupted", "failed"], **outcome: Any) -> None:
         parser, trainer = self.workflow.parser, self.trainer
-        datalist = Path(parser.get_parsed_content("datalist"))
+        datalist = Path(str(parser.get_parsed_content("datalist", default="")))
+        adopted = self.bundle.adopted
         record = TrainingRecord(
             status=status,
             bundle={"name": self.bundle.name, "version": self.bundle.version},
@@ -339,6 +343,7 @@ class _Run:
             inputs=TrainingInputs(str(datalist), sha256_file(datalist) if datalist.is_file() else None),
             overrides=self.given,
             configuration=as_json(parser.config),
+            notes=() if adopted is None else adopted.notes,
             last_epoch=self.metrics.rows[-1] if self.metrics is not None and self.metrics.rows else None,
             **outcome,
         )

@@ -185,8 +185,15 @@ def test_channel_0_is_background_where_it_is_called_so(name: str, bundle: Path) 
     assert opened.labels == labels
 
 
+def _train_with(bundle: Path, trainer: str) -> None:
+    config = read_config(bundle, "train")
+    config["train"]["trainer"]["_target_"] = trainer
+    write_config(bundle, "train", config)
+
+
 def test_a_trainer_of_others_is_named_at_once(bundle: Path) -> None:
-    with pytest.raises(BundleError, match=r"SupervisedTrainer.*monai\.bundle run training"):
+    _train_with(bundle, "GanTrainer")
+    with pytest.raises(BundleError, match=r"GanTrainer.*monai\.bundle run training"):
         Bundle.open(bundle).check_trainable()
 
 
@@ -213,6 +220,7 @@ for words in (
 
 def test_wrong_paths_and_words_are_told_before_torch_is_imported(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(b"")
+    _train_with(bundle, "GanTrainer")
     done = subprocess.run(
         [sys.executable, "-c", _QUICK, str(bundle), str(tmp_path / "a.nii.gz")],
         capture_output=True,
@@ -223,7 +231,7 @@ def test_wrong_paths_and_words_are_told_before_torch_is_imported(bundle: Path, t
     lines = done.stdout.splitlines()
     assert len(lines) == 7
     assert all(line.startswith("2 False") for line in lines), done.stdout
-    assert "SupervisedTrainer" in lines[-1]
+    assert "GanTrainer" in lines[-1]
 
 
 def test_the_weights_that_are_used_are_those_that_trust_belongs_to(bundle: Path) -> None:
