@@ -16,7 +16,8 @@ from medseg.bundle.config import ABSENT, SEPARATOR, follow, item_at, target_of
 from medseg.errors import BundleError
 
 TRAINER = "train::trainer"
-_EVALUATOR = "validate::evaluator"
+_PLACES = (TRAINER, "trainer")
+"""Where trainers of others stand."""
 _REPLACED = ("CheckpointSaver", "EarlyStopHandler", "EarlyStopping")
 _REFERENCE = re.compile(r"@[\w:#]+")
 
@@ -35,8 +36,9 @@ def adopt(config: Mapping[str, Any], where: str) -> Adopted | None:
     ``where``: Which file of which bundle, for messages. Raises ``BundleError`` if its trainer does in a step what
     medseg's does not.
     """
-    place = follow(config, TRAINER)
-    if target_of(_mapping(config, place)) != "SupervisedTrainer":
+    places = (follow(config, place) for place in _PLACES)
+    place = next((one for one in places if target_of(_mapping(config, one)) == "SupervisedTrainer"), None)
+    if place is None:
         return None
     made: dict[str, Any] = copy.deepcopy(dict(config))
     trainer = _mapping(made, place)
@@ -55,13 +57,15 @@ def adopt(config: Mapping[str, Any], where: str) -> Adopted | None:
         )
     made.setdefault("precision", "auto" if mixed else "fp32")
     trainer["precision"] = "@precision"
-    evaluator = f"@{_EVALUATOR}" if _mapping(made, follow(made, _EVALUATOR)) else None
     handlers = _thin_out(made, f"{place}::train_handlers", where, notes)
+    validators = [part["validator"] for part in handlers if _name(made, part) == "ValidationHandler"]
+    evaluator = next((one for one in validators if isinstance(one, str) and _REFERENCE.fullmatch(one)), None)
     if evaluator:
-        _thin_out(made, f"{follow(made, _EVALUATOR)}::val_handlers", where, notes)
+        _thin_out(made, f"{_id(evaluator)}::val_handlers", where, notes)
     schedulers = [part["lr_scheduler"] for part in handlers if _name(made, part) == "LrScheduleHandler"]
     loads = any(_name(made, part) == "CheckpointLoader" for part in handlers)
     lacking = ["its CheckpointLoader would put the starting weights in place again"] if loads else []
+    made.setdefault("train", {}).setdefault("trainer", f"@{place}")
     made["train"]["handlers"] = [
         *handlers,
         {"_target_": "medseg.training.ExactEpochs", "seed": "@seed", "schedulers": schedulers, "lacking": lacking},
@@ -100,10 +104,14 @@ def _thin_out(config: Mapping[str, Any], place: str, where: str, notes: list[str
     return listed
 
 
+def _id(reference: str) -> str:
+    return reference[1:].replace("#", SEPARATOR)
+
+
 def _name(config: Mapping[str, Any], part: Any) -> str:
     """Class of a handler, which may stand elsewhere in the config."""
     if isinstance(part, str) and part.startswith("@"):
-        part = item_at(config, follow(config, part[1:].replace("#", SEPARATOR)))
+        part = item_at(config, follow(config, _id(part)))
     return target_of(part) if isinstance(part, Mapping) else ""
 
 

@@ -259,6 +259,22 @@ def test_it_trains_as_the_trainer_of_monai(data: Path, write: Callable[[Config],
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_its_parts_may_stand_on_the_first_level(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
+    config = _config()
+    train, validate = config["train"], config["validate"]
+    config |= {
+        "handlers": train.pop("handlers"),
+        "trainer": train.pop("trainer"),
+        "evaluator": validate.pop("evaluator"),
+    }
+    config["trainer"]["train_handlers"], config["run"] = "@handlers", ["$@trainer.run()"]
+    config["handlers"][1]["validator"] = "@evaluator"
+    result = train_bundle(write(config), dataset_dir=data, output=tmp_path / "out", device="cpu")
+    assert (result.epochs, result.iterations) == (4, 16)
+    assert result.best_metric is not None
+    assert not list((tmp_path / "others_ct_segmentation" / "models").iterdir())
+
+
 def test_starting_weights_can_be_given(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
     bundle = write(_config())
     options: Any = {"dataset_dir": data, "device": "cpu"}
