@@ -1,0 +1,363 @@
+"""All bundles of the MONAI Model Zoo under ``medseg infer``, voxel by voxel against ``python -m monai.bundle run``.
+
+``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS]``
+
+``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most bundles
+are not in it: each network gets seeded ones that give every label (:mod:`benchmarks.zoo_networks`). Images are small:
+phantoms, and with ``--data`` (or ``MEDSEG_TEST_DATA``) real ones. Both programs run as processes of their own on the
+CPU with the same weights, image, windows and cores; MONAI's is told device, image and output folder, and what else it
+needs without a GPU. DICOM is read by medseg, and given to MONAI as a NIfTI file with the same voxels. Written:
+``OUT/zoo.json``, ``OUT/zoo.md``, and what each program said, below ``OUT/NAME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from medseg.files import write_json, write_text
+from medseg.ingest import read_volume
+from medseg.ingest.nifti import save_nifti
+from medseg.phantom import make_patient, write_dicom
+
+Config = dict[str, Any]
+_ENTRIES = ("run", "inference", "evaluating", "evaluate")
+_MODALITIES = ("CT", "MR", "MRI", "none")
+
+
+@dataclass(frozen=True)
+class Special:
+    """What one bundle needs beside the usual.
+
+    ``image`` names a recipe of :data:`IMAGES`; ``dicom`` a second one, given as DICOM; ``keys`` are those of its data
+    set if it has others than ``image``; ``both`` are values that both programs get in place of the config's; ``monai``
+    what only MONAI needs on a CPU.
+    """
+
+    image: str = "ct"
+    dicom: str = ""
+    keys: tuple[str, ...] = ("image",)
+    both: Config = field(default_factory=dict)
+    monai: Config = field(default_factory=dict)
+    why: str = ""
+
+
+_DINTS = {
+    "arch_ckpt": "$torch.load(@arch_ckpt_path, map_location=torch.device('cpu'), weights_only=False)",
+    "dints_space::device": "$torch.device('cpu')",
+}
+SPECIAL = {
+    "brats_mri_segmentation": Special("brain4"),
+    "multi_organ_segmentation": Special(monai=_DINTS),
+    "pancreas_ct_dints_segmentation": Special(monai=_DINTS),
+    "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
+    "segmentation_template": Special("multiple-of-16"),
+    "spleen_ct_segmentation": Special(dicom="ct-dicom"),
+    "ventricular_short_axis_3label": Special("slices", "slices-dicom"),
+    "renalStructures_CECT_segmentation": Special("ct3", keys=("artery", "vein", "excret", "label")),
+    "wholeBrainSeg_Large_UNEST_segmentation": Special("brain"),
+}
+
+
+@dataclass
+class Side:
+    """One run of one program: exit code, wall seconds, largest resident memory in MB, label map, last words."""
+
+    code: int
+    seconds: float
+    memory_mb: float
+    result: str = ""
+    said: str = ""
+
+
+@dataclass
+class Row:
+    """One bundle, or one more input of it."""
+
+    name: str
+    segments_volumes: bool
+    audit: str
+    input: str = ""
+    outcome: str = "not run"
+    equal: float | None = None
+    labels: int = 0
+    note: str = ""
+    medseg: Side | None = None
+    monai: Side | None = None
+
+
+def measured(command: Sequence[str], log: Path, limit: float, **extra: str) -> Side:
+    """Run a program to its end, or until the time is over; its standard output and error go to a file."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", **extra}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid or time.perf_counter() - begin > limit:
+                break
+            time.sleep(0.05)
+        if not pid:
+            process.kill()
+            _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = f"over {limit:.0f} s" if not pid else (text[-1] if text else "")
+    return Side(code, time.perf_counter() - begin, usage.ru_maxrss / 1024, said=said)
+
+
+def read_config(file: Path) -> Config:
+    """A config, JSON or YAML, as plain data."""
+    found: Config = yaml.safe_load(file.read_text())
+    return found
+
+
+class Bundle:
+    """A working copy of one bundle."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.name, self.folder, self.path = source.name, folder, folder / source.name
+        self.special = SPECIAL.get(self.name, Special())
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        shutil.copytree(source, self.path)
+        self.metadata = read_config(self.path / "configs" / "metadata.json")
+        configs = [self.path / "configs" / f"inference.{end}" for end in ("json", "yaml")]
+        self.config = next((file for file in configs if file.is_file()), configs[0])
+        if self.special.both:
+            changed = read_config(self.config)
+            for place, value in self.special.both.items():
+                *path, last = place.split("::")
+                part = changed
+                for key in path:
+                    part = part[key]
+                part.pop(last) if value is None else part.update({last: value})
+            write_text(self.config, json.dumps(changed, indent=1) if self.config.suffix == ".json" else yaml.dump(changed))
+
+    @property
+    def segments_volumes(self) -> bool:
+        """Whether it labels radiological volumes, by its metadata."""
+        data = self.metadata.get("network_data_format", {})
+        image, pred = (next(iter(data.get(side, {}).values()), {}) for side in ("inputs", "outputs"))
+        kind = pred.get("type") == "image" and pred.get("format") in ("segmentation", "labels")
+        return kind and image.get("modality") in _MODALITIES
+
+    def audit(self) -> str:
+        """What the audit says of running it: ``allowed``, or the first thing that forbids it."""
+        command = [sys.executable, "-m", "medseg", "bundle", "audit", str(self.path), "--json"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        verdict = json.loads(found) if found else {"blocked": ["?"], "findings": []}
+        if not any("infer" in command for command in verdict["blocked"]):
+            return "allowed"
+        blocks = [one for one in verdict["findings"] if one["severity"] == "block" and "infer" in one["commands"]]
+        return f"forbidden: {blocks[0]['file']}: {blocks[0]['what']}" if blocks else "forbidden"
+
+    def override(self, images: Sequence[Path], output: Path) -> Path:
+        """What MONAI is told beside the bundle's config."""
+        keys = self.special.keys
+        item = {"image": str(images[0]) if len(images) == 1 else [str(file) for file in images]}
+        if keys != ("image",):
+            item = {key: str(images[min(n, len(images) - 1)]) for n, key in enumerate(keys)}
+        changes = {
+            "bundle_root": str(self.path),
+            "dataset_dir": str(images[0].parent),
+            "device": "$torch.device('cpu')",
+            "dataset::data": [item],
+            "dataloader::num_workers": 0,
+            "output_dir": str(output),
+            **self.special.monai,
+        }
+        file = self.folder / "override.json"
+        write_json(file, changes)
+        return file
+
+
+def run(bundle: Bundle, row: Row, recipe: str, options: argparse.Namespace) -> Row:
+    """Both programs on one image, and how many voxels are equal."""
+    place = bundle.folder / recipe
+    images, given = IMAGES[recipe](place / "images", options.data)
+    row.input = recipe
+    override = bundle.override(images, place / "monai")
+    entry = next((name for name in _ENTRIES if name in read_config(bundle.config)), "run")
+    configs = f"{bundle.config},{override}"
+    item = json.dumps(read_config(override)["dataset::data"][0])
+    python = [sys.executable, "-P"]
+    made = measured(
+        [*python, "-m", "benchmarks.zoo_networks", str(bundle.path), configs, item],
+        place / "weights.log", options.limit, PYTHONPATH=_path(str(Path(__file__).parents[1])),
+    )  # fmt: skip
+    if made.code:
+        row.outcome, row.note = "MONAI cannot build it", made.said
+        return row
+    allowed = [] if row.audit == "allowed" else ["--trust-bundle"]
+    command = ["-m", "medseg", "infer", str(bundle.path), str(given), "-o", str(place / "medseg"), "--device", "cpu"]
+    row.medseg = measured([*python, *command, *allowed], place / "medseg.log", options.limit, PYTHONPATH=_path())
+    row.monai = measured(
+        [*python, "-m", "monai.bundle", "run", entry, "--config_file", f"['{bundle.config}','{override}']"],
+        place / "monai.log", options.limit, PYTHONPATH=_path(str(bundle.path)),
+    )  # fmt: skip
+    _compare(row, place)
+    return row
+
+
+def _path(*first: str) -> str:
+    return os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _compare(row: Row, place: Path) -> None:
+    found, expected = (_result(place / side) for side in ("medseg", "monai"))
+    if found is None:
+        row.outcome = "medseg fails" if row.medseg and row.medseg.code else "medseg refuses"
+        row.note = row.medseg.said if row.medseg else ""
+        report = place / "medseg" / "run.json"
+        if report.is_file():
+            cases = json.loads(report.read_text()).get("cases", [])
+            row.note = "; ".join(str(case.get("message")) for case in cases if case.get("message")) or row.note
+        return
+    if expected is None:
+        row.outcome, row.note = "runs; MONAI does not", row.monai.said if row.monai else ""
+        return
+    ours, theirs = (np.asarray(image.dataobj).squeeze().round() for image in (found, expected))
+    if ours.shape != theirs.shape or not np.allclose(found.affine, expected.affine, atol=1e-3):
+        row.note = f"MONAI writes {theirs.shape}, compared at the nearest voxel"
+        theirs = _at_nearest(theirs, expected.affine, ours.shape, found.affine)
+    row.labels = len(np.unique(theirs))
+    row.equal = float((ours == theirs).mean())
+    row.outcome = "runs"
+
+
+def _at_nearest(values: NDArray[Any], affine: NDArray[Any], shape: tuple[int, ...], to: NDArray[Any]) -> NDArray[Any]:
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).reshape(3, -1)
+    matrix = np.linalg.solve(affine, to)
+    where = np.rint(matrix[:3, :3] @ index + matrix[:3, 3:]).astype(int)
+    where = np.clip(where, 0, np.asarray(values.shape)[:, None] - 1)
+    return values[tuple(where)].reshape(shape)
+
+
+def _result(folder: Path) -> Any:
+    files = sorted(folder.rglob("*.nii*"))
+    return nib.load(files[-1]) if files else None
+
+
+def _nifti(folder: Path, name: str, values: NDArray[Any], affine: NDArray[Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_nifti(values, affine, folder / f"{name}.nii.gz")
+    return folder / f"{name}.nii.gz"
+
+
+def _listed(folder: Path, images: Sequence[Path]) -> Path:
+    """A datalist of one case that has several channels."""
+    write_json(folder / "datalist.json", {"test": [{"image": [str(file) for file in images]}]})
+    return folder / "datalist.json"
+
+
+Recipe = Callable[[Path, Path], tuple[list[Path], Path]]
+"""From where to write, and the folder of real data, to the files that MONAI gets, and to what medseg gets."""
+
+
+def _file(folder: Path, source: Path) -> tuple[list[Path], Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(source, folder / "a.nii.gz"))], folder / "a.nii.gz"
+
+
+def _series(folder: Path, source: Path) -> tuple[list[Path], Path]:
+    values, geometry, _ = read_volume(source)
+    return [_nifti(folder, "a", values, geometry.affine)], source
+
+
+def _phantom_series(folder: Path, _: Path) -> tuple[list[Path], Path]:
+    study = write_dicom(make_patient(3, "ct", shape=(80, 72, 40)), folder / "dicom", thin=False)
+    return _series(folder, study.main)
+
+
+def _slices(folder: Path, data: Path) -> tuple[list[Path], Path]:
+    files, _ = _series(folder, data / "brain_mr_dicom" / "Study1" / "12-T1post-05670")
+    return files, files[0]
+
+
+def _channels(kind: Any, number: int, shape: tuple[int, int, int]) -> Recipe:
+    """One anatomy in several contrasts, on one grid."""
+
+    def write(folder: Path, _: Path) -> tuple[list[Path], Path]:
+        patient = make_patient(5, kind, shape=shape, oblique_degrees=8)
+        values = patient.image.astype(np.float32)
+        top = float(values.max())
+        contrasts = [values, values**2 / top, top * np.sqrt(np.maximum(values, 0) / top), np.maximum(values, 0) + 1]
+        files = [_nifti(folder, f"c{n}", contrasts[n], patient.affine) for n in range(number)]
+        return files, files[0] if number == 1 else _listed(folder, files)
+
+    return write
+
+
+IMAGES: dict[str, Recipe] = {
+    "ct": lambda to, data: _file(to, data / "msd_spleen2_crop/ct_scan/sub-spleen2/ct/sub-spleen2_ct.nii.gz"),
+    "ct-dicom": _phantom_series,
+    "ct3": _channels("ct", 3, (40, 40, 24)),
+    "hippocampus": lambda to, data: _file(to, data / "msd_hippocampus/imagesTr/hippocampus_001.nii.gz"),
+    "mr-dicom": lambda to, data: _series(to, data / "brain_mr_dicom/Study1/13_HCropVolume"),
+    "slices": _slices,
+    "slices-dicom": lambda to, data: _series(to, data / "brain_mr_dicom/Study1/12-T1post-05670"),
+    "brain": _channels("mr", 1, (96, 96, 64)),
+    "brain4": _channels("mr", 4, (96, 80, 48)),
+    "multiple-of-16": _channels("mr", 1, (64, 48, 48)),
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| bundle | input | audit | outcome | equal voxels | labels | medseg s, MB | MONAI s, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        equal = "" if row.equal is None else f"{np.floor(row.equal * 1e6) / 1e4:.4f} %"
+        cost = [f"{s.seconds:.0f}, {s.memory_mb:.0f}" if s and s.result != "none" else "" for s in (row.medseg, row.monai)]
+        said = row.outcome if not row.note else f"{row.outcome}: {row.note}"
+        words = [row.name, row.input, row.audit, said, equal, str(row.labels or ""), *cost]
+        lines.append("| " + " | ".join(word.replace("|", "/") for word in words) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MEDSEG_TEST_DATA", ".")))
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one run of one program")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for source in sorted(path for path in options.zoo.iterdir() if (path / "configs" / "metadata.json").is_file()):
+        if options.only and source.name not in options.only:
+            continue
+        bundle = Bundle(source.resolve(), options.out.resolve() / source.name)
+        audit = bundle.audit()
+        recipes = [recipe for recipe in (bundle.special.image, bundle.special.dicom) if recipe]
+        for recipe in recipes if bundle.segments_volumes else ():
+            row = Row(bundle.name, True, audit)
+            rows.append(run(bundle, row, recipe, options))
+        if not bundle.segments_volumes:
+            rows.append(Row(bundle.name, False, audit, outcome="other task"))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        write_json(options.out / "zoo.json", [asdict(row) for row in rows])
+        write_text(options.out / "zoo.md", table(rows))
+
+
+if __name__ == "__main__":
+    main()
