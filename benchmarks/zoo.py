@@ -147,7 +147,9 @@ class Bundle:
                 for key in path:
                     part = part[key]
                 part.pop(last) if value is None else part.update({last: value})
-            write_text(self.config, json.dumps(changed, indent=1) if self.config.suffix == ".json" else yaml.dump(changed))
+            write_text(
+                self.config, json.dumps(changed, indent=1) if self.config.suffix == ".json" else yaml.dump(changed)
+            )
 
     @property
     def segments_volumes(self) -> bool:
@@ -326,7 +328,9 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         equal = "" if row.equal is None else f"{np.floor(row.equal * 1e6) / 1e4:.4f} %"
-        cost = [f"{s.seconds:.0f}, {s.memory_mb:.0f}" if s and s.result != "none" else "" for s in (row.medseg, row.monai)]
+        cost = [
+            f"{s.seconds:.0f}, {s.memory_mb:.0f}" if s and s.result != "none" else "" for s in (row.medseg, row.monai)
+        ]
         said = row.outcome if not row.note else f"{row.outcome}: {row.note}"
         words = [row.name, row.input, row.audit, said, equal, str(row.labels or ""), *cost]
         lines.append("| " + " | ".join(word.replace("|", "/") for word in words) + " |")

@@ -10,12 +10,13 @@ from typing import Any
 from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import steps, target_of
+from medseg.bundle.config import item_at, steps, target_of
 from medseg.errors import BundleError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
 from medseg.inference.sliding_window import WindowSettings
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
+_SLICES = "SliceInferer"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class InferenceConfig:
     ``preprocessing`` is without loading, and acts on the keys of ``channels``; the sliding window is as large as the
     volume if the bundle's inferer takes the whole volume at once; ``post`` is what becomes of the network's output;
     ``notes`` say where medseg does something else than the config says, and why; ``exact_affine`` is whether the affine
-    of the preprocessed image says where its voxels were sampled.
+    of the preprocessed image says where its voxels were sampled. ``slice_axis`` is the array axis (0, 1, 2) along which
+    a network of slices is shown one after the other; None for a network of volumes.
     """
 
     preprocessing: Compose
@@ -46,6 +48,7 @@ class InferenceConfig:
     channels: Channels = Channels()
     notes: tuple[str, ...] = ()
     exact_affine: bool = True
+    slice_axis: int | None = None
 
 
 def read_inference_config(bundle: Bundle) -> InferenceConfig:
@@ -60,9 +63,13 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     MissingDependency
         If a package that one of the parts needs is not installed.
     """
-    if bundle.dimensions != 3:
-        raise BundleError(f"{bundle.name} takes images of {bundle.dimensions} dimensions; medseg labels volumes")
     pipeline = bundle.pipeline
+    by_slices = bool(pipeline.inferer) and target_of(item_at(bundle.inference, str(pipeline.inferer))) == _SLICES
+    if bundle.dimensions != 3 and not (by_slices and bundle.dimensions == 2):
+        raise BundleError(
+            f"{bundle.name} takes images of {bundle.dimensions} dimensions; medseg labels volumes, with a network of"
+            f" slices where the inferer is a {_SLICES}"
+        )
     places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
     parsed = bundle.parsed(*(place for place in places if place is not None))
     whole = parsed.get(pipeline.preprocessing)
@@ -72,15 +79,19 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
         channels, table = (bundle.input_channels, bundle.output_channels), _region_table(bundle)
-        post = read_postprocessing(transforms, whole, channels, bundle.name, table)
+        post = read_postprocessing(transforms, whole, channels, bundle.name, table, bundle.stated_labels)
+    if post.names:
+        bundle.name_values(post.names)
     preprocessing = _without_loading(whole)
+    inferer = parsed.get(pipeline.inferer) if pipeline.inferer else None
     return InferenceConfig(
         preprocessing=preprocessing,
-        windows=_windows(parsed.get(pipeline.inferer) if pipeline.inferer else None, bundle),
+        windows=_windows(inferer, bundle),
         post=post,
         channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
+        slice_axis=int(inferer.spatial_dim) if by_slices else None,
     )
 
 
@@ -145,15 +156,20 @@ def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     name = type(inferer).__name__
     if inferer is None or name == "SimpleInferer":
         return WindowSettings((0, 0, 0))
-    if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}:
-        raise BundleError(f"inferer of {bundle.name} is {name}, expected SlidingWindowInferer or SimpleInferer")
+    if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt", _SLICES}:
+        expected = f"SlidingWindowInferer, {_SLICES} or SimpleInferer"
+        raise BundleError(f"inferer of {bundle.name} is {name}, expected {expected}")
     if inferer.with_coord:
         raise BundleError(f"inferer of {bundle.name} tells the network where a window lies (with_coord); not supported")
     overlap = tuple(float(o) for o in _three(inferer.overlap, "overlap", bundle))
     if not all(0 <= o < 1 for o in overlap):
         raise BundleError(f"inferer of {bundle.name} has an overlap of {inferer.overlap}, expected 0 to less than 1")
+    size = inferer.roi_size
+    if name == _SLICES:  # windows of one slice
+        size = list(inferer.orig_roi_size)
+        size.insert(inferer.spatial_dim, 1)
     return WindowSettings(
-        roi_size=tuple(int(n or 0) for n in _three(inferer.roi_size, "roi_size", bundle)),
+        roi_size=tuple(int(n or 0) for n in _three(size, "roi_size", bundle)),
         overlap=overlap,
         mode=str(getattr(inferer.mode, "value", inferer.mode)),
         sigma_scale=inferer.sigma_scale,
