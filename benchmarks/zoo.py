@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS]``
 
-``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most bundles
-are not in it: each network gets seeded ones that give every label (:mod:`benchmarks.zoo_networks`). Images are small:
+``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most
+bundles are not in it: each network gets seeded ones that give every label (see zoo_networks). Images are small:
 phantoms, and with ``--data`` (or ``MEDSEG_TEST_DATA``) real ones. Both programs run as processes of their own on the
 CPU with the same weights, image, windows and cores; MONAI's is told device, image and output folder, and what else it
 needs without a GPU. DICOM is read by medseg, and given to MONAI as a NIfTI file with the same voxels. Written:
@@ -45,7 +45,7 @@ class Special:
 
     ``image`` names a recipe of :data:`IMAGES`; ``dicom`` a second one, given as DICOM; ``keys`` are those of its data
     set if it has others than ``image``; ``both`` are values that both programs get in place of the config's; ``monai``
-    what only MONAI needs on a CPU.
+    what only MONAI needs on a CPU, and ``without`` the argument of the network that it no longer knows.
     """
 
     image: str = "ct"
@@ -53,7 +53,7 @@ class Special:
     keys: tuple[str, ...] = ("image",)
     both: Config = field(default_factory=dict)
     monai: Config = field(default_factory=dict)
-    why: str = ""
+    without: str = ""
 
 
 _DINTS = {
@@ -67,6 +67,7 @@ SPECIAL = {
     "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
     "segmentation_template": Special("multiple-of-16"),
     "spleen_ct_segmentation": Special(dicom="ct-dicom"),
+    "swin_unetr_btcv_segmentation": Special(without="img_size"),
     "ventricular_short_axis_3label": Special("slices", "slices-dicom"),
     "renalStructures_CECT_segmentation": Special("ct3", keys=("artery", "vein", "excret", "label")),
     "wholeBrainSeg_Large_UNEST_segmentation": Special("brain"),
@@ -75,12 +76,11 @@ SPECIAL = {
 
 @dataclass
 class Side:
-    """One run of one program: exit code, wall seconds, largest resident memory in MB, label map, last words."""
+    """One run of one program: exit code, wall seconds, largest resident memory in MB, last words."""
 
     code: int
     seconds: float
     memory_mb: float
-    result: str = ""
     said: str = ""
 
 
@@ -184,6 +184,9 @@ class Bundle:
             "output_dir": str(output),
             **self.special.monai,
         }
+        if self.special.without:
+            network = read_config(self.config)["network_def"]
+            changes["network_def"] = {key: value for key, value in network.items() if key != self.special.without}
         file = self.folder / "override.json"
         write_json(file, changes)
         return file
@@ -328,9 +331,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         equal = "" if row.equal is None else f"{np.floor(row.equal * 1e6) / 1e4:.4f} %"
-        cost = [
-            f"{s.seconds:.0f}, {s.memory_mb:.0f}" if s and s.result != "none" else "" for s in (row.medseg, row.monai)
-        ]
+        cost = [f"{s.seconds:.0f}, {s.memory_mb:.0f}" if s else "" for s in (row.medseg, row.monai)]
         said = row.outcome if not row.note else f"{row.outcome}: {row.note}"
         words = [row.name, row.input, row.audit, said, equal, str(row.labels or ""), *cost]
         lines.append("| " + " | ".join(word.replace("|", "/") for word in words) + " |")

@@ -67,7 +67,10 @@ def _sample(prepared: Any, parser: ConfigParser) -> torch.Tensor:
     sizes = parser.get_parsed_content("inferer::roi_size") if "roi_size" in inferer else image.shape[1:]
     if len(sizes) == 2:
         image = image[..., image.shape[-1] // 2]
-    wanted = [min(n, have, _LARGEST) if "roi_size" in inferer else have for n, have in zip(sizes, image.shape[1:])]
+    wanted = [
+        min(n, have, _LARGEST) if "roi_size" in inferer else have
+        for n, have in zip(sizes, image.shape[1:], strict=True)
+    ]
     pads = [max(_LARGEST - n, 0) if "roi_size" in inferer else 0 for n in wanted]
     starts = [(have - n) // 2 for n, have in zip(wanted, image.shape[1:], strict=True)]
     for axis, (start, n) in enumerate(zip(starts, wanted, strict=True), 1):

@@ -36,8 +36,11 @@ _GLOBALS = frozenset(
         "torch.storage UntypedStorage",
         "torch Size",
         *(f"torch {name}" for name in _ITEM_BYTES if name != "UntypedStorage"),
+        *("numpy ndarray", "numpy dtype", "_codecs encode"),
+        *(f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")),
     }
 )
+"""With numpy's arrays, which :func:`medseg.bundle.portable.arrays_as_data` reads: torch alone refuses them."""
 _OPCODES = frozenset(
     {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE"}
     | {"NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -250,6 +253,10 @@ class _Follower:
             raise ValueError("it calls what is no function")  # noqa: TRY004  as everything that a pickle gets wrong
         if function.name == "_rebuild_parameter":
             return given[0]
+        if function.name in {"_reconstruct", "dtype", "encode"}:
+            if not _is_of_array(function.name, given):
+                raise ValueError(f"it calls {function.name} in another way than for an array")
+            return None
         if function.name != "_rebuild_tensor_v2":
             if function.name not in {"OrderedDict", "Size"} or not _is_flat(given):
                 raise ValueError(f"it calls {function.name}, which a state dict does not")
@@ -260,6 +267,13 @@ class _Follower:
             raise ValueError("it makes a tensor in an unusual way")
         self.shown += math.prod(size)
         return storage
+
+
+def _is_of_array(name: str, given: tuple[Any, ...]) -> bool:
+    """Whether a call is one of those that numpy's arrays are pickled with: they begin without an element."""
+    if name == "_reconstruct":
+        return len(given) == 3 and given[:2] == (_Global("ndarray"), (0,))
+    return 2 <= len(given) <= 3 and isinstance(given[0], str) and all(isinstance(v, str | bool) for v in given[1:])
 
 
 def _is_whole(values: Any) -> bool:
