@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ _SHOWN_TWICE = 4
 """How often tensors may show their storages, in all: weights that layers share."""
 _ALWAYS_ELEMENTS = 1 << 20
 _MOST_AXES = 16
+_PLAIN_NUMBERS = re.compile(r"[biuf]\d{1,2}")
 _DAMAGED = "the file is damaged or tampered with"
 
 
@@ -273,6 +275,8 @@ def _is_of_array(name: str, given: tuple[Any, ...]) -> bool:
     """Whether a call is one of those that numpy's arrays are pickled with: they begin without an element."""
     if name == "_reconstruct":
         return len(given) == 3 and given[:2] == (_Global("ndarray"), (0,))
+    if name == "dtype" and not (given and _PLAIN_NUMBERS.fullmatch(str(given[0]))):
+        return False
     return 2 <= len(given) <= 3 and isinstance(given[0], str) and all(isinstance(v, str | bool) for v in given[1:])
 
 

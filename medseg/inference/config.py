@@ -24,11 +24,13 @@ class Channels:
     """How a bundle takes its channels.
 
     ``keys`` are names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``,
-    on whose grid results are made. If others are ``resampled`` onto it, they may lie on grids of their own.
+    on whose grid results are made; its transforms may call that ``first`` one otherwise. If others are ``resampled``
+    onto it, they may lie on grids of their own.
     """
 
     keys: tuple[str, ...] = ("image",)
     resampled: bool = False
+    first: str = "image"
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,21 @@ def channels_of(bundle: Bundle) -> Channels:
     """How a bundle takes its channels, by the text of its preprocessing: nothing is evaluated.
 
     They may lie on different grids if it loads each under a key of its own, resamples the others onto the first
-    (``ResampleToMatchd`` onto ``image``) and concatenates all (``ConcatItemsd`` into ``image``).
+    (``ResampleToMatchd``) and concatenates all (``ConcatItemsd`` into ``image``). Keys that it loads, as many as the
+    network has channels, are channels, too, if its own code concatenates them.
     """
     listed = steps(bundle.inference, bundle.pipeline.preprocessing)
     concat = next((step for step in listed if target_of(step) == "ConcatItemsd" and step.get("name") == "image"), None)
-    keys = () if concat is None else _names(concat.get("keys"))
-    if len(keys) < 2 or keys[0] != "image":
+    if concat is not None:
+        keys = _names(concat.get("keys"))
+    else:
+        loaded = [name for step in listed if target_of(step) == "LoadImaged" for name in _names(step.get("keys"))]
+        keys = tuple(name for name in loaded if name != "label") if "image" not in loaded else ()
+    if len(keys) < 2 or (concat is None and len(keys) != bundle.input_channels):
         return Channels()
-    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == "image"]
+    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == keys[0]]
     matched = {key for step in matching for key in _names(step.get("keys"))}
-    return Channels(keys, matched.issuperset(keys[1:]))
+    return Channels(("image", *keys[1:]), matched.issuperset(keys[1:]), keys[0])
 
 
 def _names(value: Any) -> tuple[str, ...]:
