@@ -1,13 +1,14 @@
 """All bundles of the MONAI Model Zoo under ``medseg infer``, voxel by voxel against ``python -m monai.bundle run``.
 
-``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS]``
+``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS] [--docs PAGE]``
 
 ``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most
 bundles are not in it: each network gets seeded ones that give every label (see zoo_networks). Images are small:
 phantoms, and with ``--data`` (or ``MEDSEG_TEST_DATA``) real ones. Both programs run as processes of their own on the
 CPU with the same weights, image, windows and cores; MONAI's is told device, image and output folder, and what else it
 needs without a GPU. DICOM is read by medseg, and given to MONAI as a NIfTI file with the same voxels. Written:
-``OUT/zoo.json``, ``OUT/zoo.md``, and what each program said, below ``OUT/NAME``.
+``OUT/zoo.json``, ``OUT/zoo.md``, and what each program said, below ``OUT/NAME``. Rows of an earlier run into ``OUT`` stay
+where ``--only`` leaves their bundle out. With ``--docs`` the table replaces the one in that page.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,9 +118,19 @@ def measured(command: Sequence[str], log: Path, limit: float, **extra: str) -> S
             process.kill()
             _, status, usage = os.wait4(process.pid, 0)
     process.returncode = code = os.waitstatus_to_exitcode(status)
-    text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = f"over {limit:.0f} s" if not pid else (text[-1] if text else "")
-    return Side(code, time.perf_counter() - begin, usage.ru_maxrss / 1024, said=said)
+    seconds = time.perf_counter() - begin
+    said = f"over {limit:.0f} s" if not pid else _last_words(log.read_text(errors="replace"))
+    return Side(code, seconds, usage.ru_maxrss / 1024, said)
+
+
+def _last_words(text: str) -> str:
+    """Why a program ended, as far as its output tells: medseg's message, or the last line that names an error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = next((n for n, line in enumerate(lines) if line.startswith("medseg: ")), None)
+    if told is not None:
+        return " ".join(lines[told:])
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1]
 
 
 def read_config(file: Path) -> Config:
@@ -338,6 +350,34 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _in_docs(page: Path, made: str) -> None:
+    """Put the table between the marks of a page."""
+    before, mark, rest = page.read_text().partition("<!-- zoo -->\n")
+    _, end, after = rest.partition("<!-- /zoo -->")
+    if not (mark and end):
+        raise SystemExit(f"{page} has no <!-- zoo --> and <!-- /zoo -->")
+    write_text(page, f"{before}{mark}{made}{end}{after}")
+
+
+def _earlier(file: Path) -> dict[str, list[Row]]:
+    """The rows of an earlier run, by bundle."""
+    rows: dict[str, list[Row]] = {}
+    for one in json.loads(file.read_text()) if file.is_file() else ():
+        sides = {side: Side(**one[side]) if one[side] else None for side in ("medseg", "monai")}
+        rows.setdefault(one["name"], []).append(Row(**{**one, **sides}))
+    return rows
+
+
+def rows_of(source: Path, options: argparse.Namespace) -> list[Row]:
+    """All rows of one bundle."""
+    bundle = Bundle(source.resolve(), options.out.resolve() / source.name)
+    audit = bundle.audit()
+    if not bundle.segments_volumes:
+        return [Row(bundle.name, False, audit, outcome="another task: not run")]
+    recipes = [recipe for recipe in (bundle.special.image, bundle.special.dicom) if recipe]
+    return [run(bundle, Row(bundle.name, True, audit), recipe, options) for recipe in recipes]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
@@ -345,23 +385,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MEDSEG_TEST_DATA", ".")))
     parser.add_argument("--limit", type=float, default=900, help="seconds for one run of one program")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows = _earlier(options.out / "zoo.json")
     for source in sorted(path for path in options.zoo.iterdir() if (path / "configs" / "metadata.json").is_file()):
-        if options.only and source.name not in options.only:
-            continue
-        bundle = Bundle(source.resolve(), options.out.resolve() / source.name)
-        audit = bundle.audit()
-        recipes = [recipe for recipe in (bundle.special.image, bundle.special.dicom) if recipe]
-        for recipe in recipes if bundle.segments_volumes else ():
-            row = Row(bundle.name, True, audit)
-            rows.append(run(bundle, row, recipe, options))
-        if not bundle.segments_volumes:
-            rows.append(Row(bundle.name, False, audit, outcome="other task"))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-        write_json(options.out / "zoo.json", [asdict(row) for row in rows])
-        write_text(options.out / "zoo.md", table(rows))
+        if not options.only or source.name in options.only:
+            rows[source.name] = rows_of(source, options)
+            print(table(rows[source.name]).split("\n", 2)[2], end="", flush=True)
+        made = [row for name in sorted(rows) for row in rows[name]]
+        made.sort(key=lambda row: not row.segments_volumes)
+        write_json(options.out / "zoo.json", [asdict(row) for row in made])
+        write_text(options.out / "zoo.md", table(made))
+    if options.docs:
+        _in_docs(options.docs, table(made))
 
 
 if __name__ == "__main__":
