@@ -7,8 +7,8 @@ bundles are not in it: each network gets seeded ones that give every label (see 
 phantoms, and with ``--data`` (or ``MEDSEG_TEST_DATA``) real ones. Both programs run as processes of their own on the
 CPU with the same weights, image, windows and cores; MONAI's is told device, image and output folder, and what else it
 needs without a GPU. DICOM is read by medseg, and given to MONAI as a NIfTI file with the same voxels. Written:
-``OUT/zoo.json``, ``OUT/zoo.md``, and what each program said, below ``OUT/NAME``. Rows of an earlier run into ``OUT`` stay
-where ``--only`` leaves their bundle out. With ``--docs`` the table replaces the one in that page.
+``OUT/zoo.json``, ``OUT/zoo.md``, and what each program said, below ``OUT/NAME``. Rows of an earlier run into ``OUT``
+stay where ``--only`` leaves their bundle out. With ``--docs`` the table replaces the one in that page.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _DINTS = {
 }
 SPECIAL = {
     "brats_mri_segmentation": Special("brain4"),
-    "multi_organ_segmentation": Special(monai=_DINTS),
-    "pancreas_ct_dints_segmentation": Special(monai=_DINTS),
+    "multi_organ_segmentation": Special("ct-small", monai=_DINTS),
+    "pancreas_ct_dints_segmentation": Special("ct-small", monai=_DINTS),
     "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
     "segmentation_template": Special("multiple-of-16"),
     "spleen_ct_segmentation": Special(dicom="ct-dicom"),
@@ -321,8 +321,16 @@ def _channels(kind: Any, number: int, shape: tuple[int, int, int]) -> Recipe:
     return write
 
 
+def _small_ct(folder: Path, data: Path) -> tuple[list[Path], Path]:
+    values, geometry, _ = read_volume(data / _CT)
+    file = _nifti(folder, "a", values[:145, :121, :19], geometry.affine)
+    return [file], file
+
+
+_CT = "msd_spleen2_crop/ct_scan/sub-spleen2/ct/sub-spleen2_ct.nii.gz"
 IMAGES: dict[str, Recipe] = {
-    "ct": lambda to, data: _file(to, data / "msd_spleen2_crop/ct_scan/sub-spleen2/ct/sub-spleen2_ct.nii.gz"),
+    "ct": lambda to, data: _file(to, data / _CT),
+    "ct-small": _small_ct,
     "ct-dicom": _phantom_series,
     "ct3": _channels("ct", 3, (40, 40, 24)),
     "hippocampus": lambda to, data: _file(to, data / "msd_hippocampus/imagesTr/hippocampus_001.nii.gz"),
