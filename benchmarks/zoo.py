@@ -47,7 +47,8 @@ class Special:
 
     ``image`` names a recipe of :data:`IMAGES`; ``dicom`` a second one, given as DICOM; ``keys`` are those of its data
     set if it has others than ``image``; ``both`` are values that both programs get in place of the config's; ``monai``
-    what only MONAI needs on a CPU, and ``without`` the argument of the network that it no longer knows.
+    what only MONAI needs on a CPU, and ``without`` the argument of the network that it no longer knows; ``asked`` goes
+    into its case, and ``options`` to medseg, to ask both for the same structures.
     """
 
     image: str = "ct"
@@ -56,6 +57,8 @@ class Special:
     both: Config = field(default_factory=dict)
     monai: Config = field(default_factory=dict)
     without: str = ""
+    asked: Config = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
 
 _DINTS = {
@@ -72,6 +75,12 @@ SPECIAL = {
     "swin_unetr_btcv_segmentation": Special(without="img_size"),
     "ventricular_short_axis_3label": Special("slices", "slices-dicom"),
     "renalStructures_CECT_segmentation": Special("ct3", keys=("artery", "vein", "excret", "label")),
+    "vista3d": Special(
+        "ct-small",
+        both={"patch_size": [64, 64, 64]},
+        asked={"label_prompt": [1, 3]},
+        options=("--structures", "liver,spleen"),
+    ),
     "wholeBrainSeg_Large_UNEST_segmentation": Special("brain"),
 }
 
@@ -191,7 +200,7 @@ class Bundle:
             "bundle_root": str(self.path),
             "dataset_dir": str(images[0].parent),
             "device": "$torch.device('cpu')",
-            "dataset::data": [item],
+            "dataset::data": [{**item, **self.special.asked}],
             "dataloader::num_workers": 0,
             "output_dir": str(output),
             **self.special.monai,
@@ -221,7 +230,7 @@ def run(bundle: Bundle, row: Row, recipe: str, options: argparse.Namespace) -> R
     if made.code:
         row.outcome, row.note = "MONAI cannot build it", made.said
         return row
-    allowed = [] if row.audit == "allowed" else ["--trust-bundle"]
+    allowed = [*bundle.special.options, *([] if row.audit == "allowed" else ["--trust-bundle"])]
     command = ["-m", "medseg", "infer", str(bundle.path), str(given), "-o", str(place / "medseg"), "--device", "cpu"]
     row.medseg = measured([*python, *command, *allowed], place / "medseg.log", options.limit, PYTHONPATH=_path())
     row.monai = measured(
