@@ -45,8 +45,8 @@ class Special:
 
     ``image`` names a recipe of :data:`benchmarks.zoo_images.IMAGES`; ``dicom`` a second one, given as DICOM; ``keys``
     are those of its data set if it has others than ``image``; ``both`` are values that both programs get in place of
-    the config's; ``monai`` what only MONAI needs on a CPU, and ``without`` the argument of the network that it no longer
-    knows; ``asked`` goes into its case, and ``options`` to medseg, to ask both for the same structures.
+    the config's; ``monai`` what only MONAI needs on a CPU, and ``without`` the argument of the network that it no
+    longer knows; ``asked`` goes into its case, and ``options`` to medseg, to ask both for the same structures.
     """
 
     image: str = "ct"

@@ -74,8 +74,12 @@ def test_a_network_of_slices_without_an_inferer_for_them_is_refused(tmp_path: Pa
 
 
 def test_overlapping_regions_are_merged_as_the_bundle_merges_them_and_named(tmp_path: Path) -> None:
-    bundle = agree(tmp_path, Design(network=UNET, transforms=NORMALISED, post=[SIGMOID, invert(), THRESHOLD, MERGED]))
+    design = Design(network=UNET, transforms=NORMALISED, post=[SIGMOID, invert(), THRESHOLD, MERGED])
+    bundle, image = write_bundle(tmp_path / "tumour", design), _image(tmp_path)
     _describe(bundle, "outputs", channel_def={"0": "Tumor core", "1": "Whole tumor", "2": "Enhancing tumor"})
+    expected = by_monai(bundle, image.parent, tmp_path / "monai")
+    assert {1, 2, 4} <= set(np.unique(expected))
+    assert np.mean(by_medseg(bundle, image) == expected) >= 0.9999
     predictor = Predictor(bundle)
     assert predictor.bundle.labels == {
         1: "Tumor core without Enhancing tumor",
