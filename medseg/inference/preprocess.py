@@ -51,6 +51,8 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
         result = _traced_as(result, prepared.get(first))
     if not isinstance(result, MetaTensor):
         raise BundleError(f"preprocessing of {bundle.name} does not give a MetaTensor under the key 'image'")
+    if result.device.type != "cpu":  # a bundle may move its images; --device says where windows are computed
+        result = result.to("cpu")
     if not _finite(result):
         raise CaseFailed("preprocessing gave values that are not finite (a constant image?)")
     return result
