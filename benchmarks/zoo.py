@@ -67,6 +67,8 @@ SPECIAL = {
     "brats_mri_segmentation": Special("brain4"),
     "multi_organ_segmentation": Special("ct-small", monai=_DINTS),
     "pancreas_ct_dints_segmentation": Special("ct-small", monai=_DINTS),
+    "pediatric_abdominal_ct_segmentation": Special("ct-small"),
+    "renalStructures_UNEST_segmentation": Special("ct-small"),
     "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
     "segmentation_template": Special("multiple-of-16"),
     "spleen_ct_segmentation": Special(dicom="ct-dicom"),

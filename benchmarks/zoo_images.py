@@ -52,11 +52,13 @@ def _slices(folder: Path, data: Path) -> tuple[list[Path], Path]:
     return files, files[0]
 
 
-def _channels(kind: Any, number: int, shape: tuple[int, int, int]) -> Recipe:
+def _channels(
+    kind: Any, number: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None = None
+) -> Recipe:
     """One anatomy in several contrasts, on one grid."""
 
     def write(folder: Path, _: Path) -> tuple[list[Path], Path]:
-        patient = make_patient(5, kind, shape=shape, oblique_degrees=8)
+        patient = make_patient(5, kind, shape=shape, spacing_mm=spacing_mm, oblique_degrees=8)
         values = patient.image.astype(np.float32)
         top = float(values.max())
         contrasts = [values, values**2 / top, top * np.sqrt(np.maximum(values, 0) / top), np.maximum(values, 0) + 1]
@@ -77,7 +79,7 @@ IMAGES: dict[str, Recipe] = {
     "ct": lambda to, data: _file(to, data / _CT),
     "ct-small": _small_ct,
     "ct-dicom": _phantom_series,
-    "ct3": _channels("ct", 3, (40, 40, 24)),
+    "ct3": _channels("ct", 3, (40, 40, 24), (2.0, 2.0, 3.0)),
     "hippocampus": lambda to, data: _file(to, data / "msd_hippocampus/imagesTr/hippocampus_001.nii.gz"),
     "mr-dicom": lambda to, data: _series(to, data / "brain_mr_dicom/Study1/13_HCropVolume"),
     "slices": _slices,
