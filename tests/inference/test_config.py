@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "half precision": (_half, "changes the network"),
     "regions that overlap": (_post(SIGMOID, invert(), THRESHOLD), "one label a voxel"),
     "no labels": (_post(SOFTMAX, invert()), "lacks AsDiscreted"),
-    "regions summed": (_post(SIGMOID, invert(), THRESHOLD, SUMMED), "nothing names that number"),
+    "numbers without names": (_post(SIGMOID, invert(), THRESHOLD, SUMMED), "channel_def does not name"),
     "one hot": (_post(invert(), discrete(argmax=True, to_onehot=3)), "3 channels"),
     "softmax and sigmoid": (_post(activation(softmax=True, sigmoid=True), ARGMAX), "Incompatible"),
     "a missing package": (

@@ -23,6 +23,7 @@ from tests.inference.strangers import (
     SHAPE,
     SIGMOID,
     SOFTMAX,
+    SUMMED,
     THRESHOLD,
     Config,
     agree,
@@ -126,19 +127,27 @@ def test_channels_under_names_of_their_own(tmp_path: Path) -> None:
 def _searched(config: Config) -> None:
     """An architecture in a file, as DiNTS's search leaves it, read on a device that is not here."""
     config["architecture"] = "$torch.load(@bundle_root + '/models/code.pt', map_location=torch.device('cuda'))"
-    config["network_def"]["channels"] = "$[int(n) for n in @architecture['node_a']]"
+    config["network_def"]["bias"] = "$bool(@architecture['node_a'][0])"
     config["space"] = {"_target_": "torch.device", "device": "cuda:0"}
 
 
 def test_an_architecture_of_numpy_arrays_is_read_as_data_off_cuda(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "searched", Design(network=UNET, transforms=RESAMPLED))
-    image = _image(tmp_path)
+    design = Design(network={**UNET, "bias": False}, transforms=RESAMPLED)
+    bundle, image = write_bundle(tmp_path / "searched", design), _image(tmp_path)
     expected = by_medseg(bundle, image)
     config = read(bundle)
     _searched(config)
     write(bundle, config)
-    torch.save({"node_a": np.array(UNET["channels"], dtype=np.float64), "epochs": 3}, bundle / "models" / "code.pt")
+    torch.save({"node_a": np.array([0.0, 1.0]), "epochs": 3}, bundle / "models" / "code.pt")
     assert np.array_equal(by_medseg(bundle, image), expected)
+
+
+def test_regions_whose_numbers_are_summed_have_no_names(tmp_path: Path) -> None:
+    design = Design(network=UNET, transforms=NORMALISED, post=[SIGMOID, invert(), THRESHOLD, SUMMED])
+    bundle = write_bundle(tmp_path / "summed", design)
+    _describe(bundle, "outputs", channel_def={"0": "a", "1": "b", "2": "c"})
+    with pytest.raises(BundleError, match="makes 3 where two channels are"):
+        Predictor(bundle)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
