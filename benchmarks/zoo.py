@@ -176,7 +176,8 @@ class Bundle:
     def segments_volumes(self) -> bool:
         """Whether it labels radiological volumes, by its metadata."""
         data = self.metadata.get("network_data_format", {})
-        image, pred = (next(iter(data.get(side, {}).values()), {}) for side in ("inputs", "outputs"))
+        sides: list[Config] = [next(iter(data.get(side, {}).values()), {}) for side in ("inputs", "outputs")]
+        image, pred = sides
         kind = pred.get("type") == "image" and pred.get("format") in ("segmentation", "labels")
         return kind and image.get("modality") in _MODALITIES
 
@@ -193,10 +194,10 @@ class Bundle:
     def override(self, images: Sequence[Path], output: Path) -> Path:
         """What MONAI is told beside the bundle's config."""
         keys = self.special.keys
-        item = {"image": str(images[0]) if len(images) == 1 else [str(file) for file in images]}
+        item: Config = {"image": str(images[0]) if len(images) == 1 else [str(file) for file in images]}
         if keys != ("image",):
             item = {key: str(images[min(n, len(images) - 1)]) for n, key in enumerate(keys)}
-        changes = {
+        changes: Config = {
             "bundle_root": str(self.path),
             "dataset_dir": str(images[0].parent),
             "device": "$torch.device('cpu')",

@@ -109,7 +109,8 @@ def _last_layer(network: torch.nn.Module, window: torch.Tensor, channels: int) -
     network(window)
     for hook in hooks:
         hook.remove()
-    return next(layer for layer in reversed(seen) if layer.bias is not None and len(layer.bias) == channels)
+    biases = ((layer, layer.bias) for layer in reversed(seen))
+    return next(layer for layer, bias in biases if isinstance(bias, torch.Tensor) and len(bias) == channels)
 
 
 def _convolutions(network: torch.nn.Module) -> Iterator[Any]:

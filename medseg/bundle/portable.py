@@ -48,7 +48,7 @@ def arrays_as_data() -> Iterator[None]:
     """Let ``torch.load`` read numpy's arrays in the body, as tensors: ``weights_only`` stays as it is."""
     import torch
 
-    stand_ins = [(_Type, "numpy.dtype"), (_Array, "numpy.ndarray")]
+    stand_ins: list[Any] = [(_Type, "numpy.dtype"), (_Array, "numpy.ndarray")]
     stand_ins += [(_Array.begun, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     with torch.serialization.safe_globals(stand_ins):
         yield

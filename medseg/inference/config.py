@@ -93,7 +93,7 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
-        slice_axis=int(inferer.spatial_dim) if by_slices else None,
+        slice_axis=int(inferer.spatial_dim) if by_slices and inferer is not None else None,
     )
 
 
