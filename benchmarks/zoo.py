@@ -1,6 +1,6 @@
 """All bundles of the MONAI Model Zoo under ``medseg infer``, voxel by voxel against ``python -m monai.bundle run``.
 
-``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS] [--docs PAGE]``
+``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS] [--docs PAGE] [--audit-only]``
 
 ``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most
 bundles are not in it: each network gets seeded ones that give every label (see zoo_networks). Images are small:
@@ -320,6 +320,8 @@ def rows_of(source: Path, options: argparse.Namespace) -> list[Row]:
     audit = bundle.audit()
     if not bundle.segments_volumes:
         return [Row(bundle.name, False, audit, outcome="another task: not run")]
+    if options.audit_only:
+        return [Row(bundle.name, True, audit)]
     recipes = [recipe for recipe in (bundle.special.image, bundle.special.dicom) if recipe]
     return [run(bundle, Row(bundle.name, True, audit), recipe, options) for recipe in recipes]
 
@@ -331,6 +333,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MEDSEG_TEST_DATA", ".")))
     parser.add_argument("--limit", type=float, default=900, help="seconds for one run of one program")
+    parser.add_argument("--audit-only", action="store_true", help="run nothing")
     parser.add_argument("--docs", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
