@@ -1,6 +1,7 @@
 """All bundles of the MONAI Model Zoo under ``medseg infer``, voxel by voxel against ``python -m monai.bundle run``.
 
-``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS] [--docs PAGE] [--audit-only]``
+``python -m benchmarks.zoo ZOO_MODELS_FOLDER OUT [--only NAME…] [--data FOLDER] [--limit SECONDS] [--docs PAGE]
+[--audit-only]``
 
 ``ZOO_MODELS_FOLDER`` is the folder ``models`` of the zoo's repository, which stays as it is. The weights of most
 bundles are not in it: each network gets seeded ones that give every label (see zoo_networks). Images are small:
