@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,8 +37,11 @@ _GLOBALS = frozenset(
         "torch.storage UntypedStorage",
         "torch Size",
         *(f"torch {name}" for name in _ITEM_BYTES if name != "UntypedStorage"),
+        *("numpy ndarray", "numpy dtype", "_codecs encode"),
+        *(f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")),
     }
 )
+"""With numpy's arrays, which :func:`medseg.bundle.portable.arrays_as_data` reads: torch alone refuses them."""
 _OPCODES = frozenset(
     {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE"}
     | {"NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -48,6 +52,7 @@ _SHOWN_TWICE = 4
 """How often tensors may show their storages, in all: weights that layers share."""
 _ALWAYS_ELEMENTS = 1 << 20
 _MOST_AXES = 16
+_PLAIN_NUMBERS = re.compile(r"[biuf]\d{1,2}")
 _DAMAGED = "the file is damaged or tampered with"
 
 
@@ -250,6 +255,10 @@ class _Follower:
             raise ValueError("it calls what is no function")  # noqa: TRY004  as everything that a pickle gets wrong
         if function.name == "_rebuild_parameter":
             return given[0]
+        if function.name in {"_reconstruct", "dtype", "encode"}:
+            if not _is_of_array(function.name, given):
+                raise ValueError(f"it calls {function.name} in another way than for an array")
+            return None
         if function.name != "_rebuild_tensor_v2":
             if function.name not in {"OrderedDict", "Size"} or not _is_flat(given):
                 raise ValueError(f"it calls {function.name}, which a state dict does not")
@@ -260,6 +269,15 @@ class _Follower:
             raise ValueError("it makes a tensor in an unusual way")
         self.shown += math.prod(size)
         return storage
+
+
+def _is_of_array(name: str, given: tuple[Any, ...]) -> bool:
+    """Whether a call is one of those that numpy's arrays are pickled with: they begin without an element."""
+    if name == "_reconstruct":
+        return len(given) == 3 and given[:2] == (_Global("ndarray"), (0,))
+    if name == "dtype" and not (given and _PLAIN_NUMBERS.fullmatch(str(given[0]))):
+        return False
+    return 2 <= len(given) <= 3 and isinstance(given[0], str) and all(isinstance(v, str | bool) for v in given[1:])
 
 
 def _is_whole(values: Any) -> bool:

@@ -17,6 +17,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
+from medseg.bundle.portable import arrays_as_data, portable
 from medseg.bundle.resolve import may_hold, resolved
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
@@ -55,6 +56,7 @@ class Bundle:
         self, path: Path, metadata: Mapping[str, Any], permission: Permission = "audited", presets: Sequence[str] = ()
     ) -> None:
         self.path, self.metadata, self.permission, self.presets = path, dict(metadata), permission, presets
+        self._named: dict[int, str] | None = None
 
     @classmethod
     def open(cls, path: str | Path, permission: Permission = "audited", presets: Sequence[str] = ()) -> Bundle:
@@ -149,7 +151,7 @@ class Bundle:
         config = copy.deepcopy(self.inference)
         if "bundle_root" in config:
             config["bundle_root"] = str(self.path.resolve())
-        config = resolved(config, self.metadata)
+        config = portable(resolved(config, self.metadata), has_cuda=_has_cuda())
         if self.permission == "network-only":
             config = trusted_parts(self.path, self.config_file("inference").name, config, places)
         else:
@@ -258,6 +260,11 @@ class Bundle:
 
         The label of a channel is its number; that of an only channel is 1, whichever number ``channel_def`` gives it.
         """
+        return self.stated_labels if self._named is None else self._named
+
+    @property
+    def stated_labels(self) -> dict[int, str]:
+        """The same by the metadata alone, whatever the post-processing makes of the channels."""
         if "labels" in self._tensor("outputs", "pred"):
             return self.scheme.structures
         named = self._channels()
@@ -267,6 +274,10 @@ class Bundle:
             first = next((name for name in named.values() if name.strip().lower() not in _BACKGROUND), None)
             return {} if first is None else {1: first}
         return {value: name for value, name in named.items() if value > 0 or not self.has_background}
+
+    def name_values(self, names: Mapping[int, str]) -> None:
+        """Take other names of structures by label value, where its post-processing renumbers the channels."""
+        self._named = dict(names)
 
     @property
     def label_codes(self) -> dict[int, Any]:
@@ -334,7 +345,8 @@ class Bundle:
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
 
         def build() -> torch.nn.Module:
-            network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)
+            with arrays_as_data():
+                network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)
             if network is None:
                 raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
             return network
@@ -352,3 +364,9 @@ class Bundle:
         if not described:
             raise BundleError(f"configs/metadata.json of {self.name} lacks network_data_format.{side}")
         return dict(described.get(name) or next(iter(described.values())))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

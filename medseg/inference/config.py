@@ -10,12 +10,13 @@ from typing import Any
 from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
-from medseg.bundle.config import steps, target_of
+from medseg.bundle.config import item_at, steps, target_of
 from medseg.errors import BundleError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
 from medseg.inference.sliding_window import WindowSettings
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
+_SLICES = "SliceInferer"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Channels:
     """How a bundle takes its channels.
 
     ``keys`` are names in its transforms: ``image`` for all channels at once, else one name each, the first ``image``,
-    on whose grid results are made. If others are ``resampled`` onto it, they may lie on grids of their own.
+    on whose grid results are made; its transforms may call that ``first`` one otherwise. If others are ``resampled``
+    onto it, they may lie on grids of their own.
     """
 
     keys: tuple[str, ...] = ("image",)
     resampled: bool = False
+    first: str = "image"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class InferenceConfig:
     ``preprocessing`` is without loading, and acts on the keys of ``channels``; the sliding window is as large as the
     volume if the bundle's inferer takes the whole volume at once; ``post`` is what becomes of the network's output;
     ``notes`` say where medseg does something else than the config says, and why; ``exact_affine`` is whether the affine
-    of the preprocessed image says where its voxels were sampled.
+    of the preprocessed image says where its voxels were sampled. ``slice_axis`` is the array axis (0, 1, 2) along which
+    a network of slices is shown one after the other; None for a network of volumes.
     """
 
     preprocessing: Compose
@@ -46,6 +50,7 @@ class InferenceConfig:
     channels: Channels = Channels()
     notes: tuple[str, ...] = ()
     exact_affine: bool = True
+    slice_axis: int | None = None
 
 
 def read_inference_config(bundle: Bundle) -> InferenceConfig:
@@ -60,9 +65,13 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     MissingDependency
         If a package that one of the parts needs is not installed.
     """
-    if bundle.dimensions != 3:
-        raise BundleError(f"{bundle.name} takes images of {bundle.dimensions} dimensions; medseg labels volumes")
     pipeline = bundle.pipeline
+    by_slices = bool(pipeline.inferer) and target_of(item_at(bundle.inference, str(pipeline.inferer))) == _SLICES
+    if bundle.dimensions != 3 and not (by_slices and bundle.dimensions == 2):
+        raise BundleError(
+            f"{bundle.name} takes images of {bundle.dimensions} dimensions; medseg labels volumes, with a network of"
+            f" slices where the inferer is a {_SLICES}"
+        )
     places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
     parsed = bundle.parsed(*(place for place in places if place is not None))
     whole = parsed.get(pipeline.preprocessing)
@@ -72,15 +81,19 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
         channels, table = (bundle.input_channels, bundle.output_channels), _region_table(bundle)
-        post = read_postprocessing(transforms, whole, channels, bundle.name, table)
+        post = read_postprocessing(transforms, whole, channels, bundle.name, table, bundle.stated_labels)
+    if post.names:
+        bundle.name_values(post.names)
     preprocessing = _without_loading(whole)
+    inferer = parsed.get(pipeline.inferer) if pipeline.inferer else None
     return InferenceConfig(
         preprocessing=preprocessing,
-        windows=_windows(parsed.get(pipeline.inferer) if pipeline.inferer else None, bundle),
+        windows=_windows(inferer, bundle),
         post=post,
         channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
+        slice_axis=int(inferer.spatial_dim) if by_slices and inferer is not None else None,
     )
 
 
@@ -99,16 +112,21 @@ def channels_of(bundle: Bundle) -> Channels:
     """How a bundle takes its channels, by the text of its preprocessing: nothing is evaluated.
 
     They may lie on different grids if it loads each under a key of its own, resamples the others onto the first
-    (``ResampleToMatchd`` onto ``image``) and concatenates all (``ConcatItemsd`` into ``image``).
+    (``ResampleToMatchd``) and concatenates all (``ConcatItemsd`` into ``image``). Keys that it loads, as many as the
+    network has channels, are channels, too, if its own code concatenates them.
     """
     listed = steps(bundle.inference, bundle.pipeline.preprocessing)
     concat = next((step for step in listed if target_of(step) == "ConcatItemsd" and step.get("name") == "image"), None)
-    keys = () if concat is None else _names(concat.get("keys"))
-    if len(keys) < 2 or keys[0] != "image":
+    if concat is not None:
+        keys = _names(concat.get("keys"))
+    else:
+        loaded = [name for step in listed if target_of(step) == "LoadImaged" for name in _names(step.get("keys"))]
+        keys = tuple(name for name in loaded if name != "label") if "image" not in loaded else ()
+    if len(keys) < 2 or (concat is None and len(keys) != bundle.input_channels):
         return Channels()
-    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == "image"]
+    matching = [step for step in listed if target_of(step) == "ResampleToMatchd" and step.get("key_dst") == keys[0]]
     matched = {key for step in matching for key in _names(step.get("keys"))}
-    return Channels(keys, matched.issuperset(keys[1:]))
+    return Channels(("image", *keys[1:]), matched.issuperset(keys[1:]), keys[0])
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -145,15 +163,20 @@ def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     name = type(inferer).__name__
     if inferer is None or name == "SimpleInferer":
         return WindowSettings((0, 0, 0))
-    if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}:
-        raise BundleError(f"inferer of {bundle.name} is {name}, expected SlidingWindowInferer or SimpleInferer")
+    if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt", _SLICES}:
+        expected = f"SlidingWindowInferer, {_SLICES} or SimpleInferer"
+        raise BundleError(f"inferer of {bundle.name} is {name}, expected {expected}")
     if inferer.with_coord:
         raise BundleError(f"inferer of {bundle.name} tells the network where a window lies (with_coord); not supported")
     overlap = tuple(float(o) for o in _three(inferer.overlap, "overlap", bundle))
     if not all(0 <= o < 1 for o in overlap):
         raise BundleError(f"inferer of {bundle.name} has an overlap of {inferer.overlap}, expected 0 to less than 1")
+    size = inferer.roi_size
+    if name == _SLICES:  # windows of one slice
+        size = list(inferer.orig_roi_size)
+        size.insert(inferer.spatial_dim, 1)
     return WindowSettings(
-        roi_size=tuple(int(n or 0) for n in _three(inferer.roi_size, "roi_size", bundle)),
+        roi_size=tuple(int(n or 0) for n in _three(size, "roi_size", bundle)),
         overlap=overlap,
         mode=str(getattr(inferer.mode, "value", inferer.mode)),
         sigma_scale=inferer.sigma_scale,

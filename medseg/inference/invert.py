@@ -99,7 +99,7 @@ class Inverter:
 
     def __init__(self, config: InferenceConfig, source: MetaTensor, prepared: MetaTensor) -> None:
         self._preprocessing, self._post, self._decoding = config.preprocessing, config.post, config.post.decoding
-        self._source, self._prepared = source, prepared
+        self._source, self._prepared, self._first = source, prepared, config.channels.first
         self._grid = GridMap.between(source, prepared) if config.exact_affine else None
 
     def labels(self, chunks: Iterable[Chunk]) -> LabelMap:
@@ -182,9 +182,9 @@ class Inverter:
 
     def _traced(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
         """MONAI's own inversion of what it recorded on the prepared image."""
-        invert = Invertd("pred", self._preprocessing, "image", nearest_interp=nearest, to_tensor=True)
+        invert = Invertd("pred", self._preprocessing, self._first, nearest_interp=nearest, to_tensor=True)
         trace = self._with_trace(torch.zeros(1, 1, 1, 1))
-        inverted: torch.Tensor = _quietly(invert, {"pred": MetaTensor(values.clone()), "image": trace})[
+        inverted: torch.Tensor = _quietly(invert, {"pred": MetaTensor(values.clone()), self._first: trace})[
             "pred"
         ].as_tensor()
         return inverted
@@ -197,7 +197,8 @@ class Inverter:
         """What the bundle's own post-processing gives, with the trace of the preprocessing on image and scores."""
         prepared = self._prepared
         try:
-            item = _quietly(written, {"image": prepared, "pred": self._with_trace(scores)})
+            case = {"image": prepared, self._first: prepared, "pred": self._with_trace(scores)}
+            item = _quietly(written, case)
         except (ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "alloc" in first_cause(error):
                 raise

@@ -2,7 +2,8 @@
 
 Usual orders (activation, back to the source grid, labels; or labels first) are done chunk by chunk with MONAI's result.
 Any other order is run as written, by MONAI's own transforms on the whole volume. Whether labels come out is tried on a
-few random voxels before the first case; so is whether every package is there.
+few random voxels before the first case, and which number each channel comes out with; so is whether every package is
+there.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Postprocessing:
     ``decoding`` is how scores become labels: the first activation, and argmax or a threshold. Scores or labels are
     taken ``back`` to the source grid, by the ``nearest`` voxel or linearly, and cleaned on the network's grid and on
     the source grid. If the order is none of the usual ones, the transforms are kept as ``written``, leave the labels
-    under the key ``saved``, and the other fields only describe. ``notes`` say where medseg does something else than the
-    config says, and why.
+    under the key ``saved``, and the other fields only describe. ``names`` are those of the numbers that it gives, if
+    they are others than those of the channels. ``notes`` say where medseg does something else than the config says, and
+    why.
     """
 
     decoding: LabelDecoding = field(default_factory=LabelDecoding)
@@ -65,16 +67,23 @@ class Postprocessing:
     clean_source: tuple[Callable[..., Any], ...] = ()
     written: Compose | None = None
     saved: str = _PRED
+    names: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def read_postprocessing(
-    transforms: Any, preprocessing: Any, channels: tuple[int, int], bundle: str, table: tuple[int, ...] = ()
+    transforms: Any,
+    preprocessing: Any,
+    channels: tuple[int, int],
+    bundle: str,
+    table: tuple[int, ...] = (),
+    labels: Mapping[int, str] | None = None,
 ) -> Postprocessing:
     """Understand the post-processing of a bundle: what its config evaluates to.
 
     ``preprocessing`` is what ``Invertd`` refers to; ``channels`` are those of the image and of the network's output;
     the bundle's name is for messages. With a ``table`` the output's channels are regions, and become one label map.
+    ``labels`` are the names of the channels, background left out.
 
     Raises
     ------
@@ -97,10 +106,13 @@ def read_postprocessing(
             f"{bundle} has regions, and its postprocessing is none of the usual ones; expected a sigmoid"
             " (Activationsd), Invertd and a threshold (AsDiscreted)"
         )
-    trial.check_numbers()
+    names = trial.names(labels or {})
     first = next((_activation(step) for step in steps if isinstance(step, Activationsd)), None)
     decoding = LabelDecoding(first or "none", _only_threshold(steps))
-    return Postprocessing(decoding, written=Compose(steps), saved=saved, notes=tuple(notes))
+    if names:
+        made = ", ".join(f"{value} {name}" for value, name in sorted(names.items()))
+        notes.append(f"the postprocessing renumbers the channels; its label map holds {made}")
+    return Postprocessing(decoding, written=Compose(steps), saved=saved, names=names, notes=tuple(notes))
 
 
 def _with_regions(found: Postprocessing, table: tuple[int, ...], bundle: str) -> Postprocessing:
@@ -277,19 +289,55 @@ class _Trial:
                 " `regions_class_order` in the output's metadata"
             )
 
-    def check_numbers(self) -> None:
-        """Refuse what renumbers: ``channel_def`` names channels, and its names would be wrong."""
+    def names(self, labels: Mapping[int, str]) -> dict[int, str]:
+        """What the numbers that come out mean, by the channels that are there alone; empty if they are the channels'.
+
+        Where a channel gives way to another that is there too, as parts of overlapping regions do, the name says so.
+        Refuses background that comes out as something, and what changes with other channels in any other way.
+        """
+        alone = {channel: self._number(channel) for channel in range(max(self.channels[1], 2))}
+        if all(found in (0, channel) for channel, found in alone.items()):
+            return {}
+        if any(found and channel not in labels for channel, found in alone.items()):
+            raise BundleError(
+                f"postprocessing of {self.bundle} makes {sorted(set(alone.values()))} of the labels {sorted(alone)},"
+                " and channel_def does not name these channels: name every one in configs/metadata.json, or leave the"
+                " labels as they are numbered"
+            )
+        named: dict[int, str] = {}
+        for channel, number in alone.items():
+            if number:
+                less = [name for other, name in labels.items() if self._gives_way(alone, channel, other)]
+                name = labels[channel] + (f" without {', '.join(less)}" if less else "")
+                named[number] = f"{named[number]} or {name}" if number in named else name
+        return named
+
+    def _gives_way(self, alone: Mapping[int, int], channel: int, other: int) -> bool:
+        """Whether a channel's number is replaced by that of another channel where both are."""
+        mine, its = alone[channel], alone[other]
+        if mine == its or not its or _only_threshold(self.steps) is None:
+            return False
+        both = self._number(channel, other)
+        if both not in (mine, its):
+            raise BundleError(
+                f"postprocessing of {self.bundle} makes {both} where two channels are, which alone give {mine} and"
+                f" {its}; nothing names that number: declare `labels` and `regions_class_order` in the metadata instead"
+            )
+        return both == its
+
+    def _number(self, *channels: int) -> int:
+        """The label of voxels where these channels are there; of an only channel, 1 is there and 0 is not."""
         classes = self.channels[1]
-        for label in range(max(classes, 2)):
-            scores = torch.full((classes, *_PROBE), -_SURE)
-            if classes > 1 or label:
-                scores[label if classes > 1 else 0] = _SURE
-            found = set(self._run(scores).flatten().tolist())
-            if not found <= {0.0, float(label)}:
-                raise BundleError(
-                    f"postprocessing of {self.bundle} makes {sorted(found)} of label {label}; channel_def names the"
-                    " network's channels, and nothing names these numbers: leave the labels as they are numbered"
-                )
+        scores = torch.full((classes, *_PROBE), -_SURE)
+        for channel in channels:
+            if classes > 1 or channel:
+                scores[channel if classes > 1 else 0] = _SURE
+        found = set(self._run(scores).flatten().tolist()) - {0.0}
+        if len(found) > 1 or any(value != int(value) or value < 0 for value in found):
+            raise BundleError(
+                f"postprocessing of {self.bundle} makes {sorted(found)} of one label, expected one number"
+            )
+        return int(found.pop()) if found else 0
 
     def _run(self, scores: torch.Tensor) -> torch.Tensor:
         """What the transforms make of some scores."""

@@ -127,7 +127,9 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle)
         self.network = self.bundle.load_network(self.device)
-        models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        models: list[torch.nn.Module] = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        if (axis := self.config.slice_axis) is not None:
+            models = [_Slicewise(model, axis) for model in models]
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         plain = not self.mirror and len(models) == 1
         self.trust_state, self._trust = TrustState("off"), None
@@ -268,6 +270,20 @@ class _Judgement:
     verdict: Verdict | None = None
     error_map: NDArray[np.uint8] | None = None
     discriminator: DiscriminatorVerdict | None = None
+
+
+class _Slicewise(torch.nn.Module):
+    """A network of slices, for windows that are one voxel thick along an array axis (0, 1, 2)."""
+
+    def __init__(self, network: torch.nn.Module, axis: int) -> None:
+        super().__init__()
+        self.network, self.axis = network, axis + 2
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Map ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``."""
+        scores = self.network(windows.squeeze(self.axis))
+        first: torch.Tensor = scores[0] if isinstance(scores, list | tuple) else scores
+        return first.unsqueeze(self.axis)
 
 
 class _Stopwatch:

@@ -40,14 +40,30 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
     _check(case, bundle, config, modality)
     _check_voxels(case["image"], bundle, config)
     # fresh tensors: transforms append to the trace of what they are given
-    fresh = {key: MetaTensor(image.as_tensor().float(), affine=image.affine) for key, image in case.items()}
+    first = config.channels.first
+    fresh = {
+        first if key == "image" else key: MetaTensor(image.as_tensor().float(), affine=image.affine)
+        for key, image in case.items()
+    }
     prepared = config.preprocessing(fresh)
     result = prepared.get("image") if isinstance(prepared, Mapping) else None
+    if first != "image" and result is not None:  # a bundle's own concatenation may forget where its voxels lie
+        result = _traced_as(result, prepared.get(first))
     if not isinstance(result, MetaTensor):
         raise BundleError(f"preprocessing of {bundle.name} does not give a MetaTensor under the key 'image'")
+    if result.device.type != "cpu":  # a bundle may move its images; --device says where windows are computed
+        result = result.to("cpu")
     if not _finite(result):
         raise CaseFailed("preprocessing gave values that are not finite (a constant image?)")
     return result
+
+
+def _traced_as(image: Any, first: Any) -> Any:
+    """An image with the trace of the first of its channels, if it has none of its own."""
+    done = getattr(image, "applied_operations", None)
+    if done or not isinstance(first, MetaTensor) or image.shape[1:] != first.shape[1:]:
+        return image
+    return MetaTensor(torch.as_tensor(image), meta=first.meta, applied_operations=first.applied_operations)
 
 
 def geometry_of(image: MetaTensor) -> Geometry:

@@ -53,6 +53,7 @@ FILL = {"_target_": "FillHolesd", "keys": "pred", "applied_labels": [1]}
 FILTER = {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}
 THRESHOLD_TOP = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x[[1]] > 0.4) * 1.0"}
 RENUMBERED = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x == 2) * 4.0"}
+SUMMED = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x[[0]] + 2 * x[[1]] + 4 * x[[2]]"}
 LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * (x > 1)"}
 
 
