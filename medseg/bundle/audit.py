@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg.bundle.allowlist import SHIPPED
 from medseg.bundle.audit_configs import METADATA, Together, judge_config, read_imports
 from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
@@ -35,6 +36,7 @@ Role = Literal["infer", "train", "evaluate", "all"]
 """What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
+_SHIPPED_NAME = re.compile(r"scripts(\.\w+)*")
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
 _OVERLAYS = frozenset({"evaluate", "multi_gpu_train", "multi_gpu_evaluate"})
 _INFERS = re.compile(r"inference")
@@ -118,7 +120,30 @@ def require_trusted(
     more = f"\n  and {len(blocking) - _SHOWN} more" if len(blocking) > _SHOWN else ""
     raise UntrustedBundle(
         f"bundle {Path(path).name} does not pass the audit ({len(blocking)} findings that block):\n{listed}{more}\n"
-        "see all with: medseg bundle audit, and ask whoever made the bundle; --network-only uses the clean parts alone"
+        f"{_own_code(Path(path), blocking)}see all with: medseg bundle audit, and ask whoever made the bundle;"
+        " --network-only uses the clean parts alone"
+    )
+
+
+def _own_code(folder: Path, blocking: Sequence[Finding]) -> str:
+    """Where the bundle's own code is named and where it stands, and that it may be run once it has been read."""
+    told = dict[str, None]()
+    for finding in blocking:
+        if SHIPPED not in finding.what or (found := _SHIPPED_NAME.search(finding.what)) is None:
+            continue
+        name, text = found[0], read_config_bytes(folder / finding.file).decode(errors="replace")
+        line = next((number for number, line in enumerate(text.splitlines(), 1) if name in line), 0)
+        parts = name.split(".")
+        modules = (folder.joinpath(*parts[:end]) for end in range(len(parts), 0, -1))
+        sources = (file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py"))
+        source = next((file.relative_to(folder).as_posix() for file in sources if file.is_file()), "no file")
+        told[f"  {finding.file}, line {line}, names {name}: {source} of the bundle"] = None
+    if not told:
+        return ""
+    lines = "\n".join(list(told)[:_SHOWN])
+    return (
+        f"the bundle brings code of its own:\n{lines}\nread it; if you trust it, medseg infer --trust-bundle runs it,"
+        " without network and writing below the output folder only; "
     )
 
 

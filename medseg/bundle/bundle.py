@@ -6,6 +6,7 @@ import copy
 import hashlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
-from medseg.bundle.resolve import may_hold, resolved
+from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
@@ -106,8 +107,9 @@ class Bundle:
 
     @cached_property
     def inference(self) -> dict[str, Any]:
-        """``inference.json`` as plain data, with its overlaying keys in their places."""
-        return check_parts(laid_out(self.config("inference")), self._where("inference"))
+        """``inference.json`` as plain data, with its overlaying keys in their places, less imports of no use."""
+        config = check_parts(laid_out(self.config("inference")), self._where("inference"))
+        return config if self.permission == "everything" else without_needless_imports(config)
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -117,7 +119,10 @@ class Bundle:
     @cached_property
     def pipeline(self) -> Pipeline:
         """Where the parts of a run stand in ``inference.json``."""
-        return read_pipeline(self.inference, self._where("inference"))
+        found, whole = read_pipeline(self.inference, self._where("inference")), laid_out(self.config("inference"))
+        left_out = {} if self.permission == "everything" else needless_imports(whole)
+        notes = (f"{text[1:]!r} is not executed: nothing else in the config names it" for text in left_out.values())
+        return replace(found, notes=(*found.notes, *notes))
 
     def _where(self, name: str) -> str:
         return f"{self.config_file(name).name} of {self.name}"
