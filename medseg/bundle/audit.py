@@ -18,6 +18,7 @@ from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
+    LARGE_FILES,
     judge_large_files,
     judge_logging_conf,
     judge_names,
@@ -268,5 +269,5 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
         yield from judge_logging_conf(path, name)
-    elif path.name == "large_files.yml" and content is not None:
+    elif name in LARGE_FILES and content is not None:
         yield from judge_large_files(content, name)
