@@ -30,6 +30,8 @@ from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, pars
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.promptable import by_class
+from medseg.bundle.resolve import without_needless_imports
 from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
@@ -86,7 +88,8 @@ def _audit(folder: Path, role: Role, read: Mapping[str, Any], given: Collection[
     # imports of one config count in others only where both are read together
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
     strict = role == "train" and trains_by_medseg(configs)
-    found += _judge_together(together, given, strict=strict)
+    judged = list(_judge_together(together, given, strict=strict))
+    found += _less_what_medseg_leaves_out(judged, together, given)
     rest = configs.keys() - together.keys() if whole else set()
     if rest:
         others = _judge_together(configs, given, strict=strict, only=rest)
@@ -209,6 +212,28 @@ def _judge_together(
             if other is _TRAINS or _TRAINS.match(Path(name).stem):
                 yield from judge_config(name, laid[name], together)
                 yield from judge_costs(name, laid, imports)
+
+
+def _less_what_medseg_leaves_out(
+    found: list[Finding], configs: Mapping[str, Any], given: Collection[str]
+) -> list[Finding]:
+    """The same, where what only MONAI would run of a config for inference concerns medseg no more."""
+    read = {
+        name: without_needless_imports(by_class(config))
+        for name, config in configs.items()
+        if _INFERS.match(Path(name).stem) and isinstance(config, Mapping)
+    }
+    read = {name: config for name, config in read.items() if config != configs[name]}
+    if not read:
+        return found
+    left = {(finding.file, finding.what) for finding in _judge_together({**configs, **read}, given)}
+    why = "medseg leaves it out: it labels without it"
+    return [
+        replace(finding, commands=("monai",), why=f"{finding.why}; {why}")
+        if finding.file in read and (finding.file, finding.what) not in left
+        else finding
+        for finding in found
+    ]
 
 
 def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:

@@ -35,7 +35,7 @@ from medseg.bundle.config import (
     target_of,
 )
 from medseg.bundle.findings import COMMANDS, Command, Finding, Severity
-from medseg.bundle.resolve import is_moved, needless_imports
+from medseg.bundle.resolve import is_moved
 
 METADATA = "configs/metadata.json"
 
@@ -124,7 +124,7 @@ def judge_config(file: str, config: Any, together: Together) -> list[Finding]:
     ``file``: Name of the config inside the bundle, for the findings. ``config``: Its tree, as it is evaluated.
     ``together``: What is known of it and of those it is laid over.
     """
-    judge = _ConfigJudge(file, together, config)
+    judge = _ConfigJudge(file, together)
     return [finding for finding in judge.judge(config) if not together.places.texts.is_given(judge.place_of(finding))]
 
 
@@ -135,7 +135,7 @@ def _hidden(text: str) -> bool:
 
 
 class _ConfigJudge:
-    def __init__(self, file: str, together: Together, config: Any) -> None:
+    def __init__(self, file: str, together: Together) -> None:
         self.file = file
         self.modules, self.imports = together.modules, together.imports
         self.places, self.posts, self.strict = together.places, together.posts, together.strict
@@ -144,7 +144,6 @@ class _ConfigJudge:
         self.is_metadata = file == METADATA
         self.infers = Path(file).stem.startswith("inference")
         self.is_config = file.startswith("configs/") and not self.is_metadata
-        self.needless = needless_imports(config) if self.infers and isinstance(config, Mapping) else {}
 
     def _found(self, path: tuple[str, ...], what: str, why: str, severity: Severity = "block") -> Finding:
         return Finding(severity, self.file, SEPARATOR.join(path[self.is_metadata :]), what, why)
@@ -321,11 +320,7 @@ class _ConfigJudge:
         if self.is_metadata or len(place) > 2 or place[0] not in _IMPORT_LISTS:
             yield self._found(path, f"an import outside of the list imports: {text!r}", "it would hand out a module")
         for problem in judge_import(text):
-            if SEPARATOR.join(place) in self.needless:
-                why = f"{text!r} would be executed; medseg leaves it out, since nothing else names it"
-                yield replace(self._found(path, problem, why), commands=("monai",))
-            else:
-                yield self._found(path, problem, f"{text!r} would be executed")
+            yield self._found(path, problem, f"{text!r} would be executed")
 
     def _expression(self, text: str, path: tuple[str, ...]) -> Iterator[Finding]:
         shown = f"${text}" if len(text) < _SHOWN else f"${text[: _SHOWN - 2]}…"

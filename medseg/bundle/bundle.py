@@ -17,6 +17,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
+from medseg.bundle.promptable import by_class
 from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
@@ -108,7 +109,7 @@ class Bundle:
     @cached_property
     def inference(self) -> dict[str, Any]:
         """``inference.json`` as plain data, with its overlaying keys in their places, less imports of no use."""
-        config = check_parts(laid_out(self.config("inference")), self._where("inference"))
+        config = by_class(check_parts(laid_out(self.config("inference")), self._where("inference")))
         return config if self.permission == "everything" else without_needless_imports(config)
 
     @cached_property
@@ -221,7 +222,9 @@ class Bundle:
         """Number of channels of the network's output, background included."""
         if "num_channels" not in (described := self._tensor("outputs", "pred")):
             raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
-        return int(described["num_channels"])
+        channels, named = int(described["num_channels"]), self._channels()
+        # one channel for many names is a label map, of a network that is asked class by class
+        return max(named) + 1 if channels == 1 and len(named) > 2 else channels
 
     @property
     def has_background(self) -> bool:

@@ -11,8 +11,10 @@ from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
 from medseg.bundle.config import steps, target_of
-from medseg.errors import BundleError
+from medseg.bundle.promptable import is_promptable
+from medseg.errors import BundleError, UsageError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
+from medseg.inference.prompts import read_prompts, read_way_back
 from medseg.inference.sliding_window import WindowSettings
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
@@ -37,7 +39,8 @@ class InferenceConfig:
     ``preprocessing`` is without loading, and acts on the keys of ``channels``; the sliding window is as large as the
     volume if the bundle's inferer takes the whole volume at once; ``post`` is what becomes of the network's output;
     ``notes`` say where medseg does something else than the config says, and why; ``exact_affine`` is whether the affine
-    of the preprocessed image says where its voxels were sampled.
+    of the preprocessed image says where its voxels were sampled. ``prompts`` are the classes that a VISTA3D is asked
+    for; empty for any other network.
     """
 
     preprocessing: Compose
@@ -46,15 +49,20 @@ class InferenceConfig:
     channels: Channels = Channels()
     notes: tuple[str, ...] = ()
     exact_affine: bool = True
+    prompts: tuple[int, ...] = ()
 
 
-def read_inference_config(bundle: Bundle) -> InferenceConfig:
+def read_inference_config(bundle: Bundle, structures: Sequence[str] = ()) -> InferenceConfig:
     """Read ``inference.json`` of a bundle: what its evaluator would be given, evaluated by MONAI's own parser.
+
+    ``structures``: names of those that a VISTA3D is asked for; by default all that it labels by itself.
 
     Raises
     ------
     UntrustedBundle
         If the audit finds anything outside its allow-list.
+    UsageError
+        If there is no such structure, or the bundle cannot be asked for some of its structures.
     BundleError
         If a part is missing, or asks for something that this predictor would do differently.
     MissingDependency
@@ -72,7 +80,13 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
         channels, table = (bundle.input_channels, bundle.output_channels), _region_table(bundle)
-        post = read_postprocessing(transforms, whole, channels, bundle.name, table)
+        prompted = is_promptable(bundle.inference)
+        if prompted:
+            post = read_way_back(transforms, bundle)
+        else:
+            post = read_postprocessing(transforms, whole, channels, bundle.name, table)
+    if structures and not prompted:
+        raise UsageError(f"--structures: {bundle.name} labels all of its structures at once; leave the option out")
     preprocessing = _without_loading(whole)
     return InferenceConfig(
         preprocessing=preprocessing,
@@ -80,6 +94,7 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         post=post,
         channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
+        prompts=read_prompts(bundle, structures) if prompted else (),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
     )
 
