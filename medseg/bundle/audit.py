@@ -28,6 +28,7 @@ from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
+from medseg.bundle.packages import missing_packages
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
 from medseg.bundle.promptable import by_class
@@ -90,6 +91,7 @@ def _audit(folder: Path, role: Role, read: Mapping[str, Any], given: Collection[
     strict = role == "train" and trains_by_medseg(configs)
     judged = list(_judge_together(together, given, strict=strict))
     found += _less_what_medseg_leaves_out(judged, together, given)
+    found += _judge_packages(together)
     rest = configs.keys() - together.keys() if whole else set()
     if rest:
         others = _judge_together(configs, given, strict=strict, only=rest)
@@ -212,6 +214,14 @@ def _judge_together(
             if other is _TRAINS or _TRAINS.match(Path(name).stem):
                 yield from judge_config(name, laid[name], together)
                 yield from judge_costs(name, laid, imports)
+
+
+def _judge_packages(configs: Mapping[str, Any]) -> Iterator[Finding]:
+    for file, config in configs.items():
+        if Path(file).stem == "inference" and isinstance(config, Mapping):
+            for package, place, name in missing_packages(config):
+                what = f"{name} needs {package}, which is not installed"
+                yield Finding("warn", file, place, what, f"install it with: pip install {package}")
 
 
 def _less_what_medseg_leaves_out(

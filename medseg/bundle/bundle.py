@@ -16,6 +16,7 @@ from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
+from medseg.bundle.packages import check_packages, stated_packages
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.promptable import by_class
 from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
@@ -138,6 +139,8 @@ class Bundle:
         ------
         UntrustedBundle
             If the audit finds anything outside its allow-list.
+        MissingDependency
+            If a part of the pipeline needs a package that is not installed.
         """
         config = copy.deepcopy(self.inference)
         if "bundle_root" in config:
@@ -147,6 +150,9 @@ class Bundle:
             config = trusted_parts(self.path, self.config_file("inference").name, config, places)
         else:
             self.permit("infer", inference=config)
+        pipeline = self.pipeline
+        parts = (pipeline.network, pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
+        check_packages(self.inference, [part for part in parts if part is not None], self._where("inference"))
         return Parsed(config, self._where("inference"))
 
     @property
@@ -206,6 +212,11 @@ class Bundle:
             if (self.path / name).is_file():
                 digest.update(f"{sha256_file(self.path / name)}  {name}\n".encode())
         return digest.hexdigest()
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Packages and versions that its metadata name, and which are not installed."""
+        return stated_packages(self.metadata)
 
     @property
     def input_channels(self) -> int:

@@ -58,6 +58,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "eval_metrics": opened.metadata.get("eval_metrics"),
         "authors": opened.metadata.get("authors"),
         "copyright": opened.metadata.get("copyright"),
+        "packages": opened.packages,
         "sha256": opened.sha256,
     }
     state = trust_state(opened)

@@ -37,7 +37,7 @@ def read_prompts(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[int, ...]:
         known = ", ".join(list(values))
         raise UsageError(f"--structures {', '.join(unknown)}: {bundle.name} has no such structure; it has {known}")
     asked = [values[name.lower()] for name in wanted] or parsed.get(CLASSES) or list(names)
-    if not isinstance(asked, list) or not all(isinstance(value, int) and value in names for value in asked):
+    if not isinstance(asked, list) or not all(type(value) is int and value in names for value in asked):
         raise BundleError(f"everything_labels of {bundle.name} are {asked!r}, expected numbers that channel_def names")
     return tuple(dict.fromkeys(int(part) for value in asked for part in parts.get(str(value), [value])))
 
