@@ -159,7 +159,7 @@ class _Site:
 
 def _serve(context: ssl.SSLContext | None) -> Iterator[_Site]:
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802  the name is the library's
+        def do_GET(self) -> None:
             site.asked.append(self.path)
             site.answers.get(self.path, lambda handler: handler.send_error(404))(self)
 
@@ -292,7 +292,7 @@ def test_what_is_not_the_promised_file_never_gets_its_name(tmp_path: Path, site:
 def test_a_redirect_to_http_is_not_followed(tmp_path: Path, site: _Site, plain_site: _Site) -> None:
     plain_site.answers["/model.pt"] = gives(weights())
     site.answers["/model.pt"] = redirects(f"{plain_site.url}/model.pt")
-    with pytest.raises(UsageError, match="which is not https; fetch .* on a machine with internet access"):
+    with pytest.raises(UsageError, match=r"which is not https; fetch .* on a machine with internet access"):
         take(write(tmp_path / "spleen", [entry(site)]), tmp_path, fetch=True)
     assert plain_site.asked == []
 
