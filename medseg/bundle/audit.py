@@ -31,7 +31,7 @@ from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_find
 from medseg.bundle.packages import missing_packages
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
-from medseg.bundle.promptable import by_class
+from medseg.bundle.promptable import without_clicks
 from medseg.bundle.resolve import without_needless_imports
 from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
@@ -229,7 +229,7 @@ def _less_what_medseg_leaves_out(
 ) -> list[Finding]:
     """The same, where what only MONAI would run of a config for inference concerns medseg no more."""
     read = {
-        name: without_needless_imports(by_class(config))
+        name: without_needless_imports(without_clicks(config))
         for name, config in configs.items()
         if _INFERS.match(Path(name).stem) and isinstance(config, Mapping)
     }

@@ -18,7 +18,7 @@ from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.packages import check_packages, stated_packages
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
-from medseg.bundle.promptable import by_class
+from medseg.bundle.promptable import intensity_channels, note_on, without_clicks
 from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
@@ -110,8 +110,12 @@ class Bundle:
     @cached_property
     def inference(self) -> dict[str, Any]:
         """``inference.json`` as plain data, with its overlaying keys in their places, less imports of no use."""
-        config = by_class(check_parts(laid_out(self.config("inference")), self._where("inference")))
+        config = self._without_clicks
         return config if self.permission == "everything" else without_needless_imports(config)
+
+    @cached_property
+    def _without_clicks(self) -> dict[str, Any]:
+        return without_clicks(check_parts(laid_out(self.config("inference")), self._where("inference")))
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -121,10 +125,11 @@ class Bundle:
     @cached_property
     def pipeline(self) -> Pipeline:
         """Where the parts of a run stand in ``inference.json``."""
-        found, whole = read_pipeline(self.inference, self._where("inference")), laid_out(self.config("inference"))
-        left_out = {} if self.permission == "everything" else needless_imports(whole)
-        notes = (f"{text[1:]!r} is not executed: nothing else in the config names it" for text in left_out.values())
-        return replace(found, notes=(*found.notes, *notes))
+        found = read_pipeline(self.inference, self._where("inference"))
+        left_out = {} if self.permission == "everything" else needless_imports(self._without_clicks)
+        listed = ", ".join(text[1:] for text in left_out.values())
+        notes = [f"not executed, since nothing else in the config names it: {listed}"] if listed else []
+        return replace(found, notes=(*found.notes, *note_on(self.inference), *notes))
 
     def _where(self, name: str) -> str:
         return f"{self.config_file(name).name} of {self.name}"
@@ -220,8 +225,12 @@ class Bundle:
 
     @property
     def input_channels(self) -> int:
-        """Number of channels of the network's image input."""
-        return int(self._tensor("inputs", "image").get("num_channels", 1))
+        """Number of channels of the network's image input, without those that its preprocessing adds for clicks."""
+        image = self._tensor("inputs", "image")
+        stated, named = int(image.get("num_channels", 1)), image.get("channel_def") or {}
+        if len(named) < stated and config_file(self.path, "inference"):
+            return intensity_channels(self.inference) or stated
+        return stated
 
     @property
     def dimensions(self) -> int:

@@ -1,7 +1,8 @@
-"""VISTA3D asked by class: the config of such a bundle without what only handles clicks, so that it needs no scripts.
+"""Bundles that are made for clicks, without them: what of their config only handles clicks is left out.
 
-The zoo's bundle comes with an evaluator and an inferer of its own. Without clicks they do what MONAI's own do: windows
-over the volume, and one mask for each class that is asked for.
+DeepEdit marks clicks in channels beside the image, which stay empty, and turns their coordinates by code of its own.
+VISTA3D comes with an evaluator and an inferer of its own. Without clicks they do what MONAI's own do: windows over the
+volume, and one mask for each class that is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from medseg.bundle.config import follow, item_at, target_of
+from medseg.bundle.config import follow, item_at, spelled_out, steps, target_of
 
-CLASSES, PARTS = "class_prompts", "subclass"
+CLASSES, PARTS = "medseg_class_prompts", "subclass"
 """Ids of the classes that are asked for, and of the classes that others consist of."""
-NOTE = "VISTA3D is asked by class, with MONAI's own parts: the bundle's evaluator and inferer (scripts/) are not run"
 
-_CLICKS = frozenset({"VistaPreTransformd", "VistaPostTransformd"})
+_CLICKS = frozenset({"VistaPreTransformd", "VistaPostTransformd", "OrientationGuidanceMultipleLabelDeepEditd"})
+_MARKS = "AddGuidanceSignalDeepEditd"
 _COPIED = re.compile(r"\$\s*copy\.deepcopy\((@[\w:#]+)\)\s*")
 _CALL = re.compile(r"\$\s*(monai\.[\w.]+)\(((?:\w+=@?[\w.]+(?:,\s*)?)*)\)\s*")
 _OF_PROMPTS = ("metadata", "metadata_path", "labels_dict", "input_dict")
@@ -29,12 +30,36 @@ def is_promptable(config: Mapping[str, Any]) -> bool:
     return CLASSES in config or (isinstance(evaluator, Mapping) and target_of(evaluator) == "Vista3dEvaluator")
 
 
-def by_class(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config asked by class prompts; any other bundle's as it is."""
-    if CLASSES in config or not is_promptable(config):
+def intensity_channels(config: Mapping[str, Any]) -> int | None:
+    """Of how many channels the image of a DeepEdit bundle is; its preprocessing adds those for clicks. None: no such."""
+    marks = next((step for step in steps(config, "preprocessing") if target_of(step) == _MARKS), None)
+    count = None if marks is None else spelled_out(config, marks.get("number_intensity_ch", 1))
+    return count if isinstance(count, int) else None
+
+
+def without_clicks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config less what handles clicks, VISTA3D's asked by class prompts; any other bundle's as it is."""
+    if CLASSES in config:
         return dict(config)
+    if not is_promptable(config):
+        return _without_clicks(config) if intensity_channels(config) is not None else dict(config)
+    return _by_class(config)
+
+
+def note_on(config: Mapping[str, Any]) -> list[str]:
+    """What is told of a config that :func:`without_clicks` gave."""
+    if CLASSES in config:
+        return [
+            "VISTA3D is asked by class, by MONAI's own parts: the bundle's evaluator and inferer (scripts/) do not run"
+        ]
+    return ["DeepEdit is not given clicks; code of the bundle that turns clicks does not run"] * (
+        intensity_channels(config) is not None
+    )
+
+
+def _by_class(config: Mapping[str, Any]) -> dict[str, Any]:
     given = _without_clicks({key: value for key, value in config.items() if key not in _OF_PROMPTS})
-    evaluator = given[follow(given, "evaluator")]
+    evaluator = item_at(given, follow(given, "evaluator"))
     asked = evaluator.pop("hyper_kwargs", {})
     evaluator["_target_"] = "SupervisedEvaluator"
     inferer = item_at(given, follow(given, "evaluator::inferer"))

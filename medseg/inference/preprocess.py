@@ -40,7 +40,12 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
     _check(case, bundle, config, modality)
     _check_voxels(case["image"], bundle, config)
     # fresh tensors: transforms append to the trace of what they are given
-    fresh = {key: MetaTensor(image.as_tensor().float(), affine=image.affine) for key, image in case.items()}
+    fresh = {
+        key: MetaTensor(
+            image.as_tensor().float(), affine=image.affine, meta={"spatial_shape": np.array(image.shape[1:])}
+        )
+        for key, image in case.items()
+    }
     prepared = config.preprocessing(fresh)
     result = prepared.get("image") if isinstance(prepared, Mapping) else None
     if not isinstance(result, MetaTensor):

@@ -14,7 +14,7 @@ from monai.networks.nets import VISTA3D
 from monai.transforms import Compose, Invertd
 
 from medseg.bundle import Bundle
-from medseg.bundle.promptable import CLASSES, NOTE, PARTS
+from medseg.bundle.promptable import CLASSES, PARTS
 from medseg.errors import BundleError, UsageError
 from medseg.inference.postprocessing import Postprocessing
 from medseg.inference.sliding_window import Chunk
@@ -48,7 +48,7 @@ def read_way_back(transforms: Any, bundle: Bundle) -> Postprocessing:
     back = [step for step in listed if isinstance(step, Invertd) and "pred" in step.keys]
     if len(back) != 1 or not all(back[0].nearest_interp):
         raise BundleError(f"postprocessing of {bundle.name} needs one Invertd of pred with nearest_interp")
-    return Postprocessing(written=Compose(back), notes=(NOTE,))
+    return Postprocessing(written=Compose(back))
 
 
 class ClassScores(torch.nn.Module):

@@ -200,7 +200,7 @@ def test_labels_do_not_depend_on_how_many_voxels_are_scored_at_once(monkeypatch:
 
 
 def test_the_note_and_the_audit_say_that_scripts_are_not_run(written: Path) -> None:
-    assert any("(scripts/) are not run" in note for note in read_inference_config(Bundle.open(written)).notes)
+    assert any("(scripts/) do not run" in note for note in read_inference_config(Bundle.open(written)).notes)
     assert not blocks(audit(written, "infer"))
     told = [finding for finding in audit(written) if "code that comes with the bundle" in finding.what]
     assert told
