@@ -25,13 +25,13 @@ _OF_PROMPTS = ("metadata", "metadata_path", "labels_dict", "input_dict")
 
 
 def is_promptable(config: Mapping[str, Any]) -> bool:
-    """Whether a laid-out config is that of a VISTA3D bundle, as it comes or as :func:`by_class` gave it."""
+    """Whether a laid-out config is that of a VISTA3D bundle, as it comes or as :func:`without_clicks` gave it."""
     evaluator = item_at(config, follow(config, "evaluator"))
     return CLASSES in config or (isinstance(evaluator, Mapping) and target_of(evaluator) == "Vista3dEvaluator")
 
 
 def intensity_channels(config: Mapping[str, Any]) -> int | None:
-    """Of how many channels the image of a DeepEdit bundle is; its preprocessing adds those for clicks. None: no such."""
+    """Of how many channels the image of a DeepEdit bundle is, which adds others for clicks; None of any other."""
     marks = next((step for step in steps(config, "preprocessing") if target_of(step) == _MARKS), None)
     count = None if marks is None else spelled_out(config, marks.get("number_intensity_ch", 1))
     return count if isinstance(count, int) else None
@@ -50,11 +50,10 @@ def note_on(config: Mapping[str, Any]) -> list[str]:
     """What is told of a config that :func:`without_clicks` gave."""
     if CLASSES in config:
         return [
-            "VISTA3D is asked by class, by MONAI's own parts: the bundle's evaluator and inferer (scripts/) do not run"
+            "VISTA3D is asked by class, with MONAI's parts: the bundle's evaluator and inferer (scripts/) do not run"
         ]
-    return ["DeepEdit is not given clicks; code of the bundle that turns clicks does not run"] * (
-        intensity_channels(config) is not None
-    )
+    edits = intensity_channels(config) is not None
+    return ["DeepEdit is given no clicks: code of the bundle that turns them does not run"] if edits else []
 
 
 def _by_class(config: Mapping[str, Any]) -> dict[str, Any]:
