@@ -49,9 +49,7 @@ def without_clicks(config: Mapping[str, Any]) -> dict[str, Any]:
 def note_on(config: Mapping[str, Any]) -> list[str]:
     """What is told of a config that :func:`without_clicks` gave."""
     if CLASSES in config:
-        return [
-            "VISTA3D is asked by class, with MONAI's parts: its evaluator and inferer (scripts/) do not run"
-        ]
+        return ["VISTA3D is asked by class, with MONAI's parts: its evaluator and inferer (scripts/) do not run"]
     edits = intensity_channels(config) is not None
     return ["DeepEdit is given no clicks: code of the bundle that turns them does not run"] if edits else []
 

@@ -75,7 +75,10 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
         notes += others
         if bundle.metadata.get("monai_version"):
             notes.append(f"made with MONAI {bundle.metadata['monai_version']}")
-        notes += _judged(folder, name)
+        try:
+            require_trusted(folder, "infer")
+        except BundleError as error:  # it may be run once it is trusted
+            notes.append(str(error))
         folder.rename(place)
     return Imported(place, "a bundle for monai.bundle", tuple(notes))
 
@@ -117,13 +120,3 @@ def _left_out(folder: Path) -> Iterator[str]:
     if gone:
         more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
         yield f"left out, since labelling never reads it: {', '.join(shown)}{more}"
-
-
-def _judged(folder: Path, name: str) -> Iterator[str]:
-    """Why medseg infer will not run it as it is."""
-    try:
-        require_trusted(folder, "infer")
-    except UntrustedBundle as error:
-        yield str(error)
-    except BundleError as error:
-        yield f"{name} cannot be judged: {error}"

@@ -65,14 +65,11 @@ class ClassScores(torch.nn.Module):
             raise BundleError(f"the network of {bundle} knows no class {max(values)}")
         self.encoder, self.head, self.values = network.image_encoder, network.class_head.image_post_mapping, values
         with torch.inference_mode():
-            found = network.class_head.class_embeddings(self._device_of(network, values)[:, None])
+            asked = torch.tensor(list(values), device=next(network.parameters()).device)
+            found = network.class_head.class_embeddings(asked[:, None])
             found = network.class_head.mlp(found) if network.class_head.use_mlp else found
         self.register_buffer("embedding", found[:, 0].clone())
         self.stitches_features = len(values) > self.embedding.shape[1]
-
-    @staticmethod
-    def _device_of(network: torch.nn.Module, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(list(values), device=next(network.parameters()).device)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Map windows to scores or features."""
