@@ -190,8 +190,7 @@ def _default(folder: Path) -> tuple[Path, Any]:
     found = [(folder / name, _read(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         missing, _ = missing_files(folder)
-        remedy = missing[0].instruction(folder) if missing else "train it first"
-        remedy += f", or: medseg bundle import --fetch {folder} -o bundles" if missing else ""
+        remedy = f"{missing[0].instruction}, or: medseg bundle import --fetch" if missing else "train it first"
         expected = " or ".join(WEIGHT_FILES)
         raise BundleError(f"bundle {folder.resolve().name} has no weights: expected {expected}; {remedy}")
     if len(found) == 2 and not _same_state(*(state_in(read, None) for read in found)):

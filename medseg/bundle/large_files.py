@@ -44,9 +44,11 @@ class LargeFile:
         """What the file is compared with, for people."""
         return f"{self.hash_type} {self.hash_val}" if self.hash_val else "no hash is stated"
 
-    def instruction(self, folder: Path) -> str:
-        """How to put the file into the bundle in ``folder`` by hand."""
-        return f"fetch {self.url} on a machine with internet access ({self.check}) and put it at {folder / self.path}"
+    @property
+    def instruction(self) -> str:
+        """How to put the file into the bundle's folder by hand."""
+        where = f"put it at {self.path} in the bundle's folder"
+        return f"fetch {self.url} on a machine with internet access ({self.check}) and {where}"
 
 
 def missing_files(folder: Path) -> tuple[list[LargeFile], list[str]]:
@@ -99,7 +101,7 @@ def fetch(file: LargeFile, folder: Path, limit_bytes: int = _LARGEST_BYTES) -> s
         try:
             own = _download(file.url, partial, limit_bytes)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UsageError(f"cannot fetch {file.url}: {error}; {file.instruction(folder)}") from error
+            raise UsageError(f"cannot fetch {file.url}: {error}; without --fetch, {file.instruction}") from error
         _check(file, partial)
     return own
 

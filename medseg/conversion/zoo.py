@@ -69,9 +69,7 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
             checked = f"{file.check}, as its list says" if file.hash_val else "its list states no hash to compare with"
             notes.append(f"{file.path} was fetched from {file.url}: {checked}; its SHA-256 is {own}")
         if not options.fetch:
-            notes += [
-                f"{file.path} is missing: give --fetch, or {file.instruction(Path(place.name))}" for file in wanted
-            ]
+            notes += [f"{file.path} is missing: give --fetch, or {file.instruction}" for file in wanted]
         notes += others
         if bundle.metadata.get("monai_version"):
             notes.append(f"made with MONAI {bundle.metadata['monai_version']}")

@@ -259,7 +259,12 @@ def test_nothing_is_fetched_unasked_and_the_instruction_is_complete(tmp_path: Pa
     made = take(write(tmp_path / "spleen", [entry(site)]), tmp_path)
     assert site.asked == []
     told = next(note for note in made.notes if "is missing" in note)
-    for part in ("--fetch", f"{site.url}/model.pt", hashlib.sha256(weights()).hexdigest(), "spleen/models/model.pt"):
+    for part in (
+        "--fetch",
+        f"{site.url}/model.pt",
+        hashlib.sha256(weights()).hexdigest(),
+        "models/model.pt in the bundle's folder",
+    ):
         assert part in told
     with pytest.raises(MedsegError, match=f"no weights.*fetch {site.url}/model.pt"):
         Bundle.open(made.path).load_network()
@@ -276,7 +281,7 @@ BAD: dict[str, tuple[Answer, str]] = {
     "wrong hash": (gives(weights() + b"x"), "has the sha256 sum"),
     "truncated": (gives(weights()[:-9], stated=len(weights())), "bytes came|IncompleteRead"),
     "gone": (lambda handler: handler.send_error(404), "404"),
-    "to a file": (redirects("file:///etc/passwd"), "not https"),
+    "to a file": (redirects("file:///etc/passwd"), "is not allowed"),
     "round and round": (lambda handler: redirects(handler.path)(handler), "redirect"),
 }
 
@@ -292,7 +297,7 @@ def test_what_is_not_the_promised_file_never_gets_its_name(tmp_path: Path, site:
 def test_a_redirect_to_http_is_not_followed(tmp_path: Path, site: _Site, plain_site: _Site) -> None:
     plain_site.answers["/model.pt"] = gives(weights())
     site.answers["/model.pt"] = redirects(f"{plain_site.url}/model.pt")
-    with pytest.raises(UsageError, match=r"which is not https; fetch .* on a machine with internet access"):
+    with pytest.raises(UsageError, match=r"which is not https.*; without --fetch, fetch .* on a machine"):
         take(write(tmp_path / "spleen", [entry(site)]), tmp_path, fetch=True)
     assert plain_site.asked == []
 
