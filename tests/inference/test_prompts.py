@@ -186,7 +186,7 @@ def test_nothing_of_the_size_of_classes_times_volume_is_made() -> None:
     scores = ClassScores(network(), range(1, 200), "vista3d")
     assert scores.stitches_features
     with torch.inference_mode():
-        assert scores(torch.rand(1, 1, 16, 16, 16)).shape[1] == FEATURES
+        assert scores(torch.rand(1, 1, PATCH, PATCH, PATCH)).shape[1] == FEATURES
 
 
 def test_labels_do_not_depend_on_how_many_voxels_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
