@@ -144,8 +144,6 @@ class Bundle:
         ------
         UntrustedBundle
             If the audit finds anything outside its allow-list.
-        MissingDependency
-            If a part of the pipeline needs a package that is not installed.
         """
         config = copy.deepcopy(self.inference)
         if "bundle_root" in config:
@@ -155,10 +153,13 @@ class Bundle:
             config = trusted_parts(self.path, self.config_file("inference").name, config, places)
         else:
             self.permit("infer", inference=config)
-        pipeline = self.pipeline
-        parts = (pipeline.network, pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
-        check_packages(self.inference, [part for part in parts if part is not None], self._where("inference"))
         return Parsed(config, self._where("inference"))
+
+    def check_packages(self) -> None:
+        """Raise ``MissingDependency`` if a part of the run needs a package that is not installed."""
+        run = self.pipeline
+        parts = (run.network, run.preprocessing, run.inferer, run.postprocessing)
+        check_packages(self.inference, [part for part in parts if part is not None], self._where("inference"))
 
     @property
     def weight_files(self) -> list[str]:
@@ -344,9 +345,12 @@ class Bundle:
             If the audit finds anything outside its allow-list.
         BundleError
             If weights are missing, do not fit, are not finite, or the two weight files contradict each other.
+        MissingDependency
+            If a package that the network needs is not installed.
         """
         pipeline = self.pipeline
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
+        self.check_packages()
 
         def build() -> torch.nn.Module:
             network: torch.nn.Module | None = parsed.afresh().get(pipeline.network)

@@ -73,6 +73,7 @@ def read_inference_config(bundle: Bundle, structures: Sequence[str] = ()) -> Inf
     pipeline = bundle.pipeline
     places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
     parsed = bundle.parsed(*(place for place in places if place is not None))
+    bundle.check_packages()
     whole = parsed.get(pipeline.preprocessing)
     if whole is None:
         raise BundleError(f"inference.json of {bundle.name} has no preprocessing that is not disabled")
