@@ -67,7 +67,7 @@ def missing_files(folder: Path) -> tuple[list[LargeFile], list[str]]:
     files, others = list[LargeFile](), list[str]()
     for entry in listed if isinstance(listed, list) else [listed]:
         problem = next(iter(blocks(judge_large_files([entry], found.name))), None)
-        file = None if problem is not None else _entry(entry)
+        file = _entry(entry) if problem is None and isinstance(entry, Mapping) else None
         if file is None:
             others.append(f"{found.name}: {problem.what if problem else 'an entry without path or url'}: not fetched")
         elif not (folder / file.path).is_file():
