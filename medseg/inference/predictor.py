@@ -131,7 +131,7 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
-        models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        models: list[torch.nn.Module] = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
         if self.config.prompts and len(models) > 1:
             raise UsageError(
                 f"--ensemble: {self.bundle.name} is asked by class, and stands alone; leave the option out"
@@ -139,7 +139,7 @@ class Predictor:
         self._classes = [
             ClassScores(each, self.config.prompts, self.bundle.name) for each in models[: bool(self.config.prompts)]
         ]
-        models = self._classes or models
+        models = [*self._classes] or models
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         plain = not self.mirror and len(models) == 1
         self.trust_state, self._trust = TrustState("off"), None

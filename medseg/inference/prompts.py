@@ -68,8 +68,9 @@ class ClassScores(torch.nn.Module):
             asked = torch.tensor(list(values), device=next(network.parameters()).device)
             found = network.class_head.class_embeddings(asked[:, None])
             found = network.class_head.mlp(found) if network.class_head.use_mlp else found
+        self.embedding: torch.Tensor
         self.register_buffer("embedding", found[:, 0].clone())
-        self.stitches_features = len(values) > self.embedding.shape[1]
+        self.stitches_features = len(values) > found.shape[2]
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Map windows to scores or features."""
@@ -77,7 +78,8 @@ class ClassScores(torch.nn.Module):
         mapped: torch.Tensor = self.head(features)
         if self.stitches_features:
             return mapped
-        return (self.embedding @ mapped.flatten(2)).unflatten(2, mapped.shape[2:])
+        scores: torch.Tensor = self.embedding @ mapped.flatten(2)
+        return scores.view(*scores.shape[:2], *mapped.shape[2:])
 
     def labels(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Chunks with the label of every voxel in place of scores: the class that scores highest above 0, else 0."""

@@ -160,8 +160,8 @@ class _Site:
 def _serve(context: ssl.SSLContext | None) -> Iterator[_Site]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            site.asked.append(self.path)
-            site.answers.get(self.path, lambda handler: handler.send_error(404))(self)
+            served.asked.append(self.path)
+            served.answers.get(self.path, lambda handler: handler.send_error(404))(self)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -169,11 +169,11 @@ def _serve(context: ssl.SSLContext | None) -> Iterator[_Site]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    site = _Site("http" if context is None else "https", server.server_address[1])
+    served = _Site("http" if context is None else "https", server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield site
+        yield served
     finally:
         server.shutdown()
         server.server_close()
