@@ -117,6 +117,10 @@ def is_function(name: str) -> bool:
     return name in _FUNCTIONS or ("." in name and is_target(name))
 
 
+SHIPPED = "code that comes with the bundle"
+"""How findings call what :func:`is_shipped` knows."""
+
+
 def is_shipped(name: str) -> bool:
     """Whether a dotted name is that of code in the bundle: the model zoo's bundles keep theirs in ``scripts``.
 

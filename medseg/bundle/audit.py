@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg.bundle.allowlist import SHIPPED
 from medseg.bundle.audit_configs import METADATA, Together, judge_config, read_imports
 from medseg.bundle.audit_costs import judge_costs
 from medseg.bundle.audit_expressions import is_import, judge_import
 from medseg.bundle.audit_files import (
     AMBIGUOUS,
+    LARGE_FILES,
     judge_large_files,
     judge_logging_conf,
     judge_names,
@@ -26,8 +28,11 @@ from medseg.bundle.audit_weights import judge_safetensors, judge_torch_archive
 from medseg.bundle.checkpoints import weight_files
 from medseg.bundle.config import META_ID, SUFFIXES, DuplicateKey, laid_out, parse_config, parts_of, strings_in
 from medseg.bundle.findings import COMMANDS, Finding, blocks, read_by, sort_findings
+from medseg.bundle.packages import missing_packages
 from medseg.bundle.pipeline import trains_by_medseg
 from medseg.bundle.privacy import privacy_findings
+from medseg.bundle.promptable import without_clicks
+from medseg.bundle.resolve import without_needless_imports
 from medseg.bundle.text_limits import read_config_bytes
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 
@@ -35,6 +40,7 @@ Role = Literal["infer", "train", "evaluate", "all"]
 """What a bundle is opened for: labelling (and all that runs its network), training, evaluating, or any run of MONAI."""
 
 _SHOWN = 5
+_SHIPPED_NAME = re.compile(r"scripts(\.\w+)*")
 _TRAINS = re.compile(r"(multi_gpu_)?(train|evaluate)|.*_train")
 _OVERLAYS = frozenset({"evaluate", "multi_gpu_train", "multi_gpu_evaluate"})
 _INFERS = re.compile(r"inference")
@@ -83,7 +89,9 @@ def _audit(folder: Path, role: Role, read: Mapping[str, Any], given: Collection[
     # imports of one config count in others only where both are read together
     together = configs if role == "all" else {n: c for n, c in configs.items() if role in read_by(n, weights, names)}
     strict = role == "train" and trains_by_medseg(configs)
-    found += _judge_together(together, given, strict=strict)
+    judged = list(_judge_together(together, given, strict=strict))
+    found += _less_what_medseg_leaves_out(judged, together, given)
+    found += _judge_packages(together)
     rest = configs.keys() - together.keys() if whole else set()
     if rest:
         others = _judge_together(configs, given, strict=strict, only=rest)
@@ -118,7 +126,30 @@ def require_trusted(
     more = f"\n  and {len(blocking) - _SHOWN} more" if len(blocking) > _SHOWN else ""
     raise UntrustedBundle(
         f"bundle {Path(path).name} does not pass the audit ({len(blocking)} findings that block):\n{listed}{more}\n"
-        "see all with: medseg bundle audit, and ask whoever made the bundle; --network-only uses the clean parts alone"
+        f"{_own_code(Path(path), blocking)}see all with: medseg bundle audit, and ask whoever made the bundle;"
+        " --network-only uses the clean parts alone"
+    )
+
+
+def _own_code(folder: Path, blocking: Sequence[Finding]) -> str:
+    """Where the bundle's own code is named and where it stands, and that it may be run once it has been read."""
+    told = dict[str, None]()
+    for finding in blocking:
+        if SHIPPED not in finding.what or (found := _SHIPPED_NAME.search(finding.what)) is None:
+            continue
+        name, text = found[0], read_config_bytes(folder / finding.file).decode(errors="replace")
+        line = next((number for number, line in enumerate(text.splitlines(), 1) if name in line), 0)
+        parts = name.split(".")
+        modules = (folder.joinpath(*parts[:end]) for end in range(len(parts), 0, -1))
+        sources = (file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py"))
+        source = next((file.relative_to(folder).as_posix() for file in sources if file.is_file()), "no file")
+        told[f"  {finding.file}, line {line}, names {name}: {source} of the bundle"] = None
+    if not told:
+        return ""
+    lines = "\n".join(list(told)[:_SHOWN])
+    return (
+        f"the bundle brings code of its own:\n{lines}\nread it; if you trust it, medseg infer --trust-bundle runs it,"
+        " without network and writing below the output folder only; "
     )
 
 
@@ -185,6 +216,36 @@ def _judge_together(
                 yield from judge_costs(name, laid, imports)
 
 
+def _judge_packages(configs: Mapping[str, Any]) -> Iterator[Finding]:
+    for file, config in configs.items():
+        if Path(file).stem == "inference" and isinstance(config, Mapping):
+            for package, place, name in missing_packages(config):
+                what = f"{name} needs {package}, which is not installed"
+                yield Finding("warn", file, place, what, f"install it with: pip install {package}")
+
+
+def _less_what_medseg_leaves_out(
+    found: list[Finding], configs: Mapping[str, Any], given: Collection[str]
+) -> list[Finding]:
+    """The same, where what only MONAI would run of a config for inference concerns medseg no more."""
+    read = {
+        name: without_needless_imports(without_clicks(config))
+        for name, config in configs.items()
+        if _INFERS.match(Path(name).stem) and isinstance(config, Mapping)
+    }
+    read = {name: config for name, config in read.items() if config != configs[name]}
+    if not read:
+        return found
+    left = {(finding.file, finding.what) for finding in _judge_together({**configs, **read}, given)}
+    why = "medseg leaves it out: it labels without it"
+    return [
+        replace(finding, commands=("monai",), why=f"{finding.why}; {why}")
+        if finding.file in read and (finding.file, finding.what) not in left
+        else finding
+        for finding in found
+    ]
+
+
 def _judge_overlays(configs: Mapping[str, Any]) -> list[Finding]:
     """What configs hold only once they are laid over those that they change."""
     found: list[Finding] = []
@@ -243,5 +304,5 @@ def _judge_file(path: Path, name: str, content: Any) -> Iterator[Finding]:
         yield from judge_safetensors(path, name)
     elif suffix == ".conf":
         yield from judge_logging_conf(path, name)
-    elif path.name == "large_files.yml" and content is not None:
+    elif name in LARGE_FILES and content is not None:
         yield from judge_large_files(content, name)

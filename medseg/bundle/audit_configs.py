@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.allowlist import READERS_AND_WRITERS, is_function, is_shipped, is_target
+from medseg.bundle.allowlist import READERS_AND_WRITERS, SHIPPED, is_function, is_shipped, is_target
 from medseg.bundle.audit_expressions import imported_names, is_import, judge_argument, judge_expression, judge_import
 from medseg.bundle.audit_places import (
     REQUIRED,
@@ -222,9 +222,7 @@ class _ConfigJudge:
         if not isinstance(value, str) or value[:1] in "$@%":
             yield self._found(here, f"a target that is computed: {value!r}", "write the name of the class")
         elif not (is_target(value) or (value.startswith(("torch.", "monai.")) and is_function(value))):
-            outside = (
-                "is code that comes with the bundle" if is_shipped(value) else "is not on the list of allowed classes"
-            )
+            outside = f"is {SHIPPED}" if is_shipped(value) else "is not on the list of allowed classes"
             yield self._found(here, f"the target {value!r} {outside}", "it would be imported and called")
         elif value.startswith("medseg.") and Path(self.file).stem == "inference":
             yield self._found(here, f"inference needs {value}", "other MONAI tools cannot run this bundle", "warn")

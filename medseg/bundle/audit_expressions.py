@@ -18,6 +18,7 @@ from medseg.bundle.allowlist import (
     IMPORTS,
     READERS_AND_WRITERS,
     ROOTS,
+    SHIPPED,
     is_function,
     is_shipped,
     is_value,
@@ -79,7 +80,7 @@ def judge_import(text: str) -> list[str]:
     if is_function(module) or is_value(module):
         return [] if name == module.rpartition(".")[2] else [f"{module} is imported under another name, {name!r}"]
     if is_shipped(module):
-        return [f"it imports {module}, code that comes with the bundle"]
+        return [f"it imports {module}, {SHIPPED}"]
     return [f"it imports {module}, which is not on the list of allowed modules"]
 
 

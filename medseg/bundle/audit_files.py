@@ -45,6 +45,8 @@ _CODE = {
     ".npy": "an array that can be a pickle",
     ".npz": "arrays that can be pickles",
 }
+LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
+"""Where a bundle lists weights that lie elsewhere, as MONAI looks for it."""
 _LARGE_FILE = {
     "path": re.compile(r"(?!/|.*\.\.)[\w./-]+\.(pt|safetensors)", re.ASCII),
     "url": re.compile(r"https://\S+", re.ASCII),
@@ -111,7 +113,8 @@ def judge_large_files(content: Any, file: str) -> Iterator[Finding]:
                 why = "only weights below the bundle may be fetched, over https, and checked by a hash"
                 yield Finding("block", file, f"{number}::{key}", f"{key} is {value!r}", why)
         if "url" in entry:
-            yield Finding("info", file, str(number), f"fetches {entry['url']}", "medseg itself never fetches it")
+            why = "medseg fetches it on request only: medseg bundle import --fetch"
+            yield Finding("info", file, str(number), f"fetches {entry['url']}", why)
 
 
 _HANDLERS = frozenset({"StreamHandler", "logging.StreamHandler", "NullHandler", "logging.NullHandler"})

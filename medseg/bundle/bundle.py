@@ -6,6 +6,7 @@ import copy
 import hashlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +17,11 @@ from medseg.bundle.audit_costs import check_parts
 from medseg.bundle.checkpoints import WEIGHT_FILES, filled_network, loaded_files, weight_files, weight_places
 from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
+from medseg.bundle.packages import check_packages, stated_packages
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
 from medseg.bundle.portable import arrays_as_data, portable
-from medseg.bundle.resolve import may_hold, resolved
+from medseg.bundle.promptable import intensity_channels, note_on, without_clicks
+from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
 from medseg.bundle.text_limits import METADATA_FORM
 from medseg.errors import BundleError, Refusal, UsageError
 from medseg.files import sha256_file
@@ -109,8 +112,13 @@ class Bundle:
 
     @cached_property
     def inference(self) -> dict[str, Any]:
-        """``inference.json`` as plain data, with its overlaying keys in their places."""
-        return check_parts(laid_out(self.config("inference")), self._where("inference"))
+        """``inference.json`` as plain data, with its overlaying keys in their places, less imports of no use."""
+        config = self._without_clicks
+        return config if self.permission == "everything" else without_needless_imports(config)
+
+    @cached_property
+    def _without_clicks(self) -> dict[str, Any]:
+        return without_clicks(check_parts(laid_out(self.config("inference")), self._where("inference")))
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -132,7 +140,11 @@ class Bundle:
     @cached_property
     def pipeline(self) -> Pipeline:
         """Where the parts of a run stand in ``inference.json``."""
-        return read_pipeline(self.inference, self._where("inference"))
+        found = read_pipeline(self.inference, self._where("inference"))
+        left_out = {} if self.permission == "everything" else needless_imports(self._without_clicks)
+        listed = ", ".join(text[1:] for text in left_out.values())
+        notes = [f"not executed, since nothing else in the config names it: {listed}"] if listed else []
+        return replace(found, notes=(*found.notes, *note_on(self.inference), *notes))
 
     def _where(self, name: str) -> str:
         return f"{self.config_file(name).name} of {self.name}"
@@ -157,6 +169,12 @@ class Bundle:
         else:
             self.permit("infer", inference=config)
         return Parsed(config, self._where("inference"))
+
+    def check_packages(self) -> None:
+        """Raise ``MissingDependency`` if a part of the run needs a package that is not installed."""
+        run = self.pipeline
+        parts = (run.network, run.preprocessing, run.inferer, run.postprocessing)
+        check_packages(self.inference, [part for part in parts if part is not None], self._where("inference"))
 
     @property
     def weight_files(self) -> list[str]:
@@ -217,9 +235,18 @@ class Bundle:
         return digest.hexdigest()
 
     @property
+    def packages(self) -> dict[str, str]:
+        """Packages and versions that its metadata name, and which are not installed."""
+        return stated_packages(self.metadata)
+
+    @property
     def input_channels(self) -> int:
-        """Number of channels of the network's image input."""
-        return int(self._tensor("inputs", "image").get("num_channels", 1))
+        """Number of channels of the network's image input, without those that its preprocessing adds for clicks."""
+        image = self._tensor("inputs", "image")
+        stated, named = int(image.get("num_channels", 1)), image.get("channel_def") or {}
+        if len(named) < stated and config_file(self.path, "inference"):
+            return intensity_channels(self.inference) or stated
+        return stated
 
     @property
     def dimensions(self) -> int:
@@ -231,7 +258,9 @@ class Bundle:
         """Number of channels of the network's output, background included."""
         if "num_channels" not in (described := self._tensor("outputs", "pred")):
             raise BundleError(f"configs/metadata.json of {self.name} does not say num_channels of its output; add it")
-        return int(described["num_channels"])
+        channels, named = int(described["num_channels"]), self._channels()
+        # one channel for many names is a label map, of a network that is asked class by class
+        return max(named) + 1 if channels == 1 and len(named) > 2 else channels
 
     @property
     def has_background(self) -> bool:
@@ -340,9 +369,12 @@ class Bundle:
             If the audit finds anything outside its allow-list.
         BundleError
             If weights are missing, do not fit, are not finite, or the two weight files contradict each other.
+        MissingDependency
+            If a package that the network needs is not installed.
         """
         pipeline = self.pipeline
         parsed = self.parsed(pipeline.network, *weight_places(pipeline))
+        self.check_packages()
 
         def build() -> torch.nn.Module:
             with arrays_as_data():

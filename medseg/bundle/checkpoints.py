@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit_weights import check_header
 from medseg.bundle.config import SEPARATOR, Parsed, config_file, follow, item_at, visited
+from medseg.bundle.large_files import missing_files
 from medseg.bundle.network_building import NetworkTooLarge, elements_in, frugal, lacks_memory, take_memory
 from medseg.bundle.pipeline import Pipeline
 from medseg.bundle.text_limits import read_text_file
@@ -188,8 +189,8 @@ def _default(folder: Path) -> tuple[Path, Any]:
     """What ``models/model.*`` holds; the two files must agree."""
     found = [(folder / name, _read(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
-        fetch = f"python -m monai.bundle download_large_files --bundle_path {folder}"
-        remedy = fetch if (folder / "large_files.yml").is_file() else "train it first"
+        missing, _ = missing_files(folder)
+        remedy = f"{missing[0].instruction}, or: medseg bundle import --fetch" if missing else "train it first"
         expected = " or ".join(WEIGHT_FILES)
         raise BundleError(f"bundle {folder.resolve().name} has no weights: expected {expected}; {remedy}")
     if len(found) == 2 and not _same_state(*(state_in(read, None) for read in found)):

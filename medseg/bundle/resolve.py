@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from medseg.bundle.audit_expressions import imported_names, is_import, judge_import
 from medseg.bundle.config import ABSENT, META_ID, RELATIVE, SEPARATOR, absolute_text, item_at, strings_in
 from medseg.errors import BundleError
 
@@ -50,3 +52,32 @@ def may_hold(config: Any, place: str) -> bool:
     """Whether something stands at an id, or an object above it that could take it."""
     above, _, _ = place.replace("#", SEPARATOR).rpartition(SEPARATOR)
     return item_at(config, place) is not ABSENT or isinstance(item_at(config, above), Mapping)
+
+
+def needless_imports(config: Mapping[str, Any]) -> dict[str, str]:
+    """Imports that the audit refuses and whose name no other text of the config says, by their ids.
+
+    Nothing is lost where they are not executed; MONAI itself executes all of them.
+    """
+    statements = {
+        SEPARATOR.join(path): text
+        for path, text in strings_in(config.get("imports"), ("imports",))
+        if text.startswith("$") and is_import(text[1:])
+    }
+    said = " ".join(text for path, text in strings_in(config) if SEPARATOR.join(path) not in statements)
+    words = set(re.findall(r"\w+", said))
+    refused = {place: text for place, text in statements.items() if judge_import(text[1:])}
+    return {place: text for place, text in refused.items() if words.isdisjoint(_bound_by(text[1:]) or words)}
+
+
+def _bound_by(statement: str) -> set[str]:
+    return {name.partition(".")[0] for name in imported_names(statement)}
+
+
+def without_needless_imports(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A laid-out config less its :func:`needless_imports`."""
+    left_out = needless_imports(config)
+    if not left_out:
+        return dict(config)
+    kept = [text for number, text in enumerate(config["imports"]) if f"imports{SEPARATOR}{number}" not in left_out]
+    return {**config, "imports": kept}

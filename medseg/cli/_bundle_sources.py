@@ -58,6 +58,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "eval_metrics": opened.metadata.get("eval_metrics"),
         "authors": opened.metadata.get("authors"),
         "copyright": opened.metadata.get("copyright"),
+        "packages": opened.packages,
         "sha256": opened.sha256,
     }
     state = trust_state(opened)
@@ -79,6 +80,9 @@ def import_(
         str | None, typer.Option("--orientation", help="How the images it was trained on lay on disk: RAS, LPS ...")
     ] = None,
     like: Annotated[Path | None, typer.Option("--like", help="One of these images, instead.")] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch weights that the model lists elsewhere (https).")
+    ] = False,
 ) -> Outcome:
     """Make a bundle of a model that another tool has trained; nothing of it is executed.
 
@@ -87,7 +91,7 @@ def import_(
     from medseg.conversion.imported import ImportOptions
     from medseg.workflows.importing import import_bundle
 
-    made = import_bundle(source, output, ImportOptions(name, orientation, like))
+    made = import_bundle(source, output, ImportOptions(name, orientation, like, fetch))
     for line in (f"{made.path}: made of {made.kind}", *made.notes, f"Next: medseg bundle verify {made.path}"):
         terminal().print(line)
     return Outcome({"bundle": str(made.path), "kind": made.kind, "notes": list(made.notes)})

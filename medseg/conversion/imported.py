@@ -12,11 +12,13 @@ class ImportOptions:
 
     ``name``: of the bundle, by default one made of the source's. ``orientation``: of the images that the origin was
     trained on, as they lay on disk (``RAS``, ``LPS`` …); ``like``: one of these images, to read it from.
+    ``fetch``: weights that the source lists and has not.
     """
 
     name: str | None = None
     orientation: str | None = None
     like: Path | None = None
+    fetch: bool = False
 
 
 @dataclass(frozen=True)

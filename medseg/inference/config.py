@@ -11,8 +11,10 @@ from monai.transforms import Compose, Spacing
 
 from medseg.bundle import Bundle
 from medseg.bundle.config import item_at, steps, target_of
-from medseg.errors import BundleError
+from medseg.bundle.promptable import is_promptable
+from medseg.errors import BundleError, UsageError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
+from medseg.inference.prompts import read_prompts, read_way_back
 from medseg.inference.sliding_window import WindowSettings
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
@@ -41,7 +43,8 @@ class InferenceConfig:
     volume if the bundle's inferer takes the whole volume at once; ``post`` is what becomes of the network's output;
     ``notes`` say where medseg does something else than the config says, and why; ``exact_affine`` is whether the affine
     of the preprocessed image says where its voxels were sampled. ``slice_axis`` is the array axis (0, 1, 2) along which
-    a network of slices is shown one after the other; None for a network of volumes.
+    a network of slices is shown one after the other; None for a network of volumes. ``prompts`` are the classes that a
+    VISTA3D is asked for; empty for any other network.
     """
 
     preprocessing: Compose
@@ -51,15 +54,20 @@ class InferenceConfig:
     notes: tuple[str, ...] = ()
     exact_affine: bool = True
     slice_axis: int | None = None
+    prompts: tuple[int, ...] = ()
 
 
-def read_inference_config(bundle: Bundle) -> InferenceConfig:
+def read_inference_config(bundle: Bundle, structures: Sequence[str] = ()) -> InferenceConfig:
     """Read ``inference.json`` of a bundle: what its evaluator would be given, evaluated by MONAI's own parser.
+
+    ``structures``: names of those that a VISTA3D is asked for; by default all that it labels by itself.
 
     Raises
     ------
     UntrustedBundle
         If the audit finds anything outside its allow-list.
+    UsageError
+        If there is no such structure, or the bundle cannot be asked for some of its structures.
     BundleError
         If a part is missing, or asks for something that this predictor would do differently.
     MissingDependency
@@ -74,6 +82,7 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         )
     places = (pipeline.preprocessing, pipeline.inferer, pipeline.postprocessing)
     parsed = bundle.parsed(*(place for place in places if place is not None))
+    bundle.check_packages()
     whole = parsed.get(pipeline.preprocessing)
     if whole is None:
         raise BundleError(f"inference.json of {bundle.name} has no preprocessing that is not disabled")
@@ -81,9 +90,15 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transforms warn about values: the bundle's author's concern
         channels, table = (bundle.input_channels, bundle.output_channels), _region_table(bundle)
-        post = read_postprocessing(transforms, whole, channels, bundle.name, table, bundle.stated_labels)
+        prompted = is_promptable(bundle.inference)
+        if prompted:
+            post = read_way_back(transforms, bundle)
+        else:
+            post = read_postprocessing(transforms, whole, channels, bundle.name, table, bundle.stated_labels)
     if post.names:
         bundle.name_values(post.names)
+    if structures and not prompted:
+        raise UsageError(f"--structures: {bundle.name} labels all of its structures at once; leave the option out")
     preprocessing = _without_loading(whole)
     inferer = parsed.get(pipeline.inferer) if pipeline.inferer else None
     return InferenceConfig(
@@ -92,6 +107,7 @@ def read_inference_config(bundle: Bundle) -> InferenceConfig:
         post=post,
         channels=channels_of(bundle),
         notes=(*pipeline.notes, *post.notes),
+        prompts=read_prompts(bundle, structures) if prompted else (),
         exact_affine=not any(_recomputes_affine(step) for step in preprocessing.flatten().transforms),
         slice_axis=int(inferer.spatial_dim) if by_slices and inferer is not None else None,
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
-from medseg.errors import BundleError, CaseFailed, MedsegError
+from medseg.errors import BundleError, CaseFailed, MedsegError, UsageError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import EngineChoice, build_engine
@@ -32,6 +32,7 @@ from medseg.inference.interpolation import nearest_labels
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
+from medseg.inference.prompts import ClassScores
 from medseg.inference.sliding_window import Chunk, sliding_window
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
@@ -102,6 +103,8 @@ class Predictor:
         Whether cases get a verdict, if the bundle has a trust calibration for its weights (``trust_state`` says why
         there is none). It holds for the plain network alone: with ``mirror`` or ``ensemble`` there is none. The same
         goes for the judgement of a discriminator that may judge.
+    structures
+        Names of the structures that a VISTA3D is asked for; by default all that it labels by itself.
 
     Examples
     --------
@@ -120,16 +123,25 @@ class Predictor:
         mirror: Sequence[str] = (),
         ensemble: Sequence[str] = (),
         trust: bool = True,
+        structures: Sequence[str] = (),
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.device, self.mirror = resolve_device(device), tuple(mirror)
         self.choice = EngineChoice.by_rule(self.device, precision, engine)
         check_mirror(self.mirror, self.bundle)
-        self.config = read_inference_config(self.bundle)
+        self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
         models: list[torch.nn.Module] = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        if self.config.prompts and len(models) > 1:
+            raise UsageError(
+                f"--ensemble: {self.bundle.name} is asked by class, and stands alone; leave the option out"
+            )
+        self._classes = [
+            ClassScores(each, self.config.prompts, self.bundle.name) for each in models[: bool(self.config.prompts)]
+        ]
         if (axis := self.config.slice_axis) is not None:
             models = [_Slicewise(model, axis) for model in models]
+        models = [*self._classes] or models
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         plain = not self.mirror and len(models) == 1
         self.trust_state, self._trust = TrustState("off"), None
@@ -193,7 +205,8 @@ class Predictor:
             chunks = sliding_window(
                 prepared.as_tensor().float(), self.config.windows, clock.timed("network", scores_of)
             )
-            labels = inverter.labels(_watched(chunks, watching))
+            chunks = _watched(chunks, watching)
+            labels = inverter.labels(self._classes[0].labels(chunks) if self._classes else chunks)
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")

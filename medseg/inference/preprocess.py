@@ -42,7 +42,9 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
     # fresh tensors: transforms append to the trace of what they are given
     first = config.channels.first
     fresh = {
-        first if key == "image" else key: MetaTensor(image.as_tensor().float(), affine=image.affine)
+        first if key == "image" else key: MetaTensor(
+            image.as_tensor().float(), affine=image.affine, meta={"spatial_shape": np.array(image.shape[1:])}
+        )
         for key, image in case.items()
     }
     prepared = config.preprocessing(fresh)

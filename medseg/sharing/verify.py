@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit import audit
 from medseg.bundle.bundle import Bundle
-from medseg.bundle.config import ABSENT, SEPARATOR, config_file, item_at, laid_out, read_config
+from medseg.bundle.config import ABSENT, SEPARATOR, config_file, item_at, laid_out, read_config, strings_in
 from medseg.bundle.findings import Finding, Severity, blocks, sort_findings
 from medseg.bundle.training_run import training_run_findings
 from medseg.errors import BundleError, MedsegError
@@ -42,6 +42,8 @@ _REQUIRED_IDS = {
     "train": ("device", "dataset_dir", *(f"train::{name}" for name in _TRAINING_IDS)),
 }
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
+_PACKAGES = "required_packages_version"
+_FEW = 5
 _LARGEST_BYTES = 25_000_000
 _LARGEST_VOXELS = 128**3
 _LONGEST_EXTENT = 24
@@ -87,14 +89,24 @@ def _files(bundle: Bundle) -> Iterator[Finding]:
             yield Finding("info", f"models/{file.name}", "", f"{file.stat().st_size} bytes", why)
 
 
+def _house_rule(bundle: Bundle) -> Severity:
+    """How serious it is to break a rule that is kept by bundles that medseg trains; others label without it."""
+    train = config_file(bundle.path, "train")
+    trained = train is not None and any("medseg." in text for _, text in strings_in(read_config(train)))
+    return "block" if trained else "warn"
+
+
 def _schema(bundle: Bundle) -> Iterator[Finding]:
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
     stated = str(bundle.metadata.get("schema", SCHEMA_FILE.name)).rpartition("/")[2]
     severity: Severity = "block" if stated == SCHEMA_FILE.name else "warn"
+    described = bundle.metadata
+    if severity == "warn" and _PACKAGES not in described:  # schemas before 2024 call them optional
+        described = {**described, _PACKAGES: described.get("optional_packages_version", {})}
     why = f"{SCHEMA_FILE.name} does not allow it" + ("" if severity == "block" else f"; the metadata follow {stated}")
-    for error in validator.iter_errors(bundle.metadata):
+    for error in validator.iter_errors(described):
         place = "::".join(str(part) for part in error.absolute_path)
         yield Finding(severity, _METADATA, place, error.message, why)
 
@@ -103,7 +115,12 @@ def _versions(bundle: Bundle) -> Iterator[Finding]:
     changelog = bundle.metadata.get("changelog", {})
     if not isinstance(changelog, Mapping) or bundle.version not in changelog:
         why = "say in the changelog what is new in it"
-        yield Finding("block", _METADATA, "changelog", f"version {bundle.version} is not in the changelog", why)
+        what = f"version {bundle.version} is not in the changelog"
+        yield Finding(_house_rule(bundle), _METADATA, "changelog", what, why)
+    for package, version in bundle.packages.items():
+        if "not installed" in version:
+            why = "its metadata name it; install it if a part of the bundle asks for it"
+            yield Finding("info", _METADATA, _PACKAGES, f"{package} {version}", why)
     for package, key in (("monai", "monai_version"), ("torch", "pytorch_version"), ("numpy", "numpy_version")):
         stated, installed = str(bundle.metadata.get(key, "0")), packages.version(package)
         if _major_minor(stated) > _major_minor(installed):
@@ -141,7 +158,7 @@ def _ids(bundle: Bundle) -> Iterator[Finding]:
         file, config = f"configs/{path.name}", laid_out(read_config(path))
         for place in required:
             if item_at(config, place) is ABSENT:
-                yield Finding("block", file, place, "missing", "MONAI's workflows ask for this id")
+                yield Finding(_house_rule(bundle), file, place, "missing", "MONAI's workflows ask for this id")
         if not {"run", "training", "evaluating"} & config.keys():
             yield Finding("warn", file, "run", "missing", "`python -m monai.bundle run` starts there")
 
@@ -160,10 +177,12 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
     elif max(names, default=0) >= max(channels, 2):
         why = "every label needs its channel"
         yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
-    for value, name in names.items():
-        if value not in codes:
-            why = "DICOM objects need a coded term; add it to segment_codes"
-            yield Finding("warn", _METADATA, f"{place}::segment_codes", f"{name} (label {value}) has no code", why)
+    lacking = [f"{name} (label {value})" for value, name in names.items() if value not in codes]
+    if len(lacking) > _FEW and not codes:
+        lacking = [f"{', '.join(lacking[:_FEW])} and {len(lacking) - _FEW} more: each"]
+    for name in lacking:
+        why = "DICOM objects need a coded term; add it to segment_codes"
+        yield Finding("warn", _METADATA, f"{place}::segment_codes", f"{name} has no code", why)
     for value in sorted(set(codes) - set(names)):
         yield Finding("block", _METADATA, f"{place}::segment_codes", f"a code for {value}", "there is no such label")
 

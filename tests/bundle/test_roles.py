@@ -79,7 +79,11 @@ def test_a_script_forbids_the_commands_whose_config_names_it(strange: Path) -> N
     require_trusted(strange, "train")
     for config, command in (("train", "train"), ("inference", "infer")):
         content = read_config(strange, config)
-        write_config(strange, config, {**content, "imports": [*content["imports"], "$import scripts.prepare"]})
+        write_config(
+            strange,
+            config,
+            {**content, "imports": [*content["imports"], "$import scripts.prepare"], "own": "$scripts.prepare.Loss"},
+        )
         with pytest.raises(UntrustedBundle, match=r"imports scripts\.prepare, code that comes with the bundle"):
             require_trusted(strange, command)  # type: ignore[arg-type]
         write_config(strange, config, {**content, "loss": {"_target_": "scripts.prepare.Loss"}})

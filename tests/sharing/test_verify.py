@@ -150,3 +150,26 @@ def test_monai_agrees(bundle: Path, tmp_path: Path) -> None:
             key_in_ckpt="",
         )
     assert (tmp_path / "model.ts").stat().st_size > 10_000
+
+
+def test_a_bundle_of_others_is_not_judged_by_the_rules_of_the_house(bundle: Path) -> None:
+    def changed(metadata: dict[str, object]) -> None:
+        packages = {"no-such-package": "1.2.3"}
+        metadata.update(version="0.3.0", schema="https://example.org/meta_schema_20220324.json")
+        metadata.update(optional_packages_version=packages)
+        metadata.pop("required_packages_version")
+        _pred(metadata).pop("segment_codes")
+        names = {str(value): f"organ {value}" for value in range(1, 9)}
+        _pred(metadata).update(num_channels=9, channel_def={"0": "background", **names})
+
+    _metadata(changed)(bundle)
+    _no_inferer(bundle)
+    write_config(bundle, "train", {"train": {"trainer": {"_target_": "scripts.trainer.Own"}}})
+    found = [finding for finding in verify(bundle) if finding.place != "network_data_format"]
+    told = [str(finding) for finding in found if finding.severity == "warn"]
+    named = {"0.3.0 is not in the changelog", "at inferer: missing", "and 3 more: each has no code"}
+    assert all(any(part in text for text in told) for part in named), told
+    assert not any("required_packages_version" in text for text in told)
+    assert any("no-such-package 1.2.3 (not installed)" in str(f) for f in found if f.severity == "info")
+    rules = {"changelog", "inferer", "train::dataset"}
+    assert not [finding for finding in blocks(found) if finding.place in rules]

@@ -145,6 +145,10 @@ class RunOptions:
         default=(),
         metadata=_about("Another bundle for the same task, or other weights, to average with; may be repeated."),
     )
+    structures: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("Comma-separated: only these structures, for bundles that are asked by class (VISTA3D)."),
+    )
     trust: bool = field(default=True, metadata=_about("Judge every case, if the bundle has a trust calibration."))
     fresh: bool = field(default=False, metadata=_about("Start over instead of continuing.", reported=False))
     stall_s: float = field(
@@ -211,7 +215,7 @@ class RunOptions:
 
     def network_key(self, bundle: Bundle) -> str:
         """Digest of what the opened networks depend on: the bundle's bytes, and how they are run."""
-        how = {name: getattr(self, name) for name in ("precision", "engine", "mirror", "trust")}
+        how = {name: getattr(self, name) for name in ("precision", "engine", "mirror", "trust", "structures")}
         parts = {
             **how,
             "ensemble": self.to_json()["ensemble"],

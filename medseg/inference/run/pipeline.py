@@ -83,6 +83,7 @@ class OpenedBundle:
                 mirror=options.mirror,
                 ensemble=options.ensemble,
                 trust=options.trust,
+                structures=options.structures,
             )
         )
 

@@ -1,0 +1,120 @@
+"""Bundles of MONAI's model zoo, and others made for ``monai.bundle``: taken in as they are, nothing of them executed.
+
+What labelling never reads is left behind: TorchScript, pickles, notebooks, links. Python code under ``scripts/`` comes
+along, as some networks are defined there; it runs under ``--trust-bundle`` alone.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg.bundle import Bundle, require_trusted
+from medseg.bundle.audit_files import judge_names, list_files
+from medseg.bundle.config import config_file
+from medseg.bundle.find import METADATA, is_bundle
+from medseg.bundle.large_files import fetch, missing_files
+from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, extract, most_bytes, safe_members
+from medseg.conversion.imported import Imported, ImportOptions
+from medseg.errors import BundleError, UntrustedBundle, UsageError
+from medseg.files import open_zip
+
+_LARGEST_BYTES = 16 << 30
+_LEFT_OUT = ("runs/", "eval/", ".git")
+_PARTIAL = ".medseg-partial-"
+_SHOWN = 8
+
+
+def is_zoo(source: Path) -> bool:
+    """Whether a source is the folder of a bundle for ``monai.bundle``, or a zip that holds one such folder."""
+    if source.is_dir():
+        return is_bundle(source) and config_file(source, "inference") is not None
+    if not zipfile.is_zipfile(source):
+        return False
+    with open_zip(source, LARGEST_DIRECTORY) as archive:
+        return any(re.fullmatch(rf"[^/]+/{METADATA}", name) for name in archive.namelist())
+
+
+def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
+    """Take a bundle in, as ``output/NAME``; on an error nothing is left behind.
+
+    The notes say what was left out, which weights are missing and where they can be had, and what of the bundle medseg
+    does not run.
+
+    Raises
+    ------
+    UntrustedBundle
+        If the archive holds names outside its folder, links or a bomb, or fetched weights are not what was promised.
+    UsageError
+        If a bundle of that name exists, the source was packed by medseg, or weights cannot be fetched.
+    BundleError
+        If its metadata cannot be read.
+    """
+    with _copied(source, output) as (name, folder):
+        place = output / (options.name or name)
+        if not FOLDER_NAME.fullmatch(place.name):
+            raise UsageError(f"{place.name!r} cannot name a bundle; give --name with letters, digits, _, - and .")
+        if place.exists():
+            raise UsageError(f"{place} exists; move it away, or give --name")
+        notes = [*_left_out(folder)]
+        bundle = Bundle.open(folder)
+        wanted, others = missing_files(folder)
+        for file in wanted if options.fetch else ():
+            own = fetch(file, folder)
+            checked = f"{file.check}, as its list says" if file.hash_val else "its list states no hash to compare with"
+            notes.append(f"{file.path} was fetched from {file.url}: {checked}; its SHA-256 is {own}")
+        if not options.fetch:
+            notes += [f"{file.path} is missing: give --fetch, or {file.instruction}" for file in wanted]
+        notes += others
+        if bundle.metadata.get("monai_version"):
+            notes.append(f"made with MONAI {bundle.metadata['monai_version']}")
+        try:
+            require_trusted(folder, "infer")
+        except BundleError as error:  # it may be run once it is trusted
+            notes.append(str(error))
+        folder.rename(place)
+    return Imported(place, "a bundle for monai.bundle", tuple(notes))
+
+
+@contextmanager
+def _copied(source: Path, output: Path) -> Iterator[tuple[str, Path]]:
+    """The name of a bundle and a copy of its files, which is gone afterwards unless it was moved."""
+    partial = output / f"{_PARTIAL}{secrets.token_hex(4)}"
+    try:
+        if source.is_dir():
+            name = source.resolve().name
+            for file in list_files(source)[0]:
+                target = partial / name / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, target)
+        else:
+            with open_zip(source, LARGEST_DIRECTORY) as archive:
+                name, members = safe_members(archive, min(_LARGEST_BYTES, most_bytes(source.stat().st_size)))
+                if "manifest.json" in members:
+                    raise UsageError(f"{source} was packed by medseg; check and open it with: medseg bundle unpack")
+                extract(archive, members, {}, partial / name)
+        yield name, partial / name
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        raise UntrustedBundle(f"{source} is a damaged or unusual zip file ({error}); fetch it again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _left_out(folder: Path) -> Iterator[str]:
+    """Remove what labelling never reads; what that was, for people."""
+    names, _ = list_files(folder)
+    refused = {finding.file: finding.what for finding in judge_names(names)}
+    kept_code = {name for name in refused if name.startswith("scripts/") and name.endswith(".py")}
+    gone = {name: refused.get(name, "left by a run") for name in names if name.startswith(_LEFT_OUT) or name in refused}
+    gone = {name: what for name, what in gone.items() if name not in kept_code}
+    for name in gone:
+        (folder / name).unlink()
+    shown = [f"{name} ({what})" for name, what in list(gone.items())[:_SHOWN]]
+    if gone:
+        more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+        yield f"left out, since labelling never reads it: {', '.join(shown)}{more}"
