@@ -13,7 +13,8 @@ from medseg.bundle import Bundle
 from medseg.bundle.config import steps, target_of
 from medseg.errors import BundleError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
-from medseg.inference.sliding_window import WindowSettings
+from medseg.inference.sliding_window import EVEN, WindowSettings
+from medseg.networks.even_windows import EvenWindowInferer
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
 
@@ -145,6 +146,9 @@ def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     name = type(inferer).__name__
     if inferer is None or name == "SimpleInferer":
         return WindowSettings((0, 0, 0))
+    if isinstance(inferer, EvenWindowInferer):
+        size = tuple(int(n) for n in _three(inferer.roi_size, "roi_size", bundle))
+        return WindowSettings(size, (1 - inferer.step,) * 3, EVEN, batch_size=inferer.sw_batch_size)
     if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}:
         raise BundleError(f"inferer of {bundle.name} is {name}, expected SlidingWindowInferer or SimpleInferer")
     if inferer.with_coord:

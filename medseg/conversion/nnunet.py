@@ -1,0 +1,388 @@
+"""A trained nnU-Net v2 model as a bundle that labels as nnU-Net does. Nothing of nnU-Net is needed, or executed.
+
+Its axis order (slices first, then as the plans transpose) becomes the orientation that the preprocessing makes, so that
+weights, windows and voxel sizes stay as they are. That takes the orientation of the training images, which the
+model's folder does not state.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata as packages
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.conversion.imported import Imported, ImportOptions
+from medseg.conversion.nnunet_network import converted, read_architecture
+from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_model, read_checkpoint
+from medseg.errors import BundleError, UsageError
+from medseg.files import atomic_path, sha256_file, write_json, write_text
+from medseg.ingest.image_files import read_image_grid
+from medseg.labels.scheme import LabelScheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["import_nnunet", "is_nnunet"]
+
+_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+_ENDS = ({"L", "R"}, {"A", "P"}, {"S", "I"})
+_AXIS_NAMES = {"L": "lr", "R": "lr", "A": "ap", "P": "ap", "S": "is", "I": "is"}
+_REORIENTS = "NibabelIOWithReorient"
+_READERS = ("SimpleITKIO", "NibabelIO", _REORIENTS)
+_RESAMPLING = {
+    "resample_data_or_seg_to_shape": "resize",
+    "resample_torch_fornnunet": "torch",
+    "no_resampling_hack": "none",
+}
+_MR = re.compile(r"mri?|t1\w*|t2\w*|flair|adc|dwi|dce\w*|pd|swi|.*\bmri?\b.*", re.IGNORECASE)
+_ABOVE_HALF = 1.3e-7
+"""From this score on the sigmoid, in single precision, is above 0.5."""
+_VERSION = "1.0.0"
+_LICENCE = """The model's folder states no licence: ask its authors before you share it, or use it for more than trying.
+{stated}"""
+
+
+def import_nnunet(source: Path, output: Path, options: ImportOptions) -> Imported:
+    """Make the bundle ``output/NAME`` of a trained model: a folder of results, a tree with one, or its exported zip.
+
+    Raises
+    ------
+    UsageError
+        If the orientation of the training images is not told, or the source holds several models.
+    BundleError, UntrustedBundle
+        If the model cannot be read, or is none that medseg runs: 2D, a cascade, another network or normalisation.
+    """
+    with tempfile.TemporaryDirectory(prefix=".nnunet-", dir=output) as scratch:
+        model, notes = open_model(source, Path(scratch))
+        first = read_checkpoint(model.checkpoints[0])
+        plan = _Plan(model, first, _orientation(model, options))
+        folder = output / (options.name or plan.default_name)
+        if not _NAME.fullmatch(folder.name):
+            raise UsageError(f"the name is {folder.name!r}, expected the form <anatomy>_<modality>_<task>; give --name")
+        if folder.exists():
+            raise UsageError(f"{folder} exists; choose another name, or remove it")
+        try:
+            _write(folder, plan)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return Imported(folder, plan.kind, (*notes, *plan.notes))
+
+
+def _orientation(model: Model, options: ImportOptions) -> str:
+    """Three letters, as ``RAS``: to which ends of the patient the axes of the training images' files ran."""
+    if options.orientation is None and options.like is not None:
+        return read_image_grid(options.like)[0].orientation
+    if options.orientation is None and model.plans.get("image_reader_writer") == _REORIENTS:
+        return "RAS"
+    given = (options.orientation or "").upper()
+    if not given:
+        raise UsageError(
+            "nnU-Net reads arrays as they lie on disk, and the folder of a model does not say to which side of the"
+            " patient their axes ran: an image that lies otherwise would be labelled mirrored, and nothing would show."
+            " Give --orientation (RAS, LPS, ...), or --like with one of the images that it was trained on"
+        )
+    if len(given) != 3 or any(not any(letter in ends for letter in given) for ends in _ENDS):
+        raise UsageError(f"--orientation {given[:20]}: expected one letter each of L/R, A/P and S/I, such as RAS or LPS")
+    return given
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a model says of its configuration, checked, in medseg's terms."""
+
+    model: Model
+    checkpoint: Checkpoint
+    orientation: str
+
+    def __post_init__(self) -> None:
+        """Refuse what would be run differently."""
+        plans, name, settings = self.model.plans, self.checkpoint.configuration, self.settings
+        if settings.get("previous_stage"):
+            raise BundleError(f"{name} is the second stage of a cascade: it needs the label maps of the first; import"
+                              " 3d_fullres or 3d_lowres instead")  # fmt: skip
+        if len(settings["patch_size"]) != 3:
+            raise BundleError(f"{name} labels slices (2D); medseg labels volumes: import 3d_fullres instead")
+        known = {
+            "preprocessor_name": ("DefaultPreprocessor",),
+            "label_manager": ("LabelManager",),
+            "image_reader_writer": _READERS,
+        }
+        for key, values in known.items():
+            found = {**plans, **settings}.get(key, values[0])
+            if found not in values:
+                raise BundleError(f"{key} of the plans is {found[:80]!r}, expected {' or '.join(values)}: medseg does"
+                                  " not know what another one does")  # fmt: skip
+        if sorted(plans["transpose_forward"]) != [0, 1, 2] or len(settings["spacing"]) != 3:
+            raise BundleError("plans.json does not describe three axes; the plans are damaged")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        return self.model.configuration(self.checkpoint.configuration)
+
+    @property
+    def default_name(self) -> str:
+        stated = f"{self.model.plans.get('dataset_name') or 'nnunet_model'}_{self.checkpoint.configuration}"
+        return re.sub(r"[^a-z0-9]+", "_", stated.lower()).strip("_")
+
+    @property
+    def kind(self) -> str:
+        """What the source was."""
+        stated = [str(self.model.plans.get(key, "")) for key in ("dataset_name", "plans_name")]
+        parts = [*stated, self.checkpoint.trainer, self.checkpoint.configuration, f"{len(self.model.checkpoints)} folds"]
+        return f"nnU-Net v2 model ({', '.join(part[:80] for part in parts if part)})"
+
+    @property
+    def axcodes(self) -> str:
+        """The orientation of the network's grid: files' axes backwards, then as the plans transpose them."""
+        return "".join(self.orientation[::-1][axis] for axis in self.model.plans["transpose_forward"])
+
+    @property
+    def mirror(self) -> list[str]:
+        """The axes of the patient over whose mirrored views nnU-Net averages."""
+        return [_AXIS_NAMES[self.axcodes[axis]] for axis in self.checkpoint.mirror_axes]
+
+    @cached_property
+    def scheme(self) -> LabelScheme:
+        dataset = self.model.dataset
+        try:
+            scheme = LabelScheme.of({key: dataset.get(key) for key in ("labels", "regions_class_order")}, "dataset.json")
+        except UsageError as error:
+            raise BundleError(str(error)) from error
+        if not scheme.regions and sorted({0, *scheme.names}) != list(range(len({0, *scheme.names}))):
+            raise BundleError(f"dataset.json labels {sorted(scheme.names)}, expected 0, 1, 2 … without gaps")
+        return scheme
+
+    @property
+    def channel_names(self) -> dict[int, str]:
+        """Names of the scores' channels."""
+        return dict(enumerate(self.scheme.regions)) if self.scheme.regions else {0: "background", **self.scheme.structures}
+
+    @property
+    def schemes(self) -> list[dict[str, Any]]:
+        """Normalisation per channel."""
+        names, masked = self.settings["normalization_schemes"], self.settings["use_mask_for_norm"]
+        if not 0 < len(self.model.channels) == len(names) == len(masked):
+            raise BundleError(
+                f"dataset.json names {len(self.model.channels)} channels, plans.json normalises {len(names)}; both"
+                " belong to one model"
+            )
+        facts = next((stated for key in ("channel", "by_modality")
+                      if (stated := self.model.plans.get(f"foreground_intensity_properties_{key}" if key == "by_modality"
+                                                         else "foreground_intensity_properties_per_channel"))), {})  # fmt: skip
+        return [_scheme(name, flag, facts.get(str(number), {})) for number, (name, flag) in
+                enumerate(zip(names, masked, strict=True))]  # fmt: skip
+
+    def resampling(self, what: str, order: int) -> dict[str, Any]:
+        """Arguments of :class:`medseg.transforms.nnunet.Resampling` for ``data`` or ``probabilities``."""
+        name = self.settings.get(f"resampling_fn_{what}", "resample_data_or_seg_to_shape")
+        if name not in _RESAMPLING:
+            raise BundleError(f"resampling_fn_{what} of the plans is {name[:80]!r}, expected {', '.join(_RESAMPLING)}")
+        given = self.settings.get(f"resampling_fn_{what}_kwargs") or {}
+        if given.get("mode", "linear") != "linear":
+            raise BundleError(f"resampling_fn_{what}_kwargs asks for the mode {given['mode']!r}, expected linear")
+        return {
+            "by": _RESAMPLING[name],
+            "order": int(given.get("order", order)),
+            "order_z": int(given.get("order_z", 0)),
+            "separate_z": given.get("force_separate_z"),
+            "threshold": float(given.get("separate_z_anisotropy_threshold", 3)),
+            "mode_z": given.get("aniso_axis_mode", "nearest-exact"),
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the bundle should know."""
+        notes = [f"images are turned to {self.axcodes}, the origin's axes for training images that lay as"
+                 f" {self.orientation}"]  # fmt: skip
+        if self.mirror:
+            notes.append(f"nnU-Net averages mirrored views by default: --mirror {','.join(self.mirror)} does, too")
+        if not self.checkpoint.trainer.startswith("nnUNetTrainer"):
+            notes.append(f"the trainer {self.checkpoint.trainer[:80]} is not one of nnU-Net's: what else it did is not known")
+        return tuple(notes)
+
+
+def _scheme(name: str, masked: bool, facts: Mapping[str, Any]) -> dict[str, Any]:
+    from medseg.transforms.nnunet import SCHEMES
+
+    if name not in SCHEMES:
+        raise BundleError(f"the plans normalise by {name[:80]!r}, expected one of {', '.join(SCHEMES)}")
+    if name != "CTNormalization":
+        return {"name": name, "masked": masked} if name == "ZScoreNormalization" else {"name": name}
+    keys = {"low": "percentile_00_5", "high": "percentile_99_5", "mean": "mean", "std": "std"}
+    missing = [key for key in keys.values() if not isinstance(facts.get(key), int | float)]
+    if missing:
+        raise BundleError(f"plans.json has no {missing[0]} of the intensities, which CTNormalization needs; it is damaged")
+    return {"name": name, **{key: float(facts[stated]) for key, stated in keys.items()}}
+
+
+# --- writing the bundle -----------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, plan: _Plan) -> None:
+    architecture = read_architecture(plan.settings, f"plans.json, configuration {plan.checkpoint.configuration}")
+    channels, outputs = len(plan.model.channels), len(plan.channel_names)
+    count, definition = len(plan.model.checkpoints), {}
+    (folder / "models").mkdir(parents=True)
+    for number, file in enumerate(plan.model.checkpoints):
+        given = plan.checkpoint if number == 0 else read_checkpoint(file)
+        where = f"{file.parent.name}/{file.name}"
+        if given.configuration != plan.checkpoint.configuration:
+            raise BundleError(f"{where} is of the configuration {given.configuration[:80]}, the first fold of another")
+        definition, state = converted(given.state, architecture, channels, outputs, where)
+        if count > 1:
+            state = {f"networks.{number}.{key}": value for key, value in state.items()}
+        _save(state, folder / _weights(number))
+    if count > 1:
+        definition = {"_target_": "medseg.networks.MeanOf", "networks": [definition] * count}
+    write_json(folder / "configs" / "inference.json", _inference(plan, definition))
+    write_json(folder / "configs" / "metadata.json", _metadata(folder.name, plan))
+    write_text(folder / "configs" / "logging.conf", _LOGGING)
+    stated = plan.model.dataset.get("licence") or plan.model.dataset.get("license")
+    said = f"dataset.json says of the data: {stated}\n" if stated else ""
+    write_text(folder / "LICENSE", _LICENCE.format(stated=said))
+    write_text(folder / "docs" / "data_license.txt", said or "dataset.json names no licence.\n")
+    write_text(folder / "docs" / "README.md", _readme(folder.name, plan))
+
+
+def _weights(number: int) -> str:
+    return f"models/fold_{number}.pt" if number else "models/model.pt"
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    import torch
+
+    with atomic_path(path) as partial:
+        torch.save(dict(state), partial)
+
+
+def _inference(plan: _Plan, network: Mapping[str, Any]) -> dict[str, Any]:
+    """The config; a file is a case, several channels are ``CASE_0000``, ``CASE_0001`` …, as nnU-Net names them."""
+    channels, count = len(plan.model.channels), len(plan.model.checkpoints)
+    several = "[path.replace('_0000.', '_000' + str(number) + '.') for number in range(@channels)]"
+    listed = f"$[{{'image': {several if channels > 1 else 'path'}}} for path in sorted(glob.glob(@dataset_dir + '/' + @images))]"
+    loader = {"_target_": "CheckpointLoader", "load_dict": {"model": "@network"}, "map_location": "@device"}
+    loaders = [{**loader, "load_path": f"$@bundle_root + '/{_weights(number)}'", **({"strict": False} if count > 1 else {})}
+               for number in range(count)]  # fmt: skip
+    labels = {"threshold": _ABOVE_HALF} if plan.scheme.regions else {"argmax": True}
+    return {
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "images": "*_0000.nii.gz" if channels > 1 else "*.nii.gz",
+        "channels": channels,
+        "output_dir": "$@bundle_root + '/runs/inference'",
+        "device": "$'cuda' if torch.cuda.is_available() else 'cpu'",
+        "imports": ["$import glob"],
+        "datalist": listed,
+        "network_def": network,
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": [
+            {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
+            {"_target_": "EnsureChannelFirstd", "keys": "image"},
+            {"_target_": "Orientationd", "keys": "image", "axcodes": plan.axcodes, "labels": None},
+            {
+                "_target_": "medseg.transforms.NNUNetPreprocessd", "keys": "image", "spacing": plan.settings["spacing"],
+                "schemes": plan.schemes, "forth": plan.resampling("data", 3), "back": plan.resampling("probabilities", 1),
+            },
+        ]},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {"_target_": "medseg.networks.EvenWindowInferer", "roi_size": plan.settings["patch_size"]},
+        "postprocessing": {"_target_": "Compose", "transforms": [
+            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
+             "nearest_interp": False, "to_tensor": True},
+            {"_target_": "AsDiscreted", "keys": "pred", **labels},
+            {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg",
+             "output_dtype": "uint8", "resample": False, "separate_folder": False, "print_log": False},
+        ]},
+        "handlers": loaders,
+        "evaluator": {"_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader",
+                      "network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing",
+                      "val_handlers": "@handlers"},
+        "run": ["$@evaluator.run()"],
+        "inference": "%run",
+    }  # fmt: skip
+
+
+def _metadata(name: str, plan: _Plan) -> dict[str, Any]:
+    dataset, settings = plan.model.dataset, plan.settings
+    facts = {"dtype": "float32", "value_range": [], "is_patch_data": True, "spatial_shape": settings["patch_size"]}
+    modality = _modality(plan.model.channels)
+    image = {"type": "image", "format": "hounsfield" if modality == "CT" else "magnitude", "modality": modality,
+             "num_channels": len(plan.model.channels), **facts,
+             "channel_def": {str(number): text for number, text in enumerate(plan.model.channels)}}  # fmt: skip
+    pred = {"type": "image", "format": "segmentation", "num_channels": len(plan.channel_names), **facts,
+            "channel_def": {str(number): text for number, text in plan.channel_names.items()},
+            **(plan.scheme.to_json() if plan.scheme.regions else {}), "segment_codes": {}}  # fmt: skip
+    root, files = plan.model.folder, ("plans.json", "dataset.json")
+    hashed = {path.relative_to(root).as_posix(): sha256_file(path)
+              for path in (*(root / file for file in files), *plan.model.checkpoints)}  # fmt: skip
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": _VERSION,
+        "name": name.replace("_", " ").capitalize(),
+        "changelog": {_VERSION: f"imported from an {plan.kind}, not checked"},
+        "monai_version": packages.version("monai"),
+        "pytorch_version": packages.version("torch").partition("+")[0],
+        "numpy_version": packages.version("numpy"),
+        "required_packages_version": {key: packages.version(key) for key in ("nibabel", "pytorch-ignite", "medseg")},
+        "supported_apps": {},
+        "task": f"Segmentation of {', '.join(plan.scheme.structures.values())}",
+        "description": dataset.get("description") or f"An {plan.kind}.",
+        "authors": "not stated",
+        "copyright": "not stated",
+        "data_source": dataset.get("reference") or dataset.get("name") or "not stated",
+        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
+        "references": ["Isensee et al., Nat Methods 18, 203-211 (2021)"],
+        "eval_metrics": {},
+        "imported": {"origin": plan.kind, "mirror": plan.mirror, "orientation": plan.orientation, "sha256": hashed},
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _modality(channels: Sequence[str]) -> str:
+    """A DICOM code where the names tell one."""
+    names = {name.strip() for name in channels}
+    if names <= {"CT"}:
+        return "CT"
+    return "MR" if all(_MR.fullmatch(name) for name in names) else "/".join(sorted(names))[:64]
+
+
+def _readme(name: str, plan: _Plan) -> str:
+    structures = "\n".join(f"- {text}" for text in plan.scheme.structures.values())
+    notes = "\n".join(f"- {note}" for note in plan.notes)
+    return (
+        f"# {name}\n\nImported from an {plan.kind}; the hashes of its files stand in `configs/metadata.json`.\n\n"
+        f"{structures}\n\n{notes}\n\n```bash\nmedseg infer {name} INPUT -o OUTPUT\n```\n\nDICOM objects need the coded"
+        " term of each structure: state it under `segment_codes` in `configs/metadata.json`.\n"
+    )
+
+
+_LOGGING = """[loggers]
+keys=root
+
+[handlers]
+keys=consoleHandler
+
+[formatters]
+keys=fullFormatter
+
+[logger_root]
+level=INFO
+handlers=consoleHandler
+
+[handler_consoleHandler]
+class=StreamHandler
+level=INFO
+formatter=fullFormatter
+args=(sys.stdout,)
+
+[formatter_fullFormatter]
+format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
+"""
