@@ -7,6 +7,7 @@ model's folder does not state.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ _RESAMPLING = {
 _MR = re.compile(r"mri?|t1\w*|t2\w*|flair|adc|dwi|dce\w*|pd|swi|.*\bmri?\b.*", re.IGNORECASE)
 _ABOVE_HALF = 1.3e-7
 """From this score on the sigmoid, in single precision, is above 0.5."""
-_VERSION = "1.0.0"
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
 _LICENCE = """The model's folder states no licence: ask its authors before you share it, or use it for more than trying.
 {stated}"""
 
@@ -89,7 +90,9 @@ def _orientation(model: Model, options: ImportOptions) -> str:
             " Give --orientation (RAS, LPS, ...), or --like with one of the images that it was trained on"
         )
     if len(given) != 3 or any(not any(letter in ends for letter in given) for ends in _ENDS):
-        raise UsageError(f"--orientation {given[:20]}: expected one letter each of L/R, A/P and S/I, such as RAS or LPS")
+        raise UsageError(
+            f"--orientation {given[:20]}: expected one letter each of L/R, A/P and S/I, such as RAS or LPS"
+        )
     return given
 
 
@@ -107,8 +110,6 @@ class _Plan:
         if settings.get("previous_stage"):
             raise BundleError(f"{name} is the second stage of a cascade: it needs the label maps of the first; import"
                               " 3d_fullres or 3d_lowres instead")  # fmt: skip
-        if len(settings["patch_size"]) != 3:
-            raise BundleError(f"{name} labels slices (2D); medseg labels volumes: import 3d_fullres instead")
         known = {
             "preprocessor_name": ("DefaultPreprocessor",),
             "label_manager": ("LabelManager",),
@@ -119,12 +120,19 @@ class _Plan:
             if found not in values:
                 raise BundleError(f"{key} of the plans is {found[:80]!r}, expected {' or '.join(values)}: medseg does"
                                   " not know what another one does")  # fmt: skip
-        if sorted(plans["transpose_forward"]) != [0, 1, 2] or len(settings["spacing"]) != 3:
-            raise BundleError("plans.json does not describe three axes; the plans are damaged")
+        axes = len(settings["patch_size"])
+        if sorted(plans["transpose_forward"]) != [0, 1, 2] or not 2 <= axes == len(settings["spacing"]) <= 3:
+            raise BundleError("plans.json does not describe three axes, or two of slices; the plans are damaged")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         return self.model.configuration(self.checkpoint.configuration)
+
+    @property
+    def patch(self) -> list[int]:
+        """Size of a window; of a 2D network it is one slice thick."""
+        size: list[int] = self.settings["patch_size"]
+        return [1] * (3 - len(size)) + size
 
     @property
     def default_name(self) -> str:
@@ -135,7 +143,12 @@ class _Plan:
     def kind(self) -> str:
         """What the source was."""
         stated = [str(self.model.plans.get(key, "")) for key in ("dataset_name", "plans_name")]
-        parts = [*stated, self.checkpoint.trainer, self.checkpoint.configuration, f"{len(self.model.checkpoints)} folds"]
+        parts = [
+            *stated,
+            self.checkpoint.trainer,
+            self.checkpoint.configuration,
+            f"{len(self.model.checkpoints)} folds",
+        ]
         return f"nnU-Net v2 model ({', '.join(part[:80] for part in parts if part)})"
 
     @property
@@ -146,13 +159,16 @@ class _Plan:
     @property
     def mirror(self) -> list[str]:
         """The axes of the patient over whose mirrored views nnU-Net averages."""
-        return [_AXIS_NAMES[self.axcodes[axis]] for axis in self.checkpoint.mirror_axes]
+        flat = 3 - len(self.settings["patch_size"])  # whose axes are counted within the slice
+        return [_AXIS_NAMES[self.axcodes[axis + flat]] for axis in self.checkpoint.mirror_axes if axis + flat < 3]
 
     @cached_property
     def scheme(self) -> LabelScheme:
         dataset = self.model.dataset
         try:
-            scheme = LabelScheme.of({key: dataset.get(key) for key in ("labels", "regions_class_order")}, "dataset.json")
+            scheme = LabelScheme.of(
+                {key: dataset.get(key) for key in ("labels", "regions_class_order")}, "dataset.json"
+            )
         except UsageError as error:
             raise BundleError(str(error)) from error
         if not scheme.regions and sorted({0, *scheme.names}) != list(range(len({0, *scheme.names}))):
@@ -162,7 +178,9 @@ class _Plan:
     @property
     def channel_names(self) -> dict[int, str]:
         """Names of the scores' channels."""
-        return dict(enumerate(self.scheme.regions)) if self.scheme.regions else {0: "background", **self.scheme.structures}
+        return (
+            dict(enumerate(self.scheme.regions)) if self.scheme.regions else {0: "background", **self.scheme.structures}
+        )
 
     @property
     def schemes(self) -> list[dict[str, Any]]:
@@ -173,11 +191,10 @@ class _Plan:
                 f"dataset.json names {len(self.model.channels)} channels, plans.json normalises {len(names)}; both"
                 " belong to one model"
             )
-        facts = next((stated for key in ("channel", "by_modality")
-                      if (stated := self.model.plans.get(f"foreground_intensity_properties_{key}" if key == "by_modality"
-                                                         else "foreground_intensity_properties_per_channel"))), {})  # fmt: skip
-        return [_scheme(name, flag, facts.get(str(number), {})) for number, (name, flag) in
-                enumerate(zip(names, masked, strict=True))]  # fmt: skip
+        keys = ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality")
+        facts: Mapping[str, Any] = next((self.model.plans[key] for key in keys if self.model.plans.get(key)), {})
+        pairs = enumerate(zip(names, masked, strict=True))
+        return [_scheme(name, flag, facts.get(str(number), {})) for number, (name, flag) in pairs]
 
     def resampling(self, what: str, order: int) -> dict[str, Any]:
         """Arguments of :class:`medseg.transforms.nnunet.Resampling` for ``data`` or ``probabilities``."""
@@ -203,8 +220,16 @@ class _Plan:
                  f" {self.orientation}"]  # fmt: skip
         if self.mirror:
             notes.append(f"nnU-Net averages mirrored views by default: --mirror {','.join(self.mirror)} does, too")
+        painted = (self.scheme.paints[name] for name in self.scheme.regions)
+        values = [0, *painted]
+        in_order = [values[bits.bit_length()] for bits in range(len(self.scheme.table))]
+        if self.scheme.regions and in_order != list(self.scheme.table):
+            notes.append("where regions overlap without one holding the other, a voxel gets the value of both; nnU-Net"
+                         " paints the later one's")  # fmt: skip
         if not self.checkpoint.trainer.startswith("nnUNetTrainer"):
-            notes.append(f"the trainer {self.checkpoint.trainer[:80]} is not one of nnU-Net's: what else it did is not known")
+            notes.append(
+                f"the trainer {self.checkpoint.trainer[:80]} is not one of nnU-Net's: what else it did is not known"
+            )
         return tuple(notes)
 
 
@@ -218,7 +243,9 @@ def _scheme(name: str, masked: bool, facts: Mapping[str, Any]) -> dict[str, Any]
     keys = {"low": "percentile_00_5", "high": "percentile_99_5", "mean": "mean", "std": "std"}
     missing = [key for key in keys.values() if not isinstance(facts.get(key), int | float)]
     if missing:
-        raise BundleError(f"plans.json has no {missing[0]} of the intensities, which CTNormalization needs; it is damaged")
+        raise BundleError(
+            f"plans.json has no {missing[0]} of the intensities, which CTNormalization needs; it is damaged"
+        )
     return {"name": name, **{key: float(facts[stated]) for key, stated in keys.items()}}
 
 
@@ -236,6 +263,9 @@ def _write(folder: Path, plan: _Plan) -> None:
         if given.configuration != plan.checkpoint.configuration:
             raise BundleError(f"{where} is of the configuration {given.configuration[:80]}, the first fold of another")
         definition, state = converted(given.state, architecture, channels, outputs, where)
+        if architecture.dimensions == 2:
+            definition = {"_target_": "medseg.networks.SliceWise", "network": definition}
+            state = {f"network.{key}": value for key, value in state.items()}
         if count > 1:
             state = {f"networks.{number}.{key}": value for key, value in state.items()}
         _save(state, folder / _weights(number))
@@ -243,7 +273,7 @@ def _write(folder: Path, plan: _Plan) -> None:
         definition = {"_target_": "medseg.networks.MeanOf", "networks": [definition] * count}
     write_json(folder / "configs" / "inference.json", _inference(plan, definition))
     write_json(folder / "configs" / "metadata.json", _metadata(folder.name, plan))
-    write_text(folder / "configs" / "logging.conf", _LOGGING)
+    write_text(folder / "configs" / "logging.conf", (_TEMPLATES / "logging.conf").read_text())
     stated = plan.model.dataset.get("licence") or plan.model.dataset.get("license")
     said = f"dataset.json says of the data: {stated}\n" if stated else ""
     write_text(folder / "LICENSE", _LICENCE.format(stated=said))
@@ -264,85 +294,52 @@ def _save(state: Mapping[str, Tensor], path: Path) -> None:
 
 def _inference(plan: _Plan, network: Mapping[str, Any]) -> dict[str, Any]:
     """The config; a file is a case, several channels are ``CASE_0000``, ``CASE_0001`` …, as nnU-Net names them."""
+    config: dict[str, Any] = json.loads((_TEMPLATES / "nnunet_inference.json").read_text())
+    spacing = plan.settings["spacing"]
     channels, count = len(plan.model.channels), len(plan.model.checkpoints)
-    several = "[path.replace('_0000.', '_000' + str(number) + '.') for number in range(@channels)]"
-    listed = f"$[{{'image': {several if channels > 1 else 'path'}}} for path in sorted(glob.glob(@dataset_dir + '/' + @images))]"
-    loader = {"_target_": "CheckpointLoader", "load_dict": {"model": "@network"}, "map_location": "@device"}
-    loaders = [{**loader, "load_path": f"$@bundle_root + '/{_weights(number)}'", **({"strict": False} if count > 1 else {})}
-               for number in range(count)]  # fmt: skip
+    if channels > 1:
+        several = "[path.replace('_0000.', '_000' + str(number) + '.') for number in range(@channels)]"
+        listed = config["datalist"].replace("'image': path", f"'image': {several}")
+        config |= {"images": "*_0000.nii.gz", "datalist": listed}
+    *_, orientation, preprocess = config["preprocessing"]["transforms"]
+    orientation["axcodes"] = plan.axcodes
+    preprocess |= {"spacing": [None] * (3 - len(spacing)) + spacing, "schemes": plan.schemes}
+    preprocess |= {"forth": plan.resampling("data", 3), "back": plan.resampling("probabilities", 1)}
+    config |= {"channels": channels, "network_def": network}
+    config["inferer"]["roi_size"] = plan.patch
     labels = {"threshold": _ABOVE_HALF} if plan.scheme.regions else {"argmax": True}
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/images'",
-        "images": "*_0000.nii.gz" if channels > 1 else "*.nii.gz",
-        "channels": channels,
-        "output_dir": "$@bundle_root + '/runs/inference'",
-        "device": "$'cuda' if torch.cuda.is_available() else 'cpu'",
-        "imports": ["$import glob"],
-        "datalist": listed,
-        "network_def": network,
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": [
-            {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
-            {"_target_": "EnsureChannelFirstd", "keys": "image"},
-            {"_target_": "Orientationd", "keys": "image", "axcodes": plan.axcodes, "labels": None},
-            {
-                "_target_": "medseg.transforms.NNUNetPreprocessd", "keys": "image", "spacing": plan.settings["spacing"],
-                "schemes": plan.schemes, "forth": plan.resampling("data", 3), "back": plan.resampling("probabilities", 1),
-            },
-        ]},
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": {"_target_": "medseg.networks.EvenWindowInferer", "roi_size": plan.settings["patch_size"]},
-        "postprocessing": {"_target_": "Compose", "transforms": [
-            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
-             "nearest_interp": False, "to_tensor": True},
-            {"_target_": "AsDiscreted", "keys": "pred", **labels},
-            {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg",
-             "output_dtype": "uint8", "resample": False, "separate_folder": False, "print_log": False},
-        ]},
-        "handlers": loaders,
-        "evaluator": {"_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader",
-                      "network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing",
-                      "val_handlers": "@handlers"},
-        "run": ["$@evaluator.run()"],
-        "inference": "%run",
-    }  # fmt: skip
+    config["postprocessing"]["transforms"][1] |= labels
+    if count > 1:
+        loader = {**config["handlers"][0], "strict": False}
+        paths = [f"$@bundle_root + '/{_weights(number)}'" for number in range(count)]
+        config["handlers"] = [{**loader, "load_path": path} for path in paths]
+    return config
 
 
 def _metadata(name: str, plan: _Plan) -> dict[str, Any]:
-    dataset, settings = plan.model.dataset, plan.settings
-    facts = {"dtype": "float32", "value_range": [], "is_patch_data": True, "spatial_shape": settings["patch_size"]}
-    modality = _modality(plan.model.channels)
-    image = {"type": "image", "format": "hounsfield" if modality == "CT" else "magnitude", "modality": modality,
-             "num_channels": len(plan.model.channels), **facts,
-             "channel_def": {str(number): text for number, text in enumerate(plan.model.channels)}}  # fmt: skip
-    pred = {"type": "image", "format": "segmentation", "num_channels": len(plan.channel_names), **facts,
-            "channel_def": {str(number): text for number, text in plan.channel_names.items()},
-            **(plan.scheme.to_json() if plan.scheme.regions else {}), "segment_codes": {}}  # fmt: skip
-    root, files = plan.model.folder, ("plans.json", "dataset.json")
-    hashed = {path.relative_to(root).as_posix(): sha256_file(path)
-              for path in (*(root / file for file in files), *plan.model.checkpoints)}  # fmt: skip
-    return {
-        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
-        "version": _VERSION,
+    metadata: dict[str, Any] = json.loads((_TEMPLATES / "nnunet_metadata.json").read_text())
+    dataset, modality = plan.model.dataset, _modality(plan.model.channels)
+    tensors = metadata["network_data_format"]
+    image, pred = tensors["inputs"]["image"], tensors["outputs"]["pred"]
+    image |= {"modality": modality, "format": "hounsfield" if modality == "CT" else "magnitude"}
+    for tensor, names in ((image, dict(enumerate(plan.model.channels))), (pred, plan.channel_names)):
+        tensor |= {"num_channels": len(names), "spatial_shape": plan.patch}
+        tensor["channel_def"] = {str(number): text for number, text in names.items()}
+    pred |= plan.scheme.to_json() if plan.scheme.regions else {}
+    files = [plan.model.folder / "plans.json", plan.model.folder / "dataset.json", *plan.model.checkpoints]
+    hashed = {path.relative_to(plan.model.folder).as_posix(): sha256_file(path) for path in files}
+    packed = {key: packages.version(key) for key in ("nibabel", "pytorch-ignite", "medseg")}
+    return metadata | {
         "name": name.replace("_", " ").capitalize(),
-        "changelog": {_VERSION: f"imported from an {plan.kind}, not checked"},
+        "changelog": {metadata["version"]: f"imported from an {plan.kind}"},
         "monai_version": packages.version("monai"),
         "pytorch_version": packages.version("torch").partition("+")[0],
         "numpy_version": packages.version("numpy"),
-        "required_packages_version": {key: packages.version(key) for key in ("nibabel", "pytorch-ignite", "medseg")},
-        "supported_apps": {},
+        "required_packages_version": packed,
         "task": f"Segmentation of {', '.join(plan.scheme.structures.values())}",
         "description": dataset.get("description") or f"An {plan.kind}.",
-        "authors": "not stated",
-        "copyright": "not stated",
         "data_source": dataset.get("reference") or dataset.get("name") or "not stated",
-        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
-        "references": ["Isensee et al., Nat Methods 18, 203-211 (2021)"],
-        "eval_metrics": {},
         "imported": {"origin": plan.kind, "mirror": plan.mirror, "orientation": plan.orientation, "sha256": hashed},
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
 
 
@@ -362,27 +359,3 @@ def _readme(name: str, plan: _Plan) -> str:
         f"{structures}\n\n{notes}\n\n```bash\nmedseg infer {name} INPUT -o OUTPUT\n```\n\nDICOM objects need the coded"
         " term of each structure: state it under `segment_codes` in `configs/metadata.json`.\n"
     )
-
-
-_LOGGING = """[loggers]
-keys=root
-
-[handlers]
-keys=consoleHandler
-
-[formatters]
-keys=fullFormatter
-
-[logger_root]
-level=INFO
-handlers=consoleHandler
-
-[handler_consoleHandler]
-class=StreamHandler
-level=INFO
-formatter=fullFormatter
-args=(sys.stdout,)
-
-[formatter_fullFormatter]
-format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
-"""

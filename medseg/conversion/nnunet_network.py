@@ -112,7 +112,7 @@ def read_architecture(configuration: Mapping[str, Any], where: str) -> Architect
     residual, axes = _NETWORKS.get(name), len(configuration["patch_size"])
     if residual is None:
         raise BundleError(
-            f"{where}: the network is {name[:80]!r}, expected {' or '.join(_NETWORKS)}; medseg knows no other of nnU-Net's"
+            f"{where}: the network is {name[:80]!r}, expected {' or '.join(_NETWORKS)}; medseg knows no other"
         )
     if wrong := misfit(kwargs, _FORM):
         raise BundleError(f"{where}, arch_kwargs: {wrong}; the plans are damaged")
@@ -172,14 +172,18 @@ def _each(value: Any, count: int, where: str) -> tuple[Any, ...]:
     """One value per stage."""
     values = tuple(value) if isinstance(value, list) else (value,) * count
     if len(values) != count or any(isinstance(part, int) and not 0 < part <= 8192 for part in values):
-        raise BundleError(f"{where}: {len(values)} values for {count} stages of the network, or 0; the plans are damaged")
+        raise BundleError(
+            f"{where}: {len(values)} values for {count} stages of the network, or 0; the plans are damaged"
+        )
     return values
 
 
 def _sizes(value: Any, axes: int, where: str) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, list) else (value,) * axes
     if len(sizes) != axes or not 2 <= axes <= 3:
-        raise BundleError(f"{where}: a kernel or stride of {len(sizes)} axes for windows of {axes}; the plans are damaged")
+        raise BundleError(
+            f"{where}: a kernel or stride of {len(sizes)} axes for windows of {axes}; the plans are damaged"
+        )
     return sizes
 
 
@@ -256,7 +260,9 @@ def _dynunet_name(key: str, last: int) -> str:
     if part == "up":
         return f"upsamples.{last - stage}.transp_conv.{'.'.join(rest)}"
     inner = rest[1:-1]  # conv, or adn.N
-    block = f"{'conv' if inner == ['conv'] else 'norm'}{int(rest[0]) + 1}{'.conv' if inner == ['conv'] else ''}.{rest[-1]}"
+    block = (
+        f"{'conv' if inner == ['conv'] else 'norm'}{int(rest[0]) + 1}{'.conv' if inner == ['conv'] else ''}.{rest[-1]}"
+    )
     if part == "merge":
         return f"upsamples.{last - stage}.conv_block.{block}"
     place = "input_block" if stage == 0 else "bottleneck" if stage == last + 1 else f"downsamples.{stage - 1}"

@@ -32,10 +32,10 @@ _PREFERRED = ("3d_fullres", "3d_lowres", "2d")
 _FOLD = re.compile(r"fold_(\d{1,3}|all)")
 _MEMBER = re.compile(rf"plans\.json|dataset\.json|{_FOLD.pattern}/(?:{'|'.join(map(re.escape, _CHECKPOINTS))})")
 _NUMPY = (
-    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "numpy dtype", "numpy.core.multiarray _reconstruct",
-    "numpy._core.multiarray _reconstruct", "numpy ndarray",
+    *(f"numpy.{core}.multiarray {name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.dtypes {name}DType" for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")),
-)  # fmt: skip
+    *("numpy dtype", "numpy ndarray"),
+)
 _INERT = frozenset({*_NUMPY, "_codecs encode", "torch device"})
 
 PLANS_FORM = {
@@ -203,7 +203,9 @@ def _unpack(source: Path, scratch: Path) -> None:
             for name, info in members.items():
                 parts = PurePosixPath(name).parts
                 if ".." in parts or name.startswith("/") or "\\" in name or ":" in name or info.flag_bits & 0x1:
-                    raise UntrustedBundle(f"{source} holds {shown(name)}, which is no plain file below it; not unpacked")
+                    raise UntrustedBundle(
+                        f"{source} holds {shown(name)}, which is no plain file below it; not unpacked"
+                    )
                 if info.file_size > _LARGEST_RATIO * info.compress_size + _SMALL_BYTES:
                     raise UntrustedBundle(f"{source} holds {shown(name)}, which unpacks to {info.file_size} bytes of"
                                           f" {info.compress_size}, a bomb; not unpacked")  # fmt: skip
@@ -238,7 +240,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, RuntimeError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} cannot be read as a checkpoint: {error}") from error
     state = held.get("network_weights") if isinstance(held, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(part, torch.Tensor) for part in state.values())
+    ):
         raise BundleError(f"{path} holds no network_weights (names to tensors); it is no checkpoint of nnU-Net v2")
     given, axes = held.get("init_args"), held.get("inference_allowed_mirroring_axes")
     name = given.get("configuration") if isinstance(given, Mapping) else None

@@ -78,10 +78,21 @@ def _mean_sigmoid(scores: Iterator[torch.Tensor]) -> torch.Tensor:
 
 
 def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
-    """Refuse an unknown axis, and left–right where a structure has a side, as it would have the other one mirrored."""
+    """Refuse an unknown axis, and left–right where a structure has a side, as it would have the other one mirrored.
+
+    Of an imported bundle the origin says along which axes its network has learnt from mirrored images.
+    """
     unknown = [name for name in mirror if name not in MIRRORS]
     if unknown or len(set(mirror)) != len(mirror):
         raise UsageError(f"--mirror {','.join(mirror)}: expected some of {', '.join(MIRRORS)}, each once")
+    learnt = bundle.metadata.get("imported", {}).get("mirror")
+    if learnt is not None:
+        if strange := [name for name in mirror if name not in learnt]:
+            raise UsageError(
+                f"--mirror {','.join(strange)}: {bundle.name} was not trained on images mirrored so, expected some of"
+                f" {', '.join(learnt) or 'none'}; leave it out"
+            )
+        return
     sided = _sided(bundle)
     if "lr" in mirror and sided:
         raise UsageError(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
     from medseg.networks.encoders import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
     from medseg.networks.even_windows import EvenWindowInferer
-    from medseg.networks.nnunet import MeanOf, NNUNet
+    from medseg.networks.nnunet import MeanOf, NNUNet, SliceWise
     from medseg.networks.restoring import RestoringUNet
     from medseg.networks.vgg import VGGEncoder, VGGUNet
 
@@ -28,6 +28,7 @@ __all__ = [
     "MeanOf",
     "NNUNet",
     "RestoringUNet",
+    "SliceWise",
     "VGGEncoder",
     "VGGUNet",
     "encoder_state",
@@ -46,7 +47,7 @@ __getattr__ = lazily(
         "discriminator": "ConditionalPatchDiscriminator Judgement",
         "encoders": "Match inflate load_encoder parameter_groups pretrained read_checkpoint",
         "even_windows": "EvenWindowInferer",
-        "nnunet": "MeanOf NNUNet",
+        "nnunet": "MeanOf NNUNet SliceWise",
         "restoring": "RestoringUNet",
         "vgg": "VGGEncoder VGGUNet",
     },

@@ -18,10 +18,11 @@ _SIGMA, _PEAK = 1 / 8, 10.0
 
 
 def even_starts(shape: Sequence[int], roi: Sequence[int], step: float) -> list[list[int]]:
-    """Per axis the first voxel of every window: as few as lie at most ``step`` of a window apart, evenly spread."""
+    """Per axis the first voxel of every window: as few as lie at most ``step`` of a window (or a voxel) apart, evenly
+    spread."""
     starts = []
     for size, window in zip(shape, roi, strict=True):
-        count = math.ceil((size - window) / (window * step)) + 1
+        count = math.ceil((size - window) / max(window * step, 1)) + 1
         apart = (size - window) / (count - 1) if count > 1 else 0.0
         starts.append([int(np.round(apart * index)) for index in range(count)])
     return starts

@@ -1,7 +1,7 @@
 """nnU-Net's two networks, of MONAI's blocks: a plain U-Net and one with a residual encoder, in 2D and 3D.
 
-MONAI's ``DynUNet`` is the plain one where all kernels are equal; its decoder takes the kernels of the stage below, where
-nnU-Net takes those of the skip, and its residual blocks have no pooled shortcut.
+MONAI's ``DynUNet`` is the plain one where all kernels are equal: its decoder takes the kernels of the stage below,
+where nnU-Net takes those of the skip. Its residual blocks have no pooled shortcut.
 """
 
 from __future__ import annotations
@@ -118,6 +118,19 @@ def _stack(block: Any, depth: int, before: int, after: int, stride: Sizes | int,
     return nn.Sequential(
         block(before, after, stride, kernel), *(block(after, after, 1, kernel) for _ in range(depth - 1))
     )
+
+
+class SliceWise(nn.Module):
+    """A 2D network on every slice, along the first spatial axis, of a volume."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, D, H, W)`` to scores ``(N, K, D, H, W)``."""
+        scores: Tensor = self.network(x.transpose(1, 2).flatten(0, 1))
+        return scores.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
 
 
 class MeanOf(nn.Module):

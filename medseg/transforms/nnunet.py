@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 from medseg.errors import Refusal
 from medseg.resources import max_volume_bytes
 
-Volume = NDArray[np.float32]
+Volume = NDArray[np.floating[Any]]
 """One channel ``(H, W, D)``."""
 
 RESAMPLING = ("resize", "torch", "none")
@@ -37,9 +37,9 @@ RESAMPLING = ("resize", "torch", "none")
 class Resampling:
     """How a channel is resampled.
 
-    ``by`` is one of :data:`RESAMPLING`; ``order`` of the splines in-plane (or everywhere) and ``order_z`` through-plane;
-    an axis is taken apart if ``separate_z`` says so, or if that is None and voxels are more than ``threshold`` times
-    longer than wide; ``mode_z`` is torch's mode for it.
+    ``by`` is one of :data:`RESAMPLING`; ``order`` is that of the splines in-plane (or everywhere), ``order_z`` that of
+    the splines through-plane. An axis is taken apart if ``separate_z`` says so, or if that is None and voxels are more
+    than ``threshold`` times longer than wide; ``mode_z`` is torch's mode for it.
     """
 
     by: str = "resize"
@@ -85,7 +85,7 @@ class Resampling:
                 flat, (wanted / count, 1, 1), order=self.order_z, mode="nearest", grid_mode=True
             )  # fmt: skip
             return np.moveaxis(moved, 0, axis)
-        moved = np.empty((wanted, *across), dtype=np.float32)
+        moved = np.empty((wanted, *across), dtype=slices.dtype)
         place = np.clip(count / wanted * (np.arange(wanted) + 0.5) - 0.5, 0, count - 1)
         nearest = np.floor(place + 0.5).astype(int)
         for index in np.unique(nearest):
@@ -102,10 +102,10 @@ class Resampling:
 
 
 def _resized(values: Volume, shape: Sequence[int], order: int) -> Volume:
-    """Scikit-image's result, whose splines are computed in double precision; it is limited to the values given."""
+    """Scikit-image's result in the precision given, computed in double; no value lies beyond those given."""
     if values.shape == tuple(shape):
         return values
-    return np.asarray(resize(values, shape, order, mode="edge", anti_aliasing=False), dtype=np.float32)
+    return np.asarray(resize(values, shape, order, mode="edge", anti_aliasing=False))
 
 
 def _ct(values: Volume, scheme: Mapping[str, Any], _: NDArray[np.bool_] | None) -> None:
@@ -157,7 +157,7 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
     keys
         Images ``(C, H, W, D)``, axes in the network's order.
     spacing
-        Voxel size of the network's grid, mm per axis.
+        Voxel size of the network's grid, mm per axis; None keeps the image's own (slices of a 2D network).
     schemes
         Per channel: ``name`` of one of :data:`SCHEMES`; ``masked``: only within the filled shape of what is not zero;
         for ``CTNormalization`` ``low``, ``high``, ``mean`` and ``std``.
@@ -168,15 +168,19 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        spacing: Sequence[float],
+        spacing: Sequence[float | None],
         schemes: Sequence[Mapping[str, Any]],
         forth: Mapping[str, Any] | None = None,
         back: Mapping[str, Any] | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
-        self.spacing = tuple(float(size) for size in spacing)
+        self.spacing = tuple(None if size is None else float(size) for size in spacing)
         self.schemes = tuple(dict(scheme) for scheme in schemes)
-        if len(self.spacing) != 3 or min(self.spacing) <= 0 or any(s["name"] not in SCHEMES for s in self.schemes):
+        if (
+            len(self.spacing) != 3
+            or min(size or 1 for size in self.spacing) <= 0
+            or any(s["name"] not in SCHEMES for s in self.schemes)
+        ):
             raise ValueError(f"found {self.spacing} mm and {[s['name'] for s in self.schemes]}; known: {[*SCHEMES]}")
         self.forth, self.back = Resampling(**(forth or {})), Resampling(**{"order": 1, **(back or {})})
 
@@ -200,9 +204,10 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         if len(values) != len(self.schemes):
             raise Refusal("channel-mismatch", f"found {len(values)} channels, expected {len(self.schemes)}")
         box = _box(values)
-        spacing = [float(size) for size in affine_to_spacing(image.affine)]
+        spacing = [float(np.float32(size)) for size in affine_to_spacing(image.affine)]  # as headers store it
         size = [part.stop - part.start for part in box]
-        shape = [max(1, round(a / b * n)) for a, b, n in zip(spacing, self.spacing, size, strict=True)]
+        wanted = self._wanted(spacing)
+        shape = [max(1, round(a / b * n)) for a, b, n in zip(spacing, wanted, size, strict=True)]
         shape = size if self.forth.by == "none" else shape
         if math.prod(shape) * 4 > max_volume_bytes():
             found = "×".join(map(str, shape))
@@ -213,20 +218,25 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         for channel, scheme in enumerate(self.schemes):
             cropped = values[channel][box].copy()
             SCHEMES[scheme["name"]](cropped, scheme, mask if scheme.get("masked") else None)
-            prepared[channel] = torch.from_numpy(np.ascontiguousarray(self.forth(cropped, shape, spacing, self.spacing)))
-        moved = MetaTensor(prepared, affine=_affine(image, box, shape), applied_operations=image.applied_operations)
+            moved = self.forth(cropped, shape, spacing, wanted)
+            prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
+        result = MetaTensor(prepared, affine=_affine(image, box, shape), applied_operations=image.applied_operations)
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
-        self.push_transform(moved, orig_size=values.shape[1:], extra_info=where)
-        return moved
+        self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
+        return result
+
+    def _wanted(self, spacing: Sequence[float]) -> list[float]:
+        return [own if size is None else size for size, own in zip(self.spacing, spacing, strict=True)]
 
     def _restored(self, scores: MetaTensor, shape: Sequence[int], where: Mapping[str, Any]) -> MetaTensor:
         box = tuple(slice(int(start), int(stop)) for start, stop in where["box"])
         size = [part.stop - part.start for part in box]
+        # nnU-Net's scores have half precision, and again once they are resampled by scikit-image, in double
+        precise, rounded = (torch.double, torch.half) if self.back.by == "resize" else (torch.float, torch.float)
         whole = torch.full((len(scores), *(int(n) for n in shape)), -torch.inf)
-        half = self.back.by == "resize"  # nnU-Net's scores have half precision, and there stay so
-        for channel, values in enumerate(scores.as_tensor().float().cpu()):
-            moved = torch.from_numpy(np.ascontiguousarray(self.back(values.numpy(), size, self.spacing, where["spacing"])))
-            whole[(channel, *box)] = moved.half().float() if half else moved
+        for channel, values in enumerate(scores.as_tensor().cpu()):
+            moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
+            whole[(channel, *box)] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
         return MetaTensor(whole, affine=torch.tensor(where["affine"]), applied_operations=scores.applied_operations)
 
 
