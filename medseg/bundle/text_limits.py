@@ -80,6 +80,6 @@ METADATA_FORM: Spec = {
     "training_range": {"spacing_mm": _LIMITS, "fov_mm": _LIMITS, "modality": [TEXT]},
     "changelog": {"*": ANYTHING},
     "eval_metrics": {"*": ANYTHING},
-    "imported": {"origin": TEXT, "mirror": [TEXT], "checked": _CHECKED},
+    "imported": {"origin": TEXT, "orientation": TEXT, "mirror": [TEXT], "checked": _CHECKED},
 }
 """What fits is read; what a shared bundle must say beyond it, :mod:`medseg.sharing.verify` knows."""

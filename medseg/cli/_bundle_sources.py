@@ -9,7 +9,7 @@ import typer
 
 from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
-from medseg.cli._startup import confine_command
+from medseg.cli._startup import confine_command, import_monai_quickly
 from medseg.errors import UsageError
 from medseg.files import prepare_folder
 
@@ -104,6 +104,7 @@ def import_(
     if (check is None) != (predicted is None):
         raise UsageError("--check and --predicted belong together: images, and the label maps that the origin gave")
     confine_command([prepare_folder(output)], imports="medseg.workflows.importing")
+    import_monai_quickly()
     from medseg.workflows.importing import import_bundle
 
     pair = None if check is None or predicted is None else (check, predicted)

@@ -151,6 +151,9 @@ def _why(predictor: Predictor, case: InputCase, file: Path, found: Agreement) ->
     limits = f"at most {MOST_DIFFERENT:.2%} of the voxels, and a Dice of at least {LEAST_DICE} per structure"
     fits, left = _fitting_orientation(predictor, case, file, found)
     if fits:
+        own = _axcodes(predictor)  # the axes of what was given, maybe in another order
+        given = (predictor.bundle.metadata.get("imported") or {}).get("orientation") or own
+        fits = "".join(fits[own.index(letter)] for letter in given)
         remedy = f"of the image taken as {fits} only {left} differ: import with --orientation {fits}"
     else:
         remedy = (

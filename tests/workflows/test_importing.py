@@ -48,21 +48,22 @@ def _edges(channels: int) -> Callable[[dict[str, torch.Tensor]], dict[str, torch
     return weights
 
 
-def _write(folder: Path, axcodes: str, channels: int = 1) -> Path:
-    turned = ({"_target_": "Orientationd", "keys": "image", "axcodes": axcodes, "labels": None},)
+def _write(folder: Path, orientation: str, channels: int = 1) -> Path:
+    """A network that takes the axes backwards, as nnU-Net's do."""
+    turned = ({"_target_": "Orientationd", "keys": "image", "axcodes": orientation[::-1], "labels": None},)
     network = {**CONVOLUTION, "kernel_size": 3, "in_channels": channels}
     return write_bundle(folder, Design(network, turned, input_channels=channels), _edges(channels))
 
 
 def _convert(source: Path, output: Path, options: ImportOptions) -> Imported:
     stated = json.loads((source / "stand_in.json").read_text())
-    folder = _write(output / (options.name or "stand_in"), options.orientation or "RAS", stated.get("channels", 1))
+    orientation = options.orientation or "RAS"
+    folder = _write(output / (options.name or "stand_in"), orientation, stated.get("channels", 1))
     if "broken" in stated:
         raise BundleError("it is broken; mend it")
-    if "mirror" in stated:
-        file = folder / "configs" / "metadata.json"
-        facts = {"origin": "a mirroring stand-in", "mirror": stated["mirror"]}
-        file.write_text(json.dumps({**json.loads(file.read_text()), "imported": facts}))
+    file = folder / "configs" / "metadata.json"
+    facts = {"orientation": orientation, **stated.get("imported", {})}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "imported": facts}))
     return Imported(folder, "a stand-in", ("its note",))
 
 
@@ -91,8 +92,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return _origin(tmp_path, "LAS", ())
 
 
-def _origin(folder: Path, axcodes: str, mirror: tuple[str, ...], channels: int = 1) -> tuple[Path, Path]:
-    predictor = Predictor(_write(folder / "origin", axcodes, channels), "cpu", "fp32", mirror=mirror)
+def _origin(folder: Path, orientation: str, mirror: tuple[str, ...], channels: int = 1) -> tuple[Path, Path]:
+    predictor = Predictor(_write(folder / "origin", orientation, channels), "cpu", "fp32", mirror=mirror)
     for number, kind in enumerate(("permuted", "oblique")):
         volumes = [blobs(SHAPE, 10 * number + channel) for channel in range(channels)]
         for channel, volume in enumerate(volumes):
@@ -182,7 +183,9 @@ def test_the_origins_mirroring_is_tried(source: Path, tmp_path: Path) -> None:
     pair = _origin(tmp_path, "RAS", ("lr", "ap"))
     with pytest.raises(BundleError, match="not the origin's"):
         import_bundle(source, tmp_path / "out", check=pair)
-    (source / "stand_in.json").write_text('{"mirror": ["lr", "ap"]}')
+    (source / "stand_in.json").write_text(
+        json.dumps({"imported": {"origin": "a mirroring stand-in", "mirror": ["lr", "ap"]}})
+    )
     made = import_bundle(source, tmp_path / "out", check=pair)
     assert made.checked is not None
     assert made.checked["mirror"] == ["lr", "ap"]
