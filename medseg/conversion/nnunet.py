@@ -22,7 +22,7 @@ from medseg.conversion.imported import Imported, ImportOptions
 from medseg.conversion.nnunet_network import converted, read_architecture
 from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_model, read_checkpoint
 from medseg.errors import BundleError, UsageError
-from medseg.files import atomic_path, sha256_file, write_json, write_text
+from medseg.files import atomic_path, prepare_folder, sha256_file, write_json, write_text
 from medseg.ingest.image_files import read_image_grid
 from medseg.labels.scheme import LabelScheme
 
@@ -202,15 +202,22 @@ class _Plan:
         if name not in _RESAMPLING:
             raise BundleError(f"resampling_fn_{what} of the plans is {name[:80]!r}, expected {', '.join(_RESAMPLING)}")
         given = self.settings.get(f"resampling_fn_{what}_kwargs") or {}
-        if given.get("mode", "linear") != "linear":
-            raise BundleError(f"resampling_fn_{what}_kwargs asks for the mode {given['mode']!r}, expected linear")
+        mode_z = given.get("aniso_axis_mode", "nearest-exact")
+        if given.get("mode", "linear") != "linear" or mode_z not in {"nearest-exact", "nearest", "linear"}:
+            modes = f"{given.get('mode')!r} and {mode_z[:40]!r}"
+            raise BundleError(
+                f"resampling_fn_{what}_kwargs asks for the modes {modes}, expected linear and nearest-exact"
+            )
+        orders = [given.get("order", order), given.get("order_z", 0)]
+        if any(value not in range(6) for value in orders):
+            raise BundleError(f"resampling_fn_{what}_kwargs asks for splines of order {orders}, expected 0 to 5")
         return {
             "by": _RESAMPLING[name],
-            "order": int(given.get("order", order)),
-            "order_z": int(given.get("order_z", 0)),
+            "order": int(orders[0]),
+            "order_z": int(orders[1]),
             "separate_z": given.get("force_separate_z"),
             "threshold": float(given.get("separate_z_anisotropy_threshold", 3)),
-            "mode_z": given.get("aniso_axis_mode", "nearest-exact"),
+            "mode_z": mode_z,
         }
 
     @property
@@ -253,24 +260,26 @@ def _scheme(name: str, masked: bool, facts: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _write(folder: Path, plan: _Plan) -> None:
+    import torch
+
     architecture = read_architecture(plan.settings, f"plans.json, configuration {plan.checkpoint.configuration}")
     channels, outputs = len(plan.model.channels), len(plan.channel_names)
-    count, definition = len(plan.model.checkpoints), {}
-    (folder / "models").mkdir(parents=True)
+    definition: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
     for number, file in enumerate(plan.model.checkpoints):
         given = plan.checkpoint if number == 0 else read_checkpoint(file)
         where = f"{file.parent.name}/{file.name}"
         if given.configuration != plan.checkpoint.configuration:
             raise BundleError(f"{where} is of the configuration {given.configuration[:80]}, the first fold of another")
         definition, state = converted(given.state, architecture, channels, outputs, where)
+        prefix = f"networks.{number}." if len(plan.model.checkpoints) > 1 else ""
         if architecture.dimensions == 2:
-            definition = {"_target_": "medseg.networks.SliceWise", "network": definition}
-            state = {f"network.{key}": value for key, value in state.items()}
-        if count > 1:
-            state = {f"networks.{number}.{key}": value for key, value in state.items()}
-        _save(state, folder / _weights(number))
-    if count > 1:
+            definition, prefix = {"_target_": "medseg.networks.SliceWise", "network": definition}, f"{prefix}network."
+        weights |= {f"{prefix}{key}": value for key, value in state.items()}
+    if (count := len(plan.model.checkpoints)) > 1:
         definition = {"_target_": "medseg.networks.MeanOf", "networks": [definition] * count}
+    with atomic_path(prepare_folder(folder / "models") / "model.pt") as partial:
+        torch.save(weights, partial)
     write_json(folder / "configs" / "inference.json", _inference(plan, definition))
     write_json(folder / "configs" / "metadata.json", _metadata(folder.name, plan))
     write_text(folder / "configs" / "logging.conf", (_TEMPLATES / "logging.conf").read_text())
@@ -281,22 +290,11 @@ def _write(folder: Path, plan: _Plan) -> None:
     write_text(folder / "docs" / "README.md", _readme(folder.name, plan))
 
 
-def _weights(number: int) -> str:
-    return f"models/fold_{number}.pt" if number else "models/model.pt"
-
-
-def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    import torch
-
-    with atomic_path(path) as partial:
-        torch.save(dict(state), partial)
-
-
 def _inference(plan: _Plan, network: Mapping[str, Any]) -> dict[str, Any]:
     """The config; a file is a case, several channels are ``CASE_0000``, ``CASE_0001`` …, as nnU-Net names them."""
     config: dict[str, Any] = json.loads((_TEMPLATES / "nnunet_inference.json").read_text())
     spacing = plan.settings["spacing"]
-    channels, count = len(plan.model.channels), len(plan.model.checkpoints)
+    channels = len(plan.model.channels)
     if channels > 1:
         several = "[path.replace('_0000.', '_000' + str(number) + '.') for number in range(@channels)]"
         listed = config["datalist"].replace("'image': path", f"'image': {several}")
@@ -309,10 +307,6 @@ def _inference(plan: _Plan, network: Mapping[str, Any]) -> dict[str, Any]:
     config["inferer"]["roi_size"] = plan.patch
     labels = {"threshold": _ABOVE_HALF} if plan.scheme.regions else {"argmax": True}
     config["postprocessing"]["transforms"][1] |= labels
-    if count > 1:
-        loader = {**config["handlers"][0], "strict": False}
-        paths = [f"$@bundle_root + '/{_weights(number)}'" for number in range(count)]
-        config["handlers"] = [{**loader, "load_path": path} for path in paths]
     return config
 
 

@@ -8,36 +8,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BundleError
-from medseg.json_shape import FLAG, NUMBER, TEXT, either, misfit, whole
+from medseg.json_shape import FLAG, NUMBER, TEXT, Spec, either, misfit, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_STAGES, _MOST_DEPTH = 12, 64
-_AXIS = whole(1, 1024)
-_SIZES = either(_AXIS, ((lambda value: isinstance(value, list) and not misfit(value, [_AXIS])), "one for each axis"))
-_PER_STAGE = either(whole(1, 8192), ((lambda value: isinstance(value, list) and not misfit(value, [_COUNT])), "a list"))
-_COUNT = whole(1, 8192)
+_MOST_STAGES = 12
+
+
+def _or_list(spec: Spec) -> Spec:
+    """One value for all stages (or axes), or a list with one for each."""
+    return either(spec, ((lambda value: isinstance(value, list) and not misfit(value, [spec])), "a list of them"))
+
+
+_COUNT, _DEPTHS, _SIZES = whole(1, 8192), _or_list(whole(1, 64)), _or_list(_or_list(whole(1, 1024)))
 _FORM = {
     "n_stages!": whole(2, _MOST_STAGES),
-    "features_per_stage!": _PER_STAGE,
-    "kernel_sizes!": either(_AXIS, ((lambda value: isinstance(value, list) and not misfit(value, [_SIZES])), "a list")),
-    "strides!": either(_AXIS, ((lambda value: isinstance(value, list) and not misfit(value, [_SIZES])), "a list")),
-    "n_conv_per_stage": _PER_STAGE,
-    "n_blocks_per_stage": _PER_STAGE,
-    "n_conv_per_stage_decoder!": _PER_STAGE,
-    "conv_bias": FLAG,
-    "norm_op": TEXT,
-    "norm_op_kwargs": {"eps": NUMBER, "affine": FLAG},
-    "nonlin": TEXT,
+    "features_per_stage!": _or_list(_COUNT),
+    **dict.fromkeys(("kernel_sizes!", "strides!"), _SIZES),
+    **dict.fromkeys(("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder!"), _DEPTHS),
+    **dict.fromkeys(("norm_op", "nonlin"), TEXT),
+    **dict.fromkeys(("conv_bias", "nonlin_first"), FLAG),
+    "norm_op_kwargs": {"eps": NUMBER},
     "nonlin_kwargs": {"negative_slope": NUMBER},
-    "nonlin_first": FLAG,
     "stem_channels": _COUNT,
 }
 _OLD_FORM = {
     "UNet_base_num_features!": _COUNT,
     "unet_max_num_features!": _COUNT,
-    "n_conv_per_stage_encoder!": [_COUNT],
+    "n_conv_per_stage_encoder!": [whole(1, 64)],
 }
 _NETWORKS = {"PlainConvUNet": False, "ResidualEncoderUNet": True}
 _ACTIVATIONS = {"LeakyReLU": "LEAKYRELU", "ReLU": "RELU"}
@@ -171,7 +170,7 @@ def _described(configuration: Mapping[str, Any], where: str) -> tuple[str, Mappi
 def _each(value: Any, count: int, where: str) -> tuple[Any, ...]:
     """One value per stage."""
     values = tuple(value) if isinstance(value, list) else (value,) * count
-    if len(values) != count or any(isinstance(part, int) and not 0 < part <= 8192 for part in values):
+    if len(values) != count or 0 in values:
         raise BundleError(
             f"{where}: {len(values)} values for {count} stages of the network, or 0; the plans are damaged"
         )

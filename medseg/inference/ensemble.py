@@ -27,6 +27,7 @@ from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference.engines import Engine
+from medseg.networks.nnunet import MeanOf
 
 MIRRORS = {"lr": "LR", "ap": "AP", "is": "IS"}
 """Names of the patient's axes, and the letters that stand for their ends in an orientation such as ``"RAS"``."""
@@ -110,6 +111,11 @@ def _sided(bundle: Bundle) -> list[str]:
     """Names of the structures that belong to one side of the body, by their name or by their code."""
     coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
     return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
+
+
+def members_of(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The networks whose scores a bundle's own averages, or it alone."""
+    return list(network.networks) if isinstance(network, MeanOf) else [network]
 
 
 def load_models(

@@ -27,12 +27,12 @@ from medseg.errors import BundleError, CaseFailed, MedsegError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import EngineChoice, build_engine
-from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
+from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, members_of, mirrored_axes
 from medseg.inference.interpolation import nearest_labels
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
-from medseg.inference.sliding_window import Chunk, sliding_window
+from medseg.inference.sliding_window import EVEN, Chunk, averaged_windows
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
 from medseg.trust.trust_files import TrustFiles, TrustState
@@ -127,9 +127,9 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle)
         self.network = self.bundle.load_network(self.device)
-        models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        models = [*members_of(self.network), *load_models(self.bundle, self.network, ensemble, self.device)]
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
-        plain = not self.mirror and len(models) == 1
+        plain = not self.mirror and not ensemble
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
@@ -187,10 +187,11 @@ class Predictor:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
             axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
-            scores_of = ensemble_of(self._engines, axes, self.config.post.decoding.activation)
-            chunks = sliding_window(
-                prepared.as_tensor().float(), self.config.windows, clock.timed("network", scores_of)
-            )
+            activation = self.config.post.decoding.activation
+            apart = self.config.windows.mode == EVEN and activation == "none"  # as nnU-Net averages its folds
+            together = [[engine] for engine in self._engines] if apart else [self._engines]
+            networks = [clock.timed("network", ensemble_of(engines, axes, activation)) for engines in together]
+            chunks = averaged_windows(prepared.as_tensor().float(), self.config.windows, networks)
             labels = inverter.labels(_watched(chunks, watching))
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):

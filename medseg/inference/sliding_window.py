@@ -157,6 +157,24 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     yield from stitcher.advance(plan.padded_shape[0])
 
 
+def averaged_windows(volume: torch.Tensor, settings: WindowSettings, networks: Sequence[Network]) -> Iterator[Chunk]:
+    """The mean score of several networks, each run over the whole volume, as nnU-Net averages folds: in half precision.
+
+    Takes and gives what :func:`sliding_window` does. All scores are held, in half precision, if there are several.
+    """
+    if len(networks) == 1:
+        yield from sliding_window(volume, settings, networks[0])
+        return
+    total: torch.Tensor | None = None
+    for network in networks:
+        scores = torch.cat([chunk.scores.half() for chunk in sliding_window(volume, settings, network)], dim=1)
+        total = scores if total is None else total.add_(scores)
+    assert total is not None, "there are several networks"
+    total /= len(networks)
+    for start in range(0, total.shape[1], settings.roi_size[0]):
+        yield Chunk(start, total[:, start : start + settings.roi_size[0]].float())
+
+
 class _Stitcher:
     """Accumulates weighted scores in a buffer as deep as one window, which moves along the first axis."""
 

@@ -31,6 +31,7 @@ Volume = NDArray[np.floating[Any]]
 
 RESAMPLING = ("resize", "torch", "none")
 """``resize`` by scikit-image, ``torch`` by ``interpolate``, or none."""
+_MODES = {"nearest-exact": "nearest-exact", "nearest": "nearest", "linear": "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Resampling:
         """Refuse what there is not."""
         if self.by not in RESAMPLING or not (0 <= self.order <= 5 and 0 <= self.order_z <= 5):
             raise ValueError(f"found {self}, expected by one of {', '.join(RESAMPLING)} and orders from 0 to 5")
+        if self.mode_z not in _MODES:
+            raise ValueError(f"found mode_z={self.mode_z!r}, expected one of {', '.join(_MODES)}")
 
     def axis_apart(self, spacing: Sequence[float], wanted: Sequence[float]) -> int | None:
         """The axis that is resampled on its own: the only longest one of the grid that is anisotropic."""
@@ -97,7 +100,7 @@ class Resampling:
         if axis is not None:
             across = [size for number, size in enumerate(shape) if number != axis]
             flat = interpolate(values.movedim(axis, 0)[:, None], across, mode="bilinear")[:, 0].movedim(0, axis)
-            return np.asarray(interpolate(flat[None, None], tuple(shape), mode=self.mode_z)[0, 0].numpy())
+            return np.asarray(interpolate(flat[None, None], tuple(shape), mode=_MODES[self.mode_z])[0, 0].numpy())
         return np.asarray(interpolate(values[None, None], tuple(shape), mode="trilinear")[0, 0].numpy())
 
 

@@ -122,8 +122,8 @@ def test_labels_are_nnunets(fake: Fake, orientation: str, mirrored: bool, tmp_pa
     expected = predicted(fake, array.transpose(0, 3, 2, 1), spacing[::-1], mirrored=mirrored).transpose(2, 1, 0)
     image = MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine_of(orientation, spacing)))
     found = Predictor(path, "cpu", mirror=names if mirrored else ()).predict(image).label_map
-    assert len(np.unique(expected)) == 3
-    assert (found != expected).mean() <= (1e-4 if fake.folds == 1 else 1e-3)
+    assert len(np.unique(expected)) > 1
+    assert (found != expected).mean() <= 1e-4
     flipped = MetaTensor(torch.from_numpy(array[:, ::-1].copy()), affine=image.affine.clone())
     flipped.affine[:3, 0] *= -1  # the same patient, stored from the other side
     other = Predictor(path, "cpu", mirror=names if mirrored else ()).predict(flipped).label_map
@@ -136,7 +136,6 @@ def test_bundle_verifies_packs_and_runs_elsewhere(tmp_path: Path) -> None:
     bundle = Bundle.open(path)
     assert bundle.labels == {1: "liver"}
     assert bundle.metadata["imported"]["sha256"].keys() >= {"plans.json", "fold_1/checkpoint_final.pth"}
-    assert sorted(file.name for file in (path / "models").iterdir()) == ["fold_1.pt", "model.pt"]
     packed = pack(path, tmp_path / "packed.zip")
     unpacked = unpack(packed.path, tmp_path / "elsewhere").path
     x = torch.zeros(1, 1, 16, 16, 16)
@@ -165,7 +164,7 @@ def test_monai_bundle_run_gives_the_same(fake: Fake, tmp_path: Path) -> None:
 def test_zip_and_tree_are_found(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "results", Fake())
     assert is_nnunet(tmp_path / "results")
-    assert not is_nnunet(tmp_path)
+    assert not is_nnunet(tmp_path / "results" / "nothing")
     archive = shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "results")
     (tmp_path / "out").mkdir()
     assert is_nnunet(Path(archive))
@@ -220,7 +219,7 @@ def _with(**settings: Any) -> Fake:
         (Fake(plans={"configurations": []}), "configurations"),
         (Fake(plans={"foreground_intensity_properties_per_channel": {"0": {}}}), "percentile_00_5"),
         (Fake(labels={"background": 0, "a": 1, "b": 3}), "without gaps"),
-        (Fake(labels={"background": 0, "a": [1, 2], "b": 2}), "regions_class_order"),
+        (Fake(labels={"background": 0, "a": [1, 2], "b": 1, "c": 2, "d": 3}), "regions_class_order"),
         (Fake(labels={"background": 0, "a": "x"}), "'a'"),
         (Fake(plans=plans_of(Fake(filters=(4, 6, 10)))), "does not hold the network"),
     ],
