@@ -34,9 +34,7 @@ _CHANNEL = re.compile(r"_\d{4}$")
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two label maps of one case, or of several: voxels in all, voxels that differ; both again by value (either has it,
-    one of them has it).
-    """
+    """Two label maps of one case: how many voxels there are, and how many differ, in all and by value."""
 
     voxels: int
     different: int
@@ -64,28 +62,6 @@ class Agreement:
         return f"{self.different} of {self.voxels} voxels differ ({self.share:.4%}){worst}"
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What the comparison gave over all cases; ``mirror``: axes along which the windows had to be mirrored, too."""
-
-    agreements: Mapping[str, Agreement]
-    mirror: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """What the metadata record."""
-        dice = [one.dice for one in self.agreements.values()]
-        return {
-            "cases": len(self.agreements),
-            "voxels": sum(one.voxels for one in self.agreements.values()),
-            "different_voxels": sum(one.different for one in self.agreements.values()),
-            "lowest_dice": {
-                str(value): round(min(found[value] for found in dice if value in found), 6)
-                for value in sorted({value for found in dice for value in found})
-            },
-            "mirror": list(self.mirror),
-        }
-
-
 def agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> Agreement:
     """Compare two label maps of one shape."""
     differs = ours != theirs
@@ -101,8 +77,8 @@ def agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> Agreement:
     return Agreement(ours.size, int(np.count_nonzero(differs)), sizes)
 
 
-def check_import(bundle: Path, images: Path, predicted: Path, *, say: Callable[[str], None]) -> Checked:
-    """Label images with a bundle, as a plain run does, and compare with what its origin gave of them.
+def check_import(bundle: Path, images: Path, predicted: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Label images with a bundle and compare with what its origin gave of them; the result is for its metadata.
 
     Tried without mirrored windows first, then with those that the metadata name as the origin's.
 
@@ -142,9 +118,22 @@ def check_import(bundle: Path, images: Path, predicted: Path, *, say: Callable[[
                 failed.append((predictor, name, found[name]))
                 break
         else:
-            return Checked(found, mirror)
+            return _recorded(list(found.values()), mirror)
     predictor, name, best = min(failed, key=lambda one: one[2].share)
     raise BundleError(f"the label map of {name} is not the origin's: {_why(predictor, *pairs[name], best)}")
+
+
+def _recorded(agreements: list[Agreement], mirror: tuple[str, ...]) -> dict[str, Any]:
+    lowest: dict[int, float] = {}
+    for value, dice in (pair for one in agreements for pair in one.dice.items()):
+        lowest[value] = min(dice, lowest.get(value, 1.0))
+    return {
+        "cases": len(agreements),
+        "voxels": sum(one.voxels for one in agreements),
+        "different_voxels": sum(one.different for one in agreements),
+        "lowest_dice": {str(value): round(dice, 6) for value, dice in sorted(lowest.items())},
+        "mirror": list(mirror),
+    }
 
 
 def _why(predictor: Predictor, case: InputCase, file: Path, found: Agreement) -> str:

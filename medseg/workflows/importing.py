@@ -70,7 +70,7 @@ def import_bundle(
         if check is not None:
             from medseg.workflows.import_check import check_import
 
-            metadata["imported"]["checked"] = check_import(made.path, *check, say=say).as_json()
+            metadata["imported"]["checked"] = check_import(made.path, *check, say=say)
         write_json(made.path / METADATA, metadata)
         made.path.rename(target)
     told, checked = Bundle.open(target).import_state, metadata["imported"].get("checked")
