@@ -18,6 +18,7 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg.bundle import require_trusted
 from medseg.conversion.imported import Imported, ImportOptions
 from medseg.conversion.nnunet_network import converted, read_architecture
 from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_model, read_checkpoint
@@ -70,6 +71,7 @@ def import_nnunet(source: Path, output: Path, options: ImportOptions) -> Importe
             raise UsageError(f"{folder} exists; choose another name, or remove it")
         try:
             _write(folder, plan)
+            require_trusted(folder, "infer")  # names and texts of the source stand in the bundle
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -221,6 +221,11 @@ def _with(**settings: Any) -> Fake:
         (Fake(labels={"background": 0, "a": 1, "b": 3}), "without gaps"),
         (Fake(labels={"background": 0, "a": [1, 2], "b": 1, "c": 2, "d": 3}), "regions_class_order"),
         (Fake(labels={"background": 0, "a": "x"}), "'a'"),
+        (Fake(labels={"background": 0, "a": 1, "$__import__('os').abort()": 2}), "abort"),
+        (Fake(channels=("$open('x', 'w')",)), "open"),
+        (_with(architecture={"network_class_name": "x.PlainConvUNet", "arch_kwargs": {
+            **plans_of(Fake())["configurations"]["base"]["architecture"]["arch_kwargs"], "n_conv_per_stage": 10**6}}),
+         "n_conv_per_stage"),
         (Fake(plans=plans_of(Fake(filters=(4, 6, 10)))), "does not hold the network"),
     ],
 )  # fmt: skip
