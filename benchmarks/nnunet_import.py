@@ -86,8 +86,8 @@ def _judge(about: Path, out: Path, nnunet: str | None) -> list[Row]:
     home = about.parent
     source = next(path.parent for path in home.rglob("plans.json") if "predicted" not in str(path))
     rows = [Row(home.name, mirrored) for mirrored in (False, True)]
-    words = ["bundle", "import", source, "-o", out, "--orientation", stated["orientation"], "--name", f"nnunet_{home.name}"]
     bundle = out / f"nnunet_{home.name}"
+    words = ["bundle", "import", source, "-o", out, "--orientation", stated["orientation"], "--name", bundle.name]
     if not bundle.exists():
         done = _run([sys.executable, "-m", "medseg", *words])
         if done.code:
