@@ -56,8 +56,13 @@ _PLAIN_NUMBERS = re.compile(r"[biuf]\d{1,2}")
 _DAMAGED = "the file is damaged or tampered with"
 
 
-def judge_torch_archive(path: Path, file: str) -> list[Finding]:
-    """Findings on a ``.pt`` file; a PyTorch zip archive whose pickle builds a state dict and no more passes."""
+def judge_torch_archive(
+    path: Path, file: str, inert: frozenset[str] = frozenset(), largest_pickle: int = _LARGEST_PICKLE
+) -> list[Finding]:
+    """Findings on a ``.pt`` file; a PyTorch zip archive whose pickle builds a state dict and no more passes.
+
+    ``inert``: further globals, as ``"numpy dtype"``, that whoever loads the file puts stand-ins for.
+    """
 
     def found(what: str, why: str = "loading it can run code; save a bare state_dict()", place: str = "") -> Finding:
         return Finding("block", file, place, what, why)
@@ -70,15 +75,15 @@ def judge_torch_archive(path: Path, file: str) -> list[Finding]:
                 return [found(problem)]
             sizes = {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
             pickled = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-            if pickled.file_size > _LARGEST_PICKLE:
-                what = f"its data.pkl is of {pickled.file_size} bytes, expected at most {_LARGEST_PICKLE}"
+            if pickled.file_size > largest_pickle:
+                what = f"its data.pkl is of {pickled.file_size} bytes, expected at most {largest_pickle}"
                 return [found(what, "a state dict needs 120 bytes for a tensor; save a bare state_dict()")]
-            data = read_member(archive, pickled, _LARGEST_PICKLE)
+            data = read_member(archive, pickled, largest_pickle)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError) as error:
         return [found(f"the archive cannot be read: {error}", "readers disagree on broken archives; save it again")]
     try:
-        problems = [found(problem, place=place) for place, problem in _pickle_problems(data)]
-        return problems or [found(problem, _DAMAGED, "data.pkl") for problem in _size_problems(data, sizes)]
+        problems = [found(problem, place=place) for place, problem in _pickle_problems(data, inert)]
+        return problems or [found(problem, _DAMAGED, "data.pkl") for problem in _size_problems(data, sizes, inert)]
     except ValueError as error:
         return [found(f"its pickle cannot be read: {error}", _DAMAGED, "data.pkl")]
 
@@ -113,13 +118,13 @@ def _stated_problem(infos: list[zipfile.ZipInfo], path: Path) -> str | None:
         return None if handle.read(4) == b"PK\x03\x04" else "something stands before the archive"
 
 
-def _pickle_problems(data: bytes) -> Iterator[tuple[str, str]]:
+def _pickle_problems(data: bytes, inert: frozenset[str]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for opcode, argument, position in pickletools.genops(data):
         problem = None
         if opcode.name not in _OPCODES:
             problem = f"the pickle uses {opcode.name}"
-        elif opcode.name == "GLOBAL" and argument not in _GLOBALS:
+        elif opcode.name == "GLOBAL" and argument not in _GLOBALS | inert:
             problem = f"the pickle imports {str(argument).replace(' ', '.')}"
         elif opcode.name == "STOP" and position != len(data) - 1:
             problem = "something follows the end of the pickle"
@@ -156,8 +161,8 @@ class _Follower:
     takes no room, and ages to hash), a storage without a member, a call with other arguments than a tensor's.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        self._sizes = sizes
+    def __init__(self, sizes: Mapping[str, int], inert: frozenset[str] = frozenset()) -> None:
+        self._sizes, self._inert = sizes, {name.partition(" ")[2] for name in inert}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self.storages: dict[str, int] = {}
@@ -255,6 +260,8 @@ class _Follower:
             raise ValueError("it calls what is no function")  # noqa: TRY004  as everything that a pickle gets wrong
         if function.name == "_rebuild_parameter":
             return given[0]
+        if function.name in self._inert:
+            return _encoded(given) if function.name == "encode" else None
         if function.name in {"_reconstruct", "dtype", "encode"}:
             if not _is_of_array(function.name, given):
                 raise ValueError(f"it calls {function.name} in another way than for an array")
@@ -291,8 +298,14 @@ def _is_flat(given: tuple[Any, ...]) -> bool:
     return not given or (len(given) == 1 and (given[0] is None or _is_whole(given[0])))
 
 
-def _size_problems(data: bytes, sizes: Mapping[str, int]) -> Iterator[str]:
-    follower = _Follower(sizes)
+def _encoded(given: tuple[Any, ...]) -> None:
+    """Bytes of a text, as old pickles write them: Python's own encoder makes them, of any name."""
+    if len(given) != 2 or not isinstance(given[0], str) or given[1] != "latin1":
+        raise ValueError("it encodes a text in an unusual way")
+
+
+def _size_problems(data: bytes, sizes: Mapping[str, int], inert: frozenset[str]) -> Iterator[str]:
+    follower = _Follower(sizes, inert)
     follower.follow(data)
     held = sum(follower.storages.values())
     most = _SHOWN_TWICE * held + _ALWAYS_ELEMENTS

@@ -321,6 +321,20 @@ class Bundle:
         value = self.metadata.get("training_range")
         return dict(value) if isinstance(value, Mapping) else None
 
+    @property
+    def import_state(self) -> str:
+        """Where an imported bundle comes from, and whether its label maps were compared there; empty for others."""
+        if not (facts := self.metadata.get("imported")):
+            return ""
+        checked = facts.get("checked")
+        found = "not checked: nobody has compared its label maps with those of its origin"
+        if checked:
+            different, voxels = checked.get("different_voxels", 0), checked.get("voxels", 0)
+            mirror = f" with --mirror {','.join(checked['mirror'])}" if checked.get("mirror") else ""
+            compared = f"label maps of {checked.get('cases', 0)} cases equal those of its origin{mirror}"
+            found = f"checked: {compared} in all but {different} of {voxels} voxels"
+        return f"imported ({facts.get('origin', 'of unknown origin')}), {found}"
+
     def check_range(self, geometry: Geometry, modality: str | None = None) -> None:
         """Refuse a volume whose grid is far from what the bundle was trained on.
 

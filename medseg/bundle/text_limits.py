@@ -73,11 +73,13 @@ _TENSOR: Spec = {
     "segment_codes": numbered(ANYTHING),
 }
 _LIMITS = {"low": PLACE, "high": PLACE}
+_CHECKED = {"cases": whole(1), "voxels": whole(1), "different_voxels": whole(0), "mirror": [TEXT]}
 METADATA_FORM: Spec = {
     "network_data_format": {"inputs": {"*": _TENSOR}, "outputs": {"*": _TENSOR}},
     "segment_codes": numbered(ANYTHING),
     "training_range": {"spacing_mm": _LIMITS, "fov_mm": _LIMITS, "modality": [TEXT]},
     "changelog": {"*": ANYTHING},
     "eval_metrics": {"*": ANYTHING},
+    "imported": {"origin": TEXT, "orientation": TEXT, "mirror": [TEXT], "checked": _CHECKED},
 }
 """What fits is read; what a shared bundle must say beyond it, :mod:`medseg.sharing.verify` knows."""

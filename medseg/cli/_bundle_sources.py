@@ -9,6 +9,9 @@ import typer
 
 from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
+from medseg.cli._startup import confine_command, import_monai_quickly
+from medseg.errors import UsageError
+from medseg.files import prepare_folder
 
 
 @bundle_app.command(name="list")
@@ -60,6 +63,7 @@ def info(bundle: BundleArgument) -> Outcome:
         "copyright": opened.metadata.get("copyright"),
         "packages": opened.packages,
         "sha256": opened.sha256,
+        "imported": opened.import_state,
     }
     state = trust_state(opened)
     for name, value in {**facts, "trust": state.describe()}.items():
@@ -83,15 +87,33 @@ def import_(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Fetch weights that the model lists elsewhere (https).")
     ] = False,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="IMAGES", help="Images to compare with the origin on.")
+    ] = None,
+    predicted: Annotated[
+        Path | None, typer.Option("--predicted", metavar="LABELS", help="Label maps that the origin gave of them.")
+    ] = None,
 ) -> Outcome:
     """Make a bundle of a model that another tool has trained; nothing of it is executed.
 
-    Example: medseg bundle import Dataset004_Hippocampus -o bundles --orientation RAS
+    With --check and --predicted only if it labels as the origin does: at most 0.01 % of the voxels differ.
+
+    Example: medseg bundle import Dataset004_Hippocampus -o bundles --orientation RAS --check imagesTs --predicted out
     """
     from medseg.conversion.imported import ImportOptions
+
+    missing = [str(path) for path in (source, like, check, predicted) if path is not None and not path.exists()]
+    if missing:
+        raise UsageError(f"no such file or folder: {', '.join(missing)}")
+    if (check is None) != (predicted is None):
+        raise UsageError("--check and --predicted belong together: images, and the label maps that the origin gave")
+    confine_command([prepare_folder(output)], imports="medseg.workflows.importing")
+    import_monai_quickly()
     from medseg.workflows.importing import import_bundle
 
-    made = import_bundle(source, output, ImportOptions(name, orientation, like, fetch))
+    pair = None if check is None or predicted is None else (check, predicted)
+    options = ImportOptions(name, orientation, like, fetch)
+    made = import_bundle(source, output, options, check=pair, say=terminal().print)
     for line in (f"{made.path}: made of {made.kind}", *made.notes, f"Next: medseg bundle verify {made.path}"):
         terminal().print(line)
-    return Outcome({"bundle": str(made.path), "kind": made.kind, "notes": list(made.notes)})
+    return Outcome({"bundle": str(made.path), "kind": made.kind, "notes": list(made.notes), "checked": made.checked})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,10 @@ class Imported:
     """A bundle that was made of another tool's model.
 
     ``kind``: what the source was, for people. ``notes``: what was decided on the way, and what is not as in the origin.
+    ``checked``: what a comparison with the origin gave; None without one.
     """
 
     path: Path
     kind: str
     notes: tuple[str, ...] = ()
+    checked: Mapping[str, Any] | None = None

@@ -15,7 +15,8 @@ from medseg.bundle.promptable import is_promptable
 from medseg.errors import BundleError, UsageError
 from medseg.inference.postprocessing import Postprocessing, read_postprocessing
 from medseg.inference.prompts import read_prompts, read_way_back
-from medseg.inference.sliding_window import WindowSettings
+from medseg.inference.sliding_window import EVEN, WindowSettings
+from medseg.networks.even_windows import EvenWindowInferer
 
 _LOADERS = ("LoadImage", "EnsureChannelFirst", "LoadVolume")
 _SLICES = "SliceInferer"
@@ -179,6 +180,9 @@ def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     name = type(inferer).__name__
     if inferer is None or name == "SimpleInferer":
         return WindowSettings((0, 0, 0))
+    if isinstance(inferer, EvenWindowInferer):
+        size = tuple(int(n) for n in _three(inferer.roi_size, "roi_size", bundle))
+        return WindowSettings(size, (1 - inferer.step,) * 3, EVEN, batch_size=inferer.sw_batch_size)
     if name not in {"SlidingWindowInferer", "SlidingWindowInfererAdapt", _SLICES}:
         expected = f"SlidingWindowInferer, {_SLICES} or SimpleInferer"
         raise BundleError(f"inferer of {bundle.name} is {name}, expected {expected}")

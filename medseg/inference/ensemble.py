@@ -27,6 +27,7 @@ from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference.engines import Engine
+from medseg.networks.nnunet import MeanOf
 
 MIRRORS = {"lr": "LR", "ap": "AP", "is": "IS"}
 """Names of the patient's axes, and the letters that stand for their ends in an orientation such as ``"RAS"``."""
@@ -78,10 +79,21 @@ def _mean_sigmoid(scores: Iterator[torch.Tensor]) -> torch.Tensor:
 
 
 def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
-    """Refuse an unknown axis, and left–right where a structure has a side, as it would have the other one mirrored."""
+    """Refuse an unknown axis, and left–right where a structure has a side, as it would have the other one mirrored.
+
+    Of an imported bundle the origin says along which axes its network has learnt from mirrored images.
+    """
     unknown = [name for name in mirror if name not in MIRRORS]
     if unknown or len(set(mirror)) != len(mirror):
         raise UsageError(f"--mirror {','.join(mirror)}: expected some of {', '.join(MIRRORS)}, each once")
+    learnt = bundle.metadata.get("imported", {}).get("mirror")
+    if learnt is not None:
+        if strange := [name for name in mirror if name not in learnt]:
+            raise UsageError(
+                f"--mirror {','.join(strange)}: {bundle.name} was not trained on images mirrored so, expected some of"
+                f" {', '.join(learnt) or 'none'}; leave it out"
+            )
+        return
     sided = _sided(bundle)
     if "lr" in mirror and sided:
         raise UsageError(
@@ -99,6 +111,11 @@ def _sided(bundle: Bundle) -> list[str]:
     """Names of the structures that belong to one side of the body, by their name or by their code."""
     coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
     return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
+
+
+def members_of(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The networks whose scores a bundle's own averages, or it alone."""
+    return list(network.networks) if isinstance(network, MeanOf) else [network]
 
 
 def load_models(

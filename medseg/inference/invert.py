@@ -27,7 +27,7 @@ from medseg.bundle.config import first_cause
 from medseg.errors import CaseFailed
 from medseg.inference.config import InferenceConfig
 from medseg.inference.interpolation import Lerp, TiledLabels
-from medseg.inference.sliding_window import Chunk
+from medseg.inference.sliding_window import EVEN, Chunk
 from medseg.labels.decoding import Activation, LabelDecoding
 
 LabelMap = NDArray[np.unsignedinteger[Any]]
@@ -101,6 +101,8 @@ class Inverter:
         self._preprocessing, self._post, self._decoding = config.preprocessing, config.post, config.post.decoding
         self._source, self._prepared, self._first = source, prepared, config.channels.first
         self._grid = GridMap.between(source, prepared) if config.exact_affine else None
+        # scores that were summed in half precision are kept in it, where they are kept
+        self._precision = torch.half if self._grid is None and config.windows.mode == EVEN else torch.float
 
     def labels(self, chunks: Iterable[Chunk]) -> LabelMap:
         """The label map ``(H, W, D)`` on the source grid, of the network's stitched output.
@@ -163,7 +165,7 @@ class Inverter:
         """Scores are moved, then labels decided on the source grid."""
         if self._grid is not None and self._grid.axes is not None:
             return _linear_aligned(chunks, self._decoding, self._grid, self._grid.axes)
-        scores = _stitched(chunks, self._prepared)
+        scores = _stitched(chunks, self._prepared, self._precision)
         if self._grid is not None:
             return _linear_affine(scores, self._decoding, self._grid)
         if self._decoding.table:  # a region at a time: MONAI's inversion holds what it is given several times
@@ -275,12 +277,12 @@ def _clean(labels: LabelMap, transform: Callable[..., Any], grid: MetaTensor) ->
     return np.asarray(cleaned)[0].astype(labels.dtype)
 
 
-def _stitched(chunks: Iterable[Chunk], prepared: MetaTensor) -> torch.Tensor:
+def _stitched(chunks: Iterable[Chunk], prepared: MetaTensor, precision: torch.dtype = torch.float) -> torch.Tensor:
     """The scores of the whole volume."""
     scores = torch.empty(0)
     for chunk in chunks:
         if not len(scores):
-            scores = torch.empty(chunk.scores.shape[0], *prepared.shape[1:])
+            scores = torch.empty(chunk.scores.shape[0], *prepared.shape[1:], dtype=precision)
         scores[:, chunk.start : chunk.start + chunk.scores.shape[1]] = chunk.scores
     return scores
 

@@ -27,13 +27,13 @@ from medseg.errors import BundleError, CaseFailed, MedsegError, UsageError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import EngineChoice, build_engine
-from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
+from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, members_of, mirrored_axes
 from medseg.inference.interpolation import nearest_labels
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
 from medseg.inference.prompts import ClassScores
-from medseg.inference.sliding_window import Chunk, sliding_window
+from medseg.inference.sliding_window import EVEN, Chunk, averaged_windows
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
 from medseg.trust.trust_files import TrustFiles, TrustState
@@ -131,7 +131,7 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
-        models: list[torch.nn.Module] = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
+        models = [*members_of(self.network), *load_models(self.bundle, self.network, ensemble, self.device)]
         if self.config.prompts and len(models) > 1:
             raise UsageError(
                 f"--ensemble: {self.bundle.name} is asked by class, and stands alone; leave the option out"
@@ -143,7 +143,7 @@ class Predictor:
             models = [_Slicewise(model, axis) for model in models]
         models = [*self._classes] or models
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
-        plain = not self.mirror and len(models) == 1
+        plain = not self.mirror and not ensemble
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
@@ -201,10 +201,11 @@ class Predictor:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
             axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
-            scores_of = ensemble_of(self._engines, axes, self.config.post.decoding.activation)
-            chunks = sliding_window(
-                prepared.as_tensor().float(), self.config.windows, clock.timed("network", scores_of)
-            )
+            activation = self.config.post.decoding.activation
+            apart = self.config.windows.mode == EVEN and activation == "none"  # as nnU-Net averages its folds
+            together = [[engine] for engine in self._engines] if apart else [self._engines]
+            networks = [clock.timed("network", ensemble_of(engines, axes, activation)) for engines in together]
+            chunks = averaged_windows(prepared.as_tensor().float(), self.config.windows, networks)
             chunks = _watched(chunks, watching)
             labels = inverter.labels(self._classes[0].labels(chunks) if self._classes else chunks)
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)

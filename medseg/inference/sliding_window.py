@@ -7,16 +7,17 @@ at once, so that the accumulator is as deep as one window, not as the volume.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch.nn import functional
 
 from medseg.errors import CaseFailed, Refusal
+from medseg.networks.even_windows import bell, even_starts
 
 _MOST_WINDOWS, _FEW_WINDOWS = 100_000, 4096
 """A whole body of 512×512×1200 voxels takes 2,000 windows of 96³ at an overlap of 0.5, and 71,000 of 32³."""
@@ -28,6 +29,9 @@ _LARGEST_BATCH = 1 << 27
 _LARGEST_GROWTH, _SMALL_VOXELS = 8, 1 << 21
 """How much larger than the volume, or than 128³ voxels, its windows may be."""
 
+EVEN = "nnunet"
+"""The mode of :class:`WindowSettings` that lays windows as nnU-Net does."""
+
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -38,7 +42,8 @@ class WindowSettings:
     ``roi_size`` is in voxels along the three array axes, below 1 the volume's own size; ``overlap`` the fraction of a
     window that the next one repeats, per axis. Overlapping windows are weighted by the ``mode`` ``"constant"`` or
     ``"gaussian"``, whose width ``sigma_scale`` is a fraction of the window. ``batch_size`` windows are computed at
-    once; a volume smaller than a window is padded.
+    once; a volume smaller than a window is padded. The mode ``"nnunet"`` spreads windows evenly, at most
+    ``1 - overlap`` of one apart, with nnU-Net's weights, and sums in half precision as it does.
     """
 
     roi_size: tuple[int, ...]
@@ -76,7 +81,7 @@ class Chunk:
 
 
 def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
-    """Lay the windows of ``settings`` over a volume, exactly as MONAI does.
+    """Lay the windows of ``settings`` over a volume, exactly as MONAI or nnU-Net does.
 
     Raises ``Refusal`` (``too-large``) if there are too many of them, or they are far larger than the volume.
     """
@@ -86,6 +91,9 @@ def plan_windows(shape: Sequence[int], settings: WindowSettings) -> WindowPlan:
     # MONAI's interval: at least one voxel, and the whole axis if one window covers it
     step = [r if r == p else max(int(r * (1 - o)), 1) for r, p, o in zip(roi, padded, settings.overlap, strict=True)]
     _check_cost(roi, padded, step, shape, settings)
+    if settings.mode == EVEN:
+        places = even_starts(padded, roi, 1 - settings.overlap[0])
+        return WindowPlan(roi, padded, before, tuple(itertools.product(*places)))
     windows = dense_patch_slices(padded, roi, step, return_slice=False)
     return WindowPlan(roi, padded, before, tuple(tuple(int(first) for first, _ in window) for window in windows))
 
@@ -132,10 +140,14 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     """
     plan = plan_windows(volume.shape[1:], settings)
     padded = _pad(volume, plan, settings)
-    weights = compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
+    weights = (
+        bell(plan.roi_size)
+        if settings.mode == EVEN
+        else compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
+    )
     height, width, depth = plan.roi_size
     stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
-    for first, group in groupby(plan.starts, key=lambda start: start[0]):
+    for first, group in itertools.groupby(plan.starts, key=lambda start: start[0]):
         yield from stitcher.advance(first)
         row = list(group)
         for begin in range(0, len(row), settings.batch_size):
@@ -145,6 +157,24 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     yield from stitcher.advance(plan.padded_shape[0])
 
 
+def averaged_windows(volume: torch.Tensor, settings: WindowSettings, networks: Sequence[Network]) -> Iterator[Chunk]:
+    """The mean score of several networks, each run over the whole volume, as nnU-Net averages folds: in half precision.
+
+    Takes and gives what :func:`sliding_window` does. All scores are held, in half precision, if there are several.
+    """
+    if len(networks) == 1:
+        yield from sliding_window(volume, settings, networks[0])
+        return
+    total: torch.Tensor | None = None
+    for network in networks:
+        scores = torch.cat([chunk.scores.half() for chunk in sliding_window(volume, settings, network)], dim=1)
+        total = scores if total is None else total.add_(scores)
+    assert total is not None, "there are several networks"
+    total /= len(networks)
+    for start in range(0, total.shape[1], settings.roi_size[0]):
+        yield Chunk(start, total[:, start : start + settings.roi_size[0]].float())
+
+
 class _Stitcher:
     """Accumulates weighted scores in a buffer as deep as one window, which moves along the first axis."""
 
@@ -152,15 +182,19 @@ class _Stitcher:
         self.plan, self.weights, self.shape = plan, weights, shape
         self.first = 0
         self.sums: torch.Tensor | None = None
-        self.counts = torch.zeros(plan.roi_size[0], *plan.padded_shape[1:])
+        self.counts = torch.zeros(plan.roi_size[0], *plan.padded_shape[1:], dtype=weights.dtype)
 
     def add(self, scores: torch.Tensor, starts: Sequence[tuple[int, ...]]) -> None:
         """Add a batch of window scores ``(N, K, *roi)``, all of which begin at the buffer's first plane."""
         if self.sums is None:
-            self.sums = torch.zeros(scores.shape[1], *self.counts.shape)
+            self.sums = torch.zeros(scores.shape[1], *self.counts.shape, dtype=self.counts.dtype)
         _, width, depth = self.plan.roi_size
         for score, (_, j, k) in zip(scores, starts, strict=True):
-            self.sums[:, :, j : j + width, k : k + depth].addcmul_(score, self.weights)
+            place = self.sums[:, :, j : j + width, k : k + depth]
+            if place.dtype == score.dtype:
+                place.addcmul_(score, self.weights)
+            else:  # in half precision, rounded once
+                place += score * self.weights
             self.counts[:, j : j + width, k : k + depth].add_(self.weights)
 
     def advance(self, to: int) -> Iterator[Chunk]:
@@ -170,6 +204,8 @@ class _Stitcher:
             return
         ready = self.sums[:, :done]
         ready /= self.counts[:done]
+        if ready.dtype == torch.half and not torch.isfinite(ready.sum(dtype=torch.float64)):
+            raise CaseFailed("the network's scores are too large for half precision, in which nnU-Net sums them")
         yield from self._without_padding(ready)
         kept = self.counts.shape[0] - done
         for buffer in self.sums.unbind(0) if kept else ():
@@ -187,7 +223,7 @@ class _Stitcher:
         if low < high:
             inner = ready[:, low - self.first : high - self.first]
             inner = inner[:, :, before[1] : before[1] + width, before[2] : before[2] + depth]
-            yield Chunk(low - before[0], inner)
+            yield Chunk(low - before[0], inner.float())
 
 
 def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> torch.Tensor:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from medseg.networks.dcgan import DCGANDiscriminator, DCGANGenerator
     from medseg.networks.discriminator import ConditionalPatchDiscriminator, Judgement
     from medseg.networks.encoders import Match, inflate, load_encoder, parameter_groups, pretrained, read_checkpoint
+    from medseg.networks.even_windows import EvenWindowInferer
+    from medseg.networks.nnunet import MeanOf, NNUNet, SliceWise
     from medseg.networks.restoring import RestoringUNet
     from medseg.networks.vgg import VGGEncoder, VGGUNet
 
@@ -20,9 +22,13 @@ __all__ = [
     "ConditionalPatchDiscriminator",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "EvenWindowInferer",
     "Judgement",
     "Match",
+    "MeanOf",
+    "NNUNet",
     "RestoringUNet",
+    "SliceWise",
     "VGGEncoder",
     "VGGUNet",
     "encoder_state",
@@ -40,6 +46,8 @@ __getattr__ = lazily(
         "dcgan": "DCGANDiscriminator DCGANGenerator",
         "discriminator": "ConditionalPatchDiscriminator Judgement",
         "encoders": "Match inflate load_encoder parameter_groups pretrained read_checkpoint",
+        "even_windows": "EvenWindowInferer",
+        "nnunet": "MeanOf NNUNet SliceWise",
         "restoring": "RestoringUNet",
         "vgg": "VGGEncoder VGGUNet",
     },

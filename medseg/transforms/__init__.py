@@ -7,6 +7,7 @@ from medseg.transforms.load import LoadVolume, LoadVolumed
 from medseg.transforms.load_labels import LoadLabeld
 from medseg.transforms.load_pictures import LoadPictured, picture_items
 from medseg.transforms.mismatched_pairs import KINDS, Mismatch, MismatchedPairs
+from medseg.transforms.nnunet import NNUNetPreprocessd
 from medseg.transforms.spatial import RandSpatiald, SpatialDraw
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Mismatch",
     "MismatchedPairs",
     "MissingSlices",
+    "NNUNetPreprocessd",
     "RandGraind",
     "RandLatentd",
     "RandMissingSlicesd",

@@ -17,6 +17,7 @@ import pytest
 from medseg.bundle import Bundle
 from medseg.confinement import landlock_version
 from medseg.inference.run.batch import run_batch
+from tests.conversion.nnunet_model import Fake, write_model
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.volumes import blobs, grid, save
 
@@ -66,6 +67,26 @@ def test_labelling_touches_its_output_alone_by_itself(bundle: str, tmp_path: Pat
     mine = (str(output), str(tmp_path / "temporary"), os.devnull)
     left = [event for event in events if not event[1].startswith(mine)]
     assert [event for event in left if not _harmless(event)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("walled", [pytest.param(True, marks=needs_landlock), False])
+def test_an_import_touches_its_output_alone(walled: bool, tmp_path: Path) -> None:
+    model, log, output = write_model(tmp_path, Fake()), tmp_path / "log", tmp_path / "out"
+    words = ["bundle", "import", str(model), "-o", str(output), "--orientation", "RAS", "--quiet"]
+    environment = _environment(tmp_path)
+    if walled:
+        del environment["MEDSEG_UNCONFINED"]
+    python = ["-m", "medseg"] if walled else ["-m", "tests.watched", str(log)]
+    done = subprocess.run(
+        [sys.executable, *python, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in output.iterdir()] == ["dataset007_fake_3d_fullres"]
+    if not walled:
+        mine = (str(output), str(tmp_path / "temporary"), os.devnull)
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [event for event in events if not event[1].startswith(mine) and not _harmless(event)] == []
 
 
 def _harmless(event: list[str]) -> bool:

@@ -142,7 +142,10 @@ def _head(context: RunContext, trust: TrustState, skipped: Sequence[SeriesRecord
         choice.precision,
         choice.engine,
         trust=trust.as_json(),
-        notes=tuple(read_inference_config(bundle, context.options.structures).notes),
+        notes=(
+            *filter(None, [bundle.import_state]),
+            *read_inference_config(bundle, context.options.structures).notes,
+        ),
         skipped=tuple(Skipped(record.source, record.reason, record.message) for record in skipped),
         started=_now(),
     )
