@@ -233,7 +233,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     if found := judge_torch_archive(path, path.name, _INERT, _LARGEST_PICKLE):
         raise UntrustedBundle(f"{path}: {found[0].what}; {found[0].why}")
-    stubs = [(_Inert, name.replace(" ", ".")) for name in _NUMPY]
+    stubs: list[Any] = [(_Inert, name.replace(" ", ".")) for name in _NUMPY]
     try:
         with torch.serialization.safe_globals(stubs):
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

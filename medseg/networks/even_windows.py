@@ -63,11 +63,11 @@ class EvenWindowInferer(Inferer):
         total, sums = torch.zeros(padded.shape[2:], dtype=torch.half, device=inputs.device), None
         for start in itertools.product(*even_starts(padded.shape[2:], self.roi_size, self.step)):
             window = tuple(slice(first, first + n) for first, n in zip(start, self.roi_size, strict=True))
-            scores = network(padded[(..., *window)], *args, **kwargs)
+            scores = network(padded[:, :, *window], *args, **kwargs)
             if sums is None:
                 sums = total.new_zeros(*scores.shape[:2], *total.shape)
-            sums[(..., *window)] += scores * weights
+            sums[:, :, *window] += scores * weights
             total[window] += weights
         assert sums is not None, "there is one window at least"
         inside = tuple(slice(margin // 2, margin // 2 + n) for margin, n in zip(margins, size, strict=True))
-        return (sums / total)[(..., *inside)].float()
+        return (sums / total)[:, :, *inside].float()

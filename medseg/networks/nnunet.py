@@ -130,7 +130,7 @@ class SliceWise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, D, H, W)`` to scores ``(N, K, D, H, W)``."""
         scores: Tensor = self.network(x.transpose(1, 2).flatten(0, 1))
-        return scores.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+        return scores.reshape(len(x), x.shape[2], *scores.shape[1:]).transpose(1, 2)
 
 
 class MeanOf(nn.Module):

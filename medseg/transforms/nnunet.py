@@ -108,7 +108,7 @@ def _resized(values: Volume, shape: Sequence[int], order: int) -> Volume:
     """Scikit-image's result in the precision given, computed in double; no value lies beyond those given."""
     if values.shape == tuple(shape):
         return values
-    return np.asarray(resize(values, shape, order, mode="edge", anti_aliasing=False))
+    return np.asarray(resize(values, shape, order, mode="edge", anti_aliasing=False))  # type: ignore[no-untyped-call]
 
 
 def _ct(values: Volume, scheme: Mapping[str, Any], _: NDArray[np.bool_] | None) -> None:
@@ -223,7 +223,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             SCHEMES[scheme["name"]](cropped, scheme, mask if scheme.get("masked") else None)
             moved = self.forth(cropped, shape, spacing, wanted)
             prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
-        result = MetaTensor(prepared, affine=_affine(image, box, shape), applied_operations=image.applied_operations)
+        affine = _affine(image, box, shape)
+        result = MetaTensor(prepared, affine, dict(image.meta), image.applied_operations)
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
         self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
         return result
@@ -239,8 +240,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         whole = torch.full((len(scores), *(int(n) for n in shape)), -torch.inf)
         for channel, values in enumerate(scores.as_tensor().cpu()):
             moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
-            whole[(channel, *box)] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
-        return MetaTensor(whole, affine=torch.tensor(where["affine"]), applied_operations=scores.applied_operations)
+            whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
+        return MetaTensor(whole, torch.tensor(where["affine"]), dict(scores.meta), scores.applied_operations)
 
 
 def _box(values: Volume) -> tuple[slice, ...]:
