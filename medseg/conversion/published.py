@@ -43,11 +43,18 @@ _NETWORK_REMEDY = (
     " of transforms), inferer, labels (names of the output's channels) and modality"
 )
 _QUANTILES = re.compile(r"(\d+)\s*%\s*quantile.*?(\d+)\s*%\s*quantile", re.IGNORECASE | re.DOTALL)
-_BRIGHTEST = 99.98
-"""Percentile that becomes 1, of a padded head. The browser tool scales every image to 256 values before all else, and
-lets 0.1 % of those voxels that are not zero end at the largest: of what it has scaled this is the largest, too."""
-_RANGE = {"low": [0.4, 0.4, 0.4], "high": [3.0, 3.0, 3.0]}, {"low": [120.0, 140.0, 120.0], "high": [320.0, 320.0, 320.0]}
 _IMAGE: dict[str, Any] = {"keys": "image"}
+_CONFORMED = "x.shape[1:] == (256, 256, 256) and x.max() <= 255"
+_CLIP = {
+    "_target_": "Lambdad",
+    **_IMAGE,
+    "func": f"$lambda x: x if {_CONFORMED} else x.clamp(max=np.percentile(x[x > 0], 99.9))",
+}
+"""As FreeSurfer's conform, which the browser tool does unless an image has 256³ voxels: the brightest 0.1 % are clipped."""
+_RANGE = (
+    {"low": [0.4, 0.4, 0.4], "high": [3.0, 3.0, 3.0]},
+    {"low": [120.0, 140.0, 120.0], "high": [320.0, 320.0, 320.0]},
+)
 
 
 @dataclass
@@ -114,6 +121,7 @@ def _of_layers(path: Path) -> _Model:
     labels, colours = _labels(path.parent, stack.classes)
     scaling, how = _scaling(stack.comment)
     transforms = [
+        _CLIP,
         {"_target_": "Orientationd", **_IMAGE, "axcodes": "LIA", "labels": None},
         {"_target_": "Spacingd", **_IMAGE, "pixdim": [1.0, 1.0, 1.0], "mode": "bilinear"},
         {"_target_": "SpatialPadd", **_IMAGE, "spatial_size": list(stack.extent)},
@@ -122,6 +130,7 @@ def _of_layers(path: Path) -> _Model:
     notes = [
         "taken for a whole-head T1 network as brainchop runs it: voxels in the order left, inferior, anterior, of 1 mm,"
         f" padded to {' × '.join(map(str, stack.extent))}, {how}",
+        "an image that is no 256³ voxels of up to 255 already has its brightest 0.1 % clipped first",
         "the whole head at once, as the network was trained; brainchop crops it to what is bright, to save memory",
         f"windows would be exact only where a margin of {stack.margin} voxels is thrown away",
         *stack.notes,
@@ -139,12 +148,12 @@ def _of_layers(path: Path) -> _Model:
 
 def _scaling(comment: str) -> tuple[dict[str, Any], str]:
     """The normalisation that the model's comment asks for, else between the least and the largest value."""
-    scale = {"_target_": "ScaleIntensityRangePercentilesd", **_IMAGE, "b_min": 0.0, "b_max": 1.0}
     asked = _QUANTILES.search(comment)
-    if asked and int(asked[1]) < int(asked[2]) < 100:
-        low, high = float(asked[1]), float(asked[2])
-        return {**scale, "lower": low, "upper": high, "clip": False}, f"{low:g} % and {high:g} % of its values as 0 and 1"
-    return {**scale, "lower": 0.0, "upper": _BRIGHTEST, "clip": True}, "its least and largest value as 0 and 1"
+    if asked and (low := float(asked[1])) < (high := float(asked[2])) < 100:
+        limits = {"lower": low, "upper": high, "b_min": 0.0, "b_max": 1.0, "clip": False}
+        scale = {"_target_": "ScaleIntensityRangePercentilesd", **_IMAGE, **limits}
+        return scale, f"{low:g} % and {high:g} % of its values as 0 and 1"
+    return {"_target_": "ScaleIntensityd", **_IMAGE}, "its least and largest value as 0 and 1"
 
 
 def _labels(folder: Path, classes: int) -> tuple[list[str], dict[str, str]]:
@@ -156,7 +165,9 @@ def _labels(folder: Path, classes: int) -> tuple[list[str], dict[str, str]]:
             named = [found[key] for key in sorted(found, key=int)] if _is_numbered(found) else found
             labels = named.get("labels") if isinstance(named, dict) else named
             if misfit(labels, [TEXT]) or len(labels) != classes:
-                raise BundleError(f"{shown(folder / name)} does not name {classes} classes, as the weights have; {remedy}")
+                raise BundleError(
+                    f"{shown(folder / name)} does not name {classes} classes, as the weights have; {remedy}"
+                )
             return [shown(label) for label in labels], _colours(found, classes)
     return ["background", *(f"class {number}" for number in range(1, classes))], {}
 

@@ -50,7 +50,9 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     BundleError
         If it cannot be read as data, or holds no state dict of finite numbers.
     """
-    state, kind = (_script_state(path), "a TorchScript archive") if _is_script(path) else (_plain_state(path), "a state dict")
+    state, kind = (
+        (_script_state(path), "a TorchScript archive") if _is_script(path) else (_plain_state(path), "a state dict")
+    )
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
     if bad is not None:
         raise BundleError(f"{shown(path)} holds numbers that are not finite in {shown(bad)}; fetch it again")

@@ -26,6 +26,7 @@ from medseg.devices import resolve_device
 from medseg.errors import BundleError, CaseFailed, MedsegError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
+from medseg.inference.convolution_stack import Head, split_stack
 from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, mirrored_axes
 from medseg.inference.interpolation import nearest_labels
@@ -128,8 +129,12 @@ class Predictor:
         self.config = read_inference_config(self.bundle)
         self.network = self.bundle.load_network(self.device)
         models = [self.network, *load_models(self.bundle, self.network, ensemble, self.device)]
-        self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         plain = not self.mirror and len(models) == 1
+        self._head: Head | None = None
+        whole = max(self.config.windows.roi_size) <= 0 and self.choice.engine.startswith(("torch", "cuda"))
+        if plain and whole and (split := split_stack(self.network)):
+            models, self._head = [split[0]], split[1]
+        self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
@@ -191,7 +196,8 @@ class Predictor:
             chunks = sliding_window(
                 prepared.as_tensor().float(), self.config.windows, clock.timed("network", scores_of)
             )
-            labels = inverter.labels(_watched(chunks, watching))
+            scored = chunks if self._head is None else self._head(chunks)
+            labels = inverter.labels(_watched(scored, watching))
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")

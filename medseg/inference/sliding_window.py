@@ -135,6 +135,9 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     weights = compute_importance_map(plan.roi_size, mode=settings.mode, sigma_scale=settings.sigma_scale)
     height, width, depth = plan.roi_size
     stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
+    if len(plan.starts) == 1 and settings.mode == "constant":  # nothing to stitch, and no memory for it
+        yield from stitcher.without_padding(_checked(network(padded[None]), plan)[0])
+        return
     for first, group in groupby(plan.starts, key=lambda start: start[0]):
         yield from stitcher.advance(first)
         row = list(group)
@@ -170,7 +173,7 @@ class _Stitcher:
             return
         ready = self.sums[:, :done]
         ready /= self.counts[:done]
-        yield from self._without_padding(ready)
+        yield from self.without_padding(ready)
         kept = self.counts.shape[0] - done
         for buffer in self.sums.unbind(0) if kept else ():
             buffer[:kept] = buffer[done:].clone()
@@ -180,7 +183,8 @@ class _Stitcher:
         self.counts[kept:] = 0
         self.first = to
 
-    def _without_padding(self, ready: torch.Tensor) -> Iterator[Chunk]:
+    def without_padding(self, ready: torch.Tensor) -> Iterator[Chunk]:
+        """Finished planes from the buffer's first on, as far as they are of the volume."""
         before, (height, width, depth) = self.plan.pad_before, self.shape
         low = max(self.first, before[0])
         high = min(self.first + ready.shape[1], before[0] + height)
