@@ -50,7 +50,7 @@ _CLIP = {
     **_IMAGE,
     "func": f"$lambda x: x if {_CONFORMED} else x.clamp(max=np.percentile(x[x > 0], 99.9))",
 }
-"""As FreeSurfer's conform, which the browser tool does unless an image has 256³ voxels: the brightest 0.1 % are clipped."""
+"""As the browser tool's conform, which leaves an image of 256³ voxels alone: the brightest 0.1 % become one."""
 _RANGE = (
     {"low": [0.4, 0.4, 0.4], "high": [3.0, 3.0, 3.0]},
     {"low": [120.0, 140.0, 120.0], "high": [320.0, 320.0, 320.0]},

@@ -1,4 +1,4 @@
-"""Weights of published networks, read as data: TorchScript archives without running their code, state dicts by any name.
+"""Weights of published networks as data: TorchScript archives without running their code, state dicts by any name.
 
 A TorchScript archive is a zip: ``data.pkl`` builds its modules with their attributes, ``data/N`` hold the bytes of the
 tensors, ``code/`` says what the modules do. The last is never read. The pickle is followed by an unpickler that knows
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -133,31 +134,22 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
 
     ``member`` gives the bytes of a storage, which must be as many as asked for. Classes of the archive become records,
     a few names tensors or lists; any other name is an ``UnpicklingError``, so that no code but this is ever called.
+    All that a pickle might write on is made anew each time.
     """
     import torch
 
     storages: dict[str, torch.Tensor] = {}
-
-    def tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> torch.Tensor:
-        whole = [*size, *stride, offset]
-        if len(size) != len(stride) or len(whole) > _MOST_NUMBERS or not all(type(n) is int and n >= 0 for n in whole):
-            raise pickle.UnpicklingError("a tensor states an odd size")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if math.prod(size) > len(storage) or last >= max(len(storage), 1):
-            raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} reaches beyond its storage")
-        return storage.as_strided(size, stride, offset)
-
-    def restored(value: Any, *_: object) -> Any:
-        return value
-
-    known: dict[str, Any] = {"torch._utils _rebuild_tensor_v2": tensor, "collections OrderedDict": dict}
-    known |= {f"torch.jit._pickle {name}": restored for name in _RESTORED}
+    known: dict[str, Any] = {f"torch.jit._pickle {name}": lambda value, *_: value for name in _RESTORED}
     known |= {f"torch {name}": name for name in _STORAGES}
+    known |= {"torch._utils _rebuild_tensor_v2": lambda *given: _view(*given[:4]), "collections OrderedDict": dict}
+
+    class Record(_Record):
+        pass
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if module.partition(".")[0] == "__torch__":
-                return _Record
+                return Record
             if f"{module} {name}" not in known:
                 raise pickle.UnpicklingError(f"it names {module}.{name}")
             return known[f"{module} {name}"]
@@ -165,14 +157,28 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
         def persistent_load(self, named: Any) -> torch.Tensor:
             what, kind, key, _, count = named
             dtype: torch.dtype = getattr(torch, _STORAGES[kind])
-            if what != "storage" or type(count) is not int:
+            if what != "storage" or type(count) is not int or count < 0:
                 raise pickle.UnpicklingError("it names a storage in an unusual way")
             if key not in storages:
-                data = member(key, count * dtype.itemsize)
-                storages[key] = torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+                whole = bytearray(member(key, count * dtype.itemsize))
+                storages[key] = torch.frombuffer(whole, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             return storages[key]
 
+    places = (argument for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"})
+    if max(places, default=0) > len(data):  # pickle takes memory up to the place that is named
+        raise pickle.UnpicklingError("it keeps more than it holds")
     return Unpickler(io.BytesIO(data)).load()
+
+
+def _view(storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of some size, which must not be larger than its storage, nor reach beyond it."""
+    numbers = [*size, *stride, offset]
+    if len(size) != len(stride) or len(numbers) > _MOST_NUMBERS or not all(type(n) is int and n >= 0 for n in numbers):
+        raise pickle.UnpicklingError("a tensor states an odd size")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > len(storage) or last >= max(len(storage), 1):
+        raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} reaches beyond its storage")
+    return storage.as_strided(size, stride, offset)
 
 
 def _walked(whole: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -180,7 +186,7 @@ def _walked(whole: Any) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     places: list[tuple[str, Any]] = [("", whole)]
-    for steps in range(_MOST_STEPS):
+    for _ in range(_MOST_STEPS):
         if not places:
             return
         path, value = places.pop()
@@ -188,4 +194,4 @@ def _walked(whole: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield path, value.clone(memory_format=torch.contiguous_format)
         elif isinstance(value, _Record):
             places += [(f"{path}.{name}" if path else str(name), part) for name, part in reversed(value.items())]
-    raise ValueError(f"it has more than {steps} attributes, or modules that hold themselves")
+    raise ValueError(f"it has more than {_MOST_STEPS} attributes, or modules that hold themselves")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BundleError
 from medseg.files import shown
-from medseg.json_shape import ANYTHING, FILE_NAME, TEXT, WHOLE, either, one_of, read_json, whole, wholes
+from medseg.json_shape import ANYTHING, FILE_NAME, TEXT, either, misfit, one_of, read_json, whole, wholes
 
 if TYPE_CHECKING:
     import torch
@@ -232,8 +232,7 @@ class _Reader:
         size, (inputs, outputs) = [int(n) for n in kernel.shape[:3]], (int(n) for n in kernel.shape[3:])
         dilation = config.get("dilation_rate", [1, 1, 1])
         dilation = [dilation] * 3 if isinstance(dilation, int) else dilation
-        limits = [whole(1, _LARGEST_DILATION)[0]] * 3
-        if not isinstance(dilation, list) or len(dilation) != 3 or not all(f(d) for f, d in zip(limits, dilation)):
+        if misfit(dilation, [whole(1, _LARGEST_DILATION)]) or len(dilation) != 3:
             self._refuse(layer, "has no dilation_rate of three small whole numbers")
         if any(n % 2 == 0 or n > _LARGEST_KERNEL for n in size) or max(inputs, outputs) > _MOST_CHANNELS:
             self._refuse(layer, f"has a kernel of shape {tuple(kernel.shape)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from itertools import pairwise
 
 import torch
 from monai.networks.blocks import ADN, Convolution
@@ -18,8 +19,8 @@ from torch.nn import functional
 
 from medseg.inference.sliding_window import Chunk
 
-_SLAB_ELEMENTS = 1 << 26
-"""Elements of a layer that are computed at once, a quarter of a GiB."""
+_SLAB_ELEMENTS = 1 << 25
+"""Elements of a layer that are computed at once, an eighth of a GiB."""
 _POINTWISE = (
     nn.BatchNorm3d,
     nn.ReLU,
@@ -49,7 +50,7 @@ def split_stack(network: nn.Module) -> tuple[nn.Module, Head] | None:
     last = layers[starts[-1]]
     if not isinstance(last, nn.Conv3d) or set(last.kernel_size) != {1}:
         return None
-    steps = [nn.Sequential(*layers[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+    steps = [nn.Sequential(*layers[a:b]) for a, b in pairwise(starts)]
     return _Slabs(*steps), _Head(nn.Sequential(*layers[starts[-1] :]))
 
 

@@ -208,7 +208,8 @@ def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> to
 def _checked(scores: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     if tuple(scores.shape[2:]) != plan.roi_size:
         raise CaseFailed(f"the network returned a window of {tuple(scores.shape[2:])}, expected {plan.roi_size}")
-    # A sum is finite only if every term is (or overflows, which is as bad): one pass without a mask in memory.
-    if not torch.isfinite(scores.sum(dtype=torch.float64)):
+    # A sum is finite only if every term is (or overflows, which is as bad): one pass without a mask in memory. It is
+    # taken of one channel after the other, since torch makes a copy in double precision of all that is summed at once.
+    if not all(torch.isfinite(channel.sum(dtype=torch.float64)) for channel in scores.flatten(0, 1)):
         raise CaseFailed("the network returned values that are not finite; check the input's intensities")
     return scores.float()
