@@ -1,7 +1,7 @@
 """Makes the picture of an imported whole-head network: ``python docs/make_head_picture.py BUNDLE IMAGE LABEL_MAP``.
 
-Draws the label map that ``medseg infer BUNDLE IMAGE`` gave, in the colours that the bundle states, in the three planes in
-which one structure (the hippocampus) is largest.
+Draws the label map that ``medseg infer BUNDLE IMAGE`` gave, in the colours that the bundle states, in the three planes
+in which one structure (the hippocampus) is largest.
 """
 
 from __future__ import annotations
