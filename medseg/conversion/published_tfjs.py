@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from medseg.errors import BundleError
 from medseg.files import shown
@@ -214,7 +214,7 @@ class _Reader:
         elif kind not in {"InputLayer", "Dropout", "SpatialDropout3D"}:
             self._refuse(layer, f"is a {shown(kind)}")
 
-    def _refuse(self, layer: Mapping[str, Any], what: str) -> None:
+    def _refuse(self, layer: Mapping[str, Any], what: str) -> NoReturn:
         raise BundleError(
             f"layer {shown(layer['config']['name'])} of {shown(self.path)} {what}; medseg reads stacks of Conv3D,"
             f" {', '.join(_NORMS)} and the activations {', '.join(_ACTIVATIONS)}"
@@ -228,7 +228,6 @@ class _Reader:
         kernel, bias = self._take(layer, "kernel"), self._take(layer, "bias")
         if kernel is None or kernel.ndim != 5:
             self._refuse(layer, "has no kernel of five axes among the weights")
-        assert kernel is not None
         size, (inputs, outputs) = [int(n) for n in kernel.shape[:3]], (int(n) for n in kernel.shape[3:])
         dilation = config.get("dilation_rate", [1, 1, 1])
         dilation = [dilation] * 3 if isinstance(dilation, int) else dilation
@@ -240,8 +239,8 @@ class _Reader:
             self._refuse(layer, f"pads {shown(config.get('padding'))}, which changes the size of its input")
         if config.get("strides", 1) not in (1, [1, 1, 1]) or config.get("groups", 1) != 1:
             self._refuse(layer, "has strides or groups")
-        if layers and inputs != layers[-1]["out_channels"]:
-            self._refuse(layer, f"takes {inputs} channels, the one before gives {layers[-1]['out_channels']}")
+        if inputs != (given := layers[-1]["out_channels"] if layers else 1):
+            self._refuse(layer, f"takes {inputs} channels and is given {given}")
         if bias is not None and tuple(bias.shape) != (outputs,):
             self._refuse(layer, f"has {tuple(bias.shape)} biases for {outputs} channels")
         self._compare(config, {"filters": outputs, "kernel_size": size, "use_bias": bias is not None})
@@ -270,9 +269,8 @@ class _Reader:
             self.stack.softmax = True
             return
         block = self.stack.layers[-1] if self.stack.layers else None
-        if name not in _ACTIVATIONS or block is None or block["act"] is not None:
+        if not isinstance(name, str) or name not in _ACTIVATIONS or block is None or block["act"] is not None:
             self._refuse(layer, f"has the activation {shown(name)} in this place")
-        assert block is not None
         block["act"], block["adn_ordering"] = _ACTIVATIONS[name], block["adn_ordering"] + "A"
 
     def _norm(self, layer: Mapping[str, Any]) -> None:
@@ -282,16 +280,16 @@ class _Reader:
         axis, epsilon, kind = config.get("axis", -1), config.get("epsilon", 1e-3), _NORMS[layer["class_name"]]
         if block is None or block["norm"] is not None:
             self._refuse(layer, "stands in a place where no norm can")
-        assert block is not None
         if axis not in (-1, 4, [-1], [4]) or not isinstance(epsilon, float) or not 0 <= epsilon < 1:
             self._refuse(layer, f"has axis {shown(axis)} and epsilon {shown(epsilon)}")
         channels, batch = block["out_channels"], kind == "BATCH"
         at = f"{len(self.stack.layers) - 1}.adn.N"
         for name, source in list(_NORM_WEIGHTS.items())[: 4 if batch else 2]:
             values = self._take(layer, source)
-            if values is None:  # not learned: scale false or center false
-                values = torch.ones(channels) if name in {"weight", "running_var"} else torch.zeros(channels)
-                self.stack.notes.append(f"layer {shown(config['name'])} has no {source}: it neither scales nor shifts")
+            if values is None and name in {"weight", "bias"}:  # scale or center is false
+                values = torch.ones(channels) if name == "weight" else torch.zeros(channels)
+            if values is None:
+                self._refuse(layer, f"has no {source} among the weights")
             if tuple(values.shape) != (channels,):
                 self._refuse(layer, f"has {source} of shape {tuple(values.shape)} for {channels} channels")
             self.stack.state[f"{at}.{name}"] = values.clone()

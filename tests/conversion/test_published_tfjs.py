@@ -133,6 +133,7 @@ _HOSTILE: dict[str, tuple[Callable[[Content], None], str]] = {
     "dilation": (_change(lambda c: _layers(c)[1]["config"], "dilation_rate", [1 << 40] * 3), "dilation_rate"),
     "branch": (_change(lambda c: _layers(c)[3], "inbound_nodes", [[["input", 0, 0, {}]]]), "does not follow"),
     "extent": (_change(lambda c: _layers(c)[0]["config"], "batch_input_shape", [None, 1 << 40]), "input of shape"),
+    "list": (_change(lambda c: _layers(c)[2]["config"], "activation", ["elu"]), "the activation"),
     "unused": (_change(lambda c: _layers(c)[1]["config"], "name", "other"), "does not follow|no kernel"),
 }
 
