@@ -161,7 +161,7 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
         why = "every label needs its channel"
         yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
     for value, name in names.items():
-        if value not in codes:
+        if not isinstance(code := codes.get(value), Mapping) or "type" not in code:  # a colour alone is none
             why = "DICOM objects need a coded term; add it to segment_codes"
             yield Finding("warn", _METADATA, f"{place}::segment_codes", f"{name} (label {value}) has no code", why)
     for value in sorted(set(codes) - set(names)):

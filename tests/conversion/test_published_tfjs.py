@@ -89,7 +89,9 @@ def test_the_bundle_says_what_it_is(tmp_path: Path) -> None:
     steps = bundle.config("inference")["preprocessing"]["transforms"]
     assert next(step for step in steps if "lower" in step)["upper"] == 95
     assert audit(imported.path) == []
-    assert [finding for finding in verify(imported.path) if finding.severity == "block"] == []
+    findings = verify(imported.path)
+    assert [finding for finding in findings if finding.severity == "block"] == []
+    assert any("White (label 1) has no code" in finding.what for finding in findings)
     assert is_published(source)
     assert is_published(source / "model.json")
     assert not is_published(imported.path)
