@@ -48,7 +48,7 @@ _CONFORMED = "x.shape[1:] == (256, 256, 256) and x.max() <= 255"
 _CLIP = {
     "_target_": "Lambdad",
     **_IMAGE,
-    "func": f"$lambda x: x if {_CONFORMED} else x.clamp(max=np.percentile(x[x > 0], 99.9))",
+    "func": f"$lambda x: x if {_CONFORMED} else x.clamp(max=float(np.percentile(x[x > 0], 99.9)))",
 }
 """As the browser tool's conform, which leaves an image of 256³ voxels alone: the brightest 0.1 % become one."""
 _RANGE = (

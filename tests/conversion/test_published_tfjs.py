@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from medseg.bundle import Bundle, audit
+from medseg.bundle.findings import blocks
 from medseg.conversion.imported import ImportOptions
 from medseg.conversion.published import import_published, is_published
 from medseg.errors import BundleError, UsageError
@@ -45,6 +46,9 @@ def test_labels_a_head_as_the_browser_does_and_as_monai_does(tmp_path: Path) -> 
     """Axes in the order left, inferior, anterior, the middle of 24³ voxels, between the least and largest value."""
     model = TfjsModel.stack()
     folder = _imported(model, tmp_path)
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert metadata.pop("training_range")["fov_mm"]["low"] > [100] * 3  # a small head is none
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     image = blobs((14, 17, 20))
     path = save(image, _HEAD, tmp_path / "images" / "a.nii.gz")
     clipped = np.minimum(image, np.percentile(image[image > 0], 99.9))
@@ -88,7 +92,7 @@ def test_the_bundle_says_what_it_is(tmp_path: Path) -> None:
     assert any("Unknown" in note for note in imported.notes)
     steps = bundle.config("inference")["preprocessing"]["transforms"]
     assert next(step for step in steps if "lower" in step)["upper"] == 95
-    assert audit(imported.path) == []
+    assert blocks(audit(imported.path, "infer")) == []
     findings = verify(imported.path)
     assert [finding for finding in findings if finding.severity == "block"] == []
     assert any("White (label 1) has no code" in finding.what for finding in findings)
