@@ -18,6 +18,8 @@ from medseg.errors import BundleError
 
 _ENTRIES = ("run", "inference", "evaluating", "evaluate")
 _ID = rf"\w+(?:{SEPARATOR}\w+)*"
+_STACK = re.compile(r"\$torch\.nn\.Sequential\(\*@\w+\)")
+"""A definition, too: ``Sequential`` takes its layers by position, which a ``_target_`` cannot give it."""
 _SAME_NETWORK = re.compile(rf"\$\s*@({_ID})(?:\.(?:to|eval|float|cpu|cuda)\((?:@{_ID}|'[\w:]*'|\"[\w:]*\"|)\))*\s*")
 """A network that is moved or set to evaluation, and otherwise as it is defined."""
 _NETWORK_CALL = re.compile(r"@network(?:_def)?\.(\w+)")
@@ -126,7 +128,7 @@ def _network(config: Mapping[str, Any], evaluator: str, where: str) -> str:
         seen.add(place)
         place = follow(config, place)
         value = item_at(config, place)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or (isinstance(value, str) and _STACK.fullmatch(value)):
             return place
         text = absolute_text(value, place.split(SEPARATOR)) if isinstance(value, str) else repr(value)
         found = _SAME_NETWORK.fullmatch(text)

@@ -13,14 +13,16 @@ class ImportOptions:
     """What a source does not say of itself.
 
     ``name``: of the bundle, by default one made of the source's. ``orientation``: of the images that the origin was
-    trained on, as they lay on disk (``RAS``, ``LPS`` …); ``like``: one of these images, to read it from.
-    ``fetch``: weights that the source lists and has not.
+    trained on, as they lay on disk (``RAS``, ``LPS`` …); ``like``: one of these images, to read it from. ``fetch``:
+    weights that the source lists and has not. ``network``: a JSON file that defines the network of weights that come
+    without one.
     """
 
     name: str | None = None
     orientation: str | None = None
     like: Path | None = None
     fetch: bool = False
+    network: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from medseg.devices import resolve_device
 from medseg.errors import BundleError, CaseFailed, MedsegError, UsageError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
+from medseg.inference.convolution_stack import Head, split_stack
 from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, members_of, mirrored_axes
 from medseg.inference.interpolation import nearest_labels
@@ -132,6 +133,7 @@ class Predictor:
         self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
         models = [*members_of(self.network), *load_models(self.bundle, self.network, ensemble, self.device)]
+        plain = not self.mirror and not ensemble
         if self.config.prompts and len(models) > 1:
             raise UsageError(
                 f"--ensemble: {self.bundle.name} is asked by class, and stands alone; leave the option out"
@@ -139,11 +141,14 @@ class Predictor:
         self._classes = [
             ClassScores(each, self.config.prompts, self.bundle.name) for each in models[: bool(self.config.prompts)]
         ]
+        self._head: Head | None = None
+        whole = max(self.config.windows.roi_size) <= 0 and self.choice.engine.startswith(("torch", "cuda"))
+        if plain and whole and len(models) == 1 and (split := split_stack(self.network)):
+            models, self._head = [split[0]], split[1]
         if (axis := self.config.slice_axis) is not None:
             models = [_Slicewise(model, axis) for model in models]
         models = [*self._classes] or models
         self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
-        plain = not self.mirror and not ensemble
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
@@ -206,6 +211,7 @@ class Predictor:
             together = [[engine] for engine in self._engines] if apart else [self._engines]
             networks = [clock.timed("network", ensemble_of(engines, axes, activation)) for engines in together]
             chunks = averaged_windows(prepared.as_tensor().float(), self.config.windows, networks)
+            chunks = chunks if self._head is None else self._head(chunks)
             chunks = _watched(chunks, watching)
             labels = inverter.labels(self._classes[0].labels(chunks) if self._classes else chunks)
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)

@@ -147,6 +147,9 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     )
     height, width, depth = plan.roi_size
     stitcher = _Stitcher(plan, weights, tuple(volume.shape[1:]))
+    if len(plan.starts) == 1 and settings.mode == "constant":  # nothing to stitch, and no memory for it
+        yield from stitcher.without_padding(_checked(network(padded[None]), plan)[0])
+        return
     for first, group in itertools.groupby(plan.starts, key=lambda start: start[0]):
         yield from stitcher.advance(first)
         row = list(group)
@@ -206,7 +209,7 @@ class _Stitcher:
         ready /= self.counts[:done]
         if ready.dtype == torch.half and not torch.isfinite(ready.sum(dtype=torch.float64)):
             raise CaseFailed("the network's scores are too large for half precision, in which nnU-Net sums them")
-        yield from self._without_padding(ready)
+        yield from self.without_padding(ready)
         kept = self.counts.shape[0] - done
         for buffer in self.sums.unbind(0) if kept else ():
             buffer[:kept] = buffer[done:].clone()
@@ -216,7 +219,8 @@ class _Stitcher:
         self.counts[kept:] = 0
         self.first = to
 
-    def _without_padding(self, ready: torch.Tensor) -> Iterator[Chunk]:
+    def without_padding(self, ready: torch.Tensor) -> Iterator[Chunk]:
+        """Finished planes from the buffer's first on, as far as they are of the volume."""
         before, (height, width, depth) = self.plan.pad_before, self.shape
         low = max(self.first, before[0])
         high = min(self.first + ready.shape[1], before[0] + height)
@@ -240,7 +244,8 @@ def _pad(volume: torch.Tensor, plan: WindowPlan, settings: WindowSettings) -> to
 def _checked(scores: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     if tuple(scores.shape[2:]) != plan.roi_size:
         raise CaseFailed(f"the network returned a window of {tuple(scores.shape[2:])}, expected {plan.roi_size}")
-    # A sum is finite only if every term is (or overflows, which is as bad): one pass without a mask in memory.
-    if not torch.isfinite(scores.sum(dtype=torch.float64)):
+    # A sum is finite only if every term is (or overflows, which is as bad): one pass without a mask in memory. It is
+    # taken of one channel after the other, since torch makes a copy in double precision of all that is summed at once.
+    if not all(torch.isfinite(channel.sum(dtype=torch.float64)) for channel in scores.flatten(0, 1)):
         raise CaseFailed("the network returned values that are not finite; check the input's intensities")
     return scores.float()

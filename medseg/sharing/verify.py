@@ -177,8 +177,9 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
     elif max(names, default=0) >= max(channels, 2):
         why = "every label needs its channel"
         yield Finding("block", _METADATA, place, f"label {max(names)} of a network with {channels} channels", why)
-    lacking = [f"{name} (label {value})" for value, name in names.items() if value not in codes]
-    if len(lacking) > _FEW and not codes:
+    coded = {value for value, code in codes.items() if isinstance(code, Mapping) and "type" in code}  # no mere colour
+    lacking = [f"{name} (label {value})" for value, name in names.items() if value not in coded]
+    if len(lacking) > _FEW and not coded:
         lacking = [f"{', '.join(lacking[:_FEW])} and {len(lacking) - _FEW} more: each"]
     for name in lacking:
         why = "DICOM objects need a coded term; add it to segment_codes"
