@@ -33,6 +33,7 @@ from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
 from medseg.inference.sliding_window import Chunk, sliding_window
+from medseg.results.case_result import LocatedPart
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
 from medseg.trust.trust_files import TrustFiles, TrustState
@@ -69,6 +70,8 @@ class Prediction:
         What the bundle's discriminator takes the result for; None unless it may judge.
     probabilities
         Of every channel, on the source grid; None unless asked for.
+    parts, note
+        Of a structure that was located first: its parts, and what is worth noting of them.
     """
 
     label_map: LabelMap
@@ -79,6 +82,8 @@ class Prediction:
     prepared: MetaTensor | None = None
     discriminator: DiscriminatorVerdict | None = None
     probabilities: ProbabilityMaps | None = None
+    parts: tuple[LocatedPart, ...] = ()
+    note: str = ""
 
 
 class Predictor:
