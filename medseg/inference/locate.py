@@ -160,9 +160,7 @@ def find_parts(
         _check_alone(taken[0], left, named=kept[0].side is not None)
     notes = [f"no {side} one was found" for side in SIDES if sides and side not in {part.side for part in taken}]
     if left:
-        notes.append(
-            f"left out: {len(left)} further parts of {', '.join(f'{part.voxels * ml:.2f}' for part in left)} ml"
-        )
+        notes.append(f"left out: further parts of {', '.join(f'{part.voxels * ml:.2f} ml' for part in left)}")
     return Found(tuple(taken), tuple(rule.box(part, geometry) for part in taken), tuple(notes))
 
 
@@ -170,9 +168,12 @@ def _middle(labels: NDArray[np.integer[Any]], geometry: Geometry, own: set[int])
     """The x between both sides of the patient, as other structures tell it, else the grid."""
     step = max(1, math.ceil((labels.size / _SAMPLED) ** (1 / 3)))
     some = labels[::step, ::step, ::step]
-    x = (np.argwhere(some > 0) * step) @ geometry.affine[0, :3] + geometry.affine[0, 3]
-    if set(np.unique(some).tolist()) - own - {0}:
-        return float(np.mean(np.percentile(x, _EDGES)))
+    index = np.argwhere(some)
+    x, values = index @ geometry.affine[0, :3] * step + geometry.affine[0, 3], some[tuple(index.T)]
+    known = np.unique(values)
+    if not set(known.tolist()) <= own:
+        reach = [np.percentile(x[values == value], _EDGES) for value in known]
+        return float(np.min(reach) + np.max(reach)) / 2
     return _grid_middle(geometry)
 
 

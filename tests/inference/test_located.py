@@ -17,7 +17,18 @@ from medseg.errors import ExitCode, UsageError
 from medseg.inference import Options, run_batch
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
-from tests.inference.heads import LEFT, RANGE, RIGHT, affine_of, head, labelled, places, save_head, shape_of, two_bundles
+from tests.inference.heads import (
+    LEFT,
+    RANGE,
+    RIGHT,
+    affine_of,
+    head,
+    labelled,
+    places,
+    save_head,
+    shape_of,
+    two_bundles,
+)
 from tests.inference.volumes import load, save
 
 assert infer_command

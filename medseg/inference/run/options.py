@@ -120,8 +120,8 @@ class RunOptions:
     locate: str | None = field(
         default=None,
         metadata=_about(
-            "Find a structure with another bundle first, and label a crop round each of its parts: BUNDLE:STRUCTURE;"
-            " auto: as this bundle's metadata say; BUNDLE: so, but with this one."
+            "Find a structure with another bundle first, and label a crop round each part of it: BUNDLE:STRUCTURE, or"
+            " auto, as this bundle's metadata say."
         ),
     )
     locate_margin: float | None = field(
@@ -198,8 +198,9 @@ class RunOptions:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
     def _check_locate(self) -> None:
-        if self.locate_margin is not None and (self.locate is None or not 0 <= self.locate_margin < math.inf):
-            raise UsageError(f"--locate-margin {self.locate_margin}: expected millimetres of at least 0, and --locate")
+        margin = 0 if self.locate_margin is None else self.locate_margin
+        if not 0 <= margin < math.inf or (self.locate_margin is not None and self.locate is None):
+            raise UsageError(f"--locate-margin {margin}: expected millimetres of at least 0, and --locate")
         if self.locate is not None and "probabilities" in self.write:
             raise UsageError("--locate: crops give no probabilities of the whole image; leave them out of --write")
 
@@ -231,12 +232,9 @@ class RunOptions:
         return {**values, "write": list(self.write), "mirror": list(self.mirror), "ensemble": members}
 
     def bundle_of(self, bundle: Bundle) -> Bundle:
-        """The bundle as its results are: itself, or with another one that locates first, if that is asked for.
+        """The bundle as its results are: itself, or behind another one that locates first.
 
-        Raises
-        ------
-        UsageError
-            If there is no such bundle or structure, or no recipe for ``auto``.
+        If there is no such bundle or structure, or no recipe for ``auto``, that is a ``UsageError``.
         """
         if self.locate is None:
             return bundle
@@ -257,10 +255,7 @@ class RunOptions:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def key(self, bundle: Bundle, region: Region | None) -> str:
-        """Digest of everything but the input that a result depends on: of bundle, version and options.
-
-        ``bundle`` is as :meth:`bundle_of` gives it.
-        """
+        """Digest of all but the input that a result depends on; ``bundle`` is as :meth:`bundle_of` gives it."""
         asked = self.to_json()
         unasked = ("select", "section", "fold", "cluster", "precision", "windows")  # which cases, where, said below
         for name in (*unasked, "locate", "locate_margin", "locate_sides"):  # in the bundle's hash
