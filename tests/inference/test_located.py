@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -15,6 +16,7 @@ from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode, UsageError
 from medseg.inference import Options, run_batch
+from medseg.phantom import make_patient, write_dicom
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.heads import (
@@ -253,3 +255,36 @@ def test_a_region_is_looked_at_first_and_other_looks_are_the_second_networks(
         box = tuple(slice(a, b) for a, b in zip(part["low"], part["high"], strict=True))
         assert (found[box] == (4 if part["name"] == "right" else 2)).any()
         assert not (found[box] == (2 if part["name"] == "right" else 4)).any()
+
+
+def test_kidneys_of_a_dicom_phantom_have_their_side_in_every_object(tmp_path: Path) -> None:
+    patient = make_patient(5, shape=(64, 64, 32), structures=4, lesion=False)
+    series = write_dicom(patient, tmp_path / "study", thin=False).main
+    limits = {"spacing_mm": {"low": [2.0] * 3, "high": [9.0] * 3}, "fov_mm": {"low": [60.0] * 3, "high": [150.0] * 3}}
+    second = write_bundle(tmp_path / "crops", Design(transforms=ORIENTED, training_range=limits))
+    metadata = json.loads((second / "configs" / "metadata.json").read_text())
+    term = {"category": ["123037004", "SCT", "Anatomical Structure"], "type": ["64033007", "SCT", "Kidney"]}
+    codes = {"1": term, "2": {**term, "modifier": ["255551008", "SCT", "Posterior"], "colour": "#ffffff"}}
+    metadata["network_data_format"]["outputs"]["pred"]["segment_codes"] = codes
+    (second / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    options = Options(("nifti", "seg", "sr", "rtstruct"), locate="phantom_ct_segmentation:kidney")
+    report = run_batch(second, [series], tmp_path / "out", options)
+    assert report.complete, report.cases[0].message
+    case = report.cases[0]
+    kidneys = {"right": patient.label == 3, "left": patient.label == 4}
+    found, _ = load(tmp_path / "out" / case.outputs[0])
+    for part in case.parts:
+        box = tuple(slice(a, b) for a, b in zip(part.low, part.high, strict=True))
+        assert kidneys[part.name][box].sum() > 0.95 * kidneys[part.name].sum()
+        own = {"left": (1, 2), "right": (3, 4)}[part.name]
+        assert np.isin(found[kidneys[part.name]], own).mean() > 0.9
+    segments = pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_seg.dcm").SegmentSequence
+    for segment in segments:
+        modifiers = segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence
+        side, kind = segment.SegmentLabel.split()
+        assert [term.CodeMeaning for term in modifiers] == [side, *(["Posterior"] if kind == "large" else [])]
+    assert {segment.SegmentLabel for segment in segments} >= {"Left large", "Right large"}
+    text = str(pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_sr.dcm"))
+    assert all(f"'{word}'" in text for word in ("Left", "Right", "Posterior", "Topographical modifier"))
+    regions = pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_rtstruct.dcm").StructureSetROISequence
+    assert {region.ROIName for region in regions} >= {"Left large", "Right large"}
