@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from monai.data import MetaTensor
@@ -22,10 +22,11 @@ from medseg.inference.preprocess import Case, geometry_of
 from medseg.inference.roi import IndexBox
 from medseg.inference.sliding_window import Chunk
 from medseg.results.case_result import LocatedPart
-from medseg.results.verdict import STRUCTURE_MISSING, DiscriminatorVerdict, Verdict
+from medseg.results.verdict import STRUCTURE_MISSING, DiscriminatorVerdict, RealShare, StructureQuality, Verdict
 
 Names = Mapping[int, tuple[int, str]]
 """Label and name in the result, by the label in a crop."""
+_Stated = TypeVar("_Stated", StructureQuality, RealShare)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class LocatedPredictor(Predictor):
             crop.high,
             axis is not None,
             found.verdict and _renamed(found.verdict, names, geometry, axis),
-            found.discriminator and _real_renamed(found.discriminator, names),
+            found.discriminator and DiscriminatorVerdict(_named(found.discriminator.structures, names)),
         )
         return _Piece(part, crop, names, found, told)
 
@@ -188,20 +189,17 @@ def _far(steps: NDArray[np.float64], geometry: Geometry) -> NDArray[np.float64]:
 
 def _renamed(verdict: Verdict, names: Names, geometry: Geometry, axis: int | None) -> Verdict:
     """A crop's verdict with the structures of its side, and the place to look at where it is in the patient."""
-    structures = tuple(replace(one, label=names[one.label][0], name=names[one.label][1]) for one in verdict.structures)
     place = verdict.look_at_mm
     if place is not None and axis is not None:
         index = np.linalg.solve(geometry.affine, [*place, 1.0])
         index[axis] = geometry.shape[axis] - 1 - index[axis]
         x, y, z = (geometry.affine @ index)[:3].tolist()
         place = (x, y, z)
-    return replace(verdict, structures=structures, look_at_mm=place)
+    return replace(verdict, structures=_named(verdict.structures, names), look_at_mm=place)
 
 
-def _real_renamed(verdict: DiscriminatorVerdict, names: Names) -> DiscriminatorVerdict:
-    return DiscriminatorVerdict(
-        tuple(replace(one, label=names[one.label][0], name=names[one.label][1]) for one in verdict.structures)
-    )
+def _named(structures: Sequence[_Stated], names: Names) -> tuple[_Stated, ...]:
+    return tuple(replace(one, label=names[one.label][0], name=names[one.label][1]) for one in structures)
 
 
 def _real(pieces: Sequence[_Piece]) -> DiscriminatorVerdict | None:

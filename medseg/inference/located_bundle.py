@@ -97,8 +97,9 @@ class LocatedBundle(Bundle):
         self.wanted = _structures(self.locator, locating.structure)
         if plain.scheme.regions and locating.sides:
             raise UsageError(f"--locate: regions of {plain.name} overlap and have no sides; add --no-locate-sides")
-        if not plain.has_background:
-            raise BundleError(f"{plain.name} has no background to lie round its crops; --locate cannot be used with it")
+        if not (plain.has_background and plain.labels):
+            what = "a background to lie round its crops, and names of its structures"
+            raise BundleError(f"{plain.name} lacks {what}, one or both; --locate cannot be used with it")
         if self.locator.input_channels > plain.input_channels:
             raise UsageError(
                 f"--locate: {self.locator.name} takes {self.locator.input_channels} channels, {plain.name}"

@@ -198,8 +198,7 @@ class RunOptions:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
     def _check_locate(self) -> None:
-        margin = 0 if self.locate_margin is None else self.locate_margin
-        if not 0 <= margin < math.inf or (self.locate_margin is not None and self.locate is None):
+        if (margin := self.locate_margin) is not None and not (self.locate and 0 <= margin < math.inf):
             raise UsageError(f"--locate-margin {margin}: expected millimetres of at least 0, and --locate")
         if self.locate is not None and "probabilities" in self.write:
             raise UsageError("--locate: crops give no probabilities of the whole image; leave them out of --write")
@@ -389,8 +388,8 @@ class RunSpec:
             raise MedsegError(f"its {self.bundle} is another bundle than the run's; give all workers the same files")
         if self.options.key(bundle, self.region) != self.run_key:
             raise MedsegError("the networks of --ensemble differ from the run's there; give all workers the same files")
-        known = trained_on(bundle)
-        return RunContext(bundle, Path(self.folder), self.options, self.region, self.run_key, self.lease, known)
+        asked = self.options, self.region, self.run_key, self.lease
+        return RunContext(bundle, Path(self.folder), *asked, trained_on(bundle))
 
     def _see_folder(self) -> None:
         deadline = time.monotonic() + _SEEN_WITHIN_S
