@@ -115,9 +115,11 @@ class CropRule:
         for patient, axis in enumerate(ras_axes(geometry)):
             step = geometry.spacing_mm[axis]
             if self.smallest_mm is not None:
-                size[axis] = max(size[axis], math.ceil(self.smallest_mm[patient] / step - _ROUNDING))
+                least = math.ceil(self.smallest_mm[patient] / step)
+                size[axis] = max(size[axis], least + (least * step < self.smallest_mm[patient]))
             if self.largest_mm is not None:
-                size[axis] = min(size[axis], math.floor(self.largest_mm[patient] / step + _ROUNDING))
+                most = math.floor(self.largest_mm[patient] / step)
+                size[axis] = min(size[axis], most - (most * step > self.largest_mm[patient]))
         return None if (size < own).any() else np.minimum(size, geometry.shape)
 
 

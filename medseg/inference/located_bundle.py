@@ -24,7 +24,7 @@ Side = Literal["left", "right"]
 
 AUTO = "auto"
 """What ``--locate`` says for the recipe in the bundle's metadata."""
-_MARGIN_MM = 10.0
+_MARGIN_MM = 5.0
 _SIDE_WORD = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
 
 

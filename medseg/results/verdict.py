@@ -119,7 +119,9 @@ class Verdict:
 
         Where to look, and what the image may suffer from, is what the worst part says; ``flags`` are of the whole.
         """
-        worst = max(verdicts, key=lambda one: (DECISIONS.index(one.decision), -(one.lower_bound or 0.0)))
+        worst = max(
+            verdicts, key=lambda one: (DECISIONS.index(one.decision), bool(one.flags), -(one.lower_bound or 0.0))
+        )
         lowest: dict[int, StructureQuality] = {}
         for new in (structure for one in verdicts for structure in one.structures):
             old = lowest.get(new.label, new)

@@ -80,11 +80,11 @@ def test_run_json_says_how_it_was_located(bundles: tuple[Path, Path], tmp_path: 
     run_batch(bundles[1], [image], tmp_path / "out", _located(bundles))
     content = read_run(tmp_path / "out")
     asked = content["options"]["locate"]
-    assert (asked["bundle"], asked["structure"], asked["margin_mm"], asked["sides"]) == ("finder", "large", 10.0, True)
+    assert (asked["bundle"], asked["structure"], asked["margin_mm"], asked["sides"]) == ("finder", "large", 5.0, True)
     assert len(asked["sha256"]) == 64
     left = content["cases"][0]["parts"][1]
-    assert np.subtract(left["high"], left["low"]).tolist() == [24, 24, 24]  # 7 + 2 · 10 voxels, but at most 24
-    assert (left["low"], left["mirrored"], left["trust"]) == ([8, 8, 4], False, None)
+    assert np.subtract(left["high"], left["low"]).tolist() == [17, 17, 17]  # 7 + 2 · 5 voxels
+    assert (left["low"], left["mirrored"], left["trust"]) == ([12, 12, 8], False, None)
     assert content["cases"][0]["message"].endswith("not judged")
 
 
@@ -101,7 +101,7 @@ def test_goes_on_and_computes_anew_for_another_margin_or_locator(bundles: tuple[
     case = read_run(tmp_path / "out")["cases"][0]
     assert [one["name"] for one in case["structures"]] == ["small", "large"]
     assert [part["name"] for part in case["parts"]] == ["1", "2"]
-    assert {part["located_ml"] for part in case["parts"]} == {0.602, 0.988}  # the two shells; landmarks are small
+    assert {part["located_ml"] for part in case["parts"]} == {0.988, 1.468}  # 11³ − 7³ and 13³ − 9³: the two shells
 
 
 def test_what_is_not_there_is_refused_with_a_reason_of_its_own(bundles: tuple[Path, Path], tmp_path: Path) -> None:
@@ -123,6 +123,7 @@ def test_a_side_without_a_part_is_noted_and_flagged(
         save(head(where, parts), affine_of("oblique"), tmp_path / "in" / f"{name}.nii.gz")
     run_batch(second, [tmp_path / "in"], tmp_path / "out", _located(bundles))
     one, two = read_run(tmp_path / "out")["cases"]
+    assert (one["status"], two["status"]) == ("done", "done"), (one["message"], two["message"])
     assert len(judge.seen) == 3
     assert "no left one was found" in one["message"]
     assert (one["trust"]["verdict"], one["trust"]["flags"]) == ("review", ["structure-missing"])

@@ -125,7 +125,7 @@ class RunOptions:
         ),
     )
     locate_margin: float | None = field(
-        default=None, metadata=_about("Margin of these crops in mm; else as the metadata say, or 10.")
+        default=None, metadata=_about("Margin of these crops in mm; else as the metadata say, or 5.")
     )
     locate_sides: bool = field(
         default=True, metadata=_about("Whether there is one part on the left and one on the right, named so.")
