@@ -160,6 +160,31 @@ def test_the_worst_part_is_the_verdict_of_the_case(
     assert {one["label"]: one["predicted_dice"] for one in case["trust"]["structures"]}[1] == 0.9
 
 
+def test_sides_are_evaluated_against_references_of_both(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    image, where = save_head(tmp_path / "in", "LPS", BOTH)
+    run_batch(bundles[1], [image], tmp_path / "out", _located(bundles))
+    truth = labelled(where, BOTH[:1]) + labelled(where, BOTH[1:], 2) * (where[0] > 0)
+    save(np.where(truth == 4, 3, truth).astype(np.float32), affine_of("LPS"), tmp_path / "truth" / "LPS.nii.gz")
+    found = CliRunner().invoke(app, ["evaluate", *map(str, (tmp_path / "out", tmp_path / "truth", "-o", tmp_path))])
+    assert found.exit_code == ExitCode.DONE, found.stderr
+    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())}
+    assert [float(rows[f"Left {name}"]["dice"]) for name in ("small", "large")] == [1, 1]
+    assert (rows["Right large"]["invented"], float(rows["Right small"]["dice"]) < 1) == ("true", True)
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_locate_as_this_process_does(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    for kind in ("RAS", "oblique"):
+        save_head(tmp_path / "in", kind, BOTH)
+    for name, options in (("one", _located(bundles)), ("two", _located(bundles, cluster="local:1"))):
+        report = run_batch(bundles[1], [tmp_path / "in"], tmp_path / name, options)
+        assert report.complete, [case.message for case in report.cases]
+    for kind in ("RAS", "oblique"):
+        one, two = (load(tmp_path / name / f"{kind}_seg.nii.gz")[0] for name in ("one", "two"))
+        np.testing.assert_array_equal(one, two)
+
+
 def _looking_right(folder: Path, recipe: dict[str, Any]) -> Path:
     """A bundle that labels the voxel which has something bright to its right, with a recipe in its metadata."""
     network = {
