@@ -22,10 +22,12 @@ from medseg.bundle import Bundle
 from medseg.geometry import Geometry, ras_axes
 from medseg.inference import Options, Predictor, run_batch
 from medseg.inference.locate import CropRule, Part, find_parts
+from medseg.inference.located import LocatedPredictor
 from medseg.inference.located_bundle import LocatedBundle
 from medseg.inference.roi import IndexBox
 from medseg.ingest import read_volume
 from medseg.pictures import Entry, Layer, around, colour, draw, render, rgb, sheet, view_along, window_of
+from medseg.results.case_result import volumes_of
 
 BUNDLE = "hippocampus_mri_segmentation"
 MARGINS_MM = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
@@ -41,37 +43,32 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
-    report = run_batch(BUNDLE, [asked.head], asked.output / "located", Options(locate=str(asked.locator)))
-    case = report.cases[0]
-    print(f"{case.status}: {case.message}")
-    for part in case.parts:
+    run_batch(asked.locator, [asked.head], asked.output)
+    first = read_volume(next(asked.output.glob("*_seg.nii.gz")))[0]
+    image, geometry, _ = read_volume(asked.head)
+    bundle = Options(locate=str(asked.locator)).bundle_of(Bundle.open(BUNDLE))
+    assert isinstance(bundle, LocatedBundle)
+    rule = CropRule.of(bundle.locating.margin_mm, bundle.training_range)
+    located = find_parts(first, geometry, bundle.wanted, rule, sides=True)
+    whole = MetaTensor(image.astype(np.float32)[None], affine=np.array(geometry.affine))
+    found = LocatedPredictor(bundle, "cpu", "fp32").label({"image": whole}, located)
+    print(f"margin {bundle.locating.margin_mm:g} mm, {found.note}")
+    for part in found.parts:
         verdict = part.trust and (part.trust.decision, part.trust.flags, part.trust.predicted_dice)
         print(f"{part.name}: crop {part.low} to {part.high}, mirrored {part.mirrored}, verdict {verdict}")
-    for one in case.structures:
+    for one in volumes_of(found.label_map, geometry, bundle.scheme):
         print(f"  {one.label} {one.name}: {one.volume_ml:.2f} ml")
-    print("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in case.stages.items()))
-    run_batch(asked.locator, [asked.head], asked.output / "first")
-    first = read_volume(next((asked.output / "first").glob("*_seg.nii.gz")))[0]
-    image, geometry, _ = read_volume(asked.head)
-    options = Options(locate=str(asked.locator))
-    bundle = options.bundle_of(Bundle.open(BUNDLE))
-    assert isinstance(bundle, LocatedBundle)
-    print(
-        "| margin, mm | side | shown | crop, voxels | located, ml | labelled, ml | Dice of both |\n"
-        + "| --- " * 7
-        + "|"
-    )
-    for row in _rows(image, geometry, first, bundle):
+    print("\n| margin, mm | side | shown | crop, voxels | located, ml | labelled, ml | Dice of both |")
+    print("| --- " * 7 + "|")
+    for row in _rows(whole, geometry, first, bundle):
         print("| " + " | ".join(row) + " |")
     if asked.picture:
-        found = read_volume(next((asked.output / "located").glob("*_seg.nii.gz")))[0]
         inside = np.isin(first, [value for values, _ in bundle.wanted for value in values])
-        Image.fromarray(_picture(image, found, inside, geometry, bundle.labels)).save(asked.picture)
+        Image.fromarray(_picture(image, found.label_map, inside, geometry, bundle.labels)).save(asked.picture)
 
 
-def _rows(image: NDArray[Any], geometry: Geometry, first: Labels, bundle: LocatedBundle) -> Iterator[list[str]]:
-    predictor = Predictor(bundle.plain, trust=False)
-    whole = MetaTensor(image.astype(np.float32)[None], affine=np.array(geometry.affine))
+def _rows(whole: MetaTensor, geometry: Geometry, first: Labels, bundle: LocatedBundle) -> Iterator[list[str]]:
+    predictor = Predictor(bundle.plain, "cpu", "fp32", trust=False)
     inside = np.isin(first, [value for values, _ in bundle.wanted for value in values])
     for margin in MARGINS_MM:
         rule = CropRule.of(margin, bundle.training_range)

@@ -83,9 +83,14 @@ class LocatedPredictor(Predictor):
         if probabilities is not None or watch is not None:
             raise UsageError("what is located first has no probabilities of the whole image; leave --locate out")
         case, begin = self._case(image), time.perf_counter()
-        geometry = geometry_of(case["image"])
-        located = self._locate(case["image"], geometry, modality)
-        seconds = {"locate": time.perf_counter() - begin}
+        located = self._locate(case["image"], geometry_of(case["image"]), modality)
+        seconds = time.perf_counter() - begin
+        found = self.label(case, located, modality, error_map=error_map)
+        return replace(found, seconds={"locate": seconds, **found.seconds})
+
+    def label(self, case: Case, located: Found, modality: str | None = None, *, error_map: bool = False) -> Prediction:
+        """Label the crops of parts that were located, as :meth:`predict` does, and lay the results onto the grid."""
+        geometry, seconds = geometry_of(case["image"]), dict[str, float]()
         pieces = [
             self._piece(case, part, crop, number, modality, error_map)
             for number, (part, crop) in enumerate(zip(located.parts, located.crops, strict=True), start=1)
