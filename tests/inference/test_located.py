@@ -48,6 +48,10 @@ def _infer(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["infer", *map(str, arguments)])
 
 
+def _read(folder: Path) -> Any:
+    return read_run(folder)
+
+
 def _located(bundles: tuple[Path, Path], **more: Any) -> Options:
     return Options(locate=f"{bundles[0]}:large", **more)
 
@@ -60,7 +64,7 @@ def test_sides_are_those_of_the_patient_on_any_grid(kind: str, bundles: tuple[Pa
     found, affine = load(tmp_path / "out" / f"{kind}_seg.nii.gz")
     np.testing.assert_allclose(affine, affine_of(kind, shape_of(kind)), atol=1e-6)
     np.testing.assert_array_equal(found, labelled(where, BOTH[:1]) + labelled(where, BOTH[1:], 2) * (where[0] > 0))
-    case = read_run(tmp_path / "out")["cases"][0]
+    case = _read(tmp_path / "out")["cases"][0]
     assert [(one["label"], one["name"]) for one in case["structures"]] == [
         (1, "Left small"),
         (2, "Left large"),
@@ -79,7 +83,7 @@ def test_sides_are_those_of_the_patient_on_any_grid(kind: str, bundles: tuple[Pa
 def test_run_json_says_how_it_was_located(bundles: tuple[Path, Path], tmp_path: Path) -> None:
     image, _ = save_head(tmp_path / "in", "RAS", BOTH)
     run_batch(bundles[1], [image], tmp_path / "out", _located(bundles))
-    content = read_run(tmp_path / "out")
+    content = _read(tmp_path / "out")
     asked = content["options"]["locate"]
     assert (asked["bundle"], asked["structure"], asked["margin_mm"], asked["sides"]) == ("finder", "large", 5.0, True)
     assert len(asked["sha256"]) == 64
@@ -99,7 +103,7 @@ def test_goes_on_and_computes_anew_for_another_margin_or_locator(bundles: tuple[
     ]
     computed = [run_batch(bundles[1], [image], tmp_path / "out", options).computed for options in runs]
     assert computed == [1, 0, 1, 1]
-    case = read_run(tmp_path / "out")["cases"][0]
+    case = _read(tmp_path / "out")["cases"][0]
     assert [one["name"] for one in case["structures"]] == ["small", "large"]
     assert [part["name"] for part in case["parts"]] == ["1", "2"]
     assert {part["located_ml"] for part in case["parts"]} == {0.988, 1.468}  # 11³ − 7³ and 13³ − 9³: the two shells
@@ -123,7 +127,7 @@ def test_a_side_without_a_part_is_noted_and_flagged(
         where = places(affine_of("oblique"), shape_of("oblique"))
         save(head(where, parts), affine_of("oblique"), tmp_path / "in" / f"{name}.nii.gz")
     run_batch(second, [tmp_path / "in"], tmp_path / "out", _located(bundles))
-    one, two = read_run(tmp_path / "out")["cases"]
+    one, two = _read(tmp_path / "out")["cases"]
     assert (one["status"], two["status"]) == ("done", "done"), (one["message"], two["message"])
     assert len(judge.seen) == 3
     assert "no left one was found" in one["message"]
@@ -153,7 +157,7 @@ def test_the_worst_part_is_the_verdict_of_the_case(
     image[(where[0] > 0) & (image > 30)] = 50
     save(image, affine_of("RAS"), tmp_path / "in" / "bright.nii.gz")
     run_batch(second, [tmp_path / "in"], tmp_path / "out", _located(bundles))
-    case = read_run(tmp_path / "out")["cases"][0]
+    case = _read(tmp_path / "out")["cases"][0]
     flags = {part["name"]: part["trust"]["flags"] for part in case["parts"]}
     assert flags == {"left": [], "right": ["unlike-training"]}
     assert case["trust"]["flags"] == ["unlike-training"]
@@ -170,7 +174,7 @@ def test_sides_are_evaluated_against_references_of_both(bundles: tuple[Path, Pat
     rows = {row.name: row for row in found.results}
     assert [rows[f"Left {name}"].dice for name in ("small", "large")] == [1, 1]
     assert rows["Right large"].invented
-    assert rows["Right small"].dice < 1
+    assert (rows["Right small"].dice or 0) < 1
 
 
 @pytest.mark.slow
@@ -277,7 +281,7 @@ def test_a_region_is_looked_at_first_and_other_looks_are_the_second_networks(
     run_batch(bundles[1], [image], tmp_path / "out", options)
     found, _ = load(tmp_path / "out" / "LPS_seg.nii.gz")
     np.testing.assert_array_equal(found, labelled(where, BOTH[:1]) + labelled(where, BOTH[1:], 2) * (where[0] > 0))
-    case = read_run(tmp_path / "out")["cases"][0]
+    case = _read(tmp_path / "out")["cases"][0]
     for part in case["parts"]:
         box = tuple(slice(a, b) for a, b in zip(part["low"], part["high"], strict=True))
         assert (found[box] == (4 if part["name"] == "right" else 2)).any()
