@@ -94,7 +94,9 @@ def _training_crops(folder: Path) -> None:
             step = -1 if mirrored else 1
             seen = np.ascontiguousarray(image[::step], dtype=np.float32)  # their first axis runs to the right
             found = predictor.predict(MetaTensor(seen[None], affine=np.array(geometry.affine)))
-            scores.append([one.dice for one in evaluate_case(found.label_map[::step], truth, (1.0, 1.0, 1.0), (1, 2))])
+            scores.append(
+                [one.dice or 0.0 for one in evaluate_case(found.label_map[::step], truth, (1.0, 1.0, 1.0), (1, 2))]
+            )
             verdicts.append(found.verdict.decision if found.verdict else "none")
         dice = ", ".join(f"{value:.3f}" for value in np.mean(scores, axis=0))
         print(f"training crops {'mirrored' if mirrored else 'as they are'}: Dice {dice}; {dict(Counter(verdicts))}")
@@ -112,7 +114,7 @@ def _row(
     margin: float, part: Part, crop: IndexBox, labels: Labels, inside: NDArray[np.bool_], voxel: float, mirrored: bool
 ) -> list[str]:
     found = labels > 0
-    dice = 2 * np.count_nonzero(found & inside) / max(np.count_nonzero(found) + np.count_nonzero(inside), 1)
+    dice = 2 * int((found & inside).sum()) / max(int(found.sum()) + int(inside.sum()), 1)
     size = "×".join(str(b - a) for a, b in zip(crop.low, crop.high, strict=True))
     located, labelled = (f"{count * voxel / 1000:.2f}" for count in (part.voxels, np.count_nonzero(found)))
     shown = "mirrored" if mirrored else "as it is"

@@ -58,8 +58,8 @@ def within(where: Floats, centre: Sequence[float], radius: float) -> NDArray[np.
 def head(where: Floats, parts: Sequence[tuple[Sequence[float], float]], landmarks: bool = True) -> NDArray[np.float32]:
     """An image with parts, each a centre and the radius of its core, in the order in which they are painted."""
     image = np.zeros(where.shape[1:], dtype=np.float32)
-    for centre in LANDMARKS if landmarks else ():
-        image[within(where, centre, 2.2)] = 20
+    for landmark in LANDMARKS if landmarks else ():
+        image[within(where, landmark, 2.2)] = 20
     for centre, radius in parts:
         image[within(where, centre, radius + 2)] = 20
         image[within(where, centre, radius)] = 40

@@ -59,7 +59,9 @@ def _located(bundles: tuple[Path, Path], **more: Any) -> Options:
 @pytest.mark.parametrize("kind", ["RAS", "LPS", "AIL", "oblique"])
 def test_sides_are_those_of_the_patient_on_any_grid(kind: str, bundles: tuple[Path, Path], tmp_path: Path) -> None:
     image, where = save_head(tmp_path / "in", kind, BOTH)
-    result = _infer(bundles[1], image, "-o", tmp_path / "out", "--locate", f"{bundles[0]}:Large", "--locate-margin", 5)
+    result = _infer(
+        bundles[1], image, "-o", tmp_path / "out", "--locate", f"{bundles[0]}:Large", "--locate-margin", "5"
+    )
     assert result.exit_code == ExitCode.DONE, result.stderr
     found, affine = load(tmp_path / "out" / f"{kind}_seg.nii.gz")
     np.testing.assert_allclose(affine, affine_of(kind, shape_of(kind)), atol=1e-6)
