@@ -98,6 +98,7 @@ ReasonCode = Literal[
     "no-dicom-source",
     "own-output",
     "not-judged",
+    "not-located",
 ]
 """Stable identifiers of why a volume or a case was refused."""
 

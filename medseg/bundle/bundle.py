@@ -363,7 +363,7 @@ class Bundle:
         extent = [geometry.spacing_mm[axis] * geometry.shape[axis] for axis in ras_axes(geometry)]
         checks = (
             ("spacing_mm", "voxel spacing", spacing, "choose another series"),
-            ("fov_mm", "field of view", extent, "crop to the region the bundle expects with --roi"),
+            ("fov_mm", "field of view", extent, f"crop to the region the bundle expects with --roi{self._or_locate}"),
         )
         for key, what, found, remedy in checks:
             low, high = (limits.get(key, {}).get(name) for name in ("low", "high"))
@@ -373,6 +373,14 @@ class Bundle:
                     f"found a {what} of {millimetres(found)}, {self.name} was trained on {millimetres(low)} to"
                     f" {millimetres(high)} (left-right, posterior-anterior, inferior-superior); {remedy}",
                 )
+
+    @property
+    def _or_locate(self) -> str:
+        """How another bundle finds what this one labels, for a message."""
+        recipe = self.metadata.get("locate") or {}
+        if not (recipe.get("bundle") and recipe.get("structure")):
+            return ", or have another bundle find it first with --locate BUNDLE:STRUCTURE"
+        return f", or have {recipe['bundle']} find the {recipe['structure']} first with --locate auto"
 
     def load_network(self, device: str | torch.device = "cpu") -> torch.nn.Module:
         """Build the network that ``network_def`` names and load the weights, strictly, in evaluation mode.

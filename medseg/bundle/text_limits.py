@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.files import read_at_most
-from medseg.json_shape import ANYTHING, PLACE, TEXT, Spec, either, numbered, whole
+from medseg.json_shape import ANYTHING, FLAG, PLACE, TEXT, Spec, either, number, numbered, one_of, whole
 
 _LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
 _MOST_PARTS = {".json": 1_000_000, ".yaml": 50_000, ".yml": 50_000}
@@ -78,6 +78,13 @@ METADATA_FORM: Spec = {
     "network_data_format": {"inputs": {"*": _TENSOR}, "outputs": {"*": _TENSOR}},
     "segment_codes": numbered(ANYTHING),
     "training_range": {"spacing_mm": _LIMITS, "fov_mm": _LIMITS, "modality": [TEXT]},
+    "locate": {
+        "bundle": TEXT,
+        "structure": TEXT,
+        "margin_mm": number(0, 1000),
+        "sides": FLAG,
+        "trained_side": one_of("left", "right"),
+    },
     "changelog": {"*": ANYTHING},
     "eval_metrics": {"*": ANYTHING},
     "imported": {"origin": TEXT, "orientation": TEXT, "mirror": [TEXT], "checked": _CHECKED},

@@ -49,7 +49,7 @@ def _parameter(one: Field[Any]) -> inspect.Parameter:
     flag, default = f"--{one.name.replace('_', '-')}", one.default
     kind: Any = _HINTS[one.name]
     if kind is bool and default:
-        flag += f"/--no-{one.name}"
+        flag += f"/--no-{one.name.replace('_', '-')}"
     elif one.name in _REPEATED:
         kind, default = list[Path] | None, None
     elif isinstance(default, tuple):
@@ -98,8 +98,8 @@ def infer(
     from medseg.bundle import Bundle
     from medseg.inference.roi import parse_region
 
-    Bundle.open(bundle)  # wrong paths and options are told before seconds go into imports
     options = RunOptions(**asked)
+    options.bundle_of(Bundle.open(bundle))  # wrong paths and options are told before seconds go into imports
     if options.roi:
         parse_region(options.roi)
     missing = [str(path) for path in inputs if not path.exists()]

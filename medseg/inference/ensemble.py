@@ -27,12 +27,12 @@ from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference.engines import Engine
+from medseg.labels.codes import sided_names
 from medseg.networks.nnunet import MeanOf
 
 MIRRORS = {"lr": "LR", "ap": "AP", "is": "IS"}
 """Names of the patient's axes, and the letters that stand for their ends in an orientation such as ``"RAS"``."""
 
-_SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
 _SHARED = ("preprocessing", "inferer", "postprocessing")
 _REFERENCE = re.compile(r"@([\w:#]+)$")
 
@@ -94,7 +94,7 @@ def check_mirror(mirror: Sequence[str], bundle: Bundle) -> None:
                 f" {', '.join(learnt) or 'none'}; leave it out"
             )
         return
-    sided = _sided(bundle)
+    sided = sided_names(bundle)
     if "lr" in mirror and sided:
         raise UsageError(
             f"--mirror lr would confuse left and right of {', '.join(sided)} of {bundle.name}; leave lr out"
@@ -105,12 +105,6 @@ def mirrored_axes(mirror: Sequence[str], geometry: Geometry) -> tuple[int, ...]:
     """Axes of a grid that lie closest to the patient's axes named in ``mirror``."""
     wanted = {letter for name in mirror for letter in MIRRORS[name]}
     return tuple(axis for axis, letter in enumerate(geometry.orientation) if letter in wanted)
-
-
-def _sided(bundle: Bundle) -> list[str]:
-    """Names of the structures that belong to one side of the body, by their name or by their code."""
-    coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
-    return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
 
 
 def members_of(network: torch.nn.Module) -> list[torch.nn.Module]:

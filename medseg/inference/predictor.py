@@ -35,6 +35,7 @@ from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
 from medseg.inference.prompts import ClassScores
 from medseg.inference.sliding_window import EVEN, Chunk, averaged_windows
+from medseg.results.case_result import LocatedPart
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
 from medseg.trust.trust_files import TrustFiles, TrustState
@@ -71,6 +72,8 @@ class Prediction:
         What the bundle's discriminator takes the result for; None unless it may judge.
     probabilities
         Of every channel, on the source grid; None unless asked for.
+    parts, note
+        Of a structure that was located first: its parts, and what is worth noting of them.
     """
 
     label_map: LabelMap
@@ -81,6 +84,8 @@ class Prediction:
     prepared: MetaTensor | None = None
     discriminator: DiscriminatorVerdict | None = None
     probabilities: ProbabilityMaps | None = None
+    parts: tuple[LocatedPart, ...] = ()
+    note: str = ""
 
 
 class Predictor:

@@ -44,8 +44,6 @@ _FASTEST: Final = 1
 _HEADER_AND_EXTENSION: Final = 352
 _SLICES_AT_ONCE: Final = 16
 _LONGEST_AXIS: Final = 32767
-_HALF_TURN: Final = 1e-7
-"""Square of a quaternion's real part below which it is rounding: as in nifti1_io.c, the format's own reference."""
 
 
 def read_nifti_header(path: str | os.PathLike[str]) -> ImageHeader:
@@ -170,7 +168,10 @@ def _affine(header: Any, shape: tuple[int, int, int], notes: list[str]) -> NDArr
 
 
 def _qform(header: Any, mm: float) -> NDArray[np.float64]:
-    """As nibabel's ``get_qform``, which refuses a pixdim[0] of 0 and passes over a pixdim of 0."""
+    """As nibabel's ``get_qform``, which refuses a pixdim[0] of 0 and passes over a pixdim of 0.
+
+    A turn that the stored numbers cannot tell from half a turn is one, as there: that of axes LIA, for instance.
+    """
     quaternion = np.array([header["quatern_b"], header["quatern_c"], header["quatern_d"]], dtype=np.float64)
     offsets = np.array([header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]], dtype=np.float64)
     pixdim = np.asarray(header["pixdim"], dtype=np.float64)
@@ -182,10 +183,9 @@ def _qform(header: Any, mm: float) -> NDArray[np.float64]:
             f"pixdim {pixdim[:4].tolist()}); write the file again, or set qform_code to 0 if the sform is right",
         )
     affine = np.eye(4)
-    real = 1.0 - float(quaternion @ quaternion)
-    if real < _HALF_TURN:
-        quaternion, real = quaternion / np.linalg.norm(quaternion), 0.0
-    rotation = quat2mat([math.sqrt(real), *quaternion])
+    rest = 1.0 - float(quaternion @ quaternion)
+    is_half = rest < 3 * np.finfo(header["quatern_b"].dtype).eps
+    rotation = quat2mat([0.0 if is_half else math.sqrt(rest), *quaternion])
     affine[:3, :3] = rotation * pixdim[1:4] * [1, 1, -1 if pixdim[0] == -1 else 1] * mm
     affine[:3, 3] = offsets * mm
     return affine

@@ -7,9 +7,9 @@
            "laterality": ["24028007", "SCT", "Right"],
            "colour": "#f0b000"}}
 
-``category`` and ``type`` are required; ``modifier`` or ``laterality`` and ``region`` (where a finding lies) may be
-added. A term is ``[value, scheme, meaning]`` or an object with these keys. There are no default codes: a wrong
-term in a patient's archive is worse than none.
+``category`` and ``type`` are required; ``laterality``, ``modifier`` and ``region`` (where a finding lies) may be added.
+A term is ``[value, scheme, meaning]`` or an object with these keys. There are no default codes: a wrong term in a
+patient's archive is worse than none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from medseg.errors import BundleError
 from medseg.files import shown
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
+_LATERALITY = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
+_RIGHT_SHADE = 0.65
 _LONGEST_VALUE, _LONGEST_MEANING = 16, 64
 _PALETTE = ("#f0b000", "#3fb4ee", "#12b886", "#f0722c", "#e07bb4", "#f2e545", "#6f8df7")
 
@@ -68,13 +71,13 @@ def dicom_text(text: object, most: int = _LONGEST_MEANING) -> str:
 
 @dataclass(frozen=True)
 class SegmentCode:
-    """The terms of one structure and the colour in which viewers show it."""
+    """The terms of one structure and the colour in which viewers show it; of its modifiers a side comes first."""
 
     label: int
     name: str
     category: Code
     type: Code
-    modifier: Code | None
+    modifiers: tuple[Code, ...]
     region: Code | None
     rgb: tuple[int, int, int]
 
@@ -97,6 +100,21 @@ def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
     }
 
 
+def sided_names(bundle: BundleLike) -> list[str]:
+    """Names of the structures that belong to one side of the body, by their name or by their code."""
+    coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
+    return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
+
+
+def sided_code(stated: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """The terms of a structure on one side of the body, ``left`` or ``right``; the right one is shown darker."""
+    code = {**stated, "laterality": list(_LATERALITY[side])}
+    colour = stated.get("colour", stated.get("color"))
+    if side == "right" and isinstance(colour, str) and _COLOUR.fullmatch(colour):
+        code["colour"] = "#" + "".join(f"{int(int(colour[n : n + 2], 16) * _RIGHT_SHADE):02x}" for n in (1, 3, 5))
+    return code
+
+
 def _segment(label: int, name: str, stated: object, bundle: str) -> SegmentCode:
     where = f"segment_codes of label {label} ({name}) in bundle {bundle}"
     if not isinstance(stated, Mapping):
@@ -104,13 +122,13 @@ def _segment(label: int, name: str, stated: object, bundle: str) -> SegmentCode:
             f"{where}: found none, DICOM objects need coded terms; state category and type in configs/metadata.json,"
             ' such as {"category": ["123037004", "SCT", "Anatomical Structure"], "type": [...], "colour": "#f0b000"}'
         )
-    side, region = stated.get("laterality") or stated.get("modifier"), stated.get("region")
+    modifiers, region = [stated[key] for key in ("laterality", "modifier") if stated.get(key)], stated.get("region")
     return SegmentCode(
         label,
         dicom_text(name),
         _code(stated.get("category"), f"category in {where}"),
         _code(stated.get("type"), f"type in {where}"),
-        _code(side, f"modifier in {where}") if side else None,
+        tuple(_code(modifier, f"modifier in {where}") for modifier in modifiers),
         _code(region, f"region in {where}") if region else None,
         _rgb(stated.get("colour", stated.get("color")), label, where),
     )

@@ -105,8 +105,8 @@ def _observation(code: SegmentCode, number: int) -> Dataset:
     item = Dataset()
     item.ObservationNumber = item.ReferencedROINumber = number
     identification = _code_item(code.type)
-    if code.modifier is not None:
-        identification.SegmentedPropertyTypeModifierCodeSequence = [_code_item(code.modifier)]
+    if code.modifiers:
+        identification.SegmentedPropertyTypeModifierCodeSequence = [_code_item(one) for one in code.modifiers]
     item.RTROIIdentificationCodeSequence = [identification]
     item.RTROIInterpretedType = ""
     item.ROIInterpreter = None

@@ -160,10 +160,9 @@ def _description(job: Job, code: SegmentCode, number: int) -> SegmentDescription
         anatomic_regions=[coded(code.region)] if code.region else None,
         display_color=CIELabColor.from_rgb(*code.rgb),
     )
-    if code.modifier is not None:
-        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
-            coded(code.modifier)
-        ]
+    if code.modifiers:
+        modifiers = [coded(modifier) for modifier in code.modifiers]
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
     return description
 
 

@@ -207,10 +207,11 @@ def _algorithm(job: Job) -> sr.AlgorithmIdentification:
 
 
 def _sites(code: SegmentCode) -> list[sr.FindingSite] | None:
-    place = code.region or (code.type if code.modifier else None)
+    place = code.region or (code.type if code.modifiers else None)
     if place is None:
         return None
-    return [sr.FindingSite(anatomic_location=coded(place), laterality=coded(code.modifier) if code.modifier else None)]
+    side, further = ([*map(coded, code.modifiers), None, None])[:2]
+    return [sr.FindingSite(anatomic_location=coded(place), laterality=side, topographical_modifier=further)]
 
 
 def _stated_volumes(dataset: pydicom.Dataset) -> list[float]:

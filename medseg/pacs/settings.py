@@ -143,7 +143,7 @@ class WebNode:
 class Route:
     """What the listener does with a study: which series go through which bundle, on what, and where the results go.
 
-    ``device`` and ``precision`` are as for ``medseg infer``.
+    ``device``, ``precision`` and ``locate`` are as for ``medseg infer``.
     """
 
     name: str
@@ -153,6 +153,7 @@ class Route:
     select: Path | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    locate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ _SETTINGS: Spec = {
     },
     "routes": [
         {
-            **dict.fromkeys(("name", "bundle", "select", "device", "precision"), TEXT),
+            **dict.fromkeys(("name", "bundle", "select", "device", "precision", "locate"), TEXT),
             "write": [TEXT],
             "send_to": [TEXT],
         }

@@ -41,7 +41,7 @@ def run_route(
     from medseg.inference import Options, run_batch
 
     select = str(route.select) if route.select else None
-    options = Options(write=route.write, select=select, device=route.device, precision=route.precision)
+    options = Options(route.write, select, device=route.device, precision=route.precision, locate=route.locate)
     cases = run_batch(route.bundle, [study_folder], output, options, kept=kept).cases
     for case in cases:
         if case.status == "failed":

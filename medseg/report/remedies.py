@@ -80,6 +80,10 @@ REMEDIES: dict[ReasonCode, tuple[str, str]] = {
     "outside-image": ("The label lies outside the image.", "Pair it with the image it was drawn on."),
     "no-image-grid": ("Contours have no grid of their own.", "Give them with their image."),
     "not-judged": ("The result could not be judged.", "Look at it yourself."),
+    "not-located": (
+        "The structure to be labelled was not found, or not for certain.",
+        "Look whether the image shows it, and what was located; crop with --roi.",
+    ),
 }
 """Meaning and remedy of every reason code."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +43,17 @@ CASE: Spec = {
     "not_written": {"*": {"reason!": TEXT, "message!": TEXT}},
     "trained_on": FLAG,
     "checksums": {"*": {"bytes!": WHOLE, "sha256!": TEXT}},
+    "parts": [
+        {
+            "name!": TEXT,
+            "located_ml!": NUMBER,
+            "low!": PLACE,
+            "high!": PLACE,
+            "mirrored!": FLAG,
+            "trust": _VERDICT,
+            "discriminator": _DISCRIMINATOR,
+        }
+    ],
 }
 """A case as in ``run.json``, as far as it is read again."""
 
@@ -65,6 +76,61 @@ class StructureVolume:
     def from_json(cls, item: Mapping[str, Any]) -> StructureVolume:
         """The structure behind an entry of ``structures``."""
         return cls(item["label"], item["name"], item.get("volume_ml"), tuple(item.get("values") or ()))
+
+
+@dataclass(frozen=True)
+class LocatedPart:
+    """A part of a structure that was located and labelled in a crop of its own.
+
+    Parameters
+    ----------
+    name
+        Its side, ``left`` or ``right``, or its number.
+    located_ml
+        How much of it the first bundle has found.
+    low, high
+        The crop in voxels of the source grid, ``high`` exclusive.
+    mirrored
+        Whether the network saw it mirrored, left for right.
+    trust, discriminator
+        What is said of this crop alone; None where nothing judges.
+    """
+
+    name: str
+    located_ml: float
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    mirrored: bool = False
+    trust: Verdict | None = None
+    discriminator: DiscriminatorVerdict | None = None
+
+    def moved(self, shift: tuple[int, int, int]) -> LocatedPart:
+        """The part on a grid of which its own is a crop that begins at ``shift``."""
+        i, j, k = shift
+        low, high = ((a + i, b + j, c + k) for a, b, c in (self.low, self.high))
+        return replace(self, low=low, high=high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as in ``run.json``."""
+        judged = {"trust": self.trust, "discriminator": self.discriminator}
+        stated = {"name": self.name, "located_ml": self.located_ml, "low": list(self.low), "high": list(self.high)}
+        return {**stated, "mirrored": self.mirrored, **{key: one and one.to_json() for key, one in judged.items()}}
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> LocatedPart:
+        """The part behind an entry of ``parts``."""
+        i, j, k = map(int, item["low"])
+        a, b, c = map(int, item["high"])
+        trust, real = item.get("trust"), item.get("discriminator")
+        return cls(
+            item["name"],
+            item["located_ml"],
+            (i, j, k),
+            (a, b, c),
+            item["mirrored"],
+            Verdict.from_json(trust) if trust else None,
+            DiscriminatorVerdict.from_json(real) if real else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +177,8 @@ class CaseResult(Judged):
         Of every output, by its name.
     discriminator
         What the bundle's discriminator takes the result for; None unless it has been accepted as a judge.
+    parts
+        What was located and labelled in crops; none where the volume was labelled as a whole.
     """
 
     case_id: str
@@ -127,11 +195,15 @@ class CaseResult(Judged):
     trained_on: bool | None = None
     checksums: Mapping[str, FileStamp] = field(default_factory=dict)
     discriminator: DiscriminatorVerdict | None = None
+    parts: tuple[LocatedPart, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The case as in ``run.json``."""
+        """The case as in ``run.json``; ``parts`` where some were located."""
+        stated = asdict(replace(self, parts=()))
+        del stated["parts"]
         return {
-            **asdict(self),
+            **stated,
+            **({"parts": [one.to_json() for one in self.parts]} if self.parts else {}),
             "outputs": list(self.outputs),
             "structures": [one.to_json() for one in self.structures],
             "trust": self.trust and self.trust.to_json(),
@@ -157,6 +229,7 @@ class CaseResult(Judged):
             item.get("trained_on"),
             {name: FileStamp(stamp["bytes"], stamp["sha256"]) for name, stamp in (item.get("checksums") or {}).items()},
             DiscriminatorVerdict.from_json(item["discriminator"]) if item.get("discriminator") else None,
+            tuple(map(LocatedPart.from_json, item.get("parts") or ())),
         )
 
     @classmethod

@@ -113,6 +113,24 @@ class Verdict:
         """Of a result that nothing could be said of: it is to be reviewed."""
         return cls("review", flags=(flag,))
 
+    @classmethod
+    def worst(cls, verdicts: Sequence[Verdict], flags: Sequence[str] = ()) -> Verdict:
+        """Of several parts of one result: the worst decision, the lowest estimates of each structure, every flag.
+
+        Where to look, and what the image may suffer from, is what the worst part says; ``flags`` are of the whole.
+        """
+        worst = max(
+            verdicts, key=lambda one: (DECISIONS.index(one.decision), bool(one.flags), -(one.lower_bound or 0.0))
+        )
+        lowest: dict[int, StructureQuality] = {}
+        for new in (structure for one in verdicts for structure in one.structures):
+            old = lowest.get(new.label, new)
+            least = min(old.predicted_dice, new.predicted_dice), min(old.lower_bound, new.lower_bound)
+            lowest[new.label] = StructureQuality(new.label, new.name, *least)
+        every = dict.fromkeys([*(flag for one in verdicts for flag in one.flags), *flags])
+        structures = tuple(lowest[label] for label in sorted(lowest))
+        return cls(worst.decision, structures, tuple(every), worst.look_at_mm, worst.fault)
+
     @property
     def predicted_dice(self) -> float | None:
         """Mean over the structures; None without any."""

@@ -81,6 +81,17 @@ def test_the_coded_transform_is_used(tmp_path: Path, code: str) -> None:
     np.testing.assert_allclose(geometry.affine, OBLIQUE, atol=1e-4)
 
 
+@pytest.mark.parametrize("coded", ["qform", "both"])
+def test_half_a_turn_is_not_tilted_by_rounding(tmp_path: Path, coded: str) -> None:
+    affine = np.array([[-1.0, 0, 0, 127.6], [0, 0, 1, -133.5], [0, -1, 0, 134.5], [0, 0, 0, 1]])  # LIA
+    image = nibabel.Nifti1Image(np.zeros((256, 256, 256), np.uint8), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=int(coded == "both"))
+    nibabel.save(image, tmp_path / "v.nii")
+    _, geometry, _ = read_volume(tmp_path / "v.nii")
+    np.testing.assert_allclose(geometry.affine, affine, atol=1e-5)
+
+
 def test_big_endian_becomes_native(tmp_path: Path) -> None:
     header = nibabel.Nifti1Header(endianness=">")
     header.set_data_dtype(">f4")

@@ -22,6 +22,7 @@ from medseg.files import prepare_file, prepare_folder, remove_leftovers
 from medseg.inference.cases import InputCase, check_modality, collect, expected_modalities
 from medseg.inference.config import channels_of, read_inference_config
 from medseg.inference.engines import AUTOCAST
+from medseg.inference.located_bundle import LocatedBundle
 from medseg.inference.roi import parse_region
 from medseg.inference.run.export import check_kinds
 from medseg.inference.run.options import RunContext, RunOptions, leased
@@ -85,15 +86,15 @@ def run_batch(
     UsageError
         If there is nothing to do, an option makes no sense, or no case could have what is to be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    plain = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     asked = options or RunOptions()
-    options = asked.resolved
+    options, bundle = asked.resolved, asked.bundle_of(plain)
     say = announce or (lambda _: None)
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
     key = options.key(bundle, region)
     off = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
-    trust = trust_state(bundle) if options.judged else TrustState("off", off)
+    trust = trust_state(plain) if options.judged else TrustState("off", off)
     folder = prepare_folder(output)
     for name in (RUN_JSON, RESULTS_CSV):
         prepare_file(folder / name)
@@ -106,8 +107,10 @@ def run_batch(
     with locked(folder), leased(folder) as lease:
         context = RunContext(bundle, folder, options, region, key, lease, trained_on(bundle))
         remove_leftovers(folder)
-        judge = discriminator_state(bundle) if options.judged else DiscriminatorState("off", off)
-        head = replace(_head(context, trust, skipped), options=asked.to_json(), discriminator=judge.as_json())
+        judge = discriminator_state(plain) if options.judged else DiscriminatorState("off", off)
+        located = {"locate": bundle.as_asked} if isinstance(bundle, LocatedBundle) else {}
+        head = _head(context, trust, skipped)
+        head = replace(head, options={**asked.to_json(), **located}, discriminator=judge.as_json())
         for note in head.notes:
             say(f"note: {note}")
         with closing(RunState(context, cases, progress)) as state:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
 import time
@@ -116,6 +117,19 @@ class RunOptions:
             " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image."
         ),
     )
+    locate: str | None = field(
+        default=None,
+        metadata=_about(
+            "Find a structure with another bundle first, and label a crop round each part of it: BUNDLE:STRUCTURE, or"
+            " auto, as this bundle's metadata say."
+        ),
+    )
+    locate_margin: float | None = field(
+        default=None, metadata=_about("Margin of these crops in mm; else as the metadata say, or 5.")
+    )
+    locate_sides: bool = field(
+        default=True, metadata=_about("Whether there is one part on the left and one on the right, named so.")
+    )
     section: str | None = field(
         default=None, metadata=_about("Only these items of a datalist: training, validation or test.")
     )
@@ -171,6 +185,7 @@ class RunOptions:
             raise UsageError(f"--write {','.join(self.write)}: found {unknown}, expected some of {', '.join(KINDS)}")
         if "doubt" in self.write and not self.judged:
             raise UsageError("--write doubt needs trust in the plain network; drop --no-trust, --mirror, --ensemble")
+        self._check_locate()
         choices = {"precision": Precision, "windows": Windows, "engine": EngineName}
         for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if (value := getattr(self, name)) in _GONE:
@@ -185,6 +200,12 @@ class RunOptions:
             parse_place(self.cluster)
         if self.workers < 1 or self.stall_s <= 0:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
+
+    def _check_locate(self) -> None:
+        if (margin := self.locate_margin) is not None and not (self.locate and 0 <= margin < math.inf):
+            raise UsageError(f"--locate-margin {margin}: expected millimetres of at least 0, and --locate")
+        if self.locate is not None and "probabilities" in self.write:
+            raise UsageError("--locate: crops give no probabilities of the whole image; leave them out of --write")
 
     @property
     def resolved(self) -> RunOptions:
@@ -213,6 +234,17 @@ class RunOptions:
         members = [{"name": Path(place).name, "sha256": member_digest(place)} for place in self.ensemble]
         return {**values, "write": list(self.write), "mirror": list(self.mirror), "ensemble": members}
 
+    def bundle_of(self, bundle: Bundle) -> Bundle:
+        """The bundle as its results are: itself, or behind another one that locates first.
+
+        If there is no such bundle or structure, or no recipe for ``auto``, that is a ``UsageError``.
+        """
+        if self.locate is None:
+            return bundle
+        from medseg.inference.located_bundle import LocatedBundle, Locating
+
+        return LocatedBundle(bundle, Locating.read(bundle, self.locate, self.locate_margin, sides=self.locate_sides))
+
     def network_key(self, bundle: Bundle) -> str:
         """Digest of what the opened networks depend on: the bundle's bytes, and how they are run."""
         how = {name: getattr(self, name) for name in ("precision", "engine", "mirror", "trust", "structures")}
@@ -226,9 +258,10 @@ class RunOptions:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def key(self, bundle: Bundle, region: Region | None) -> str:
-        """Digest of everything but the input that a result depends on: of bundle, version and options."""
+        """Digest of all but the input that a result depends on; ``bundle`` is as :meth:`bundle_of` gives it."""
         asked = self.to_json()
-        for name in ("select", "section", "fold", "cluster", "precision", "windows"):  # which cases, where, said below
+        unasked = ("select", "section", "fold", "cluster", "precision", "windows")  # which cases, where, said below
+        for name in (*unasked, "locate", "locate_margin", "locate_sides"):  # in the bundle's hash
             del asked[name]
         parts = {
             **asked,
@@ -326,13 +359,17 @@ class RunSpec:
     @classmethod
     def of(cls, context: RunContext) -> RunSpec:
         """The run behind a context."""
+        from medseg.inference.located_bundle import LocatedBundle
+
         bundle, options = context.bundle, context.options
+        ensemble = tuple(str(Path(place).absolute()) for place in options.ensemble)
+        locate = bundle.locating.spelled_out if isinstance(bundle, LocatedBundle) else None
         return cls(
             str(bundle.path.absolute()),
             bundle.sha256,
             bundle.permission,
             str(context.folder.absolute()),
-            replace(options, ensemble=tuple(str(Path(place).absolute()) for place in options.ensemble)),
+            replace(options, ensemble=ensemble, locate=locate),
             context.region,
             context.run_key,
             context.lease,
@@ -350,13 +387,13 @@ class RunSpec:
         if medseg_version() != self.medseg:
             found = f"found medseg {medseg_version()} there, the run uses {self.medseg}"
             raise MedsegError(f"{found}; install the same one")
-        bundle = Bundle.open(self.bundle, self.permission)
+        bundle = self.options.bundle_of(Bundle.open(self.bundle, self.permission))
         if bundle.sha256 != self.bundle_sha256:
             raise MedsegError(f"its {self.bundle} is another bundle than the run's; give all workers the same files")
         if self.options.key(bundle, self.region) != self.run_key:
             raise MedsegError("the networks of --ensemble differ from the run's there; give all workers the same files")
-        known = trained_on(bundle)
-        return RunContext(bundle, Path(self.folder), self.options, self.region, self.run_key, self.lease, known)
+        asked = self.options, self.region, self.run_key, self.lease
+        return RunContext(bundle, Path(self.folder), *asked, trained_on(bundle))
 
     def _see_folder(self) -> None:
         deadline = time.monotonic() + _SEEN_WITHIN_S

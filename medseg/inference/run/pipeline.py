@@ -25,6 +25,8 @@ from medseg.bundle import TrainingData
 from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase, file_sums, key_of_sums, load
+from medseg.inference.located import LocatedPredictor
+from medseg.inference.located_bundle import LocatedBundle
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.preprocess import Case
 from medseg.inference.run.export import write_outputs
@@ -73,10 +75,12 @@ class OpenedBundle:
 
     @classmethod
     def _open(cls, context: RunContext) -> OpenedBundle:
-        options = context.options
+        options, bundle = context.options, context.bundle
+        predictor: Callable[..., Predictor] = partial(Predictor, bundle)
+        if isinstance(bundle, LocatedBundle):
+            predictor = partial(LocatedPredictor, bundle)
         return cls(
-            Predictor(
-                context.bundle,
+            predictor(
                 options.device,
                 options.precision,
                 engine=options.engine,
@@ -207,7 +211,8 @@ class CaseTask:
             error_map = None if found.error_map is None else box.paste(found.error_map, grid.shape)
             maps = found.probabilities and found.probabilities.moved(partial(box.paste, shape=grid.shape))
             labels = box.paste(found.label_map, grid.shape)
-            found = replace(found, label_map=labels, error_map=error_map, probabilities=maps)
+            parts = tuple(part.moved(box.low) for part in found.parts)
+            found = replace(found, label_map=labels, error_map=error_map, probabilities=maps, parts=parts)
         return ComputedCase(read.facts, replace(found, geometry=grid), {**read.stages, **found.seconds})
 
     def write(self, computed: ComputedCase) -> CaseResult:
@@ -218,7 +223,11 @@ class CaseTask:
         volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
         found = write_outputs(case, prediction, self.context)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
-        status, reason, message = found.failure(case) or ("done", None, facts.note)
+        status, reason, message = found.failure(case) or (
+            "done",
+            None,
+            "; ".join(filter(None, (facts.note, prediction.note))),
+        )
         return CaseResult(
             case.case_id,
             case.source,
@@ -234,6 +243,7 @@ class CaseTask:
             trained_on=facts.trained_on,
             checksums=found.stamps,
             discriminator=prediction.discriminator,
+            parts=prediction.parts,
         )
 
     def watch(self, stage: str) -> AbstractContextManager[None]:
