@@ -1,14 +1,20 @@
-"""``medseg bundle``: list, info, import: which bundles there are, and where they come from."""
+"""``medseg bundle``: list, info, import, pull: which bundles there are, and where they come from."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
+from medseg.errors import BundleError
+
+if TYPE_CHECKING:
+    from medseg.bundle import Bundle
 
 
 @bundle_app.command(name="list")
@@ -19,19 +25,42 @@ def list_() -> Outcome:
     Example: medseg bundle list
     """
     from medseg.bundle import Bundle
-    from medseg.bundle.find import list_bundles
+    from medseg.bundle.find import LICENCE_FILE, licence_named, list_bundles, origin_of
+    from medseg.bundle.policy import policy_state
+    from medseg.bundle.text_limits import read_text_file
 
     rows = []
-    for opened in map(Bundle.open, list_bundles()):
-        trained = any((opened.path / "models").glob("model.*"))
-        facts = {"version": opened.version, "task": opened.metadata.get("task", ""), "trained": trained}
-        rows.append({"name": opened.name, **facts, "folder": str(opened.path)})
-        state = "" if trained else ", no weights yet"
-        for line in (f"{opened.name} {opened.version}{state}", f"    {facts['task']}", f"    {opened.path}"):
-            terminal().print(line)
+    for folder in list_bundles():
+        try:
+            opened = Bundle.open(folder)
+            licence = read_text_file(folder / LICENCE_FILE) if (folder / LICENCE_FILE).is_file() else ""
+        except (BundleError, ValueError) as error:
+            terminal().print(f"{folder.name}: damaged. {error}", style="yellow")
+            rows.append({"name": folder.name, "folder": str(folder), "damage": str(error)})
+            continue
+        facts = {
+            "version": opened.version,
+            "task": opened.metadata.get("task", ""),
+            "trained": any((folder / "models").glob("model.*")),
+            "origin": origin_of(folder, opened.metadata),
+            "licence": licence_named(opened.metadata, licence),
+            "policy": policy_state(opened),
+        }
+        rows.append({"name": opened.name, **facts, "folder": str(folder)})
+        state = [] if facts["trained"] else ["no weights yet"]
+        state += [] if facts["policy"] in (None, "allowed") else ["not allowed by the policy here"]
+        terminal().print(f"{opened.name} {opened.version}")
+        for line in (facts["task"], ", ".join([facts["origin"], f"licence {facts['licence']}", *state])):
+            _print_within(80, line)
+        terminal().print(f"    {folder}")
     if not rows:
         terminal().print("There is no bundle in ./bundles, and none comes with this installation.")
     return Outcome({"bundles": rows})
+
+
+def _print_within(width: int, text: object) -> None:
+    for line in textwrap.wrap(str(text), width, initial_indent="    ", subsequent_indent="    "):
+        terminal().print(line)
 
 
 @bundle_app.command()
@@ -39,33 +68,58 @@ def list_() -> Outcome:
 def info(bundle: BundleArgument) -> Outcome:
     """Show what a bundle is: task, version, input, structures, what it was trained on, figures.
 
+    Of an archive (a zip file) the metadata inside are read; nothing is unpacked.
+
     Example: medseg bundle info bundles/hippocampus_mri_segmentation
     """
     from medseg.bundle import Bundle
 
+    if bundle.is_file():
+        from medseg.sharing import peek
+
+        found = peek(bundle)
+        signed = f"signed by {found.signed_by}" if found.signed_by else "not signed"
+        archive = {
+            "licence": found.licence,
+            "archive": f"{len(found.files)} files, {found.size_bytes} bytes unpacked",
+            "packed": f"by medseg, {signed}" if found.is_packed else "not by medseg: unpacked with --as-is only",
+            "code": [name for name in found.files if name.endswith(".py")],
+        }
+        return _told({**_facts(found.bundle), **archive}, {"signed_by": found.signed_by, "files": list(found.files)})
     opened = Bundle.open(bundle)  # a wrong path is told before seconds go into imports
+    from medseg.bundle.find import origin_of
+    from medseg.bundle.policy import policy_state
     from medseg.trust.trust_files import trust_state
 
-    facts: dict[str, Any] = {
-        "name": opened.name,
-        "version": opened.version,
-        "task": opened.metadata.get("task"),
-        "description": opened.metadata.get("description"),
-        "input_channels": opened.input_channels,
-        "labels": opened.labels,
-        "regions": {name: list(values) for name, values in opened.scheme.regions.items()},
-        "training_range": opened.training_range,
-        "eval_metrics": opened.metadata.get("eval_metrics"),
-        "authors": opened.metadata.get("authors"),
-        "copyright": opened.metadata.get("copyright"),
-        "sha256": opened.sha256,
-    }
+    here = {"origin": origin_of(opened.path, opened.metadata), "sha256": opened.sha256, "policy": policy_state(opened)}
     state = trust_state(opened)
-    for name, value in {**facts, "trust": state.describe()}.items():
+    return _told({**_facts(opened), **here, "trust": state.describe()}, {"trust": state.as_json()})
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    """What the metadata say of a bundle."""
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "task": bundle.metadata.get("task"),
+        "description": bundle.metadata.get("description"),
+        "input_channels": bundle.input_channels,
+        "labels": bundle.labels,
+        "regions": {name: list(values) for name, values in bundle.scheme.regions.items()},
+        "training_range": bundle.training_range,
+        "eval_metrics": bundle.metadata.get("eval_metrics"),
+        "authors": bundle.metadata.get("authors"),
+        "copyright": bundle.metadata.get("copyright"),
+    }
+
+
+def _told(facts: Mapping[str, Any], for_programs: Mapping[str, Any]) -> Outcome:
+    """Print facts, and hand them back with what programs are told in another form."""
+    for name, value in facts.items():
         if value:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            terminal().print(f"{name:>15}  {shown}")
-    return Outcome({**facts, "trust": state.as_json()})
+            terminal().print(f"{name:>15}  {', '.join(shown) if isinstance(shown, list) else shown}")
+    return Outcome({**facts, **for_programs})
 
 
 @bundle_app.command(name="import")

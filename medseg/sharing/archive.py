@@ -18,41 +18,39 @@ import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.audit_files import list_files
-from medseg.bundle.config import parse_config, read_config
+from medseg.bundle.config import read_config
+from medseg.bundle.policy import MANIFEST, SIGNATURE
 from medseg.bundle.privacy import DATALIST, is_text, without_names
+from medseg.bundle.signing import read_private_key, sign
 from medseg.bundle.training_run import TRAINING_RUN
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.files import atomic_path, open_zip, read_at_most, read_member, sha256_file
+from medseg.files import atomic_path, open_zip, read_at_most, sha256_file
+from medseg.sharing.archive_reader import (
+    LARGEST_DIRECTORY,
+    LARGEST_MANIFEST,
+    NAME,
+    Sum,
+    check_signature,
+    member_bytes,
+    most_bytes,
+    read_manifest,
+    safe_members,
+)
 from medseg.sharing.model_card import model_card
-from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
 from medseg.sharing.verify import vocabulary
 
-MANIFEST, SIGNATURE, PROVENANCE = "manifest.json", "manifest.sig", "provenance.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+PROVENANCE = "provenance.json"
 _LEFT_OUT = ("runs/", "eval/", ".git", MANIFEST, SIGNATURE, PROVENANCE)
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can hold
 _CHUNK = 1 << 20
-_MOST_FILES = 10_000
-_LARGEST_DIRECTORY = 4 << 20
-_LARGEST_MANIFEST = 4 << 20  # 10,000 files of 400 bytes each
-_LARGEST_SIGNATURE = 16 << 10
 _LARGEST_TEXT = 64 << 20  # a datalist of a hundred thousand cases
-_LONGEST_NAME = 240
-_DEEPEST_FOLDER = 16
-_SMALL_BYTES = 64 << 20
-_LARGEST_RATIO = 50
-"""What a packed bundle needs (weights hardly compress, texts to a tenth), many times over: an archive states its sizes
-itself, and unpacking, reading and judging it must not cost more than it is worth. Below ``_SMALL_BYTES`` any ratio is
-harmless."""
 _PARTIAL = ".medseg-partial-"
-_Sum = tuple[str, int]
-"""SHA-256 and number of bytes of a file."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +162,11 @@ def unpack(
     target.mkdir(parents=True, exist_ok=True)
     partial = target / f"{_PARTIAL}{secrets.token_hex(4)}"
     try:
-        with open_zip(path, _LARGEST_DIRECTORY) as source:
-            name, members = _safe_members(source, min(limit_bytes, _most_bytes(path.stat().st_size)))
-            manifest = _member_bytes(source, members, MANIFEST, _LARGEST_MANIFEST)
-            signed_by = _check_signature(source, members, manifest, key)
-            sums = {} if as_is and manifest is None else _read_manifest(manifest, members, name)
+        with open_zip(path, LARGEST_DIRECTORY) as source:
+            name, members = safe_members(source, min(limit_bytes, most_bytes(path.stat().st_size)))
+            manifest = member_bytes(source, members, MANIFEST, LARGEST_MANIFEST)
+            signed_by = check_signature(source, members, manifest, key)
+            sums = {} if as_is and manifest is None else read_manifest(manifest, members, name)
             _extract(source, members, sums, partial / name)
         require_trusted(partial / name, "infer" if as_is else "all")
         version = Bundle.open(partial / name).version
@@ -208,7 +206,7 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     sources: dict[str, Path | bytes] = {
         name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and _PARTIAL not in name
     }
-    if not _NAME.fullmatch(bundle.name):
+    if not NAME.fullmatch(bundle.name):
         raise BundleError(f"the folder name {bundle.name!r} cannot be shared; use letters, digits, _, - and .")
     if "models/model.safetensors" not in sources:
         from safetensors.torch import save
@@ -262,107 +260,8 @@ def _write_zip(path: Path, root: str, sources: Mapping[str, Path | bytes]) -> No
                 shutil.copyfileobj(handle, member, _CHUNK)
 
 
-def _most_bytes(archive_bytes: int) -> int:
-    """To how many bytes an archive of that size may unpack."""
-    return max(_SMALL_BYTES, _LARGEST_RATIO * archive_bytes)
-
-
-def _safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[str, zipfile.ZipInfo]]:
-    """Root folder, and the files by their path below it; refuses whatever could land elsewhere or never end."""
-    infos = [info for info in source.infolist() if not info.is_dir()]
-    total = sum(info.file_size for info in infos)
-    if len(infos) > _MOST_FILES or total > limit_bytes:
-        found = f"the archive unpacks to {total} bytes in {len(infos)} files"
-        raise UntrustedBundle(f"{found}, expected at most {limit_bytes} bytes in {_MOST_FILES} files; not unpacked")
-    members: dict[str, zipfile.ZipInfo] = {}
-    roots, known = set[str](), set[str]()
-    for info in infos:
-        parts = PurePosixPath(info.filename).parts
-        if problem := _member_problem(info, parts):
-            raise UntrustedBundle(
-                f"the archive holds {info.filename[:_LONGEST_NAME]!r}, which is {problem}; not unpacked"
-            )
-        roots.add(parts[0])
-        name = "/".join(parts[1:])
-        if name.casefold() in known:
-            raise UntrustedBundle(f"the archive holds {name!r} twice; not unpacked")
-        known.add(name.casefold())
-        members[name] = info
-    if len(roots) != 1:
-        why = f"the archive holds {len(roots)} folders, expected one named like the bundle"
-        raise UntrustedBundle(f"{why}; not unpacked")
-    return roots.pop(), members
-
-
-def _member_problem(info: zipfile.ZipInfo, parts: tuple[str, ...]) -> str | None:
-    name = info.filename
-    mode = info.external_attr >> 16
-    checks = {
-        "outside the bundle's folder": name.startswith("/") or ".." in parts or len(parts) < 2,
-        "not a plain name": not name.isascii() or not name.isprintable() or any(char in name for char in '\\:*?"<>|'),
-        "not a plain file": stat.S_IFMT(mode) not in {0, stat.S_IFREG},
-        "not named like a bundle": not _NAME.fullmatch(parts[0]) if parts else True,
-        "packed by an unusual method": info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED},
-        "encrypted": bool(info.flag_bits & 0x1),
-        "a name that is too long": len(name) > _LONGEST_NAME or len(parts) > _DEEPEST_FOLDER,
-        "a bomb": info.file_size > 1000 * max(info.compress_size, 1024),
-    }
-    return next((problem for problem, found in checks.items() if found), None)
-
-
-def _member_bytes(
-    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str, limit_bytes: int
-) -> bytes | None:
-    """One member, read whole; None if there is none."""
-    if name not in members:
-        return None
-    try:
-        return read_member(source, members[name], limit_bytes)
-    except ValueError as error:
-        raise UntrustedBundle(f"the archive's {error}; not unpacked") from error
-
-
-def _read_manifest(data: bytes | None, members: Mapping[str, zipfile.ZipInfo], name: str) -> dict[str, _Sum]:
-    """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
-    if data is None:
-        raise UntrustedBundle(
-            f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete. If you know where it comes"
-            " from, give --as-is: nothing then shows that it is complete"
-        )
-    try:
-        manifest = parse_config(data, MANIFEST)
-        files = {str(file): (str(entry["sha256"]), int(entry["bytes"])) for file, entry in manifest["files"].items()}
-        stated = manifest["name"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UntrustedBundle(f"{MANIFEST} cannot be read ({error}); ask for the bundle again") from error
-    if stated != name:
-        raise UntrustedBundle(f"the archive's folder is {name!r}, its manifest is of {stated!r}; not unpacked")
-    found = set(members) - {MANIFEST, SIGNATURE}
-    if extra := sorted(found - set(files)):
-        raise UntrustedBundle(f"the archive holds {extra[0]!r}, which its manifest does not list; not unpacked")
-    if missing := sorted(set(files) - found):
-        raise UntrustedBundle(f"the archive lacks {missing[0]!r}, which its manifest lists; ask for it again")
-    return files
-
-
-def _check_signature(
-    source: zipfile.ZipFile,
-    members: Mapping[str, zipfile.ZipInfo],
-    manifest: bytes | None,
-    key: str | Path | None,
-) -> str | None:
-    """Fingerprint of the key that signed the manifest's bytes, which nobody has parsed by then."""
-    trusted = read_public_key(key) if key is not None else None
-    signature = _member_bytes(source, members, SIGNATURE, _LARGEST_SIGNATURE)
-    if signature is None or manifest is None:
-        if trusted is not None:
-            raise UntrustedBundle("the bundle is not signed, though a key was given; ask for a signed one")
-        return None
-    return verify_signature(manifest, signature, trusted)
-
-
 def _extract(
-    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], sums: Mapping[str, _Sum], folder: Path
+    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], sums: Mapping[str, Sum], folder: Path
 ) -> None:
     """Write the members below ``folder`` and compare every byte with the manifest."""
     for name, info in members.items():
