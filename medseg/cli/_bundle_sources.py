@@ -11,10 +11,16 @@ import typer
 
 from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
+from medseg.cli._startup import confine_command
 from medseg.errors import BundleError
+from medseg.files import prepare_folder
 
 if TYPE_CHECKING:
     from medseg.bundle import Bundle
+    from medseg.sharing import Unpacked
+
+STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
+"""How findings of an audit are printed, by severity."""
 
 
 @bundle_app.command(name="list")
@@ -145,3 +151,71 @@ def import_(
     for line in (f"{made.path}: made of {made.kind}", *made.notes, f"Next: medseg bundle verify {made.path}"):
         terminal().print(line)
     return Outcome({"bundle": str(made.path), "kind": made.kind, "notes": list(made.notes)})
+
+
+@bundle_app.command()
+@command
+def pull(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="hf://ORG/NAME[@REVISION] or oci://HOST/REPO:TAG.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which the bundle's folder is created.")],
+    key: Annotated[Path | None, typer.Option("--key", help="The sender's public key file (.pub).")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle; it is kept aside.")] = False,
+    allow_older: Annotated[bool, typer.Option("--allow-older", help="Let --replace go back to an older one.")] = False,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Take what medseg did not pack, or that holds scripts.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="Another host where it may keep its files; repeatable.")
+    ] = None,
+    most_gb: Annotated[float, typer.Option("--most-gb", help="Refuse what is larger.")] = 8.0,
+) -> Outcome:
+    """Fetch a bundle from the Hugging Face hub or an OCI registry, and unpack it as `unpack` does.
+
+    A revision (hf://ORG/NAME@COMMIT) or a digest (oci://HOST/REPO@sha256:...) pins what is fetched; it is told anyway.
+
+    Example: medseg bundle pull oci://registry.example/models/hippocampus:0.2.0 -o bundles --key sender.key.pub
+    """
+    from medseg.confinement import Reach, ports_of
+    from medseg.sharing.pull import parse_reference, pull
+
+    asked = parse_reference(reference)
+    hosts = [asked.url, *(f"https://{host}" for host in allow_host or ())]
+    confine_command([prepare_folder(output)], Reach(connect=ports_of(hosts)), imports="medseg.sharing.pull")
+    found = pull(
+        asked,
+        output,
+        key=key,
+        replace=replace,
+        allow_older=allow_older,
+        as_is=as_is,
+        allow_hosts=allow_host or (),
+        limit_bytes=int(most_gb * 2**30),
+    )
+    terminal().print(f"fetched {found.pinned}")
+    return received(found.unpacked, pinned=found.pinned)
+
+
+def received(found: Unpacked, **facts: Any) -> Outcome:
+    """Tell of a bundle that was unpacked."""
+    from medseg.bundle import Bundle
+    from medseg.bundle.policy import policy_state
+
+    warn_of(found.path)
+    terminal().print(f"{found.path}: version {found.version}, {found.describe()}")
+    policy = policy_state(Bundle.open(found.path))
+    if policy not in (None, "allowed"):
+        terminal().print(str(policy), style=STYLES["warn"])
+    facts |= {"version": found.version, "signed_by": found.signed_by, "authentic": found.authentic, "policy": policy}
+    return Outcome({"bundle": str(found.path), **facts})
+
+
+def warn_of(bundle: Path) -> None:
+    """Tell what a bundle holds beside that which labelling reads."""
+    from medseg.bundle import audit
+
+    for finding in audit(bundle, "infer"):
+        if finding.severity == "warn":
+            terminal().print(str(finding), style=STYLES["warn"])

@@ -50,7 +50,7 @@ _LEFT_OUT = ("runs/", "eval/", ".git", MANIFEST, SIGNATURE, PROVENANCE)
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can hold
 _CHUNK = 1 << 20
 _LARGEST_TEXT = 64 << 20  # a datalist of a hundred thousand cases
-_PARTIAL = ".medseg-partial-"
+PARTIAL = ".medseg-partial-"
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,25 @@ class Packed:
 class Unpacked:
     """What :func:`unpack` left: the bundle's folder, its version, and the fingerprint of the key that signed it.
 
-    ``authentic`` is true only if the signature was checked against a key that the caller gave.
+    ``authentic`` is true only if the signature was checked against a key that the caller gave; ``as_is``: if it was
+    taken however it was packed.
     """
 
     path: Path
     version: str
     signed_by: str | None
     authentic: bool
+    as_is: bool = False
+
+    def describe(self) -> str:
+        """Who it comes from, as far as that is known."""
+        if self.authentic:
+            return f"signed by {self.signed_by}, the key you gave"
+        if self.signed_by:
+            return f"signed by {self.signed_by}; give --key to check that this is the sender's key"
+        if self.as_is:
+            return "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
+        return "not signed: complete and unchanged since it was packed, but anyone can have packed it"
 
 
 def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = None, with_names: bool = False) -> Packed:
@@ -160,7 +172,7 @@ def unpack(
         raise UsageError(f"{path} is not a file; give the archive that `medseg bundle pack` wrote")
     target = Path(output)
     target.mkdir(parents=True, exist_ok=True)
-    partial = target / f"{_PARTIAL}{secrets.token_hex(4)}"
+    partial = target / f"{PARTIAL}{secrets.token_hex(4)}"
     try:
         with open_zip(path, LARGEST_DIRECTORY) as source:
             name, members = safe_members(source, min(limit_bytes, most_bytes(path.stat().st_size)))
@@ -175,7 +187,7 @@ def unpack(
         raise UntrustedBundle(f"{path} is a damaged or unusual zip file ({error}); ask for it again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Unpacked(target / name, version, signed_by, key is not None)
+    return Unpacked(target / name, version, signed_by, key is not None, as_is)
 
 
 def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
@@ -204,7 +216,7 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     """Relative path of every file to pack, with where its bytes are."""
     names, _ = list_files(bundle.path)
     sources: dict[str, Path | bytes] = {
-        name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and _PARTIAL not in name
+        name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and PARTIAL not in name
     }
     if not NAME.fullmatch(bundle.name):
         raise BundleError(f"the folder name {bundle.name!r} cannot be shared; use letters, digits, _, - and .")

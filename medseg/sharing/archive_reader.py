@@ -18,7 +18,7 @@ from medseg.errors import UntrustedBundle, UsageError
 from medseg.files import open_zip, read_member
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_MOST_FILES = 10_000
+MOST_FILES = 10_000
 LARGEST_DIRECTORY = 4 << 20
 LARGEST_MANIFEST = 4 << 20  # 10,000 files of 400 bytes each
 _LARGEST_SIGNATURE = 16 << 10
@@ -85,9 +85,9 @@ def safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[s
     """Root folder, and the files by their path below it; refuses whatever could land elsewhere or never end."""
     infos = [info for info in source.infolist() if not info.is_dir()]
     total = sum(info.file_size for info in infos)
-    if len(infos) > _MOST_FILES or total > limit_bytes:
+    if len(infos) > MOST_FILES or total > limit_bytes:
         found = f"the archive unpacks to {total} bytes in {len(infos)} files"
-        raise UntrustedBundle(f"{found}, expected at most {limit_bytes} bytes in {_MOST_FILES} files; not unpacked")
+        raise UntrustedBundle(f"{found}, expected at most {limit_bytes} bytes in {MOST_FILES} files; not unpacked")
     members: dict[str, zipfile.ZipInfo] = {}
     roots, known = set[str](), set[str]()
     for info in infos:
