@@ -14,6 +14,7 @@ from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
 from medseg.cli._bundle_sources import STYLES, list_, received, warn_of
 from medseg.cli._startup import confine_command
+from medseg.errors import UsageError
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
@@ -197,18 +198,27 @@ def export(
     format: Annotated[_Format, typer.Option("--format", help="The runtime to export for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.xml for openvino).")],
     image: Annotated[list[Path] | None, typer.Option("--image", help="NIfTI file to compare on; repeatable.")] = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="With the way from an image to labels, in one zip (onnx).")
+    ] = False,
 ) -> Outcome:
     """Export the network for another runtime, compared with the original before it is written.
 
     Example: medseg bundle export bundles/hippocampus_mri_segmentation --format onnx -o network.onnx
     """
+    if pipeline and format != "onnx":
+        raise UsageError(f"--pipeline is for --format onnx, found {format}; {format} holds the network alone")
     from medseg.bundle import Bundle
 
     Bundle.open(bundle)
     confine_command([prepare_file(output).parent], imports="medseg.conversion")
     from medseg.conversion import export as export_bundle
+    from medseg.conversion import export_pipeline
 
-    made = export_bundle(bundle, format, output, images=image or ())
+    if pipeline:
+        made = export_pipeline(bundle, output, images=image or ())
+    else:
+        made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(
         f"{made.path}: on {made.windows} {kind} at most {made.max_difference:.2g} of the largest logit apart, "

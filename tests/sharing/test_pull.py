@@ -212,15 +212,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def pushed(registry: str, packed: tuple[Path, Path], tmp_path: Path) -> str:
     """The reference of the sample bundle in a registry."""
+    _push(f"{registry}/models/sphere:0.1.0", Path(shutil.copy(packed[0], tmp_path / f"{SAMPLE_NAME}.zip")))
+    return f"oci://{registry}/models/sphere:0.1.0"
+
+
+def _push(target: str, file: Path) -> None:
     from oras.client import OrasClient
 
-    client = OrasClient(hostname=registry, insecure=True)
-    shutil.copy(packed[0], tmp_path / f"{SAMPLE_NAME}.zip")
-    answer = client.push(
-        f"{registry}/models/sphere:0.1.0", [str(tmp_path / f"{SAMPLE_NAME}.zip")], disable_path_validation=True
-    )
-    assert answer.status_code == 201
-    return f"oci://{registry}/models/sphere:0.1.0"
+    client = OrasClient(hostname=target.partition("/")[0], insecure=True)
+    assert client.push(target, [str(file)], disable_path_validation=True).status_code == 201
 
 
 def test_an_archive_comes_from_a_registry(pushed: str, packed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -247,9 +247,7 @@ def test_another_digest_is_refused(pushed: str, tmp_path: Path) -> None:
 def test_an_artifact_without_an_archive_is_told(registry: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("no bundle")
     target = f"{registry}/models/text:1"
-    OrasClient(hostname=registry, insecure=True).push(
-        target, [str(tmp_path / "text.txt")], disable_path_validation=True
-    )
+    _push(target, tmp_path / "text.txt")
     with pytest.raises(UsageError, match="holds 0 archives"):
         pull(f"oci://{target}", tmp_path / "out")
 
