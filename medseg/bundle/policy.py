@@ -93,7 +93,7 @@ class Policy:
     def describe(self) -> str:
         """What it does, for people."""
         held = "only these run" if self.mode == "enforce" else "others run with a warning"
-        return f"damaged, nothing runs: {self.damage}" if self.damage else f"{len(self.bundles)} bundles, {held}"
+        return f"nothing runs: {self.damage}" if self.damage else f"{len(self.bundles)} bundles, {held}"
 
     def objection(self, bundle: Running) -> str:
         """Why a bundle is not allowed; empty if it is."""

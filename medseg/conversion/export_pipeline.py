@@ -144,7 +144,7 @@ class _Steps:
     def _add(self, step: Any, kind: str) -> None:
         if kind in ("EnsureTyped", "ToTensord", "CastToTyped"):
             return
-        if kind == "Orientationd" and self.orientation is self.spacing_mm is None and not self.intensities:
+        if kind == "Orientationd" and self.orientation is None and self.spacing_mm is None and not self.intensities:
             self.orientation = "".join(step.ornt_transform.axcodes or "")
             if len(self.orientation) != 3:
                 raise self._refused(f"Orientationd to {self.orientation or 'nowhere'}")
@@ -177,15 +177,15 @@ def _normalise(step: Any) -> tuple[Step | None, dict[str, Any]]:
     """Mean 0 and standard deviation 1 of a volume or of each channel, or given numbers instead."""
     inner = step.normalizer
     fixed = (inner.subtrahend, inner.divisor)
-    low, width = (None if value is None else np.ravel(value).astype(float).tolist() for value in fixed)
+    low, width = (None if value is None else [float(part) for part in np.ravel(value)] for value in fixed)
     if inner.nonzero or (low is None) != (width is None):
         return None, {}
-    told = {"subtract": low, "divide": width, "channel_wise": bool(inner.channel_wise)}
-    return partial(_normalised, **told), told
+    each = bool(inner.channel_wise)
+    return partial(_normalised, low, width, each), {"subtract": low, "divide": width, "channel_wise": each}
 
 
 def _normalised(
-    volume: torch.Tensor, subtract: list[float] | None, divide: list[float] | None, channel_wise: bool
+    subtract: list[float] | None, divide: list[float] | None, channel_wise: bool, volume: torch.Tensor
 ) -> torch.Tensor:
     import torch
 
@@ -196,7 +196,8 @@ def _normalised(
         double = volume.double()
         low = double.mean(axes, keepdim=True)
         width = ((double - low) ** 2).mean(axes, keepdim=True).sqrt()
-    return (volume - low) / torch.where(width == 0, torch.ones_like(width), width)
+    width = torch.where(width == 0, torch.ones_like(width), width)
+    return (volume - low.float()) / width.float()
 
 
 def _range(step: Any) -> tuple[Step | None, dict[str, Any]]:

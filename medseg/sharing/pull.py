@@ -235,7 +235,6 @@ def _check_size(sizes: Sequence[int], limit_bytes: int) -> None:
 def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], limit_bytes: int) -> Reference:
     """Fetch a repository's archive, or its files as one archive; the reference with the commit that they are of."""
     import requests
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
     session = _guard(requests.Session(), asked, allow_hosts)
@@ -260,7 +259,7 @@ def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], lim
     name = asked.repository.split("/")[1]
 
     def fetch(file: dict[str, Any], target: IO[bytes]) -> None:
-        url = hf_hub_url(asked.repository, file["rfilename"], revision=commit, endpoint=asked.server)
+        url = f"{asked.server}/{asked.repository}/resolve/{commit}/{quote(file['rfilename'])}"
         _copy(get(url), target, file["size"], (file.get("lfs") or {}).get("sha256"))
 
     if not is_bundle:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
 from medseg.cli import bundle as bundle_command
+from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.conversion import export_pipeline
 from medseg.errors import BundleError
@@ -23,6 +24,7 @@ from medseg.ingest import save_nifti
 from tests.bundle.sample import read_config, write_config
 
 assert bundle_command
+assert infer_command
 for _module in ("onnx", "openvino", "onnxruntime"):
     pytest.importorskip(_module, reason="the extras export and dev are not installed")
 
@@ -70,7 +72,7 @@ def _agreement(bundle: Path, pipeline: Path, image: Path, folder: Path) -> float
     found = CliRunner().invoke(app, ["infer", str(bundle), str(image), "-o", str(folder / "out"), "--no-trust"])
     assert found.exit_code == 0, found.output
     (own,) = (folder / "out").glob("*_seg.nii.gz")
-    one, other = (nib.load(path) for path in (own, labels))  # type: ignore[attr-defined]
+    one, other = (nib.load(path) for path in (own, labels))
     np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
     expected = np.asarray(one.dataobj)
     assert len(np.unique(expected)) > 1

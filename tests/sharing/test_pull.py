@@ -220,7 +220,7 @@ def _push(target: str, file: Path) -> None:
     from oras.client import OrasClient
 
     client = OrasClient(hostname=target.partition("/")[0], insecure=True)
-    assert client.push(target, [str(file)], disable_path_validation=True).status_code == 201
+    assert client.push(target, files=[str(file)], disable_path_validation=True).status_code == 201
 
 
 def test_an_archive_comes_from_a_registry(pushed: str, packed: tuple[Path, Path], tmp_path: Path) -> None:
