@@ -19,6 +19,7 @@ from medseg.bundle.config import Parsed, config_file, laid_out, read_config
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.packages import check_packages, stated_packages
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
+from medseg.bundle.policy import require_listed
 from medseg.bundle.portable import arrays_as_data, portable
 from medseg.bundle.promptable import intensity_channels, note_on, without_clicks
 from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
@@ -75,10 +76,16 @@ class Bundle:
         folder = find_bundle(path)
         if not is_bundle(folder):
             raise UsageError(no_bundle(folder))
-        metadata = read_config(folder / METADATA)
+        return cls.of(folder, read_config(folder / METADATA), permission, presets)
+
+    @classmethod
+    def of(
+        cls, path: Path, metadata: object, permission: Permission = "audited", presets: Sequence[str] = ()
+    ) -> Bundle:
+        """The bundle of what its metadata hold, wherever they were read; raises ``BundleError`` as :meth:`open`."""
         if wrong := misfit(metadata, METADATA_FORM):
-            raise BundleError(f"{folder / METADATA}: {wrong}; correct it, or ask its authors for a sound one")
-        return cls(folder, without_nulls(metadata, METADATA_FORM), permission, presets)
+            raise BundleError(f"{path / METADATA}: {wrong}; correct it, or ask its authors for a sound one")
+        return cls(path, without_nulls(metadata, METADATA_FORM), permission, presets)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version})"
@@ -165,6 +172,7 @@ class Bundle:
             config["bundle_root"] = str(self.path.resolve())
         config = portable(resolved(config, self.metadata), has_cuda=_has_cuda())
         if self.permission == "network-only":
+            self._listed  # noqa: B018  asks the site's policy once
             config = trusted_parts(self.path, self.config_file("inference").name, config, places)
         else:
             self.permit("infer", inference=config)
@@ -193,8 +201,10 @@ class Bundle:
         configs
             By name, configs as they are going to be evaluated: they are judged, not what lies on disk by now.
 
-        Raises ``UntrustedBundle`` if the audit finds anything outside its allow-list in what that role reads.
+        Raises ``UntrustedBundle`` if the audit finds anything outside its allow-list in what that role reads, or a
+        policy of the site does not list the bundle.
         """
+        self._listed  # noqa: B018
         if self.permission != "everything":
             read = {f"configs/{self.config_file(name).name}": config for name, config in configs.items()}
             require_trusted(self.path, role, read={METADATA: self.metadata, **read}, given=given)
@@ -221,18 +231,26 @@ class Bundle:
         check_trainer(self.training, self.name, self.config_file("train"))
 
     @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of everything that a prediction depends on: metadata, inference config, weights and trust."""
+    def _listed(self) -> bool:
+        """True, once no policy of the site has anything against it (:mod:`medseg.bundle.policy`)."""
+        require_listed(self)
+        return True
+
+    @cached_property
+    def sums(self) -> dict[str, str]:
+        """SHA-256 of each file that a prediction depends on: metadata, inference config, weights and trust."""
         trust = sorted((self.path / "trust").glob("*")) if (self.path / "trust").is_dir() else []
         weights = dict.fromkeys([*WEIGHT_FILES, *weight_files(self.path)])
         config = config_file(self.path, "inference")
         inference = "" if config is None else f"configs/{config.name}"
         names = [METADATA, inference, *weights, *(f"trust/{file.name}" for file in trust if file.is_file())]
-        digest = hashlib.sha256()
-        for name in names:
-            if (self.path / name).is_file():
-                digest.update(f"{sha256_file(self.path / name)}  {name}\n".encode())
-        return digest.hexdigest()
+        return {name: sha256_file(self.path / name) for name in names if (self.path / name).is_file()}
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of everything that a prediction depends on."""
+        lines = "".join(f"{digest}  {name}\n" for name, digest in self.sums.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
     def packages(self) -> dict[str, str]:

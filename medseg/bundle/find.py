@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from medseg.errors import UsageError
 
@@ -13,6 +15,17 @@ _PLACES = (_INSTALLED, _PACKAGE.parent / "bundles")
 _OWN = Path("bundles")
 METADATA = "configs/metadata.json"
 """What makes a folder a bundle."""
+LICENCE_FILE = "LICENSE"
+IMPORTED = "imported_from"
+"""Key of the metadata that says of an imported bundle what it was made of."""
+_LICENCES = {
+    "apache license": "apache-2.0",
+    "mit license": "mit",
+    "bsd 3-clause": "bsd-3-clause",
+    "creative commons attribution-sharealike 4.0": "cc-by-sa-4.0",
+    "creative commons attribution-noncommercial 4.0": "cc-by-nc-4.0",
+    "creative commons attribution 4.0": "cc-by-4.0",
+}
 
 
 def find_bundle(path: str | PathLike[str], start: Path | None = None) -> Path:
@@ -50,6 +63,25 @@ def shipped_bundle(name: str) -> Path:
 def is_installed_with_medseg(folder: str | PathLike[str]) -> bool:
     """Whether a folder belongs to the installed package, where the next update would overwrite what is written."""
     return Path(folder).resolve().is_relative_to(_INSTALLED)
+
+
+def licence_in(text: str) -> str:
+    """Name of the licence whose text this is, as Hugging Face spells it; empty if it is another."""
+    words = " ".join(text.lower().split())
+    return next((name for phrase, name in _LICENCES.items() if phrase in words), "")
+
+
+def licence_named(metadata: Mapping[str, Any], text: str) -> str:
+    """The licence that a bundle's metadata state, else that of its licence file's text, else where to read it."""
+    stated = metadata.get("license")
+    return str(stated) if stated else licence_in(text) or (f"see its {LICENCE_FILE}" if text else "not stated")
+
+
+def origin_of(folder: Path, metadata: Mapping[str, Any]) -> str:
+    """Where a bundle comes from: shipped with medseg, imported from another tool, or made or unpacked here."""
+    if any(folder.resolve().is_relative_to(place.resolve()) for place in _PLACES):
+        return "shipped with medseg"
+    return f"imported from {metadata[IMPORTED]}" if metadata.get(IMPORTED) else "local"
 
 
 def is_bundle(folder: Path) -> bool:

@@ -20,7 +20,7 @@ Sum = tuple[str, int]
 """SHA-256 and number of bytes of a file."""
 
 _CHUNK = 1 << 20
-_MOST_FILES = 10_000
+MOST_FILES = 10_000
 _LONGEST_NAME = 240
 _DEEPEST_FOLDER = 16
 _SMALL_BYTES = 64 << 20
@@ -39,9 +39,9 @@ def safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[s
     """Root folder, and the files by their path below it; refuses whatever could land elsewhere or never end."""
     infos = [info for info in source.infolist() if not info.is_dir()]
     total = sum(info.file_size for info in infos)
-    if len(infos) > _MOST_FILES or total > limit_bytes:
+    if len(infos) > MOST_FILES or total > limit_bytes:
         found = f"the archive unpacks to {total} bytes in {len(infos)} files"
-        raise UntrustedBundle(f"{found}, expected at most {limit_bytes} bytes in {_MOST_FILES} files; not unpacked")
+        raise UntrustedBundle(f"{found}, expected at most {limit_bytes} bytes in {MOST_FILES} files; not unpacked")
     members: dict[str, zipfile.ZipInfo] = {}
     roots, known = set[str](), set[str]()
     for info in infos:

@@ -12,8 +12,9 @@ import typer
 
 from medseg.cli._app import BundleArgument, Outcome, command, terminal
 from medseg.cli._bundle_app import bundle_app
-from medseg.cli._bundle_sources import list_
+from medseg.cli._bundle_sources import STYLES, list_, received, warn_of
 from medseg.cli._startup import confine_command
+from medseg.errors import UsageError
 from medseg.files import prepare_file, prepare_folder
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["bundle_app", "list_"]
 
 _Format = Literal["torchscript", "onnx", "openvino"]
-_STYLES = {"block": "red", "warn": "yellow", "info": "dim"}
 
 
 @bundle_app.command()
@@ -157,7 +157,7 @@ def pack(
 
     prepare_file(output)
     packed = pack_bundle(bundle, output, key=sign, with_names=with_names)
-    _warn(bundle)
+    warn_of(bundle)
     signed = f", signed by {packed.signed_by}" if packed.signed_by else ", not signed"
     terminal().print(f"{packed.path}: {len(packed.files)} files{signed}")
     terminal().print(f"SHA-256 {packed.sha256}")
@@ -187,18 +187,7 @@ def unpack(
 
     prepare_folder(output)
     found = unpack_bundle(archive, output, key=key, replace=replace, allow_older=allow_older, as_is=as_is)
-    _warn(found.path)
-    if found.authentic:
-        origin = f"signed by {found.signed_by}, the key you gave"
-    elif found.signed_by:
-        origin = f"signed by {found.signed_by}; give --key to check that this is the sender's key"
-    elif as_is:
-        origin = "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
-    else:
-        origin = "not signed: complete and unchanged since it was packed, but anyone can have packed it"
-    terminal().print(f"{found.path}: version {found.version}, {origin}")
-    facts = {"version": found.version, "signed_by": found.signed_by, "authentic": found.authentic}
-    return Outcome({"bundle": str(found.path), **facts})
+    return received(found)
 
 
 @bundle_app.command()
@@ -209,18 +198,27 @@ def export(
     format: Annotated[_Format, typer.Option("--format", help="The runtime to export for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.xml for openvino).")],
     image: Annotated[list[Path] | None, typer.Option("--image", help="NIfTI file to compare on; repeatable.")] = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="With the way from an image to labels, in one zip (onnx).")
+    ] = False,
 ) -> Outcome:
     """Export the network for another runtime, compared with the original before it is written.
 
     Example: medseg bundle export bundles/hippocampus_mri_segmentation --format onnx -o network.onnx
     """
+    if pipeline and format != "onnx":
+        raise UsageError(f"--pipeline is for --format onnx, found {format}; {format} holds the network alone")
     from medseg.bundle import Bundle
 
     Bundle.open(bundle)
     confine_command([prepare_file(output).parent], imports="medseg.conversion")
     from medseg.conversion import export as export_bundle
+    from medseg.conversion import export_pipeline
 
-    made = export_bundle(bundle, format, output, images=image or ())
+    if pipeline:
+        made = export_pipeline(bundle, output, images=image or ())
+    else:
+        made = export_bundle(bundle, format, output, images=image or ())
     kind = "windows of images" if made.real_windows else "windows of smooth noise"
     terminal().print(
         f"{made.path}: on {made.windows} {kind} at most {made.max_difference:.2g} of the largest logit apart, "
@@ -247,15 +245,6 @@ def keygen(
     return Outcome({"private": str(secret), "public": str(public)})
 
 
-def _warn(bundle: Path) -> None:
-    """What the archive holds beside that which labelling reads."""
-    from medseg.bundle import audit as audit_bundle
-
-    for finding in audit_bundle(bundle, "infer"):
-        if finding.severity == "warn":
-            terminal().print(str(finding), style=_STYLES["warn"])
-
-
 def _by_command(findings: Sequence[Finding]) -> None:
     """For each command whether it is allowed, and what forbids it; what forbids several is listed under the first."""
     from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
@@ -266,14 +255,14 @@ def _by_command(findings: Sequence[Finding]) -> None:
         known = len(above & forbidding.keys())
         count = f"{len(forbidding)} finding{'s' if len(forbidding) > 1 else ''}"
         told = f"forbidden by {count}{f', {known} of them above' if known else ''}" if forbidding else "allowed"
-        terminal().print(f"{SPOKEN[name]}: {told}", style=_STYLES["block"] if forbidding else "")
+        terminal().print(f"{SPOKEN[name]}: {told}", style=STYLES["block"] if forbidding else "")
         for finding in forbidding:
             if finding not in above:
                 _print_finding(finding)
         above |= forbidding.keys()
     others = [finding for finding in findings if finding not in above]
     if others:
-        terminal().print("no obstacle, but unusual or good to know:", style=_STYLES["warn"])
+        terminal().print("no obstacle, but unusual or good to know:", style=STYLES["warn"])
     for finding in others:
         _print_finding(finding)
 
@@ -286,7 +275,7 @@ def _print_finding(finding: Finding) -> None:
         width, hanging = console.width, indent if indent != "  " else "      "
         lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
         for line in lines:
-            console.print(line, style=_STYLES[finding.severity] if indent == "  " else "")
+            console.print(line, style=STYLES[finding.severity] if indent == "  " else "")
 
 
 def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bool = False) -> Outcome:
@@ -294,7 +283,7 @@ def _report(bundle: Path, findings: Sequence[Finding], clean: str, *, listed: bo
     from medseg.bundle.findings import COMMANDS, SPOKEN, blocks
 
     for finding in () if listed else findings:
-        terminal().print(str(finding), style=_STYLES[finding.severity])
+        terminal().print(str(finding), style=STYLES[finding.severity])
     if not findings:
         terminal().print(clean)
     count = len(blocks(findings))

@@ -23,6 +23,7 @@ _EXTRAS_FOR = {
     "pacs": "DICOM network and DICOMweb",
     "cluster": "batch inference on many processes or machines",
     "tracking": "MLflow beside TensorBoard in training",
+    "pull": "bundles from the Hugging Face hub and OCI registries",
 }
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -52,6 +53,8 @@ class Diagnosis:
         Version of the wall around a bundle's process (0: none), and whether that denies it sockets.
     extras
         Extra → whether it is installed completely.
+    policies
+        Each file that says which bundles may run here → its mode and the number of its bundles, or its damage.
     problems, advice
         What keeps medseg from working, and what would help.
     """
@@ -68,6 +71,7 @@ class Diagnosis:
     landlock: int
     denies_sockets: bool
     extras: Mapping[str, bool]
+    policies: Mapping[str, str]
     problems: tuple[str, ...]
     advice: tuple[str, ...]
 
@@ -78,8 +82,13 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at the machine; imports torch and pydicom, and changes nothing."""
+    from medseg.bundle.policy import policies
     from medseg.confinement import can_filter_sockets, lacking, landlock_version
 
+    found = policies()
+    damaged = [
+        f"no bundle runs here: {policy.path} is in force, and {policy.damage}" for policy in found if policy.damage
+    ]
     versions = {name: _version(name) for name in _CORE}
     extras = {name: _extra_is_complete(name) for name in _EXTRAS_FOR}
     decoders = _decoders()
@@ -98,7 +107,8 @@ def diagnose() -> Diagnosis:
         landlock=landlock_version(),
         denies_sockets=can_filter_sockets(),
         extras=extras,
-        problems=tuple(f"{name} is not installed" for name, found in versions.items() if found is None),
+        policies={str(policy.path): policy.describe() for policy in found},
+        problems=(*(f"{name} is not installed" for name, found in versions.items() if found is None), *damaged),
         advice=(*_advice(extras, decoders, memory_gb, free_gb), *lacking()),
     )
 
@@ -225,6 +235,7 @@ def doctor() -> Outcome:
     _show("Devices", found.devices)
     _show("DICOM pixel data", {name: _mark(available) for name, available in found.decoders.items()})
     _show("Extras", {name: _mark(complete) for name, complete in found.extras.items()})
+    _show("Policies of allowed bundles", found.policies or {"none": "every bundle that passes the audit runs"})
     for problem in found.problems:
         terminal().print(f"Problem: {problem}", style="red")
     for advice in found.advice:

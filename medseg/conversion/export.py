@@ -1,6 +1,6 @@
 """Export a bundle's network for other runtimes, each file compared with the original before it is handed over.
 
-Only the network is exported: pre- and post-processing stay in the bundle's configs.
+Only the network is exported here; :mod:`medseg.conversion.export_pipeline` puts what surrounds it beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -168,25 +168,35 @@ def _torchscript(network: torch.nn.Module, window: torch.Tensor, path: Path) -> 
 
 
 def _onnx(network: torch.nn.Module, window: torch.Tensor, path: Path) -> Runner:
+    write_onnx(network, {"image": window}, "pred", path, {"image": {0: "batch"}, "pred": {0: "batch"}})
+    return _openvino_runner(path)
+
+
+def write_onnx(
+    module: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    output: str,
+    path: Path,
+    axes: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Write a module as an ONNX graph with named inputs and axes of any length, traced on examples of the inputs."""
     import torch
 
-    axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracing exporter is deprecated; the new one needs onnxscript
+            warnings.simplefilter("ignore")  # the tracing exporter is deprecated; it needs no second framework
             torch.onnx.export(
-                network,
-                (window,),
+                module,
+                tuple(inputs.values()),
                 str(path),
-                input_names=["image"],
-                output_names=["pred"],
+                input_names=list(inputs),
+                output_names=[output],
                 dynamic_axes=axes,
                 opset_version=_OPSET,
                 dynamo=False,
             )
     except ImportError as error:
         raise MissingDependency("onnx", "export", "export to ONNX") from error
-    return _openvino_runner(path)
 
 
 def _openvino(network: torch.nn.Module, window: torch.Tensor, path: Path) -> Runner:

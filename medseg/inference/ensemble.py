@@ -23,6 +23,7 @@ from torch.nn.functional import logsigmoid
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.bundle.config import item_at, spelled_out
+from medseg.bundle.policy import require_no_loose_weights
 from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
@@ -147,6 +148,7 @@ def _load(path: Path, bundle: Bundle, network: torch.nn.Module, device: str) -> 
         other = Bundle.open(path, bundle.permission)
         _check_alike(other, bundle)
         return other.load_network(device)
+    require_no_loose_weights(path)
     state = read_weights(_weights_file(path))
     member = copy.deepcopy(network)
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]

@@ -24,24 +24,24 @@ from typing import Any
 from medseg._version import medseg_version
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.audit_files import list_files
-from medseg.bundle.config import parse_config, read_config
+from medseg.bundle.config import read_config
+from medseg.bundle.policy import MANIFEST, SIGNATURE
 from medseg.bundle.privacy import DATALIST, is_text, without_names
+from medseg.bundle.signing import read_private_key, sign
 from medseg.bundle.training_run import TRAINING_RUN
-from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, Sum, extract, most_bytes, safe_members
+from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, extract, most_bytes, safe_members
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.files import atomic_path, open_zip, read_at_most, read_member, sha256_file
+from medseg.files import atomic_path, open_zip, read_at_most, sha256_file
+from medseg.sharing.archive_reader import LARGEST_MANIFEST, check_signature, member_bytes, read_manifest
 from medseg.sharing.model_card import model_card
-from medseg.sharing.signing import read_private_key, read_public_key, sign, verify_signature
 from medseg.sharing.verify import vocabulary
 
-MANIFEST, SIGNATURE, PROVENANCE = "manifest.json", "manifest.sig", "provenance.json"
+PROVENANCE = "provenance.json"
 _LEFT_OUT = ("runs/", "eval/", ".git", MANIFEST, SIGNATURE, PROVENANCE)
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can hold
 _CHUNK = 1 << 20
-_LARGEST_MANIFEST = 4 << 20  # 10,000 files of 400 bytes each
-_LARGEST_SIGNATURE = 16 << 10
 _LARGEST_TEXT = 64 << 20  # a datalist of a hundred thousand cases
-_PARTIAL = ".medseg-partial-"
+PARTIAL = ".medseg-partial-"
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,25 @@ class Packed:
 class Unpacked:
     """What :func:`unpack` left: the bundle's folder, its version, and the fingerprint of the key that signed it.
 
-    ``authentic`` is true only if the signature was checked against a key that the caller gave.
+    ``authentic`` is true only if the signature was checked against a key that the caller gave; ``as_is``: if it was
+    taken however it was packed.
     """
 
     path: Path
     version: str
     signed_by: str | None
     authentic: bool
+    as_is: bool = False
+
+    def describe(self) -> str:
+        """Who it comes from, as far as that is known."""
+        if self.authentic:
+            return f"signed by {self.signed_by}, the key you gave"
+        if self.signed_by:
+            return f"signed by {self.signed_by}; give --key to check that this is the sender's key"
+        if self.as_is:
+            return "not signed, and taken as it is: nothing shows where it comes from, or that it is complete"
+        return "not signed: complete and unchanged since it was packed, but anyone can have packed it"
 
 
 def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = None, with_names: bool = False) -> Packed:
@@ -151,13 +163,13 @@ def unpack(
         raise UsageError(f"{path} is not a file; give the archive that `medseg bundle pack` wrote")
     target = Path(output)
     target.mkdir(parents=True, exist_ok=True)
-    partial = target / f"{_PARTIAL}{secrets.token_hex(4)}"
+    partial = target / f"{PARTIAL}{secrets.token_hex(4)}"
     try:
         with open_zip(path, LARGEST_DIRECTORY) as source:
             name, members = safe_members(source, min(limit_bytes, most_bytes(path.stat().st_size)))
-            manifest = _member_bytes(source, members, MANIFEST, _LARGEST_MANIFEST)
-            signed_by = _check_signature(source, members, manifest, key)
-            sums = {} if as_is and manifest is None else _read_manifest(manifest, members, name)
+            manifest = member_bytes(source, members, MANIFEST, LARGEST_MANIFEST)
+            signed_by = check_signature(source, members, manifest, key)
+            sums = {} if as_is and manifest is None else read_manifest(manifest, members, name)
             extract(source, members, sums, partial / name)
         require_trusted(partial / name, "infer" if as_is else "all")
         version = Bundle.open(partial / name).version
@@ -166,7 +178,7 @@ def unpack(
         raise UntrustedBundle(f"{path} is a damaged or unusual zip file ({error}); ask for it again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Unpacked(target / name, version, signed_by, key is not None)
+    return Unpacked(target / name, version, signed_by, key is not None, as_is)
 
 
 def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
@@ -195,7 +207,7 @@ def _contents(bundle: Bundle, *, with_names: bool) -> dict[str, Path | bytes]:
     """Relative path of every file to pack, with where its bytes are."""
     names, _ = list_files(bundle.path)
     sources: dict[str, Path | bytes] = {
-        name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and _PARTIAL not in name
+        name: bundle.path / name for name in names if not name.startswith(_LEFT_OUT) and PARTIAL not in name
     }
     if not FOLDER_NAME.fullmatch(bundle.name):
         raise BundleError(f"the folder name {bundle.name!r} cannot be shared; use letters, digits, _, - and .")
@@ -249,57 +261,6 @@ def _write_zip(path: Path, root: str, sources: Mapping[str, Path | bytes]) -> No
             info.file_size = _size(source)
             with archive.open(info, "w") as member, _open(source) as handle:
                 shutil.copyfileobj(handle, member, _CHUNK)
-
-
-def _member_bytes(
-    source: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str, limit_bytes: int
-) -> bytes | None:
-    """One member, read whole; None if there is none."""
-    if name not in members:
-        return None
-    try:
-        return read_member(source, members[name], limit_bytes)
-    except ValueError as error:
-        raise UntrustedBundle(f"the archive's {error}; not unpacked") from error
-
-
-def _read_manifest(data: bytes | None, members: Mapping[str, zipfile.ZipInfo], name: str) -> dict[str, Sum]:
-    """Files that the manifest lists; exactly those, and its signature, may be in the archive."""
-    if data is None:
-        raise UntrustedBundle(
-            f"the archive has no {MANIFEST}; it was not packed by medseg, or is incomplete. If you know where it comes"
-            " from, give --as-is: nothing then shows that it is complete"
-        )
-    try:
-        manifest = parse_config(data, MANIFEST)
-        files = {str(file): (str(entry["sha256"]), int(entry["bytes"])) for file, entry in manifest["files"].items()}
-        stated = manifest["name"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UntrustedBundle(f"{MANIFEST} cannot be read ({error}); ask for the bundle again") from error
-    if stated != name:
-        raise UntrustedBundle(f"the archive's folder is {name!r}, its manifest is of {stated!r}; not unpacked")
-    found = set(members) - {MANIFEST, SIGNATURE}
-    if extra := sorted(found - set(files)):
-        raise UntrustedBundle(f"the archive holds {extra[0]!r}, which its manifest does not list; not unpacked")
-    if missing := sorted(set(files) - found):
-        raise UntrustedBundle(f"the archive lacks {missing[0]!r}, which its manifest lists; ask for it again")
-    return files
-
-
-def _check_signature(
-    source: zipfile.ZipFile,
-    members: Mapping[str, zipfile.ZipInfo],
-    manifest: bytes | None,
-    key: str | Path | None,
-) -> str | None:
-    """Fingerprint of the key that signed the manifest's bytes, which nobody has parsed by then."""
-    trusted = read_public_key(key) if key is not None else None
-    signature = _member_bytes(source, members, SIGNATURE, _LARGEST_SIGNATURE)
-    if signature is None or manifest is None:
-        if trusted is not None:
-            raise UntrustedBundle("the bundle is not signed, though a key was given; ask for a signed one")
-        return None
-    return verify_signature(manifest, signature, trusted)
 
 
 def _install(new: Path, place: Path, *, replace: bool, allow_older: bool) -> None:

@@ -8,26 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from medseg.bundle import Bundle
+from medseg.bundle.find import LICENCE_FILE, licence_in
 from medseg.bundle.text_limits import read_text_file
 from medseg.errors import BundleError
 from medseg.files import shown
-
-_LICENCES = {
-    "apache license": "apache-2.0",
-    "mit license": "mit",
-    "bsd 3-clause": "bsd-3-clause",
-    "creative commons attribution-sharealike 4.0": "cc-by-sa-4.0",
-    "creative commons attribution-noncommercial 4.0": "cc-by-nc-4.0",
-    "creative commons attribution 4.0": "cc-by-4.0",
-}
 
 
 def model_card(bundle: Bundle) -> str:
     """Model card (Markdown with YAML front matter) of a bundle; the same bundle gives the same text."""
     data, metrics = bundle.metadata, _numbers(bundle.metadata.get("eval_metrics", {}))
-    path = bundle.path / "LICENSE"
-    text = " ".join(_licence(path).lower().split()) if path.is_file() else ""
-    licence = next((name for phrase, name in _LICENCES.items() if phrase in text), "other")
+    path = bundle.path / LICENCE_FILE
+    licence = licence_in(_licence(path) if path.is_file() else "") or "other"
     image = next(iter(data["network_data_format"]["inputs"].values()))
     tags = dict.fromkeys(["monai", "medical", "segmentation", "3d", str(image.get("modality", "")).lower()])
     figures = "".join(f"    - type: {_quoted(name)}\n      value: {value}\n" for name, value in metrics.items())

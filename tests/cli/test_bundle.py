@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,67 @@ def test_what_is_not_there_is_exit_code_2(arguments: list[str]) -> None:
     found = _run(*arguments)
     assert found.exit_code == 2
     assert "Traceback" not in found.output
+
+
+def test_info_reads_an_archive_without_unpacking_it(bundle: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "sample.zip"
+    _json("pack", bundle, "-o", archive)
+    before = sorted(tmp_path.rglob("*"))
+    facts = _json("info", archive)
+    assert facts["name"] == SAMPLE_NAME
+    assert facts["labels"] == {"1": "sphere"}
+    assert facts["licence"] == "apache-2.0"
+    assert "manifest.json" in facts["files"]
+    assert "by medseg, not signed" in _run("info", archive).stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_info_of_a_zip_that_medseg_did_not_pack(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts" / "net.py").write_text("raise SystemExit\n")
+    archive = shutil.make_archive(str(tmp_path / "zoo"), "zip", bundle.parent, bundle.name)
+    found = _run("info", archive)
+    assert found.exit_code == 0
+    assert "not by medseg: unpacked with --as-is only" in found.stdout
+    assert "scripts/net.py" in found.stdout
+
+
+@pytest.mark.parametrize("name", ["../configs/metadata.json", "/abs", "a/b\x1b.txt"])
+def test_info_of_an_archive_keeps_the_readers_checks(name: str, bundle: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "zoo"), "zip", bundle.parent, bundle.name))
+    with zipfile.ZipFile(archive, "a") as packed:
+        packed.writestr(name, "x")
+    found = _run("info", archive)
+    assert found.exit_code == 2
+    assert "not unpacked" in found.stderr
+
+
+def test_info_of_what_is_no_archive_of_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x05\x06")
+    assert _run("info", tmp_path / "a.zip").exit_code == 2
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
+        packed.writestr("b/configs/metadata.json", "[1, 2")
+    found = _run("info", tmp_path / "b.zip")
+    assert found.exit_code == 2
+    assert "cannot be read" in found.stderr
+
+
+def test_list_says_where_bundles_come_from(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, tmp_path / "bundles" / "mine")
+    imported = shutil.copytree(bundle, tmp_path / "bundles" / "theirs")
+    facts = {"imported_from": "a folder of nnU-Net", "license": "CC-BY-4.0", "task": "word " * 40}
+    write_config(imported, "metadata", read_config(imported, "metadata") | facts)
+    damaged = shutil.copytree(bundle, tmp_path / "bundles" / "worn")
+    (damaged / "configs" / "metadata.json").write_text("{")
+    rows = {row["name"]: row for row in _json("list")["bundles"]}
+    assert rows["mine"]["origin"] == "local"
+    assert rows["mine"]["licence"] == "apache-2.0"
+    assert rows["mine"]["policy"] is None
+    assert rows["theirs"]["origin"] == "imported from a folder of nnU-Net"
+    assert rows["theirs"]["licence"] == "CC-BY-4.0"
+    assert rows["hippocampus_mri_segmentation"]["origin"] == "shipped with medseg"
+    assert "cannot be read" in rows["worn"]["damage"]
+    lines = _run("list").stdout.splitlines()
+    assert "    imported from a folder of nnU-Net, licence CC-BY-4.0" in lines
+    assert all(len(line) <= 80 for line in lines if not line.strip().startswith(("/", "worn: damaged")))

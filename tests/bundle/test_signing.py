@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from medseg.bundle.signing import create_key_pair, read_private_key, read_public_key, sign, verify_signature
 from medseg.errors import UntrustedBundle, UsageError
-from medseg.sharing.signing import create_key_pair, read_private_key, read_public_key, sign, verify_signature
 
 
 def test_a_signature_fits_its_manifest_only(tmp_path: Path) -> None:
