@@ -88,6 +88,10 @@ class Page:
         Caption and picture (a data URI) of what a training has shown.
     sign_off
         For a page on which every case is given a verdict.
+    more_tables
+        Title, sentence and table of what stands below the table of structures.
+    apart
+        Whether colours stand for readers, whose lines then differ in their dashes, too.
     """
 
     title: str
@@ -112,6 +116,8 @@ class Page:
     names: Mapping[int, str] = field(default_factory=dict)
     library: str = ""
     sign_off: SignOff | None = None
+    more_tables: Sequence[tuple[str, str, tables.Table]] = ()
+    apart: bool = False
 
     @property
     def sections(self) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -188,26 +188,46 @@ def worst_slice(volumes: CaseVolumes, axis: int) -> int:
 
 
 def _plane(volumes: CaseVolumes, axis: int) -> Plane:
-    index = worst_slice(volumes, axis)
-    view = view_along(volumes.affine, axis)
-    marked = volumes.prediction > 0
+    layers = [Layer(volumes.prediction)]
     if volumes.reference is not None:
-        marked |= volumes.reference > 0
-    layers = [Layer(np.take(volumes.prediction, index, axis))]
-    if volumes.reference is not None:
-        layers.append(Layer(np.take(volumes.reference, index, axis), dashed=True))
+        layers.append(Layer(volumes.reference, dashed=True))
+    return plane(volumes.affine, axis, worst_slice(volumes, axis), volumes.image, layers)
+
+
+def plane(
+    affine: NDArray[np.float64], axis: int, index: int, image: NDArray[Any] | None, layers: Sequence[Layer]
+) -> Plane:
+    """The picture of one slice.
+
+    Parameters
+    ----------
+    affine
+        Of all volumes: voxel index → RAS mm.
+    axis, index
+        Array axis that is looked along, and which slice.
+    image
+        Grey values; None without an image.
+    layers
+        Whole label maps. Outlines of one label in several layers are joined, those of dashed ones as reference.
+    """
+    view = view_along(affine, axis)
+    marked = np.zeros(np.delete(layers[0].labels.shape, axis), dtype=bool)
+    for layer in layers:
+        marked |= np.any(layer.labels > 0, axis=axis)
     panel = draw(
         view,
-        None if volumes.image is None else np.take(volumes.image, index, axis),
-        layers,
+        None if image is None else np.take(image, index, axis),
+        [replace(layer, labels=np.take(layer.labels, index, axis)) for layer in layers],
         number=index + 1,
         longest_px=SIDE_PX,
-        box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
+        box=around(view.upright(marked), view.pixel_mm),
     )
-    paths = [{label: "".join(map(_path, lines)) for label, lines in outlines.items()} for _, outlines in panel.outlines]
+    paths: tuple[dict[int, str], dict[int, str]] = ({}, {})
+    for layer, outlines in panel.outlines:
+        for label, lines in outlines.items():
+            paths[layer.dashed][label] = paths[layer.dashed].get(label, "") + "".join(map(_path, lines))
     edges = (view.left, view.right, view.top, view.bottom)
-    reference = paths[1] if len(paths) > 1 else {}
-    return Plane(view.plane, index + 1, *edges, _encode(panel), paths[0], reference, panel.bar_px, panel.bar_mm)
+    return Plane(view.plane, index + 1, *edges, _encode(panel), *paths, panel.bar_px, panel.bar_mm)
 
 
 def _encode(panel: Panel) -> str:
