@@ -23,14 +23,14 @@ MARGIN = 0.05
 
 DEFINITIONS = {
     "agreement": "mean Dice of a reader with each of the others; of a case the mean over its structures",
-    "odd_one_out": "of at least three readers the one of lowest agreement, if that lies at least `margin` below the mean "
-    "Dice that the others have with each other; by structure, and by case from the means over its structures",
+    "odd_one_out": "of at least three readers the one of lowest agreement, if that lies at least `margin` below the "
+    "mean Dice of the others with each other; by structure, and by case from the means over its structures",
     "estimated_dice": "of at least three readers: expected Dice with the truth that Dawid and Skene's model (1979; for "
     "masks it is STAPLE, Warfield et al. 2004) infers in each case and structure from how the masks coincide; it takes "
     "the readers' errors for independent, so that an error that they share counts as right",
     "missed": "the reader lacks the structure and more than half of the others have it",
     "invented": "the reader has the structure and more than half of the others lack it",
-    "pairs": "`missed`: only `with` has the structure, `invented`: only `compared` has it; Dice is 0, no distance exists",
+    "pairs": "missed: only `with` has the structure, invented: only `compared` has it; Dice is 0, no distance exists",
 }
 _MOST_READERS = 12
 _MOST_ROUNDS, _SETTLED = 200, 1e-6
@@ -70,6 +70,11 @@ class Concord:
         """Mean Dice over pairs and structures; None if nobody has any structure."""
         known = [one.row.dice for one in self.between if one.row.dice is not None]
         return float(np.mean(known)) if known else None
+
+    @property
+    def apart_mm(self) -> float | None:
+        """Largest HD95 of a pair; None if no two have the same structure."""
+        return max((d for one in self.between if (d := one.row.values["hd95_mm"]) is not None), default=None)
 
     @property
     def worst(self) -> float:

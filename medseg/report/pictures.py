@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -188,39 +188,37 @@ def worst_slice(volumes: CaseVolumes, axis: int) -> int:
 
 
 def _plane(volumes: CaseVolumes, axis: int) -> Plane:
-    layers = [Layer(volumes.prediction)]
+    index = worst_slice(volumes, axis)
+    marked = volumes.prediction > 0
+    layers = [Layer(np.take(volumes.prediction, index, axis))]
     if volumes.reference is not None:
-        layers.append(Layer(volumes.reference, dashed=True))
-    return plane(volumes.affine, axis, worst_slice(volumes, axis), volumes.image, layers)
+        marked |= volumes.reference > 0
+        layers.append(Layer(np.take(volumes.reference, index, axis), dashed=True))
+    return plane(volumes, axis, index, layers, marked)
 
 
-def plane(
-    affine: NDArray[np.float64], axis: int, index: int, image: NDArray[Any] | None, layers: Sequence[Layer]
-) -> Plane:
+def plane(volumes: CaseVolumes, axis: int, index: int, layers: Sequence[Layer], marked: NDArray[np.bool_]) -> Plane:
     """The picture of one slice.
 
     Parameters
     ----------
-    affine
-        Of all volumes: voxel index → RAS mm.
+    volumes
+        Where the image and the grid come from.
     axis, index
         Array axis that is looked along, and which slice.
-    image
-        Grey values; None without an image.
     layers
-        Whole label maps. Outlines of one label in several layers are joined, those of dashed ones as reference.
+        Its label maps. Outlines of one label in several layers are joined, those of dashed layers as reference.
+    marked
+        Of the whole volume: what the picture has to show.
     """
-    view = view_along(affine, axis)
-    marked = np.zeros(np.delete(layers[0].labels.shape, axis), dtype=bool)
-    for layer in layers:
-        marked |= np.any(layer.labels > 0, axis=axis)
+    view = view_along(volumes.affine, axis)
     panel = draw(
         view,
-        None if image is None else np.take(image, index, axis),
-        [replace(layer, labels=np.take(layer.labels, index, axis)) for layer in layers],
+        None if volumes.image is None else np.take(volumes.image, index, axis),
+        layers,
         number=index + 1,
         longest_px=SIDE_PX,
-        box=around(view.upright(marked), view.pixel_mm),
+        box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
     )
     paths: tuple[dict[int, str], dict[int, str]] = ({}, {})
     for layer, outlines in panel.outlines:

@@ -170,9 +170,11 @@ def concord(
     folder = Path(output)
     write_text(folder / CONCORD_CSV, table_text([_HEAD, *(row for case in cases for row in _rows(case))]))
     images = {case_id: _image(of, readers) for case_id, of in files.items()}
-    names = [reader.name for reader in readers]
-    read = {case.case_id: partial(_read, files[case.case_id], schemes) for case in cases}
-    write_concord(folder / CONCORD_HTML, names, cases, structures, summary, images, read, partial(progress, "drawing"))
+
+    def read(case_id: str) -> tuple[dict[str, NDArray[Any]], Geometry]:
+        return _read(files[case_id], schemes)
+
+    write_concord(folder / CONCORD_HTML, cases, structures, summary, images, read, partial(progress, "drawing"))
     write_json(folder / CONCORD_JSON, summary)
     return ConcordResult(folder, cases, summary)
 
@@ -201,21 +203,34 @@ def _readers(
         name = path.resolve().name.partition(".")[0] if path.is_file() else path.resolve().name
         times[name] += 1
         name = name if times[name] == 1 else f"{name}-{times[name]}"
-        if path not in bundles:
+        if path in bundles:
+            made.append(
+                _labelled(path, studies, output / name, options, partial(progress, f"labelling by {name}"), say)
+            )
+        else:
             made.append(_Reader.of(name, path, None))
-            continue
-        from medseg.inference.run.batch import run_batch
-
-        bundle = Bundle.open(path)
-        report = run_batch(
-            bundle, studies, output / name, options,
-            progress=lambda done, total, _, name=name: progress(f"labelling by {name}", done, total), announce=say,
-        )  # fmt: skip
-        reader = _Reader.of(name, output / name, bundle)
-        asked = {one.case_id for one in report.cases}  # the folder may hold results of other studies
-        kept = {case_id: file for case_id, file in reader.found.files.items() if case_id in asked}
-        made.append(replace(reader, found=replace(reader.found, files=kept)))
     return made
+
+
+def _labelled(
+    path: Path,
+    studies: Sequence[Path],
+    output: Path,
+    options: Options | None,
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> _Reader:
+    """The results of a bundle for these studies alone, whatever else its folder holds."""
+    from medseg.inference.run.batch import run_batch
+
+    bundle = Bundle.open(path)
+    report = run_batch(
+        bundle, studies, output, options, progress=lambda done, total, _: progress(done, total), announce=say
+    )
+    reader = _Reader.of(output.name, output, bundle)
+    asked = {case.case_id for case in report.cases}
+    kept = {case_id: file for case_id, file in reader.found.files.items() if case_id in asked}
+    return replace(reader, found=replace(reader.found, files=kept))
 
 
 def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
@@ -248,12 +263,12 @@ def _read(
 
 def _image(files: Mapping[str, CaseFile], readers: Sequence[_Reader]) -> Path | None:
     """The image of a case, as a datalist or a run knows it."""
-    for reader in readers:
-        if (file := files.get(reader.name)) is None:
-            continue
-        run = reader.found.run
+    for file, run in ((files[one.name], one.found.run) for one in readers if one.name in files):
         known = None if run is None else run.case(file.case_id)
-        places = [*file.images, *([] if known is None else [Path(known.source), run.folder / known.source])]
+        places = [
+            *file.images,
+            *([] if run is None or known is None else [Path(known.source), run.folder / known.source]),
+        ]
         if (place := next((path for path in places if path.exists()), None)) is not None:
             return place
     return None
