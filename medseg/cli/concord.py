@@ -54,14 +54,14 @@ def concord(
         import_monai_quickly()
     from medseg.workflows.concord import concord as compare
 
-    with counted_progress("concord") as show:
+    with counted_progress("cases") as show:
         result = compare(
             sources,
             output,
             table=match,
             margin=margin,
             options=RunOptions(device=device),
-            progress=lambda _, done, total: show(done, total),
+            progress=show,
             say=lambda line: terminal().print(line),
         )
     _show(result.summary)

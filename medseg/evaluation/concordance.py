@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import UsageError
 from medseg.evaluation.case import evaluate_case
 from medseg.evaluation.matching import Matched
 from medseg.evaluation.overlap import find_boxes
@@ -20,6 +19,9 @@ from medseg.geometry import Geometry
 
 MARGIN = 0.05
 """By how much, unless asked otherwise, the odd one out agrees less than the others with each other (mean Dice)."""
+
+MOST_READERS = 12
+"""The model of estimated Dice looks at all combinations of what they say."""
 
 DEFINITIONS = {
     "agreement": "mean Dice of a reader with each of the others; of a case the mean over its structures",
@@ -32,7 +34,6 @@ DEFINITIONS = {
     "invented": "the reader has the structure and more than half of the others lack it",
     "pairs": "missed: only `with` has the structure, invented: only `compared` has it; Dice is 0, no distance exists",
 }
-_MOST_READERS = 12
 _MOST_ROUNDS, _SETTLED = 200, 1e-6
 
 Mask = NDArray[np.bool_]
@@ -96,23 +97,14 @@ def compare_case(
     case_id
         The case.
     maps
-        Label maps by reader, axes (i, j, k).
+        Label maps by reader, at most 12 of them, axes (i, j, k).
     geometry
         Their grid.
     structures
         What is compared; a structure counts for the readers that have it and that labelled this case.
     margin
         See ``odd_one_out`` in :data:`DEFINITIONS`.
-
-    Raises
-    ------
-    UsageError
-        If there are more than 12 readers.
     """
-    if len(maps) > _MOST_READERS:
-        raise UsageError(
-            f"found {len(maps)} bundles or folders, expected at most {_MOST_READERS}; compare fewer at once"
-        )
     boxes = {reader: find_boxes(np.ascontiguousarray(array)) for reader, array in maps.items()}
     between: list[Between] = []
     opinions: list[Opinion] = []

@@ -6,7 +6,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from medseg._version import medseg_version
 from medseg.bundle import Bundle
 from medseg.bundle.find import find_bundle, is_bundle
 from medseg.errors import MedsegError, Refusal, UsageError
-from medseg.evaluation.concordance import DEFINITIONS, MARGIN, Concord, compare_case, summarise_cases
+from medseg.evaluation.concordance import DEFINITIONS, MARGIN, MOST_READERS, Concord, compare_case, summarise_cases
 from medseg.evaluation.definitions import Definitions, describe
 from medseg.evaluation.matching import Matched, Offered, match, match_by_table, term_of
 from medseg.evaluation.pairing import CaseFile, Collection, collect, pair_up
@@ -110,7 +109,7 @@ def concord(
     table: Path | None = None,
     margin: float = MARGIN,
     options: Options | None = None,
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ConcordResult:
     """Label studies with several bundles, compare what they and result folders say, and write what was found.
@@ -130,7 +129,7 @@ def concord(
     options
         How bundles are run.
     progress, say
-        Called with what is done, how much of it and of how much; with lines about the runs.
+        Called with cases done and cases in all of each step; with a line at its beginning, and those of the runs.
 
     Raises
     ------
@@ -143,13 +142,14 @@ def concord(
     files = _cases(readers)
     schemes = {reader.name: reader.scheme for reader in readers}
     cases, refused = [], []
+    say("comparing")
     for done, (case_id, of) in enumerate(sorted(files.items()), start=1):
         if len(of) > 1:
             try:
                 cases.append(compare_case(case_id, *_read(of, schemes), structures, margin))
             except Refusal as refusal:
                 refused.append({"case_id": case_id, "code": refusal.code, "message": refusal.message})
-        progress("comparing", done, len(files))
+        progress(done, len(files))
     if not cases and not refused:
         raise UsageError(f"no case has two results: {_shown(readers)}; file names must agree but for a trailing _seg")
     cases.sort(key=lambda case: (case.worst, case.case_id))
@@ -174,7 +174,8 @@ def concord(
     def read(case_id: str) -> tuple[dict[str, NDArray[Any]], Geometry]:
         return _read(files[case_id], schemes)
 
-    write_concord(folder / CONCORD_HTML, cases, structures, summary, images, read, partial(progress, "drawing"))
+    say("drawing")
+    write_concord(folder / CONCORD_HTML, cases, structures, summary, images, read, progress)
     write_json(folder / CONCORD_JSON, summary)
     return ConcordResult(folder, cases, summary)
 
@@ -183,7 +184,7 @@ def _readers(
     sources: Sequence[str | Path],
     output: Path,
     options: Options | None,
-    progress: Callable[[str, int, int], None],
+    progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> list[_Reader]:
     """What is compared, each under a name of its own; bundles label the studies first."""
@@ -193,8 +194,9 @@ def _readers(
     bundles = [path for path in paths if is_bundle(path)]
     compared = [path for path in paths if path in bundles or not bundles or (path.is_dir() and RunReport.find(path))]
     studies = [path for path in paths if path not in compared]
-    if len(compared) < 2 or (bundles and not studies):
+    if not 2 <= len(compared) <= MOST_READERS or (bundles and not studies):
         lacking = "studies to label" if len(compared) > 1 else "a second bundle or folder of `medseg infer`"
+        lacking = lacking if len(compared) <= MOST_READERS else f"at most {MOST_READERS} to compare and nothing"
         found = f"found {', '.join(map(str, paths))}, expected {lacking} besides"
         raise UsageError(f"{found}; label maps of other origin are compared when no bundle is given")
     made: list[_Reader] = []
@@ -204,9 +206,8 @@ def _readers(
         times[name] += 1
         name = name if times[name] == 1 else f"{name}-{times[name]}"
         if path in bundles:
-            made.append(
-                _labelled(path, studies, output / name, options, partial(progress, f"labelling by {name}"), say)
-            )
+            say(f"labelling by {name}")
+            made.append(_labelled(path, studies, output / name, options, progress, say))
         else:
             made.append(_Reader.of(name, path, None))
     return made
@@ -227,6 +228,11 @@ def _labelled(
     report = run_batch(
         bundle, studies, output, options, progress=lambda done, total, _: progress(done, total), announce=say
     )
+    if not report.statuses["done"]:
+        why = "; ".join(f"{case.case_id}: {case.reason}" for case in report.cases[:3])
+        raise UsageError(
+            f"{bundle.name} could label none of the studies ({why}); leave it out, or see {output}/run.json"
+        )
     reader = _Reader.of(output.name, output, bundle)
     asked = {case.case_id for case in report.cases}
     kept = {case_id: file for case_id, file in reader.found.files.items() if case_id in asked}
@@ -313,7 +319,7 @@ def _head(
             for one in readers
         ],
         "structures": [
-            {"structure": one.name, "by": one.by, **{reader: asdict(what) for reader, what in one.members.items()}}
+            {"structure": one.name, "by": one.by, "members": {who: asdict(what) for who, what in one.members.items()}}
             for one in structures
         ],
         "without_partner": {name: names for name, names in alone.items() if names},
