@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,24 +61,35 @@ class ConcordResult:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A bundle's results, or a folder of them: its label maps, what names in DICOM objects mean, its structures."""
+    """A bundle that labels studies, or a folder of results: its structures, and its label maps once it has some."""
 
     name: str
+    bundle: Bundle | None
     found: Collection
-    scheme: LabelScheme
+    scheme: LabelScheme  # what names in DICOM objects mean
     offered: Sequence[Offered]
 
     @classmethod
-    def of(cls, name: str, source: Path, bundle: Bundle | None) -> _Reader:
+    def of_bundle(cls, name: str, path: Path) -> _Reader:
+        bundle = Bundle.open(path)
+        scheme, codes = bundle.scheme, bundle.label_codes
+        offered = [
+            Offered(text, scheme.members.get(label, (label,)), term_of(codes.get(label)))
+            for label, text in scheme.structures.items()
+        ]
+        return cls(name, bundle, Collection(path, {}), scheme, offered)
+
+    @classmethod
+    def of_results(cls, name: str, source: Path) -> _Reader:
         found = collect(source, "predictions")
         known = structures_of(None, found, found)
-        codes = {} if (own := bundle or _made_by(found.run)) is None else own.label_codes
-        members = known.truth.members
+        maker = _made_by(found.run)
+        codes, members = {} if maker is None else maker.label_codes, known.truth.members
         names = dict(known.names) or {value: str(value) for value in _values(found)}
         offered = [
             Offered(text, members.get(label, (label,)), term_of(codes.get(label))) for label, text in names.items()
         ]
-        return cls(name, found, known.scheme, offered)
+        return cls(name, None, found, known.scheme, offered)
 
     def why_missing(self, case_id: str) -> str:
         """What its run says of a case that it has no label map of."""
@@ -96,10 +108,12 @@ def _made_by(run: RunReport | None) -> Bundle | None:
 
 
 def _values(found: Collection) -> list[int]:
-    """Values of label maps that nothing names."""
-    scheme = LabelScheme()
-    maps = (read_side(file, scheme, None) for file in found.files.values())
-    return sorted({value for one in maps for value in one.values.voxels if value})
+    """Values of label maps that nothing names; what cannot be read is refused when it is compared."""
+    values: set[int] = set()
+    for file in found.files.values():
+        with suppress(Refusal):
+            values |= read_side(file, LabelScheme(), None).values.voxels.keys()
+    return sorted(values - {0})
 
 
 def concord(
@@ -136,9 +150,11 @@ def concord(
     UsageError
         If there are fewer than two to compare, no structure is the same, or no case has two results.
     """
-    readers = _readers(sources, prepare_folder(output), options, progress, say)
+    readers, studies = _readers(sources)
+    folder = prepare_folder(output)
     offered = {reader.name: reader.offered for reader in readers}
     structures, alone = match(offered) if table is None else match_by_table(table, offered)
+    readers = [_labelled(one, studies, folder / one.name, options, progress, say) for one in readers]
     files = _cases(readers)
     schemes = {reader.name: reader.scheme for reader in readers}
     cases, refused = [], []
@@ -167,7 +183,6 @@ def concord(
         "cases": [{"case_id": one.case_id, "odd_one_out": one.odd, "agreement": one.agreement,
                    "opinions": [asdict(opinion) for opinion in one.opinions]} for one in cases],
     }  # fmt: skip
-    folder = Path(output)
     write_text(folder / CONCORD_CSV, table_text([_HEAD, *(row for case in cases for row in _rows(case))]))
     images = {case_id: _image(of, readers) for case_id, of in files.items()}
 
@@ -180,14 +195,8 @@ def concord(
     return ConcordResult(folder, cases, summary)
 
 
-def _readers(
-    sources: Sequence[str | Path],
-    output: Path,
-    options: Options | None,
-    progress: Callable[[int, int], None],
-    say: Callable[[str], None],
-) -> list[_Reader]:
-    """What is compared, each under a name of its own; bundles label the studies first."""
+def _readers(sources: Sequence[str | Path]) -> tuple[list[_Reader], list[Path]]:
+    """What is compared, each under a name of its own, and the studies for bundles to label."""
     paths = [find_bundle(source) for source in sources]
     if absent := [str(path) for path in paths if not path.exists()]:
         raise UsageError(f"found nothing at {', '.join(absent)}; give bundles by name or folder, results, or studies")
@@ -195,48 +204,47 @@ def _readers(
     compared = [path for path in paths if path in bundles or not bundles or (path.is_dir() and RunReport.find(path))]
     studies = [path for path in paths if path not in compared]
     if not 2 <= len(compared) <= MOST_READERS or (bundles and not studies):
-        lacking = "studies to label" if len(compared) > 1 else "a second bundle or folder of `medseg infer`"
-        lacking = lacking if len(compared) <= MOST_READERS else f"at most {MOST_READERS} to compare and nothing"
-        found = f"found {', '.join(map(str, paths))}, expected {lacking} besides"
-        raise UsageError(f"{found}; label maps of other origin are compared when no bundle is given")
+        found = f"{len(bundles)} bundles, {len(compared) - len(bundles)} folders of results and {len(studies)} studies"
+        raise UsageError(
+            f"found {found}; expected 2 to {MOST_READERS} to compare, and studies for bundles to label; beside one "
+            "only folders that `medseg infer` wrote are results"
+        )
     made: list[_Reader] = []
     times: Counter[str] = Counter()
     for path in compared:
         name = path.resolve().name.partition(".")[0] if path.is_file() else path.resolve().name
         times[name] += 1
         name = name if times[name] == 1 else f"{name}-{times[name]}"
-        if path in bundles:
-            say(f"labelling by {name}")
-            made.append(_labelled(path, studies, output / name, options, progress, say))
-        else:
-            made.append(_Reader.of(name, path, None))
-    return made
+        made.append(_Reader.of_bundle(name, path) if path in bundles else _Reader.of_results(name, path))
+    return made, studies
 
 
 def _labelled(
-    path: Path,
+    reader: _Reader,
     studies: Sequence[Path],
     output: Path,
     options: Options | None,
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> _Reader:
-    """The results of a bundle for these studies alone, whatever else its folder holds."""
+    """A bundle's results for these studies, whatever else its folder holds; results that are there stay as they are."""
+    if reader.bundle is None:
+        return reader
     from medseg.inference.run.batch import run_batch
 
-    bundle = Bundle.open(path)
-    report = run_batch(
-        bundle, studies, output, options, progress=lambda done, total, _: progress(done, total), announce=say
-    )
+    def show(done: int, total: int, _: object) -> None:
+        progress(done, total)
+
+    say(f"labelling by {reader.name}")
+    report = run_batch(reader.bundle, studies, output, options, progress=show, announce=say)
     if not report.statuses["done"]:
         why = "; ".join(f"{case.case_id}: {case.reason}" for case in report.cases[:3])
         raise UsageError(
-            f"{bundle.name} could label none of the studies ({why}); leave it out, or see {output}/run.json"
+            f"{reader.name} could label none of the studies ({why}); leave it out, or see {output}/run.json"
         )
-    reader = _Reader.of(output.name, output, bundle)
-    asked = {case.case_id for case in report.cases}
-    kept = {case_id: file for case_id, file in reader.found.files.items() if case_id in asked}
-    return replace(reader, found=replace(reader.found, files=kept))
+    found, asked = collect(output, "predictions"), {case.case_id for case in report.cases}
+    kept = {case_id: file for case_id, file in found.files.items() if case_id in asked}
+    return replace(reader, found=replace(found, files=kept))
 
 
 def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:

@@ -152,4 +152,8 @@ def test_bundles_label_the_studies_and_go_on(tmp_path: Path, monkeypatch: pytest
     assert code == 0, output  # a folder of results beside a bundle
     assert made.stat().st_mtime_ns == before
     code, output = run(one, tmp_path / "studies", "-o", tmp_path / "out")
-    assert (code, "expected a second bundle" in output) == (2, True)
+    assert (code, "found 1 bundles, 0 folders of results and 1 studies" in output) == (2, True)
+    (tmp_path / "match.csv").write_text("structure,one,other\nthing,kidney,2\n")
+    code, output = run(one, other, tmp_path / "studies", "--match", tmp_path / "match.csv", "-o", tmp_path / "new")
+    assert (code, "found 'kidney'" in output) == (2, True)
+    assert not [*(tmp_path / "new").iterdir()]  # told before anything is labelled
