@@ -117,6 +117,12 @@ def spoilt(maps: Maps, case: str) -> Maps:
     return {**made, who: FAULTS[fault](made[who])}
 
 
+def aside(maps: Maps, case: str) -> Maps:
+    """Three networks, one of them drawn and moved by 1 mm: hardly worse than networks differ."""
+    who = ("flagship", "plain", "few")[int(case[-3:]) % 3]
+    return {name: np.roll(maps[name], int(name == who), axis=0) for name in ("flagship", "plain", "few")}
+
+
 def sharing(maps: Maps, _: str) -> Maps:
     """Two of three networks with one error: their results lie 2 mm aside."""
     return {"flagship": maps["flagship"], **{name: np.roll(maps[name], 2, axis=0) for name in ("plain", "few")}}
@@ -126,6 +132,7 @@ PANELS: dict[str, Callable[[Maps, str], Maps]] = {
     "three networks": lambda maps, _: {name: maps[name] for name in ("flagship", "plain", "few")},
     "four networks, one poor": lambda maps, _: {name: maps[name] for name in ("flagship", "plain", "few", "brief")},
     "three, one spoilt in each case": spoilt,
+    "three, one 1 mm aside in each case": aside,
     "three, two share an error": sharing,
 }
 

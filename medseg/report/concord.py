@@ -28,7 +28,10 @@ _MOST_PICTURED = 200
 _IN_MEMORY = Path("label maps in memory")
 _FIGURES = ("dice", "hd95_mm", "assd_mm")
 _ODD = "odd one out"
-_SHARED = "Agreement is not truth: an error that the readers share looks right, and estimated Dice is then too high."
+_SHARED = (
+    "Agreement is not truth: errors that readers share look right, and alike readers share many. Estimated Dice is "
+    "therefore too high; it tells who fails, not who is best."
+)
 _TWO = "Two alone: which of them is right cannot be told, and no Dice is estimated."
 _MATCHED_BY = {"code": "coded terms", "name": "names", "table": "the table given"}
 
