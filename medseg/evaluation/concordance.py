@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -130,26 +130,20 @@ def _cropped(maps: Mapping[str, tuple[NDArray[Any], Mapping[int, Any]]], structu
     """Masks of a structure in a box that holds it in every map."""
     values = {reader: structure.members[reader].values for reader in maps}
     found = [box[value] for reader, (_, box) in maps.items() for value in values[reader] if value in box]
-    box = (
-        tuple(
-            slice(min(side.start for side in sides), max(side.stop for side in sides))
-            for sides in zip(*found, strict=True)
-        )
-        or (slice(0, 1),) * 3
-    )
+    sides = [slice(min(s.start for s in along), max(s.stop for s in along)) for along in zip(*found, strict=True)]
+    box = tuple(sides or [slice(0, 1)] * 3)
     return {reader: np.isin(array[box], values[reader]) for reader, (array, _) in maps.items()}
 
 
 def _pairs(masks: Mapping[str, Mask], label: int, name: str, geometry: Geometry) -> list[Between]:
     """Every pair of readers, the later one named taken as prediction."""
     arrays = {reader: mask.view(np.uint8) for reader, mask in masks.items()}
-    rows = []
-    for first, second in combinations(arrays, 2):
-        [row] = evaluate_case(
-            arrays[second], arrays[first], geometry.spacing_mm, {1: name}, axes_mm=geometry.affine[:3, :3]
-        )
-        rows.append(Between(second, first, type(row)(label, name, row.values, row.missed, row.invented)))
-    return rows
+    spacing_mm, axes_mm = geometry.spacing_mm, geometry.affine[:3, :3]
+    return [
+        Between(second, first, replace(row, label=label))
+        for first, second in combinations(arrays, 2)
+        for row in evaluate_case(arrays[second], arrays[first], spacing_mm, {1: name}, axes_mm=axes_mm)
+    ]
 
 
 def _opinions(
@@ -244,21 +238,14 @@ def estimated_dice(masks: Sequence[Mask]) -> list[float] | None:
 
 def summarise_cases(cases: Sequence[Concord], bootstrap: Bootstrap) -> dict[str, Any]:
     """What ``concord.json`` says of all cases: pairs and readers, with intervals by bootstrap over cases."""
-    readers = list(dict.fromkeys(one.reader for case in cases for one in case.opinions))
-    structures = list(dict.fromkeys(one.structure for case in cases for one in case.opinions))
-    grouped = {
-        reader: {
-            name: [o for case in cases for o in case.opinions if (o.reader, o.structure) == (reader, name)]
-            for name in structures
-        }
-        for reader in readers
-    }
+    said: dict[str, dict[str, list[Opinion]]] = {}
+    for one in (opinion for case in cases for opinion in case.opinions):
+        said.setdefault(one.reader, {}).setdefault(one.structure, []).append(one)
     return {
         "n_cases": len(cases),
-        "odd_one_out": {reader: [case.case_id for case in cases if case.odd == reader] for reader in readers},
+        "odd_one_out": {reader: [case.case_id for case in cases if case.odd == reader] for reader in said},
         "readers": {
-            reader: {name: _summary(found, bootstrap) for name, found in of.items() if found}
-            for reader, of in grouped.items()
+            reader: {name: _summary(found, bootstrap) for name, found in of.items()} for reader, of in said.items()
         },
         "pairs": summarise_raters([one for case in cases for one in case.between], {}, {}, bootstrap),
     }
