@@ -20,7 +20,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
@@ -29,9 +28,7 @@ from medseg.evaluation.concordance import Concord, compare_case
 from medseg.evaluation.matching import Matched, Offered
 from medseg.files import write_json
 from medseg.geometry import Geometry
-from medseg.inference import Options, run_batch
 from medseg.labels.raters import majority, staple
-from medseg.training import train_bundle
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 TRIED = 0
@@ -55,6 +52,8 @@ def trained(data: Path, output: Path, name: str) -> Path:
         content = json.loads((BUNDLE / "configs" / "datalist.json").read_text())
         write_json(bundle / "configs" / "datalist.json", {**content, "dataset_dir": str(data)})
     if not (bundle / "models" / "model.pt").is_file():
+        from medseg.training import train_bundle
+
         plain = {"batch_size": 2, "adversarial_share": 0, "val_interval": 100, "judge_steps": 0}
         train_bundle(
             bundle,
@@ -74,9 +73,12 @@ def labelled(data: Path, output: Path) -> dict[str, Maps]:
     items = json.loads((BUNDLE / "configs" / "datalist.json").read_text())["training"]
     names = [Path(item["image"]).name for item in items if item["fold"] == TRIED]
     for reader in ("flagship", *NETWORKS):
-        bundle = BUNDLE if reader == "flagship" else trained(data, output, reader)
-        options = Options(precision="fp32", device="cpu", trust=False)
-        run_batch(bundle, [data / "imagesTr" / name for name in names], output / "labels" / reader, options)
+        if not (output / "labels" / reader / "run.json").is_file():  # written once all cases are labelled
+            from medseg.inference import Options, run_batch
+
+            bundle = BUNDLE if reader == "flagship" else trained(data, output, reader)
+            options = Options(precision="fp32", device="cpu", trust=False)
+            run_batch(bundle, [data / "imagesTr" / name for name in names], output / "labels" / reader, options)
     return {
         name.removesuffix(".nii.gz"): {
             "truth": read(data / "labelsTr" / name),
@@ -231,7 +233,6 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--margin", type=float, default=0.05)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     data, output = options.data.absolute(), options.output.absolute()
     cases = labelled(data, output)
     found = {name: panel(name, cases, options.margin) for name in PANELS}
