@@ -72,6 +72,7 @@ def test_pairs_the_odd_one_and_what_is_missed(three: list[Path], tmp_path: Path)
     assert [one["case_id"] for one in summary["cases"]] == ["lacking", "moved", "alike"]  # worst first
     page = (out / "concord.html").read_text()
     assert "c (odd one out)" in page
+    assert "https://" not in page  # nothing is fetched
     assert page.index('data-case="lacking"') < page.index('data-case="moved"') < page.index('data-case="alike"')
 
 
