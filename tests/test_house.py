@@ -26,7 +26,6 @@ LONG: set[str] = set()
 
 SMALL: dict[str, str] = {
     "medseg.cli.main": "where the command begins",
-    "medseg.workflows.importing": "the walk over the conversions",
     "medseg.networks.restoring": "a network of its own, beside those of other kinds",
 }
 """Modules under 80 lines with one importer, and why they are files of their own."""

@@ -144,6 +144,9 @@ def import_(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Fetch weights that the model lists elsewhere (https).")
     ] = False,
+    network: Annotated[
+        Path | None, typer.Option("--network", help="JSON file with the network of weights that come without one.")
+    ] = None,
     check: Annotated[
         Path | None, typer.Option("--check", metavar="IMAGES", help="Images to compare with the origin on.")
     ] = None,
@@ -157,19 +160,21 @@ def import_(
 
     Example: medseg bundle import Dataset004_Hippocampus -o bundles --orientation RAS --check imagesTs --predicted out
     """
+    from medseg.confinement import Reach, ports_of
     from medseg.conversion.imported import ImportOptions
 
-    missing = [str(path) for path in (source, like, check, predicted) if path is not None and not path.exists()]
+    missing = [str(path) for path in (source, like, network, check, predicted) if path is not None and not path.exists()]
     if missing:
         raise UsageError(f"no such file or folder: {', '.join(missing)}")
     if (check is None) != (predicted is None):
         raise UsageError("--check and --predicted belong together: images, and the label maps that the origin gave")
-    confine_command([prepare_folder(output)], imports="medseg.workflows.importing")
+    reach = Reach(connect=ports_of(["https://"])) if fetch else None
+    confine_command([prepare_folder(output)], reach, imports="medseg.workflows.importing")
     import_monai_quickly()
     from medseg.workflows.importing import import_bundle
 
     pair = None if check is None or predicted is None else (check, predicted)
-    options = ImportOptions(name, orientation, like, fetch)
+    options = ImportOptions(name, orientation, like, fetch, network)
     made = import_bundle(source, output, options, check=pair, say=terminal().print)
     for line in (f"{made.path}: made of {made.kind}", *made.notes, f"Next: medseg bundle verify {made.path}"):
         terminal().print(line)

@@ -12,7 +12,7 @@ __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
 COMMANDS = (
     "demo", "doctor", "index", "manifest", "bundle", "train",
-    "crossval", "infer", "evaluate", "report", "trust", "pacs",
+    "crossval", "infer", "evaluate", "concord", "report", "trust", "pacs",
 )  # fmt: skip
 """Every command is a file of this folder, in the order of the walk (in ``--help`` groups of commands come last)."""
 

@@ -101,7 +101,7 @@ def _score(
     try:
         prediction, reference, raters = _read(pair, scheme)
         grid = reference.geometry
-        array, note = _on_grid(prediction.array, prediction.geometry, grid)
+        array, note = on_grid(prediction.array, prediction.geometry, grid)
         own = pair.reference
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
         axes_mm, known = grid.affine[:3, :3], truth
@@ -135,7 +135,7 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str
     image = next((path for side in (sides[1], sides[0]) for path in side.images[:1] if path.exists()), None)
     grid: ImageGrid | Path | None = image
     maps: list[LabelMap | None] = [
-        None if header is not None else _read_one(side, scheme, image)
+        None if header is not None else read_side(side, scheme, image)
         for side, header in zip(sides, objects, strict=True)
     ]
     if image is None and (other := next((found for found in maps if found is not None), None)) is not None:
@@ -143,17 +143,18 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str
     elif image is None:
         grid = ImageGrid(common_grid([open_labels(found, found.path) for found in objects if found is not None]))
     prediction, reference = (
-        _read_one(side, scheme, grid) if found is None else found for side, found in zip(sides, maps, strict=True)
+        read_side(side, scheme, grid) if found is None else found for side, found in zip(sides, maps, strict=True)
     )
     if not (own := pair.reference).raters:
         return prediction, reference, {}
     where = reference.geometry if image is None else image
     grid = ImageGrid(where) if isinstance(where, Geometry) else where
-    maps_by_rater = {name: _read_one(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
+    maps_by_rater = {name: read_side(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
     return prediction, one_map(maps_by_rater, own.way, ignore=own.ignore), maps_by_rater
 
 
-def _read_one(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | None) -> LabelMap:
+def read_side(side: CaseFile, scheme: LabelScheme, image: ImageGrid | Path | None) -> LabelMap:
+    """The label map of one side, an object's on the grid of ``image``; raises what ``read_label`` does."""
     scheme = replace(scheme, mapping=side.mapping)
     entry = side.path if side.entry is None else side.entry
     return read_label(entry, scheme=scheme, rules=side.rules, image=image, only_declared=False)
@@ -170,14 +171,14 @@ def with_calibration(
     if path is None or (found := Probabilities.open(path)) is None:
         return list(rows)
     grid, unread = found.geometry, np.uint8(0)
-    _on_grid(np.broadcast_to(unread, grid.shape), grid, reference.geometry)  # sizes are checked before anything is read
+    on_grid(np.broadcast_to(unread, grid.shape), grid, reference.geometry)  # sizes are checked before anything is read
     regions = tuple(truth.members.values()) if pair.prediction.regions is None else pair.prediction.regions
     made = []
     for row in rows:
         values = truth.members.get(row.label, (row.label,))
         own = None if row.not_scored else found.of(values, regions)
         if own is not None:
-            probability, _ = _on_grid(own, grid, reference.geometry)
+            probability, _ = on_grid(own, grid, reference.geometry)
             if truth.ignore is not None:
                 probability = np.where(reference.array == truth.ignore, 0.0, probability)
             counts = count_levels(probability, np.isin(reference.array, values))
@@ -200,19 +201,25 @@ def along(array: NDArray[Any], grid: Geometry, target: Geometry) -> tuple[NDArra
     return turned, Geometry(turned.shape, grid.affine @ nib.orientations.inv_ornt_aff(turn, array.shape))
 
 
-def _on_grid(prediction: NDArray[Any], grid: Geometry, reference: Geometry) -> tuple[NDArray[Any], str]:
-    """The prediction on the reference's grid, and what was done for it; refused where that needs interpolation."""
+def on_grid(
+    prediction: NDArray[Any], grid: Geometry, reference: Geometry, names: tuple[str, str] = ("prediction", "reference")
+) -> tuple[NDArray[Any], str]:
+    """The prediction on the reference's grid, and what was done for it; refused where that needs interpolation.
+
+    ``names`` is what messages call the two.
+    """
+    one, other = names
     if grid.displacement_mm(reference) <= POSITION_TOLERANCE_MM:
         return prediction, ""
     turned, turned_grid = along(prediction, grid, reference)
     apart_mm = turned_grid.displacement_mm(reference)
     if apart_mm <= POSITION_TOLERANCE_MM:
         return turned, (
-            f"the prediction's axes ({grid.orientation}) were put in the order and direction of the reference's "
+            f"the {one}'s axes ({grid.orientation}) were put in the order and direction of the {other}'s "
             f"({reference.orientation}); no value was changed"
         )
-    found, expected = f"the prediction's grid ({grid.describe()})", f"the reference's ({reference.describe()})"
-    advice = "resample the prediction to the reference's grid"
+    found, expected = f"the {one}'s grid ({grid.describe()})", f"the {other}'s ({reference.describe()})"
+    advice = f"resample the {one} to the {other}'s grid"
     if turned_grid.shape == reference.shape:
         raise Refusal("geometry-mismatch", f"{found} lies up to {apart_mm:.3g} mm from {expected}; {advice}")
     corners_mm = float(np.linalg.norm(turned_grid.corners_mm() - reference.corners_mm(), axis=1).max())

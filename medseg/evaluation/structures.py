@@ -131,21 +131,21 @@ def _differences(first: tuple[str, LabelScheme], other: tuple[str, LabelScheme],
     if regions or others_regions:
         return  # a value is named after one of its regions on one side, and after its structure on the other
     names, others = first[1].structures, other[1].structures
-    values = {_plain(name): label for label, name in names.items()}
-    moved = {name: label for label, name in others.items() if values.get(_plain(name), label) != label}
+    values = {plain(name): label for label, name in names.items()}
+    moved = {name: label for label, name in others.items() if values.get(plain(name), label) != label}
     if moved and not asked:
         name, label = next(iter(moved.items()))
         raise UsageError(
-            f"{source} calls the value {values[_plain(name)]} {name!r}, {second} the value {label}: the two sides seem "
+            f"{source} calls the value {values[plain(name)]} {name!r}, {second} the value {label}: the two sides seem "
             "to number their structures differently; map one of them, or say which names hold with --labels"
         )
-    differing = [label for label in sorted(set(names) & set(others)) if _plain(names[label]) != _plain(others[label])]
+    differing = [label for label in sorted(set(names) & set(others)) if plain(names[label]) != plain(others[label])]
     if differing:
         shown = ", ".join(f"{label} is {names[label]!r} and {others[label]!r}" for label in differing[:_SHOWN])
         yield f"{source} and {second} name structures differently: {shown}; the names of {source} were taken"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name without capitals, blanks, hyphens and underscores, which tools write differently."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 

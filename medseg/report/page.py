@@ -88,6 +88,10 @@ class Page:
         Caption and picture (a data URI) of what a training has shown.
     sign_off
         For a page on which every case is given a verdict.
+    more_tables
+        Title and table of what stands below the table of structures.
+    apart
+        Whether colours stand for readers, whose lines then differ in their dashes, too.
     """
 
     title: str
@@ -105,13 +109,15 @@ class Page:
     structures: tables.Table = field(default_factory=tables.Table)
     accepted: tables.Table = field(default_factory=tables.Table)
     looked_at: str = ""
-    columns: Sequence[tables.Column[Case]] = ()
+    columns: Sequence[tables.Column[Any]] = ()
     cases: Sequence[CaseRow] | None = None
     statuses: Sequence[str] = ()
     samples: Sequence[tuple[str, str]] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     library: str = ""
     sign_off: SignOff | None = None
+    more_tables: Sequence[tuple[str, tables.Table]] = ()
+    apart: bool = False
 
     @property
     def sections(self) -> list[tuple[str, str]]:

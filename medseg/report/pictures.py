@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -189,13 +189,29 @@ def worst_slice(volumes: CaseVolumes, axis: int) -> int:
 
 def _plane(volumes: CaseVolumes, axis: int) -> Plane:
     index = worst_slice(volumes, axis)
-    view = view_along(volumes.affine, axis)
     marked = volumes.prediction > 0
-    if volumes.reference is not None:
-        marked |= volumes.reference > 0
     layers = [Layer(np.take(volumes.prediction, index, axis))]
     if volumes.reference is not None:
+        marked |= volumes.reference > 0
         layers.append(Layer(np.take(volumes.reference, index, axis), dashed=True))
+    return plane(volumes, axis, index, layers, marked)
+
+
+def plane(volumes: CaseVolumes, axis: int, index: int, layers: Sequence[Layer], marked: NDArray[np.bool_]) -> Plane:
+    """The picture of one slice.
+
+    Parameters
+    ----------
+    volumes
+        Where the image and the grid come from.
+    axis, index
+        Array axis that is looked along, and which slice.
+    layers
+        Its label maps. Outlines of one label in several layers are joined, those of dashed layers as reference.
+    marked
+        Of the whole volume: what the picture has to show.
+    """
+    view = view_along(volumes.affine, axis)
     panel = draw(
         view,
         None if volumes.image is None else np.take(volumes.image, index, axis),
@@ -204,10 +220,12 @@ def _plane(volumes: CaseVolumes, axis: int) -> Plane:
         longest_px=SIDE_PX,
         box=around(view.upright(np.any(marked, axis=axis)), view.pixel_mm),
     )
-    paths = [{label: "".join(map(_path, lines)) for label, lines in outlines.items()} for _, outlines in panel.outlines]
+    paths: tuple[dict[int, str], dict[int, str]] = ({}, {})
+    for layer, outlines in panel.outlines:
+        for label, lines in outlines.items():
+            paths[layer.dashed][label] = paths[layer.dashed].get(label, "") + "".join(map(_path, lines))
     edges = (view.left, view.right, view.top, view.bottom)
-    reference = paths[1] if len(paths) > 1 else {}
-    return Plane(view.plane, index + 1, *edges, _encode(panel), paths[0], reference, panel.bar_px, panel.bar_mm)
+    return Plane(view.plane, index + 1, *edges, _encode(panel), *paths, panel.bar_px, panel.bar_mm)
 
 
 def _encode(panel: Panel) -> str:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "infer": "infer BUNDLE IMAGES -o FOLDER",
     "train": "train BUNDLE -o FOLDER",
     "evaluate": "evaluate IMAGES IMAGES -o FOLDER",
+    "concord": "concord IMAGES IMAGES -o FOLDER",
     "index": "index IMAGES --database FILE",
     "demo": "demo --output FOLDER",
     "manifest create": "manifest create --images IMAGES -o FILE",
