@@ -163,7 +163,9 @@ def import_(
     from medseg.confinement import Reach, ports_of
     from medseg.conversion.imported import ImportOptions
 
-    missing = [str(path) for path in (source, like, network, check, predicted) if path is not None and not path.exists()]
+    missing = [
+        str(path) for path in (source, like, network, check, predicted) if path is not None and not path.exists()
+    ]
     if missing:
         raise UsageError(f"no such file or folder: {', '.join(missing)}")
     if (check is None) != (predicted is None):
