@@ -186,7 +186,7 @@ class Bundle:
         """What the audit says of running it: ``allowed``, or the first thing that forbids it."""
         command = [sys.executable, "-m", "medseg", "bundle", "audit", str(self.path), "--json"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        verdict = json.loads(found) if found else {"blocked": ["?"], "findings": []}
+        verdict: Config = json.loads(found) if found else {"blocked": ["?"], "findings": []}
         if not any("infer" in command for command in verdict["blocked"]):
             return "allowed"
         blocks = [one for one in verdict["findings"] if one["severity"] == "block" and "infer" in one["commands"]]
