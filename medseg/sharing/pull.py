@@ -14,7 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
@@ -178,6 +178,7 @@ def _guard(session: Any, reference: Reference, allow_hosts: Collection[str]) -> 
 
     session.mount("https://", OneServer())
     session.mount("http://", OneServer())
+    session.headers["User-Agent"] = "medseg"
     session.headers["Accept-Encoding"] = "identity"  # what is counted is what comes
     return session
 
@@ -236,10 +237,11 @@ def _check_size(sizes: Sequence[int], limit_bytes: int) -> None:
 def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], limit_bytes: int) -> Reference:
     """Fetch a repository's archive, or its files as one archive; the reference with the commit that they are of."""
     import requests
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token
 
     session = _guard(requests.Session(), asked, allow_hosts)
-    session.headers.update(build_hf_headers(library_name="medseg"))
+    if token := get_token():  # its build_hf_headers would connect by itself, and tell versions
+        session.headers["Authorization"] = f"Bearer {token}"
 
     def get(url: str) -> Any:
         return _checked(session.get(url, stream=True), asked)
@@ -250,6 +252,10 @@ def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], lim
     if re.fullmatch(r"[0-9a-f]{40}", asked.version) and commit != asked.version:
         raise UntrustedBundle(f"{asked.url} gives the commit {commit} for {asked}; not fetched")
     files = [file for file in content["siblings"] if not file["rfilename"].startswith(".git")]
+    for file in files:
+        path = PurePosixPath(file["rfilename"])
+        if path.is_absolute() or str(path) != file["rfilename"]:
+            raise UntrustedBundle(f"{asked} holds {file['rfilename']!r}, which is no plain name; not fetched")
     is_bundle = any(file["rfilename"] == METADATA for file in files)
     if not is_bundle:
         files = [file for file in files if re.fullmatch(r"[^/]+\.zip", file["rfilename"])]
