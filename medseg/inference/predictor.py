@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,18 +24,17 @@ from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
-from medseg.errors import BundleError, CaseFailed, MedsegError, UsageError
+from medseg.errors import BundleError, CaseFailed, MedsegError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
-from medseg.inference.convolution_stack import Head, split_stack
-from medseg.inference.engines import EngineChoice, build_engine
-from medseg.inference.ensemble import check_mirror, ensemble_of, load_models, members_of, mirrored_axes
+from medseg.inference.engines import EngineChoice
+from medseg.inference.ensemble import check_mirror, mirrored_axes
 from medseg.inference.interpolation import nearest_labels
 from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
-from medseg.inference.prompts import ClassScores
-from medseg.inference.sliding_window import EVEN, Chunk, averaged_windows
+from medseg.inference.scoring import Scoring
+from medseg.inference.sliding_window import Chunk
 from medseg.results.case_result import LocatedPart
 from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
@@ -137,23 +137,16 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
-        models = [*members_of(self.network), *load_models(self.bundle, self.network, ensemble, self.device)]
-        plain = not self.mirror and not ensemble
-        if self.config.prompts and len(models) > 1:
-            raise UsageError(
-                f"--ensemble: {self.bundle.name} is asked by class, and stands alone; leave the option out"
-            )
-        self._classes = [
-            ClassScores(each, self.config.prompts, self.bundle.name) for each in models[: bool(self.config.prompts)]
-        ]
-        self._head: Head | None = None
-        whole = max(self.config.windows.roi_size) <= 0 and self.choice.engine.startswith(("torch", "cuda"))
-        if plain and whole and len(models) == 1 and (split := split_stack(self.network)):
-            models, self._head = [split[0]], split[1]
-        if (axis := self.config.slice_axis) is not None:
-            models = [_Slicewise(model, axis) for model in models]
-        models = [*self._classes] or models
-        self._engines = [build_engine(self.choice.engine, model, self.device) for model in models]
+        plain = not self.mirror and not ensemble and not self.config.prompts
+        self._scoring = Scoring(
+            self.bundle,
+            self.config,
+            self.network,
+            self.choice,
+            self.device,
+            ensemble=ensemble,
+            mirrored=bool(self.mirror),
+        )
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
@@ -211,14 +204,9 @@ class Predictor:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
         with clock.stage("restore"):
             axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
-            activation = self.config.post.decoding.activation
-            apart = self.config.windows.mode == EVEN and activation == "none"  # as nnU-Net averages its folds
-            together = [[engine] for engine in self._engines] if apart else [self._engines]
-            networks = [clock.timed("network", ensemble_of(engines, axes, activation)) for engines in together]
-            chunks = averaged_windows(prepared.as_tensor().float(), self.config.windows, networks)
-            chunks = chunks if self._head is None else self._head(chunks)
-            chunks = _watched(chunks, watching)
-            labels = inverter.labels(self._classes[0].labels(chunks) if self._classes else chunks)
+            volume = prepared.as_tensor().float()
+            chunks = self._scoring.chunks(volume, axes, partial(clock.timed, "network"))
+            labels = inverter.labels(self._scoring.labels(_watched(chunks, watching)))
         clock.seconds["restore"] -= clock.seconds["network"] + clock.seconds.get("trust", 0.0)
         if labels.shape != tuple(source.shape[1:]):
             raise CaseFailed(f"the label map has shape {labels.shape}, the source image {tuple(source.shape[1:])}")
@@ -295,20 +283,6 @@ class _Judgement:
     verdict: Verdict | None = None
     error_map: NDArray[np.uint8] | None = None
     discriminator: DiscriminatorVerdict | None = None
-
-
-class _Slicewise(torch.nn.Module):
-    """A network of slices, for windows that are one voxel thick along an array axis (0, 1, 2)."""
-
-    def __init__(self, network: torch.nn.Module, axis: int) -> None:
-        super().__init__()
-        self.network, self.axis = network, axis + 2
-
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, C, H, W, D)`` to scores ``(N, K, H, W, D)``."""
-        scores = self.network(windows.squeeze(self.axis))
-        first: torch.Tensor = scores[0] if isinstance(scores, list | tuple) else scores
-        return first.unsqueeze(self.axis)
 
 
 class _Stopwatch:
