@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional
@@ -70,4 +71,7 @@ class EvenWindowInferer(Inferer):
             total[window] += weights
         assert sums is not None, "there is one window at least"
         inside = tuple(slice(margin // 2, margin // 2 + n) for margin, n in zip(margins, size, strict=True))
-        return (sums / total)[:, :, *inside].float()
+        result: Tensor = convert_to_dst_type((sums / total)[:, :, *inside], inputs, dtype=torch.float)[
+            0
+        ]  # its facts, too
+        return result

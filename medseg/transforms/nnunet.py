@@ -223,8 +223,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             SCHEMES[scheme["name"]](cropped, scheme, mask if scheme.get("masked") else None)
             moved = self.forth(cropped, shape, spacing, wanted)
             prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
-        affine = _affine(image, box, shape)
-        result = MetaTensor(prepared, affine, dict(image.meta), image.applied_operations)
+        meta = {**image.meta, "affine": torch.from_numpy(_affine(image, box, shape))}
+        result = MetaTensor(prepared, meta=meta, applied_operations=image.applied_operations)
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
         self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
         return result
@@ -241,7 +241,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         for channel, values in enumerate(scores.as_tensor().cpu()):
             moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
             whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
-        return MetaTensor(whole, torch.tensor(where["affine"]), dict(scores.meta), scores.applied_operations)
+        meta = {**scores.meta, "affine": torch.tensor(where["affine"], dtype=torch.float64)}
+        return MetaTensor(whole, meta=meta, applied_operations=scores.applied_operations)
 
 
 def _box(values: Volume) -> tuple[slice, ...]:
