@@ -85,9 +85,9 @@ def parse_place(text: str) -> Place:
     raise UsageError(f"--cluster {text}: expected {_PLACES}")
 
 
-def _about(words: str, *, reported: bool = True, option: bool = True) -> dict[str, Any]:
-    """Of a field: its help, whether ``run.json`` holds it, and whether it is an option of the command."""
-    return {"help": words, "reported": reported, "option": option}
+def _option(default: Any, words: str, *, reported: bool = True, option: bool = True) -> Any:
+    """A field with its help, and whether ``run.json`` holds it, and whether it is an option of the command."""
+    return field(default=default, metadata={"help": words, "reported": reported, "option": option})
 
 
 @dataclass(frozen=True)
@@ -102,76 +102,55 @@ class RunOptions:
         If a value makes no sense.
     """
 
-    write: tuple[str, ...] = field(default=("nifti",), metadata=_about(f"Comma-separated: {', '.join(KINDS)}."))
-    select: str | None = field(
-        default=None,
-        metadata=_about("JSON file with selection rules: which series of each study to use, per channel."),
+    write: tuple[str, ...] = _option(("nifti",), f"Comma-separated: {', '.join(KINDS)}.")
+    select: str | None = _option(
+        None, "JSON file with selection rules: which series of each study to use, per channel."
     )
-    allow_resample: bool = field(
-        default=False, metadata=_about("Resample uneven spacing or a gantry tilt onto a regular grid.")
+    allow_resample: bool = _option(False, "Resample uneven spacing or a gantry tilt onto a regular grid.")
+    roi: str | None = _option(
+        None,
+        "Look only here: x0,y0,z0,x1,y1,z1, two corners in mm (RAS: right, anterior, superior positive);"
+        " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image.",
     )
-    roi: str | None = field(
-        default=None,
-        metadata=_about(
-            "Look only here: x0,y0,z0,x1,y1,z1, two corners in mm (RAS: right, anterior, superior positive);"
-            " voxels:i0,j0,k0,i1,j1,k1, both ends included; or a mask image."
-        ),
+    locate: str | None = _option(
+        None,
+        "Find a structure with another bundle first, and label a crop round each part of it: BUNDLE:STRUCTURE, or"
+        " auto, as this bundle's metadata say.",
     )
-    locate: str | None = field(
-        default=None,
-        metadata=_about(
-            "Find a structure with another bundle first, and label a crop round each part of it: BUNDLE:STRUCTURE, or"
-            " auto, as this bundle's metadata say."
-        ),
+    locate_margin: float | None = _option(None, "Margin of these crops in mm; else as the metadata say, or 5.")
+    locate_sides: bool = _option(True, "Whether there is one part on the left and one on the right, named so.")
+    section: str | None = _option(None, "Only these items of a datalist: training, validation or test.")
+    fold: int | None = _option(None, "Only the items that this fold of a datalist holds out.")
+    device: str = _option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")
+    precision: Precision = _option(  # noqa: RUF009  a field
+        "auto", "auto (float32; on CUDA automatic mixed precision), fp32 or bf16."
     )
-    locate_margin: float | None = field(
-        default=None, metadata=_about("Margin of these crops in mm; else as the metadata say, or 5.")
+    engine: str = _option(
+        "auto", "What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."
     )
-    locate_sides: bool = field(
-        default=True, metadata=_about("Whether there is one part on the left and one on the right, named so.")
+    windows: Windows = _option("auto", "bundle (and auto): the bundle's own.")  # noqa: RUF009  a field
+    workers: int = _option(1, "Cases read ahead and written behind at once.", reported=False)
+    cluster: str | None = _option(
+        None, "Where workers do the work: local:N processes, slurm[:FILE], or a Dask scheduler's address."
     )
-    section: str | None = field(
-        default=None, metadata=_about("Only these items of a datalist: training, validation or test.")
+    mirror: tuple[str, ...] = _option(
+        (),
+        "Also look at every window mirrored, and average: comma-separated axes of the patient, ap, is, lr"
+        " (front-back, head-foot, left-right).",
     )
-    fold: int | None = field(default=None, metadata=_about("Only the items that this fold of a datalist holds out."))
-    device: str = field(default="auto", metadata=_about("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps."))
-    precision: Precision = field(
-        default="auto", metadata=_about("auto (float32; on CUDA automatic mixed precision), fp32 or bf16.")
+    ensemble: tuple[str, ...] = _option(
+        (), "Another bundle for the same task, or other weights, to average with; may be repeated."
     )
-    engine: str = field(
-        default="auto",
-        metadata=_about("What runs the network, by name, such as openvino-fp32; auto: torch, as --precision says."),
+    structures: tuple[str, ...] = _option(
+        (), "Comma-separated: only these structures, for bundles that are asked by class (VISTA3D)."
     )
-    windows: Windows = field(default="auto", metadata=_about("bundle (and auto): the bundle's own."))
-    workers: int = field(default=1, metadata=_about("Cases read ahead and written behind at once.", reported=False))
-    cluster: str | None = field(
-        default=None,
-        metadata=_about("Where workers do the work: local:N processes, slurm[:FILE], or a Dask scheduler's address."),
-    )
-    mirror: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "Also look at every window mirrored, and average: comma-separated axes of the patient, ap, is, lr"
-            " (front-back, head-foot, left-right)."
-        ),
-    )
-    ensemble: tuple[str, ...] = field(
-        default=(),
-        metadata=_about("Another bundle for the same task, or other weights, to average with; may be repeated."),
-    )
-    structures: tuple[str, ...] = field(
-        default=(),
-        metadata=_about("Comma-separated: only these structures, for bundles that are asked by class (VISTA3D)."),
-    )
-    trust: bool = field(default=True, metadata=_about("Judge every case, if the bundle has a trust calibration."))
-    fresh: bool = field(default=False, metadata=_about("Start over instead of continuing.", reported=False))
-    stall_s: float = field(
-        default=900.0,
-        metadata=_about(
-            "After this time in one stage a case is named in the log; reading and writing are then given up.",
-            reported=False,
-            option=False,
-        ),
+    trust: bool = _option(True, "Judge every case, if the bundle has a trust calibration.")
+    fresh: bool = _option(False, "Start over instead of continuing.", reported=False)
+    stall_s: float = _option(
+        900.0,
+        "After this time in one stage a case is named in the log; reading and writing are then given up.",
+        reported=False,
+        option=False,
     )
 
     @property
