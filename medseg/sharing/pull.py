@@ -251,17 +251,7 @@ def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], lim
     commit = content["sha"]
     if re.fullmatch(r"[0-9a-f]{40}", asked.version) and commit != asked.version:
         raise UntrustedBundle(f"{asked.url} gives the commit {commit} for {asked}; not fetched")
-    files = [file for file in content["siblings"] if not file["rfilename"].startswith(".git")]
-    for file in files:
-        path = PurePosixPath(file["rfilename"])
-        if path.is_absolute() or str(path) != file["rfilename"]:
-            raise UntrustedBundle(f"{asked} holds {file['rfilename']!r}, which is no plain name; not fetched")
-    is_bundle = any(file["rfilename"] == METADATA for file in files)
-    if not is_bundle:
-        files = [file for file in files if re.fullmatch(r"[^/]+\.zip", file["rfilename"])]
-        if len(files) != 1:
-            found = f"{asked} holds no {METADATA}, and {len(files)} archives (.zip)"
-            raise UsageError(f"{found}; expected a bundle's files, or one archive")
+    files, is_bundle = _files_of(asked, content["siblings"])
     _check_size([file["size"] for file in files], limit_bytes)
     name = asked.repository.split("/")[1]
 
@@ -278,6 +268,22 @@ def _from_hub(asked: Reference, archive: Path, allow_hosts: Collection[str], lim
                 with packed.open(f"{name}/{file['rfilename']}", "w", force_zip64=True) as member:
                     fetch(file, member)
     return replace(asked, version=commit)
+
+
+def _files_of(asked: Reference, listed: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+    """What to fetch of a repository: a bundle's files (True), or its only archive."""
+    files = [file for file in listed if not file["rfilename"].startswith(".git")]
+    for file in files:
+        path = PurePosixPath(file["rfilename"])
+        if path.is_absolute() or str(path) != file["rfilename"]:
+            raise UntrustedBundle(f"{asked} holds {file['rfilename']!r}, which is no plain name; not fetched")
+    if any(file["rfilename"] == METADATA for file in files):
+        return files, True
+    archives = [file for file in files if re.fullmatch(r"[^/]+\.zip", file["rfilename"])]
+    if len(archives) != 1:
+        found = f"{asked} holds no {METADATA}, and {len(archives)} archives (.zip)"
+        raise UsageError(f"{found}; expected a bundle's files, or one archive")
+    return archives, False
 
 
 def _from_registry(asked: Reference, archive: Path, allow_hosts: Collection[str], limit_bytes: int) -> Reference:
