@@ -16,8 +16,6 @@ _OWN = Path("bundles")
 METADATA = "configs/metadata.json"
 """What makes a folder a bundle."""
 LICENCE_FILE = "LICENSE"
-IMPORTED = "imported_from"
-"""Key of the metadata that says of an imported bundle what it was made of."""
 _LICENCES = {
     "apache license": "apache-2.0",
     "mit license": "mit",
@@ -81,7 +79,8 @@ def origin_of(folder: Path, metadata: Mapping[str, Any]) -> str:
     """Where a bundle comes from: shipped with medseg, imported from another tool, or made or unpacked here."""
     if any(folder.resolve().is_relative_to(place.resolve()) for place in _PLACES):
         return "shipped with medseg"
-    return f"imported from {metadata[IMPORTED]}" if metadata.get(IMPORTED) else "local"
+    imported = metadata.get("imported")
+    return f"imported: {imported.get('origin', 'of unknown origin')}" if imported else "local"
 
 
 def is_bundle(folder: Path) -> bool:

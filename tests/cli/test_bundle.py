@@ -129,7 +129,7 @@ def test_list_says_where_bundles_come_from(bundle: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bundle, tmp_path / "bundles" / "mine")
     imported = shutil.copytree(bundle, tmp_path / "bundles" / "theirs")
-    facts = {"imported_from": "a folder of nnU-Net", "license": "CC-BY-4.0", "task": "word " * 40}
+    facts = {"imported": {"origin": "a folder of nnU-Net"}, "license": "CC-BY-4.0", "task": "word " * 40}
     write_config(imported, "metadata", read_config(imported, "metadata") | facts)
     damaged = shutil.copytree(bundle, tmp_path / "bundles" / "worn")
     (damaged / "configs" / "metadata.json").write_text("{")
@@ -137,10 +137,10 @@ def test_list_says_where_bundles_come_from(bundle: Path, tmp_path: Path, monkeyp
     assert rows["mine"]["origin"] == "local"
     assert rows["mine"]["licence"] == "apache-2.0"
     assert rows["mine"]["policy"] is None
-    assert rows["theirs"]["origin"] == "imported from a folder of nnU-Net"
+    assert rows["theirs"]["origin"] == "imported: a folder of nnU-Net"
     assert rows["theirs"]["licence"] == "CC-BY-4.0"
     assert rows["hippocampus_mri_segmentation"]["origin"] == "shipped with medseg"
     assert "cannot be read" in rows["worn"]["damage"]
     lines = _run("list").stdout.splitlines()
-    assert "    imported from a folder of nnU-Net, licence CC-BY-4.0" in lines
+    assert "    imported: a folder of nnU-Net, licence CC-BY-4.0" in lines
     assert all(len(line) <= 80 for line in lines if not line.strip().startswith(("/", "worn: damaged")))
