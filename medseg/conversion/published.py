@@ -163,7 +163,7 @@ def _labels(folder: Path, classes: int) -> tuple[list[str], dict[str, str]]:
             remedy = f"correct it, or remove it and name the {classes} channels in the bundle's metadata"
             found = read_json(folder / name, ANYTHING, remedy, BundleError, _SMALL_TEXT)
             named = [found[key] for key in sorted(found, key=int)] if _is_numbered(found) else found
-            labels = named.get("labels") if isinstance(named, dict) else named
+            labels: Any = named.get("labels") if isinstance(named, dict) else named
             if misfit(labels, [TEXT]) or len(labels) != classes:
                 raise BundleError(
                     f"{shown(folder / name)} does not name {classes} classes, as the weights have; {remedy}"

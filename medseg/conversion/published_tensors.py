@@ -164,7 +164,7 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
                 storages[key] = torch.frombuffer(whole, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             return storages[key]
 
-    places = (argument for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"})
+    places = (argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"})
     if max(places, default=0) > len(data):  # pickle takes memory up to the place that is named
         raise pickle.UnpicklingError("it keeps more than it holds")
     return Unpickler(io.BytesIO(data)).load()

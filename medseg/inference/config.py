@@ -191,12 +191,12 @@ def _windows(inferer: Any, bundle: Bundle) -> WindowSettings:
     overlap = tuple(float(o) for o in _three(inferer.overlap, "overlap", bundle))
     if not all(0 <= o < 1 for o in overlap):
         raise BundleError(f"inferer of {bundle.name} has an overlap of {inferer.overlap}, expected 0 to less than 1")
-    size = inferer.roi_size
+    window: Sequence[Any] = inferer.roi_size
     if name == _SLICES:  # windows of one slice
-        size = list(inferer.orig_roi_size)
-        size.insert(inferer.spatial_dim, 1)
+        window = list(inferer.orig_roi_size)
+        window.insert(inferer.spatial_dim, 1)
     return WindowSettings(
-        roi_size=tuple(int(n or 0) for n in _three(size, "roi_size", bundle)),
+        roi_size=tuple(int(n or 0) for n in _three(window, "roi_size", bundle)),
         overlap=overlap,
         mode=str(getattr(inferer.mode, "value", inferer.mode)),
         sigma_scale=inferer.sigma_scale,

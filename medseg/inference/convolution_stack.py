@@ -83,6 +83,7 @@ def _in_slabs(step: nn.Module, source: torch.Tensor, *, writable: bool) -> torch
     """One step over all planes of the first axis; over its own source where that is ``writable`` and as large."""
     convolution, *rest = step.children()
     assert isinstance(convolution, nn.Conv3d)
+    assert isinstance(convolution.padding, tuple)
     reach, across = convolution.padding[0], (0, *convolution.padding[1:])
     count = source.shape[2]
     channels = max(convolution.in_channels, convolution.out_channels)

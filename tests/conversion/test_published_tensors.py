@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import sys
@@ -43,7 +42,7 @@ def _options(tmp_path: Path, content: Any = None) -> ImportOptions:
 def _script(path: Path, network: torch.nn.Module) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the format is deprecated, and shapes are compared while it is traced
-        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 16, 16, 16)), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)
     return path
 
 
@@ -203,9 +202,7 @@ def test_weights_need_a_network_that_fits_and_that_the_audit_permits(tmp_path: P
         )
     with pytest.raises(UsageError, match="has no network_def"):
         import_published(path, tmp_path, _options(tmp_path, {"labels": ["a"]}))
-    buffer = io.BytesIO()
-    pickle.dump({"a": _Evil()}, buffer)
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(_pickle({"a": _Evil()}))
     with pytest.raises(BundleError, match="cannot be read"):
         import_published(path, tmp_path, _options(tmp_path))
     assert not (tmp_path / "tiny_ct_segmentation").exists()

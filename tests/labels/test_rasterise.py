@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -68,13 +69,13 @@ def test_islands_and_repeated_polygons() -> None:
 
 def test_islands_are_not_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of bone or vessels has hundreds: every one with every other took seconds a slice."""
-    compared = []
-    monkeypatch.setattr(rasterise, "_shared", lambda *both: compared.append(both) or 0)
+    compared = Mock(return_value=0)
+    monkeypatch.setattr(rasterise, "_shared", compared)
     islands = [SQUARE * 0.25 + (3 * row, 3 * column) for row in range(20) for column in range(20)]
     assert fill_plane(islands, (64, 64)).inside.sum() == 400
-    assert not compared
+    compared.assert_not_called()
     fill_plane([SQUARE, HOLE], PLANE)
-    assert compared
+    compared.assert_called()
 
 
 def test_polygons_that_cross_are_counted() -> None:

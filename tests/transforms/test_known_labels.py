@@ -62,7 +62,8 @@ def test_more_structures_than_a_code_holds_are_refused() -> None:
 def test_what_is_not_known_is_kept_or_refused_in_any_type(dtype: torch.dtype) -> None:
     """In a byte -1 would be class 255, in half a float -513 would be -512."""
     table = {**{f"s{n}": n for n in range(1, 10)}, "ignore": 10}
-    case = {"label": torch.tensor([0, 1, 10]).view(1, 1, 1, 3).to(dtype), "annotated": [f"s{n}" for n in range(1, 9)]}
+    label = torch.tensor([0, 1, 10]).view(1, 1, 1, 3).to(dtype)
+    case: dict[Any, Any] = {"label": label, "annotated": [f"s{n}" for n in range(1, 9)]}
     if dtype in (torch.uint8, torch.bfloat16):
         with pytest.raises(UsageError, match="cannot hold -513 for what is not known; load them as float32"):
             KnownLabelsd("label", table)(case)
