@@ -3,10 +3,10 @@
 ``python -m benchmarks.nnunet_import MODELS OUT --nnunet PYTHON [--only NAME ...] [--no-times]``
 
 ``MODELS`` holds a folder per model: somewhere in it the trained folder (``plans.json``, ``fold_*``), ``cases/`` as
-nnU-Net names them, ``predicted/`` and ``predicted_mirrored/`` (its label maps with mirroring off and on), and
-``model.json`` with the ``orientation`` of the images. Each is imported, its cases are labelled, and the label maps are
-compared voxel by voxel. Times: both programs as commands, on the same cases, one thread each, in turn; their own start
-is in them. Written: ``nnunet_import.md``, ``nnunet_import.json``.
+nnU-Net names them, ``predicted/`` and ``predicted_mirrored/`` (its label maps with mirroring off and on; if not there,
+those of the timed run are taken), and ``model.json`` with the ``orientation`` of the images. Each is imported, its
+cases are labelled, and the label maps are compared voxel by voxel. Times: both programs as commands, on the same cases,
+one thread each, in turn; their own start is in them. Written: ``nnunet_import.md``, ``nnunet_import.json``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def _judge(about: Path, out: Path, nnunet: str | None) -> list[Row]:
             again.mkdir(exist_ok=True)
             peer = _run([nnunet, "-c", _NNUNET, source, home / "cases", again, str(int(row.mirrored))])
             row.nnunet_seconds, row.nnunet_memory = peer.seconds, peer.memory
+            theirs = theirs if theirs.exists() else again
         row.cases = [_compared(file, result) for file in sorted(theirs.glob("*.nii.gz"))]
+        if not row.cases:
+            row.refused = f"no label maps of nnU-Net in {theirs}"
     return rows
 
 
