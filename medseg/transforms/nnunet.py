@@ -207,7 +207,7 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         if len(values) != len(self.schemes):
             raise Refusal("channel-mismatch", f"found {len(values)} channels, expected {len(self.schemes)}")
         box = _box(values)
-        spacing = [float(np.float32(size)) for size in affine_to_spacing(image.affine)]  # as headers store it
+        spacing = [_stored(float(size)) for size in affine_to_spacing(image.affine)]
         size = [part.stop - part.start for part in box]
         wanted = self._wanted(spacing)
         shape = [max(1, round(a / b * n)) for a, b, n in zip(spacing, wanted, size, strict=True)]
@@ -223,8 +223,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             SCHEMES[scheme["name"]](cropped, scheme, mask if scheme.get("masked") else None)
             moved = self.forth(cropped, shape, spacing, wanted)
             prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
-        affine = _affine(image, box, shape)
-        result = MetaTensor(prepared, affine, dict(image.meta), image.applied_operations)
+        meta = {**image.meta, "affine": _affine(image, box, shape)}
+        result = MetaTensor(prepared, meta=meta, applied_operations=image.applied_operations)
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
         self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
         return result
@@ -241,7 +241,14 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         for channel, values in enumerate(scores.as_tensor().cpu()):
             moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
             whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
-        return MetaTensor(whole, torch.tensor(where["affine"]), dict(scores.meta), scores.applied_operations)
+        meta = {**scores.meta, "affine": torch.tensor(where["affine"])}
+        return MetaTensor(whole, meta=meta, applied_operations=scores.applied_operations)
+
+
+def _stored(size: float) -> float:
+    """A voxel size as headers store it: single precision, of a short decimal where an oblique affine is that close."""
+    short = float(f"{size:.6g}")
+    return float(np.float32(short if abs(short - size) <= np.finfo(np.float32).eps * size else size))
 
 
 def _box(values: Volume) -> tuple[slice, ...]:

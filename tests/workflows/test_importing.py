@@ -104,7 +104,7 @@ def _origin(folder: Path, orientation: str, mirror: tuple[str, ...], channels: i
             image = MetaTensor(np.stack(volumes), affine=grid(kind))
         labels = predictor.predict(image).label_map
         assert len(np.unique(labels)) == 3
-        save(labels, grid(kind), folder / "labels" / f"case{number}.nii.gz")
+        save(labels.astype(np.float32), grid(kind), folder / "labels" / f"case{number}.nii.gz")
     return folder / "images", folder / "labels"
 
 
