@@ -27,7 +27,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
-from medseg.cli.main import app
+from medseg.cli.main import app, load_commands
 from medseg.files import write_json, write_text
 from medseg.workflows.import_check import Agreement, agreement
 
@@ -150,6 +150,7 @@ class _Done:
 
 
 def _in_process(words: Iterable[object]) -> _Done:
+    load_commands("bundle", "infer")
     done = CliRunner().invoke(app, [str(word) for word in words])
     return _Done(done.exit_code, f"{done.output}\n{done.exception or ''}")
 
