@@ -3,10 +3,11 @@
 ``python -m benchmarks.nnunet_import MODELS OUT --nnunet PYTHON [--only NAME ...] [--no-times]``
 
 ``MODELS`` holds a folder per model: somewhere in it the trained folder (``plans.json``, ``fold_*``), ``cases/`` as
-nnU-Net names them, ``predicted/`` and ``predicted_mirrored/`` (its label maps with mirroring off and on), and
-``model.json`` with the ``orientation`` of the images. Each is imported, its cases are labelled, and the label maps are
-compared voxel by voxel. Times: both programs as commands, on the same cases, one thread each, in turn; their own start
-is in them. Written: ``nnunet_import.md``, ``nnunet_import.json``.
+nnU-Net names them, ``predicted/`` and ``predicted_mirrored/`` (its label maps with mirroring off and on; if not there,
+those of the timed run are taken), and ``model.json`` with the ``orientation`` of the images. Each is imported, its
+cases are labelled, and the label maps are compared voxel by voxel. Times: processor seconds of both programs as
+commands, on the same cases, one thread each; their own start is in them. Without times ours runs in this process.
+Written: ``nnunet_import.md``, ``nnunet_import.json``.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from typer.testing import CliRunner
 
 from medseg.bundle import Bundle
+from medseg.cli.main import app, load_commands
 from medseg.files import write_json, write_text
 from medseg.workflows.import_check import Agreement, agreement
 
@@ -88,8 +90,9 @@ def _judge(about: Path, out: Path, nnunet: str | None) -> list[Row]:
     rows = [Row(home.name, mirrored) for mirrored in (False, True)]
     bundle = out / f"nnunet_{home.name}"
     words = ["bundle", "import", source, "-o", out, "--orientation", stated["orientation"], "--name", bundle.name]
+    medseg = _command if nnunet else _in_process
     if not bundle.exists():
-        done = _run([sys.executable, "-m", "medseg", *words])
+        done = medseg(words)
         if done.code:
             for row in rows:
                 row.refused = done.text.strip().splitlines()[-1][:300]
@@ -103,7 +106,7 @@ def _judge(about: Path, out: Path, nnunet: str | None) -> list[Row]:
         asked = ["--mirror", axes] if row.mirrored and axes else []
         result = out / theirs.name
         words = ["infer", bundle, datalist, "-o", result, "--fresh", "--no-trust", "--precision", "fp32", *asked]
-        ours = _run([sys.executable, "-m", "medseg", *words])
+        ours = medseg(words)
         if ours.code:
             row.refused = ours.text.strip().splitlines()[-1][:300]
             continue
@@ -113,7 +116,10 @@ def _judge(about: Path, out: Path, nnunet: str | None) -> list[Row]:
             again.mkdir(exist_ok=True)
             peer = _run([nnunet, "-c", _NNUNET, source, home / "cases", again, str(int(row.mirrored))])
             row.nnunet_seconds, row.nnunet_memory = peer.seconds, peer.memory
+            theirs = theirs if theirs.exists() else again
         row.cases = [_compared(file, result) for file in sorted(theirs.glob("*.nii.gz"))]
+        if not row.cases:
+            row.refused = f"no label maps of nnU-Net in {theirs}"
     return rows
 
 
@@ -139,12 +145,21 @@ def _compared(theirs: Path, ours: Path) -> Mapping[str, float | int | str]:
 class _Done:
     code: int
     text: str
-    seconds: float
-    memory: float
+    seconds: float | None = None
+    memory: float | None = None
+
+
+def _in_process(words: Iterable[object]) -> _Done:
+    load_commands("bundle", "infer")
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return _Done(done.exit_code, f"{done.output}\n{done.exception or ''}")
+
+
+def _command(words: Iterable[object]) -> _Done:
+    return _run([sys.executable, "-m", "medseg", *words])
 
 
 def _run(words: Iterable[object]) -> _Done:
-    begin = time.perf_counter()
     with subprocess.Popen(
         [str(word) for word in words],
         env={**os.environ, **_ONE_THREAD},
@@ -156,7 +171,7 @@ def _run(words: Iterable[object]) -> _Done:
         text = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-    return _Done(child.returncode, text, round(time.perf_counter() - begin, 1), round(usage.ru_maxrss / 2**20, 2))
+    return _Done(child.returncode, text, round(usage.ru_utime + usage.ru_stime, 1), round(usage.ru_maxrss / 2**20, 2))
 
 
 def _line(row: Row) -> str:
@@ -171,7 +186,7 @@ def _line(row: Row) -> str:
 
 
 _HEAD = (
-    "model", "network", "mirroring", "equal voxels", "different", "lowest Dice", "s: ours / nnU-Net",
+    "model", "network", "mirroring", "equal voxels", "different", "lowest Dice", "CPU s: ours / nnU-Net",
     "GiB: ours / nnU-Net",
 )  # fmt: skip
 

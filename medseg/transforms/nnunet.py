@@ -207,7 +207,7 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         if len(values) != len(self.schemes):
             raise Refusal("channel-mismatch", f"found {len(values)} channels, expected {len(self.schemes)}")
         box = _box(values)
-        spacing = [float(np.float32(size)) for size in affine_to_spacing(image.affine)]  # as headers store it
+        spacing = [_stored(float(size)) for size in affine_to_spacing(image.affine)]
         size = [part.stop - part.start for part in box]
         wanted = self._wanted(spacing)
         shape = [max(1, round(a / b * n)) for a, b, n in zip(spacing, wanted, size, strict=True)]
@@ -243,6 +243,12 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
         meta = {**scores.meta, "affine": torch.tensor(where["affine"], dtype=torch.float64)}
         return MetaTensor(whole, meta=meta, applied_operations=scores.applied_operations)
+
+
+def _stored(size: float) -> float:
+    """A voxel size as headers store it: single precision, of a short decimal where an oblique affine is that close."""
+    short = float(f"{size:.6g}")
+    return float(np.float32(short if abs(short - size) <= np.finfo(np.float32).eps * size else size))
 
 
 def _box(values: Volume) -> tuple[slice, ...]:

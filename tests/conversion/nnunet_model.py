@@ -250,7 +250,8 @@ def predicted(fake: Fake, arrays: NDArray[np.float32], spacing: Sequence[float],
               for channel, name, inside in zip(data, fake.schemes, fake.masked, strict=True)]  # fmt: skip
     volume = np.stack([resampled(channel, wanted, spacing, target, 3) for channel in normal]).astype(np.float32)
     with torch.inference_mode():
-        logits = sum(_stitched(fake, state_of(fake, fold), volume, mirrored=mirrored) for fold in range(fake.folds))
+        of_folds = (_stitched(fake, state_of(fake, fold), volume, mirrored=mirrored) for fold in range(fake.folds))
+        logits = sum(of_folds, start=torch.zeros(()))
         halves = np.asarray((logits / fake.folds).numpy())
     fine = np.stack([resampled(channel.astype(float), size, target, spacing, 1) for channel in halves])
     labels = np.zeros(shape, dtype=np.uint8)
@@ -309,7 +310,8 @@ def _stitched(fake: Fake, state: Mapping[str, Tensor], volume: NDArray[np.float3
     for start in product(*places):
         window = tuple(slice(a, a + n) for a, n in zip(start, fake.patch, strict=True))
         x = torch.from_numpy(padded[(slice(None), *window)].copy())[None]
-        scores = sum(scores_of(fake, state, x.flip(f)).flip(f) for f in flips) / len(flips)
+        views = (scores_of(fake, state, x.flip(f)).flip(f) for f in flips)
+        scores = sum(views, start=torch.zeros(())) / len(flips)
         sums[(slice(None), *window)] += scores[0] * half
         total[window] += half
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margins, volume.shape[1:], strict=True))

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from typer.testing import CliRunner, Result
 
 from medseg.bundle import Bundle
@@ -100,10 +101,10 @@ def _origin(folder: Path, orientation: str, mirror: tuple[str, ...], channels: i
             save(volume, grid(kind), folder / "images" / f"case{number}_{channel:04d}.nii.gz")
         image = meta_tensor(volumes[0], grid(kind))
         if channels > 1:
-            image = type(image)(np.stack(volumes), affine=grid(kind))
+            image = MetaTensor(np.stack(volumes), affine=grid(kind))
         labels = predictor.predict(image).label_map
         assert len(np.unique(labels)) == 3
-        save(labels, grid(kind), folder / "labels" / f"case{number}.nii.gz")
+        save(labels.astype(np.float32), grid(kind), folder / "labels" / f"case{number}.nii.gz")
     return folder / "images", folder / "labels"
 
 
