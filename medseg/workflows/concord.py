@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from medseg.errors import MedsegError, Refusal, UsageError
 from medseg.evaluation.concordance import DEFINITIONS, MARGIN, MOST_READERS, Concord, compare_case, summarise_cases
 from medseg.evaluation.definitions import Definitions, describe
 from medseg.evaluation.matching import Matched, Offered, match, match_by_table, term_of
-from medseg.evaluation.pairing import CaseFile, Collection, collect, pair_up
+from medseg.evaluation.pairing import CaseFile, Collection, collect, match_key, pair_up
 from medseg.evaluation.scoring import on_grid, read_side
 from medseg.evaluation.statistics import Bootstrap
 from medseg.evaluation.structures import structures_of
@@ -68,6 +68,7 @@ class _Reader:
     found: Collection
     scheme: LabelScheme  # what names in DICOM objects mean
     offered: Sequence[Offered]
+    asked: frozenset[str] = frozenset()  # cases of its run, also those that it has no label map of
 
     @classmethod
     def of_bundle(cls, name: str, path: Path) -> _Reader:
@@ -89,7 +90,8 @@ class _Reader:
         offered = [
             Offered(text, members.get(label, (label,)), term_of(codes.get(label))) for label, text in names.items()
         ]
-        return cls(name, None, found, known.scheme, offered)
+        asked = frozenset(one.case_id for one in found.run.cases) if found.run and not found.single else frozenset[str]()
+        return cls(name, None, found, known.scheme, offered, asked)
 
     def why_missing(self, case_id: str) -> str:
         """What its run says of a case that it has no label map of."""
@@ -171,7 +173,7 @@ def concord(
     cases.sort(key=lambda case: (case.worst, case.case_id))
     missing = [
         {"case_id": case_id, "reader": reader.name, "why": reader.why_missing(case_id)}
-        for case_id, of in sorted(files.items())
+        for case_id, of in sorted({**files, **dict.fromkeys(_of_nobody(readers, files), {})}.items())
         for reader in readers
         if reader.name not in of
     ]
@@ -244,7 +246,7 @@ def _labelled(
         )
     found, asked = collect(output, "predictions"), {case.case_id for case in report.cases}
     kept = {case_id: file for case_id, file in found.files.items() if case_id in asked}
-    return replace(reader, found=replace(found, files=kept))
+    return replace(reader, found=replace(found, files=kept), asked=frozenset(asked))
 
 
 def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
@@ -259,6 +261,12 @@ def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
         new = {case_id: file for case_id, file in reader.found.files.items() if case_id not in known}
         merged = replace(merged, files={**merged.files, **new})
     return cases
+
+
+def _of_nobody(readers: Sequence[_Reader], files: Iterable[str]) -> list[str]:
+    """Cases that runs were asked for, and nobody has a label map of."""
+    known = {match_key(case_id) for case_id in files}
+    return [case_id for case_id in sorted({one for of in readers for one in of.asked}) if match_key(case_id) not in known]
 
 
 def _read(

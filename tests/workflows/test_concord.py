@@ -100,6 +100,9 @@ def test_a_table_joins_parts_and_numbers(tmp_path: Path) -> None:
     table.write_text("structure,parts,whole\nabdomen,kidney,7\n")
     code, output = run(parts, tmp_path / "whole", "--match", table, "-o", tmp_path / "out")
     assert (code, "found 'kidney', expected liver and spleen" in output) == (2, True)
+    table.write_text("structure,parts,whole\nabdomen,liver+3,7\n")  # a value that nothing has is no empty mask
+    code, output = run(parts, tmp_path / "whole", "--match", table, "-o", tmp_path / "out")
+    assert (code, "found '3', expected liver and spleen or values of these" in output) == (2, True)
 
 
 def test_other_grids_are_refused_and_missing_results_told(three: list[Path], tmp_path: Path) -> None:
@@ -158,3 +161,17 @@ def test_bundles_label_the_studies_and_go_on(tmp_path: Path, monkeypatch: pytest
     code, output = run(one, other, tmp_path / "studies", "--match", tmp_path / "match.csv", "-o", tmp_path / "new")
     assert (code, "found 'kidney'" in output) == (2, True)
     assert not [*(tmp_path / "new").iterdir()]  # told before anything is labelled
+
+
+def test_a_case_that_all_refuse_is_missing_and_not_forgotten(tmp_path: Path) -> None:
+    bundles = [write_bundle(tmp_path / name, Design(transforms=ORIENTED)) for name in ("one", "other")]
+    (tmp_path / "studies").mkdir()
+    save_nifti(blobs((20, 18, 16)), grid("plain"), tmp_path / "studies" / "good.nii.gz")
+    (tmp_path / "studies" / "broken.nii.gz").write_bytes(b"nothing")
+    code, output = run(*bundles, tmp_path / "studies", "-o", tmp_path / "out", "--device", "cpu")
+    assert code == 1, output
+    summary = json.loads((tmp_path / "out" / "concord.json").read_text())
+    assert [(one["case_id"], one["reader"]) for one in summary["missing"]] == [("broken", "one"), ("broken", "other")]
+    assert all(one["why"].startswith(("refused (", "failed (")) for one in summary["missing"])
+    code, output = run(tmp_path / "out" / "one", tmp_path / "out" / "other", "-o", tmp_path / "again")
+    assert (code, output.count("broken: ")) == (1, 2), output
