@@ -82,7 +82,7 @@ def match(readers: Mapping[str, Sequence[Offered]]) -> tuple[list[Matched], dict
         if len(group) > 1
     ]
     if not matched:
-        shown = "; ".join(f"{name}: {listed([one.name for one in found])}" for name, found in readers.items())
+        shown = "; ".join(f"{name}: {listed([one.name for one in found]) or 'none'}" for name, found in readers.items())
         raise UsageError(f"no structure is the same by its coded term or its name ({shown}); {_ADVICE}")
     return matched, _alone(readers, matched)
 

@@ -23,9 +23,10 @@ from medseg.evaluation.matching import Matched, Offered, match, match_by_table, 
 from medseg.evaluation.pairing import CaseFile, Collection, collect, match_key, pair_up
 from medseg.evaluation.scoring import on_grid, read_side
 from medseg.evaluation.statistics import Bootstrap
-from medseg.evaluation.structures import structures_of
+from medseg.evaluation.structures import plain, structures_of
 from medseg.files import prepare_folder, write_json, write_text
 from medseg.geometry import Geometry
+from medseg.labels.dicom_labels import names_in, open_labels
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.scheme import LabelScheme
@@ -84,14 +85,17 @@ class _Reader:
     def of_results(cls, name: str, source: Path) -> _Reader:
         found = collect(source, "predictions")
         known = structures_of(None, found, found)
-        maker = _made_by(found.run)
+        maker, objects = _made_by(found.run), {} if known.names else _names_in_objects(found)
         codes, members = {} if maker is None else maker.label_codes, known.truth.members
-        names = dict(known.names) or {value: str(value) for value in _values(found)}
+        names = dict(known.names) or objects or {value: str(value) for value in _values(found)}
+        scheme = LabelScheme(objects) if objects else known.scheme
         offered = [
             Offered(text, members.get(label, (label,)), term_of(codes.get(label))) for label, text in names.items()
         ]
-        asked = frozenset(one.case_id for one in found.run.cases) if found.run and not found.single else frozenset[str]()
-        return cls(name, None, found, known.scheme, offered, asked)
+        asked = (
+            frozenset(one.case_id for one in found.run.cases) if found.run and not found.single else frozenset[str]()
+        )
+        return cls(name, None, found, scheme, offered, asked)
 
     def why_missing(self, case_id: str) -> str:
         """What its run says of a case that it has no label map of."""
@@ -107,6 +111,17 @@ def _made_by(run: RunReport | None) -> Bundle | None:
     except (MedsegError, OSError):
         return None
     return bundle if same else None
+
+
+def _names_in_objects(found: Collection) -> dict[int, str]:
+    """Names in DICOM objects, numbered, where nothing else names them; what cannot be read is refused when compared."""
+    names: dict[str, str] = {}
+    for file in found.files.values():
+        if (header := label_object(file.path)) is None:
+            return {}
+        with suppress(Refusal):
+            names = {**{plain(name): name for name in names_in(open_labels(header, file.path.name))}, **names}
+    return dict(enumerate(sorted(names.values()), start=1))
 
 
 def _values(found: Collection) -> list[int]:
@@ -173,9 +188,9 @@ def concord(
     cases.sort(key=lambda case: (case.worst, case.case_id))
     missing = [
         {"case_id": case_id, "reader": reader.name, "why": reader.why_missing(case_id)}
-        for case_id, of in sorted({**files, **dict.fromkeys(_of_nobody(readers, files), {})}.items())
+        for case_id in sorted({*files, *_of_nobody(readers, files)})
         for reader in readers
-        if reader.name not in of
+        if reader.name not in files.get(case_id, ())
     ]
     summary = {
         **_head(readers, structures, alone, margin),
@@ -263,10 +278,12 @@ def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
     return cases
 
 
-def _of_nobody(readers: Sequence[_Reader], files: Iterable[str]) -> list[str]:
+def _of_nobody(readers: Sequence[_Reader], files: Iterable[str]) -> set[str]:
     """Cases that runs were asked for, and nobody has a label map of."""
     known = {match_key(case_id) for case_id in files}
-    return [case_id for case_id in sorted({one for of in readers for one in of.asked}) if match_key(case_id) not in known]
+    return [
+        case_id for case_id in sorted({one for of in readers for one in of.asked}) if match_key(case_id) not in known
+    ]
 
 
 def _read(

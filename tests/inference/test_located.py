@@ -335,7 +335,7 @@ def _named(bundle: Path, **names: str) -> Path:
 
 def test_a_number_behind_a_letter_is_no_side(bundles: tuple[Path, Path], tmp_path: Path) -> None:
     finder = _named(write_bundle(tmp_path / "spine", Design(transforms=ORIENTED)), _1="disc", _2="vertebra L5")
-    image, where = save_head(tmp_path / "in", "RAS", BOTH)
+    image, _ = save_head(tmp_path / "in", "RAS", BOTH)
     report = run_batch(bundles[1], [image], tmp_path / "out", Options(locate=f"{finder}:vertebra_L5"))
     assert report.complete, report.cases[0].message
     assert {part.name for part in report.cases[0].parts} == {"left", "right"}

@@ -6,7 +6,6 @@ import copy
 import json
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from medseg.inference import Options, Predictor, run_batch
 from medseg.inference.config import read_inference_config
 from medseg.inference.prompts import ClassScores
 from medseg.inference.sliding_window import Chunk
+from medseg.workflows.trust_fit import FitRequest, recalibrate
 from tests.inference.volumes import blobs, grid, save
 
 Config = dict[str, Any]
@@ -190,8 +190,11 @@ def test_what_was_not_asked_for_has_no_volume_of_nothing(written: Path, tmp_path
     assert report.complete, report.cases[0].message
     names = [one.name for one in report.cases[0].structures]
     assert names == ["liver", "right kidney", "left kidney"], "nor has the kidney, which comes as its parts"
-    again = run_batch(written, [tmp_path / "in.nii.gz"], tmp_path / "out", replace(options, structures=("spleen",)))
-    assert (again.computed, [one.name for one in again.cases[0].structures]) == (1, ["spleen"])
+
+
+def test_trust_is_not_fitted_to_features(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="asked by class"):
+        recalibrate(FitRequest(written, tmp_path, tmp_path, device="cpu"))
 
 
 def test_nothing_of_the_size_of_classes_times_volume_is_made() -> None:

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from medseg.cli import concord
 from medseg.cli.main import app
+from medseg.inference import Options, run_batch
 from medseg.ingest import save_nifti
+from medseg.phantom import make_patient, write_dicom
 from medseg.tables import read_table
 from tests.evaluation.label_folders import LABELS, reference_map, write_maps
 from tests.inference.bundles import ORIENTED, Design, write_bundle
@@ -175,3 +177,26 @@ def test_a_case_that_all_refuse_is_missing_and_not_forgotten(tmp_path: Path) -> 
     assert all(one["why"].startswith(("refused (", "failed (")) for one in summary["missing"])
     code, output = run(tmp_path / "out" / "one", tmp_path / "out" / "other", "-o", tmp_path / "again")
     assert (code, output.count("broken: ")) == (1, 2), output
+
+
+def test_segmentations_from_elsewhere_are_matched_by_the_names_of_their_segments(tmp_path: Path) -> None:
+    patient = make_patient(5, shape=(32, 32, 16), structures=2, lesion=False)
+    series = write_dicom(patient, tmp_path / "study", thin=False).main
+    folders = []
+    for name, (first, second) in {"one": ("inner", "outer"), "other": ("Outer", "Inner")}.items():
+        bundle = write_bundle(tmp_path / f"bundle_{name}", Design(transforms=ORIENTED))
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        term = {"category": ["123037004", "SCT", "Anatomical Structure"], "type": ["64033007", "SCT", "Kidney"]}
+        pred |= {"channel_def": {"0": "background", "1": first, "2": second}, "segment_codes": {"1": term, "2": term}}
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+        run_batch(bundle, [series], tmp_path / f"run_{name}", Options(("seg",), device="cpu"))
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        for file in (tmp_path / f"run_{name}").glob("*.dcm"):
+            file.rename(folders[-1] / file.name)
+    code, output = run(*folders, "-o", tmp_path / "out")
+    assert code == 0, output
+    rows = {row["structure"]: row for row in read_table(tmp_path / "out" / "concord.csv").rows}
+    assert {name: row["dice"] for name, row in rows.items()} == {"inner": "0.0", "outer": "0.0"}  # called the other way
+    assert rows["inner"]["compared_volume_ml"] == rows["outer"]["with_volume_ml"] != "0.0"
