@@ -58,11 +58,10 @@ def adopt(config: Mapping[str, Any], where: str) -> Adopted | None:
     made.setdefault("precision", "auto" if mixed else "fp32")
     trainer["precision"] = "@precision"
     handlers = _thin_out(made, f"{place}::train_handlers", where, notes)
-    validators = [part["validator"] for part in handlers if _name(made, part) == "ValidationHandler"]
-    evaluator = next((one for one in validators if isinstance(one, str) and _REFERENCE.fullmatch(one)), None)
+    evaluator = next(iter(_held(made, handlers, "ValidationHandler", "validator")), None)
     if evaluator:
         _thin_out(made, f"{_id(evaluator)}::val_handlers", where, notes)
-    schedulers = [part["lr_scheduler"] for part in handlers if _name(made, part) == "LrScheduleHandler"]
+    schedulers = _held(made, handlers, "LrScheduleHandler", "lr_scheduler")
     loads = any(_name(made, part) == "CheckpointLoader" for part in handlers)
     lacking = ["its CheckpointLoader would put the starting weights in place again"] if loads else []
     made.setdefault("train", {}).setdefault("trainer", f"@{place}")
@@ -108,11 +107,29 @@ def _id(reference: str) -> str:
     return reference[1:].replace("#", SEPARATOR)
 
 
+def _written(config: Mapping[str, Any], part: Any) -> Any:
+    """A handler, which may stand elsewhere in the config."""
+    return item_at(config, follow(config, _id(part))) if isinstance(part, str) and part.startswith("@") else part
+
+
 def _name(config: Mapping[str, Any], part: Any) -> str:
-    """Class of a handler, which may stand elsewhere in the config."""
-    if isinstance(part, str) and part.startswith("@"):
-        part = item_at(config, follow(config, _id(part)))
-    return target_of(part) if isinstance(part, Mapping) else ""
+    """Class of a handler."""
+    written = _written(config, part)
+    return target_of(written) if isinstance(written, Mapping) else ""
+
+
+def _held(config: dict[str, Any], handlers: list[Any], name: str, key: str) -> list[str]:
+    """References to what the handlers of a class hold; what stands there itself gets an id, so that it is made once."""
+    found: list[str] = []
+    for handler in (_written(config, part) for part in handlers if _name(config, part) == name):
+        if (value := handler.get(key)) is None:
+            continue
+        if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+            place = f"{key}_{len(found)}_of_handler"
+            config[place], value = value, f"@{place}"
+            handler[key] = value
+        found.append(value)
+    return found
 
 
 def _add_ids(config: dict[str, Any], network: str) -> None:

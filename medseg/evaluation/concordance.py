@@ -195,7 +195,8 @@ def odd_one_out(dice: NDArray[np.float64], margin: float = MARGIN) -> int | None
     lowest = int(np.nanargmin(means))
     rest = np.delete(np.delete(dice, lowest, 0), lowest, 1)
     mutual = float(_mean(rest.ravel(), 0))
-    return lowest if mutual - means[lowest] >= margin else None  # false where nothing mutual is known
+    apart = mutual - means[lowest]
+    return lowest if apart > 0 and apart >= margin else None  # false where nothing mutual is known
 
 
 def estimated_dice(masks: Sequence[Mask]) -> list[float] | None:

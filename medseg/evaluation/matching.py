@@ -71,7 +71,8 @@ def match(readers: Mapping[str, Sequence[Offered]]) -> tuple[list[Matched], dict
             own = one if times[one.term] == 1 else Offered(one.name, one.values)
             free = [group for group in groups if reader not in group]
             found = next((group for group in free if any(_same_term(own, other) for other in group.values())), None)
-            found = found or next((group for group in free if any(_same_name(own, o) for o in group.values())), None)
+            alike = (group for group in free if not any(_other_term(own, other) for other in group.values()))
+            found = found or next((group for group in alike if any(_same_name(own, o) for o in group.values())), None)
             if found is None:
                 groups.append(found := {})
             found[reader] = own
@@ -81,13 +82,17 @@ def match(readers: Mapping[str, Sequence[Offered]]) -> tuple[list[Matched], dict
         if len(group) > 1
     ]
     if not matched:
-        shown = "; ".join(f"{name}: {listed([one.name for one in found])}" for name, found in readers.items())
+        shown = "; ".join(f"{name}: {listed([one.name for one in found]) or 'none'}" for name, found in readers.items())
         raise UsageError(f"no structure is the same by its coded term or its name ({shown}); {_ADVICE}")
     return matched, _alone(readers, matched)
 
 
 def _same_term(one: Offered, other: Offered) -> bool:
     return one.term is not None and one.term == other.term
+
+
+def _other_term(one: Offered, other: Offered) -> bool:
+    return one.term is not None and other.term is not None and one.term != other.term
 
 
 def _same_name(one: Offered, other: Offered) -> bool:
@@ -127,9 +132,11 @@ def _named(text: str, offered: Sequence[Offered], where: str) -> Offered:
     if plain(text) in known and "+" not in text:
         return known[plain(text)]
     values: list[int] = []
+    held = {str(value) for one in offered for value in one.values}
     for part in text.split("+"):
-        if plain(part) not in known and not part.strip().isdecimal():
-            raise UsageError(f"{where}: found {part.strip()!r}, expected {listed([one.name for one in offered])}")
+        if plain(part) not in known and part.strip() not in held:
+            expected = listed([one.name for one in offered])
+            raise UsageError(f"{where}: found {part.strip()!r}, expected {expected} or values of these")
         values += known[plain(part)].values if plain(part) in known else [int(part)]
     return Offered(text, tuple(dict.fromkeys(values)))
 

@@ -151,15 +151,19 @@ def find_parts(
         ``not-located`` if there is none, it is too large, or a side cannot be told.
     """
     middle = _middle(labels, geometry, {value for values, _ in wanted for value in values})
-    parts = [part for values, side in wanted for part in _components(labels, geometry, values, side, middle)]
+    stated = [(values, side if sides else None) for values, side in wanted]
+    parts = [part for values, side in stated for part in _components(labels, geometry, values, side, middle)]
     largest = max((part.voxels for part in parts), default=0)
     if not largest:
         raise Refusal("not-located", "it was not found in this image; look at the image, or crop with --roi")
     kept = sorted((part for part in parts if part.voxels >= SMALL_PART * largest), key=lambda part: -part.voxels)
     ml = geometry.voxel_volume_mm3 / 1000.0
-    taken, left = _by_side(kept, geometry, rule) if sides else (kept[:MOST_PARTS], kept[MOST_PARTS:])
-    if sides and len(taken) == 1:
-        _check_alone(taken[0], left, named=kept[0].side is not None)
+    taken, left = kept[:MOST_PARTS], kept[MOST_PARTS:]
+    if sides:
+        placed = [replace(part, side=_side_of(part)) for part in kept]
+        taken, left = _by_side(placed, geometry, rule)
+        if kept[0].side is None:
+            _check_sides(placed, taken)
     notes = [f"no {side} one was found" for side in SIDES if sides and side not in {part.side for part in taken}]
     if left:
         notes.append(f"left out: further parts of {', '.join(f'{part.voxels * ml:.2f} ml' for part in left)}")
@@ -210,11 +214,10 @@ def _components(
 
 def _by_side(parts: Sequence[Part], geometry: Geometry, rule: CropRule) -> tuple[list[Part], list[Part]]:
     """The part of each side, the larger first, and those that were left out."""
-    placed = [replace(part, side=_side_of(part)) for part in parts]
     taken, left = [], []
     for side in SIDES:
         whole: Part | None = None
-        for part in (part for part in placed if part.side == side):
+        for part in (part for part in parts if part.side == side):
             both = part if whole is None else _joined(whole, part)
             if whole is None or rule.holds(both, geometry):
                 whole = both
@@ -240,18 +243,21 @@ def _side_of(part: Part) -> Side:
         raise Refusal("not-located", f"{what}; is the image mirrored? Check its orientation")
     if lies is None:
         what = f"a part lies across the patient's middle ({part.right:.0%} of it on the right)"
-        raise Refusal("not-located", f"{what}, so that its side cannot be told; crop to one side with --roi")
+        raise Refusal("not-located", f"{what}, so that its side cannot be told; leave sides out with --no-locate-sides")
     return lies
 
 
-def _check_alone(part: Part, left: Sequence[Part], *, named: bool) -> None:
-    """Refuse a part without a counterpart whose side hangs on one guess of where the middle is."""
-    agree = part.right_in_image >= _BESIDE if part.side == "right" else part.right_in_image <= 1 - _BESIDE
-    if named or (agree and all(other.voxels < _COUNTERPART * part.voxels for other in left)):
+def _check_sides(parts: Sequence[Part], taken: Sequence[Part]) -> None:
+    """Refuse what hangs on one guess of where the middle is: the two largest parts on one side, or one alone."""
+    first, second = parts[0], parts[1] if len(parts) > 1 else None
+    like = second is not None and second.side == first.side and second.voxels >= _COUNTERPART * first.voxels
+    agree = first.right_in_image >= _BESIDE if first.side == "right" else first.right_in_image <= 1 - _BESIDE
+    if not like and (agree or len(taken) > 1):
         return
-    what = "two like parts were found there" if agree else "the middle of the image says otherwise"
+    other = "none" if len(taken) == 1 else "no like one"
+    what = "two like parts were found there" if like else "the middle of the image says otherwise"
     raise Refusal(
         "not-located",
-        f"none was found on one side, and one on the {part.side} by the patient's middle, but {what}, so that its side"
-        " cannot be told; give an image that shows both sides",
+        f"{other} was found on one side, and one on the {first.side} by the patient's middle, but {what}, so that its"
+        " side cannot be told; give an image that shows both sides",
     )

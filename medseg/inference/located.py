@@ -56,6 +56,7 @@ class LocatedPredictor(Predictor):
         super().__init__(bundle.plain, device, precision, **asked)
         self.bundle = self._located = bundle
         self._locator = Predictor(bundle.locator, device, precision, engine=asked.get("engine", "auto"), trust=False)
+        self._wanted = bundle.wanted
         self._rule = CropRule.of(bundle.locating.margin_mm, bundle.training_range)
         if bundle.locating.trained_side and len(self.config.channels.keys) > 1:
             raise UsageError(f"--locate: {bundle.name} takes channels on several grids, which cannot be mirrored")
@@ -119,7 +120,7 @@ class LocatedPredictor(Predictor):
         seen = image[: bundle.input_channels]
         try:
             labels = self._locator.predict(seen, modality).label_map
-            return find_parts(labels, geometry, self._located.wanted, self._rule, sides=how.sides)
+            return find_parts(labels, geometry, self._wanted, self._rule, sides=how.sides)
         except Refusal as refusal:
             raise Refusal(refusal.code, f"{how.structure} by {bundle.name}: {refusal.message}") from refusal
 
@@ -174,9 +175,9 @@ def _laid(pieces: Sequence[_Piece], geometry: Geometry, largest: int) -> LabelMa
     owner = np.zeros(geometry.shape, dtype=np.uint8)
     centres = np.stack([piece.part.centre for piece in pieces])
     for number, piece in enumerate(pieces):
-        table = np.arange(largest + 1).astype(labels.dtype)  # values of regions stay
+        table = np.arange(max(largest, int(piece.found.label_map.max())) + 1).astype(labels.dtype)
         for label, (value, _) in piece.names.items():
-            table[label] = value
+            table[label] = value  # those of regions stay, and what has no name
         new, old, of = table[piece.found.label_map], labels[piece.crop.slices], owner[piece.crop.slices]
         wins = new > 0
         index = np.argwhere(wins & (old > 0))

@@ -25,7 +25,7 @@ Side = Literal["left", "right"]
 AUTO = "auto"
 """What ``--locate`` says for the recipe in the bundle's metadata."""
 _MARGIN_MM = 5.0
-_SIDE_WORD = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
+_SIDE_WORD = re.compile(r"(?<![a-z0-9])(left|right|l|r)(?![a-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class LocatedBundle(Bundle):
         super().__init__(plain.path, plain.metadata, plain.permission, plain.presets)
         self.plain, self.locating = plain, locating
         self.locator = Bundle.open(locating.place, plain.permission)
-        self.wanted = _structures(self.locator, locating.structure)
+        _structures(self.locator, locating.structure)
         if plain.scheme.regions and locating.sides:
             raise UsageError(f"--locate: regions of {plain.name} overlap and have no sides; add --no-locate-sides")
         if not (plain.has_background and plain.labels):
@@ -126,9 +126,26 @@ class LocatedBundle(Bundle):
         }
 
     @property
+    def wanted(self) -> tuple[tuple[tuple[int, ...], Side | None], ...]:
+        """Values in the locator's label maps that stand for the structure, and the side that their name tells.
+
+        Once the locator is opened they are what its post-processing makes of the channels.
+        """
+        return _structures(self.locator, self.locating.structure)
+
+    def name_values(self, names: Mapping[int, str]) -> None:
+        """Take other names of structures in a crop, see :meth:`medseg.bundle.Bundle.name_values`."""
+        self.plain.name_values(names)
+
+    @property
+    def stated_labels(self) -> dict[int, str]:
+        """Names of the structures in a crop by the metadata alone."""
+        return self.plain.stated_labels
+
+    @property
     def offset(self) -> int:
-        """What is added to the labels of the right side."""
-        return max(self.plain.labels) if self.locating.sides else 0
+        """What is added to the labels of the right side: at least all that a network could say, named or not."""
+        return max(*self.plain.labels, self.plain.output_channels - 1) if self.locating.sides else 0
 
     def names_of(self, side: Side | None) -> dict[int, tuple[int, str]]:
         """Label and name on a side, by the label in the crop."""

@@ -107,3 +107,6 @@ class _SeededEpochs:
         np.random.seed(seed)
         random.seed(seed)
         set_rnd(self._loader.dataset, seed)  # workers get theirs from torch's
+        for owner in (self._loader, getattr(self._loader, "sampler", None)):
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                generator.manual_seed(seed)

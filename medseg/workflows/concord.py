@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from medseg.errors import MedsegError, Refusal, UsageError
 from medseg.evaluation.concordance import DEFINITIONS, MARGIN, MOST_READERS, Concord, compare_case, summarise_cases
 from medseg.evaluation.definitions import Definitions, describe
 from medseg.evaluation.matching import Matched, Offered, match, match_by_table, term_of
-from medseg.evaluation.pairing import CaseFile, Collection, collect, pair_up
+from medseg.evaluation.pairing import CaseFile, Collection, collect, match_key, pair_up
 from medseg.evaluation.scoring import on_grid, read_side
 from medseg.evaluation.statistics import Bootstrap
-from medseg.evaluation.structures import structures_of
+from medseg.evaluation.structures import plain, structures_of
 from medseg.files import prepare_folder, write_json, write_text
 from medseg.geometry import Geometry
+from medseg.labels.dicom_labels import names_in, open_labels
 from medseg.labels.dicom_objects import label_object
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.scheme import LabelScheme
@@ -68,6 +69,7 @@ class _Reader:
     found: Collection
     scheme: LabelScheme  # what names in DICOM objects mean
     offered: Sequence[Offered]
+    asked: frozenset[str] = frozenset()  # cases of its run, also those that it has no label map of
 
     @classmethod
     def of_bundle(cls, name: str, path: Path) -> _Reader:
@@ -83,13 +85,17 @@ class _Reader:
     def of_results(cls, name: str, source: Path) -> _Reader:
         found = collect(source, "predictions")
         known = structures_of(None, found, found)
-        maker = _made_by(found.run)
+        maker, objects = _made_by(found.run), {} if known.names else _names_in_objects(found)
         codes, members = {} if maker is None else maker.label_codes, known.truth.members
-        names = dict(known.names) or {value: str(value) for value in _values(found)}
+        names = dict(known.names) or objects or {value: str(value) for value in _values(found)}
+        scheme = LabelScheme(objects) if objects else known.scheme
         offered = [
             Offered(text, members.get(label, (label,)), term_of(codes.get(label))) for label, text in names.items()
         ]
-        return cls(name, None, found, known.scheme, offered)
+        asked = (
+            frozenset(one.case_id for one in found.run.cases) if found.run and not found.single else frozenset[str]()
+        )
+        return cls(name, None, found, scheme, offered, asked)
 
     def why_missing(self, case_id: str) -> str:
         """What its run says of a case that it has no label map of."""
@@ -105,6 +111,17 @@ def _made_by(run: RunReport | None) -> Bundle | None:
     except (MedsegError, OSError):
         return None
     return bundle if same else None
+
+
+def _names_in_objects(found: Collection) -> dict[int, str]:
+    """Names in DICOM objects, numbered, where nothing else names them; what cannot be read is refused when compared."""
+    names: dict[str, str] = {}
+    for file in found.files.values():
+        if (header := label_object(file.path)) is None:
+            return {}
+        with suppress(Refusal):
+            names = {**{plain(name): name for name in names_in(open_labels(header, file.path.name))}, **names}
+    return dict(enumerate(sorted(names.values()), start=1))
 
 
 def _values(found: Collection) -> list[int]:
@@ -171,9 +188,9 @@ def concord(
     cases.sort(key=lambda case: (case.worst, case.case_id))
     missing = [
         {"case_id": case_id, "reader": reader.name, "why": reader.why_missing(case_id)}
-        for case_id, of in sorted(files.items())
+        for case_id in sorted({*files, *_of_nobody(readers, files)})
         for reader in readers
-        if reader.name not in of
+        if reader.name not in files.get(case_id, ())
     ]
     summary = {
         **_head(readers, structures, alone, margin),
@@ -244,7 +261,7 @@ def _labelled(
         )
     found, asked = collect(output, "predictions"), {case.case_id for case in report.cases}
     kept = {case_id: file for case_id, file in found.files.items() if case_id in asked}
-    return replace(reader, found=replace(found, files=kept))
+    return replace(reader, found=replace(found, files=kept), asked=frozenset(asked))
 
 
 def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
@@ -259,6 +276,14 @@ def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
         new = {case_id: file for case_id, file in reader.found.files.items() if case_id not in known}
         merged = replace(merged, files={**merged.files, **new})
     return cases
+
+
+def _of_nobody(readers: Sequence[_Reader], files: Iterable[str]) -> set[str]:
+    """Cases that runs were asked for, and nobody has a label map of."""
+    known = {match_key(case_id) for case_id in files}
+    return [
+        case_id for case_id in sorted({one for of in readers for one in of.asked}) if match_key(case_id) not in known
+    ]
 
 
 def _read(

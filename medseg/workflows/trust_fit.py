@@ -112,6 +112,11 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
             f"{bundle.name} has regions that overlap, of which no verdict is given: there is nothing to fit"
         )
     files, predictor = TrustFiles(bundle), Predictor(bundle, request.device, "fp32", trust=False)
+    if predictor.config.prompts or predictor.config.post.names:
+        raise UsageError(
+            f"the labels of {bundle.name} are not the channels of its network (it is asked by class, or its"
+            " postprocessing renumbers them), so that its scores are no probabilities of them: there is nothing to fit"
+        )
     options = _options(request, files)
     cases = CorrectedCases(predictor, request.predictions, request.references, request.images, progress)
     training = TrainingCases(predictor, request.training) if request.training else ()

@@ -64,6 +64,11 @@ def test_the_odd_one_out_is_clearly_below_the_others(pairs: tuple[float, float, 
     assert odd_one_out(found, margin=0.051) == expected
 
 
+def test_nobody_is_odd_where_all_agree_even_without_a_margin() -> None:
+    alike = np.where(np.eye(3, dtype=bool), np.nan, 1.0)
+    assert odd_one_out(alike, margin=0.0) is None
+
+
 def test_structures_that_one_has_alone_and_nobody_has() -> None:
     grid = Geometry((6, 6, 6), np.eye(4))
     one, empty = np.zeros((6, 6, 6), np.uint8), np.zeros((6, 6, 6), np.uint8)
@@ -99,3 +104,15 @@ def test_terms_go_before_names_and_a_side_tells_apart() -> None:
     assert alone == {"a": [], "b": ["kidney"]}
     with pytest.raises(UsageError, match="--match"):
         match({"a": readers["a"][:1], "b": readers["b"][:1]})
+
+
+@pytest.mark.parametrize("order", ["acb", "cab", "bca"])
+def test_a_name_without_term_does_not_lead_from_one_side_to_the_other(order: str) -> None:
+    left, right = (
+        term_of({"type": ["1", "SCT", "Kidney"], "laterality": [value, "SCT", "side"]}) for value in ("L", "R")
+    )
+    terms = {"a": left, "b": right, "c": None}
+    matched, alone = match({name: [Offered("kidney", (1,), terms[name])] for name in order})
+    [one] = matched
+    assert not {"a", "b"} <= one.members.keys()
+    assert sum(map(len, alone.values())) == 1

@@ -114,3 +114,19 @@ def test_a_side_that_the_label_map_names_must_agree_with_the_geometry() -> None:
     with pytest.raises(Refusal, match="is the image mirrored") as caught:
         find_parts(labels, mirrored, named, RULE, sides=True)
     assert caught.value.code == "not-located"
+
+
+def test_two_like_parts_on_one_side_are_not_both_sides_in_one() -> None:
+    wide = CropRule(2.0, None, (40.0, 40.0, 40.0))
+    both = volume((35, 20, 10, 6, 1), (46, 20, 10, 6, 1))  # together they would fit into one crop
+    with pytest.raises(Refusal, match="two like parts"):
+        find(both, rule=wide)
+    speck = volume((35, 2, 2, 6, 1), (50, 32, 20, 6, 1), (10, 5, 5, 3, 1))  # and a small one on the other side
+    with pytest.raises(Refusal, match="no like one was found on one side"):
+        find(speck)
+
+
+def test_names_of_sides_do_not_count_where_sides_do_not() -> None:
+    named: list[tuple[tuple[int, ...], Side | None]] = [((1,), "left"), ((2,), "right")]
+    found = find_parts(volume((10, 20, 10, 6, 1), (40, 20, 10, 8, 2)), GRID, named, RULE, sides=False)
+    assert [part.side for part in found.parts] == [None, None]

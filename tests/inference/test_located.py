@@ -18,7 +18,7 @@ from medseg.errors import ExitCode, UsageError
 from medseg.evaluation import evaluate_folders
 from medseg.inference import Options, run_batch
 from medseg.phantom import make_patient, write_dicom
-from tests.inference.bundles import ORIENTED, Design, write_bundle
+from tests.inference.bundles import ORIENTED, SCORES_BACK, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.heads import (
     LEFT,
@@ -321,3 +321,51 @@ def test_kidneys_of_a_dicom_phantom_have_their_side_in_every_object(tmp_path: Pa
     assert all(f"'{word}'" in text for word in ("Left", "Right", "Posterior", "Topographical modifier"))
     regions = pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_rtstruct.dcm").StructureSetROISequence
     assert {region.ROIName for region in regions} >= {"Left large", "Right large"}
+
+
+def _named(bundle: Path, **names: str) -> Path:
+    """The bundle with other names of its channels."""
+    file = bundle / "configs" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    channels = {name[1:]: text for name, text in names.items()}
+    metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "background", **channels}
+    file.write_text(json.dumps(metadata))
+    return bundle
+
+
+def test_a_number_behind_a_letter_is_no_side(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    finder = _named(write_bundle(tmp_path / "spine", Design(transforms=ORIENTED)), _1="disc", _2="vertebra L5")
+    image, _ = save_head(tmp_path / "in", "RAS", BOTH)
+    report = run_batch(bundles[1], [image], tmp_path / "out", Options(locate=f"{finder}:vertebra_L5"))
+    assert report.complete, report.cases[0].message
+    assert {part.name for part in report.cases[0].parts} == {"left", "right"}
+
+
+def test_a_label_without_a_name_is_not_taken_for_one_of_the_other_side(
+    bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    crops = write_bundle(tmp_path / "crops", Design(transforms=ORIENTED, training_range=RANGE))
+    image, where = save_head(tmp_path / "in", "RAS", BOTH)
+    report = run_batch(_named(crops, _1="small"), [image], tmp_path / "out", _located(bundles))
+    assert report.complete, report.cases[0].message
+    names = {one.name: one.label for one in report.cases[0].structures}
+    found, _ = load(tmp_path / "out" / "RAS_seg.nii.gz")
+    np.testing.assert_array_equal(found == names["Right small"], labelled(where, BOTH[1:]) == 1)
+    np.testing.assert_array_equal(found == names["Left small"], labelled(where, BOTH[:1]) == 1)
+
+
+def test_numbers_that_post_processing_gives_are_those_that_are_located_and_named(tmp_path: Path) -> None:
+    swap = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [1, 2], "target_labels": [2, 1]}
+    post = (*SCORES_BACK, swap)
+    finder = write_bundle(tmp_path / "finder", Design(transforms=ORIENTED, post=post))
+    crops = write_bundle(tmp_path / "crops", Design(transforms=ORIENTED, training_range=RANGE, post=post))
+    kept: dict[str, Any] = {}
+    for name in ("first", "second"):  # the networks stay open in between
+        image, where = save_head(tmp_path / name, "RAS", BOTH)
+        report = run_batch(crops, [image], tmp_path / "out" / name, Options(locate=f"{finder}:large"), kept=kept)
+        assert report.complete, report.cases[0].message
+        [case] = report.cases
+        assert case.parts[0].located_ml == pytest.approx((labelled(where, BOTH[1:]) == 2).sum() / 1000)
+        volumes = {one.name: one.volume_ml for one in case.structures}
+        assert volumes["Right large"] == pytest.approx((labelled(where, BOTH[1:]) == 2).sum() / 1000)
+        assert volumes["Left small"] == pytest.approx((labelled(where, BOTH[:1]) == 1).sum() / 1000)

@@ -20,11 +20,12 @@ from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, Sc
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.inference import Predictor
+from medseg.inference import Options, Predictor, run_batch
 from medseg.inference.config import read_inference_config
 from medseg.inference.prompts import ClassScores
 from medseg.inference.sliding_window import Chunk
-from tests.inference.volumes import blobs, grid
+from medseg.workflows.trust_fit import FitRequest, recalibrate
+from tests.inference.volumes import blobs, grid, save
 
 Config = dict[str, Any]
 FEATURES, PATCH, SHAPE = 8, 32, (38, 30, 22)
@@ -180,6 +181,20 @@ def test_a_structure_stands_for_its_parts_and_unknown_ones_are_told(written: Pat
     assert read_inference_config(bundle).prompts == tuple(ALL)
     with pytest.raises(UsageError, match="--structures heart: vista3d has no such structure; it has liver, kidney"):
         read_inference_config(bundle, ("heart",))
+
+
+def test_what_was_not_asked_for_has_no_volume_of_nothing(written: Path, tmp_path: Path) -> None:
+    save(blobs(SHAPE), grid("permuted"), tmp_path / "in.nii.gz")
+    options = Options(device="cpu", precision="fp32", structures=("liver", "kidney"))
+    report = run_batch(written, [tmp_path / "in.nii.gz"], tmp_path / "out", options)
+    assert report.complete, report.cases[0].message
+    names = [one.name for one in report.cases[0].structures]
+    assert names == ["liver", "right kidney", "left kidney"], "nor has the kidney, which comes as its parts"
+
+
+def test_trust_is_not_fitted_to_features(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="asked by class"):
+        recalibrate(FitRequest(written, tmp_path, tmp_path, device="cpu"))
 
 
 def test_nothing_of_the_size_of_classes_times_volume_is_made() -> None:

@@ -242,6 +242,36 @@ def test_it_goes_on_as_if_it_had_not_stopped(
     assert _equal(_weights(tmp_path / "whole", "best"), _weights(tmp_path / "parts", "best"))
 
 
+def test_parts_written_into_handlers_go_on_too(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
+    config = _config()
+    schedule, validation = config["train"]["handlers"]
+    schedule["lr_scheduler"], validation["validator"] = config.pop("lr_scheduler"), config["validate"].pop("evaluator")
+    config["train"]["handlers"], config["schedule"] = ["@schedule", validation], schedule
+    bundle = write(config)
+    options: Any = {"dataset_dir": data, "device": "cpu"}
+    whole = train_bundle(bundle, output=tmp_path / "whole", **options)
+    assert whole.best_metric is not None
+    with pytest.raises(Interrupted):
+        train_bundle(bundle, output=tmp_path / "parts", watchers=[_Stop(9)], **options)
+    train_bundle(bundle, output=tmp_path / "parts", resume=True, **options)
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "parts"))
+    assert not list((bundle / "models").iterdir())
+
+
+def test_generators_of_a_sampler_begin_anew_too(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
+    config = _config()
+    sampler = {"_target_": "torch.utils.data.RandomSampler", "data_source": "@train#dataset", "generator": "@draws"}
+    config["draws"] = {"_target_": "torch.Generator"}
+    config["train"]["dataloader"] |= {"shuffle": False, "sampler": sampler}
+    bundle = write(config)
+    options: Any = {"dataset_dir": data, "device": "cpu", "permission": "everything"}
+    train_bundle(bundle, output=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        train_bundle(bundle, output=tmp_path / "parts", watchers=[_Stop(6)], **options)
+    train_bundle(bundle, output=tmp_path / "parts", resume=True, **options)
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "parts"))
+
+
 def test_it_trains_as_the_trainer_of_monai(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
     bundle = write(_config())
     given = {"network_def#dropout": 0.0}  # the trial of number formats is the only other thing that draws

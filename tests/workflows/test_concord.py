@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from medseg.cli import concord
 from medseg.cli.main import app
+from medseg.inference import Options, run_batch
 from medseg.ingest import save_nifti
+from medseg.phantom import make_patient, write_dicom
 from medseg.tables import read_table
 from tests.evaluation.label_folders import LABELS, reference_map, write_maps
 from tests.inference.bundles import ORIENTED, Design, write_bundle
@@ -100,6 +102,9 @@ def test_a_table_joins_parts_and_numbers(tmp_path: Path) -> None:
     table.write_text("structure,parts,whole\nabdomen,kidney,7\n")
     code, output = run(parts, tmp_path / "whole", "--match", table, "-o", tmp_path / "out")
     assert (code, "found 'kidney', expected liver and spleen" in output) == (2, True)
+    table.write_text("structure,parts,whole\nabdomen,liver+3,7\n")  # a value that nothing has is no empty mask
+    code, output = run(parts, tmp_path / "whole", "--match", table, "-o", tmp_path / "out")
+    assert (code, "found '3', expected liver and spleen or values of these" in output) == (2, True)
 
 
 def test_other_grids_are_refused_and_missing_results_told(three: list[Path], tmp_path: Path) -> None:
@@ -158,3 +163,40 @@ def test_bundles_label_the_studies_and_go_on(tmp_path: Path, monkeypatch: pytest
     code, output = run(one, other, tmp_path / "studies", "--match", tmp_path / "match.csv", "-o", tmp_path / "new")
     assert (code, "found 'kidney'" in output) == (2, True)
     assert not [*(tmp_path / "new").iterdir()]  # told before anything is labelled
+
+
+def test_a_case_that_all_refuse_is_missing_and_not_forgotten(tmp_path: Path) -> None:
+    bundles = [write_bundle(tmp_path / name, Design(transforms=ORIENTED)) for name in ("one", "other")]
+    (tmp_path / "studies").mkdir()
+    save_nifti(blobs((20, 18, 16)), grid("plain"), tmp_path / "studies" / "good.nii.gz")
+    (tmp_path / "studies" / "broken.nii.gz").write_bytes(b"nothing")
+    code, output = run(*bundles, tmp_path / "studies", "-o", tmp_path / "out", "--device", "cpu")
+    assert code == 1, output
+    summary = json.loads((tmp_path / "out" / "concord.json").read_text())
+    assert [(one["case_id"], one["reader"]) for one in summary["missing"]] == [("broken", "one"), ("broken", "other")]
+    assert all(one["why"].startswith(("refused (", "failed (")) for one in summary["missing"])
+    code, output = run(tmp_path / "out" / "one", tmp_path / "out" / "other", "-o", tmp_path / "again")
+    assert (code, output.count("broken: ")) == (1, 2), output
+
+
+def test_segmentations_from_elsewhere_are_matched_by_the_names_of_their_segments(tmp_path: Path) -> None:
+    patient = make_patient(5, shape=(32, 32, 16), structures=2, lesion=False)
+    series = write_dicom(patient, tmp_path / "study", thin=False).main
+    folders = []
+    for name, (first, second) in {"one": ("inner", "outer"), "other": ("Outer", "Inner")}.items():
+        bundle = write_bundle(tmp_path / f"bundle_{name}", Design(transforms=ORIENTED))
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        term = {"category": ["123037004", "SCT", "Anatomical Structure"], "type": ["64033007", "SCT", "Kidney"]}
+        pred |= {"channel_def": {"0": "background", "1": first, "2": second}, "segment_codes": {"1": term, "2": term}}
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+        run_batch(bundle, [series], tmp_path / f"run_{name}", Options(("seg",), device="cpu"))
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        for file in (tmp_path / f"run_{name}").glob("*.dcm"):
+            file.rename(folders[-1] / file.name)
+    code, output = run(*folders, "-o", tmp_path / "out")
+    assert code == 0, output
+    rows = {row["structure"]: row for row in read_table(tmp_path / "out" / "concord.csv").rows}
+    assert {name: row["dice"] for name, row in rows.items()} == {"inner": "0.0", "outer": "0.0"}  # called the other way
+    assert rows["inner"]["compared_volume_ml"] == rows["outer"]["with_volume_ml"] != "0.0"

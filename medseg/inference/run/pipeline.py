@@ -174,11 +174,15 @@ class ReadCase:
 
 @dataclass(frozen=True)
 class ComputedCase:
-    """A case with its labels on the source grid, and the seconds of every stage so far."""
+    """A case with its labels on the source grid, and the seconds of every stage so far.
+
+    ``asked`` are the labels that were looked for, where a network is asked by class; empty: all.
+    """
 
     facts: CaseFacts
     prediction: Prediction
     stages: Mapping[str, float]
+    asked: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,14 @@ class CaseTask:
             labels = box.paste(found.label_map, grid.shape)
             parts = tuple(part.moved(box.low) for part in found.parts)
             found = replace(found, label_map=labels, error_map=error_map, probabilities=maps, parts=parts)
-        return ComputedCase(read.facts, replace(found, geometry=grid), {**read.stages, **found.seconds})
+        stages = {**read.stages, **found.seconds}
+        return ComputedCase(read.facts, replace(found, geometry=grid), stages, self._asked(opened))
+
+    def _asked(self, opened: OpenedBundle) -> frozenset[int]:
+        """The labels that a network asked by class was asked for; of what is located, on either side."""
+        bundle, prompts = self.context.bundle, opened.predictor.config.prompts
+        shifts = {0, bundle.offset} if isinstance(bundle, LocatedBundle) else {0}
+        return frozenset(label + shift for label in prompts for shift in shifts)
 
     def write(self, computed: ComputedCase) -> CaseResult:
         """Write the outputs of the case, each whole or not at all."""
@@ -221,6 +232,8 @@ class CaseTask:
         self.context.require_lease()
         case, facts, prediction = self.case, computed.facts, computed.prediction
         volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
+        if computed.asked:  # of others nobody knows that they are not there
+            volumes = tuple(one for one in volumes if one.label in computed.asked)
         found = write_outputs(case, prediction, self.context)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
         status, reason, message = found.failure(case) or (
