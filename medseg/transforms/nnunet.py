@@ -224,7 +224,7 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             moved = self.forth(cropped, shape, spacing, wanted)
             prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
         affine = _affine(image, box, shape)
-        result = MetaTensor(prepared, affine, dict(image.meta), image.applied_operations)
+        result = MetaTensor(prepared, affine, _meta(image), image.applied_operations)
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
         self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
         return result
@@ -241,7 +241,12 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         for channel, values in enumerate(scores.as_tensor().cpu()):
             moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
             whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
-        return MetaTensor(whole, torch.tensor(where["affine"]), dict(scores.meta), scores.applied_operations)
+        return MetaTensor(whole, torch.tensor(where["affine"]), _meta(scores), scores.applied_operations)
+
+
+def _meta(image: MetaTensor) -> dict[str, Any]:
+    """What is known of an image, but where it lies."""
+    return {key: value for key, value in image.meta.items() if key != "affine"}
 
 
 def _box(values: Volume) -> tuple[slice, ...]:
