@@ -25,6 +25,7 @@ from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_m
 from medseg.errors import BundleError, UsageError
 from medseg.files import atomic_path, prepare_folder, sha256_file, write_json, write_text
 from medseg.ingest.image_files import read_image_grid
+from medseg.json_shape import NUMBER, misfit
 from medseg.labels.scheme import LabelScheme
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ class _Plan:
         for key, values in known.items():
             found = {**plans, **settings}.get(key, values[0])
             if found not in values:
-                raise BundleError(f"{key} of the plans is {found[:80]!r}, expected {' or '.join(values)}: medseg does"
-                                  " not know what another one does")  # fmt: skip
+                raise BundleError(f"{key} of the plans is {str(found)[:80]!r}, expected {' or '.join(values)}: medseg"
+                                  " does not know what another one does")  # fmt: skip
         axes = len(settings["patch_size"])
         if sorted(plans["transpose_forward"]) != [0, 1, 2] or not 2 <= axes == len(settings["spacing"]) <= 3:
             raise BundleError("plans.json does not describe three axes, or two of slices; the plans are damaged")
@@ -250,11 +251,8 @@ def _scheme(name: str, masked: bool, facts: Mapping[str, Any]) -> dict[str, Any]
     if name != "CTNormalization":
         return {"name": name, "masked": masked} if name == "ZScoreNormalization" else {"name": name}
     keys = {"low": "percentile_00_5", "high": "percentile_99_5", "mean": "mean", "std": "std"}
-    missing = [key for key in keys.values() if not isinstance(facts.get(key), int | float)]
-    if missing:
-        raise BundleError(
-            f"plans.json has no {missing[0]} of the intensities, which CTNormalization needs; it is damaged"
-        )
+    if wrong := misfit(facts, {f"{key}!": NUMBER for key in keys.values()}, "intensities"):
+        raise BundleError(f"plans.json: {wrong}, which CTNormalization needs; it is damaged")
     return {"name": name, **{key: float(facts[stated]) for key, stated in keys.items()}}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BundleError
-from medseg.json_shape import FLAG, NUMBER, TEXT, Spec, either, misfit, whole
+from medseg.json_shape import FLAG, TEXT, Spec, either, misfit, number, whole, without_nulls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,8 @@ _FORM = {
     **dict.fromkeys(("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder!"), _DEPTHS),
     **dict.fromkeys(("norm_op", "nonlin"), TEXT),
     **dict.fromkeys(("conv_bias", "nonlin_first"), FLAG),
-    "norm_op_kwargs": {"eps": NUMBER},
-    "nonlin_kwargs": {"negative_slope": NUMBER},
+    "norm_op_kwargs": {"eps": number(0, 1)},
+    "nonlin_kwargs": {"negative_slope": number(-10, 10)},
     "stem_channels": _COUNT,
 }
 _OLD_FORM = {
@@ -115,6 +116,7 @@ def read_architecture(configuration: Mapping[str, Any], where: str) -> Architect
         )
     if wrong := misfit(kwargs, _FORM):
         raise BundleError(f"{where}, arch_kwargs: {wrong}; the plans are damaged")
+    kwargs = without_nulls(kwargs, _FORM)
     stages, depths = kwargs["n_stages"], "n_blocks_per_stage" if residual else "n_conv_per_stage"
     filters = _each(kwargs["features_per_stage"], stages, where)
     slope = {"negative_slope": float((kwargs.get("nonlin_kwargs") or {}).get("negative_slope", 0.01))}
@@ -128,11 +130,26 @@ def read_architecture(configuration: Mapping[str, Any], where: str) -> Architect
     }
     if unknown := next((key for key, found in odd.items() if found), None):
         raise BundleError(f"{where}: {unknown} of the network is {kwargs.get(unknown)!r}, which medseg does not know")
+    kernels, strides = (
+        tuple(_sizes(size, axes, where) for size in _each(kwargs[key], stages, where))
+        for key in ("kernel_sizes", "strides")
+    )
+    steps = [math.prod(stage[axis] for stage in strides) for axis in range(axes)]
+    windows = zip(configuration["patch_size"], steps, strict=True)
+    if (
+        any(size % 2 == 0 for kernel in kernels for size in kernel)
+        or max(strides[0]) > 1
+        or any(n % s for n, s in windows)
+    ):
+        raise BundleError(
+            f"{where}: kernels of even size, a first stride above 1, or a patch_size that is no multiple of {steps}:"
+            " its scores would not lie where its images do; the plans are damaged"
+        )
     return Architecture(
         residual,
         filters,
-        tuple(_sizes(size, axes, where) for size in _each(kwargs["kernel_sizes"], stages, where)),
-        tuple(_sizes(size, axes, where) for size in _each(kwargs["strides"], stages, where)),
+        kernels,
+        strides,
         _each(kwargs.get(depths, 0), stages, where),
         _each(kwargs["n_conv_per_stage_decoder"], stages - 1, where)[::-1],
         bool(kwargs.get("conv_bias")),
@@ -203,8 +220,8 @@ def converted(
     if definition["_target_"] == "DynUNet":
         named = {_dynunet_name(key, last): value for key, value in named.items() if not _cancelled(key)}
     network = _without_memory(definition)
-    expected = {key: value.shape for key, value in network.state_dict().items() if not key.startswith("skip_layers.")}
-    found = {key: value.shape for key, value in named.items()}
+    whole = {key: value for key, value in network.state_dict().items() if not key.startswith("skip_layers.")}
+    expected, found = ({key: value.shape for key, value in tensors.items()} for tensors in (whole, named))
     if expected != found:
         wrong = next(key for key in {**expected, **found} if expected.get(key) != found.get(key))
         shapes = [None if shape is None else tuple(shape) for shape in (expected.get(wrong), found.get(wrong))]
@@ -212,6 +229,13 @@ def converted(
             f"{where} does not hold the network that plans.json describes: {wrong} has the shape {shapes[1]},"
             f" expected {shapes[0]}; a trainer of its own may have built another one"
         )
+    unfit = (
+        key
+        for key, value in named.items()
+        if value.is_floating_point() != whole[key].is_floating_point() or not value.isfinite().all()
+    )
+    if bad := next(unfit, None):
+        raise BundleError(f"{where} holds numbers of another kind than weights, or not finite, in {bad}; copy it again")
     whole_state = {key: value.detach().float().contiguous().clone() if value.is_floating_point() else value.clone()
                    for key, value in named.items()}  # fmt: skip
     network.load_state_dict(whole_state, strict=False, assign=True)

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from medseg.bundle.audit_weights import judge_torch_archive
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import open_zip, shown
-from medseg.json_shape import ANYTHING, FLAG, NUMBER, TEXT, misfit, numbers, read_json, wholes
+from medseg.json_shape import (
+    ANYTHING,
+    FLAG,
+    NUMBER,
+    TEXT,
+    misfit,
+    number,
+    numbered,
+    numbers,
+    read_json,
+    wholes,
+    without_nulls,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +65,7 @@ CONFIGURATION_FORM = {
     "patch_size!": wholes(1, 4096),
     "normalization_schemes!": [TEXT],
     "use_mask_for_norm!": [FLAG],
-    "preprocessor_name": TEXT,
+    **dict.fromkeys(("preprocessor_name", "label_manager", "image_reader_writer"), TEXT),
     "previous_stage": TEXT,
     **{f"resampling_fn_{what}": TEXT for what in ("data", "probabilities")},
     **{
@@ -61,7 +73,7 @@ CONFIGURATION_FORM = {
             "order": NUMBER,
             "order_z": NUMBER,
             "force_separate_z": FLAG,
-            "separate_z_anisotropy_threshold": NUMBER,
+            "separate_z_anisotropy_threshold": number(1, 1e4),
             "mode": TEXT,
             "aniso_axis_mode": TEXT,
         }
@@ -70,8 +82,8 @@ CONFIGURATION_FORM = {
 }
 _DATASET_FORM = {
     "labels!": {"*": ANYTHING},
-    "channel_names": {"*": TEXT},
-    "modality": {"*": TEXT},
+    "channel_names": numbered(TEXT),
+    "modality": numbered(TEXT),
     "regions_class_order": wholes(0, 65535),
     **dict.fromkeys(("name", "description", "licence", "license", "reference"), TEXT),
 }
@@ -90,7 +102,10 @@ class Model:
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         named = self.dataset.get("channel_names") or self.dataset.get("modality") or {}
-        return tuple(named[key] for key in sorted(named, key=lambda key: int(key) if key.isdigit() else 0))
+        keys = [str(number) for number in range(len(named))]
+        if {*named} != {*keys}:
+            raise BundleError(f"dataset.json numbers its channels {sorted(named)[:9]}, expected 0, 1, 2 … without gaps")
+        return tuple(named[key] for key in keys)
 
     def configuration(self, name: str) -> dict[str, Any]:
         """A configuration of the plans, with what it inherits; a ``BundleError`` if it has another form."""
@@ -105,7 +120,7 @@ class Model:
             merged, following = {**own, **merged}, own.get("inherits_from")
         if wrong := misfit(merged, CONFIGURATION_FORM):
             raise BundleError(f"plans.json, configuration {name}: {wrong}; the plans are damaged")
-        return merged
+        return dict(without_nulls(merged, CONFIGURATION_FORM))
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ def open_model(source: Path, scratch: Path) -> tuple[Model, tuple[str, ...]]:
     notes = [f"{folder.name}: of {len(found)} configurations"] if len(found) > 1 else []
     if any(path.name != _CHECKPOINTS[0] for path in folds):
         notes.append(f"{folds[0].name} of {len(folds)} folds: there is no {_CHECKPOINTS[0]}")
-    return Model(folder, plans, dataset, folds), tuple(notes)
+    return Model(folder, without_nulls(plans, PLANS_FORM), dataset, folds), tuple(notes)
 
 
 def _chosen(found: Sequence[Path], source: Path) -> Path:
@@ -246,13 +261,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         or not all(isinstance(part, torch.Tensor) for part in state.values())
     ):
         raise BundleError(f"{path} holds no network_weights (names to tensors); it is no checkpoint of nnU-Net v2")
-    given, axes = held.get("init_args"), held.get("inference_allowed_mirroring_axes")
+    named = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
+    given, axes = held.get("init_args"), held.get("inference_allowed_mirroring_axes") or ()
+    if len(named) < len(state) or not isinstance(axes, tuple | list) or not {*map(repr, axes)} <= {"0", "1", "2"}:
+        raise BundleError(f"{path} names a tensor twice, or mirrors along other axes than 0, 1 and 2; it is damaged")
     name = given.get("configuration") if isinstance(given, Mapping) else None
     return Checkpoint(
-        {re.sub(r"^(?:module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()},
+        named,
         name if isinstance(name, str) else path.parent.parent.name.rpartition("__")[2],
         trainer if isinstance(trainer := held.get("trainer_name"), str) else "not stated",
-        tuple(axes) if isinstance(axes, tuple | list) and {*map(repr, axes)} <= {"0", "1", "2"} else (),
+        tuple(dict.fromkeys(axes)),
     )
 
 

@@ -42,7 +42,9 @@ _NETWORK_REMEDY = (
     "give a network_def of a MONAI bundle, or an object with network_def and, if they are known, preprocessing (a list"
     " of transforms), inferer, labels (names of the output's channels) and modality"
 )
-_QUANTILES = re.compile(r"(\d+)\s*%\s*quantile.*?(\d+)\s*%\s*quantile", re.IGNORECASE | re.DOTALL)
+_QUANTILES = re.compile(
+    r"(?<!\d)(\d{1,2})\s?%\s?quantile.{0,80}?(?<!\d)(\d{1,2})\s?%\s?quantile", re.IGNORECASE | re.DOTALL
+)
 _IMAGE: dict[str, Any] = {"keys": "image"}
 _CONFORMED = "x.shape[1:] == (256, 256, 256) and x.max() <= 255"
 _CLIP = {
@@ -162,18 +164,17 @@ def _labels(folder: Path, classes: int) -> tuple[list[str], dict[str, str]]:
         if (folder / name).is_file():
             remedy = f"correct it, or remove it and name the {classes} channels in the bundle's metadata"
             found = read_json(folder / name, ANYTHING, remedy, BundleError, _SMALL_TEXT)
-            named = [found[key] for key in sorted(found, key=int)] if _is_numbered(found) else found
+            named = [found[str(number)] for number in range(classes)] if _is_numbered(found, classes) else found
             labels: Any = named.get("labels") if isinstance(named, dict) else named
-            if misfit(labels, [TEXT]) or len(labels) != classes:
-                raise BundleError(
-                    f"{shown(folder / name)} does not name {classes} classes, as the weights have; {remedy}"
-                )
+            if misfit(labels, [TEXT]) or not len(labels) == len({*labels}) == classes:
+                why = f"does not name {classes} classes from 0 on, each differently, as the weights have"
+                raise BundleError(f"{shown(folder / name)} {why}; {remedy}")
             return [shown(label) for label in labels], _colours(found, classes)
     return ["background", *(f"class {number}" for number in range(1, classes))], {}
 
 
-def _is_numbered(found: Any) -> bool:
-    return isinstance(found, dict) and bool(found) and all(key.isascii() and key.isdigit() for key in found)
+def _is_numbered(found: Any, classes: int) -> bool:
+    return isinstance(found, dict) and found.keys() == {str(number) for number in range(classes)}
 
 
 def _colours(found: Any, classes: int) -> dict[str, str]:
@@ -202,6 +203,12 @@ def _of_weights(source: Path, options: ImportOptions) -> _Model:
         if not isinstance(classes, int):
             raise UsageError(f"{shown(options.network)} states no out_channels; name the output's channels in labels")
         labels = ["background", *(f"class {number}" for number in range(1, classes))]
+    stated = definition.get("out_channels", len(labels)), definition.get("in_channels", 1)
+    if stated != (len({*labels}), 1) or len(labels) != stated[0] or len(labels) < 2:
+        raise UsageError(
+            f"{shown(options.network)} names {len({*labels})} channels of a network with {shown(stated[0])} for images"
+            f" of {shown(stated[1])}; expected two or more different names, background included, and images of 1"
+        )
     notes = []
     if "preprocessing" not in parts:
         notes.append("the source states no preprocessing: RAS, mean 0 and deviation 1 are a guess; correct it")
@@ -270,7 +277,8 @@ def _background(model: _Model, name: str) -> str:
 def _texts(*folders: Path) -> Iterator[str]:
     """Texts of the licences that lie beside the source."""
     for path in (folder / name for folder in folders for name in _LICENCES):
-        if path.is_file():
+        # a link can lead to any text of this machine
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _SMALL_TEXT:
             yield read_bounded(path, _SMALL_TEXT).decode(errors="replace")
 
 

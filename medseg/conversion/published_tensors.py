@@ -14,7 +14,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from medseg.bundle.audit_weights import check_header
 from medseg.bundle.checkpoints import read_weights
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ts", ".ckpt", ".bin")
 _LARGEST_PICKLE = 8 << 20
 _MOST_STEPS, _MOST_NUMBERS = 100_000, 33
+_SHOWN_TWICE, _ALWAYS_BYTES = 4, 4 << 20
+"""How often tensors may show their storages, in all: each gets memory of its own."""
 _STORAGES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
@@ -123,10 +125,53 @@ def _exactly(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> byte
 class _Record(dict[str, Any]):
     """What a module of the archive becomes: its attributes, by name."""
 
+    def __init__(self, *_: object) -> None:
+        """Take the arguments of a call, and hold nothing yet."""
+        super().__init__()
+
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, Mapping):
             raise pickle.UnpicklingError("an object's state is no table of attributes")
         self.update(state)
+
+
+_PLAINLY: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
+
+
+class _ByName(pickle._Unpickler):  # the quick one cannot be told what not to do
+    """An unpickler whose tables go by texts and numbers (tuples of tuples take ages to hash), and states to records."""
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_PLAINLY)
+
+    def _refused(self) -> None:
+        raise pickle.UnpicklingError("it builds what no archive of weights holds")
+
+    def _state(self) -> None:
+        if not isinstance(self.stack[-2], _Record):
+            self._refused()
+        _PLAINLY[pickle.BUILD[0]](self)
+
+    def _item(self) -> None:
+        _named(self.stack[-2:-1])
+        _PLAINLY[pickle.SETITEM[0]](self)
+
+    def _items(self) -> None:
+        _named(self.stack[::2])
+        _PLAINLY[pickle.SETITEMS[0]](self)
+
+    def _table(self) -> None:
+        _named(self.stack[::2])
+        _PLAINLY[pickle.DICT[0]](self)
+
+    dispatch[pickle.BUILD[0]] = _state
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]], dispatch[pickle.DICT[0]] = _item, _items, _table
+    dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.FROZENSET[0]] = _refused
+
+
+def _named(keys: list[Any]) -> None:
+    if not all(isinstance(key, str | int | float | None) for key in keys):
+        raise pickle.UnpicklingError("a table goes by something else than texts and numbers")
 
 
 def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
@@ -139,14 +184,24 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
     import torch
 
     storages: dict[str, torch.Tensor] = {}
+    shown_bytes = 0
+
+    def view(*given: Any) -> torch.Tensor:
+        nonlocal shown_bytes
+        found = _view(*given[:4])
+        shown_bytes += found.nbytes
+        if shown_bytes > _SHOWN_TWICE * sum(storage.nbytes for storage in storages.values()) + _ALWAYS_BYTES:
+            raise pickle.UnpicklingError(f"its tensors come to {shown_bytes} bytes, more than its storages hold")
+        return found
+
     known: dict[str, Any] = {f"torch.jit._pickle {name}": lambda value, *_: value for name in _RESTORED}
     known |= {f"torch {name}": name for name in _STORAGES}
-    known |= {"torch._utils _rebuild_tensor_v2": lambda *given: _view(*given[:4]), "collections OrderedDict": dict}
+    known |= {"torch._utils _rebuild_tensor_v2": view, "collections OrderedDict": lambda *_: {}}
 
     class Record(_Record):
         pass
 
-    class Unpickler(pickle.Unpickler):
+    class Unpickler(_ByName):
         def find_class(self, module: str, name: str) -> Any:
             if module.partition(".")[0] == "__torch__":
                 return Record
@@ -156,15 +211,22 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
 
         def persistent_load(self, named: Any) -> torch.Tensor:
             what, kind, key, _, count = named
-            dtype: torch.dtype = getattr(torch, _STORAGES[kind])
-            if what != "storage" or type(count) is not int or count < 0:
+            named_so = what == "storage" and isinstance(kind, str) and isinstance(key, str)
+            if not named_so or type(count) is not int or count < 0:
                 raise pickle.UnpicklingError("it names a storage in an unusual way")
+            dtype: torch.dtype = getattr(torch, _STORAGES[kind])
             if key not in storages:
                 whole = bytearray(member(key, count * dtype.itemsize))
                 storages[key] = torch.frombuffer(whole, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             return storages[key]
 
+<<<<<<< HEAD
     places = (argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"})
+=======
+    places = (
+        argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"}
+    )
+>>>>>>> wt-redimport
     if max(places, default=0) > len(data):  # pickle takes memory up to the place that is named
         raise pickle.UnpicklingError("it keeps more than it holds")
     return Unpickler(io.BytesIO(data)).load()

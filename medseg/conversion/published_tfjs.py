@@ -129,6 +129,13 @@ def read_stack(path: Path) -> Stack:
         reader.add(layer)
     if not stack.layers:
         raise BundleError(f"{shown(path)} holds no convolution; {_REMEDY}")
+    ends = isinstance(config, dict) and config.get("output_layers")
+    if ends and ends not in ([[(last := layers[-1]["config"]["name"]), 0, 0]], [last, 0, 0]):
+        raise BundleError(f"{shown(path)} ends in {shown(ends)}, expected its last layer, {shown(last)}; {_REMEDY}")
+    if stack.classes < 2:
+        raise BundleError(
+            f"{shown(path)} gives one channel of scores, expected one for each class, background included"
+        )
     if tensors:
         raise BundleError(f"{shown(path)} has weights of no layer: {shown(next(iter(tensors)))}; {_REMEDY}")
     return stack
@@ -142,7 +149,9 @@ def _tensors(manifest: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str
     for group in manifest:
         entries = group["weights"]
         elements = [math.prod(entry["shape"]) for entry in entries]
-        data = b"".join(_file(folder, name, 4 * sum(elements)) for name in group["paths"])
+        data = bytearray()
+        for name in group["paths"]:
+            data += _file(folder, name, 4 * sum(elements) - len(data))
         if len(data) != 4 * sum(elements):
             found = f"{', '.join(map(shown, group['paths']))} hold {len(data)} bytes"
             raise BundleError(f"{found}, model.json describes {4 * sum(elements)}; fetch the files again")
@@ -152,7 +161,7 @@ def _tensors(manifest: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str
             if name in seen or entry.get("quantization"):
                 raise BundleError(f"weights {shown(name)} are quantised or stand twice in model.json; {_REMEDY}")
             seen.add(name)
-            values = torch.frombuffer(bytearray(data[start : start + 4 * count]), dtype=torch.float32)
+            values = torch.frombuffer(data[start : start + 4 * count], dtype=torch.float32)
             if not bool(values.isfinite().all()):
                 raise BundleError(f"weights {shown(name)} are not finite; fetch the files again")
             yield name, values.reshape(entry["shape"])
@@ -208,9 +217,12 @@ class _Reader:
         elif kind in _NORMS:
             self._norm(layer)
         elif kind == "Activation" or kind in _LAYER_ACTIVATIONS:
-            if config.get("alpha", 1.0) != 1.0 or config.get("max_value") or config.get("threshold"):
+            own = (config.get(key) for key in ("max_value", "threshold", "negative_slope"))
+            if config.get("alpha", 1.0) != 1.0 or any(own):
                 self._refuse(layer, "has parameters of its own")
             self._activation(layer, _LAYER_ACTIVATIONS.get(kind, config.get("activation")))
+        elif kind == "InputLayer" and self.stack.layers:
+            self._refuse(layer, "is another input")
         elif kind not in {"InputLayer", "Dropout", "SpatialDropout3D"}:
             self._refuse(layer, f"is a {shown(kind)}")
 

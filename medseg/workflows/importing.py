@@ -59,6 +59,8 @@ def import_bundle(
         raise UsageError(f"cannot find {shown(source)}; give a folder or file of a trained model")
     prepare_folder(output)
     if options.name:
+        if Path(options.name).name != options.name:
+            raise UsageError(f"the name is {shown(options.name)}, expected that of a folder below --output alone")
         _free(output / options.name)
     convert = _conversion(source)
     with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=output) as partial:
@@ -66,7 +68,9 @@ def import_bundle(
         target = output / made.path.name
         _free(target)
         metadata = read_config(made.path / METADATA)
-        metadata["imported"] = {"origin": made.kind, **(metadata.get("imported") or {})}
+        stated = metadata.get("imported")
+        metadata["imported"] = {"origin": made.kind, **(stated if isinstance(stated, dict) else {})}
+        metadata["imported"].pop("checked", None)  # whoever made the source may have written it
         if check is not None:
             from medseg.workflows.import_check import check_import
 

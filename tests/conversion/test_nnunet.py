@@ -227,6 +227,15 @@ def _with(**settings: Any) -> Fake:
             **plans_of(Fake())["configurations"]["base"]["architecture"]["arch_kwargs"], "n_conv_per_stage": 10**6}}),
          "n_conv_per_stage"),
         (Fake(plans=plans_of(Fake(filters=(4, 6, 10)))), "does not hold the network"),
+        (_with(architecture=None), "UNet_class_name"),
+        (_with(preprocessor_name=7), "preprocessor_name"),
+        (Fake(plans={"label_manager": "Mine"}), "Mine"),
+        (_with(resampling_fn_data_kwargs={"separate_z_anisotropy_threshold": -1}), "threshold"),
+        (_with(patch_size=[16, 18, 16]), "no multiple"),
+        (Fake(strides=((2, 2, 2),) * 3), "first stride"),
+        (Fake(kernels=((2, 2, 2),) * 3), "even size"),
+        (Fake(plans={"foreground_intensity_properties_per_channel": {"0": {
+            "mean": 10**400, "std": 1, "percentile_00_5": 0, "percentile_99_5": 1}}}), "intensities.mean"),
     ],
 )  # fmt: skip
 def test_what_would_be_run_otherwise_is_refused(fake: Fake, message: str, tmp_path: Path) -> None:
@@ -249,6 +258,10 @@ class _Call:
         {"network_weights": [1, 2]},
         {"init_args": {"configuration": "../../elsewhere"}},
         {"logging": {((1,), 2): 3}},
+        {"network_weights": {key: value * torch.nan for key, value in state_of(Fake(), 0).items()}},
+        {"network_weights": {key: value.int() for key, value in state_of(Fake(), 0).items()}},
+        {"network_weights": {**state_of(Fake(), 0), "module.decoder.seg_layers.1.bias": torch.zeros(3)}},
+        {"inference_allowed_mirroring_axes": (0, 5)},
     ],
 )
 def test_hostile_checkpoints_are_refused(
@@ -286,6 +299,26 @@ def test_hostile_zips_are_refused(name: str, content: bytes, tmp_path: Path) -> 
         import_nnunet(tmp_path / "model.zip", tmp_path / "out", LPS)
     assert not list((tmp_path / "out").iterdir())
     assert not (tmp_path / "plans.json").exists()
+
+
+@pytest.mark.parametrize("names", [{"²": "CT"}, {"9" * 5000: "CT"}, {"1": "CT"}, {"T1": "CT"}])
+def test_channels_are_numbered(names: dict[str, str], tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", Fake())
+    dataset = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps({**dataset, "channel_names": names}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BundleError, match="channel"):
+        import_nnunet(source, tmp_path / "out", LPS)
+
+
+def test_what_is_null_is_absent(tmp_path: Path) -> None:
+    kwargs = {"order": 3, "aniso_axis_mode": None, "separate_z_anisotropy_threshold": None}
+    fake = Fake(
+        settings={"preprocessor_name": None, "resampling_fn_data_kwargs": kwargs}, plans={"label_manager": None}
+    )
+    config = json.loads((made(tmp_path, fake) / "configs" / "inference.json").read_text())
+    forth = config["preprocessing"]["transforms"][-1]["forth"]
+    assert (forth["mode_z"], forth["threshold"]) == ("nearest-exact", 3.0)
 
 
 _WATCHED: list[str] = []

@@ -42,7 +42,11 @@ def _options(tmp_path: Path, content: Any = None) -> ImportOptions:
 def _script(path: Path, network: torch.nn.Module) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the format is deprecated, and shapes are compared while it is traced
+<<<<<<< HEAD
         torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)
+=======
+        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)  # type: ignore[no-untyped-call]
+>>>>>>> wt-redimport
     return path
 
 
@@ -130,6 +134,16 @@ def _tensor(size: str, stride: str, offset: int, count: int) -> bytes:
     )
 
 
+_NAMED = b"X\x07\x00\x00\x00storage" + _STORAGE
+
+
+def _often(count: int) -> bytes:
+    """A pickle of a module whose attributes all are the whole of one storage of 1 MiB."""
+    whole = _tensor("I262144\n", "I1\n", 0, 262144)[2:-1]
+    entries = b"".join(b"X\x03\x00\x00\x00%03d" % number + whole for number in range(count))
+    return b"\x80\x02c__torch__\nX\n)\x81}(" + entries + b"ub."
+
+
 _BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "code": ({"data.pkl": _pickle(_Evil())}, "it names .*print"),
     "no pickle": ({"data.pkl": b"nothing"}, "cannot be read"),
@@ -139,6 +153,11 @@ _BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "short": ({"data.pkl": _tensor("I4\n", "I1\n", 0, 4), "data/0": b"\0" * 12}, "the pickle states 16"),
     "long": ({"data.pkl": _tensor("I4\n", "I1\n", 0, 2), "data/0": b"\0" * 16}, "expected at most 8"),
     "memo": ({"data.pkl": b"\x80\x02Nr\xff\xff\xff\x7f."}, "keeps more than it holds"),
+    "ages to hash": ({"data.pkl": b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s."}, "texts and numbers"),
+    "ages in a set": ({"data.pkl": b"\x80\x04\x8f()" + b"2\x86" * 40 + b"\x90."}, "no archive of weights"),
+    "ages in a name": ({"data.pkl": b"\x80\x02(" + _NAMED + b")" + b"2\x86" * 40 + b"NNtQ."}, "cannot be read"),
+    "state of a class": ({"data.pkl": b"\x80\x02c__torch__\nX\nN}\x86b."}, "no archive of weights"),
+    "shown often": ({"data.pkl": _often(30), "data/0": b"\0" * (1 << 20)}, "more than its storages hold"),
     "not finite": ({"data.pkl": _tensor("I4\n", "I1\n", 0, 4), "data/0": b"\xff" * 16}, "not finite"),
 }
 

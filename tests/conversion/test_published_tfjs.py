@@ -141,6 +141,16 @@ _HOSTILE: dict[str, tuple[Callable[[Content], None], str]] = {
     "branch": (_change(lambda c: _layers(c)[3], "inbound_nodes", [[["input", 0, 0, {}]]]), "does not follow"),
     "extent": (_change(lambda c: _layers(c)[0]["config"], "batch_input_shape", [None, 1 << 40]), "input of shape"),
     "list": (_change(lambda c: _layers(c)[2]["config"], "activation", ["elu"]), "the activation"),
+    "own slope": (
+        lambda c: _layers(c)[2].update(class_name="ReLU", config={"name": "act0", "negative_slope": 0.3}),
+        "parameters of its own",
+    ),
+    "another input": (lambda c: _layers(c)[2].update(class_name="InputLayer"), "another input"),
+    "another output": (
+        _change(lambda c: c["modelTopology"]["model_config"]["config"], "output_layers", [["act1", 0, 0]]),
+        "expected its last layer",
+    ),
+    "files again": (_change(lambda c: c["weightsManifest"][0], "paths", ["b.bin"] * 1000), "bytes, model.json"),
     "unused": (_change(lambda c: _layers(c)[1]["config"], "name", "other"), "does not follow|no kernel"),
 }
 
@@ -185,3 +195,34 @@ def test_a_softmax_at_the_end_is_left_to_the_labels_and_nothing_may_follow_it(tm
     model.layers.append(layer("Activation", "after", activation="relu"))
     with pytest.raises(BundleError, match="follows a softmax"):
         import_published(model.write(tmp_path / "source"), tmp_path, ImportOptions())
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"1": "a", "2": "b", "3": "c"},
+        {"0": "background", "2": "a", "5": "b"},
+        {"9" * 5000: "a", "0": "background", "1": "b"},
+        ["background", "a", "a"],
+    ],
+)
+def test_labels_are_not_renumbered(tmp_path: Path, named: Any) -> None:
+    source = TfjsModel.stack(classes=3).write(tmp_path / "source")
+    (source / "labels.json").write_text(json.dumps(named))
+    with pytest.raises(BundleError, match="does not name 3 classes from 0 on"):
+        import_published(source, tmp_path / "out", ImportOptions())
+
+
+def test_one_channel_of_scores_has_no_largest(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="one channel of scores"):
+        import_published(TfjsModel.stack(classes=1).write(tmp_path / "source"), tmp_path / "out", ImportOptions())
+
+
+def test_a_comment_is_read_in_no_time_and_a_licence_is_no_link(tmp_path: Path) -> None:
+    model = TfjsModel.stack()
+    model.extra = {"_comment": "9" * 200_000 + "% quantile " * 10_000}
+    source = model.write(tmp_path / "source")
+    (tmp_path / "secret").write_text("secret")
+    (source / "LICENSE").symlink_to(tmp_path / "secret")
+    made = import_published(source, tmp_path / "out", ImportOptions())
+    assert "secret" not in (made.path / "LICENSE").read_text()
