@@ -70,6 +70,7 @@ SPECIAL = {
     "pancreas_ct_dints_segmentation": Special("ct-small", monai=_DINTS),
     "pediatric_abdominal_ct_segmentation": Special("ct-small"),
     "renalStructures_UNEST_segmentation": Special("ct-small"),
+    "spleen_deepedit_annotation": Special("ct-small", both={"spatial_size": [64, 64, 64]}),
     "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
     "segmentation_template": Special("multiple-of-16"),
     "spleen_ct_segmentation": Special(dicom="ct-dicom"),
