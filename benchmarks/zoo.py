@@ -69,7 +69,8 @@ SPECIAL = {
     "multi_organ_segmentation": Special("ct-small", monai=_DINTS),
     "pancreas_ct_dints_segmentation": Special("ct-small", monai=_DINTS),
     "pediatric_abdominal_ct_segmentation": Special("ct-small"),
-    "renalStructures_UNEST_segmentation": Special("ct-small"),
+    "renalStructures_UNEST_segmentation": Special("ct-window"),
+    "spleen_deepedit_annotation": Special("ct-small", both={"spatial_size": [64, 64, 64]}),
     "prostate_mri_anatomy": Special("hippocampus", "mr-dicom", monai={"imports": ["$import os"]}),
     "segmentation_template": Special("multiple-of-16"),
     "spleen_ct_segmentation": Special(dicom="ct-dicom"),
@@ -279,7 +280,7 @@ def _at_nearest(values: NDArray[Any], affine: NDArray[Any], shape: tuple[int, ..
 
 def _result(folder: Path) -> Any:
     files = sorted(folder.rglob("*.nii*"))
-    return nib.load(files[-1]) if files else None
+    return nib.load(files[0]) if files else None  # a bundle may write its label, too, of a later channel's name
 
 
 def table(rows: Sequence[Row]) -> str:

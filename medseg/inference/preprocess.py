@@ -41,12 +41,14 @@ def preprocess(case: Case, bundle: Bundle, config: InferenceConfig, modality: st
     _check_voxels(case["image"], bundle, config)
     # fresh tensors: transforms append to the trace of what they are given
     first = config.channels.first
-    fresh = {
+    fresh: dict[str, Any] = {
         first if key == "image" else key: MetaTensor(
             image.as_tensor().float(), affine=image.affine, meta={"spatial_shape": np.array(image.shape[1:])}
         )
         for key, image in case.items()
     }
+    if first != "image":  # as LoadImaged leaves it beside each channel: a bundle's own code may ask for it
+        fresh |= {f"{key}_meta_dict": image.meta for key, image in fresh.items()}
     prepared = config.preprocessing(fresh)
     result = prepared.get("image") if isinstance(prepared, Mapping) else None
     if first != "image" and result is not None:  # a bundle's own concatenation may forget where its voxels lie
