@@ -220,13 +220,8 @@ def _unpickled(data: bytes, member: Callable[[str, int], bytes]) -> Any:
                 storages[key] = torch.frombuffer(whole, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             return storages[key]
 
-<<<<<<< HEAD
-    places = (argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"})
-=======
-    places = (
-        argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in {"BINPUT", "LONG_BINPUT"}
-    )
->>>>>>> wt-redimport
+    puts = {"BINPUT", "LONG_BINPUT"}
+    places = (argument or 0 for opcode, argument, _ in pickletools.genops(data) if opcode.name in puts)
     if max(places, default=0) > len(data):  # pickle takes memory up to the place that is named
         raise pickle.UnpicklingError("it keeps more than it holds")
     return Unpickler(io.BytesIO(data)).load()

@@ -223,13 +223,8 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
             SCHEMES[scheme["name"]](cropped, scheme, mask if scheme.get("masked") else None)
             moved = self.forth(cropped, shape, spacing, wanted)
             prepared[channel] = torch.from_numpy(np.ascontiguousarray(moved))
-<<<<<<< HEAD
         meta = {**image.meta, "affine": torch.from_numpy(_affine(image, box, shape))}
         result = MetaTensor(prepared, meta=meta, applied_operations=image.applied_operations)
-=======
-        affine = _affine(image, box, shape)
-        result = MetaTensor(prepared, affine, _meta(image), image.applied_operations)
->>>>>>> wt-redimport
         where = {"box": [[part.start, part.stop] for part in box], "spacing": spacing, "affine": image.affine.tolist()}
         self.push_transform(result, orig_size=values.shape[1:], extra_info=where)
         return result
@@ -246,7 +241,6 @@ class NNUNetPreprocessd(MapTransform, InvertibleTransform):
         for channel, values in enumerate(scores.as_tensor().cpu()):
             moved = self.back(values.to(precise).numpy(), size, self._wanted(where["spacing"]), where["spacing"])
             whole[channel][box] = torch.from_numpy(np.ascontiguousarray(moved)).to(rounded).float()
-<<<<<<< HEAD
         meta = {**scores.meta, "affine": torch.tensor(where["affine"], dtype=torch.float64)}
         return MetaTensor(whole, meta=meta, applied_operations=scores.applied_operations)
 
@@ -255,14 +249,6 @@ def _stored(size: float) -> float:
     """A voxel size as headers store it: single precision, of a short decimal where an oblique affine is that close."""
     short = float(f"{size:.6g}")
     return float(np.float32(short if abs(short - size) <= np.finfo(np.float32).eps * size else size))
-=======
-        return MetaTensor(whole, torch.tensor(where["affine"]), _meta(scores), scores.applied_operations)
-
-
-def _meta(image: MetaTensor) -> dict[str, Any]:
-    """What is known of an image, but where it lies."""
-    return {key: value for key, value in image.meta.items() if key != "affine"}
->>>>>>> wt-redimport
 
 
 def _box(values: Volume) -> tuple[slice, ...]:

@@ -42,11 +42,7 @@ def _options(tmp_path: Path, content: Any = None) -> ImportOptions:
 def _script(path: Path, network: torch.nn.Module) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the format is deprecated, and shapes are compared while it is traced
-<<<<<<< HEAD
         torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)
-=======
-        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)  # type: ignore[no-untyped-call]
->>>>>>> wt-redimport
     return path
 
 
