@@ -281,9 +281,7 @@ def _cases(readers: Sequence[_Reader]) -> dict[str, dict[str, CaseFile]]:
 def _of_nobody(readers: Sequence[_Reader], files: Iterable[str]) -> set[str]:
     """Cases that runs were asked for, and nobody has a label map of."""
     known = {match_key(case_id) for case_id in files}
-    return [
-        case_id for case_id in sorted({one for of in readers for one in of.asked}) if match_key(case_id) not in known
-    ]
+    return {case_id for reader in readers for case_id in reader.asked if match_key(case_id) not in known}
 
 
 def _read(
