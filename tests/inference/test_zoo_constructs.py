@@ -110,12 +110,8 @@ def test_channels_under_names_of_their_own(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "two", design)
     images = [_image(tmp_path, name, seed=shift) for name, shift in (("a", 0), ("b", 3))]
     config = read(bundle)
-    load = {
-        "_target_": "LoadImaged",
-        "keys": ["artery", "vein", "label"],
-        "reader": "NibabelReader",
-        "image_only": False,
-    }
+    loaded = ["artery", "vein", "label"]
+    load = {"_target_": "LoadImaged", "keys": loaded, "reader": "NibabelReader", "image_only": False}
     asked = {"_target_": "CopyItemsd", "keys": "artery_meta_dict", "names": "image_meta_dict"}
     first = {"_target_": "EnsureChannelFirstd", "keys": ["artery", "vein"]}
     concat = {"_target_": "ConcatItemsd", "keys": ["artery", "vein"], "name": "image"}
