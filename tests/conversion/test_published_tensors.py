@@ -219,7 +219,7 @@ def test_weights_need_a_network_that_fits_and_that_the_audit_permits(tmp_path: P
     with pytest.raises(UsageError, match="has no network_def"):
         import_published(path, tmp_path, _options(tmp_path, {"labels": ["a"]}))
     buffer = io.BytesIO()
-    pickle.dump({"a": _Evil()}, buffer)
+    pickle.dump({"a": _Evil()}, buffer, protocol=2)
     path.write_bytes(buffer.getvalue())
     with pytest.raises(BundleError, match="cannot be read"):
         import_published(path, tmp_path, _options(tmp_path))
