@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import io
 import json
+import lzma
 import os
 import secrets
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,10 +189,13 @@ def open_zip(path: str | os.PathLike[str], largest_directory_bytes: int = 4 << 2
     Raises
     ------
     zipfile.BadZipFile
-        If it is no zip archive, or the directory is larger.
+        If it is no zip archive, or the directory is larger; if a member that the body reads cannot be unpacked.
     """
-    with _BoundedFile(path, largest_directory_bytes) as handle, zipfile.ZipFile(handle) as archive:
-        yield archive
+    try:
+        with _BoundedFile(path, largest_directory_bytes) as handle, zipfile.ZipFile(handle) as archive:
+            yield archive
+    except (zlib.error, lzma.LZMAError, NotImplementedError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int) -> bytes:

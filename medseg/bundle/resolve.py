@@ -59,10 +59,13 @@ def needless_imports(config: Mapping[str, Any]) -> dict[str, str]:
 
     Nothing is lost where they are not executed; MONAI itself executes all of them.
     """
+    listed = config.get("imports")
+    places = {"imports": listed} if isinstance(listed, str) else {}
+    places |= {f"imports{SEPARATOR}{at}": text for at, text in enumerate(listed if isinstance(listed, list) else ())}
     statements = {
-        SEPARATOR.join(path): text
-        for path, text in strings_in(config.get("imports"), ("imports",))
-        if text.startswith("$") and is_import(text[1:])
+        place: text
+        for place, text in places.items()
+        if isinstance(text, str) and text.startswith("$") and is_import(text[1:])
     }
     said = " ".join(text for path, text in strings_in(config) if SEPARATOR.join(path) not in statements)
     words = set(re.findall(r"\w+", said))
@@ -79,5 +82,7 @@ def without_needless_imports(config: Mapping[str, Any]) -> dict[str, Any]:
     left_out = needless_imports(config)
     if not left_out:
         return dict(config)
+    if isinstance(config["imports"], str):
+        return {**config, "imports": []}
     kept = [text for number, text in enumerate(config["imports"]) if f"imports{SEPARATOR}{number}" not in left_out]
     return {**config, "imports": kept}

@@ -36,8 +36,11 @@ def is_zoo(source: Path) -> bool:
         return is_bundle(source) and config_file(source, "inference") is not None
     if not zipfile.is_zipfile(source):
         return False
-    with open_zip(source, LARGEST_DIRECTORY) as archive:
-        return any(re.fullmatch(rf"[^/]+/{METADATA}", name) for name in archive.namelist())
+    try:
+        with open_zip(source, LARGEST_DIRECTORY) as archive:
+            return any(re.fullmatch(rf"[^/]+/{METADATA}", name) for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UntrustedBundle(f"{source} is a damaged or unusual zip file ({error}); fetch it again") from error
 
 
 def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:

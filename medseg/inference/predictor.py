@@ -137,7 +137,8 @@ class Predictor:
         check_mirror(self.mirror, self.bundle)
         self.config = read_inference_config(self.bundle, structures)
         self.network = self.bundle.load_network(self.device)
-        plain = not self.mirror and not ensemble and not self.config.prompts
+        # a calibration holds for the plain network, whose channels are the labels
+        plain = not self.mirror and not ensemble and not self.config.prompts and not self.config.post.names
         self._scoring = Scoring(
             self.bundle,
             self.config,

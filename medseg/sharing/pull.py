@@ -191,6 +191,8 @@ def _checked(response: Any, reference: Reference) -> Any:
         login = "set HF_TOKEN" if reference.is_hub else "log in with docker, podman or oras"
         raise UsageError(f"{reference.url} does not give {reference} to you ({response.status_code}); {login}")
     response.raise_for_status()
+    if (coding := response.headers.get("Content-Encoding") or "identity") != "identity":
+        raise UntrustedBundle(f"{reference.url} packs its answer ({coding[:40]}) unasked, to any size; not fetched")
     return response
 
 

@@ -59,7 +59,7 @@ def import_bundle(
         raise UsageError(f"cannot find {shown(source)}; give a folder or file of a trained model")
     prepare_folder(output)
     if options.name:
-        if Path(options.name).name != options.name:
+        if Path(options.name).name != options.name or options.name == "..":
             raise UsageError(f"the name is {shown(options.name)}, expected that of a folder below --output alone")
         _free(output / options.name)
     convert = _conversion(source)

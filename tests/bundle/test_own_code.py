@@ -39,6 +39,15 @@ def test_an_import_of_no_use_is_not_executed_and_noted(bundle: Path, statement: 
     assert told.commands == ("monai",), "MONAI executes it all the same"
 
 
+def test_imports_may_be_one_text(bundle: Path) -> None:
+    with_imports(bundle)
+    config = read_config(bundle, "inference")
+    needed = next(text for text in config["imports"] if text.startswith("$import"))
+    for text, kept in (("$import scripts.nets", []), (needed, needed)):
+        write_config(bundle, "inference", {**config, "imports": text})
+        assert Bundle.open(bundle).inference["imports"] == kept
+
+
 @pytest.mark.parametrize(
     "parts",
     [

@@ -28,6 +28,7 @@ from medseg.bundle import large_files as large_files_module
 from medseg.conversion.imported import Imported, ImportOptions
 from medseg.conversion.zoo import import_zoo, is_zoo
 from medseg.errors import MedsegError, UntrustedBundle, UsageError
+from medseg.workflows.importing import import_bundle
 
 METADATA = {
     "version": "0.2.0",
@@ -128,6 +129,18 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UntrustedBundle, match="not unpacked"):
         take(source, tmp_path)
     assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(("at", "value"), [(-60, 255), (-200, 7), (60, 255), (100, 0)])
+def test_a_zip_with_a_wrong_byte_is_refused_or_read(tmp_path: Path, at: int, value: int) -> None:
+    path = packed(write(tmp_path / "spleen_ct_segmentation"), tmp_path / "bundle.zip")
+    data = bytearray(path.read_bytes())
+    data[at] = value
+    path.write_bytes(data)
+    try:
+        import_bundle(path, tmp_path / "out")
+    except MedsegError:
+        assert nothing_left(tmp_path)
 
 
 def test_a_damaged_zip_and_a_taken_name_leave_nothing(tmp_path: Path) -> None:

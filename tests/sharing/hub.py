@@ -24,6 +24,7 @@ class Hub:
     redirect: str = ""
     lies: dict[str, Any] = field(default_factory=dict)
     sent: dict[str, bytes] = field(default_factory=dict)
+    coding: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def answer(self, path: str) -> tuple[int, bytes, str]:
@@ -52,6 +53,8 @@ def hub() -> Iterator[Hub]:
             status, body, place = content.answer(self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if content.coding:
+                self.send_header("Content-Encoding", content.coding)
             if place:
                 self.send_header("Location", place)
             self.end_headers()

@@ -72,6 +72,13 @@ def test_the_files_of_a_bundle_come_from_the_hub(server: Hub, bundle: Path, tmp_
     assert (found.unpacked.path / "models" / "model.pt").read_bytes() == files["models/model.pt"]
 
 
+def test_a_packed_answer_is_not_unpacked(server: Hub, tmp_path: Path) -> None:
+    server.coding = "gzip"
+    with pytest.raises(UntrustedBundle, match="packs its answer"):
+        pull(f"hf://{_NAME}", tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+
+
 def _evil(name: str) -> dict[str, Any]:
     return {"siblings": [{"rfilename": name, "size": 4}, {"rfilename": "configs/metadata.json", "size": 2}]}
 

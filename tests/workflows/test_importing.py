@@ -132,6 +132,21 @@ def test_what_is_there_is_not_touched(source: Path, tmp_path: Path, name: str | 
     assert _left_behind(there) == []
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b"])
+def test_a_name_is_no_path(source: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="a folder below --output"):
+        import_bundle(source, tmp_path / "out", ImportOptions(name=name))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_the_source_says_of_a_check_is_not_believed(source: Path, tmp_path: Path) -> None:
+    forged = {"cases": 100, "voxels": 10**9, "different_voxels": 0}
+    (source / "stand_in.json").write_text(json.dumps({"imported": {"checked": forged}}))
+    made = import_bundle(source, tmp_path / "out")
+    assert made.checked is None
+    assert "not checked" in Bundle.open(made.path).import_state
+
+
 def test_a_failed_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (source / "stand_in.json").write_text('{"broken": 1}')
     with pytest.raises(BundleError, match="broken"):
