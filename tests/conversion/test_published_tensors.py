@@ -43,7 +43,7 @@ def _options(tmp_path: Path, content: Any = None) -> ImportOptions:
 def _script(path: Path, network: torch.nn.Module) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the format is deprecated, and shapes are compared while it is traced
-        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), path)
     return path
 
 
