@@ -66,7 +66,7 @@ def _member_problem(info: zipfile.ZipInfo, parts: tuple[str, ...]) -> str | None
     name = info.filename
     mode = info.external_attr >> 16
     checks = {
-        "outside the bundle's folder": name.startswith("/") or ".." in parts or len(parts) < 2,
+        "outside the bundle's folder": name.startswith("/") or "//" in name or ".." in parts or len(parts) < 2,
         "not a plain name": not name.isascii() or not name.isprintable() or any(char in name for char in '\\:*?"<>|'),
         "not a plain file": stat.S_IFMT(mode) not in {0, stat.S_IFREG},
         "not named like a bundle": not FOLDER_NAME.fullmatch(parts[0]) if parts else True,
