@@ -37,6 +37,13 @@ class DescribedBundle:
         return stated_packages(self.metadata)
 
     @property
+    def input_names(self) -> list[str]:
+        """Names of the input's channels in their order, in small letters; empty if not every channel has one."""
+        named = self._tensor("inputs", "image").get("channel_def") or {}
+        numbers = [str(number) for number in range(int(self._tensor("inputs", "image").get("num_channels", 1)))]
+        return [str(named[number]).strip().lower() for number in numbers] if numbers == sorted(named, key=int) else []
+
+    @property
     def dimensions(self) -> int:
         """Number of axes of the network's image input, 3 if the metadata do not say."""
         return len(self._tensor("inputs", "image").get("spatial_shape") or (0, 0, 0))

@@ -117,7 +117,7 @@ class LocatedPredictor(Predictor):
 
     def _locate(self, image: MetaTensor, geometry: Geometry, modality: str | None) -> Found:
         bundle, how = self._located.locator, self._located.locating
-        seen = image[: bundle.input_channels]
+        seen = image[self._located.seen]
         try:
             labels = self._locator.predict(seen, modality).label_map
             return find_parts(labels, geometry, self._wanted, self._rule, sides=how.sides)

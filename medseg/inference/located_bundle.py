@@ -100,11 +100,7 @@ class LocatedBundle(Bundle):
         if not (plain.has_background and plain.labels):
             what = "a background to lie round its crops, and names of its structures"
             raise BundleError(f"{plain.name} lacks {what}, one or both; --locate cannot be used with it")
-        if self.locator.input_channels > plain.input_channels:
-            raise UsageError(
-                f"--locate: {self.locator.name} takes {self.locator.input_channels} channels, {plain.name}"
-                f" {plain.input_channels}; choose a bundle that finds {locating.structure} in these"
-            )
+        self.seen = _channels_seen(self.locator, plain)
 
     @cached_property
     def sha256(self) -> str:
@@ -207,3 +203,17 @@ def _sideless(name: str) -> str:
 def _side_word(name: str) -> Side | None:
     found = {word[0] for word in _SIDE_WORD.findall(_plain(name))}
     return None if len(found) != 1 else "left" if found == {"l"} else "right"
+
+
+def _channels_seen(locator: Bundle, plain: Bundle) -> list[int]:
+    """Which channels of a case the locator is shown: those of the names that its metadata say."""
+    own, given = locator.input_names, plain.input_names
+    if locator.input_channels == plain.input_channels and (not own or sorted(own) != sorted(given)):
+        return list(range(plain.input_channels))  # as many, without names or with others
+    if not own or len({*given}) < len(given) or not {*own} <= {*given}:
+        raise UsageError(
+            f"--locate: which of the {plain.input_channels} channels ({', '.join(given) or 'without names'}) of"
+            f" {plain.name} are the {locator.input_channels} ({', '.join(own) or 'without names'}) of {locator.name} is"
+            " not known; give them the same names in channel_def of both bundles' inputs"
+        )
+    return [given.index(name) for name in own]

@@ -12,11 +12,13 @@ import pydicom
 import pytest
 from typer.testing import CliRunner, Result
 
+from medseg.bundle import Bundle
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode, UsageError
 from medseg.evaluation import evaluate_folders
 from medseg.inference import Options, run_batch
+from medseg.inference.located_bundle import LocatedBundle
 from medseg.phantom import make_patient, write_dicom
 from tests.inference.bundles import ORIENTED, SCORES_BACK, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
@@ -369,3 +371,18 @@ def test_numbers_that_post_processing_gives_are_those_that_are_located_and_named
         volumes = {one.name: one.volume_ml for one in case.structures}
         assert volumes["Right large"] == pytest.approx((labelled(where, BOTH[1:]) == 2).sum() / 1000)
         assert volumes["Left small"] == pytest.approx((labelled(where, BOTH[:1]) == 1).sum() / 1000)
+
+
+def test_a_locator_is_shown_the_channels_of_its_names(tmp_path: Path) -> None:
+    finder = write_bundle(tmp_path / "finder", Design(transforms=ORIENTED))
+    two = write_bundle(tmp_path / "two", Design(transforms=ORIENTED, input_channels=2))
+    with pytest.raises(UsageError, match="channel_def of both"):
+        Options(locate=f"{finder}:large").bundle_of(Bundle.open(two))
+    for folder, names in ((finder, ["T1"]), (two, ["FLAIR", "t1"])):
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+        channels = {str(number): name for number, name in enumerate(names)}
+        metadata["network_data_format"]["inputs"]["image"]["channel_def"] = channels
+        (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    asked = Options(locate=f"{finder}:large").bundle_of(Bundle.open(two))
+    assert isinstance(asked, LocatedBundle)
+    assert asked.seen == [1]
