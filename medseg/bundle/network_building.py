@@ -101,6 +101,7 @@ def _building_mode(counter: _Counter, *, without_memory: bool) -> TorchFunctionM
     from torch.utils._pytree import tree_iter, tree_map
 
     makers = _device_constructors()
+    fillers = {torch.Tensor.normal_, torch.Tensor.uniform_}
 
     def on_meta(value: Any) -> Any:
         return value.to("meta") if isinstance(value, torch.Tensor) else value
@@ -119,8 +120,11 @@ def _building_mode(counter: _Counter, *, without_memory: bool) -> TorchFunctionM
         def __torch_function__(
             self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-                return func(*args, **(kwargs or {}))  # of a weight, which stays without memory
+            weight = args[0] if args else (kwargs or {}).get("tensor")  # by name in torch.nn.init
+            if isinstance(weight, torch.Tensor) and weight.is_meta:  # which stays without memory
+                is_filled = getattr(func, "__module__", "") == "torch.nn.init" or func in fillers
+                # for random numbers on that device torch imports its compiler, which takes seconds
+                return weight if is_filled else func(*args, **(kwargs or {}))
             options = dict(kwargs or {})
             if func in makers and options.get("device") is None:
                 if func is torch.empty and without_memory:

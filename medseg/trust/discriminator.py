@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, pad
 
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
+from medseg.bundle.network_building import NetworkTooLarge, elements_in, frugal
 from medseg.errors import BundleError
 from medseg.json_shape import FLAG, TEXT, Spec, misfit, parse_json, read_bounded, whole
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
@@ -52,10 +53,11 @@ def read_discriminator(bundle: Bundle) -> ConditionalPatchDiscriminator:
             raise ValueError(wrong)
         if stated.pop("_target_").rpartition(".")[2] != ConditionalPatchDiscriminator.__name__:
             raise ValueError("another class")
-        with torch.device("meta"):  # a few bytes must not ask for more memory than the weights take
+        weights = bundle.path / DISCRIMINATOR_NAME  # a few bytes must not ask for more memory than these take
+        with frugal(elements_in([weights]), bundle.name, without_memory=True):
             network = ConditionalPatchDiscriminator(**stated)
-        network.load_state_dict(read_weights(bundle.path / DISCRIMINATOR_NAME), assign=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        network.load_state_dict(read_weights(weights), assign=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, NetworkTooLarge) as error:
         raise BundleError(
             f"{bundle.name} has no discriminator of segmentations that can be read ({error}); expected {path.name} and "
             f"{DISCRIMINATOR_NAME}. Train and publish it: medseg train --publish"
