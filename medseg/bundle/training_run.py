@@ -40,14 +40,15 @@ class TrainingRun:
     epoch: int  # epoch, epochs, iterations: when the weights were taken; the length of the run
     epochs: int
     iterations: int
-    fold: int  # the fold that was held out; negative if every case was trained on
+    fold: int  # the fold that was held out; negative if none was by its number
     cases: int  # cases and held_out_cases: how many were trained on, and validated on
     held_out_cases: int
-    # of the validation in that epoch, as in the run's ``metrics.csv``: held out only if ``fold`` is not negative
+    # of the validation in that epoch, as in the run's ``metrics.csv``: held out only if :attr:`is_held_out`
     figures: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     precision: str = ""
     medseg: str = ""
+    apart: bool = False  # whether no case was both trained on and validated on, by their sums
     images: tuple[str, ...] = ()  # images and labels: SHA-256 sums of the files that were trained on, sorted
     labels: tuple[str, ...] = ()
 
@@ -69,7 +70,7 @@ class TrainingRun:
     def write(self, bundle: Bundle) -> None:
         """State the run in the bundle: record, metadata (version, changelog, figures, packages) and README."""
         write_json(bundle.path / TRAINING_RUN, asdict(self))
-        record_figures(bundle, self.sentence, self.figures if self.fold >= 0 else {}, self.described)
+        record_figures(bundle, self.sentence, self.figures if self.is_held_out else {}, self.described)
         readme = bundle.path / _README
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
         section = f"<!-- training -->\n{self.sentence[0].upper()}{self.sentence[1:]}.\n<!-- /training -->"
@@ -83,12 +84,18 @@ class TrainingRun:
         return f"trained for {self.epochs} epochs on {self.cases} cases, {self.described}; {which} (epoch {self.epoch})"
 
     @property
+    def is_held_out(self) -> bool:
+        """Whether the figures are of cases that the network has not learnt from."""
+        return self.fold >= 0 or self.apart
+
+    @property
     def described(self) -> str:
         """Which cases the figures are of."""
-        if self.fold < 0:
+        if not self.is_held_out:
             return "none held out"
         chosen = ", which chose the epoch" if self.model == "best" else ""
-        return f"fold {self.fold} with {self.held_out_cases} cases held out{chosen}"
+        fold = f"fold {self.fold} with " if self.fold >= 0 else ""
+        return f"{fold}{self.held_out_cases} cases held out{chosen}"
 
 
 def record_figures(bundle: Bundle, change: str, figures: Mapping[str, float], cases: str) -> None:

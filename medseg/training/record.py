@@ -118,6 +118,7 @@ def describe_run(
     figures = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
     cases = checkpoints.conditions(trainer).cases
     learnt, held_out = cases.get("training", []), cases.get("validation", [])
+    images = _sums([*learnt, *cases.get("unlabelled", [])], labels=False)
     return TrainingRun(
         weights_sha256="",
         model=model,
@@ -131,7 +132,8 @@ def describe_run(
         seed=parser.get_parsed_content("seed", default=None),
         precision=str(trainer.dtype).removeprefix("torch."),
         medseg=medseg_version(),
-        images=_sums([*learnt, *cases.get("unlabelled", [])], labels=False),
+        apart=bool(held_out) and {*images}.isdisjoint(_sums(held_out, labels=False)),
+        images=images,
         labels=_sums(learnt, labels=True),
     )
 

@@ -361,3 +361,18 @@ def test_the_best_of_a_run_can_be_published(data: Path, write: Callable[[Config]
     assert result.published == bundle / "models" / "model.pt"
     assert _equal(dict(torch.load(result.published, weights_only=True)), _weights(tmp_path / "out", "best"))
     assert _read(bundle / "docs" / "training_run.json")["cases"] == 4
+    metrics = _read(bundle / "configs" / "metadata.json")["eval_metrics"]
+    assert metrics["cases"] == "2 cases held out, which chose the epoch"
+    assert metrics["mean_dice"] == pytest.approx(result.best_metric, abs=1e-3)
+
+
+def test_figures_of_cases_that_were_trained_on_are_not_published(
+    data: Path, write: Callable[[Config], Path], tmp_path: Path
+) -> None:
+    config = _config()
+    config["validate"]["dataset"]["data"] = config["train"]["dataset"]["data"]
+    bundle = write(config)
+    inference = {name: config[name] for name in ("bundle_root", "device", "network_def")}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference))
+    train_bundle(bundle, dataset_dir=data, output=tmp_path / "out", device="cpu", publish=True)
+    assert _read(bundle / "configs" / "metadata.json")["eval_metrics"] == {"cases": "none held out"}
