@@ -69,8 +69,9 @@ def import_bundle(
         _free(target)
         metadata = read_config(made.path / METADATA)
         stated = metadata.get("imported")
-        metadata["imported"] = {"origin": made.kind, **(stated if isinstance(stated, dict) else {})}
-        metadata["imported"].pop("checked", None)  # whoever made the source may have written it
+        # whoever made the source may have written what it is, and that it was checked
+        metadata["imported"] = {**(stated if isinstance(stated, dict) else {}), "origin": made.kind}
+        metadata["imported"].pop("checked", None)
         if check is not None:
             from medseg.workflows.import_check import check_import
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from medseg.bundle import Bundle
 from medseg.bundle.findings import blocks
 from medseg.conversion.imported import ImportOptions
 from medseg.conversion.nnunet import import_nnunet, is_nnunet
+from medseg.conversion.nnunet_source import read_checkpoint
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.inference.predictor import Predictor
 from medseg.ingest import save_nifti
@@ -275,6 +277,37 @@ def test_hostile_checkpoints_are_refused(
         import_nnunet(source, tmp_path / "out", LPS)
     assert not list((tmp_path / "out").iterdir())
     assert not (tmp_path / "executed").exists()
+
+
+class _Shadowed:
+    """Pickled as a table whose own attribute hides one of its methods."""
+
+    def __init__(self, items: dict[str, Any], hidden: str) -> None:
+        self._parts = (OrderedDict, (), {hidden: 3}, None, iter(items.items()))
+
+    def __reduce__(self) -> Any:
+        return self._parts
+
+
+@pytest.mark.parametrize("hidden", ["items", "values", "keys", "get"])
+def test_a_table_that_hides_its_methods_is_read_all_the_same(hidden: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    inner = {**checkpoint_of(Fake(), 0), "network_weights": _Shadowed(state_of(Fake(), 0), hidden)}
+    inner["init_args"] = _Shadowed({"configuration": "3d_fullres"}, hidden)
+    torch.save(_Shadowed(inner, hidden), path)
+    found = read_checkpoint(path)
+    assert (found.configuration, found.state.keys()) == ("3d_fullres", state_of(Fake(), 0).keys())
+
+
+@pytest.mark.parametrize("name", ["plans.json", "fold_0", "fold_0/checkpoint_final.pth", "."])
+def test_links_out_of_the_folder_are_not_followed(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", Fake())
+    (tmp_path / "out").mkdir()
+    (source / name).rename(tmp_path / "elsewhere")
+    (source / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UntrustedBundle, match="a link that leads out of"):
+        import_nnunet(tmp_path / "model", tmp_path / "out", LPS)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_bare_pickle_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import http.server
@@ -11,6 +12,7 @@ import json
 import ssl
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -340,6 +342,25 @@ def test_an_unknown_authority_and_endless_answers_are_refused(
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(UsageError, match="certificate verify failed"):
         large_files_module.fetch(file, tmp_path / "spleen")
+    assert not list((tmp_path / "spleen").rglob("*.pt"))
+
+
+def test_an_answer_that_drips_is_not_waited_for(tmp_path: Path, site: _Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drips(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "40")
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # nobody listens any more
+            for _ in range(40):
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
+
+    site.answers["/model.pt"] = drips
+    monkeypatch.setattr(large_files_module, "_TIMEOUT_S", 0.5)
+    with pytest.raises(UsageError, match="too slowly to come to an end"):
+        large_files_module.fetch(
+            large_files_module.LargeFile("models/model.pt", f"{site.url}/model.pt"), tmp_path / "spleen"
+        )
     assert not list((tmp_path / "spleen").rglob("*.pt"))
 
 

@@ -200,12 +200,12 @@ def test_the_origins_mirroring_is_tried(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not the origin's"):
         import_bundle(source, tmp_path / "out", check=pair)
     (source / "stand_in.json").write_text(
-        json.dumps({"imported": {"origin": "a mirroring stand-in", "mirror": ["lr", "ap"]}})
+        json.dumps({"imported": {"origin": "something better known", "mirror": ["lr", "ap"]}})
     )
     made = import_bundle(source, tmp_path / "out", check=pair)
     assert made.checked is not None
     assert made.checked["mirror"] == ["lr", "ap"]
-    assert "(a mirroring stand-in)" in made.notes[-1]
+    assert "(a stand-in)" in made.notes[-1]  # a source does not say what it is
     assert "with --mirror lr,ap" in made.notes[-1]
 
 
