@@ -17,6 +17,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.bundle import Bundle
 from medseg.bundle.findings import blocks
@@ -352,6 +353,21 @@ def test_what_is_null_is_absent(tmp_path: Path) -> None:
     config = json.loads((made(tmp_path, fake) / "configs" / "inference.json").read_text())
     forth = config["preprocessing"]["transforms"][-1]["forth"]
     assert (forth["mode_z"], forth["threshold"]) == ("nearest-exact", 3.0)
+
+
+def test_no_random_numbers_are_drawn_for_weights_without_memory(tmp_path: Path) -> None:
+    """For these torch imports its compiler, which takes seconds."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    with Seen():
+        made(tmp_path, Fake())
+    assert "empty" in seen
+    assert not {name for name in seen if name.endswith(("normal_", "uniform_"))}
 
 
 _WATCHED: list[str] = []
