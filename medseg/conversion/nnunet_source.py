@@ -100,6 +100,11 @@ class Model:
     checkpoints: tuple[Path, ...]
 
     @property
+    def files(self) -> list[Path]:
+        """All that is read of it."""
+        return [*(self.folder / name for name in _TEXTS), *self.checkpoints]
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         named = self.dataset.get("channel_names") or self.dataset.get("modality") or {}

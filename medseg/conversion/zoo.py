@@ -19,8 +19,8 @@ from medseg.bundle.audit_files import judge_names, list_files
 from medseg.bundle.config import config_file
 from medseg.bundle.find import METADATA, is_bundle
 from medseg.bundle.large_files import fetch, missing_files
-from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, extract, most_bytes, safe_members
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.bundle.unpacking import LARGEST_DIRECTORY, extract, most_bytes, safe_members
+from medseg.conversion.imported import Imported, ImportOptions, free_place
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import open_zip
 
@@ -59,11 +59,7 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
         If its metadata cannot be read.
     """
     with _copied(source, output) as (name, folder):
-        place = output / (options.name or name)
-        if not FOLDER_NAME.fullmatch(place.name):
-            raise UsageError(f"{place.name!r} cannot name a bundle; give --name with letters, digits, _, - and .")
-        if place.exists():
-            raise UsageError(f"{place} exists; move it away, or give --name")
+        place = free_place(output, options.name or name)
         notes = [*_left_out(folder)]
         bundle = Bundle.open(folder)
         wanted, others = missing_files(folder)

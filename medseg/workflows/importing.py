@@ -13,7 +13,7 @@ from typing import Any
 from medseg.bundle import Bundle
 from medseg.bundle.config import read_config
 from medseg.bundle.find import METADATA
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.conversion.imported import Imported, ImportOptions, free_place
 from medseg.errors import UsageError
 from medseg.files import prepare_folder, shown, write_json
 
@@ -59,14 +59,11 @@ def import_bundle(
         raise UsageError(f"cannot find {shown(source)}; give a folder or file of a trained model")
     prepare_folder(output)
     if options.name:
-        if Path(options.name).name != options.name or options.name == "..":
-            raise UsageError(f"the name is {shown(options.name)}, expected that of a folder below --output alone")
-        _free(output / options.name)
+        free_place(output, options.name)
     convert = _conversion(source)
     with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=output) as partial:
         made: Imported = convert(source, Path(partial), options)
-        target = output / made.path.name
-        _free(target)
+        target = free_place(output, made.path.name)
         metadata = read_config(made.path / METADATA)
         stated = metadata.get("imported")
         # whoever made the source may have written what it is, and that it was checked
@@ -90,8 +87,3 @@ def _conversion(source: Path) -> Callable[[Path, Path, ImportOptions], Imported]
                 convert: Callable[[Path, Path, ImportOptions], Imported] = getattr(module, f"import_{kind}")
                 return convert
     raise UsageError(f"{shown(source)} is no model that medseg can read; expected {'; '.join(KINDS.values())}")
-
-
-def _free(target: Path) -> None:
-    if target.exists():
-        raise UsageError(f"{shown(target)} exists already; give another --name or --output, or remove it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,11 @@ def test_zip_and_tree_are_found(tmp_path: Path) -> None:
     assert imported.path.name == "dataset007_fake_3d_fullres"
     assert [path.name for path in (tmp_path / "out").iterdir()] == [imported.path.name]
     assert any("--mirror is,ap,lr" in note for note in imported.notes)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_cut(tmp_path: Path) -> None:
+    path = made(tmp_path, Fake(plans={"dataset_name": "Dataset001_" + "long" * 100}))
+    assert re.fullmatch(r"dataset001_(long)+l?o?n?_3d_fullres", path.name)
 
 
 def test_orientation_is_asked_for_or_read(tmp_path: Path) -> None:

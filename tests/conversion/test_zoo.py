@@ -154,7 +154,7 @@ def test_a_damaged_zip_and_a_taken_name_leave_nothing(tmp_path: Path) -> None:
         take(tmp_path / "damaged.zip", tmp_path)
     assert nothing_left(tmp_path)
     take(source, tmp_path)
-    with pytest.raises(UsageError, match="exists; move it away"):
+    with pytest.raises(UsageError, match="exists already; give another --name"):
         take(source, tmp_path)
     assert take(source, tmp_path, name="spleen_2").path.name == "spleen_2"
 

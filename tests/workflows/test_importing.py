@@ -132,7 +132,7 @@ def test_what_is_there_is_not_touched(source: Path, tmp_path: Path, name: str | 
     assert _left_behind(there) == []
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b"])
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b", "n" * 300])
 def test_a_name_is_no_path(source: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="a folder below --output"):
         import_bundle(source, tmp_path / "out", ImportOptions(name=name))
