@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +80,8 @@ def import_bundle(
 
 def _conversion(source: Path) -> Callable[[Path, Path, ImportOptions], Imported]:
     for kind in KINDS:
-        if find_spec(f"medseg.conversion.{kind}") is not None:
-            module: Any = import_module(f"medseg.conversion.{kind}")
-            if getattr(module, f"is_{kind}")(source):
-                convert: Callable[[Path, Path, ImportOptions], Imported] = getattr(module, f"import_{kind}")
-                return convert
+        module: Any = import_module(f"medseg.conversion.{kind}")
+        if getattr(module, f"is_{kind}")(source):
+            convert: Callable[[Path, Path, ImportOptions], Imported] = getattr(module, f"import_{kind}")
+            return convert
     raise UsageError(f"{shown(source)} is no model that medseg can read; expected {'; '.join(KINDS.values())}")

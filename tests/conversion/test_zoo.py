@@ -108,6 +108,19 @@ def test_a_bundle_is_taken_in_less_what_labelling_never_reads(tmp_path: Path, as
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["spleen_ct_segmentation"]
 
 
+def test_links_and_what_is_not_copied_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "spleen")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "docs" / "secret.md").symlink_to(tmp_path / "secret")
+    made = take(folder, tmp_path)
+    assert any("docs/secret.md (a symbolic link)" in note for note in made.notes)
+    assert not (made.path / "docs" / "secret.md").exists()
+    monkeypatch.setattr("medseg.bundle.audit_files._MOST_FILES", 3)
+    with pytest.raises(UntrustedBundle, match="more than 3 files"):
+        import_zoo(folder, tmp_path / "more", ImportOptions())
+    assert not any((tmp_path / "more").iterdir())
+
+
 def test_code_that_the_network_needs_is_named_by_file_and_line(tmp_path: Path) -> None:
     made = take(write(tmp_path / "spleen", network=OWN), tmp_path)
     told = "\n".join(made.notes)

@@ -76,7 +76,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module.is_stand_in = lambda source: (source / "stand_in.json").is_file()
     module.import_stand_in = _convert
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(importing, "KINDS", {"not_there": "what is not installed", "stand_in": "a stand-in"})
+    monkeypatch.setattr(importing, "KINDS", {"zoo": "bundles", "stand_in": "a stand-in"})
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_failed_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
 
 
 def test_what_nobody_knows_is_refused_with_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no model that medseg can read; expected what is not installed; a stand-in"):
+    with pytest.raises(UsageError, match="no model that medseg can read; expected bundles; a stand-in"):
         import_bundle(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="cannot find"):
         import_bundle(tmp_path / "nowhere", tmp_path / "out")
