@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit_weights import judge_torch_archive
+from medseg.bundle.checkpoints import plain
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import open_zip, shown
 from medseg.json_shape import (
@@ -266,26 +267,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} cannot be read as a checkpoint: {error}") from error
-    held = _table(held)
-    state = _table(held.get("network_weights"))
+    held = plain(held)
+    state = plain(held.get("network_weights"))
     if not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
         raise BundleError(f"{path} holds no network_weights (names to tensors); it is no checkpoint of nnU-Net v2")
     named = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
     axes = held.get("inference_allowed_mirroring_axes") or ()
     if len(named) < len(state) or not isinstance(axes, tuple | list) or not {*map(repr, axes)} <= {"0", "1", "2"}:
         raise BundleError(f"{path} names a tensor twice, or mirrors along other axes than 0, 1 and 2; it is damaged")
-    name = _table(held.get("init_args")).get("configuration")
+    name = plain(held.get("init_args")).get("configuration")
     return Checkpoint(
         named,
         name if isinstance(name, str) else path.parent.parent.name.rpartition("__")[2],
         trainer if isinstance(trainer := held.get("trainer_name"), str) else "not stated",
         tuple(dict.fromkeys(axes)),
     )
-
-
-def _table(value: object) -> dict[Any, Any]:
-    """A table as a plain one, whose methods no state of a pickle has replaced; anything else is an empty one."""
-    return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 class _Inert:
