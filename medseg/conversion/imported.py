@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from medseg.files import shown, write_json, write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _LONGEST_NAME = 128
-"""Bytes; what is made of a name (partial files, archives) is longer."""
+"""Characters; what is made of a name (partial files, archives) is longer."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def free_place(
     expected: str = "letters, digits, _, - and ., a folder below --output alone",
 ) -> Path:
     """Where a bundle of that name is going to lie; a ``UsageError`` if it cannot be named so, or there is one."""
-    if not form.fullmatch(name) or len(os.fsencode(name)) > _LONGEST_NAME:
+    if not form.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise UsageError(
             f"the name is {shown(name[:_LONGEST_NAME])}, expected {expected}, at most {_LONGEST_NAME} characters; give"
             " another --name"

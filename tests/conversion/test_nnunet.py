@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from medseg.inference.predictor import Predictor
 from medseg.ingest import save_nifti
 from medseg.sharing.archive import pack, unpack
 from medseg.sharing.verify import verify
+from tests.conversion.hostile import Shadowed
 from tests.conversion.nnunet_model import (
     ANISO,
     ANISO_STRIDES,
@@ -286,22 +286,12 @@ def test_hostile_checkpoints_are_refused(
     assert not (tmp_path / "executed").exists()
 
 
-class _Shadowed:
-    """Pickled as a table whose own attribute hides one of its methods."""
-
-    def __init__(self, items: dict[str, Any], hidden: str) -> None:
-        self._parts = (OrderedDict, (), {hidden: 3}, None, iter(items.items()))
-
-    def __reduce__(self) -> Any:
-        return self._parts
-
-
 @pytest.mark.parametrize("hidden", ["items", "values", "keys", "get"])
 def test_a_table_that_hides_its_methods_is_read_all_the_same(hidden: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_final.pth"
-    inner = {**checkpoint_of(Fake(), 0), "network_weights": _Shadowed(state_of(Fake(), 0), hidden)}
-    inner["init_args"] = _Shadowed({"configuration": "3d_fullres"}, hidden)
-    torch.save(_Shadowed(inner, hidden), path)
+    inner = {**checkpoint_of(Fake(), 0), "network_weights": Shadowed(state_of(Fake(), 0), hidden)}
+    inner["init_args"] = Shadowed({"configuration": "3d_fullres"}, hidden)
+    torch.save(Shadowed(inner, hidden), path)
     found = read_checkpoint(path)
     assert (found.configuration, found.state.keys()) == ("3d_fullres", state_of(Fake(), 0).keys())
 
