@@ -174,9 +174,17 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             check_header(path)
             return dict(load_file(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} cannot be read as weights: {error}") from error
+    if not isinstance(loaded, dict):
+        return loaded
+    return {key: plain(part) if isinstance(part, dict) else part for key, part in plain(loaded).items()}
+
+
+def plain(value: object) -> dict[Any, Any]:
+    """A table without what a pickle may have put in the place of its methods; anything else is an empty one."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def _is_state(value: Any) -> bool:

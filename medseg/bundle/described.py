@@ -11,7 +11,8 @@ from medseg.errors import BundleError, Refusal, UsageError
 from medseg.geometry import Geometry, millimetres, ras_axes
 from medseg.labels.scheme import LabelScheme
 
-_BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
+BACKGROUND = frozenset({"background", "bg", "back", "none", "unlabelled", "unlabeled", "no label", ""})
+"""What the background is called, in small letters."""
 
 
 class DescribedBundle:
@@ -66,7 +67,7 @@ class DescribedBundle:
         name = self._channels().get(0)
         if "labels" in self._tensor("outputs", "pred") and self.scheme.regions:
             return False
-        return self.output_channels > 1 and (name is None or name.strip().lower() in _BACKGROUND)
+        return self.output_channels > 1 and (name is None or name.strip().lower() in BACKGROUND)
 
     @property
     def scheme(self) -> LabelScheme:
@@ -95,7 +96,7 @@ class DescribedBundle:
         if self.output_channels == 1:
             if self._tensor("outputs", "pred").get("type") == "image":
                 return {}
-            first = next((name for name in named.values() if name.strip().lower() not in _BACKGROUND), None)
+            first = next((name for name in named.values() if name.strip().lower() not in BACKGROUND), None)
             return {} if first is None else {1: first}
         return {value: name for value, name in named.items() if value > 0 or not self.has_background}
 

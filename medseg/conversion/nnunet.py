@@ -7,9 +7,7 @@ model's folder does not state.
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import require_trusted
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.conversion.imported import (
+    Imported,
+    ImportOptions,
+    describe,
+    free_place,
+    name_of,
+    template,
+    whole_or_gone,
+    write_texts,
+)
 from medseg.conversion.nnunet_network import converted, read_architecture
 from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_model, read_checkpoint
 from medseg.errors import BundleError, UsageError
-from medseg.files import atomic_path, prepare_folder, sha256_file, write_json, write_text
+from medseg.files import atomic_path, prepare_folder, sha256_file, write_text
 from medseg.ingest.image_files import read_image_grid
 from medseg.json_shape import NUMBER, misfit
 from medseg.labels.scheme import LabelScheme
@@ -46,7 +53,6 @@ _RESAMPLING = {
 _MR = re.compile(r"mri?|t1\w*|t2\w*|flair|adc|dwi|dce\w*|pd|swi|.*\bmri?\b.*", re.IGNORECASE)
 _ABOVE_HALF = 1.3e-7
 """From this score on the sigmoid, in single precision, is above 0.5."""
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 _LICENCE = """The model's folder states no licence: ask its authors before you share it, or use it for more than trying.
 {stated}"""
 
@@ -65,17 +71,11 @@ def import_nnunet(source: Path, output: Path, options: ImportOptions) -> Importe
         model, notes = open_model(source, Path(scratch))
         first = read_checkpoint(model.checkpoints[0])
         plan = _Plan(model, first, _orientation(model, options))
-        folder = output / (options.name or plan.default_name)
-        if not _NAME.fullmatch(folder.name):
-            raise UsageError(f"the name is {folder.name!r}, expected the form <anatomy>_<modality>_<task>; give --name")
-        if folder.exists():
-            raise UsageError(f"{folder} exists; choose another name, or remove it")
-        try:
+        form = "the form <anatomy>_<modality>_<task>, lower case"
+        folder = free_place(output, options.name or plan.default_name, _NAME, form)
+        with whole_or_gone(folder):
             _write(folder, plan)
             require_trusted(folder, "infer")  # names and texts of the source stand in the bundle
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     return Imported(folder, plan.kind, (*notes, *plan.notes))
 
 
@@ -139,8 +139,8 @@ class _Plan:
 
     @property
     def default_name(self) -> str:
-        stated = f"{self.model.plans.get('dataset_name') or 'nnunet_model'}_{self.checkpoint.configuration}"
-        return re.sub(r"[^a-z0-9]+", "_", stated.lower()).strip("_")
+        stated = self.model.plans.get("dataset_name") or "nnunet_model"
+        return name_of(f"{stated[:80]}_{self.checkpoint.configuration[:40]}")
 
     @property
     def kind(self) -> str:
@@ -152,7 +152,7 @@ class _Plan:
             self.checkpoint.configuration,
             f"{len(self.model.checkpoints)} folds",
         ]
-        return f"nnU-Net v2 model ({', '.join(part[:80] for part in parts if part)})"
+        return f"an nnU-Net v2 model ({', '.join(part[:80] for part in parts if part)})"
 
     @property
     def axcodes(self) -> str:
@@ -280,60 +280,48 @@ def _write(folder: Path, plan: _Plan) -> None:
         definition = {"_target_": "medseg.networks.MeanOf", "networks": [definition] * count}
     with atomic_path(prepare_folder(folder / "models") / "model.pt") as partial:
         torch.save(weights, partial)
-    write_json(folder / "configs" / "inference.json", _inference(plan, definition))
-    write_json(folder / "configs" / "metadata.json", _metadata(folder.name, plan))
-    write_text(folder / "configs" / "logging.conf", (_TEMPLATES / "logging.conf").read_text())
     stated = plan.model.dataset.get("licence") or plan.model.dataset.get("license")
     said = f"dataset.json says of the data: {stated}\n" if stated else ""
-    write_text(folder / "LICENSE", _LICENCE.format(stated=said))
+    licence = _LICENCE.format(stated=said)
+    write_texts(folder, _inference(plan, definition), _metadata(folder.name, plan), licence, plan.notes)
     write_text(folder / "docs" / "data_license.txt", said or "dataset.json names no licence.\n")
-    write_text(folder / "docs" / "README.md", _readme(folder.name, plan))
 
 
 def _inference(plan: _Plan, network: Mapping[str, Any]) -> dict[str, Any]:
     """The config; a file is a case, several channels are ``CASE_0000``, ``CASE_0001`` …, as nnU-Net names them."""
-    config: dict[str, Any] = json.loads((_TEMPLATES / "nnunet_inference.json").read_text())
+    config = template("inference")
     spacing = plan.settings["spacing"]
     channels = len(plan.model.channels)
     if channels > 1:
         several = "[path.replace('_0000.', '_000' + str(number) + '.') for number in range(@channels)]"
         listed = config["datalist"].replace("'image': path", f"'image': {several}")
         config |= {"images": "*_0000.nii.gz", "datalist": listed}
-    *_, orientation, preprocess = config["preprocessing"]["transforms"]
-    orientation["axcodes"] = plan.axcodes
-    preprocess |= {"spacing": [None] * (3 - len(spacing)) + spacing, "schemes": plan.schemes}
-    preprocess |= {"forth": plan.resampling("data", 3), "back": plan.resampling("probabilities", 1)}
-    config |= {"channels": channels, "network_def": network}
-    config["inferer"]["roi_size"] = plan.patch
+    grids = {"spacing": [None] * (3 - len(spacing)) + spacing, "schemes": plan.schemes}
+    ways = {"forth": plan.resampling("data", 3), "back": plan.resampling("probabilities", 1)}
+    config["preprocessing"]["transforms"] += [
+        {"_target_": "Orientationd", "keys": "image", "axcodes": plan.axcodes, "labels": None},
+        {"_target_": "medseg.transforms.NNUNetPreprocessd", "keys": "image", **grids, **ways},
+    ]
+    inferer = {"_target_": "medseg.networks.EvenWindowInferer", "roi_size": plan.patch}
+    config |= {"channels": channels, "network_def": network, "inferer": inferer}
     labels = {"threshold": _ABOVE_HALF} if plan.scheme.regions else {"argmax": True}
     config["postprocessing"]["transforms"][1] |= labels
     return config
 
 
 def _metadata(name: str, plan: _Plan) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((_TEMPLATES / "nnunet_metadata.json").read_text())
     dataset, modality = plan.model.dataset, _modality(plan.model.channels)
-    tensors = metadata["network_data_format"]
-    image, pred = tensors["inputs"]["image"], tensors["outputs"]["pred"]
-    image |= {"modality": modality, "format": "hounsfield" if modality == "CT" else "magnitude"}
-    for tensor, names in ((image, dict(enumerate(plan.model.channels))), (pred, plan.channel_names)):
-        tensor |= {"num_channels": len(names), "spatial_shape": plan.patch}
-        tensor["channel_def"] = {str(number): text for number, text in names.items()}
-    pred |= plan.scheme.to_json() if plan.scheme.regions else {}
-    files = [plan.model.folder / "plans.json", plan.model.folder / "dataset.json", *plan.model.checkpoints]
-    hashed = {path.relative_to(plan.model.folder).as_posix(): sha256_file(path) for path in files}
-    packed = {key: packages.version(key) for key in ("nibabel", "pytorch-ignite", "medseg")}
+    channels = dict(enumerate(plan.model.channels))
+    metadata = describe(name, plan.kind, channels, plan.channel_names, plan.patch, modality)
+    metadata["network_data_format"]["outputs"]["pred"] |= plan.scheme.to_json() if plan.scheme.regions else {}
+    metadata["required_packages_version"]["medseg"] = packages.version("medseg")
+    hashed = {path.relative_to(plan.model.folder).as_posix(): sha256_file(path) for path in plan.model.files}
+    metadata["imported"] |= {"mirror": plan.mirror, "orientation": plan.orientation, "sha256": hashed}
     return metadata | {
-        "name": name.replace("_", " ").capitalize(),
-        "changelog": {metadata["version"]: f"imported from an {plan.kind}"},
-        "monai_version": packages.version("monai"),
-        "pytorch_version": packages.version("torch").partition("+")[0],
-        "numpy_version": packages.version("numpy"),
-        "required_packages_version": packed,
         "task": f"Segmentation of {', '.join(plan.scheme.structures.values())}",
-        "description": dataset.get("description") or f"An {plan.kind}.",
+        "description": dataset.get("description") or metadata["description"],
         "data_source": dataset.get("reference") or dataset.get("name") or "not stated",
-        "imported": {"origin": plan.kind, "mirror": plan.mirror, "orientation": plan.orientation, "sha256": hashed},
+        "references": ["Isensee et al., Nat Methods 18, 203-211 (2021)"],
     }
 
 
@@ -343,13 +331,3 @@ def _modality(channels: Sequence[str]) -> str:
     if names <= {"CT"}:
         return "CT"
     return "MR" if all(_MR.fullmatch(name) for name in names) else "/".join(sorted(names))[:64]
-
-
-def _readme(name: str, plan: _Plan) -> str:
-    structures = "\n".join(f"- {text}" for text in plan.scheme.structures.values())
-    notes = "\n".join(f"- {note}" for note in plan.notes)
-    return (
-        f"# {name}\n\nImported from an {plan.kind}; the hashes of its files stand in `configs/metadata.json`.\n\n"
-        f"{structures}\n\n{notes}\n\n```bash\nmedseg infer {name} INPUT -o OUTPUT\n```\n\nDICOM objects need the coded"
-        " term of each structure: state it under `segment_codes` in `configs/metadata.json`.\n"
-    )

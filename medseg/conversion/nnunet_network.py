@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_STAGES = 12
+_MOST_ELEMENTS = 1 << 48
+"""Of a network without memory: what its weights are is told by their names and shapes afterwards."""
 
 
 def _or_list(spec: Spec) -> Spec:
@@ -244,13 +246,13 @@ def converted(
 
 def _without_memory(definition: Mapping[str, Any]) -> Any:
     """The network, its weights without memory: its shapes are what is asked for."""
-    import torch
     from monai.networks.nets import DynUNet
 
+    from medseg.bundle.network_building import frugal
     from medseg.networks import NNUNet
 
     kwargs = {key: value for key, value in definition.items() if key != "_target_"}
-    with torch.device("meta"):
+    with frugal(_MOST_ELEMENTS, str(definition["_target_"]), without_memory=True):
         return (DynUNet if definition["_target_"] == "DynUNet" else NNUNet)(**kwargs)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit_weights import judge_torch_archive
+from medseg.bundle.checkpoints import plain
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import open_zip, shown
 from medseg.json_shape import (
@@ -40,6 +41,7 @@ _LARGEST_PICKLE = 64 << 20
 _LARGEST_RATIO, _SMALL_BYTES = 20, 1 << 20
 _MOST_FOLDS, _MOST_PARENTS = 20, 16
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+_TEXTS = ("plans.json", "dataset.json")
 _PREFERRED = ("3d_fullres", "3d_lowres", "2d")
 _FOLD = re.compile(r"fold_(\d{1,3}|all)")
 _MEMBER = re.compile(rf"plans\.json|dataset\.json|{_FOLD.pattern}/(?:{'|'.join(map(re.escape, _CHECKPOINTS))})")
@@ -97,6 +99,11 @@ class Model:
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
     checkpoints: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read of it."""
+        return [*(self.folder / name for name in _TEXTS), *self.checkpoints]
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -158,18 +165,24 @@ def open_model(source: Path, scratch: Path) -> tuple[Model, tuple[str, ...]]:
     UsageError
         If there are several to choose from.
     BundleError, UntrustedBundle
-        If it cannot be read; if a zip holds what could land elsewhere or never end.
+        If it cannot be read; if a zip holds what could land elsewhere or never end, a folder what lies elsewhere.
     """
-    if not source.is_dir():
+    root = source if source.is_dir() else scratch
+    if root is scratch:
         _unpack(source, scratch)
-    found = find_models(source if source.is_dir() else scratch)
+    found = find_models(root)
     folder = _chosen(found, source)
+    folds = _folds(folder)
+    files = [*(folder / name for name in _TEXTS), *folds]
+    if outside := [path for path in files if not path.resolve().is_relative_to(root.resolve())]:
+        raise UntrustedBundle(
+            f"{shown(outside[0])} is a link that leads out of {shown(source)}; put the file there itself"
+        )
     remedy = "the folder is incomplete or damaged; export it again with nnUNetv2_export_model_to_zip"
     plans, dataset = (
-        read_json(folder / name, form, remedy, BundleError, _LARGEST_JSON)
-        for name, form in (("plans.json", PLANS_FORM), ("dataset.json", _DATASET_FORM))
+        read_json(path, form, remedy, BundleError, _LARGEST_JSON)
+        for path, form in zip(files, (PLANS_FORM, _DATASET_FORM), strict=False)
     )
-    folds = _folds(folder)
     notes = [f"{folder.name}: of {len(found)} configurations"] if len(found) > 1 else []
     if any(path.name != _CHECKPOINTS[0] for path in folds):
         notes.append(f"{folds[0].name} of {len(folds)} folds: there is no {_CHECKPOINTS[0]}")
@@ -200,7 +213,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The members that are read, by name; empty if it is no trained model."""
     wanted = {info.filename: info for info in archive.infolist() if _is_wanted(PurePosixPath(info.filename))}
     names = {PurePosixPath(name).name for name in wanted}
-    return wanted if names >= {"plans.json", "dataset.json"} and names & {*_CHECKPOINTS} else {}
+    return wanted if names >= {*_TEXTS} and names & {*_CHECKPOINTS} else {}
 
 
 def _is_wanted(path: PurePosixPath) -> bool:
@@ -254,18 +267,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} cannot be read as a checkpoint: {error}") from error
-    state = held.get("network_weights") if isinstance(held, Mapping) else None
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(part, torch.Tensor) for part in state.values())
-    ):
+    held = plain(held)
+    state = plain(held.get("network_weights"))
+    if not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
         raise BundleError(f"{path} holds no network_weights (names to tensors); it is no checkpoint of nnU-Net v2")
     named = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
-    given, axes = held.get("init_args"), held.get("inference_allowed_mirroring_axes") or ()
+    axes = held.get("inference_allowed_mirroring_axes") or ()
     if len(named) < len(state) or not isinstance(axes, tuple | list) or not {*map(repr, axes)} <= {"0", "1", "2"}:
         raise BundleError(f"{path} names a tensor twice, or mirrors along other axes than 0, 1 and 2; it is damaged")
-    name = given.get("configuration") if isinstance(given, Mapping) else None
+    name = plain(held.get("init_args")).get("configuration")
     return Checkpoint(
         named,
         name if isinstance(name, str) else path.parent.parent.name.rpartition("__")[2],

@@ -7,25 +7,33 @@ names the network. Either way the bundle names MONAI's classes only.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata as packages
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import Bundle, require_trusted
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.bundle.described import BACKGROUND
+from medseg.conversion.imported import (
+    Imported,
+    ImportOptions,
+    describe,
+    free_place,
+    name_of,
+    template,
+    whole_or_gone,
+    write_texts,
+)
 from medseg.conversion.published_tensors import WEIGHT_SUFFIXES, read_state, without_prefix
 from medseg.conversion.published_tfjs import is_layers_model, read_stack
 from medseg.errors import BundleError, UsageError
-from medseg.files import shown, write_json, write_text
+from medseg.files import shown
 from medseg.json_shape import ANYTHING, TEXT, misfit, read_bounded, read_json, wholes
 
 if TYPE_CHECKING:
     import torch
 
-_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_NAME = re.compile(r"\w+", re.ASCII)
 _SMALL_TEXT = 1 << 20
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _UNLICENSED = "The source of this bundle states no licence: ask its authors before you share it.\n"
@@ -94,24 +102,16 @@ def import_published(source: Path, output: Path, options: ImportOptions) -> Impo
     """
     layers = next((path for path in (source, source / "model.json") if is_layers_model(path)), None)
     model = _of_weights(source, options) if layers is None else _of_layers(layers)
-    name = options.name or _name(source if layers is None else layers.parent)
-    if not re.fullmatch(r"\w+", name, re.ASCII):
-        raise UsageError(f"the name is {shown(name)}, expected letters, digits and underscores")
-    folder = output / name
-    if folder.exists():
-        raise UsageError(f"{folder} exists; choose another name, or remove it")
-    try:
-        _write(folder, source, model)
+    stem = (source if layers is None else layers.parent).resolve().stem
+    name = options.name or name_of(f"{stem[:80]} segmentation")
+    folder = free_place(output, name, _NAME, "letters, digits and underscores")
+    with whole_or_gone(folder):
+        beside = source if source.is_dir() else source.parent
+        licence = next(iter(_texts(beside, beside.resolve().parent)), _UNLICENSED)
+        _name_background(model)
+        write_texts(folder, _inference(model.parts), _metadata(name, model), licence, model.notes)
         _fill(folder, model)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return Imported(folder, model.kind, tuple(model.notes))
-
-
-def _name(source: Path) -> str:
-    words = re.findall(r"[a-z0-9]+", source.resolve().stem.lower())
-    return "_".join([*words, "segmentation"])
 
 
 # --- what describes itself --------------------------------------------------------------------------------------------
@@ -251,27 +251,14 @@ def _fill(folder: Path, model: _Model) -> None:
     raise first
 
 
-def _write(folder: Path, source: Path, model: _Model) -> None:
-    model.labels = [_background(model, name) if not at else name for at, name in enumerate(model.labels)]
-    write_json(folder / "configs" / "inference.json", _inference(model.parts))
-    write_json(folder / "configs" / "metadata.json", _metadata(folder.name, model))
-    beside = source if source.is_dir() else source.parent
-    licence = next(iter(_texts(beside, beside.resolve().parent)), _UNLICENSED)
-    write_text(folder / "LICENSE", licence)
-    said = "\n".join(f"- {note}" for note in model.notes)
-    structures = "\n".join(f"| {value} | {name} |" for value, name in enumerate(model.labels))
-    write_text(
-        folder / "docs" / "README.md",
-        f"# {folder.name}\n\nMade of {model.kind} (`{source.name}`) by `medseg bundle import`; not checked against the"
-        f" origin.\n\n{said}\n\n| label | structure |\n| --- | --- |\n{structures}\n",
-    )
-
-
-def _background(model: _Model, name: str) -> str:
-    if name.strip().lower() not in _NO_BACKGROUND:
-        return name
-    model.notes.append(f"channel 0, {name}, is the background")
-    return "background"
+def _name_background(model: _Model) -> None:
+    """Call channel 0 what it is where its name says so, and tell where it does not: its voxels are 0 anyway."""
+    name = model.labels[0]
+    if name.strip().lower() in _NO_BACKGROUND:
+        model.labels[0] = "background"
+        model.notes.append(f"channel 0, {name}, is the background")
+    elif name.strip().lower() not in BACKGROUND:
+        model.notes.append(f"channel 0, {name}, is no background by its name: label maps hold it as 0, as nothing")
 
 
 def _texts(*folders: Path) -> Iterator[str]:
@@ -283,71 +270,17 @@ def _texts(*folders: Path) -> Iterator[str]:
 
 
 def _inference(parts: Mapping[str, Any]) -> dict[str, Any]:
-    load = [{"_target_": "LoadImaged", **_IMAGE}, {"_target_": "EnsureChannelFirstd", **_IMAGE}]
-    transforms = [*load, *parts["preprocessing"], {"_target_": "EnsureTyped", **_IMAGE}]
-    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
-    save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
-    post = [
-        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-        {**invert, "nearest_interp": True, "to_tensor": True},
-        {**save, "output_dtype": "uint8", "resample": False, "separate_folder": False},
-    ]
-    loader = {"_target_": "CheckpointLoader", "load_path": "@weights", "load_dict": {"model": "@network"}}
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "data",
-        "images": "*.nii.gz",
-        "output_dir": "$@bundle_root + '/runs/inference'",
-        "device": "$'cuda' if torch.cuda.is_available() else 'cpu'",
-        "weights": "$@bundle_root + '/models/model.pt'",
-        "imports": ["$import glob"],
-        "datalist": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/' + @images))]",
-        **{key: parts[key] for key in ("layers", "network_def") if key in parts},
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": transforms},
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": parts["inferer"],
-        "postprocessing": {"_target_": "Compose", "transforms": post},
-        "handlers": [{**loader, "map_location": "@device"}],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
-        "inference": "%run",
-    }
+    config = template("inference")
+    config["preprocessing"]["transforms"] += [*parts["preprocessing"], {"_target_": "EnsureTyped", **_IMAGE}]
+    invert, discrete, save = config["postprocessing"]["transforms"]
+    decided = [{**discrete, "argmax": True}, {**invert, "nearest_interp": True}, save]
+    config["postprocessing"]["transforms"] = decided  # on the network's grid, as the origin does
+    return config | {key: parts[key] for key in ("layers", "network_def", "inferer") if key in parts}
 
 
 def _metadata(name: str, model: _Model) -> dict[str, Any]:
-    version, title = "0.1.0", name.replace("_", " ").capitalize()
-    any_size = {"type": "image", "spatial_shape": ["*", "*", "*"], "dtype": "float32", "value_range": []}
-    names = {str(value): label for value, label in enumerate(model.labels)}
-    image = {"format": "magnitude", "modality": model.modality, "num_channels": 1, "channel_def": {"0": model.modality}}
-    pred = {"format": "segmentation", "num_channels": len(names), "channel_def": names}
-    codes = {label: {"colour": colour} for label, colour in model.colours.items()}
-    return {
-        "schema": _SCHEMA,
-        "version": version,
-        "changelog": {version: f"made of {model.kind}, not checked against the origin"},
-        "name": title,
-        "monai_version": packages.version("monai"),
-        "pytorch_version": packages.version("torch").partition("+")[0],
-        "numpy_version": packages.version("numpy"),
-        "required_packages_version": {name: packages.version(name) for name in ("nibabel", "pytorch-ignite")},
-        "task": f"Segmentation of {len(names) - 1} structures",
-        "description": f"A published network, imported from {model.kind}.",
-        "authors": "those of the source",
-        "copyright": "as LICENSE says",
-        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
-        **model.metadata,
-        "network_data_format": {
-            "inputs": {"image": {**any_size, **image, "is_patch_data": False}},
-            "outputs": {"pred": {**any_size, **pred, "is_patch_data": False, "segment_codes": codes}},
-        },
-    }
+    labels = dict(enumerate(model.labels))
+    metadata = describe(name, model.kind, {0: model.modality}, labels, ["*"] * 3, model.modality)
+    codes = metadata["network_data_format"]["outputs"]["pred"]["segment_codes"]
+    codes |= {label: {"colour": colour} for label, colour in model.colours.items()}
+    return metadata | {"task": f"Segmentation of {len(labels) - 1} structures", **model.metadata}

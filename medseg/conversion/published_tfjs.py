@@ -58,7 +58,6 @@ _NORM_WEIGHTS = {
     "running_mean": "moving_mean",
     "running_var": "moving_variance",
 }
-_AXES = ("image", "channels")
 
 
 @dataclass

@@ -7,26 +7,25 @@ along, as some networks are defined there; it runs under ``--trust-bundle`` alon
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.audit_files import judge_names, list_files
 from medseg.bundle.config import config_file
 from medseg.bundle.find import METADATA, is_bundle
+from medseg.bundle.findings import Finding
 from medseg.bundle.large_files import fetch, missing_files
-from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, extract, most_bytes, safe_members
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.bundle.unpacking import LARGEST_DIRECTORY, extract, most_bytes, safe_members
+from medseg.conversion.imported import Imported, ImportOptions, free_place
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.files import open_zip
+from medseg.files import open_zip, prepare_folder
 
 _LARGEST_BYTES = 16 << 30
 _LEFT_OUT = ("runs/", "eval/", ".git")
-_PARTIAL = ".medseg-partial-"
 _SHOWN = 8
 
 
@@ -58,13 +57,10 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
     BundleError
         If its metadata cannot be read.
     """
-    with _copied(source, output) as (name, folder):
-        place = output / (options.name or name)
-        if not FOLDER_NAME.fullmatch(place.name):
-            raise UsageError(f"{place.name!r} cannot name a bundle; give --name with letters, digits, _, - and .")
-        if place.exists():
-            raise UsageError(f"{place} exists; move it away, or give --name")
-        notes = [*_left_out(folder)]
+    with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=prepare_folder(output)) as partial:
+        name, strange = _copy(source, Path(partial))
+        folder, place = Path(partial) / name, free_place(output, options.name or name)
+        notes = [*_left_out(folder, strange)]
         bundle = Bundle.open(folder)
         wanted, others = missing_files(folder)
         for file in wanted if options.fetch else ():
@@ -84,32 +80,33 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
     return Imported(place, "a bundle for monai.bundle", tuple(notes))
 
 
-@contextmanager
-def _copied(source: Path, output: Path) -> Iterator[tuple[str, Path]]:
-    """The name of a bundle and a copy of its files, which is gone afterwards unless it was moved."""
-    partial = output / f"{_PARTIAL}{secrets.token_hex(4)}"
+def _copy(source: Path, partial: Path) -> tuple[str, list[Finding]]:
+    """Write a bundle's files below ``partial``; its name, and what was not copied."""
+    if source.is_dir():
+        name = source.resolve().name
+        files, strange = list_files(source)
+        if strange and not strange[-1].file:
+            raise UntrustedBundle(
+                f"{source} holds {strange[-1].what}; give a copy without what runs and git left there"
+            )
+        for file in files:
+            target = partial / name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target)
+        return name, strange
     try:
-        if source.is_dir():
-            name = source.resolve().name
-            for file in list_files(source)[0]:
-                target = partial / name / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / file, target)
-        else:
-            with open_zip(source, LARGEST_DIRECTORY) as archive:
-                name, members = safe_members(archive, min(_LARGEST_BYTES, most_bytes(source.stat().st_size)))
-                if "manifest.json" in members:
-                    raise UsageError(f"{source} was packed by medseg; check and open it with: medseg bundle unpack")
-                extract(archive, members, {}, partial / name)
-        yield name, partial / name
+        with open_zip(source, LARGEST_DIRECTORY) as archive:
+            name, members = safe_members(archive, min(_LARGEST_BYTES, most_bytes(source.stat().st_size)))
+            if "manifest.json" in members:
+                raise UsageError(f"{source} was packed by medseg; check and open it with: medseg bundle unpack")
+            extract(archive, members, {}, partial / name)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise UntrustedBundle(f"{source} is a damaged or unusual zip file ({error}); fetch it again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return name, []
 
 
-def _left_out(folder: Path) -> Iterator[str]:
-    """Remove what labelling never reads; what that was, for people."""
+def _left_out(folder: Path, strange: Sequence[Finding]) -> Iterator[str]:
+    """Remove what labelling never reads; what that was, and what was not even copied, for people."""
     names, _ = list_files(folder)
     refused = {finding.file: finding.what for finding in judge_names(names)}
     kept_code = {name for name in refused if name.startswith("scripts/") and name.endswith(".py")}
@@ -117,6 +114,7 @@ def _left_out(folder: Path) -> Iterator[str]:
     gone = {name: what for name, what in gone.items() if name not in kept_code}
     for name in gone:
         (folder / name).unlink()
+    gone = {finding.file: finding.what for finding in strange} | gone
     shown = [f"{name} ({what})" for name, what in list(gone.items())[:_SHOWN]]
     if gone:
         more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""

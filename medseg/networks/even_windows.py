@@ -56,7 +56,7 @@ class EvenWindowInferer(Inferer):
         self.sw_batch_size = int(sw_batch_size)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Scores ``(N, K, *size)``, float32, of images ``(N, C, *size)``."""
+        """Scores ``(N, K, *size)``, float32, of images ``(N, C, *size)``; a ``ValueError`` if they overflow."""
         size = inputs.shape[2:]
         margins = [max(window - n, 0) for window, n in zip(self.roi_size, size, strict=True)]
         edges = [edge for margin in reversed(margins) for edge in (margin // 2, margin - margin // 2)]
@@ -70,8 +70,9 @@ class EvenWindowInferer(Inferer):
             sums[:, :, *window] += scores * weights
             total[window] += weights
         assert sums is not None, "there is one window at least"
+        if not torch.isfinite(sums.sum(dtype=torch.float64)):
+            raise ValueError("the network's scores are too large for half precision, in which nnU-Net sums them")
         inside = tuple(slice(margin // 2, margin // 2 + n) for margin, n in zip(margins, size, strict=True))
-        result: Tensor = convert_to_dst_type((sums / total)[:, :, *inside], inputs, dtype=torch.float)[
-            0
-        ]  # its facts, too
+        scores = (sums / total)[:, :, *inside]
+        result: Tensor = convert_to_dst_type(scores, inputs, dtype=torch.float)[0]  # its facts, too
         return result

@@ -120,6 +120,8 @@ def _ct(values: Volume, scheme: Mapping[str, Any], _: NDArray[np.bool_] | None) 
 def _z_score(values: Volume, _: Mapping[str, Any], mask: NDArray[np.bool_] | None) -> None:
     """By the values inside the mask, if there is one; those outside stay."""
     inside = values if mask is None else values[mask]
+    if not inside.size:  # an image of zeros
+        return
     mean, deviation = inside.mean(), max(inside.std(), 1e-8)
     if mask is None:
         values -= mean

@@ -6,14 +6,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from medseg.bundle import Bundle
 from medseg.bundle.config import read_config
 from medseg.bundle.find import METADATA
-from medseg.conversion.imported import Imported, ImportOptions
+from medseg.conversion.imported import Imported, ImportOptions, free_place
 from medseg.errors import UsageError
 from medseg.files import prepare_folder, shown, write_json
 
@@ -59,18 +58,16 @@ def import_bundle(
         raise UsageError(f"cannot find {shown(source)}; give a folder or file of a trained model")
     prepare_folder(output)
     if options.name:
-        if Path(options.name).name != options.name or options.name == "..":
-            raise UsageError(f"the name is {shown(options.name)}, expected that of a folder below --output alone")
-        _free(output / options.name)
+        free_place(output, options.name)
     convert = _conversion(source)
     with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=output) as partial:
         made: Imported = convert(source, Path(partial), options)
-        target = output / made.path.name
-        _free(target)
+        target = free_place(output, made.path.name)
         metadata = read_config(made.path / METADATA)
         stated = metadata.get("imported")
-        metadata["imported"] = {"origin": made.kind, **(stated if isinstance(stated, dict) else {})}
-        metadata["imported"].pop("checked", None)  # whoever made the source may have written it
+        # whoever made the source may have written what it is, and that it was checked
+        metadata["imported"] = {**(stated if isinstance(stated, dict) else {}), "origin": made.kind}
+        metadata["imported"].pop("checked", None)
         if check is not None:
             from medseg.workflows.import_check import check_import
 
@@ -83,14 +80,8 @@ def import_bundle(
 
 def _conversion(source: Path) -> Callable[[Path, Path, ImportOptions], Imported]:
     for kind in KINDS:
-        if find_spec(f"medseg.conversion.{kind}") is not None:
-            module: Any = import_module(f"medseg.conversion.{kind}")
-            if getattr(module, f"is_{kind}")(source):
-                convert: Callable[[Path, Path, ImportOptions], Imported] = getattr(module, f"import_{kind}")
-                return convert
+        module: Any = import_module(f"medseg.conversion.{kind}")
+        if getattr(module, f"is_{kind}")(source):
+            convert: Callable[[Path, Path, ImportOptions], Imported] = getattr(module, f"import_{kind}")
+            return convert
     raise UsageError(f"{shown(source)} is no model that medseg can read; expected {'; '.join(KINDS.values())}")
-
-
-def _free(target: Path) -> None:
-    if target.exists():
-        raise UsageError(f"{shown(target)} exists already; give another --name or --output, or remove it")

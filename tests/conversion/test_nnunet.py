@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,16 +17,19 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.bundle import Bundle
 from medseg.bundle.findings import blocks
 from medseg.conversion.imported import ImportOptions
 from medseg.conversion.nnunet import import_nnunet, is_nnunet
+from medseg.conversion.nnunet_source import read_checkpoint
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.inference.predictor import Predictor
 from medseg.ingest import save_nifti
 from medseg.sharing.archive import pack, unpack
 from medseg.sharing.verify import verify
+from tests.conversion.hostile import Shadowed
 from tests.conversion.nnunet_model import (
     ANISO,
     ANISO_STRIDES,
@@ -175,6 +179,11 @@ def test_zip_and_tree_are_found(tmp_path: Path) -> None:
     assert any("--mirror is,ap,lr" in note for note in imported.notes)
 
 
+def test_a_name_that_is_too_long_for_a_file_is_cut(tmp_path: Path) -> None:
+    path = made(tmp_path, Fake(plans={"dataset_name": "Dataset001_" + "long" * 100}))
+    assert re.fullmatch(r"dataset001_(long)+l?o?n?_3d_fullres", path.name)
+
+
 def test_orientation_is_asked_for_or_read(tmp_path: Path) -> None:
     source = write_model(tmp_path / "model", Fake())
     (tmp_path / "out").mkdir()
@@ -277,6 +286,27 @@ def test_hostile_checkpoints_are_refused(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("hidden", ["items", "values", "keys", "get"])
+def test_a_table_that_hides_its_methods_is_read_all_the_same(hidden: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    inner = {**checkpoint_of(Fake(), 0), "network_weights": Shadowed(state_of(Fake(), 0), hidden)}
+    inner["init_args"] = Shadowed({"configuration": "3d_fullres"}, hidden)
+    torch.save(Shadowed(inner, hidden), path)
+    found = read_checkpoint(path)
+    assert (found.configuration, found.state.keys()) == ("3d_fullres", state_of(Fake(), 0).keys())
+
+
+@pytest.mark.parametrize("name", ["plans.json", "fold_0", "fold_0/checkpoint_final.pth", "."])
+def test_links_out_of_the_folder_are_not_followed(name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", Fake())
+    (tmp_path / "out").mkdir()
+    (source / name).rename(tmp_path / "elsewhere")
+    (source / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UntrustedBundle, match="a link that leads out of"):
+        import_nnunet(tmp_path / "model", tmp_path / "out", LPS)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_bare_pickle_is_refused(tmp_path: Path) -> None:
     source = write_model(tmp_path / "model", Fake())
     torch.save(
@@ -319,6 +349,21 @@ def test_what_is_null_is_absent(tmp_path: Path) -> None:
     config = json.loads((made(tmp_path, fake) / "configs" / "inference.json").read_text())
     forth = config["preprocessing"]["transforms"][-1]["forth"]
     assert (forth["mode_z"], forth["threshold"]) == ("nearest-exact", 3.0)
+
+
+def test_no_random_numbers_are_drawn_for_weights_without_memory(tmp_path: Path) -> None:
+    """For these torch imports its compiler, which takes seconds."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    with Seen():
+        made(tmp_path, Fake())
+    assert "empty" in seen
+    assert not {name for name in seen if name.endswith(("normal_", "uniform_"))}
 
 
 _WATCHED: list[str] = []

@@ -22,6 +22,7 @@ from medseg.conversion.imported import ImportOptions
 from medseg.conversion.published import import_published, is_published
 from medseg.conversion.published_tensors import read_state
 from medseg.errors import BundleError, UntrustedBundle, UsageError
+from tests.conversion.hostile import Shadowed
 
 _FEATURES = [4, 4, 4, 4, 4, 4]
 _DEFINITION = {"_target_": "BasicUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "features": _FEATURES}
@@ -191,6 +192,14 @@ def test_a_state_dict_under_any_name_fits_the_network_that_is_named(tmp_path: Pa
     assert _same(imported.path, network)
     assert any(prefix in note and "left out" in note for note in imported.notes) == bool(prefix)
     assert any("preprocessing" in note for note in imported.notes)
+
+
+@pytest.mark.parametrize("hidden", ["values", "items", "get"])
+def test_a_table_that_hides_its_methods_is_read_all_the_same(tmp_path: Path, hidden: str) -> None:
+    network = _network()
+    state = Shadowed(dict(network.state_dict()), hidden)
+    torch.save(Shadowed({"epoch": 3, "state_dict": state}, hidden), tmp_path / "weights.pt")
+    assert _same(import_published(tmp_path / "weights.pt", tmp_path, _options(tmp_path)).path, network)
 
 
 def test_what_the_user_says_of_the_pipeline_is_kept(tmp_path: Path) -> None:

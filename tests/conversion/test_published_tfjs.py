@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from medseg.bundle import Bundle, audit
 from medseg.bundle.findings import blocks
+from medseg.cli import infer as infer_command
+from medseg.cli.main import app
 from medseg.conversion.imported import ImportOptions
 from medseg.conversion.published import import_published, is_published
 from medseg.errors import BundleError, UsageError
@@ -21,6 +25,8 @@ from medseg.sharing.verify import verify
 from tests.conversion.tfjs_models import TfjsModel, layer
 from tests.inference.bundles import run_monai
 from tests.inference.volumes import blobs, load, meta_tensor, save
+
+assert infer_command
 
 Content = dict[str, Any]
 _HEAD = np.array([[0, 0, 1.0, -9], [1, 0, 0, -7], [0, -1, 0, 8], [0, 0, 0, 1]])  # axes P->A, S->I, L->R
@@ -42,9 +48,11 @@ def test_the_network_computes_what_the_file_says(tmp_path: Path, activation: str
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_labels_a_head_as_the_browser_does_and_as_monai_does(tmp_path: Path) -> None:
-    """Axes in the order left, inferior, anterior, the middle of 24³ voxels, between the least and largest value."""
-    model, image = TfjsModel.stack(), blobs((14, 17, 20))
+def _balanced(model: TfjsModel, image: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Labels of an image on ``_HEAD``'s axes by the model, whose last biases are changed so that every class wins.
+
+    Axes in the order left, inferior, anterior, the middle of 24³ voxels, between the least and largest value.
+    """
     clipped = np.minimum(image, np.percentile(image[image > 0], 99.9))
     turned = clipped.transpose(2, 1, 0)[::-1]  # L->R, S->I, P->A: now towards left, inferior, anterior
     margins = [((24 - n) // 2, 24 - n - (24 - n) // 2) for n in turned.shape]
@@ -52,13 +60,23 @@ def test_labels_a_head_as_the_browser_does_and_as_monai_does(tmp_path: Path) -> 
     scores = model.scores((head - head.min()) / (head.max() - head.min()))
     inner = tuple(slice(low, low + n) for (low, _), n in zip(margins, turned.shape, strict=True))
     middle = np.median(scores[inner], axis=(0, 1, 2)).astype(np.float32)
-    model.weights["output/bias"] -= middle  # so that every class wins somewhere
-    expected = (scores - middle).argmax(-1)[inner][::-1].transpose(2, 1, 0)
+    model.weights["output/bias"] -= middle
+    expected: NDArray[np.intp] = (scores - middle).argmax(-1)[inner][::-1].transpose(2, 1, 0)
     assert len(np.unique(expected)) == 3
-    folder = _imported(model, tmp_path)
+    return expected
+
+
+def _without_range(folder: Path) -> None:
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     assert metadata.pop("training_range")["fov_mm"]["low"] > [100] * 3  # a small head is none
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+
+
+def test_labels_a_head_as_the_browser_does_and_as_monai_does(tmp_path: Path) -> None:
+    model, image = TfjsModel.stack(), blobs((14, 17, 20))
+    expected = _balanced(model, image)
+    folder = _imported(model, tmp_path)
+    _without_range(folder)
     path = save(image, _HEAD, tmp_path / "images" / "a.nii.gz")
 
     labels = Predictor(folder).predict(meta_tensor(image, _HEAD)).label_map
@@ -100,7 +118,7 @@ def test_the_bundle_says_what_it_is(tmp_path: Path) -> None:
     assert is_published(source)
     assert is_published(source / "model.json")
     assert not is_published(imported.path)
-    with pytest.raises(UsageError, match="exists; choose another name"):
+    with pytest.raises(UsageError, match="exists already; give another --name"):
         import_published(source, tmp_path, ImportOptions())
 
 
@@ -211,6 +229,22 @@ def test_labels_are_not_renumbered(tmp_path: Path, named: Any) -> None:
     (source / "labels.json").write_text(json.dumps(named))
     with pytest.raises(BundleError, match="does not name 3 classes from 0 on"):
         import_published(source, tmp_path / "out", ImportOptions())
+
+
+def test_a_first_class_that_is_no_background_shifts_no_label(tmp_path: Path) -> None:
+    """Through the command: label maps hold the numbers of the channels, and the note says what 0 is."""
+    model, image = TfjsModel.stack(), blobs((14, 17, 20))
+    expected = _balanced(model, image)
+    source = model.write(tmp_path / "source")
+    (source / "labels.json").write_text(json.dumps(["white", "grey", "fluid"]))
+    made = import_published(source, tmp_path, ImportOptions("tiny_t1_segmentation"))
+    assert any("channel 0, white, is no background" in note for note in made.notes)
+    assert Bundle.open(made.path).labels == {0: "white", 1: "grey", 2: "fluid"}
+    _without_range(made.path)
+    path = save(image, _HEAD, tmp_path / "images" / "a.nii.gz")
+    run = CliRunner().invoke(app, ["infer", str(made.path), str(path), "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert run.exit_code == 0, run.output
+    assert (load(tmp_path / "out" / "a_seg.nii.gz")[0] != expected).mean() < 1e-3
 
 
 def test_one_channel_of_scores_has_no_largest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import http.server
@@ -11,6 +12,7 @@ import json
 import ssl
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +108,19 @@ def test_a_bundle_is_taken_in_less_what_labelling_never_reads(tmp_path: Path, as
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["spleen_ct_segmentation"]
 
 
+def test_links_and_what_is_not_copied_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "spleen")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "docs" / "secret.md").symlink_to(tmp_path / "secret")
+    made = take(folder, tmp_path)
+    assert any("docs/secret.md (a symbolic link)" in note for note in made.notes)
+    assert not (made.path / "docs" / "secret.md").exists()
+    monkeypatch.setattr("medseg.bundle.audit_files._MOST_FILES", 3)
+    with pytest.raises(UntrustedBundle, match="more than 3 files"):
+        import_zoo(folder, tmp_path / "more", ImportOptions())
+    assert not any((tmp_path / "more").iterdir())
+
+
 def test_code_that_the_network_needs_is_named_by_file_and_line(tmp_path: Path) -> None:
     made = take(write(tmp_path / "spleen", network=OWN), tmp_path)
     told = "\n".join(made.notes)
@@ -152,7 +167,7 @@ def test_a_damaged_zip_and_a_taken_name_leave_nothing(tmp_path: Path) -> None:
         take(tmp_path / "damaged.zip", tmp_path)
     assert nothing_left(tmp_path)
     take(source, tmp_path)
-    with pytest.raises(UsageError, match="exists; move it away"):
+    with pytest.raises(UsageError, match="exists already; give another --name"):
         take(source, tmp_path)
     assert take(source, tmp_path, name="spleen_2").path.name == "spleen_2"
 
@@ -340,6 +355,25 @@ def test_an_unknown_authority_and_endless_answers_are_refused(
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(UsageError, match="certificate verify failed"):
         large_files_module.fetch(file, tmp_path / "spleen")
+    assert not list((tmp_path / "spleen").rglob("*.pt"))
+
+
+def test_an_answer_that_drips_is_not_waited_for(tmp_path: Path, site: _Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drips(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "40")
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # nobody listens any more
+            for _ in range(40):
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
+
+    site.answers["/model.pt"] = drips
+    monkeypatch.setattr(large_files_module, "_TIMEOUT_S", 0.5)
+    with pytest.raises(UsageError, match="too slowly to come to an end"):
+        large_files_module.fetch(
+            large_files_module.LargeFile("models/model.pt", f"{site.url}/model.pt"), tmp_path / "spleen"
+        )
     assert not list((tmp_path / "spleen").rglob("*.pt"))
 
 

@@ -18,3 +18,9 @@ def test_a_turned_grid_is_resampled_as_an_upright_one() -> None:
     image = MetaTensor(torch.rand(1, 15, 15, 4) + 0.1, affine=torch.from_numpy(stored))
     prepare = NNUNetPreprocessd("image", (1.0, 1.0, 2.0), [{"name": "NoNormalization"}])
     assert prepare({"image": image})["image"].shape == (1, 8, 8, 4)
+
+
+def test_an_image_of_zeros_has_no_mean_within_what_is_not_zero() -> None:
+    prepare = NNUNetPreprocessd("image", (1.0, 1.0, 1.0), [{"name": "ZScoreNormalization", "masked": True}])
+    found = prepare({"image": MetaTensor(torch.zeros(1, 5, 6, 7))})["image"]
+    assert torch.equal(found.as_tensor(), torch.zeros(1, 5, 6, 7))

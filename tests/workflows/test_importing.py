@@ -76,7 +76,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module.is_stand_in = lambda source: (source / "stand_in.json").is_file()
     module.import_stand_in = _convert
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(importing, "KINDS", {"not_there": "what is not installed", "stand_in": "a stand-in"})
+    monkeypatch.setattr(importing, "KINDS", {"zoo": "bundles", "stand_in": "a stand-in"})
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_what_is_there_is_not_touched(source: Path, tmp_path: Path, name: str | 
     assert _left_behind(there) == []
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b"])
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b", "n" * 300])
 def test_a_name_is_no_path(source: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="a folder below --output"):
         import_bundle(source, tmp_path / "out", ImportOptions(name=name))
@@ -155,7 +155,7 @@ def test_a_failed_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
 
 
 def test_what_nobody_knows_is_refused_with_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no model that medseg can read; expected what is not installed; a stand-in"):
+    with pytest.raises(UsageError, match="no model that medseg can read; expected bundles; a stand-in"):
         import_bundle(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="cannot find"):
         import_bundle(tmp_path / "nowhere", tmp_path / "out")
@@ -200,12 +200,12 @@ def test_the_origins_mirroring_is_tried(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not the origin's"):
         import_bundle(source, tmp_path / "out", check=pair)
     (source / "stand_in.json").write_text(
-        json.dumps({"imported": {"origin": "a mirroring stand-in", "mirror": ["lr", "ap"]}})
+        json.dumps({"imported": {"origin": "something better known", "mirror": ["lr", "ap"]}})
     )
     made = import_bundle(source, tmp_path / "out", check=pair)
     assert made.checked is not None
     assert made.checked["mirror"] == ["lr", "ap"]
-    assert "(a mirroring stand-in)" in made.notes[-1]
+    assert "(a stand-in)" in made.notes[-1]  # a source does not say what it is
     assert "with --mirror lr,ap" in made.notes[-1]
 
 
