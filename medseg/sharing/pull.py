@@ -141,8 +141,10 @@ def pull(
         except RequestException as error:  # its text may hold a signed address
             why = f"cannot fetch from {asked.url} ({type(error).__name__})"
             raise UsageError(f"{why}; try again. {_by_hand(str(asked))}") from error
-        options = {"key": key, "replace": replace, "allow_older": allow_older, "as_is": as_is}
-        return Pulled(unpack(archive, target, limit_bytes=limit_bytes, **options), str(found))  # type: ignore[arg-type]
+        made = unpack(
+            archive, target, key=key, replace=replace, allow_older=allow_older, as_is=as_is, limit_bytes=limit_bytes
+        )
+        return Pulled(made, str(found))
     except ImportError as error:
         raise MissingDependency("oras", "pull", "fetching a bundle") from error
     finally:
@@ -310,10 +312,7 @@ def _from_registry(asked: Reference, archive: Path, allow_hosts: Collection[str]
     content, sha256 = _listed(get(f"{asked.url}/{container.manifest_url().partition('/')[2]}"), asked, _REGISTRY_FORM)
     if asked.digest not in ("", f"sha256:{sha256}"):
         raise UntrustedBundle(f"{asked.url} gives a manifest of the SHA-256 {sha256} for {asked}; not fetched")
-    titled = [
-        (layer, (layer.get("annotations") or {}).get("org.opencontainers.image.title", ""))
-        for layer in content["layers"]
-    ]
+    titled = [(layer, (layer.get("annotations") or {}).get(_TITLE, "")) for layer in content["layers"]]
     archives = [layer for layer, title in titled if title.endswith(".zip") and _DIGEST.fullmatch(layer["digest"])]
     if len(archives) != 1:
         raise UsageError(

@@ -151,8 +151,8 @@ def concord(
         Bundles and folders that ``medseg infer`` wrote; what else there is, are the studies that the bundles label.
         Without a bundle everything is a folder of results: label maps of any origin, or a datalist of them.
     output
-        Gets ``concord.csv``, ``concord.json`` and ``concord.html`` (older ones are gone at once), and a folder of results
-        for each bundle, where a run that was stopped goes on.
+        Gets ``concord.csv``, ``concord.json`` and ``concord.html`` (older ones are gone at once), and a folder of
+        results for each bundle, where a run that was stopped goes on.
     table
         Which structures are the same (:func:`~medseg.evaluation.matching.match_by_table`); else terms and names tell.
     margin
@@ -304,7 +304,7 @@ def _image(files: Mapping[str, CaseFile], readers: Sequence[_Reader]) -> Path | 
     """The image of a case, as a datalist or a run knows it."""
     for file, run in ((files[one.name], one.found.run) for one in readers if one.name in files):
         listed = next((path for path in file.images if path.exists()), None)
-        if (place := listed or (run and run.image_of(file.case_id))) is not None:
+        if (place := listed or (None if run is None else run.image_of(file.case_id))) is not None:
             return place
     return None
 
