@@ -165,12 +165,16 @@ def concord(
     Raises
     ------
     UsageError
-        If there are fewer than two to compare, no structure is the same, or no case has two results.
+        If there are fewer than two to compare, no structure is the same, no case has two results, or a bundle would
+        write over results that are compared.
     """
     folder = prepare_folder(output)
     for name in (CONCORD_CSV, CONCORD_JSON, CONCORD_HTML):
         (folder / name).unlink(missing_ok=True)  # a command that fails must not leave an older one's results
     readers, studies = _readers(sources)
+    given = {one.found.source.resolve() for one in readers if one.bundle is None}
+    if taken := [place for one in readers if one.bundle and (place := folder / one.name).resolve() in given]:
+        raise UsageError(f"{taken[0]} is to be compared, and a bundle would write there; give another --output")
     offered = {reader.name: reader.offered for reader in readers}
     structures, alone = match(offered) if table is None else match_by_table(table, offered)
     readers = [_labelled(one, studies, folder / one.name, options, progress, say) for one in readers]

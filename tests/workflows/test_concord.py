@@ -157,6 +157,8 @@ def test_bundles_label_the_studies_and_go_on(tmp_path: Path, monkeypatch: pytest
     code, output = run(tmp_path / "out" / "one", other, tmp_path / "studies", "-o", tmp_path / "out")
     assert code == 0, output  # a folder of results beside a bundle
     assert made.stat().st_mtime_ns == before
+    code, output = run(one, tmp_path / "out" / "one", tmp_path / "studies", "-o", tmp_path / "out")
+    assert (code, "a bundle would write there" in output) == (2, True)  # else it were compared with itself
     code, output = run(one, tmp_path / "studies", "-o", tmp_path / "out")
     assert (code, "found 1 bundles, 0 folders of results and 1 studies" in output) == (2, True)
     (tmp_path / "match.csv").write_text("structure,one,other\nthing,kidney,2\n")
