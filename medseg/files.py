@@ -10,10 +10,11 @@ import json
 import lzma
 import os
 import secrets
+import time
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from medseg.errors import OutputLocked, OutputUnusable
 
 _PREFIX = ".medseg-partial-"
 _PROBE_BYTES = 4096
+_LEAST_BYTES_PER_S = 10_000
 
 
 def shown(text: object) -> str:
@@ -214,6 +216,32 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: in
         raise ValueError(f"{info.filename} is of {size} bytes, expected at most {limit_bytes}")
     with archive.open(info) as member:
         return member.read(limit_bytes)
+
+
+def arriving(read: Callable[[int], bytes], patience_s: float) -> Iterator[bytes]:
+    """What a server sends, in pieces of at most 1 MiB, each as it comes.
+
+    Parameters
+    ----------
+    read
+        Gives up to so many bytes, what is there by now, and none at the end: the ``read1`` of a response. (``read``
+        waits for all of them, however slowly they come.)
+    patience_s
+        Over how many seconds at least 10 kB have to come in each second, on average.
+
+    Raises
+    ------
+    TimeoutError
+        If it comes more slowly than that.
+    """
+    begin, count = time.monotonic(), 0
+    while piece := read(1 << 20):
+        yield piece
+        count += len(piece)
+        if (passed := time.monotonic() - begin) > patience_s:
+            if count < _LEAST_BYTES_PER_S * passed:
+                raise TimeoutError("it comes too slowly to come to an end")
+            begin, count = begin + passed, 0
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ from medseg.bundle.described import DescribedBundle
 from medseg.bundle.find import METADATA, find_bundle, is_bundle, no_bundle
 from medseg.bundle.packages import check_packages
 from medseg.bundle.pipeline import Pipeline, check_trainer, read_pipeline
-from medseg.bundle.policy import require_listed
+from medseg.bundle.policy import require_listed, require_unchanged
 from medseg.bundle.portable import arrays_as_data, portable
 from medseg.bundle.promptable import intensity_channels, note_on, without_clicks
 from medseg.bundle.resolve import may_hold, needless_imports, resolved, without_needless_imports
@@ -253,7 +253,7 @@ class Bundle(DescribedBundle):
         Raises
         ------
         UntrustedBundle
-            If the audit finds anything outside its allow-list.
+            If the audit finds anything outside its allow-list, or a policy does not list what was loaded.
         BundleError
             If weights are missing, do not fit, are not finite, or the two weight files contradict each other.
         MissingDependency
@@ -270,7 +270,9 @@ class Bundle(DescribedBundle):
                 raise BundleError(f"{self._where('inference')} has no {pipeline.network} that is not disabled")
             return network
 
-        return filled_network(build, self.path, self.inference, pipeline, parsed).eval().to(device)
+        network = filled_network(build, self.path, self.inference, pipeline, parsed)
+        require_unchanged(self, Bundle.open(self.path))
+        return network.eval().to(device)
 
 
 def _has_cuda() -> bool:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseg.bundle.audit_files import LARGE_FILES, judge_large_files
@@ -56,7 +56,7 @@ class LargeFile:
 def missing_files(folder: Path) -> tuple[list[LargeFile], list[str]]:
     """Weights that a bundle lists and has not, and what else it lists, for people.
 
-    Raises ``BundleError`` if the list cannot be read.
+    Raises ``BundleError`` if the list cannot be read, or names a file twice: the second would replace the first.
     """
     found = next((folder / name for name in LARGE_FILES if (folder / name).is_file()), None)
     if found is None:
@@ -66,13 +66,17 @@ def missing_files(folder: Path) -> tuple[list[LargeFile], list[str]]:
     except (ValueError, OSError) as error:
         raise BundleError(f"{found} cannot be read: {error}") from error
     listed = content.get("large_files") if isinstance(content, Mapping) else content
-    files, others = list[LargeFile](), list[str]()
+    files, others, known = list[LargeFile](), list[str](), set[str]()
     for entry in listed if isinstance(listed, list) else [listed]:
         problem = next(iter(blocks(judge_large_files([entry], found.name))), None)
         file = _entry(entry) if problem is None and isinstance(entry, Mapping) else None
         if file is None:
             others.append(f"{found.name}: {problem.what if problem else 'an entry without path or url'}: not fetched")
-        elif not (folder / file.path).is_file():
+            continue
+        if (place := PurePosixPath(file.path).as_posix().casefold()) in known:
+            raise BundleError(f"{found} lists {file.path} twice, expected one address for each file; correct it")
+        known.add(place)
+        if not (folder / file.path).is_file():
             files.append(file)
     return files, others
 

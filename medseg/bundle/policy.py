@@ -147,7 +147,18 @@ def policy_files() -> list[Path]:
 
     usual = (folder / _NAME for folder in (site_config_path("medseg"), user_config_path("medseg")))
     named = os.environ.get(POLICY_VARIABLE)
-    return [*([Path(named)] if named else []), *(path for path in usual if os.path.lexists(path))]
+    return [*([Path(named)] if named else []), *(path for path in usual if not _is_absent(path))]
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether there is certainly no such file; one in a folder that cannot be looked into holds, and is damaged."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def policies() -> list[Policy]:
@@ -176,6 +187,14 @@ def require_listed(bundle: Running) -> None:
             _log.warning("%s", objection)
 
 
+def require_unchanged(bundle: Running, now: Running) -> None:
+    """Raise ``UntrustedBundle`` where a policy is enforced and a bundle is not the one ``now`` that was allowed."""
+    for policy in policies():
+        if policy.mode == "enforce" and bundle.sums != now.sums:
+            what = f"{bundle.name} was changed while it was loaded, after the policy {policy.path} had allowed it"
+            raise UntrustedBundle(f"{what}; run it again when nobody writes to {bundle.path}")
+
+
 def require_no_loose_weights(path: Path) -> None:
     """Raise ``UntrustedBundle`` for weights that are in no bundle where a policy is enforced: none can list them."""
     for policy in policies():
@@ -199,3 +218,5 @@ def _check_signed(bundle: Running, key: Path) -> None:
     for name, found in bundle.sums.items():
         if content["files"].get(name, {}).get("sha256") != found:
             raise BundleError(f"{name} is not the file that was signed")
+    if gone := sorted(name for name in content["files"] if name.startswith("trust/") and name not in bundle.sums):
+        raise BundleError(f"{gone[0]} was signed, and is missing: without it results are judged in another way")

@@ -51,14 +51,20 @@ def _confine(settings: PacsSettings, work: ListenerSettings | RunSettings) -> No
 
 
 def _say_devices(settings: PacsSettings) -> None:
-    """Say on what each route computes, and find out now whether it can."""
+    """Say on what each route computes, and find out now whether it can, and whether the site's policy lets it."""
     if not settings.routes:
         return  # a node that only keeps what comes needs no torch, which takes 400 MB
+    from medseg.bundle import Bundle
+    from medseg.bundle.policy import require_listed
     from medseg.inference import Options
+    from medseg.inference.located_bundle import LocatedBundle
     from medseg.inference.run.batch import computing
 
     for route in settings.routes:
-        options = Options(write=route.write, device=route.device, precision=route.precision)
+        options = Options(route.write, device=route.device, precision=route.precision, locate=route.locate)
+        bundle = options.bundle_of(Bundle.open(route.bundle))
+        for one in (bundle.plain, bundle.locator) if isinstance(bundle, LocatedBundle) else (bundle,):
+            require_listed(one)
         terminal().print(f"route {route.name}: {computing(options)}")
 
 

@@ -20,13 +20,14 @@ def trained_on(pairs: Sequence[Pair], predictions: Collection, labels: object) -
     sums = _bundle_sums(labels)
     found: dict[str, bool | None] = {}
     for pair in pairs:
-        case = predictions.run.case(pair.prediction.case_id) if predictions.run else None
+        run = predictions.run
+        case = run.case(pair.prediction.case_id) if run else None
         if case is not None and case.trained_on is not None:
             found[pair.case_id] = case.trained_on
             continue
         own = _sums_of(pair.reference) if sums else []
-        if sums and not own and case is not None and case.source and Path(case.source).exists():
-            own = [path_checksum(Path(case.source))]
+        if sums and not own and run and (image := run.image_of(pair.prediction.case_id)):
+            own = [path_checksum(image)]
         found[pair.case_id] = not sums.isdisjoint(own) if own else None
     return found
 

@@ -203,7 +203,7 @@ class _Files:
     def of(self, case: Case, source: str | None) -> Case:
         """The case with its files; ``source`` is where its run found the image."""
         case_id, listed = case.case_id, self._listed.get(case.case_id, {})
-        places = [Path(source), self._folder / source, self._predictions / source] if source else []
+        places = [self._folder / source, self._predictions / source, Path(source)] if source else []
         image = self._images.get(case_id) or next((path for path in places if os.path.exists(path)), None)  # noqa: PTH110  as above
         own = [self._predictions / f"{case_id}{suffix}{end}" for suffix in ("_seg", "") for end in EXTENSIONS]
         predictions = [self._folder / f"{case_id}_seg.nii.gz", *own, *_as_paths(listed.get("prediction"), self._folder)]

@@ -5,6 +5,7 @@ Files that another run wrote are checked where they are read, so that nothing la
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -177,6 +178,15 @@ class RunReport:
     def case(self, case_id: str) -> CaseResult | None:
         """The case of this name, if the run has one."""
         return self._by_id.get(case_id)
+
+    def image_of(self, case_id: str) -> Path | None:
+        """Where the image of a case lies, seen from the run's folder, else from the current one; None if nowhere.
+
+        A current folder that is not the run's own may hold another image of that name.
+        """
+        case = self.case(case_id)
+        places = [self.folder / case.source, Path(case.source)] if case is not None and case.source else []
+        return next((path for path in places if os.path.exists(path)), None)  # noqa: PTH110  False for a name too long
 
     @cached_property
     def _by_id(self) -> dict[str, CaseResult]:

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 from medseg.bundle.find import METADATA
 from medseg.bundle.unpacking import MOST_FILES
 from medseg.errors import MissingDependency, UntrustedBundle, UsageError
+from medseg.files import arriving
 from medseg.json_shape import TEXT, Spec, misfit, parse_json, whole
 from medseg.sharing.archive import PARTIAL, Unpacked, unpack
 from medseg.sharing.archive_reader import LARGEST_MANIFEST
@@ -31,7 +32,6 @@ _REGISTRY = re.compile(
 )
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
-_CHUNK = 1 << 20
 _TIMEOUT_S = (15, 60)
 _HUB_FORM: Spec = {"sha!": TEXT, "siblings!": [{"rfilename!": TEXT, "size!": whole(0), "lfs": {"sha256": TEXT}}]}
 _REGISTRY_FORM: Spec = {"layers!": [{"digest!": TEXT, "size!": whole(0), "annotations": {"*": TEXT}}]}
@@ -134,15 +134,18 @@ def pull(
     archive = folder / "bundle.zip"
     try:
         from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
 
         fetch = _from_hub if asked.is_hub else _from_registry
         try:
             found = fetch(asked, archive, allow_hosts, limit_bytes)
-        except RequestException as error:  # its text may hold a signed address
+        except (RequestException, HTTPError, TimeoutError) as error:  # its text may hold a signed address
             why = f"cannot fetch from {asked.url} ({type(error).__name__})"
             raise UsageError(f"{why}; try again. {_by_hand(str(asked))}") from error
-        options = {"key": key, "replace": replace, "allow_older": allow_older, "as_is": as_is}
-        return Pulled(unpack(archive, target, limit_bytes=limit_bytes, **options), str(found))  # type: ignore[arg-type]
+        made = unpack(
+            archive, target, key=key, replace=replace, allow_older=allow_older, as_is=as_is, limit_bytes=limit_bytes
+        )
+        return Pulled(made, str(found))
     except ImportError as error:
         raise MissingDependency("oras", "pull", "fetching a bundle") from error
     finally:
@@ -199,7 +202,7 @@ def _checked(response: Any, reference: Reference) -> Any:
 def _copy(response: Any, target: IO[bytes], size: int, sha256: str | None) -> None:
     """Write what a server sends, no more than it said, and compare it with the SHA-256 if there is one."""
     digest, count = hashlib.sha256(), 0
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in arriving(response.raw.read1, _TIMEOUT_S[1]):
         count += len(chunk)
         if count > size:
             break
@@ -216,7 +219,7 @@ def _copy(response: Any, target: IO[bytes], size: int, sha256: str | None) -> No
 def _listed(response: Any, reference: Reference, form: Spec) -> tuple[Any, str]:
     """What a server's JSON says, and its SHA-256."""
     data = b""
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in arriving(response.raw.read1, _TIMEOUT_S[1]):
         data += chunk
         if len(data) > LARGEST_MANIFEST:
             raise UntrustedBundle(f"{reference.url} describes {reference} in more than {LARGEST_MANIFEST} bytes")
@@ -310,10 +313,7 @@ def _from_registry(asked: Reference, archive: Path, allow_hosts: Collection[str]
     content, sha256 = _listed(get(f"{asked.url}/{container.manifest_url().partition('/')[2]}"), asked, _REGISTRY_FORM)
     if asked.digest not in ("", f"sha256:{sha256}"):
         raise UntrustedBundle(f"{asked.url} gives a manifest of the SHA-256 {sha256} for {asked}; not fetched")
-    titled = [
-        (layer, (layer.get("annotations") or {}).get("org.opencontainers.image.title", ""))
-        for layer in content["layers"]
-    ]
+    titled = [(layer, (layer.get("annotations") or {}).get(_TITLE, "")) for layer in content["layers"]]
     archives = [layer for layer, title in titled if title.endswith(".zip") and _DIGEST.fullmatch(layer["digest"])]
     if len(archives) != 1:
         raise UsageError(

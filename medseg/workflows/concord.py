@@ -151,8 +151,8 @@ def concord(
         Bundles and folders that ``medseg infer`` wrote; what else there is, are the studies that the bundles label.
         Without a bundle everything is a folder of results: label maps of any origin, or a datalist of them.
     output
-        Gets ``concord.csv``, ``concord.json`` and ``concord.html``, and a folder of results for each bundle, where a
-        run that was stopped goes on.
+        Gets ``concord.csv``, ``concord.json`` and ``concord.html`` (older ones are gone at once), and a folder of
+        results for each bundle, where a run that was stopped goes on.
     table
         Which structures are the same (:func:`~medseg.evaluation.matching.match_by_table`); else terms and names tell.
     margin
@@ -165,10 +165,16 @@ def concord(
     Raises
     ------
     UsageError
-        If there are fewer than two to compare, no structure is the same, or no case has two results.
+        If there are fewer than two to compare, no structure is the same, no case has two results, or a bundle would
+        write over results that are compared.
     """
-    readers, studies = _readers(sources)
     folder = prepare_folder(output)
+    for name in (CONCORD_CSV, CONCORD_JSON, CONCORD_HTML):
+        (folder / name).unlink(missing_ok=True)  # a command that fails must not leave an older one's results
+    readers, studies = _readers(sources)
+    given = {one.found.source.resolve() for one in readers if one.bundle is None}
+    if taken := [place for one in readers if one.bundle and (place := folder / one.name).resolve() in given]:
+        raise UsageError(f"{taken[0]} is to be compared, and a bundle would write there; give another --output")
     offered = {reader.name: reader.offered for reader in readers}
     structures, alone = match(offered) if table is None else match_by_table(table, offered)
     readers = [_labelled(one, studies, folder / one.name, options, progress, say) for one in readers]
@@ -301,12 +307,8 @@ def _read(
 def _image(files: Mapping[str, CaseFile], readers: Sequence[_Reader]) -> Path | None:
     """The image of a case, as a datalist or a run knows it."""
     for file, run in ((files[one.name], one.found.run) for one in readers if one.name in files):
-        known = None if run is None else run.case(file.case_id)
-        places = [
-            *file.images,
-            *([] if run is None or known is None else [Path(known.source), run.folder / known.source]),
-        ]
-        if (place := next((path for path in places if path.exists()), None)) is not None:
+        listed = next((path for path in file.images if path.exists()), None)
+        if (place := listed or (None if run is None else run.image_of(file.case_id))) is not None:
             return place
     return None
 

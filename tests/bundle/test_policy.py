@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from medseg.bundle import Bundle, Permission
@@ -124,6 +125,40 @@ def test_all_policies_hold(bundle: Path, policy: Path, tmp_path: Path) -> None:
         Bundle.open(bundle).load_network()
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_no_policy(
+    bundle: Path, policy: Path, tmp_path: Path
+) -> None:
+    policy.write_text(_entry(name=SAMPLE_NAME, sha256=Bundle.open(bundle).sha256))
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / "medseg").symlink_to("medseg")  # as one without the right to read it, which root always has
+    with pytest.raises(UntrustedBundle, match="allows nothing, since it cannot be read"):
+        Bundle.open(bundle).load_network()
+
+
+def test_weights_that_are_exchanged_once_the_bundle_was_allowed_do_not_run(bundle: Path, policy: Path) -> None:
+    opened = Bundle.open(bundle)
+    policy.write_text(_entry(name=SAMPLE_NAME, sha256=opened.sha256))
+    opened.permit("infer")
+    weights = bundle / "models" / "model.pt"
+    state = torch.load(weights)
+    torch.save({name: value * 0 for name, value in state.items()}, weights)
+    with pytest.raises(UntrustedBundle, match="was changed while it was loaded"):
+        opened.load_network()
+
+
+@pytest.mark.parametrize("permission", ["audited", "network-only"])
+def test_a_link_to_trust_files_hides_nothing(
+    permission: Permission, bundle: Path, policy: Path, tmp_path: Path
+) -> None:
+    (bundle / "trust").rename(tmp_path / "elsewhere")
+    (bundle / "trust").symlink_to(tmp_path / "elsewhere")
+    policy.write_text(_entry(name=SAMPLE_NAME, sha256=Bundle.open(bundle).sha256))
+    with (tmp_path / "elsewhere" / "calibration.json").open("a") as handle:
+        handle.write("\n")
+    with pytest.raises(UntrustedBundle, match="lists it with the SHA-256"):
+        Bundle.open(bundle, permission).load_network()
+
+
 def test_a_policy_can_warn_alone(bundle: Path, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
     policy.write_text('mode = "warn"\n')
     with caplog.at_level(logging.WARNING, "medseg"):
@@ -145,6 +180,11 @@ def test_a_signature_may_stand_for_the_sum(bundle: Path, policy: Path, tmp_path:
     with pytest.raises(UntrustedBundle, match="is signed by the key"):
         Bundle.open(received).load_network()
     policy.write_text(_entry(name=SAMPLE_NAME, key=public.name))
+    calibration = received / "trust" / "calibration.json"
+    calibration.rename(tmp_path / "aside")
+    with pytest.raises(UntrustedBundle, match=r"trust/calibration\.json was signed, and is missing"):
+        Bundle.open(received).load_network()
+    (tmp_path / "aside").rename(calibration)
     (received / "models" / "model.safetensors").unlink()
     config = received / "configs" / "inference.json"
     config.write_text(config.read_text() + "\n")

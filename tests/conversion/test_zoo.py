@@ -29,7 +29,7 @@ from medseg.bundle import Bundle
 from medseg.bundle import large_files as large_files_module
 from medseg.conversion.imported import Imported, ImportOptions
 from medseg.conversion.zoo import import_zoo, is_zoo
-from medseg.errors import MedsegError, UntrustedBundle, UsageError
+from medseg.errors import BundleError, MedsegError, UntrustedBundle, UsageError
 from medseg.workflows.importing import import_bundle
 
 METADATA = {
@@ -335,6 +335,14 @@ def test_a_list_that_leads_elsewhere_is_told_and_not_followed(tmp_path: Path, si
     made = take(write(tmp_path / "spleen", listed), tmp_path, fetch=True)
     assert (site.asked, plain_site.asked) == ([], [])
     assert sum("not fetched" in note for note in made.notes) == 3
+
+
+@pytest.mark.parametrize("path", ["models/model.pt", "models//./model.pt", "models/Model.pt"])
+def test_a_file_that_is_listed_twice_is_not_fetched_without_its_hash(tmp_path: Path, site: _Site, path: str) -> None:
+    with pytest.raises(BundleError, match="twice, expected one address for each file"):
+        take(write(tmp_path / "spleen", [entry(site), entry(site, "", path)]), tmp_path, fetch=True)
+    assert site.asked == []
+    assert nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"<html>please sign in</html>", b"\x80\x04cos\nsystem\n."], ids=["page", "pickle"])

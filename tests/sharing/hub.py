@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -25,6 +26,7 @@ class Hub:
     lies: dict[str, Any] = field(default_factory=dict)
     sent: dict[str, bytes] = field(default_factory=dict)
     coding: str = ""
+    pause_s: float | None = None  # between two bytes
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def answer(self, path: str) -> tuple[int, bytes, str]:
@@ -58,7 +60,13 @@ def hub() -> Iterator[Hub]:
             if place:
                 self.send_header("Location", place)
             self.end_headers()
-            self.wfile.write(body)
+            if content.pause_s is None:
+                self.wfile.write(body)
+                return
+            with suppress(OSError):  # nobody listens any more
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(content.pause_s)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -79,6 +79,14 @@ def test_a_packed_answer_is_not_unpacked(server: Hub, tmp_path: Path) -> None:
     assert not any((tmp_path / "out").iterdir())
 
 
+def test_an_answer_that_drips_is_not_waited_for(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.sharing.pull._TIMEOUT_S", (5, 0.3))
+    server.pause_s = 0.05
+    with pytest.raises(UsageError, match=r"\(TimeoutError\); try again"):
+        pull(f"hf://{_NAME}", tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+
+
 def _evil(name: str) -> dict[str, Any]:
     return {"siblings": [{"rfilename": name, "size": 4}, {"rfilename": "configs/metadata.json", "size": 2}]}
 

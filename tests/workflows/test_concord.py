@@ -157,12 +157,41 @@ def test_bundles_label_the_studies_and_go_on(tmp_path: Path, monkeypatch: pytest
     code, output = run(tmp_path / "out" / "one", other, tmp_path / "studies", "-o", tmp_path / "out")
     assert code == 0, output  # a folder of results beside a bundle
     assert made.stat().st_mtime_ns == before
+    code, output = run(one, tmp_path / "out" / "one", tmp_path / "studies", "-o", tmp_path / "out")
+    assert (code, "a bundle would write there" in output) == (2, True)  # else it were compared with itself
     code, output = run(one, tmp_path / "studies", "-o", tmp_path / "out")
     assert (code, "found 1 bundles, 0 folders of results and 1 studies" in output) == (2, True)
     (tmp_path / "match.csv").write_text("structure,one,other\nthing,kidney,2\n")
     code, output = run(one, other, tmp_path / "studies", "--match", tmp_path / "match.csv", "-o", tmp_path / "new")
     assert (code, "found 'kidney'" in output) == (2, True)
     assert not [*(tmp_path / "new").iterdir()]  # told before anything is labelled
+
+
+def test_the_image_is_the_runs_own_and_not_one_of_its_name_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_bundle(tmp_path / "one", Design(transforms=ORIENTED))
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    save_nifti(blobs((20, 18, 16)), grid("plain"), Path("studies/i.nii.gz"))
+    for name in ("a", "b"):
+        run_batch(bundle, ["studies/i.nii.gz"], name, Options(device="cpu"))
+    Path("studies").rename("a/studies")
+    Path("studies").mkdir()
+    Path("studies/i.nii.gz").write_bytes(b"of another patient")
+    assert run("a", "b", "-o", "out")[0] == 0
+    page = Path("out/concord.html").read_text()
+    assert "data:image/webp" in page
+    assert "could not be read" not in page
+
+
+def test_a_command_that_fails_leaves_no_older_results(three: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(*three, "-o", out)[0] == 0
+    assert len([*out.iterdir()]) == 3
+    (tmp_path / "match.csv").write_text("structure,a,b,c\nheart,heart,,\n")
+    assert run(*three, "--match", tmp_path / "match.csv", "-o", out)[0] == 2
+    assert not [*out.iterdir()]
 
 
 def test_a_case_that_all_refuse_is_missing_and_not_forgotten(tmp_path: Path) -> None:
