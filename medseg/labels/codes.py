@@ -24,6 +24,8 @@ from medseg.files import shown
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
+_NO_SIDE = re.compile(r"(?<![a-z0-9])(?:bright|upright|cleft)")
+"""Words that hold the name of a side and name none."""
 _LATERALITY = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
 _RIGHT_SHADE = 0.65
 _LONGEST_VALUE, _LONGEST_MEANING = 16, 64
@@ -103,7 +105,8 @@ def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
 def sided_names(bundle: BundleLike) -> list[str]:
     """Names of the structures that belong to one side of the body, by their name or by their code."""
     coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
-    return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
+    named = {label for label, name in bundle.labels.items() if _SIDE.search(_NO_SIDE.sub("", name.lower()))}
+    return [name for label, name in bundle.labels.items() if label in coded | named]
 
 
 def sided_code(stated: Mapping[str, Any], side: str) -> dict[str, Any]:

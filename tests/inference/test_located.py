@@ -20,7 +20,7 @@ from medseg.evaluation import evaluate_folders
 from medseg.inference import Options, run_batch
 from medseg.inference.located_bundle import LocatedBundle
 from medseg.phantom import make_patient, write_dicom
-from tests.inference.bundles import ORIENTED, SCORES_BACK, Design, write_bundle
+from tests.inference.bundles import CONVOLUTION, ORIENTED, SCORES_BACK, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.heads import (
     LEFT,
@@ -196,14 +196,7 @@ def test_workers_of_a_cluster_locate_as_this_process_does(bundles: tuple[Path, P
 
 def _looking_right(folder: Path, recipe: dict[str, Any]) -> Path:
     """A bundle that labels the voxel which has something bright to its right, with a recipe in its metadata."""
-    network = {
-        "_target_": "monai.networks.blocks.Convolution",
-        "spatial_dims": 3,
-        "in_channels": 1,
-        "out_channels": 3,
-        "kernel_size": [3, 1, 1],
-        "conv_only": True,
-    }
+    network = {**CONVOLUTION, "kernel_size": [3, 1, 1]}
 
     def weights(state: dict[str, Any]) -> dict[str, Any]:
         for key, value in state.items():
