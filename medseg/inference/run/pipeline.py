@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
@@ -35,7 +34,7 @@ from medseg.inference.run.state import RunState
 from medseg.ingest import SeriesRecord
 from medseg.ingest import walk as archives
 from medseg.manifests.layouts import path_checksum
-from medseg.results.case_result import CaseResult, volumes_of
+from medseg.results.case_result import CaseResult, place_of, volumes_of
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -275,8 +274,9 @@ class CaseTask:
         except (Interrupted, OutputUnusable):
             raise
         except Exception as error:  # noqa: BLE001  recorded as this case's result
-            _log.info("%s: %s in %s", self.case.case_id, _where(error), stage)
-            failed = CaseResult.of_error(self.case.case_id, self.case.source, error, stage)
+            bundle = self.context.bundle.path
+            _log.info("%s: %s in %s", self.case.case_id, place_of(error, bundle)[0], stage)
+            failed = CaseResult.of_error(self.case.case_id, self.case.source, error, stage, bundle)
             return replace(failed, seconds=self._seconds())
 
     def _seconds(self) -> float:
@@ -391,9 +391,3 @@ def _folder_sum(record: SeriesRecord, sums: Mapping[str, str]) -> str:
     if len(folders) != 1 or any(archives.is_member(file) for file in record.files):
         return ""
     return path_checksum(Path(folders.pop()), {Path(file): sums[file] for file in record.files})
-
-
-def _where(error: BaseException) -> str:
-    """Type and place of an error, without its text, which a library may have taken from a header."""
-    frame = traceback.extract_tb(error.__traceback__)[-1:] or None
-    return type(error).__name__ + (f" at {frame[0].filename}:{frame[0].lineno}" if frame else "")
