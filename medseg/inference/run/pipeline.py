@@ -233,7 +233,7 @@ class CaseTask:
         volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
         if computed.asked:  # of others nobody knows that they are not there
             volumes = tuple(one for one in volumes if one.label in computed.asked)
-        found = write_outputs(case, prediction, self.context)
+        found = write_outputs(case, prediction, self.context, computed.asked)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
         status, reason, message = found.failure(case) or (
             "done",
