@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from medseg.bundle import TrainingData
+from medseg.bundle import Bundle, TrainingData
 from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase, file_sums, key_of_sums, load
 from medseg.inference.located import LocatedPredictor
-from medseg.inference.located_bundle import LocatedBundle
+from medseg.inference.located_bundle import LocatedBundle, Locating
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.preprocess import Case
 from medseg.inference.run.export import write_outputs
@@ -65,9 +65,9 @@ class OpenedBundle:
             return cls._open(context)
         key = context.options.network_key(context.bundle)
         if key not in kept:
-            changed = [old for old, one in kept.items() if one.predictor.bundle.path == context.bundle.path]
-            for old in changed:
-                if kept[old].predictor.bundle.sha256 != context.bundle.sha256:
+            same = [old for old, one in kept.items() if _place(one.predictor.bundle) == _place(context.bundle)]
+            for old in same:
+                if kept[old].predictor.bundle.sha256 != context.bundle.sha256:  # its files have changed
                     del kept[old]
             kept[key] = cls._open(context)
         return kept[key]
@@ -89,6 +89,11 @@ class OpenedBundle:
                 structures=options.structures,
             )
         )
+
+
+def _place(bundle: Bundle) -> tuple[Path, Locating | None]:
+    """Where a bundle lies, and how what it labels is located."""
+    return bundle.path, bundle.locating if isinstance(bundle, LocatedBundle) else None
 
 
 def in_background(function: Callable[[], T]) -> Future[T]:
