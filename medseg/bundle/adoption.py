@@ -87,19 +87,19 @@ def _mapping(config: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _thin_out(config: Mapping[str, Any], place: str, where: str, notes: list[str]) -> list[Any]:
-    """The handlers at a place, a list in which those that medseg's take the place of are struck out."""
+    """The handlers at a place, a list in which those that medseg's take the place of are disabled."""
     listed = item_at(config, follow(config, place))
     if listed in (ABSENT, None):
         return []
     if not isinstance(listed, list):
         raise BundleError(f"{place} in {where} is {listed!r}, expected a list of handlers; write it out")
-    for part in tuple(listed):
+    for index, part in enumerate(listed):
         if (name := _name(config, part)) in _REPLACED:
             notes.append(
                 f"its {name} is left out: checkpoints and the best model are written by medseg, below the output "
                 "folder, and every epoch is run"
             )
-            listed.remove(part)
+            listed[index] = {"_target_": name, "_disabled_": True}  # ids of those after it stay
     return listed
 
 

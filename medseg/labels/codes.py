@@ -24,7 +24,10 @@ from medseg.files import shown
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _SIDE = re.compile(r"left|right|(?:^|[^a-z0-9])[lr](?:[^a-z0-9]|$)")
+_NO_SIDE = re.compile(r"(?<![a-z0-9])(?:bright|upright|cleft)")
+"""Words that hold the name of a side and name none."""
 _LATERALITY = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
+_ADDED = ("laterality", "modifier", "region")
 _RIGHT_SHADE = 0.65
 _LONGEST_VALUE, _LONGEST_MEANING = 16, 64
 _PALETTE = ("#f0b000", "#3fb4ee", "#12b886", "#f0722c", "#e07bb4", "#f2e545", "#6f8df7")
@@ -71,15 +74,21 @@ def dicom_text(text: object, most: int = _LONGEST_MEANING) -> str:
 
 @dataclass(frozen=True)
 class SegmentCode:
-    """The terms of one structure and the colour in which viewers show it; of its modifiers a side comes first."""
+    """The terms of one structure and the colour in which viewers show it."""
 
     label: int
     name: str
     category: Code
     type: Code
-    modifiers: tuple[Code, ...]
+    laterality: Code | None
+    modifier: Code | None
     region: Code | None
     rgb: tuple[int, int, int]
+
+    @property
+    def modifiers(self) -> tuple[Code, ...]:
+        """What the type is modified by, a side first."""
+        return tuple(filter(None, (self.laterality, self.modifier)))
 
 
 def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
@@ -103,7 +112,8 @@ def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
 def sided_names(bundle: BundleLike) -> list[str]:
     """Names of the structures that belong to one side of the body, by their name or by their code."""
     coded = {label for label, code in bundle.label_codes.items() if code.get("laterality")}
-    return [name for label, name in bundle.labels.items() if label in coded or _SIDE.search(name.lower())]
+    named = {label for label, name in bundle.labels.items() if _SIDE.search(_NO_SIDE.sub("", name.lower()))}
+    return [name for label, name in bundle.labels.items() if label in coded | named]
 
 
 def sided_code(stated: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -122,15 +132,14 @@ def _segment(label: int, name: str, stated: object, bundle: str) -> SegmentCode:
             f"{where}: found none, DICOM objects need coded terms; state category and type in configs/metadata.json,"
             ' such as {"category": ["123037004", "SCT", "Anatomical Structure"], "type": [...], "colour": "#f0b000"}'
         )
-    modifiers, region = [stated[key] for key in ("laterality", "modifier") if stated.get(key)], stated.get("region")
+    added = {key: _code(stated[key], f"{key} in {where}") if stated.get(key) else None for key in _ADDED}
     return SegmentCode(
         label,
         dicom_text(name),
         _code(stated.get("category"), f"category in {where}"),
         _code(stated.get("type"), f"type in {where}"),
-        tuple(_code(modifier, f"modifier in {where}") for modifier in modifiers),
-        _code(region, f"region in {where}") if region else None,
-        _rgb(stated.get("colour", stated.get("color")), label, where),
+        **added,
+        rgb=_rgb(stated.get("colour", stated.get("color")), label, where),
     )
 
 

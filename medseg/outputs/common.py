@@ -85,6 +85,8 @@ class WriteOptions:
         Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
     when
         Date and time to be written; now if not given.
+    asked
+        Labels that were looked for; empty: all. Of others nothing is stated where none occurs.
     """
 
     notice: str = "Research, not for clinical use"
@@ -94,6 +96,7 @@ class WriteOptions:
     trust: Verdict | None = None
     doubt: NDArray[np.floating[Any]] | None = None
     when: datetime | None = None
+    asked: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,11 @@ class Job:
 
     @cached_property
     def codes(self) -> dict[int, SegmentCode]:
-        """Coded terms of the structures that occur; of all structures if none occurs."""
+        """Coded terms of the structures that occur; of all that were looked for if none occurs."""
         codes = segment_codes(self.bundle)
         present = {label: codes[label] for label in codes if self.mask(label).any()}
-        return present or codes
+        asked = self.options.asked or codes.keys()
+        return present or {label: code for label, code in codes.items() if label in asked}
 
     @cached_property
     def scheme(self) -> LabelScheme:

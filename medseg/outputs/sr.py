@@ -210,8 +210,8 @@ def _sites(code: SegmentCode) -> list[sr.FindingSite] | None:
     place = code.region or (code.type if code.modifiers else None)
     if place is None:
         return None
-    side, further = ([*map(coded, code.modifiers), None, None])[:2]
-    return [sr.FindingSite(anatomic_location=coded(place), laterality=side, topographical_modifier=further)]
+    side, part = (None if one is None else coded(one) for one in (code.laterality, code.modifier))
+    return [sr.FindingSite(anatomic_location=coded(place), laterality=side, topographical_modifier=part)]
 
 
 def _stated_volumes(dataset: pydicom.Dataset) -> list[float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -233,14 +235,21 @@ class CaseResult(Judged):
         )
 
     @classmethod
-    def of_error(cls, case_id: str, source: str, error: BaseException, stage: str) -> CaseResult:
+    def of_error(
+        cls, case_id: str, source: str, error: BaseException, stage: str, bundle: Path | None = None
+    ) -> CaseResult:
         """The result of a case that raised while it was in a stage (``reading``, ``computing``, ``writing``).
+
+        If code in the folder ``bundle`` raised it, the result names the place.
 
         Messages of errors that are not medseg's own are left out: a library may have put a header's text into them.
         """
         if isinstance(error, Refusal):
             return cls(case_id, source, "refused", error.code, error.message)
         reason, message = _failure(error, stage)
+        if reason == "unexpected" and bundle is not None:
+            place, is_own = place_of(error, bundle)
+            message = f"{stage} raised {place}, the bundle's own code; ask whoever wrote it" if is_own else message
         return cls(case_id, source, "failed", reason, message)
 
     @property
@@ -265,6 +274,24 @@ def volumes_of(
         )
         for label, name in structures.items()
     )
+
+
+def place_of(error: BaseException, bundle: Path) -> tuple[str, bool]:
+    """Type and place of an error, and whether that is in the folder of a bundle, whose own code comes first.
+
+    Without the error's text, which a library may have taken from a header. MONAI raises a ``RuntimeError`` from what
+    fails in a transform.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and not any(cause is known for known in chain):
+        chain.append(cause)
+    frames = [(type(one).__name__, frame) for one in chain for frame in traceback.extract_tb(one.__traceback__)]
+    root = bundle.resolve()
+    for kind, frame in reversed(frames):
+        if (file := Path(frame.filename)).is_relative_to(root):
+            return f"{kind} at {file.relative_to(root).as_posix()}:{frame.lineno}", True
+    kind, last = frames[-1] if frames else (type(error).__name__, None)
+    return kind + (f" at {last.filename}:{last.lineno}" if last else ""), False
 
 
 def _failure(error: BaseException, stage: str) -> tuple[str, str]:

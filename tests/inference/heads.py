@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 def affine_of(kind: str, shape: Sequence[int] = SHAPE) -> Floats:
-    """A grid of 1 mm whose middle voxel is the origin: RAS, with axes turned round, or oblique."""
+    """A grid of 1 mm whose middle voxel is the origin: RAS, with axes turned round, oblique, or sheared."""
     linear = np.eye(3)
     if kind == "LPS":
         linear = np.diag([-1.0, -1.0, 1.0])
@@ -31,6 +31,8 @@ def affine_of(kind: str, shape: Sequence[int] = SHAPE) -> Floats:
         a, b = np.radians(25), np.radians(-12)
         turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
         linear = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    if kind == "sheared":
+        linear = np.array([[1, 0.25, 0], [0, 1, -0.2], [0.1, 0, 1]])
     if kind == "AIL":
         linear = np.array([[0, 0, -1.0], [1.0, 0, 0], [0, -1.0, 0]])
     affine = np.eye(4)

@@ -136,6 +136,11 @@ def test_left_and_right_are_not_mixed_up(tmp_path: Path, thresholds: Path) -> No
     check_mirror(("ap", "is"), sided)
     with pytest.raises(UsageError, match="left and right of Kidney_L of"):
         check_mirror(("lr",), sided)
+    outputs["channel_def"] = {"0": "background", "1": "bright spot", "2": "cleft_palate", "3": "Upright"}
+    check_mirror(("lr",), sided)
+    outputs["channel_def"] = {"0": "background", "1": "brightKidneyRight"}
+    with pytest.raises(UsageError, match="of brightKidneyRight of"):
+        check_mirror(("lr",), sided)
     outputs["channel_def"] = {"0": "background", "1": "organ"}
     outputs["segment_codes"] = {"1": {"laterality": ["7771000", "SCT", "Left"]}}
     with pytest.raises(UsageError, match="of organ of"):

@@ -19,8 +19,10 @@ from medseg.errors import ExitCode, UsageError
 from medseg.evaluation import evaluate_folders
 from medseg.inference import Options, run_batch
 from medseg.inference.located_bundle import LocatedBundle
+from medseg.pacs.settings import Route
+from medseg.pacs.study_worker import run_route
 from medseg.phantom import make_patient, write_dicom
-from tests.inference.bundles import ORIENTED, SCORES_BACK, Design, write_bundle
+from tests.inference.bundles import CONVOLUTION, ORIENTED, SCORES_BACK, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.heads import (
     LEFT,
@@ -58,7 +60,7 @@ def _located(bundles: tuple[Path, Path], **more: Any) -> Options:
     return Options(locate=f"{bundles[0]}:large", **more)
 
 
-@pytest.mark.parametrize("kind", ["RAS", "LPS", "AIL", "oblique"])
+@pytest.mark.parametrize("kind", ["RAS", "LPS", "AIL", "oblique", "sheared"])
 def test_sides_are_those_of_the_patient_on_any_grid(kind: str, bundles: tuple[Path, Path], tmp_path: Path) -> None:
     image, where = save_head(tmp_path / "in", kind, BOTH)
     result = _infer(
@@ -75,12 +77,12 @@ def test_sides_are_those_of_the_patient_on_any_grid(kind: str, bundles: tuple[Pa
         (3, "Right small"),
         (4, "Right large"),
     ]
-    voxels = np.bincount(found.reshape(-1), minlength=5)
-    assert [one["volume_ml"] for one in case["structures"]] == pytest.approx((voxels[1:] / 1000).tolist())
+    voxels = np.bincount(found.reshape(-1), minlength=5) * np.linalg.det(affine[:3, :3]).item()
+    assert [one["volume_ml"] for one in case["structures"]] == pytest.approx((abs(voxels[1:]) / 1000).tolist())
     row = next(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
-    assert float(row["Right large_volume_ml"]) == pytest.approx(voxels[4] / 1000)
+    assert float(row["Right large_volume_ml"]) == pytest.approx(abs(voxels[4]) / 1000)
     assert [part["name"] for part in case["parts"]] == ["right", "left"]
-    assert case["parts"][0]["located_ml"] == pytest.approx(voxels[4] / 1000)
+    assert case["parts"][0]["located_ml"] == pytest.approx(abs(voxels[4]) / 1000)
     assert "located by finder: right" in case["message"]
 
 
@@ -196,14 +198,7 @@ def test_workers_of_a_cluster_locate_as_this_process_does(bundles: tuple[Path, P
 
 def _looking_right(folder: Path, recipe: dict[str, Any]) -> Path:
     """A bundle that labels the voxel which has something bright to its right, with a recipe in its metadata."""
-    network = {
-        "_target_": "monai.networks.blocks.Convolution",
-        "spatial_dims": 3,
-        "in_channels": 1,
-        "out_channels": 3,
-        "kernel_size": [3, 1, 1],
-        "conv_only": True,
-    }
+    network = {**CONVOLUTION, "kernel_size": [3, 1, 1]}
 
     def weights(state: dict[str, Any]) -> dict[str, Any]:
         for key, value in state.items():
@@ -263,6 +258,8 @@ def test_a_recipe_without_its_bundle_and_a_refusal_say_how_to_locate(
         ({"locate": "nowhere:large"}, "is not a bundle"),
         ({"locate": "{finder}:large", "write": ("probabilities",)}, "no probabilities"),
         ({"locate": "{finder}:large", "locate_margin": -1.0}, "at least 0"),
+        ({"locate": "{finder}:large", "locate_margin": 1e300}, "at most 1000"),
+        ({"locate": "{finder}:large", "locate_margin": float("nan")}, "at most 1000"),
         ({"locate_margin": 5.0}, "and --locate"),
     ],
 )
@@ -302,7 +299,8 @@ def test_kidneys_of_a_dicom_phantom_have_their_side_in_every_object(tmp_path: Pa
     codes = {"1": term, "2": {**term, "modifier": ["255551008", "SCT", "Posterior"], "colour": "#ffffff"}}
     metadata["network_data_format"]["outputs"]["pred"]["segment_codes"] = codes
     (second / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    options = Options(("nifti", "seg", "sr", "rtstruct"), locate="phantom_ct_segmentation:kidney")
+    locate = "phantom_ct_segmentation:kidney"
+    options = Options(("nifti", "seg", "sr", "rtstruct"), locate=locate)
     report = run_batch(second, [series], tmp_path / "out", options)
     assert report.complete, report.cases[0].message
     case = report.cases[0]
@@ -323,6 +321,31 @@ def test_kidneys_of_a_dicom_phantom_have_their_side_in_every_object(tmp_path: Pa
     assert all(f"'{word}'" in text for word in ("Left", "Right", "Posterior", "Topographical modifier"))
     regions = pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_rtstruct.dcm").StructureSetROISequence
     assert {region.ROIName for region in regions} >= {"Left large", "Right large"}
+    (sent,) = run_route(Route("kidneys", second, ("seg",), (), locate=locate), series, tmp_path / "route")
+    by_route = pydicom.dcmread(sent)
+    assert [one.SegmentLabel for one in by_route.SegmentSequence] == [one.SegmentLabel for one in segments]
+    assert by_route.PixelData == pydicom.dcmread(tmp_path / "out" / f"{case.case_id}_seg.dcm").PixelData
+
+
+def test_networks_of_one_bundle_stay_open_with_and_without_a_locator_until_its_files_change(
+    bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    second = write_bundle(tmp_path / "crops", Design(transforms=ORIENTED))
+    image, _ = save_head(tmp_path / "in", "RAS", BOTH)
+    kept: dict[str, Any] = {}
+
+    def run() -> set[str]:
+        for number, options in enumerate((_located(bundles), _located(bundles, locate_margin=4.0), Options())):
+            assert run_batch(second, [image], tmp_path / str(number), options, kept=kept).complete
+        return set(kept)
+
+    first = run()
+    assert len(first) == 3
+    assert run() == first
+    with (second / "configs" / "metadata.json").open("a") as metadata:
+        metadata.write("\n")
+    assert len(run()) == 3
+    assert first.isdisjoint(kept)
 
 
 def _named(bundle: Path, **names: str) -> Path:

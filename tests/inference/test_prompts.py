@@ -6,10 +6,12 @@ import copy
 import json
 import shutil
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -26,6 +28,7 @@ from medseg.inference.prompts import ClassScores
 from medseg.inference.sliding_window import Chunk
 from medseg.workflows.trust_fit import FitRequest, recalibrate
 from tests.inference.volumes import blobs, grid, save
+from tests.outputs.series import CODES, write_series
 
 Config = dict[str, Any]
 FEATURES, PATCH, SHAPE = 8, 32, (38, 30, 22)
@@ -190,6 +193,28 @@ def test_what_was_not_asked_for_has_no_volume_of_nothing(written: Path, tmp_path
     assert report.complete, report.cases[0].message
     names = [one.name for one in report.cases[0].structures]
     assert names == ["liver", "right kidney", "left kidney"], "nor has the kidney, which comes as its parts"
+
+
+def test_a_report_says_nothing_of_what_was_not_asked_for(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(written, tmp_path / "vista3d"))
+    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    metadata["segment_codes"] = {str(value): CODES[1] for value in range(1, len(NAMES))}
+    (folder / "configs/metadata.json").write_text(json.dumps(metadata))
+    write_series(tmp_path / "in", np.diag([1.5, 1.5, 1.5, 1.0]), SHAPE)
+    monkeypatch.setattr(ClassScores, "labels", _nothing)
+    options = Options(write=("sr",), device="cpu", precision="fp32", structures=("liver", "spleen"))
+    report = run_batch(folder, [tmp_path / "in"], tmp_path / "out", options)
+    assert report.complete, report.cases[0].message
+    (path,) = (tmp_path / "out").glob("*_sr.dcm")
+    stated = str(pydicom.dcmread(path))
+    assert all(name in stated for name in ("liver", "spleen"))
+    assert not any(name in stated for name in ("aorta", "kidney"))
+
+
+def _nothing(_: ClassScores, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    yield from (Chunk(chunk.start, torch.zeros_like(chunk.scores[:1])) for chunk in chunks)
 
 
 def test_trust_is_not_fitted_to_features(written: Path, tmp_path: Path) -> None:

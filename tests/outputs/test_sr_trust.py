@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from medseg import outputs
 from medseg.results.verdict import StructureQuality, Verdict
-from tests.outputs.series import FakeBundle, blobs, read, write_series
+from tests.outputs.series import CODES, FakeBundle, blobs, read, write_series
 from tests.outputs.validators import errors, needs_validator
 
 SHAPE = (9, 8, 6)
@@ -31,6 +31,19 @@ def write_report(folder: Path, trust: Verdict | None) -> Path:
     record, geometry = write_series(folder / "in", np.diag([0.8, 1.1, 2.0, 1.0]), SHAPE)
     options = outputs.WriteOptions(trust=trust)
     return outputs.write("sr", blobs(SHAPE), geometry, record, FakeBundle(), folder / "sr.dcm", options=options)
+
+
+def test_a_part_of_a_structure_is_no_side(tmp_path: Path) -> None:
+    codes = {**CODES, 1: {**CODES[1], "modifier": ["255551008", "SCT", "Posterior"]}}
+    one_sided = {**codes, 1: {key: value for key, value in codes[1].items() if key != "laterality"}}
+    record, geometry = write_series(tmp_path / "in", np.diag([0.8, 1.1, 2.0, 1.0]), SHAPE)
+    for number, (given, named) in enumerate(
+        ((codes, {"Laterality", "Topographical modifier"}), (one_sided, {"Topographical modifier"}))
+    ):
+        path = tmp_path / f"{number}.dcm"
+        report = read(outputs.write("sr", blobs(SHAPE), geometry, record, FakeBundle(label_codes=given), path))
+        (site,) = [item for item in next(_groups(report)).ContentSequence if _name(item) == "Finding Site"]
+        assert {_name(item) for item in site.ContentSequence} == named
 
 
 def _name(item: Dataset) -> str:

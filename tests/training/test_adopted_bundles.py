@@ -258,6 +258,18 @@ def test_parts_written_into_handlers_go_on_too(data: Path, write: Callable[[Conf
     assert not list((bundle / "models").iterdir())
 
 
+def test_ids_of_other_handlers_mean_what_they_meant_when_one_gives_way(
+    data: Path, write: Callable[[Config], Path], tmp_path: Path
+) -> None:
+    config = _config()
+    config["train"]["handlers"].insert(0, config["validate"]["handlers"][0])
+    config["initialize"].append("$@train#handlers#1.lr_scheduler.step_size")  # which the validation has not
+    options: Any = {"dataset_dir": data, "device": "cpu", "permission": "everything"}
+    result = train_bundle(write(config), output=tmp_path / "out", **options)
+    assert result.epochs == 4
+    assert not list((tmp_path / "others_ct_segmentation" / "models").iterdir())
+
+
 def test_generators_of_a_sampler_begin_anew_too(data: Path, write: Callable[[Config], Path], tmp_path: Path) -> None:
     config = _config()
     sampler = {"_target_": "torch.utils.data.RandomSampler", "data_source": "@train#dataset", "generator": "@draws"}

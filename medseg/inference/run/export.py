@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +21,6 @@ from medseg.ingest.left_out import mark
 from medseg.ingest.nifti import save_nifti_channels
 from medseg.results.case_result import CaseResult, FileStamp, Reason, Status
 from medseg.trust.trust_files import TrustState
-
-if TYPE_CHECKING:
-    from medseg.outputs.common import WriteOptions
 
 _ANY_SOURCE = ("nifti", "probabilities", "doubt")
 
@@ -116,7 +112,9 @@ def _no_source(case: InputCase) -> Refusal:
     )
 
 
-def write_outputs(case: InputCase, prediction: Prediction, context: RunContext) -> Written:
+def write_outputs(
+    case: InputCase, prediction: Prediction, context: RunContext, asked: frozenset[int] = frozenset()
+) -> Written:
     """Write what can be written of a case, each file whole or not at all.
 
     An output that the source cannot have is noted and the others are written. At an error of another kind, such as a
@@ -130,6 +128,8 @@ def write_outputs(case: InputCase, prediction: Prediction, context: RunContext) 
         On the grid of its source.
     context
         The run: bundle, kinds of output, folder.
+    asked
+        The labels that were looked for; empty: all.
     """
     kinds = context.options.write
     found = Written(missing=dict.fromkeys(_unavailable(case, kinds), _no_source(case)))
@@ -137,7 +137,7 @@ def write_outputs(case: InputCase, prediction: Prediction, context: RunContext) 
         path = context.folder / f"{case.case_id}_{KINDS[kind]}"
         if found.failed is None and kind not in found.missing:
             try:
-                _write(kind, case, prediction, context.bundle, path)
+                _write(kind, case, prediction, context.bundle, path, asked)
                 found.stamps[path.name] = FileStamp(path.stat().st_size, sha256_file(path))
                 continue
             except Refusal as refusal:
@@ -148,7 +148,9 @@ def write_outputs(case: InputCase, prediction: Prediction, context: RunContext) 
     return found
 
 
-def _write(kind: str, case: InputCase, prediction: Prediction, bundle: Bundle, path: Path) -> None:
+def _write(
+    kind: str, case: InputCase, prediction: Prediction, bundle: Bundle, path: Path, asked: frozenset[int]
+) -> None:
     affine = prediction.geometry.affine
     if kind == "nifti":
         save_nifti(prediction.label_map, affine, path, description=mark("label-map"))
@@ -162,16 +164,9 @@ def _write(kind: str, case: InputCase, prediction: Prediction, bundle: Bundle, p
             )
         save_nifti(prediction.error_map, affine, path, description=mark("doubt-map"))
     else:
+        from medseg.outputs.common import WriteOptions
         from medseg.outputs.write import write
 
-        options = _dicom_options(kind, prediction)
+        errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
+        options = WriteOptions(trust=prediction.verdict, doubt=errors, asked=asked)
         write(kind, prediction.label_map, prediction.geometry, case.channels[0], bundle, path, options=options)
-
-
-def _dicom_options(kind: str, prediction: Prediction) -> WriteOptions | None:
-    if prediction.verdict is None:
-        return None
-    from medseg.outputs.common import WriteOptions
-
-    errors = prediction.error_map.astype(np.float32) if prediction.error_map is not None and kind == "sc" else None
-    return WriteOptions(trust=prediction.verdict, doubt=errors)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import secrets
 import time
@@ -56,6 +55,8 @@ KINDS = {
 }
 """Kinds of output and the ends of their file names; a report refers to the segmentation, so that comes first."""
 
+_MOST_MARGIN_MM = 1000.0
+"""As in a bundle's metadata; no patient is larger, and no number of voxels overflows."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PLACES = (
     "local:N (N processes on this machine), slurm, slurm:FILE or the address of a Dask scheduler (tcp://HOST:PORT)"
@@ -181,8 +182,11 @@ class RunOptions:
             raise UsageError(f"found {self.workers} workers and a limit of {self.stall_s} s, expected positive numbers")
 
     def _check_locate(self) -> None:
-        if (margin := self.locate_margin) is not None and not (self.locate and 0 <= margin < math.inf):
-            raise UsageError(f"--locate-margin {margin}: expected millimetres of at least 0, and --locate")
+        if (margin := self.locate_margin) is not None and not (self.locate and 0 <= margin <= _MOST_MARGIN_MM):
+            most = f"{_MOST_MARGIN_MM:.0f}"
+            raise UsageError(
+                f"--locate-margin {margin}: expected millimetres of at least 0, at most {most}, and --locate"
+            )
         if self.locate is not None and "probabilities" in self.write:
             raise UsageError("--locate: crops give no probabilities of the whole image; leave them out of --write")
 

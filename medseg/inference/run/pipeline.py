@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
@@ -21,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from medseg.bundle import TrainingData
+from medseg.bundle import Bundle, TrainingData
 from medseg.errors import Interrupted, OutputUnusable
 from medseg.geometry import Geometry
 from medseg.inference.cases import InputCase, file_sums, key_of_sums, load
 from medseg.inference.located import LocatedPredictor
-from medseg.inference.located_bundle import LocatedBundle
+from medseg.inference.located_bundle import LocatedBundle, Locating
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.preprocess import Case
 from medseg.inference.run.export import write_outputs
@@ -35,7 +34,7 @@ from medseg.inference.run.state import RunState
 from medseg.ingest import SeriesRecord
 from medseg.ingest import walk as archives
 from medseg.manifests.layouts import path_checksum
-from medseg.results.case_result import CaseResult, volumes_of
+from medseg.results.case_result import CaseResult, place_of, volumes_of
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -66,9 +65,9 @@ class OpenedBundle:
             return cls._open(context)
         key = context.options.network_key(context.bundle)
         if key not in kept:
-            changed = [old for old, one in kept.items() if one.predictor.bundle.path == context.bundle.path]
-            for old in changed:
-                if kept[old].predictor.bundle.sha256 != context.bundle.sha256:
+            same = [old for old, one in kept.items() if _place(one.predictor.bundle) == _place(context.bundle)]
+            for old in same:
+                if kept[old].predictor.bundle.sha256 != context.bundle.sha256:  # its files have changed
                     del kept[old]
             kept[key] = cls._open(context)
         return kept[key]
@@ -90,6 +89,11 @@ class OpenedBundle:
                 structures=options.structures,
             )
         )
+
+
+def _place(bundle: Bundle) -> tuple[Path, Locating | None]:
+    """Where a bundle lies, and how what it labels is located."""
+    return bundle.path, bundle.locating if isinstance(bundle, LocatedBundle) else None
 
 
 def in_background(function: Callable[[], T]) -> Future[T]:
@@ -234,7 +238,7 @@ class CaseTask:
         volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
         if computed.asked:  # of others nobody knows that they are not there
             volumes = tuple(one for one in volumes if one.label in computed.asked)
-        found = write_outputs(case, prediction, self.context)
+        found = write_outputs(case, prediction, self.context, computed.asked)
         stages = {**computed.stages, "write": time.perf_counter() - begin}
         status, reason, message = found.failure(case) or (
             "done",
@@ -275,8 +279,9 @@ class CaseTask:
         except (Interrupted, OutputUnusable):
             raise
         except Exception as error:  # noqa: BLE001  recorded as this case's result
-            _log.info("%s: %s in %s", self.case.case_id, _where(error), stage)
-            failed = CaseResult.of_error(self.case.case_id, self.case.source, error, stage)
+            bundle = self.context.bundle.path
+            _log.info("%s: %s in %s", self.case.case_id, place_of(error, bundle)[0], stage)
+            failed = CaseResult.of_error(self.case.case_id, self.case.source, error, stage, bundle)
             return replace(failed, seconds=self._seconds())
 
     def _seconds(self) -> float:
@@ -391,9 +396,3 @@ def _folder_sum(record: SeriesRecord, sums: Mapping[str, str]) -> str:
     if len(folders) != 1 or any(archives.is_member(file) for file in record.files):
         return ""
     return path_checksum(Path(folders.pop()), {Path(file): sums[file] for file in record.files})
-
-
-def _where(error: BaseException) -> str:
-    """Type and place of an error, without its text, which a library may have taken from a header."""
-    frame = traceback.extract_tb(error.__traceback__)[-1:] or None
-    return type(error).__name__ + (f" at {frame[0].filename}:{frame[0].lineno}" if frame else "")
