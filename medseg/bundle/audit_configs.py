@@ -26,6 +26,7 @@ from medseg.bundle.audit_places import (
 from medseg.bundle.audit_texts import Texts, whole_reference
 from medseg.bundle.config import (
     META_ID,
+    NUMBERS,
     SEPARATOR,
     absolute_text,
     is_plain_id,
@@ -166,7 +167,8 @@ class _ConfigJudge:
             self._above.pop()
         elif isinstance(value, list):
             for index, item in enumerate(value):
-                yield from self.judge(item, (*path, str(index)), owner)
+                if not isinstance(item, NUMBERS):
+                    yield from self.judge(item, (*path, str(index)), owner)
         elif isinstance(value, str):
             yield from self._text(value, path, owner)
 

@@ -28,6 +28,8 @@ SUFFIXES = (".json", ".yaml", ".yml")
 """What configs may end in; of several files of one name the first counts."""
 META_ID = "_meta_"
 """Where MONAI mounts the metadata in a config."""
+NUMBERS = (int, float, type(None))
+"""Values that hold no text."""
 ABSENT: Any = object()
 """What :func:`item_at` gives where nothing is."""
 
@@ -157,7 +159,8 @@ def strings_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
     if isinstance(config, str):
         yield path, config
     for key, value in _children(config):
-        yield from strings_in(value, (*path, key))
+        if not isinstance(value, NUMBERS):  # of which a calibration has tens of thousands
+            yield from strings_in(value, (*path, key))
 
 
 def ids(config: Any, separator: str = SEPARATOR, above: str = "") -> Iterator[str]:
