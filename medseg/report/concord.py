@@ -22,7 +22,7 @@ from medseg.pictures import Layer
 from medseg.report.collect import Case
 from medseg.report.page import CaseRow, Page
 from medseg.report.pictures import Pictures, plane, read_case, read_source
-from medseg.report.tables import Cell, Column, Table, Tile, number, table
+from medseg.report.tables import Cell, Column, Table, Tile, averaged, number, table
 
 _MOST_PICTURED = 200
 _IN_MEMORY = Path("label maps in memory")
@@ -207,22 +207,13 @@ def _pairs(case: Concord) -> Table:
     return _table(pair, figures, case.between)
 
 
-def _spread(of: Mapping[str, Any], key: str, metric: str = "dice") -> Cell:
-    """Mean, standard deviation and interval."""
-    if (found := of.get(key) or {}).get("mean") is None:
-        return Cell("–")
-    limits = " to ".join(number(limit, metric) for limit in found["ci95"] or ())
-    spread = "" if found["std"] is None else f"± {number(found['std'], metric)}"
-    return Cell(number(found["mean"], metric), aside=spread, notes=(limits,) if limits else ())
-
-
 def _readers(summary: Mapping[str, Any], numbers: Mapping[str, int]) -> Table:
     rows = [(name, what, found) for name, of in summary["readers"].items() for what, found in of.items()]
     words = {"Reader": lambda row: Cell(row[0], swatch=numbers[row[0]]), "Structure": lambda row: Cell(row[1])}
     figures = {
-        "Estimated Dice": lambda row: _spread(row[2], "estimated_dice"),
-        "Agreement": lambda row: _spread(row[2], "agreement"),
-        "Volume [ml]": lambda row: _spread(row[2], "volume_ml", "volume_ml"),
+        "Estimated Dice": lambda row: averaged(row[2].get("estimated_dice"), "dice"),
+        "Agreement": lambda row: averaged(row[2].get("agreement"), "dice"),
+        "Volume [ml]": lambda row: averaged(row[2].get("volume_ml"), "volume_ml"),
         "Odd one out": lambda row: Cell(str(row[2]["n_odd"])),
         "Missed": lambda row: Cell(str(row[2]["n_missed"]), tone="bad" if row[2]["n_missed"] else ""),
         "Invented": lambda row: Cell(str(row[2]["n_invented"]), tone="bad" if row[2]["n_invented"] else ""),
@@ -232,7 +223,7 @@ def _readers(summary: Mapping[str, Any], numbers: Mapping[str, int]) -> Table:
 
 def _all_pairs(summary: Mapping[str, Any]) -> Table:
     def cell(row: Any, metric: str) -> Cell:
-        return _spread(row[2]["metrics"], metric, metric)
+        return averaged(row[2]["metrics"].get(metric), metric)
 
     rows = [(one, name, found) for one in summary["pairs"] for name, found in one["structures"].items()]
     words = {

@@ -195,9 +195,13 @@ def _count(summary: _Summaries, key: str) -> Cell:
 
 
 def _averaged(row: tuple[str, _Summaries], metric: str) -> Cell:
-    if (mean := _mean(row, metric)) is None:
+    return averaged(row[1]["metrics"].get(metric), metric)
+
+
+def averaged(summary: _Summaries | None, metric: str) -> Cell:
+    """A mean ± its standard deviation, with its interval and the median below; a dash where nothing is known."""
+    if not summary or (mean := summary.get("mean")) is None:
         return Cell(_NOTHING)
-    summary = row[1]["metrics"][metric]
     std = number(summary.get("std"), metric).removeprefix("+")
     low_high = " to ".join(number(limit, metric) for limit in summary.get("ci95") or ())
     notes = (*([low_high] if low_high else []), f"median {number(summary.get('median'), metric)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def test_pairs_the_odd_one_and_what_is_missed(three: list[Path], tmp_path: Path)
     page = (out / "concord.html").read_text()
     assert "c (odd one out)" in page
     assert "https://" not in page  # nothing is fetched
+    words = re.sub(r"\s*(?:<[^>]*>\s*)+", "|", page)
+    for row in (  # of readers, pairs, what was matched, and of the worst case its opinions and pairs
+        "|b|spleen|0.667|± 0.577|0.000 to 1.000|median 1.000|0.556|",
+        "|c, a|liver|0.889|± 0.192|0.667 to 1.000|median 1.000|0.67|",
+        "|spleen|names|spleen (2)|SPLEEN (2)|spleen (2)|",
+        "|spleen|b|odd one out, missed|0|0.000|0.000|",
+        "|spleen: b, a|0.000|–|–|",
+    ):
+        assert row in words
     assert page.index('data-case="lacking"') < page.index('data-case="moved"') < page.index('data-case="alike"')
 
 
