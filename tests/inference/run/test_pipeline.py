@@ -58,7 +58,7 @@ def test_what_fails_in_a_bundles_own_code_is_named_by_its_line(
     code = "class Fails:\n    def __call__(self, data):\n        return data['Doe^Jane']\n"
     (bundle / "own_steps.py").write_text(code)
     save(blobs((12, 12, 12)), grid("plain"), tmp_path / "a.nii.gz")
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "medseg")
     opened, options = Bundle.open(bundle, "everything"), Options(device="cpu")
     (case,) = run_batch(opened, [tmp_path / "a.nii.gz"], tmp_path / "out", options).cases
     sys.modules.pop("own_steps")
