@@ -33,47 +33,31 @@ _LOW_DISK_GB = 2.0
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """What was found."""
 
-    Attributes
-    ----------
-    versions
-        Package → version; None where it is missing.
-    system, python
-        Operating system and interpreter.
-    cores, memory_gb, free_disk_gb
-        What this process may use (limits of a container included), and the free space for temporary files.
-    cpu
-        The instruction set that torch uses, further features, and whether bf16 is computed in hardware.
-    devices
-        What ``--device`` accepts here, with its name.
-    decoders
-        DICOM transfer syntax → whether its pixel data can be decoded.
-    landlock, denies_sockets
-        Version of the wall around a bundle's process (0: none), and whether that denies it sockets.
-    extras
-        Extra → whether it is installed completely.
-    policies
-        Each file that says which bundles may run here → its mode and the number of its bundles, or its damage.
-    problems, advice
-        What keeps medseg from working, and what would help.
-    """
-
-    versions: Mapping[str, str | None]
+    versions: Mapping[str, str | None]  # package → version; None where it is missing
     system: str
     python: str
+    """``system``, ``python``: operating system and interpreter."""
     cores: int
     memory_gb: float
     free_disk_gb: float
+    """``cores``, ``memory_gb``, ``free_disk_gb``: what this process may use (limits of a container included), and the
+    free space for temporary files."""
     cpu: Mapping[str, Any]
-    devices: Mapping[str, str]
-    decoders: Mapping[str, bool]
+    """The instruction set that torch uses, further features, and whether bf16 is computed in hardware."""
+    devices: Mapping[str, str]  # what ``--device`` accepts here, with its name
+    decoders: Mapping[str, bool]  # DICOM transfer syntax → whether its pixel data can be decoded
     landlock: int
     denies_sockets: bool
-    extras: Mapping[str, bool]
+    """``landlock``, ``denies_sockets``: version of the wall around a bundle's process (0: none), and whether that
+    denies it sockets."""
+    extras: Mapping[str, bool]  # extra → whether it is installed completely
     policies: Mapping[str, str]
+    """Each file that says which bundles may run here → its mode and the number of its bundles, or its damage."""
     problems: tuple[str, ...]
     advice: tuple[str, ...]
+    """``problems``, ``advice``: what keeps medseg from working, and what would help."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

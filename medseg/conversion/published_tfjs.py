@@ -62,28 +62,16 @@ _NORM_WEIGHTS = {
 
 @dataclass
 class Stack:
-    """A stack of convolutions that keep the size of their input.
+    """A stack of convolutions that keep the size of their input."""
 
-    Attributes
-    ----------
-    layers
-        Definitions of MONAI's ``Convolution`` blocks, in order, each followed by an activation and a norm, if any.
-    state
-        The weights under the names that a ``torch.nn.Sequential`` of them has, float32, ``(out, in, D, H, W)``.
-    extent
-        Voxels per axis of the images that the model states, or 0 where it takes any.
-    softmax
-        Whether the model ends in a softmax, which is left to the post-processing.
-    notes
-        Where the model contradicts itself, and what was believed.
-    """
-
-    extent: tuple[int, ...]
+    extent: tuple[int, ...]  # voxels per axis of the images that the model states, or 0 where it takes any
     comment: str = ""
     layers: list[dict[str, Any]] = field(default_factory=list)
+    """Definitions of MONAI's ``Convolution`` blocks, in order, each followed by an activation and a norm, if any."""
     state: dict[str, torch.Tensor] = field(default_factory=dict)
-    softmax: bool = False
-    notes: list[str] = field(default_factory=list)
+    """The weights under the names that a ``torch.nn.Sequential`` of them has, float32, ``(out, in, D, H, W)``."""
+    softmax: bool = False  # whether the model ends in a softmax, which is left to the post-processing
+    notes: list[str] = field(default_factory=list)  # where the model contradicts itself, and what was believed
 
     @property
     def margin(self) -> int:

@@ -24,35 +24,21 @@ _EMPTY_SCORES = {metric.name: metric.empty_score for metric in METRICS if metric
 
 @dataclass(frozen=True)
 class StructureResult:
-    """The metrics of one structure in one case.
-
-    Parameters
-    ----------
-    label, name
-        The structure.
-    values
-        Metric name → value; ``None`` where the value does not exist. Names and meanings are in
-        :data:`medseg.evaluation.definitions.METRICS`. Each is also an attribute: ``result.dice``.
-    missed
-        The reference has the structure, the prediction does not.
-    invented
-        The prediction has the structure, the reference does not.
-    case_id
-        The case; empty outside :func:`medseg.evaluation.evaluate_folders`.
-    lesions
-        Its lesions one by one, if the definitions ask for them.
-    not_scored
-        Why there are no values although there may be something to score; empty otherwise.
-    """
+    """The metrics of one structure in one case."""
 
     label: int
     name: str
+    """``label``, ``name``: the structure."""
     values: Mapping[str, float | None]
-    missed: bool = False
-    invented: bool = False
-    case_id: str = field(default="", kw_only=True)
+    """Metric name → value; ``None`` where the value does not exist. Names and meanings are in
+    :data:`medseg.evaluation.definitions.METRICS`. Each is also an attribute: ``result.dice``."""
+    missed: bool = False  # the reference has the structure, the prediction does not
+    invented: bool = False  # the prediction has the structure, the reference does not
+    case_id: str = field(default="", kw_only=True)  # the case; empty outside :func:`medseg.evaluation.evaluate_folders`
     not_scored: str = field(default="", kw_only=True)
+    """Why there are no values although there may be something to score; empty otherwise."""
     lesions: tuple[Lesion, ...] = field(default=(), kw_only=True)
+    """Its lesions one by one, if the definitions ask for them."""
 
     def __getattr__(self, name: str) -> float | None:
         # Only reached for names that are no field; `values` itself is missing while an instance is unpickled.
@@ -69,21 +55,12 @@ class StructureResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is to be known of a reference besides its labels.
-
-    Parameters
-    ----------
-    members
-        Values by label of a region; a structure that is not listed has its label alone.
-    ignore
-        The value of voxels that nobody judged; they are background on both sides.
-    unknown
-        Structures that were not looked for in this case; they are not scored.
-    """
+    """What is to be known of a reference besides its labels."""
 
     members: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    unknown: tuple[int, ...] = ()
+    """Values by label of a region; a structure that is not listed has its label alone."""
+    ignore: int | None = None  # the value of voxels that nobody judged; they are background on both sides
+    unknown: tuple[int, ...] = ()  # structures that were not looked for in this case; they are not scored
 
 
 NOT_ANNOTATED = "not annotated"

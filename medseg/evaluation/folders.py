@@ -37,30 +37,16 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How an evaluation is carried out, besides what it compares.
+    """How an evaluation is carried out, besides what it compares."""
 
-    Parameters
-    ----------
-    definitions
-        Choices among definitions that differ in the field.
-    bootstrap
-        How confidence intervals are drawn.
-    group_by
-        Key of the reference datalist's items; adds a table per value of it.
-    all_metrics
-        Append the metrics that ``metrics.csv`` does not have by default, after its documented columns.
-    workers
-        Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``.
-    part
-        Which items of the references' datalist count; all by default.
-    """
-
-    definitions: Definitions = field(default_factory=Definitions)
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    group_by: str | None = None
+    definitions: Definitions = field(default_factory=Definitions)  # choices among definitions that differ in the field
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)  # how confidence intervals are drawn
+    group_by: str | None = None  # key of the reference datalist's items; adds a table per value of it
     all_metrics: bool = False
+    """Append the metrics that ``metrics.csv`` does not have by default, after its documented columns."""
     workers: int = 1
-    part: Part | None = None
+    """Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``."""
+    part: Part | None = None  # which items of the references' datalist count; all by default
 
 
 @dataclass(frozen=True)

@@ -31,21 +31,11 @@ _CHUNK = 200
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn: percentile bootstrap of the mean, whole patients drawn with replacement.
+    """How intervals are drawn: percentile bootstrap of the mean, whole patients drawn with replacement."""
 
-    Parameters
-    ----------
-    resamples
-        Number of resamples.
-    confidence
-        Coverage of the interval.
-    seed
-        Seed of the generator, so that a table can be reproduced.
-    """
-
-    resamples: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
+    resamples: int = 2000  # number of resamples
+    confidence: float = 0.95  # coverage of the interval
+    seed: int = 0  # seed of the generator, so that a table can be reproduced
 
     def intervals(self, values: Floats, patients: Sequence[str]) -> Floats:
         """Intervals of the column means.

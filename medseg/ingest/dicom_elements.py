@@ -57,38 +57,31 @@ class Elements:
     """What one walk found.
 
     Positions are in the file; those of the pixel data of a deflated file in the inflated data set.
-
-    Attributes
-    ----------
-    values
-        Raw value of each wanted element that is present, by tag; empty where it is longer than 64 KiB.
-    transfer_syntax
-        UID from the file meta information; for files without one, the syntax that their bytes show.
-    has_meta
-        The file begins as DICOM files must (PS3.10 section 7.1): by the preamble, or at least by the group 2.
-    pixel_tag, pixel_offset, pixel_length
-        Pixel data element: 0 if absent, where its value begins, its length (``None`` for encapsulated data).
-    header, explicit
-        The data set's bytes before the value of the pixel data, and whether they carry value representations.
-    truncated, malformed
-        The file ends inside an element before the pixel data; why else the walk had to stop.
-    has_functional_groups
-        Shared or per-frame functional groups are present: an enhanced multi-frame object.
     """
 
     values: dict[int, bytes] = field(default_factory=dict)
+    """Raw value of each wanted element that is present, by tag; empty where it is longer than 64 KiB."""
     transfer_syntax: str = IMPLICIT
+    """UID from the file meta information; for files without one, the syntax that their bytes show."""
     has_meta: bool = True
+    """The file begins as DICOM files must (PS3.10 section 7.1): by the preamble, or at least by the group 2."""
     file_size: int = 0
     data_set_offset: int = 0
     pixel_tag: int = 0
     pixel_offset: int = 0
     pixel_length: int | None = None
+    """``pixel_tag``, ``pixel_offset``, ``pixel_length``: pixel data element: 0 if absent, where its value begins, its
+    length (``None`` for encapsulated data)."""
     header: bytes = b""
     explicit: bool = True
+    """``header``, ``explicit``: the data set's bytes before the value of the pixel data, and whether they carry value
+    representations."""
     truncated: bool = False
     malformed: str = ""
+    """``truncated``, ``malformed``: the file ends inside an element before the pixel data; why else the walk had to
+    stop."""
     has_functional_groups: bool = False
+    """Shared or per-frame functional groups are present: an enhanced multi-frame object."""
 
     @property
     def byte_order(self) -> str:

@@ -49,40 +49,25 @@ class Range:
 
 @dataclass(frozen=True)
 class Rule:
-    """What one channel's series must be; a condition that is not given always holds.
+    """What one channel's series must be; a condition that is not given always holds."""
 
-    Parameters
-    ----------
-    channel
-        Name of the channel that the series becomes.
-    modality
-        DICOM modalities, one of which it must have.
-    orientation
-        Planes of acquisition, by the axis across the slices.
-    slices
-        Number of slices.
-    spacing_mm, slice_spacing_mm, fov_mm
-        Voxel spacing along the patient's axes (R, A, S), spacing across the slices, extent along R, A, S; in mm.
-    description, exclude_description
-        Regular expressions searched in the series description, upper and lower case alike.
-    contrast
-        Whether the header names a contrast agent.
-    take
-        Which to choose if several series of a study satisfy the rule: ``only`` (none of them: the study is
-        ambiguous), ``first``, ``latest`` (by time of acquisition, else series number) or ``most-slices``.
-    """
-
-    channel: str
-    modality: tuple[str, ...] = ()
-    orientation: tuple[Plane, ...] = ()
-    slices: Range = Range()
+    channel: str  # name of the channel that the series becomes
+    modality: tuple[str, ...] = ()  # DICOM modalities, one of which it must have
+    orientation: tuple[Plane, ...] = ()  # planes of acquisition, by the axis across the slices
+    slices: Range = Range()  # number of slices
     spacing_mm: Range = Range()
     slice_spacing_mm: Range = Range()
     fov_mm: Range = Range()
+    """``spacing_mm``, ``slice_spacing_mm``, ``fov_mm``: voxel spacing along the patient's axes (R, A, S), spacing
+    across the slices, extent along R, A, S; in mm."""
     description: str = ""
     exclude_description: str = ""
-    contrast: bool | None = None
+    """``description``, ``exclude_description``: regular expressions searched in the series description, upper and lower
+    case alike."""
+    contrast: bool | None = None  # whether the header names a contrast agent
     take: Take = "only"
+    """Which to choose if several series of a study satisfy the rule: ``only`` (none of them: the study is ambiguous),
+    ``first``, ``latest`` (by time of acquisition, else series number) or ``most-slices``."""
 
 
 def read_rules(path: str | os.PathLike[str]) -> list[Rule]:

@@ -34,29 +34,18 @@ _FILLS_A_GAP: Final = 0.3
 
 @dataclass(frozen=True)
 class Stack:
-    """The slices of one volume, or of what was refused as one.
-
-    Attributes
-    ----------
-    headers
-        One per slice, sorted along the normal where the stack is sound; the frames of a multi-frame file each
-        have a header of their own with ``frame`` set.
-    geometry
-        The grid in RAS+; ``None`` for what is refused.
-    reason, message
-        Why it is refused.
-    notes
-        What is worth knowing about the volume, such as a gantry tilt or what it was split from.
-    suffix
-        ``""`` for the first stack of a series, ``"-2"``, ``"-3"`` for further ones.
-    """
+    """The slices of one volume, or of what was refused as one."""
 
     headers: tuple[Header, ...]
-    geometry: Geometry | None
+    """One per slice, sorted along the normal where the stack is sound; the frames of a multi-frame file each have a
+    header of their own with ``frame`` set."""
+    geometry: Geometry | None  # the grid in RAS+; ``None`` for what is refused
     reason: ReasonCode | None = None
     message: str = ""
+    """``reason``, ``message``: why it is refused."""
     notes: tuple[str, ...] = ()
-    suffix: str = ""
+    """What is worth knowing about the volume, such as a gantry tilt or what it was split from."""
+    suffix: str = ""  # ``""`` for the first stack of a series, ``"-2"``, ``"-3"`` for further ones
 
     @property
     def usable(self) -> bool:

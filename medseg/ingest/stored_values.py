@@ -47,27 +47,18 @@ _CODECS: Final[dict[str, tuple[Callable[[], IgzipDecompressor | BZ2Decompressor]
 
 @dataclass(frozen=True)
 class StoredValues:
-    """Where the values of one volume stand, and how.
-
-    Attributes
-    ----------
-    shape, dtype
-        Number of voxels along (i, j, k), of which i varies fastest; type of the stored values, in their byte order.
-    offset
-        Where they begin in the file, in bytes; for a compressed run, where the run begins.
-    skip
-        Bytes to leave out at the begin of a decompressed run.
-    scaling
-        Slope and intercept that turn stored values into real ones; ``None`` where there is none.
-    """
+    """Where the values of one volume stand, and how."""
 
     path: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
-    offset: int
+    """``shape``, ``dtype``: number of voxels along (i, j, k), of which i varies fastest; type of the stored values, in
+    their byte order."""
+    offset: int  # where they begin in the file, in bytes; for a compressed run, where the run begins
     encoding: Encoding = "raw"
-    skip: int = 0
+    skip: int = 0  # bytes to leave out at the begin of a decompressed run
     scaling: tuple[float, float] | None = None
+    """Slope and intercept that turn stored values into real ones; ``None`` where there is none."""
 
     @property
     def data_bytes(self) -> int:

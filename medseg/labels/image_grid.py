@@ -15,19 +15,13 @@ SERIES, FRAME_OF_REFERENCE = "series_uid_hash", "frame_of_reference_hash"
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """An image without its pixels.
+    """An image without its pixels."""
 
-    Parameters
-    ----------
-    geometry
-        The grid: voxel index → mm, RAS+.
-    series, frame_of_reference
-        SHA-256 of its SeriesInstanceUID and FrameOfReferenceUID; empty where it is no DICOM image, or says none.
-    """
-
-    geometry: Geometry
+    geometry: Geometry  # the grid: voxel index → mm, RAS+
     series: str = ""
     frame_of_reference: str = ""
+    """``series``, ``frame_of_reference``: SHA-256 of its SeriesInstanceUID and FrameOfReferenceUID; empty where it is
+    no DICOM image, or says none."""
 
     @classmethod
     def of(cls, source: Source) -> ImageGrid:

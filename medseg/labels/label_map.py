@@ -33,24 +33,13 @@ _MAP_HINT = "`medseg manifest create --images DATALIST --map {value}=LABEL -o DA
 
 @dataclass(frozen=True)
 class LabelValues:
-    """The values of a label map in numbers.
-
-    Parameters
-    ----------
-    voxels
-        Number of voxels of each value that occurs, background included, as they are meant: rounded and mapped.
-    fractional
-        Number of voxels whose value is no whole number; they are in no count of ``voxels``.
-    example
-        One such value.
-    rounded_by
-        Largest distance from a whole number among the others.
-    """
+    """The values of a label map in numbers."""
 
     voxels: dict[int, int]
-    fractional: int = 0
-    example: float = 0.0
-    rounded_by: float = 0.0
+    """Number of voxels of each value that occurs, background included, as they are meant: rounded and mapped."""
+    fractional: int = 0  # number of voxels whose value is no whole number; they are in no count of ``voxels``
+    example: float = 0.0  # one such value
+    rounded_by: float = 0.0  # largest distance from a whole number among the others
 
 
 class LabelFault(NamedTuple):
@@ -62,24 +51,12 @@ class LabelFault(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A checked label map.
+    """A checked label map."""
 
-    Parameters
-    ----------
-    array
-        Labels, axes (i, j, k); ``uint8``, or ``uint16`` where a value is beyond 255.
-    geometry
-        The grid: voxel index → mm, RAS+.
-    values
-        How much of each label there is.
-    notes
-        What was done to make it: a threshold, a resampling, slices that were filled.
-    """
-
-    array: NDArray[Any]
-    geometry: Geometry
-    values: LabelValues
-    notes: tuple[str, ...] = ()
+    array: NDArray[Any]  # labels, axes (i, j, k); ``uint8``, or ``uint16`` where a value is beyond 255
+    geometry: Geometry  # the grid: voxel index → mm, RAS+
+    values: LabelValues  # how much of each label there is
+    notes: tuple[str, ...] = ()  # what was done to make it: a threshold, a resampling, slices that were filled
 
     @property
     def volumes_ml(self) -> dict[int, float]:

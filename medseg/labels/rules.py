@@ -33,29 +33,18 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class ReadingRules:
-    """How names become structures, and what may be done to objects that do not fit as they are.
-
-    Parameters
-    ----------
-    names
-        Structure by name of a segment, ROI or mask file, beside the declared names themselves; ``None`` leaves it out
-        on purpose. Capitals do not count.
-    threshold
-        Share of MaximumFractionalValue from which a pixel of a FRACTIONAL segmentation is inside.
-    resample
-        A segmentation on another grid of the same frame of reference may take the nearest voxel's label.
-    missing_slices
-        What slices between two contours of an ROI are that have none, where both contours lie over each other:
-        ``"fill"`` interpolates the outline, ``"empty"`` takes the gap as it is.
-    order
-        Structures that may overlap, each under those behind it.
-    """
+    """How names become structures, and what may be done to objects that do not fit as they are."""
 
     names: Mapping[str, str | None] = field(default_factory=dict)
-    threshold: float = 0.5
+    """Structure by name of a segment, ROI or mask file, beside the declared names themselves; ``None`` leaves it out on
+    purpose. Capitals do not count."""
+    threshold: float = 0.5  # share of MaximumFractionalValue from which a pixel of a FRACTIONAL segmentation is inside
     resample: bool = False
+    """A segmentation on another grid of the same frame of reference may take the nearest voxel's label."""
     missing_slices: MissingSlices = "refuse"
-    order: tuple[str, ...] = ()
+    """What slices between two contours of an ROI are that have none, where both contours lie over each other:
+    ``"fill"`` interpolates the outline, ``"empty"`` takes the gap as it is."""
+    order: tuple[str, ...] = ()  # structures that may overlap, each under those behind it
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str = "the datalist") -> ReadingRules:

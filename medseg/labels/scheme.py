@@ -43,29 +43,18 @@ _BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """What the values of a study's label maps mean.
-
-    Parameters
-    ----------
-    names
-        Name by value, background included where it has one, ``ignore`` left out; empty if nothing is declared. With
-        regions these are names of values, not of structures: a value that only regions of several values hold is
-        called after the smallest of them, as ``whole (1)``.
-    mapping
-        Value in a file → label that is meant; other values mean themselves.
-    regions
-        Values by region, in the order in which they are painted into a label map; empty if structures do not overlap.
-    ignore
-        The value of voxels that nobody judged: they count in no loss and no score.
-    paints
-        The value that each region paints into a label map.
-    """
+    """What the values of a study's label maps mean."""
 
     names: Mapping[int, str] = field(default_factory=dict)
+    """Name by value, background included where it has one, ``ignore`` left out; empty if nothing is declared. With
+    regions these are names of values, not of structures: a value that only regions of several values hold is called
+    after the smallest of them, as ``whole (1)``."""
     mapping: Mapping[int, int] = field(default_factory=dict)
+    """Value in a file → label that is meant; other values mean themselves."""
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    paints: Mapping[str, int] = field(default_factory=dict)
+    """Values by region, in the order in which they are painted into a label map; empty if structures do not overlap."""
+    ignore: int | None = None  # the value of voxels that nobody judged: they count in no loss and no score
+    paints: Mapping[str, int] = field(default_factory=dict)  # the value that each region paints into a label map
 
     @classmethod
     def of(

@@ -36,27 +36,14 @@ _Index = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class LabelShape:
-    """One structure of one label map in numbers.
+    """One structure of one label map in numbers."""
 
-    Parameters
-    ----------
-    centre_mm
-        Its centre of mass relative to the centre of the grid, in mm, RAS+.
-    pieces
-        Connected components (26 neighbours).
-    islands_ml
-        Volumes of the components that are tiny: below 0.1 ml and below 5 % of the structure; the largest is none.
-    holes_ml
-        Volumes of background below 0.1 ml that the structure encloses (6 neighbours).
-    border_mm2
-        Area with which it touches the outer faces of the grid.
-    """
-
-    centre_mm: tuple[float, float, float]
-    pieces: int = 1
+    centre_mm: tuple[float, float, float]  # its centre of mass relative to the centre of the grid, in mm, RAS+
+    pieces: int = 1  # connected components (26 neighbours)
     islands_ml: tuple[float, ...] = ()
-    holes_ml: tuple[float, ...] = ()
-    border_mm2: float = 0.0
+    """Volumes of the components that are tiny: below 0.1 ml and below 5 % of the structure; the largest is none."""
+    holes_ml: tuple[float, ...] = ()  # volumes of background below 0.1 ml that the structure encloses (6 neighbours)
+    border_mm2: float = 0.0  # area with which it touches the outer faces of the grid
 
 
 def shapes_of(labels: NDArray[Any], geometry: Geometry) -> dict[int, LabelShape]:

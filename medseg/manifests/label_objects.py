@@ -32,36 +32,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabelObject:
-    """One SEG or RTSTRUCT file.
+    """One SEG or RTSTRUCT file."""
 
-    Parameters
-    ----------
-    path
-        Where it lies.
-    modality
-        ``"SEG"`` or ``"RTSTRUCT"``.
-    patient
-        Pseudonym of its patient, as in :class:`~medseg.ingest.SeriesRecord`.
-    series, instances, frames
-        Hashes of the UIDs of series, images and frames of reference that it refers to; images are those of its
-        segments or contours where it names them there.
-    names
-        Its segments or ROIs, in their order.
-    made
-        Date and time of its content, for the order among objects of one series.
-    empty
-        Names of ROIs that have no contours, as templates of planning systems leave them.
-    """
-
-    path: str
-    modality: str
-    patient: str
+    path: str  # where it lies
+    modality: str  # ``"SEG"`` or ``"RTSTRUCT"``
+    patient: str  # pseudonym of its patient, as in :class:`~medseg.ingest.SeriesRecord`
     series: frozenset[str]
     instances: frozenset[str]
     frames: frozenset[str]
-    names: tuple[str, ...]
-    made: str = ""
+    """``series``, ``instances``, ``frames``: hashes of the UIDs of series, images and frames of reference that it
+    refers to; images are those of its segments or contours where it names them there."""
+    names: tuple[str, ...]  # its segments or ROIs, in their order
+    made: str = ""  # date and time of its content, for the order among objects of one series
     empty: frozenset[str] = frozenset()
+    """Names of ROIs that have no contours, as templates of planning systems leave them."""
 
     @property
     def shown(self) -> str:

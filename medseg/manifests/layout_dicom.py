@@ -29,27 +29,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DicomChoices:
-    """What decides where a tree leaves several answers.
+    """What decides where a tree leaves several answers."""
 
-    Parameters
-    ----------
-    several
-        What several objects of one series are.
-    modality
-        Take series of this modality alone, such as ``"MR"``.
-    rules
-        One for each channel, as ``medseg index --select`` reads them: the series of each study that are its image.
-    links
-        Folder for links that sort series apart which share a folder.
-    leave_out
-        Leave out what cannot be matched, with a warning, instead of refusing the tree.
-    """
-
-    several: Several = "refuse"
-    modality: str = ""
+    several: Several = "refuse"  # what several objects of one series are
+    modality: str = ""  # take series of this modality alone, such as ``"MR"``
     rules: Sequence[Rule] = ()
-    links: Path | None = None
-    leave_out: bool = False
+    """One for each channel, as ``medseg index --select`` reads them: the series of each study that are its image."""
+    links: Path | None = None  # folder for links that sort series apart which share a folder
+    leave_out: bool = False  # leave out what cannot be matched, with a warning, instead of refusing the tree
 
 
 def read_dicom_tree(records: Sequence[SeriesRecord], start: Path, choices: DicomChoices) -> Manifest:

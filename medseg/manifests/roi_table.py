@@ -36,24 +36,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NameChoices:
-    """What is said of the names in labels.
+    """What is said of the names in labels."""
 
-    Parameters
-    ----------
-    structures
-        Names that are wanted, in the order of their values; empty: all that are found.
-    table
-        Structure by name, from an accepted table; empty for what is left out. ``None`` if none was given.
-    merges
-        Names that become one structure.
-    missing
-        What a structure is where a case has none of it; ``"unknown"`` writes ``annotated`` into the items.
-    """
-
-    structures: Sequence[str] = ()
+    structures: Sequence[str] = ()  # names that are wanted, in the order of their values; empty: all that are found
     table: Mapping[str, str] | None = None
-    merges: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Structure by name, from an accepted table; empty for what is left out. ``None`` if none was given."""
+    merges: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names that become one structure
     missing: Missing = "background"
+    """What a structure is where a case has none of it; ``"unknown"`` writes ``annotated`` into the items."""
 
 
 def settle_names(

@@ -11,18 +11,11 @@ from torch.nn.functional import avg_pool2d, avg_pool3d
 
 
 class Judgement(NamedTuple):
-    """What the discriminator says about a batch.
-
-    Attributes
-    ----------
-    logits
-        One tensor ``(B, 1, H', W', D')`` per scale; positive means "real". No sigmoid has been applied.
-    features
-        Per scale the feature maps before the logits, for feature matching.
-    """
+    """What the discriminator says about a batch."""
 
     logits: list[Tensor]
-    features: list[list[Tensor]]
+    """One tensor ``(B, 1, H', W', D')`` per scale; positive means "real". No sigmoid has been applied."""
+    features: list[list[Tensor]]  # per scale the feature maps before the logits, for feature matching
 
 
 class ConditionalPatchDiscriminator(nn.Module):

@@ -138,27 +138,15 @@ _DEPTHS = (10, 18, 34, 50, 101, 152, 200)
 
 @dataclass(frozen=True)
 class Match:
-    """What became of the tensors of a checkpoint.
+    """What became of the tensors of a checkpoint."""
 
-    Attributes
-    ----------
-    copied
-        Names taken over as they are.
-    adapted
-        Names taken over after inflation to 3D, or after a change of the number of input channels.
-    misfits
-        Names on both sides whose shapes cannot be reconciled, with both shapes; the encoder keeps its own.
-    missing
-        Names of the encoder that the checkpoint does not have; the encoder keeps its own.
-    unused
-        Names of the checkpoint that the encoder does not have, such as its classifier.
-    """
-
-    copied: tuple[str, ...]
+    copied: tuple[str, ...]  # names taken over as they are
     adapted: tuple[str, ...]
+    """Names taken over after inflation to 3D, or after a change of the number of input channels."""
     misfits: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
+    """Names on both sides whose shapes cannot be reconciled, with both shapes; the encoder keeps its own."""
+    missing: tuple[str, ...]  # names of the encoder that the checkpoint does not have; the encoder keeps its own
+    unused: tuple[str, ...]  # names of the checkpoint that the encoder does not have, such as its classifier
 
     def __str__(self) -> str:
         lines = [

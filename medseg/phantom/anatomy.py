@@ -44,22 +44,13 @@ FIRST_STRUCTURE = 5
 
 @dataclass(frozen=True)
 class Structure:
-    """A labelled structure: an ellipsoid that each patient moves, turns, scales and dents.
+    """A labelled structure: an ellipsoid that each patient moves, turns, scales and dents."""
 
-    Parameters
-    ----------
-    name
-        Name in label maps.
-    centre_mm, radii_mm
-        Typical centre and half axes along right, anterior, superior.
-    tissue
-        What it is made of.
-    """
-
-    name: str
+    name: str  # name in label maps
     centre_mm: tuple[float, float, float]
     radii_mm: tuple[float, float, float]
-    tissue: Tissue
+    """``centre_mm``, ``radii_mm``: typical centre and half axes along right, anterior, superior."""
+    tissue: Tissue  # what it is made of
 
 
 STRUCTURES: tuple[Structure, ...] = (

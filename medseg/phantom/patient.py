@@ -35,24 +35,12 @@ _NOISE_GRAIN_VOXELS = 0.6
 
 @dataclass(frozen=True)
 class Appearance:
-    """How one patient looks in one scanner.
+    """How one patient looks in one scanner."""
 
-    Parameters
-    ----------
-    kind
-        ``"ct"`` (Gaussian, slightly grainy noise) or ``"mr"`` (bias field, Rician noise).
-    means
-        Intensity by tissue index, in HU or arbitrary units.
-    bias
-        Logarithm of the bias field, over mm; amplitude 0 for CT.
-    noise
-        Standard deviation of the noise, in the image's units.
-    """
-
-    kind: Kind
-    means: NDArray[np.float32]
-    bias: Waves
-    noise: float
+    kind: Kind  # ``"ct"`` (Gaussian, slightly grainy noise) or ``"mr"`` (bias field, Rician noise)
+    means: NDArray[np.float32]  # intensity by tissue index, in HU or arbitrary units
+    bias: Waves  # logarithm of the bias field, over mm; amplitude 0 for CT
+    noise: float  # standard deviation of the noise, in the image's units
 
     @staticmethod
     def blur_voxels(spacing_mm: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -122,34 +110,20 @@ _SLAB_VOXELS = 4_000_000
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic patient.
-
-    Parameters
-    ----------
-    image
-        int16, axes (i, j, k) towards the patient's left, posterior and superior (up to the obliquity); HU or MR units.
-    label
-        uint8 on the same grid; 0 is background.
-    affine
-        4×4, voxel index → mm, RAS+.
-    kind
-        ``"ct"`` or ``"mr"``.
-    seed
-        What it was made from.
-    labels
-        Label value → structure name, background left out. A lesion may be named and absent.
-    anatomy, appearance
-        What image and label were made from; they fit any grid.
-    """
+    """A synthetic patient."""
 
     image: NDArray[np.int16]
-    label: NDArray[np.uint8]
-    affine: NDArray[np.float64]
-    kind: Kind
-    seed: int
+    """int16, axes (i, j, k) towards the patient's left, posterior and superior (up to the obliquity); HU or MR
+    units."""
+    label: NDArray[np.uint8]  # uint8 on the same grid; 0 is background
+    affine: NDArray[np.float64]  # 4×4, voxel index → mm, RAS+
+    kind: Kind  # ``"ct"`` or ``"mr"``
+    seed: int  # what it was made from
     labels: dict[int, str]
+    """Label value → structure name, background left out. A lesion may be named and absent."""
     anatomy: Anatomy = field(repr=False, compare=False)
     appearance: Appearance = field(repr=False, compare=False)
+    """``anatomy``, ``appearance``: what image and label were made from; they fit any grid."""
 
     @property
     def geometry(self) -> Geometry:

@@ -242,21 +242,11 @@ _THIN_EVERY = 4
 
 @dataclass(frozen=True)
 class WrittenPatient:
-    """One patient on disk.
+    """One patient on disk."""
 
-    Attributes
-    ----------
-    patient_id
-        ``patient-00``, ``patient-01``, …
-    image
-        A NIfTI file, or the folder of the main DICOM series.
-    label
-        The reference mask (NIfTI) on the grid of the image.
-    """
-
-    patient_id: str
-    image: Path
-    label: Path
+    patient_id: str  # ``patient-00``, ``patient-01``, …
+    image: Path  # a NIfTI file, or the folder of the main DICOM series
+    label: Path  # the reference mask (NIfTI) on the grid of the image
 
 
 def write_nifti(phantom: Phantom, *, image: str | Path | None = None, label: str | Path | None = None) -> None:

@@ -53,31 +53,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Panel:
-    """A slice as it is looked at, ready to be put on a page, into a file or a DICOM object.
+    """A slice as it is looked at, ready to be put on a page, into a file or a DICOM object."""
 
-    Parameters
-    ----------
-    view
-        Plane, edges, size of pixels.
-    number
-        Which slice of its direction, from 1.
-    grey
-        Picture of 8 bits, (height, width); None without an image.
-    size
-        Width and height in pixels; pixels are square in the patient.
-    outlines
-        For each layer, closed lines by label: (x, y) in pixels of the picture, at the 0.5 level of the mask.
-    bar_px, bar_mm
-        Length of the scale bar.
-    """
-
-    view: View
-    number: int
-    grey: NDArray[np.uint8] | None
-    size: tuple[int, int]
+    view: View  # plane, edges, size of pixels
+    number: int  # which slice of its direction, from 1
+    grey: NDArray[np.uint8] | None  # picture of 8 bits, (height, width); None without an image
+    size: tuple[int, int]  # width and height in pixels; pixels are square in the patient
     outlines: tuple[tuple[Layer, Mapping[int, Lines]], ...]
+    """For each layer, closed lines by label: (x, y) in pixels of the picture, at the 0.5 level of the mask."""
     bar_px: float
     bar_mm: int
+    """``bar_px``, ``bar_mm``: length of the scale bar."""
 
 
 def window_of(image: NDArray[np.generic]) -> Window:

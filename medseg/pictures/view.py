@@ -27,28 +27,20 @@ _NAMED_FROM = 0.35
 
 @dataclass(frozen=True)
 class View:
-    """How slices of one direction are turned, and what can be said of them then.
+    """How slices of one direction are turned, and what can be said of them then."""
 
-    Parameters
-    ----------
-    plane
-        ``"axial"``, ``"coronal"`` or ``"sagittal"``: the nearest.
-    left, right, top, bottom
-        Towards which side of the patient each edge lies, such as ``"R"`` or, oblique, ``"RA"``; empty if not known.
-    pixel_mm
-        Distance between columns and between rows.
-    transposed, flips
-        Whether rows and columns change places, then which of (rows, columns) run backwards.
-    """
-
-    plane: str
+    plane: str  # ``"axial"``, ``"coronal"`` or ``"sagittal"``: the nearest
     left: str
     right: str
     top: str
     bottom: str
-    pixel_mm: tuple[float, float]
+    """``left``, ``right``, ``top``, ``bottom``: towards which side of the patient each edge lies, such as ``"R"`` or,
+    oblique, ``"RA"``; empty if not known."""
+    pixel_mm: tuple[float, float]  # distance between columns and between rows
     transposed: bool
     flips: tuple[bool, bool]
+    """``transposed``, ``flips``: whether rows and columns change places, then which of (rows, columns) run
+    backwards."""
 
     def upright(self, plane: NDArray[Any]) -> NDArray[Any]:
         """A slice as it is stored, (row, column), turned as it is looked at."""

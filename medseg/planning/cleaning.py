@@ -22,22 +22,15 @@ _ALL = "all"
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to label maps on the source grid, in this order.
-
-    Parameters
-    ----------
-    fill_holes
-        Structures whose enclosed background is filled; ``("all",)`` for all, empty for none.
-    smallest_ml
-        Parts of the foreground, all structures together, below this volume are dropped; what touches a larger part is
-        none of its own. 0 drops nothing.
-    keep_largest
-        Structures of which the largest part alone is kept (26 neighbours), each by itself.
-    """
+    """What is done to label maps on the source grid, in this order."""
 
     fill_holes: tuple[str, ...] = ()
+    """Structures whose enclosed background is filled; ``("all",)`` for all, empty for none."""
     smallest_ml: float = 0.0
+    """Parts of the foreground, all structures together, below this volume are dropped; what touches a larger part is
+    none of its own. 0 drops nothing."""
     keep_largest: tuple[str, ...] = ()
+    """Structures of which the largest part alone is kept (26 neighbours), each by itself."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smallest_ml < 1e6:

@@ -49,33 +49,20 @@ def ramped(weight: float, passed: int, ramp: int) -> float:
 
 @dataclass(frozen=True)
 class AdversarialSchedule:
-    """Warm-up of the generator, alternation, and the ramp of the adversarial loss; a pure function of time.
-
-    Parameters
-    ----------
-    share
-        How large the adversarial loss's gradient is in the end, as a share of the supervised loss's
-        (:class:`medseg.training.GradientShare`); 0 trains without a discriminator.
-    warm_up
-        Iterations in which only the generator learns, from the supervised loss alone.
-    settle
-        Iterations after the warm-up in which the discriminator learns already but does not count yet.
-    ramp
-        Iterations over which the share rises from 0 after that.
-    alternate
-        ``"iteration"``: each batch gives ``discriminator_steps`` and ``generator_steps`` updates. ``"epoch"``:
-        after the warm-up, odd epochs train the discriminator, even epochs the generator (1: D, 2: G, 3: D …).
-    discriminator_steps, generator_steps
-        Updates per batch.
-    """
+    """Warm-up of the generator, alternation, and the ramp of the adversarial loss; a pure function of time."""
 
     share: float = 0.1
-    warm_up: int = 0
-    settle: int = 0
-    ramp: int = 0
+    """How large the adversarial loss's gradient is in the end, as a share of the supervised loss's
+    (:class:`medseg.training.GradientShare`); 0 trains without a discriminator."""
+    warm_up: int = 0  # iterations in which only the generator learns, from the supervised loss alone
+    settle: int = 0  # iterations after the warm-up in which the discriminator learns already but does not count yet
+    ramp: int = 0  # iterations over which the share rises from 0 after that
     alternate: Literal["iteration", "epoch"] = "iteration"
+    """``"iteration"``: each batch gives ``discriminator_steps`` and ``generator_steps`` updates. ``"epoch"``: after the
+    warm-up, odd epochs train the discriminator, even epochs the generator (1: D, 2: G, 3: D …)."""
     discriminator_steps: int = 1
     generator_steps: int = 1
+    """``discriminator_steps``, ``generator_steps``: updates per batch."""
 
     def __post_init__(self) -> None:
         if min(self.share, self.warm_up, self.settle, self.ramp) < 0:
