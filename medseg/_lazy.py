@@ -10,13 +10,8 @@ from typing import Any
 def lazily(face: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """The ``__getattr__`` of a room's ``__init__``.
 
-    Parameters
-    ----------
-    face
-        Its ``__name__``.
-    homes
-        Modules of the room (or others by their full names), each with the names that are public there, separated by
-        spaces.
+    ``face``: its ``__name__``. ``homes``: modules of the room (or others by their full names), each with the names that
+    are public there, separated by spaces.
     """
     home_of = {
         name: module if module.startswith("medseg.") else f"{face}.{module}"

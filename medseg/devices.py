@@ -21,10 +21,7 @@ FORMAT_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 def resolve_device(asked: str) -> str:
     """The device behind what was asked: ``auto`` is CUDA, else Apple's MPS, else the CPU.
 
-    Raises
-    ------
-    UsageError
-        If torch knows no such device, or this machine has none.
+    Raises ``UsageError`` if torch knows no such device, or this machine has none.
     """
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -59,12 +56,8 @@ def _has_cuda(index: int | None) -> bool:
 def fast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
     """Format for convolutions on ``device``.
 
-    ``"auto"`` takes bf16 where the hardware computes in it, fp16 on older CUDA devices, and fp32 otherwise.
-
-    Raises
-    ------
-    UsageError
-        If there is no such format.
+    ``"auto"`` takes bf16 where the hardware computes in it, fp16 on older CUDA devices, and fp32 otherwise. Raises
+    ``UsageError`` if there is no such format.
     """
     if precision in FORMATS:
         return FORMATS[precision]
@@ -108,12 +101,8 @@ def compiled(network: nn.Module, wanted: bool = True) -> nn.Module:
 
     It is compiled in place: its class and the names of its state dict stay, so checkpoints and models are those of the
     plain network, and copies (the moving average) are plain. A C++ compiler must be there, the first steps take
-    minutes, and the results differ from the plain network's by rounding.
-
-    Raises
-    ------
-    UsageError
-        If ``wanted`` is neither true nor false, such as the text "false".
+    minutes, and the results differ from the plain network's by rounding. Raises ``UsageError`` if ``wanted`` is neither
+    true nor false, such as the text "false".
     """
     if not isinstance(wanted, bool):
         raise UsageError(f"compile is {wanted!r}, expected true or false (True or False on MONAI's command line)")

@@ -126,12 +126,8 @@ class MissingDependency(UsageError):
 class UndecidedNames(UsageError):
     """Names of segments, ROIs or mask files whose structure a person has to say.
 
-    Parameters
-    ----------
-    message
-        What was found.
-    proposals
-        Lines of the table that is to be accepted: :class:`medseg.manifests.roi_names.Proposal`.
+    ``message``: what was found. ``proposals``: lines of the table that is to be accepted:
+    :class:`medseg.manifests.roi_names.Proposal`.
     """
 
     def __init__(self, message: str, proposals: Sequence[Any]) -> None:

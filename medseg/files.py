@@ -69,10 +69,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def prepare_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder for results and write a little into it, so that an unusable place is known before the work.
 
-    Raises
-    ------
-    OutputUnusable
-        If it cannot be made or written: no room, no permission, a file where a folder should be.
+    Raises ``OutputUnusable`` if it cannot be made or written: no room, no permission, a file where a folder should be.
     """
     folder = Path(path)
     try:
@@ -86,10 +83,7 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
 def prepare_file(path: str | os.PathLike[str]) -> Path:
     """As :func:`prepare_folder`, for a file that is still to be written; one that is there is left as it is.
 
-    Raises
-    ------
-    OutputUnusable
-        If no file can be written there.
+    Raises ``OutputUnusable`` if no file can be written there.
     """
     target = Path(path)
     try:
@@ -156,10 +150,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_at_most(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """All bytes of a file that somebody else made; one that is larger than the limit is not read into memory.
 
-    Raises
-    ------
-    ValueError
-        If there are more than ``limit_bytes``.
+    Raises ``ValueError`` if there are more than ``limit_bytes``.
     """
     with Path(path).open("rb") as handle:
         data = handle.read(limit_bytes + 1)
@@ -186,12 +177,8 @@ def open_zip(path: str | os.PathLike[str], largest_directory_bytes: int = 4 << 2
     """Open a zip archive that somebody else made, whose directory is no larger than the limit.
 
     ``zipfile`` reads the directory whole and makes an object of each of its entries, twenty times as large. Read
-    members by :func:`read_member`, or in pieces that are smaller than the limit.
-
-    Raises
-    ------
-    zipfile.BadZipFile
-        If it is no zip archive, or the directory is larger; if a member that the body reads cannot be unpacked.
+    members by :func:`read_member`, or in pieces that are smaller than the limit. Raises ``zipfile.BadZipFile`` if it is
+    no zip archive, or the directory is larger; if a member that the body reads cannot be unpacked.
     """
     try:
         with _BoundedFile(path, largest_directory_bytes) as handle, zipfile.ZipFile(handle) as archive:
@@ -203,14 +190,8 @@ def open_zip(path: str | os.PathLike[str], largest_directory_bytes: int = 4 << 2
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int) -> bytes:
     """One member of an archive, whole, unpacking no more of it than the limit, whatever size it states.
 
-    ``ZipFile.read`` unpacks a member to its end and cuts it to the stated size afterwards.
-
-    Raises
-    ------
-    ValueError
-        If it states more than ``limit_bytes``.
-    zipfile.BadZipFile
-        If it holds something else than it states.
+    ``ZipFile.read`` unpacks a member to its end and cuts it to the stated size afterwards. Raises ``ValueError`` if it
+    states more than ``limit_bytes``; ``zipfile.BadZipFile`` if it holds something else than it states.
     """
     if (size := max(info.file_size, info.compress_size)) > limit_bytes:
         raise ValueError(f"{info.filename} is of {size} bytes, expected at most {limit_bytes}")
@@ -221,18 +202,9 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: in
 def arriving(read: Callable[[int], bytes], patience_s: float) -> Iterator[bytes]:
     """What a server sends, in pieces of at most 1 MiB, each as it comes.
 
-    Parameters
-    ----------
-    read
-        Gives up to so many bytes, what is there by now, and none at the end: the ``read1`` of a response. (``read``
-        waits for all of them, however slowly they come.)
-    patience_s
-        Over how many seconds at least 10 kB have to come in each second, on average.
-
-    Raises
-    ------
-    TimeoutError
-        If it comes more slowly than that.
+    ``read``: gives up to so many bytes, what is there by now, and none at the end: the ``read1`` of a response.
+    (``read`` waits for all of them, however slowly they come.) ``patience_s``: over how many seconds at least 10 kB
+    have to come in each second, on average. Raises ``TimeoutError`` if it comes more slowly than that.
     """
     begin, count = time.monotonic(), 0
     while piece := read(1 << 20):
@@ -260,17 +232,7 @@ def locked_folder(folder: Path, refusal: str) -> Iterator[None]:
     Processes that this one forks meanwhile hold the lock, too. A batch of inference, which must go on at once after
     its driver was killed, has a lock of its own: :func:`medseg.inference.run.state.locked`.
 
-    Parameters
-    ----------
-    folder
-        The folder.
-    refusal
-        What to say if another process holds it.
-
-    Raises
-    ------
-    OutputLocked
-        If another process holds it.
+    Raises ``OutputLocked`` with the text ``refusal`` if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _NAME).open("w") as handle:

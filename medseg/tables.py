@@ -44,10 +44,7 @@ class Table:
 def read_table(path: Path, *, delimiter: str = ",") -> Table:
     """Read a table with a head, as :func:`table_text` writes it; fields that a row lacks are empty.
 
-    Raises
-    ------
-    UsageError
-        If it is no table, or a row has more fields than the head.
+    Raises ``UsageError`` if it is no table, or a row has more fields than the head.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:

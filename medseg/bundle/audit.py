@@ -114,10 +114,7 @@ def require_trusted(
 ) -> None:
     """Pass if the audit of the bundle blocks nothing that ``role`` reads; parameters as :func:`audit`.
 
-    Raises
-    ------
-    UntrustedBundle
-        Names what would run, and where.
+    Raises an ``UntrustedBundle`` that names what would run, and where.
     """
     blocking = blocks(_audit(Path(path), role, read or {}, given, whole=False))
     if not blocking:

@@ -62,12 +62,8 @@ class Bundle(DescribedBundle):
     def open(cls, path: str | Path, permission: Permission = "audited", presets: Sequence[str] = ()) -> Bundle:
         """Open the bundle in the folder ``path``, or of that name (:func:`~medseg.bundle.find.find_bundle`).
 
-        Raises
-        ------
-        UsageError
-            If there is no such folder, or it holds no ``configs/metadata.json``.
-        BundleError
-            If the metadata cannot be parsed, or what medseg reads of them has another form.
+        Raises ``UsageError`` if there is no such folder, or it holds no ``configs/metadata.json``; ``BundleError`` if
+        the metadata cannot be parsed, or what medseg reads of them has another form.
         """
         folder = find_bundle(path)
         if not is_bundle(folder):
@@ -89,10 +85,7 @@ class Bundle(DescribedBundle):
     def config_file(self, name: str) -> Path:
         """The file of the config ``name``: ``configs/NAME.json``, else ``.yaml`` or ``.yml``.
 
-        Raises
-        ------
-        BundleError
-            If there is none.
+        Raises ``BundleError`` if there is none.
         """
         found = config_file(self.path, name)
         if found is None:
@@ -146,12 +139,7 @@ class Bundle(DescribedBundle):
         """``inference.json``, to be evaluated: all of it, or the named parts if only they are trusted.
 
         What is evaluated is what was judged. The id ``bundle_root`` is the bundle's folder, as if ``--bundle_root``
-        named it.
-
-        Raises
-        ------
-        UntrustedBundle
-            If the audit finds anything outside its allow-list.
+        named it. Raises ``UntrustedBundle`` if the audit finds anything outside its allow-list.
         """
         config = copy.deepcopy(self.inference)
         if "bundle_root" in config:

@@ -137,17 +137,8 @@ class DescribedBundle:
         Spacing and extent are compared along the array axes, each assigned to the closest patient axis, so that an
         oblique acquisition is judged by its own size.
 
-        Parameters
-        ----------
-        geometry
-            The grid of the volume (after a crop, if one was asked for).
-        modality
-            DICOM modality code such as ``"MR"``, if known.
-
-        Raises
-        ------
-        Refusal
-            ``outside-training-range`` or ``wrong-modality``.
+        ``geometry``: the grid of the volume (after a crop, if one was asked for). ``modality``: DICOM modality code
+        such as ``"MR"``, if known. Raises ``Refusal``: ``outside-training-range`` or ``wrong-modality``.
         """
         if (limits := self.training_range) is None:
             return

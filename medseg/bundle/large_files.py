@@ -88,12 +88,8 @@ def _entry(entry: Mapping[str, Any]) -> LargeFile | None:
 def fetch(file: LargeFile, folder: Path, limit_bytes: int = _LARGEST_BYTES) -> str:
     """Fetch a file into the bundle in ``folder``; gives its SHA-256.
 
-    Raises
-    ------
-    UsageError
-        If it cannot be had; the message says how to put it there by hand.
-    UntrustedBundle
-        If what came has another hash, is no file of weights, or holds code.
+    Raises ``UsageError`` if it cannot be had; the message says how to put it there by hand; ``UntrustedBundle`` if what
+    came has another hash, is no file of weights, or holds code.
     """
     if file.hash_val and file.hash_type not in _HASHES:
         raise BundleError(f"{file.path} has a {file.hash_type} sum, expected one of {', '.join(_HASHES)}")

@@ -175,10 +175,7 @@ def policy_state(bundle: Running) -> str | None:
 def require_listed(bundle: Running) -> None:
     """Pass if every policy allows a bundle, and warn of what a policy of the mode ``warn`` does not.
 
-    Raises
-    ------
-    UntrustedBundle
-        If one that is enforced, or damaged, does not allow it.
+    Raises ``UntrustedBundle`` if one that is enforced, or damaged, does not allow it.
     """
     for policy in policies():
         if objection := policy.objection(bundle):

@@ -22,10 +22,7 @@ _LARGEST_KEY = 16 << 10  # a PEM of Ed25519 has 120 bytes
 def create_key_pair(private_path: str | Path) -> tuple[Path, Path]:
     """Write a new private key (readable by its owner only) and, beside it, the public key (``.pub``); gives both paths.
 
-    Raises
-    ------
-    UsageError
-        If one of the files exists: a key is never overwritten.
+    Raises ``UsageError`` if one of the files exists: a key is never overwritten.
     """
     private = Path(private_path)
     public = private.with_name(private.name + ".pub")

@@ -33,11 +33,7 @@ def confine_command(
     """Raise the wall of :mod:`medseg.confinement` if this process is the command itself; tell what it cannot hold.
 
     ``writable`` are folders that exist, ``reach`` is nothing by default, ``imports`` a module that the command needs.
-
-    Raises
-    ------
-    UsageError
-        If a bundle's ``own_code`` is to run, and sockets cannot be denied.
+    Raises ``UsageError`` if a bundle's ``own_code`` is to run, and sockets cannot be denied.
     """
     if _is_program() and _WITHOUT not in os.environ:
         from medseg.confinement import NOTHING, confine

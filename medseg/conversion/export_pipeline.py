@@ -57,14 +57,9 @@ _EXAMPLE = (5, 6, 7)
 def export_pipeline(bundle: str | Path | Bundle, output: str | Path, *, images: Sequence[str | Path] = ()) -> Exported:
     """Write a bundle's preprocessing, network, windows and decoding to one zip.
 
-    The network is compared with the original as :func:`~medseg.conversion.export` does, with the same arguments.
-
-    Raises
-    ------
-    BundleError
-        If the bundle does something that the format has no word for, or as ``export``.
-    MissingDependency
-        If ``onnx`` or the runtime that must check the export is not installed.
+    The network is compared with the original as :func:`~medseg.conversion.export` does, with the same arguments. Raises
+    ``BundleError`` if the bundle does something that the format has no word for, or as ``export``;
+    ``MissingDependency`` if ``onnx`` or the runtime that must check the export is not installed.
     """
     from medseg.inference.config import read_inference_config
 

@@ -60,12 +60,9 @@ _LICENCE = """The model's folder states no licence: ask its authors before you s
 def import_nnunet(source: Path, output: Path, options: ImportOptions) -> Imported:
     """Make the bundle ``output/NAME`` of a trained model: a folder of results, a tree with one, or its exported zip.
 
-    Raises
-    ------
-    UsageError
-        If the orientation of the training images is not told, or the source holds several models.
-    BundleError, UntrustedBundle
-        If the model cannot be read, or is none that medseg runs: 2D, a cascade, another network or normalisation.
+    Raises ``UsageError`` if the orientation of the training images is not told, or the source holds several models;
+    ``BundleError`` or ``UntrustedBundle`` if the model cannot be read, or is none that medseg runs: 2D, a cascade,
+    another network or normalisation.
     """
     with tempfile.TemporaryDirectory(prefix=".nnunet-", dir=output) as scratch:
         model, notes = open_model(source, Path(scratch))

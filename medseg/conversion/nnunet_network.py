@@ -105,10 +105,7 @@ def _listed(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
 def read_architecture(configuration: Mapping[str, Any], where: str) -> Architecture:
     """The network of a configuration of plans, in the form of today or that of 2023.
 
-    Raises
-    ------
-    BundleError
-        If it is another network, or not described as these two are.
+    Raises ``BundleError`` if it is another network, or not described as these two are.
     """
     name, kwargs = _described(configuration, where)
     residual, axes = _NETWORKS.get(name), len(configuration["patch_size"])
@@ -210,10 +207,7 @@ def converted(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The definition of a network, and its state of nnU-Net's: copies in other names, without deep supervision.
 
-    Raises
-    ------
-    BundleError
-        If the weights are of another network than the plans describe.
+    Raises ``BundleError`` if the weights are of another network than the plans describe.
     """
     last = len(architecture.filters) - 2
     named = {_our_name(key, last): value for key, value in state.items() if _is_needed(key, last)}

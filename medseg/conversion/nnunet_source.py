@@ -160,12 +160,8 @@ def is_nnunet(source: Path) -> bool:
 def open_model(source: Path, scratch: Path) -> tuple[Model, tuple[str, ...]]:
     """Read the model of a folder or a zip, whose members are unpacked to ``scratch``; with notes on what was chosen.
 
-    Raises
-    ------
-    UsageError
-        If there are several to choose from.
-    BundleError, UntrustedBundle
-        If it cannot be read; if a zip holds what could land elsewhere or never end, a folder what lies elsewhere.
+    Raises ``UsageError`` if there are several to choose from; ``BundleError`` or ``UntrustedBundle`` if it cannot be
+    read; if a zip holds what could land elsewhere or never end, a folder what lies elsewhere.
     """
     root = source if source.is_dir() else scratch
     if root is scratch:
@@ -248,12 +244,8 @@ def _unpack(source: Path, scratch: Path) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint as data.
 
-    Raises
-    ------
-    UntrustedBundle
-        If loading it could run code, or asks for more memory than the file has weights.
-    BundleError
-        If it is damaged, or no checkpoint of nnU-Net v2.
+    Raises ``UntrustedBundle`` if loading it could run code, or asks for more memory than the file has weights;
+    ``BundleError`` if it is damaged, or no checkpoint of nnU-Net v2.
     """
     import pickle
 

@@ -91,14 +91,9 @@ def is_published(source: Path) -> bool:
 def import_published(source: Path, output: Path, options: ImportOptions) -> Imported:
     """Make a bundle below ``output`` of a network that somebody has published.
 
-    ``options.network`` names the file with the network of weights that do not describe it.
-
-    Raises
-    ------
-    UsageError
-        If the network is not said, or the bundle exists.
-    BundleError
-        If the source cannot be read, is damaged or does not fit its network, or holds what MONAI has not.
+    ``options.network`` names the file with the network of weights that do not describe it. Raises ``UsageError`` if the
+    network is not said, or the bundle exists; ``BundleError`` if the source cannot be read, is damaged or does not fit
+    its network, or holds what MONAI has not.
     """
     layers = next((path for path in (source, source / "model.json") if is_layers_model(path)), None)
     model = _of_weights(source, options) if layers is None else _of_layers(layers)

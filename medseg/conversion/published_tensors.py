@@ -48,10 +48,7 @@ _PREFIXES = ("module", "model", "net", "network", "_orig_mod", "state_dict")
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict in a file of weights, and what the file was, for people.
 
-    Raises
-    ------
-    BundleError
-        If it cannot be read as data, or holds no state dict of finite numbers.
+    Raises ``BundleError`` if it cannot be read as data, or holds no state dict of finite numbers.
     """
     state, kind = (
         (_script_state(path), "a TorchScript archive") if _is_script(path) else (_plain_state(path), "a state dict")

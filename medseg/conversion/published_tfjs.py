@@ -98,10 +98,8 @@ def is_layers_model(path: Path) -> bool:
 def read_stack(path: Path) -> Stack:
     """Read ``model.json`` and the weights beside it.
 
-    Raises
-    ------
-    BundleError
-        If a part is missing, contradicts itself, holds numbers that are not finite, or is no stack of convolutions.
+    Raises ``BundleError`` if a part is missing, contradicts itself, holds numbers that are not finite, or is no stack
+    of convolutions.
     """
     model = read_json(path, _FORM, _REMEDY, BundleError, _TOPOLOGY_BYTES)
     tensors = dict(_tensors(model["weightsManifest"], path.parent))

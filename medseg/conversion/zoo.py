@@ -46,16 +46,9 @@ def import_zoo(source: Path, output: Path, options: ImportOptions) -> Imported:
     """Take a bundle in, as ``output/NAME``; on an error nothing is left behind.
 
     The notes say what was left out, which weights are missing and where they can be had, and what of the bundle medseg
-    does not run.
-
-    Raises
-    ------
-    UntrustedBundle
-        If the archive holds names outside its folder, links or a bomb, or fetched weights are not what was promised.
-    UsageError
-        If a bundle of that name exists, the source was packed by medseg, or weights cannot be fetched.
-    BundleError
-        If its metadata cannot be read.
+    does not run. Raises ``UntrustedBundle`` if the archive holds names outside its folder, links or a bomb, or fetched
+    weights are not what was promised; ``UsageError`` if a bundle of that name exists, the source was packed by medseg,
+    or weights cannot be fetched; ``BundleError`` if its metadata cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=prepare_folder(output)) as partial:
         name, strange = _copy(source, Path(partial))

@@ -128,12 +128,8 @@ class Probabilities:
 
         Channels are label values from 0 on, and those of a structure add up. Where there are too few for that they are
         the ``regions`` in this order, each given by its values; one alone is the label 1. None if no channel is the
-        structure's: the network does not know it.
-
-        Raises
-        ------
-        Refusal
-            ``undecodable`` if the file is damaged or holds no probabilities, ``non-finite`` if NaN or infinity.
+        structure's: the network does not know it. Raises ``Refusal``: ``undecodable`` if the file is damaged or holds
+        no probabilities, ``non-finite`` if NaN or infinity.
         """
         count, wanted = self.image.shape[3], frozenset(values)
         if count > max(value for one in (*regions, values) for value in one):

@@ -179,14 +179,10 @@ class StructureMetricHandler(IgniteMetricHandler):
     score for an empty mask (0), or for distances nothing: watch ``NAME_missed`` in ``engine.state.metrics``, which
     stands beside it.
 
-    Parameters
-    ----------
-    metric, tolerance_mm, spacing_mm, definitions, n_classes, overlapping
-        As for :class:`StructureMetric`.
-    output_transform
-        Extracts ``(y_pred, y)`` from the engine's output, such as ``monai.handlers.from_engine(["pred", "label"])``.
-    save_details
-        Keep the metric of every image and structure in ``engine.state.metric_details``, as MONAI's handlers do.
+    ``metric``, ``tolerance_mm``, ``spacing_mm``, ``definitions``, ``n_classes``, ``overlapping``: as for
+    :class:`StructureMetric`. ``output_transform``: extracts ``(y_pred, y)`` from the engine's output, such as
+    ``monai.handlers.from_engine(["pred", "label"])``. ``save_details``: keep the metric of every image and structure in
+    ``engine.state.metric_details``, as MONAI's handlers do.
     """
 
     def __init__(

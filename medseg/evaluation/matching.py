@@ -57,12 +57,7 @@ def match(readers: Mapping[str, Sequence[Offered]]) -> tuple[list[Matched], dict
     """Match structures by equal terms, and by equal names where one of the two has no term.
 
     A term that a reader has twice tells nothing. Returns what at least two readers have, in the order of the first, and
-    by reader the names of what has no partner.
-
-    Raises
-    ------
-    UsageError
-        If no structure has a partner.
+    by reader the names of what has no partner. Raises ``UsageError`` if no structure has a partner.
     """
     groups: list[dict[str, Offered]] = []
     for reader, offered in readers.items():
@@ -103,10 +98,8 @@ def match_by_table(path: Path, readers: Mapping[str, Sequence[Offered]]) -> tupl
     """Match structures as a table says: ``structure``, then a column for each reader with a name or value, or several
     joined by ``+``; an empty field where a reader has none.
 
-    Raises
-    ------
-    UsageError
-        If a column is missing, a field names nothing that the reader has, or a row leaves fewer than two of them.
+    Raises ``UsageError`` if a column is missing, a field names nothing that the reader has, or a row leaves fewer than
+    two of them.
     """
     table = read_table(path)
     if lacking := [name for name in (_STRUCTURE, *readers) if name not in table.columns]:

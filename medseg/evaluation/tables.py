@@ -90,10 +90,7 @@ def write_lesions(path: Path, results: Iterable[StructureResult], edges_ml: Sequ
 def read_csv(path: Path) -> list[StructureResult]:
     """Read a ``metrics.csv`` back, with all its metric columns.
 
-    Raises
-    ------
-    UsageError
-        If a documented column is missing, or a number is none.
+    Raises ``UsageError`` if a documented column is missing, or a number is none.
     """
     table = read_table(path)
     missing = [column for column in CSV_COLUMNS if column not in table.columns]

@@ -91,12 +91,7 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
 def read_grid(source: Source) -> tuple[Geometry, dict[str, Any]]:
     """Grid and facts of exactly one volume, as :func:`read_volume` finds them, without reading its pixels.
 
-    Raises
-    ------
-    Refusal
-        As :func:`read_volume`, as far as headers tell.
-    UsageError
-        As :func:`read_volume`.
+    Raises ``Refusal``: as :func:`read_volume`, as far as headers tell; ``UsageError``: as :func:`read_volume`.
     """
     if isinstance(source, SeriesRecord):
         with on_disk(source.files) as files:

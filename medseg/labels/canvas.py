@@ -34,12 +34,8 @@ class Structure(NamedTuple):
 def structures_by_name(names: Iterable[str], scheme: LabelScheme, rules: ReadingRules, where: str) -> dict[str, Any]:
     """The declared structure that each name of an object means; ``None`` for what is left out on purpose.
 
-    The ``roi_mapping`` comes first, then the declared names; capitals and blanks round a name do not count.
-
-    Raises
-    ------
-    Refusal
-        ``unmapped-structure`` if a name is in neither, with the names there are.
+    The ``roi_mapping`` comes first, then the declared names; capitals and blanks round a name do not count. Raises
+    ``Refusal``: ``unmapped-structure`` if a name is in neither, with the names there are.
     """
     declared = _declared(scheme, where)
     mapped = {plain_name(name): target for name, target in rules.names.items()}
@@ -146,10 +142,7 @@ class Canvas:
     def labels(self) -> tuple[NDArray[Any], tuple[str, ...]]:
         """The label map, and notes on what overlapped.
 
-        Raises
-        ------
-        Refusal
-            ``overlapping-labels``.
+        Raises ``Refusal``: ``overlapping-labels``.
         """
         if self._scheme.regions:
             return self._of_regions()

@@ -94,10 +94,7 @@ class SegmentCode:
 def segment_codes(bundle: BundleLike) -> dict[int, SegmentCode]:
     """Coded terms of every label of a bundle, in the order of the labels.
 
-    Raises
-    ------
-    BundleError
-        If a label has no terms, or one is incomplete.
+    Raises ``BundleError`` if a label has no terms, or one is incomplete.
     """
     if 0 in bundle.labels:
         raise BundleError(

@@ -41,10 +41,8 @@ def read_labels(found: LabelObject, scheme: LabelScheme, rules: ReadingRules, im
 def common_grid(found: Sequence[LabelObject]) -> Geometry:
     """The smallest grid that holds the frames of several segmentations, where there is no image.
 
-    Raises
-    ------
-    Refusal
-        ``no-image-grid`` for a structure set, which has none; ``no-geometry`` if the frames lie on no common one.
+    Raises ``Refusal``: ``no-image-grid`` for a structure set, which has none; ``no-geometry`` if the frames lie on no
+    common one.
     """
     for other in found:
         if isinstance(other, StructureSet):

@@ -101,10 +101,7 @@ def _complaint(error: BaseException) -> str:
 def read_object(header: Header, name: str) -> Dataset:
     """The data set of a DICOM object without its pixel data, unless these are deflated.
 
-    Raises
-    ------
-    Refusal
-        ``truncated``, ``too-large``, ``unreadable``.
+    Raises ``Refusal``: ``truncated``, ``too-large``, ``unreadable``.
     """
     if header.defect == "truncated":
         raise Refusal("truncated", f"{name}: {header.defect_message}")
@@ -147,19 +144,9 @@ def check_belongs(
 ) -> tuple[str, ...]:
     """Notes on how an object was found to belong to its image.
 
-    Parameters
-    ----------
-    name
-        Of the object, for messages.
-    series, frame_of_reference
-        What the object refers to: SeriesInstanceUIDs and FrameOfReferenceUID, hashed.
-    image
-        The image that its datalist or folder pairs it with.
-
-    Raises
-    ------
-    Refusal
-        ``other-frame-of-reference``.
+    ``name``: of the object, for messages. ``series``, ``frame_of_reference``: what the object refers to:
+    SeriesInstanceUIDs and FrameOfReferenceUID, hashed. ``image``: the image that its datalist or folder pairs it with.
+    Raises ``Refusal``: ``other-frame-of-reference``.
     """
     if image is None:
         return ()

@@ -123,10 +123,7 @@ def check_labels(
 ) -> tuple[NDArray[Any], LabelValues]:
     """An array as labels, with its values counted; ``name`` says in messages whose array it is.
 
-    Raises
-    ------
-    Refusal
-        ``unexpected-labels``.
+    Raises ``Refusal``: ``unexpected-labels``.
     """
     labels, values = examine(array, mapping)
     fault = fault_of(values, declared)

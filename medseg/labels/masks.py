@@ -32,20 +32,10 @@ def read_masks(
 ) -> Painted:
     """The label map of mask files, one mask in memory.
 
-    Parameters
-    ----------
-    files
-        File by structure, or by a name that the rules map to one.
-    scheme, rules
-        Which structures there are, and what is done where masks overlap.
-    image
-        The image's grid, for DICOM objects; masks alone need none.
-
-    Raises
-    ------
-    Refusal
-        ``unmapped-structure``, ``unexpected-labels``, ``overlapping-labels``, ``geometry-mismatch``, and what reading
-        one of the files raises.
+    ``files``: file by structure, or by a name that the rules map to one. ``scheme``, ``rules``: which structures there
+    are, and what is done where masks overlap. ``image``: the image's grid, for DICOM objects; masks alone need none.
+    Raises ``Refusal``: ``unmapped-structure``, ``unexpected-labels``, ``overlapping-labels``, ``geometry-mismatch``,
+    and what reading one of the files raises.
     """
     where = "the label of one file per structure"
     named = structures_by_name(files, scheme, rules, where)

@@ -44,12 +44,8 @@ def fill_polygon(points: NDArray[np.float64], shape: tuple[int, int]) -> Patch:
     Each edge toggles, in every row that it crosses, the pixels behind it; the running parity of the toggles is the
     inside. Edges are followed from the smaller row on, so that an edge and the same edge back cancel exactly.
 
-    Parameters
-    ----------
-    points
-        Corners (n × 2) as (row, column), in pixels; the last one is joined to the first.
-    shape
-        Rows and columns of the plane.
+    ``points``: corners (n × 2) as (row, column), in pixels; the last one is joined to the first. ``shape``: rows and
+    columns of the plane.
     """
     start = np.round(points, _DECIMALS)
     end = np.roll(start, -1, axis=0)

@@ -38,10 +38,7 @@ _MOST_RATERS = 255
 def raters_of(label: Any) -> dict[str, Any]:
     """Entries of a datalist's ``label`` by rater, in the order given; empty if it is not a list.
 
-    Raises
-    ------
-    UsageError
-        If a rater has no label, or two have one name.
+    Raises ``UsageError`` if a rater has no label, or two have one name.
     """
     if not isinstance(label, Sequence) or isinstance(label, str):
         return {}
@@ -58,13 +55,7 @@ def raters_of(label: Any) -> dict[str, Any]:
 
 
 def check_way(way: str, names: Sequence[str]) -> None:
-    """Refuse a way to one label map that is none of :data:`WAYS` and no rater's name.
-
-    Raises
-    ------
-    UsageError
-        With the names there are.
-    """
+    """Refuse a way to one label map that is none of :data:`WAYS` and no rater's name (a ``UsageError``)."""
     if way not in WAYS and way not in names:
         known = ", ".join([*WAYS, *names])
         raise UsageError(f"`{RATERS_KEY}` is {way!r}, expected one of {known}; correct the datalist")
@@ -73,21 +64,10 @@ def check_way(way: str, names: Sequence[str]) -> None:
 def one_map(maps: Mapping[str, LabelMap], way: str, *, ignore: int | None = None) -> LabelMap:
     """One label map of several raters' on one grid.
 
-    Parameters
-    ----------
-    maps
-        Label maps by rater.
-    way
-        One of :data:`WAYS`, where ``"draw"`` means the majority, or a rater's name.
-    ignore
-        The value of voxels that a rater did not judge: they have no vote there, and where nobody judged it stays.
-
-    Raises
-    ------
-    UsageError
-        If there is no label map, or the way is none.
-    Refusal
-        ``geometry-mismatch`` if a rater's grid is not the first one's.
+    ``maps``: label maps by rater. ``way``: one of :data:`WAYS`, where ``"draw"`` means the majority, or a rater's name.
+    ``ignore``: the value of voxels that a rater did not judge: they have no vote there, and where nobody judged it
+    stays. Raises ``UsageError`` if there is no label map, or the way is none; ``Refusal``: ``geometry-mismatch`` if a
+    rater's grid is not the first one's.
     """
     names = list(maps)
     if not names:
@@ -159,12 +139,8 @@ def staple(arrays: Sequence[NDArray[Any]], *, ignore: int | None = None) -> NDAr
     Source: Warfield, Zou, Wells, *Simultaneous truth and performance level estimation*, IEEE TMI 23:903 (2004); for
     several labels Rohlfing, Russakoff, Maurer, IPMI 2003, LNCS 2732.
 
-    Parameters
-    ----------
-    arrays
-        Label maps of one shape, axes (i, j, k).
-    ignore
-        A value that is no label: there the rater counts as giving the majority's label.
+    ``arrays``: label maps of one shape, axes (i, j, k). ``ignore``: a value that is no label: there the rater counts as
+    giving the majority's label.
     """
     import SimpleITK as sitk  # noqa: N813  half a second, and few datalists have several raters
 

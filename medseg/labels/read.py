@@ -81,10 +81,7 @@ def _grid(entry: Mapping[str, FilePath], image: ImageOf) -> ImageGrid | None:
 def image_grid(image: ImageOf) -> ImageGrid | None:
     """The grid behind an image, however it was given.
 
-    Raises
-    ------
-    Refusal
-        If the image cannot be used.
+    Raises ``Refusal`` if the image cannot be used.
     """
     if image is None or isinstance(image, ImageGrid):
         return image

@@ -55,10 +55,7 @@ def numbered(regions: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def painted_values(regions: Mapping[str, tuple[int, ...]], order: Any, where: str) -> dict[str, int]:
     """The value that each region paints: as ``order`` says, else what no later region of the table holds.
 
-    Raises
-    ------
-    UsageError
-        If the order does not fit the regions, or there is none and the table does not tell.
+    Raises ``UsageError`` if the order does not fit the regions, or there is none and the table does not tell.
     """
     if order is None:
         return _told_by_table(regions, where)

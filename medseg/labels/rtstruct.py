@@ -67,10 +67,7 @@ class StructureSet:
 def open_rtstruct(header: Header, name: str) -> StructureSet:
     """Take a structure set apart and check that it agrees with itself.
 
-    Raises
-    ------
-    Refusal
-        ``malformed-object``, ``non-finite``, ``truncated``.
+    Raises ``Refusal``: ``malformed-object``, ``non-finite``, ``truncated``.
     """
     return structure_set(read_object(header, name), name)
 
@@ -158,11 +155,8 @@ def read_rtstruct(
 ) -> Painted:
     """The label map of a structure set on its image's grid.
 
-    Raises
-    ------
-    Refusal
-        ``no-image-grid``, ``unmapped-structure``, ``overlapping-labels``, ``other-frame-of-reference``,
-        ``off-slice-contours``, ``missing-contours``, ``outside-image``.
+    Raises ``Refusal``: ``no-image-grid``, ``unmapped-structure``, ``overlapping-labels``, ``other-frame-of-reference``,
+    ``off-slice-contours``, ``missing-contours``, ``outside-image``.
     """
     name = structures.name
     if image is None:

@@ -50,10 +50,7 @@ class ReadingRules:
     def of(cls, content: Mapping[str, Any], where: str = "the datalist") -> ReadingRules:
         """The rules of a datalist, or of a case of :func:`medseg.training.fold_items`.
 
-        Raises
-        ------
-        UsageError
-            If either key holds anything else than it may.
+        Raises ``UsageError`` if either key holds anything else than it may.
         """
         names = content.get(ROI_MAPPING_KEY) or {}
         if not isinstance(names, Mapping) or not all(isinstance(name, str | None) for name in names.values()):

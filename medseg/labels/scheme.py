@@ -68,12 +68,8 @@ class LabelScheme:
         """The scheme of a datalist or ``dataset.json``: ``labels``, ``regions_class_order`` and ``label_mapping``.
 
         ``moved`` renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped
-        where it is mapped to a label. Without ``painted``, for scoring alone, regions need no order.
-
-        Raises
-        ------
-        UsageError
-            If any of them is odd; see :func:`read_label_table`.
+        where it is mapped to a label. Without ``painted``, for scoring alone, regions need no order. Raises
+        ``UsageError`` if any of them is odd; see :func:`read_label_table`.
         """
         mapping = read_mapping(content.get(MAPPING_KEY), f"`{MAPPING_KEY}` of {where}")
         table = _Table.of(content.get("labels"), f"`labels` of {where}", moved or {})
@@ -107,10 +103,7 @@ class LabelScheme:
     def unknown_of(self, annotated: Any) -> tuple[int, ...]:
         """Labels of the structures that a case was not looked through for, from its list ``annotated``; ``None``: none.
 
-        Raises
-        ------
-        UsageError
-            If it is no list of declared structures.
+        Raises ``UsageError`` if it is no list of declared structures.
         """
         if annotated is None:
             return ()
@@ -294,10 +287,7 @@ def _check_background(declared: Mapping[Any, Any], names: Mapping[int, str], whe
 def read_mapping(declared: Any, where: str) -> dict[int, int]:
     """Value in a file → label, from a datalist's ``{"255": 1}``.
 
-    Raises
-    ------
-    UsageError
-        If it is anything else.
+    Raises ``UsageError`` if it is anything else.
     """
     if declared is None:
         return {}
@@ -309,10 +299,7 @@ def read_mapping(declared: Any, where: str) -> dict[int, int]:
 def parse_mapping(texts: Iterable[str]) -> dict[int, int]:
     """``["7=1,200=2"]`` → ``{7: 1, 200: 2}``.
 
-    Raises
-    ------
-    UsageError
-        If a part is no ``VALUE=LABEL``, or a value is mapped twice.
+    Raises ``UsageError`` if a part is no ``VALUE=LABEL``, or a value is mapped twice.
     """
     pairs = []
     for part in (part for text in texts for part in text.split(",")):
@@ -326,10 +313,7 @@ def parse_mapping(texts: Iterable[str]) -> dict[int, int]:
 def parse_names(texts: Iterable[str]) -> dict[int, str]:
     """``["1=liver", "2=tumour"]`` → ``{0: "background", 1: "liver", 2: "tumour"}``; empty if there is none.
 
-    Raises
-    ------
-    UsageError
-        If one is no ``VALUE=NAME``, or odd; see :func:`read_label_table`.
+    Raises ``UsageError`` if one is no ``VALUE=NAME``, or odd; see :func:`read_label_table`.
     """
     pairs = [text.partition("=")[::2] for text in texts]
     for value, name in pairs:

@@ -64,10 +64,7 @@ class SegObject:
     def grid(self) -> Geometry:
         """The smallest regular grid that holds all frames; slices between them are empty.
 
-        Raises
-        ------
-        Refusal
-            ``no-geometry`` if frames do not lie on one.
+        Raises ``Refusal``: ``no-geometry`` if frames do not lie on one.
         """
         return grid_of_frames(self.frames, self.shape, self.spacing_mm, self.name)
 
@@ -108,10 +105,7 @@ class SegObject:
 def open_seg(header: Header, name: str) -> SegObject:
     """Take a segmentation apart and check that it agrees with itself.
 
-    Raises
-    ------
-    Refusal
-        ``malformed-object``, ``truncated``, ``undecodable``, ``no-geometry``, ``too-large``.
+    Raises ``Refusal``: ``malformed-object``, ``truncated``, ``undecodable``, ``no-geometry``, ``too-large``.
     """
     dataset = read_object(header, name)
     _refuse_part(dataset, name)
@@ -229,11 +223,8 @@ def _check_background(seg: SegObject, scheme: LabelScheme, rules: ReadingRules) 
 def read_seg(seg: SegObject, scheme: LabelScheme, rules: ReadingRules, image: ImageGrid | None) -> Painted:
     """The label map of a segmentation on its image's grid, or on its own where there is no image.
 
-    Raises
-    ------
-    Refusal
-        ``unmapped-structure``, ``overlapping-labels``, ``other-frame-of-reference``, ``geometry-mismatch``,
-        ``malformed-object``, ``undecodable``.
+    Raises ``Refusal``: ``unmapped-structure``, ``overlapping-labels``, ``other-frame-of-reference``,
+    ``geometry-mismatch``, ``malformed-object``, ``undecodable``.
     """
     notes = check_belongs(seg.name, seg.series, seg.frame_of_reference, image)
     _check_background(seg, scheme, rules)

@@ -56,10 +56,8 @@ class LabelObject:
 def open_object(path: str, patient: str = "") -> LabelObject:
     """What a SEG or RTSTRUCT refers to and holds.
 
-    Raises
-    ------
-    Refusal
-        ``not-an-image`` if it is neither, and whatever :func:`medseg.labels.dicom_objects.read_object` refuses.
+    Raises ``Refusal``: ``not-an-image`` if it is neither, and whatever :func:`medseg.labels.dicom_objects.read_object`
+    refuses.
     """
     header, name = label_object(path), Path(path).name
     if header is None:
@@ -130,10 +128,7 @@ def is_object(path: str) -> bool:
 def object_in(path: str) -> LabelObject:
     """What an object holds.
 
-    Raises
-    ------
-    UsageError
-        If it cannot be read.
+    Raises ``UsageError`` if it cannot be read.
     """
     try:
         state = Path(path).stat()

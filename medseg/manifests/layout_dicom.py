@@ -43,13 +43,9 @@ def read_dicom_tree(records: Sequence[SeriesRecord], start: Path, choices: Dicom
     """Pair every SEG and RTSTRUCT among the records with the series that it refers to.
 
     A case is a series with a label, or the series of a study that the rules choose. Patients and sessions are
-    pseudonyms, as in the index. Series without a label are left out and counted.
-
-    Raises
-    ------
-    UsageError
-        With the list of what cannot be matched: objects whose series is not there, cannot be used or is of another
-        patient, several objects of one series, labelled series of several modalities, persons who share a patient id.
+    pseudonyms, as in the index. Series without a label are left out and counted. Raises a ``UsageError`` with the list
+    of what cannot be matched: objects whose series is not there, cannot be used or is of another patient, several
+    objects of one series, labelled series of several modalities, persons who share a patient id.
     """
     usable, refused = ([one for one in records if one.usable is wanted] for wanted in (True, False))
     held = Counter(folder for record in usable for folder in Path(record.files[0]).parents)

@@ -26,16 +26,12 @@ _log = logging.getLogger(__name__)
 def read_folders(images: Path, labels: Path | None, dicom: DicomChoices | None = None) -> Manifest:
     """Match the images below one folder with the labels below another (which may be the same folder).
 
-    An image and a label belong together if their names are equal once a channel number (``_0000``) and words such
-    as ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names
-    are compared instead, and the first folder is the patient. Several channels of one case become a list, in the order
-    of their numbers. A folder without image files is searched for DICOM series: where SEG or RTSTRUCT objects lie among
-    them or below ``labels``, these are the labels (:func:`~medseg.manifests.layout_dicom.read_dicom_tree`).
-
-    Raises
-    ------
-    UsageError
-        If two images have one name, an image has no label, or nothing is found.
+    An image and a label belong together if their names are equal once a channel number (``_0000``) and words such as
+    ``_seg`` or ``_image`` are taken off the end; where files of one name lie in several folders, the folders' names are
+    compared instead, and the first folder is the patient. Several channels of one case become a list, in the order of
+    their numbers. A folder without image files is searched for DICOM series: where SEG or RTSTRUCT objects lie among
+    them or below ``labels``, these are the labels (:func:`~medseg.manifests.layout_dicom.read_dicom_tree`). Raises
+    ``UsageError`` if two images have one name, an image has no label, or nothing is found.
     """
     label_files = _label_files(images, labels)
     cases = _group_channels(without_own(sorted(set(image_files(images)) - set(label_files))))

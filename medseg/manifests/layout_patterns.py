@@ -97,13 +97,9 @@ def read_patterns(
 
     ``*`` and ``?`` stay inside a name, ``**/`` stands for any folders, ``[ab]`` for one of these letters. A pattern may
     name folders, each with one DICOM series. With ``{structure}`` in the label's pattern a label is an object of files
-    by structure, with ``{rater}`` a list of raters. ``leave_out`` drops cases that lack a file, with a warning.
-
-    Raises
-    ------
-    UsageError
-        If a pattern leaves nothing open, nothing matches, a case has two files for one thing, or it lacks a channel or
-        its label.
+    by structure, with ``{rater}`` a list of raters. ``leave_out`` drops cases that lack a file, with a warning. Raises
+    ``UsageError`` if a pattern leaves nothing open, nothing matches, a case has two files for one thing, or it lacks a
+    channel or its label.
     """
     if not image_patterns:
         raise UsageError("--label without --image: give a pattern for the images too, such as --image '*/t1.nii.gz'")

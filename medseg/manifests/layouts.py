@@ -203,12 +203,8 @@ def checksums(manifest: Manifest, item: Item) -> dict[str, str | list[str]]:
 def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Write every label as a NIfTI label map, ``CASE.nii.gz`` or ``CASE_RATER.nii.gz``, and list these instead.
 
-    How names and values were read is applied, so that the manifest that comes back needs no such rule any more.
-
-    Raises
-    ------
-    UsageError
-        If two cases have one name, or a label cannot be read; its case is named.
+    How names and values were read is applied, so that the manifest that comes back needs no such rule any more. Raises
+    ``UsageError`` if two cases have one name, or a label cannot be read; its case is named.
     """
     start = common_start(manifest.dataset_dir, folder)
     total, taken = sum(bool(item.get("label")) for _, _, item in manifest.items()), set[str]()

@@ -182,12 +182,8 @@ class Manifest:
     def label_maps(self, item: Item, *, only_declared: bool = False) -> dict[str, LabelMap]:
         """The labels of an item on its image's grid by rater; one that names no rater stands under ``""``.
 
-        Raises
-        ------
-        Refusal
-            Whatever :func:`medseg.labels.read.read_label` refuses.
-        UsageError
-            If a file is not there.
+        Raises ``Refusal``: whatever :func:`medseg.labels.read.read_label` refuses; ``UsageError`` if a file is not
+        there.
         """
         if not item.get("label"):
             return {}

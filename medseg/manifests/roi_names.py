@@ -128,12 +128,8 @@ def _initials(word: str) -> bool:
 def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposal]:
     """A structure for each name, or none, with the reason.
 
-    Parameters
-    ----------
-    found
-        The names, and in which cases each stands.
-    declared
-        Names of the structures that are wanted; empty to make them out of what is found.
+    ``found``: the names, and in which cases each stands. ``declared``: names of the structures that are wanted; empty
+    to make them out of what is found.
     """
     wanted = {name: _Spelling.of(name) for name in declared or _structures_of(found)}
     if len(found) == len(declared) == 1 and plain(found[0].name) != plain(declared[0]):

@@ -204,10 +204,7 @@ def _written(manifest: Manifest, mapping: Mapping[str, str], structures: Sequenc
 def _kept(item: Item, mapping: Mapping[str, str]) -> Any:
     """An item's label without the mask files that are left out.
 
-    Raises
-    ------
-    UsageError
-        If nothing is left of it.
+    Raises ``UsageError`` if nothing is left of it.
     """
 
     def part(entry: Any) -> Any:
@@ -250,10 +247,7 @@ def _some(found: Sequence[FoundName]) -> str:
 def write_roi_table(path: Path, proposals: Sequence[Proposal]) -> None:
     """Write the proposals as a table to be edited.
 
-    Raises
-    ------
-    UsageError
-        If the file is there: it may be one that somebody has edited.
+    Raises ``UsageError`` if the file is there: it may be one that somebody has edited.
     """
     if path.exists():
         raise UsageError(f"{path} is there already: give it back with --roi-table {path}, or remove it for a new one")
@@ -267,10 +261,7 @@ def write_roi_table(path: Path, proposals: Sequence[Proposal]) -> None:
 def read_roi_table(path: Path) -> dict[str, str]:
     """Structure by name from an accepted table, empty for what is left out.
 
-    Raises
-    ------
-    UsageError
-        If a column is missing, or a name stands there twice.
+    Raises ``UsageError`` if a column is missing, or a name stands there twice.
     """
     table = read_table(path, delimiter=_delimiter(path))
     if not {"name", "structure"} <= set(table.columns):

@@ -17,12 +17,8 @@ def declare_values(
 ) -> Manifest:
     """Declare the labels: as asked, else as the dataset does, renumbered as its files are.
 
-    Regions and ``ignore`` of the dataset's own table are kept.
-
-    Raises
-    ------
-    UsageError
-        If a value has no name, or a merge names what is not there.
+    Regions and ``ignore`` of the dataset's own table are kept. Raises ``UsageError`` if a value has no name, or a merge
+    names what is not there.
     """
     scheme = LabelScheme.of(manifest.content, "the dataset", {} if names else mapping)
     if names:  # they replace the dataset's own; what nobody judged stays so, unless it is named or mapped
@@ -89,10 +85,7 @@ def _value(part: str, by_name: Mapping[str, int]) -> int:
 def parse_merges(texts: Iterable[str]) -> dict[str, list[str]]:
     """``["tumour=1,2,3"]`` → ``{"tumour": ["1", "2", "3"]}``.
 
-    Raises
-    ------
-    UsageError
-        If one is no ``NAME=PART,PART``, or a name stands twice.
+    Raises ``UsageError`` if one is no ``NAME=PART,PART``, or a name stands twice.
     """
     merges: dict[str, list[str]] = {}
     for text in texts:

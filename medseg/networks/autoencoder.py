@@ -87,10 +87,7 @@ class Autoencoder(nn.Module):
         """``(B, in_channels, H, W[, D])`` → ``(B, out_channels, H, W[, D])``; sides need to be multiples of 16
         with five levels, of 4 with three.
 
-        Raises
-        ------
-        ValueError
-            If a side is not: without skip connections nothing can put a lost voxel back.
+        Raises ``ValueError`` if a side is not: without skip connections nothing can put a lost voxel back.
         """
         if any(side % self.divisor for side in volume.shape[2:]):
             raise ValueError(

@@ -154,10 +154,7 @@ def same_size(features: Sequence[int], halvings: int | None) -> int:
 def coarsest(size: Sequence[int], halvings: int) -> tuple[int, ...]:
     """Grid on which the generator starts.
 
-    Raises
-    ------
-    ValueError
-        If a side cannot be halved that often.
+    Raises ``ValueError`` if a side cannot be halved that often.
     """
     factor = 2**halvings
     if len(size) not in (2, 3) or any(side % factor or side < factor for side in size):

@@ -85,17 +85,9 @@ class ConditionalPatchDiscriminator(nn.Module):
     def forward(self, image: Tensor | None, label: Tensor) -> Judgement:
         """Judge pairs.
 
-        Parameters
-        ----------
-        image
-            Condition ``(B, image_channels, H, W[, D])``, or None if unconditional.
-        label
-            One-hot reference or softmax ``(B, label_channels, H, W[, D])``.
-
-        Raises
-        ------
-        ValueError
-            If the condition does not have ``image_channels`` channels.
+        ``image``: condition ``(B, image_channels, H, W[, D])``, or None if unconditional. ``label``: one-hot reference
+        or softmax ``(B, label_channels, H, W[, D])``. Raises ``ValueError`` if the condition does not have
+        ``image_channels`` channels.
         """
         found = 0 if image is None else image.shape[1]
         if found != self.image_channels:

@@ -11,14 +11,10 @@ from torch import Tensor, nn
 class RestoringUNet(BasicUNet):
     """``volume + BasicUNet(volume)``: only what is wrong with the volume has to be learnt (Zhang et al. 2017).
 
-    A fresh one gives back its input, and voxels that nothing has happened to keep their sharpness. Names and shapes
-    are those of MONAI's ``BasicUNet``, which starts from its weights (the id ``init``) with encoder and decoder. The
-    parameters are those of ``BasicUNet``, with as many ``out_channels`` as ``in_channels``.
-
-    Raises
-    ------
-    ValueError
-        If a volume with other channels would come out than goes in.
+    A fresh one gives back its input, and voxels that nothing has happened to keep their sharpness. Names and shapes are
+    those of MONAI's ``BasicUNet``, which starts from its weights (the id ``init``) with encoder and decoder. The
+    parameters are those of ``BasicUNet``, with as many ``out_channels`` as ``in_channels``. Raises ``ValueError`` if a
+    volume with other channels would come out than goes in.
     """
 
     def __init__(self, spatial_dims: int = 3, in_channels: int = 1, out_channels: int = 1, **options: Any) -> None:

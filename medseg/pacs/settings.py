@@ -310,10 +310,7 @@ _SETTINGS: Spec = {
 def read_settings(path: str | os.PathLike[str]) -> PacsSettings:
     """Read the settings file; relative paths in it start at its own folder.
 
-    Raises
-    ------
-    UsageError
-        The file is missing, is not TOML, or has unknown, missing or contradicting keys.
+    Raises ``UsageError`` if the file is missing, is not TOML, or has unknown, missing or contradicting keys.
     """
     file = Path(path)
     try:

@@ -46,25 +46,10 @@ def answer_studies(
 ) -> Answered:
     """Answer every study of ``settings.run.source`` that matches and was not answered before.
 
-    Parameters
-    ----------
-    settings
-        With a ``[run]`` section and routes.
-    compute
-        What a route does with a study; for tests.
-    progress
-        Called with the hash and the state of each study when it comes to an end.
-
-    Raises
-    ------
-    UsageError
-        If the settings have no ``[run]`` section, or no route.
-    OutputLocked
-        If another run uses the folder.
-    PacsError
-        If the source cannot be searched.
-    CaseFailed
-        If the queue cannot be written, as on a full disk.
+    ``settings``: with a ``[run]`` section and routes. ``compute``: what a route does with a study; for tests.
+    ``progress``: called with the hash and the state of each study when it comes to an end. Raises ``UsageError`` if the
+    settings have no ``[run]`` section, or no route; ``OutputLocked`` if another run uses the folder; ``PacsError`` if
+    the source cannot be searched; ``CaseFailed`` if the queue cannot be written, as on a full disk.
     """
     if settings.run is None or not settings.routes:
         raise UsageError("the settings need a [run] section and at least one of [[routes]]; see docs/pacs.md")

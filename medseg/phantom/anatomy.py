@@ -233,12 +233,8 @@ def _draw_lesion(random: np.random.Generator, liver: Blob) -> Blob:
 def draw_anatomy(random: np.random.Generator, lesion: bool | None = None) -> Anatomy:
     """Draw one patient.
 
-    Parameters
-    ----------
-    random
-        The only source of randomness; the same state gives the same patient.
-    lesion
-        True or False to decide, None for three patients in five.
+    ``random``: the only source of randomness; the same state gives the same patient. ``lesion``: True or False to
+    decide, None for three patients in five.
     """
     scale = np.array([1.0, 1.0, 1.0]) * random.uniform(0.92, 1.06) * random.uniform(0.96, 1.04, 3)
     has_lesion = bool(random.random() < 0.6) if lesion is None else lesion

@@ -82,14 +82,8 @@ class Appearance:
 def draw_appearance(random: np.random.Generator, kind: Kind, noise: float = 1.0) -> Appearance:
     """Draw scanner and tissue variation of one patient.
 
-    Parameters
-    ----------
-    random
-        The only source of randomness.
-    kind
-        ``"ct"`` or ``"mr"``.
-    noise
-        Factor on the usual amount of noise; 0 for none.
+    ``random``: the only source of randomness. ``kind``: ``"ct"`` or ``"mr"``. ``noise``: factor on the usual amount of
+    noise; 0 for none.
     """
     typical = np.array([t.hounsfield if kind == "ct" else t.mr_units for t in TISSUES])
     varied = typical + random.normal(size=len(TISSUES)) * [t.spread for t in TISSUES]

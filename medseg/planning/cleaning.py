@@ -66,14 +66,9 @@ def _values(names: Sequence[str], labels: Mapping[int, str]) -> list[int]:
 def set_cleaning(bundle: Bundle, cleaning: Cleaning) -> list[dict[str, Any]]:
     """Write it into a bundle, in place of what was there of it; returns the steps.
 
-    Raises
-    ------
-    UsageError
-        If a structure is not the bundle's, or its config is no JSON.
-    BundleError
-        If the bundle's postprocessing is no list of transforms, or cannot be used with these steps; it is unchanged.
-    MissingDependency
-        If a package that the steps need is not installed.
+    Raises ``UsageError`` if a structure is not the bundle's, or its config is no JSON; ``BundleError`` if the bundle's
+    postprocessing is no list of transforms, or cannot be used with these steps; it is unchanged; ``MissingDependency``
+    if a package that the steps need is not installed.
     """
     path, place = config_file(bundle.path, "inference"), bundle.pipeline.postprocessing
     if path is None or path.suffix != ".json" or place is None:

@@ -84,12 +84,8 @@ class Plan:
 def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder | None = None) -> Plan:
     """Choose spacing, normalisation, network, patch, batch, augmentation and schedule for a data set.
 
-    The network is built around ``encoder`` if there is one, else the U-Net that suits the voxels.
-
-    Raises
-    ------
-    UsageError
-        If the budget is too small for any training.
+    The network is built around ``encoder`` if there is one, else the U-Net that suits the voxels. Raises ``UsageError``
+    if the budget is too small for any training.
     """
     budget = budget or Budget()
     reasons: list[_Reason] = []

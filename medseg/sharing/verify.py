@@ -54,13 +54,8 @@ def verify(path: str | Path) -> list[Finding]:
     """Findings of the audit of what labelling reads, and of all checks, most serious first.
 
     Checks: required files, the metadata schema (offline), versions and changelog, the ids that MONAI's workflows ask
-    for, the network's answer to an input of the declared shape, weights, coded terms of the labels, and that the
-    trust calibration belongs to these weights.
-
-    Raises
-    ------
-    UsageError
-        If ``path`` is not a bundle's folder.
+    for, the network's answer to an input of the declared shape, weights, coded terms of the labels, and that the trust
+    calibration belongs to these weights. Raises ``UsageError`` if ``path`` is not a bundle's folder.
     """
     bundle = Bundle.open(path)
     findings = audit(path, "infer")

@@ -46,19 +46,9 @@ def run_demo(
 ) -> DemoResult:
     """Run the demo into ``output``.
 
-    Parameters
-    ----------
-    output
-        Folder to make; it must not hold anything but an earlier demo.
-    watchers
-        Attached to the trainer, such as a progress bar.
-    say
-        Called with one line at the beginning of each step.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds something else.
+    ``output``: folder to make; it must not hold anything but an earlier demo. ``watchers``: attached to the trainer,
+    such as a progress bar. ``say``: called with one line at the beginning of each step. Raises ``UsageError`` if the
+    folder holds something else.
     """
     folder = _prepared(Path(output))
     bundle = folder / "bundle" / _BUNDLE

@@ -98,13 +98,8 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
     """Fit trust on corrected cases and write it into the bundle.
 
     What the bundle has under ``trust/`` for its weights is kept and adapted; what belongs to other weights is removed.
-
-    Raises
-    ------
-    UsageError
-        If no case can be used, or too few for a calibration.
-    BundleError
-        If the bundle has no weights.
+    Raises ``UsageError`` if no case can be used, or too few for a calibration; ``BundleError`` if the bundle has no
+    weights.
     """
     bundle = Bundle.open(request.bundle)
     if bundle.scheme.regions:
