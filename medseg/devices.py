@@ -28,13 +28,9 @@ def resolve_device(asked: str) -> str:
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UsageError(
-            f"--device {asked}: torch knows no such device; give auto, cpu, cuda, cuda:N or mps"
-        ) from error
+        raise UsageError(f"--device {asked}: torch knows none such; give auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and not _has_cuda(device.index):
-        raise UsageError(
-            f"--device {asked}: torch finds {torch.cuda.device_count()} CUDA devices here; give auto or cpu"
-        )
+        raise UsageError(f"--device {asked}: torch finds {torch.cuda.device_count()} CUDA devices; give auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"--device {asked}: torch finds no MPS here; give auto or cpu")
     if device.type not in {"cpu", "cuda", "mps"}:

@@ -52,9 +52,7 @@ def adopt(config: Mapping[str, Any], where: str) -> Adopted | None:
     mixed = trainer.pop("amp", False) is not False
     trainer.pop("amp_kwargs", None)
     if mixed:
-        notes.append(
-            "amp, which counts on CUDA alone, is replaced by the id precision: what the device really computes"
-        )
+        notes.append("amp, which counts on CUDA alone, becomes the id precision: what the device really computes")
     made.setdefault("precision", "auto" if mixed else "fp32")
     trainer["precision"] = "@precision"
     handlers = _thin_out(made, f"{place}::train_handlers", where, notes)

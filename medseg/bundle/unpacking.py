@@ -47,9 +47,7 @@ def safe_members(source: zipfile.ZipFile, limit_bytes: int) -> tuple[str, dict[s
     for info in infos:
         parts = PurePosixPath(info.filename).parts
         if problem := _member_problem(info, parts):
-            raise UntrustedBundle(
-                f"the archive holds {info.filename[:_LONGEST_NAME]!r}, which is {problem}; not unpacked"
-            )
+            raise UntrustedBundle(f"the archive holds {info.filename[:_LONGEST_NAME]!r}, {problem}; not unpacked")
         roots.add(parts[0])
         name = "/".join(parts[1:])
         if name.casefold() in known:

@@ -271,9 +271,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(f"{len(renamed)} case(s) paired by names that differ: {_listed(renamed)}")
     named_only = [name for name, what in summary["left_out"].items() if what.startswith("called")]
     if named_only:
-        notes.append(
-            f"{len(named_only)} file(s) left out, called like maps that are no label maps: {_listed(named_only)}"
-        )
+        notes.append(f"{len(named_only)} left out, called like maps that are no label maps: {_listed(named_only)}")
     return notes
 
 

@@ -186,9 +186,7 @@ def _advice(extras: Mapping[str, bool], decoders: Mapping[str, bool], memory_gb:
         f"pip install 'medseg[{name}]' for {_EXTRAS_FOR[name]}" for name, complete in extras.items() if not complete
     ]
     if missing := [name for name, available in decoders.items() if not available]:
-        advice.append(
-            f"images in {', '.join(missing)} will be refused; pip install -c constraints.txt medseg brings decoders"
-        )
+        advice.append(f"images in {', '.join(missing)} are refused; pip install -c constraints.txt medseg has decoders")
     if memory_gb < _LOW_MEMORY_GB:
         advice.append(f"{memory_gb:.1f} GiB of memory: run one case at a time (--workers 1)")
     if free_gb < _LOW_DISK_GB:

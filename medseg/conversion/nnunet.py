@@ -205,9 +205,7 @@ class _Plan:
         mode_z = given.get("aniso_axis_mode", "nearest-exact")
         if given.get("mode", "linear") != "linear" or mode_z not in {"nearest-exact", "nearest", "linear"}:
             modes = f"{given.get('mode')!r} and {mode_z[:40]!r}"
-            raise BundleError(
-                f"resampling_fn_{what}_kwargs asks for the modes {modes}, expected linear and nearest-exact"
-            )
+            raise BundleError(f"resampling_fn_{what}_kwargs asks for {modes}, expected linear and nearest-exact")
         orders = [given.get("order", order), given.get("order_z", 0)]
         if any(value not in range(6) for value in orders):
             raise BundleError(f"resampling_fn_{what}_kwargs asks for splines of order {orders}, expected 0 to 5")

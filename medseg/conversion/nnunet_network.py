@@ -187,9 +187,7 @@ def _each(value: Any, count: int, where: str) -> tuple[Any, ...]:
     """One value per stage."""
     values = tuple(value) if isinstance(value, list) else (value,) * count
     if len(values) != count or 0 in values:
-        raise BundleError(
-            f"{where}: {len(values)} values for {count} stages of the network, or 0; the plans are damaged"
-        )
+        raise BundleError(f"{where}: {len(values)} values for {count} stages, or 0; the plans are damaged")
     return values
 
 

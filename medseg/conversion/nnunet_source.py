@@ -227,9 +227,7 @@ def _unpack(source: Path, scratch: Path) -> None:
             for name, info in members.items():
                 parts = PurePosixPath(name).parts
                 if ".." in parts or name.startswith("/") or "\\" in name or ":" in name or info.flag_bits & 0x1:
-                    raise UntrustedBundle(
-                        f"{source} holds {shown(name)}, which is no plain file below it; not unpacked"
-                    )
+                    raise UntrustedBundle(f"{source} holds {shown(name)}, no plain file below it; not unpacked")
                 if info.file_size > _LARGEST_RATIO * info.compress_size + _SMALL_BYTES:
                     raise UntrustedBundle(f"{source} holds {shown(name)}, which unpacks to {info.file_size} bytes of"
                                           f" {info.compress_size}, a bomb; not unpacked")  # fmt: skip

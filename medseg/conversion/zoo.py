@@ -79,9 +79,7 @@ def _copy(source: Path, partial: Path) -> tuple[str, list[Finding]]:
         name = source.resolve().name
         files, strange = list_files(source)
         if strange and not strange[-1].file:
-            raise UntrustedBundle(
-                f"{source} holds {strange[-1].what}; give a copy without what runs and git left there"
-            )
+            raise UntrustedBundle(f"{source} holds {strange[-1].what}; give a copy without what runs and git left")
         for file in files:
             target = partial / name / file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -145,9 +145,7 @@ class Probabilities:
         except _UNREADABLE as error:
             raise _damaged(self.path, error) from error
         if not np.isfinite(found).all():
-            raise Refusal(
-                "non-finite", f"{self.path.name} holds NaN or infinite values; write probabilities from 0 to 1"
-            )
+            raise Refusal("non-finite", f"{self.path.name} holds NaN or infinity; write probabilities from 0 to 1")
         low, high = float(found.min(initial=0.0)), float(found.max(initial=0.0))
         if low < -_ROUNDING or high > 1.0 + _ROUNDING:
             what = f"{self.path.name} holds values from {low:g} to {high:g}, expected probabilities from 0 to 1"

@@ -197,9 +197,7 @@ def _no_label_map(path: Path, run: RunReport | None) -> str:
 def _nothing_in(folder: Path, left_out: Mapping[str, str]) -> str:
     if left_out:
         named = "; ".join(f"{name} is {what}" for name, what in list(left_out.items())[:_LEFT_OUT_SHOWN])
-        return (
-            f"{folder} holds no label maps: {named}. Give the folder of the label maps, or a datalist that names them"
-        )
+        return f"{folder} holds no label maps: {named}. Give their folder, or a datalist that names them"
     if any(path.suffix.lower() == ".dcm" for path in folder.iterdir()):
         return f"{folder} holds DICOM objects and no label maps; {_NO_DICOM}"
     deeper = next((path for path in folder.glob("*/*") if is_image_name(path.name) and path.is_file()), None)

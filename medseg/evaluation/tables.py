@@ -112,9 +112,7 @@ def read_csv(path: Path) -> list[StructureResult]:
             for row in table.rows
         ]
     except ValueError as error:
-        raise UsageError(
-            f"{path.name}: {error}; expected numbers as `medseg evaluate` writes them, so run it again"
-        ) from error
+        raise UsageError(f"{path.name}: {error}; expected numbers; write it again with `medseg evaluate`") from error
 
 
 def _figure(text: str) -> float:

@@ -327,9 +327,7 @@ def _pixel_defect(values: DecodedValues) -> str:
     """Attributes of type 1 without which bits are no values (PS3.3 C.7.6.3)."""
     stored, high = values.integer(BITS_STORED), values.integer(HIGH_BIT)
     if not stored:
-        return (
-            "Bits Stored (0028,0101) is absent, so that nobody knows which bits are the value; export the files again"
-        )
+        return "Bits Stored (0028,0101) is absent: nobody knows which bits are the value; export the files again"
     if high is not None and high != stored - 1:
         return f"High Bit (0028,0102) is {high}, expected {stored - 1} for {stored} bits stored"
     representation = values.integer(PIXEL_REPRESENTATION)

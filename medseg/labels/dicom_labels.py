@@ -50,7 +50,5 @@ def common_grid(found: Sequence[LabelObject]) -> Geometry:
     segs = [seg for seg in found if isinstance(seg, SegObject)]
     frames = [frame for seg in segs for frame in seg.frames]
     if len({seg.shape for seg in segs}) > 1:
-        raise Refusal(
-            "no-geometry", f"{segs[0].name} and {segs[1].name} have frames of different sizes; give the image"
-        )
+        raise Refusal("no-geometry", f"{segs[0].name} and {segs[1].name} have frames of different size; give the image")
     return grid_of_frames(frames, segs[0].shape, segs[0].spacing_mm, segs[0].name)

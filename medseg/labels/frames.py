@@ -161,9 +161,7 @@ def grid_of_frames(
     index = np.rint((along - along.min()) / max(float(step @ normal), 1e-9))
     off = np.linalg.norm(positions - ends[0] - index[:, None] * step, axis=1).max()
     if off > max(0.05, SPACING_TOLERANCE_FRACTION * float(np.linalg.norm(step))):
-        raise Refusal(
-            "no-geometry", f"{name} has frames up to {off:.2g} mm off any regular grid; give its image with it"
-        )
+        raise Refusal("no-geometry", f"{name} has frames up to {off:.2g} mm off any regular grid; give its image, too")
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = *first.steps, step, ends[0]
     return Geometry((shape[1], shape[0], count), lps_to_ras(affine))

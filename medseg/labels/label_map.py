@@ -91,9 +91,7 @@ def read_label_map(
     """
     path = Path(path)
     if not path.exists():
-        raise Refusal(
-            "unreadable", f"the label {path.name} does not exist; correct the datalist or bring the file back"
-        )
+        raise Refusal("unreadable", f"the label {path.name} does not exist; correct the datalist or restore the file")
     try:
         array, geometry, _ = read_volume(path)
     except Refusal as refusal:

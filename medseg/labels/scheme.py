@@ -213,9 +213,7 @@ def _entries(declared: Mapping[Any, Any], where: str, moved: Mapping[int, int]) 
             continue
         label, name = _entry(str(key), value, where)
         if label in names:
-            raise UsageError(
-                f"{where} has two names for the value {label}, {names[label]!r} and {name!r}; keep one of them"
-            )
+            raise UsageError(f"{where} has two names for the value {label}, {names[label]!r} and {name!r}; keep one")
         names[label] = name
         if name.casefold() not in {IGNORE, _BACKGROUND} and (target := moved.get(label, label)):
             regions[name] = (target,)

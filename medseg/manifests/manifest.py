@@ -229,7 +229,5 @@ class Part:
         if self.section is not None and not chosen:
             sizes = Counter(section for section, _, _ in manifest.items())
             held = ", ".join(f"{count} under {name}" for name, count in sizes.items()) or "none"
-            raise UsageError(
-                f"--section {self.section}: {path} has no such items (found {held}); choose another section"
-            )
+            raise UsageError(f"--section {self.section}: {path} has no such items (found {held}); choose another")
         return chosen

@@ -65,9 +65,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         *levels, last = features
         if not 2 <= len(levels) <= 5:
-            raise ValueError(
-                f"found {len(levels) + 1} feature sizes, expected those of 2 to 5 levels and the last block"
-            )
+            raise ValueError(f"found {len(levels) + 1} feature sizes, expected 2 to 5 levels and the last block")
         blocks = (act, norm, bias, dropout)
         self.divisor = 2 ** (len(levels) - 1)
         self.conv_0 = TwoConv(spatial_dims, in_channels, levels[0], *blocks)

@@ -211,9 +211,7 @@ def _copy(response: Any, target: IO[bytes], size: int, sha256: str | None) -> No
     if count != size:
         raise UntrustedBundle(f"the server sends {'more' if count > size else 'less'} than the {size} bytes it states")
     if sha256 and digest.hexdigest() != sha256:
-        raise UntrustedBundle(
-            f"what came has the SHA-256 {digest.hexdigest()}, the server states {sha256}; not unpacked"
-        )
+        raise UntrustedBundle(f"what came has the SHA-256 {digest.hexdigest()}, expected {sha256}; not unpacked")
 
 
 def _listed(response: Any, reference: Reference, form: Spec) -> tuple[Any, str]:
@@ -316,9 +314,7 @@ def _from_registry(asked: Reference, archive: Path, allow_hosts: Collection[str]
     titled = [(layer, (layer.get("annotations") or {}).get(_TITLE, "")) for layer in content["layers"]]
     archives = [layer for layer, title in titled if title.endswith(".zip") and _DIGEST.fullmatch(layer["digest"])]
     if len(archives) != 1:
-        raise UsageError(
-            f"{asked} holds {len(archives)} archives (.zip) by sha256, expected one; push it with: oras push"
-        )
+        raise UsageError(f"{asked} holds {len(archives)} archives (.zip) by sha256, expected one; push it by oras push")
     layer = archives[0]
     _check_size([layer["size"]], limit_bytes)
     with archive.open("xb") as handle:

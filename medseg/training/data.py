@@ -137,9 +137,7 @@ def fold_items(
     items += [] if labelled else _unlabelled_list(manifest, datalist)
     chosen = [item for item in items if _belongs(item, fold, part, 0 if labelled else -1)]
     if not chosen and labelled:
-        raise UsageError(
-            f"the datalist {datalist} leaves no case for {part} with fold {fold}; split it into folds first"
-        )
+        raise UsageError(f"the datalist {datalist} leaves no case for {part} with fold {fold}; split it first")
     _require_first_image(manifest, chosen)
     cases = [_images(manifest, item, keys, datalist) for item in chosen[:limit]]
     if not labelled:

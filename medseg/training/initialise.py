@@ -49,9 +49,7 @@ def started(network: nn.Module, init: str | PathLike[str] | None = None, rescale
         raise UsageError(f"rescale is {rescaled!r}, expected true or false (True or False on MONAI's command line)")
     if init is None:
         if rescaled:
-            raise UsageError(
-                "--rescale changes the weights that --init copies, and there is no --init; give both or neither"
-            )
+            raise UsageError("--rescale changes what --init copies, and there is no --init; give both or neither")
         return network
     if not isinstance(init, str | PathLike):
         raise UsageError(f"init is {init!r}, expected the folder of a bundle or a .pt file with a state dict")

@@ -262,9 +262,7 @@ def _labelled(
     report = run_batch(reader.bundle, studies, output, options, progress=show, announce=say)
     if not report.statuses["done"]:
         why = "; ".join(f"{case.case_id}: {case.reason}" for case in report.cases[:3])
-        raise UsageError(
-            f"{reader.name} could label none of the studies ({why}); leave it out, or see {output}/run.json"
-        )
+        raise UsageError(f"{reader.name} could label no study ({why}); leave it out, or see {output}/run.json")
     found, asked = collect(output, "predictions"), {case.case_id for case in report.cases}
     kept = {case_id: file for case_id, file in found.files.items() if case_id in asked}
     return replace(reader, found=replace(found, files=kept), asked=frozenset(asked))

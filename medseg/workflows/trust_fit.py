@@ -103,9 +103,7 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
     """
     bundle = Bundle.open(request.bundle)
     if bundle.scheme.regions:
-        raise UsageError(
-            f"{bundle.name} has regions that overlap, of which no verdict is given: there is nothing to fit"
-        )
+        raise UsageError(f"{bundle.name} has regions that overlap, of which there is no verdict: nothing can be fit")
     files, predictor = TrustFiles(bundle), Predictor(bundle, request.device, "fp32", trust=False)
     if predictor.config.prompts or predictor.config.post.names:
         raise UsageError(
