@@ -147,15 +147,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_at_most(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
-    """All bytes of a file that somebody else made; one that is larger than the limit is not read into memory.
-
-    Raises ``ValueError`` if there are more than ``limit_bytes``.
-    """
+def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
+    """The bytes of a file; a ``ValueError`` if there are more, also where its size is not known before (a device)."""
     with Path(path).open("rb") as handle:
-        data = handle.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise ValueError(f"{Path(path).stat().st_size} bytes, expected at most {limit_bytes}")
+        data = handle.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
     return data
 
 

@@ -12,10 +12,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError, UsageError
+from medseg.files import read_bounded as read_bounded
 from medseg.files import shown
 
 Spec = Any
@@ -232,12 +232,3 @@ def read_json(
     if wrong := misfit(content, spec):
         raise error(f"{shown(path)}: {wrong}; {remedy}")
     return content
-
-
-def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """The bytes of a file; a ``ValueError`` if there are more, also where its size is not known before (a device)."""
-    with Path(path).open("rb") as handle:
-        data = handle.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise ValueError(f"it has more than {most_bytes} bytes")
-    return data

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import OutputLocked
-from medseg.files import atomic_path, locked_folder, read_at_most, remove_leftovers, sha256_file, write_json, write_text
+from medseg.files import atomic_path, locked_folder, read_bounded, remove_leftovers, sha256_file, write_json, write_text
 
 HOLD = """
 import sys, time
@@ -92,6 +92,6 @@ def test_a_killed_holder_leaves_the_folder_free(tmp_path: Path) -> None:
 def test_a_file_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"1234")
-    assert read_at_most(path, 4) == b"1234"
-    with pytest.raises(ValueError, match="4 bytes, expected at most 3"):
-        read_at_most(path, 3)
+    assert read_bounded(path, 4) == b"1234"
+    with pytest.raises(ValueError, match="more than 3 bytes"):
+        read_bounded(path, 3)

@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol
 
 from medseg.bundle.config import parse_config
 from medseg.errors import BundleError, MedsegError, UntrustedBundle
-from medseg.files import read_at_most
+from medseg.files import read_bounded
 from medseg.json_shape import TEXT, misfit, one_of
 
 POLICY_VARIABLE = "MEDSEG_POLICY"
@@ -83,7 +83,7 @@ class Policy:
     def read(cls, path: Path) -> Policy:
         """The policy in a file, whatever state that is in."""
         try:
-            content = tomllib.loads(read_at_most(path, _LARGEST_BYTES).decode())
+            content = tomllib.loads(read_bounded(path, _LARGEST_BYTES).decode())
             return cls(path, content.get("mode", "enforce"), _entries(content))
         except OSError as error:
             return cls(path, damage=f"it cannot be read: {error.strerror or error}")
@@ -207,7 +207,7 @@ def _check_signed(bundle: Running, key: Path) -> None:
     parts = [bundle.path / name for name in (MANIFEST, SIGNATURE)]
     if not all(part.is_file() for part in parts):
         raise BundleError("it is not signed")
-    manifest, signature = (read_at_most(part, _LARGEST_BYTES) for part in parts)
+    manifest, signature = (read_bounded(part, _LARGEST_BYTES) for part in parts)
     verify_signature(manifest, signature, trusted)
     content = parse_config(manifest, MANIFEST)
     if content["name"] != bundle.name:

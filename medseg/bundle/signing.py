@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from medseg.errors import UntrustedBundle, UsageError
-from medseg.files import read_at_most, write_bytes
+from medseg.files import read_bounded, write_bytes
 
 _DOMAIN = b"medseg bundle manifest, version 1\n"  # a signature made for something else never fits a manifest
 _LARGEST_KEY = 16 << 10  # a PEM of Ed25519 has 120 bytes
@@ -45,7 +45,7 @@ def read_private_key(path: str | Path) -> Ed25519PrivateKey:
     Raises ``UsageError`` if the file is missing or holds another kind of key.
     """
     try:
-        key = serialization.load_pem_private_key(read_at_most(path, _LARGEST_KEY), password=None)
+        key = serialization.load_pem_private_key(read_bounded(path, _LARGEST_KEY), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no readable private key ({error}); make one with: medseg bundle keygen") from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -56,7 +56,7 @@ def read_private_key(path: str | Path) -> Ed25519PrivateKey:
 def read_public_key(path: str | Path) -> Ed25519PublicKey:
     """Read an Ed25519 public key (PEM); raises as :func:`read_private_key`."""
     try:
-        key = serialization.load_pem_public_key(read_at_most(path, _LARGEST_KEY))
+        key = serialization.load_pem_public_key(read_bounded(path, _LARGEST_KEY))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no readable public key ({error}); give the sender's .pub file") from error
     if not isinstance(key, Ed25519PublicKey):

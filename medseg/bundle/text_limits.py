@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medseg.files import read_at_most
+from medseg.files import read_bounded
 from medseg.json_shape import ANYTHING, FLAG, PLACE, TEXT, Spec, either, number, numbered, one_of, whole
 
 _LARGEST_BYTES = {".json": 64 << 20, ".yaml": 1 << 20, ".yml": 1 << 20}  # YAML is parsed a hundred times slower
@@ -21,12 +21,12 @@ def read_text_file(path: Path) -> str:
 
     Raises ``ValueError`` if it is far larger than such a file.
     """
-    return read_at_most(path, _LARGEST_BYTES.get(path.suffix.lower(), _LARGEST_TEXT)).decode(errors="replace")
+    return read_bounded(path, _LARGEST_BYTES.get(path.suffix.lower(), _LARGEST_TEXT)).decode(errors="replace")
 
 
 def read_config_bytes(path: Path) -> bytes:
     """The bytes of a JSON or YAML file; raises ``ValueError`` if there are more than :func:`check_text` allows."""
-    return read_at_most(path, _LARGEST_BYTES[path.suffix.lower()])
+    return read_bounded(path, _LARGEST_BYTES[path.suffix.lower()])
 
 
 def check_text(data: bytes, suffix: str) -> None:

@@ -31,7 +31,7 @@ from medseg.bundle.signing import read_private_key, sign
 from medseg.bundle.training_run import TRAINING_RUN
 from medseg.bundle.unpacking import FOLDER_NAME, LARGEST_DIRECTORY, extract, most_bytes, safe_members
 from medseg.errors import BundleError, UntrustedBundle, UsageError
-from medseg.files import atomic_path, open_zip, read_at_most, sha256_file
+from medseg.files import atomic_path, open_zip, read_bounded, sha256_file
 from medseg.sharing.archive_reader import LARGEST_MANIFEST, check_signature, member_bytes, read_manifest
 from medseg.sharing.model_card import model_card
 from medseg.sharing.verify import vocabulary
@@ -198,7 +198,7 @@ def _text_of(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        return read_at_most(source, _LARGEST_TEXT)
+        return read_bounded(source, _LARGEST_TEXT)
     except ValueError as error:
         raise BundleError(f"{source} cannot be a text to share: {error}") from error
 
