@@ -119,7 +119,7 @@ def _loads(
             bool(parsed.get(f"{place}{SEPARATOR}{name}", default=True)) for name in ("strict", "strict_shape")
         )
         usual = file.relative_to(folder).as_posix() in WEIGHT_FILES
-        state = state_in(_default(folder) if usual else (file, _read(file)), key)
+        state = state_in(_default(folder) if usual else (file, read_data(file)), key)
         loads.append(_fill(network, state, folder, strict=strict and same_shape, same_shape=same_shape))
         left -= set(loads[-1][0])
     random = sorted(key for key in left if not key.endswith("num_batches_tracked"))
@@ -160,10 +160,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Raises ``BundleError`` if it cannot be read, or holds no state dict.
     """
-    return state_in((path, _read(path)), None)
+    return state_in((path, read_data(path)), None)
 
 
-def _read(path: Path) -> Any:
+def read_data(path: Path) -> Any:
+    """What a file of weights holds, as data only; a ``BundleError`` if it cannot be read, or would run code."""
     import pickle
 
     import torch
@@ -195,7 +196,7 @@ def _is_state(value: Any) -> bool:
 
 def _default(folder: Path) -> tuple[Path, Any]:
     """What ``models/model.*`` holds; the two files must agree."""
-    found = [(folder / name, _read(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
+    found = [(folder / name, read_data(folder / name)) for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         missing, _ = missing_files(folder)
         remedy = f"{missing[0].instruction}, or: medseg bundle import --fetch" if missing else "train it first"

@@ -12,6 +12,7 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
+from medseg.bundle.checkpoints import read_weights
 from medseg.errors import UsageError
 
 _logger = logging.getLogger("medseg.training")
@@ -68,7 +69,7 @@ def initialise_from(network: nn.Module, source: str | PathLike[str], *, rescaled
     if path.is_dir():
         weights = Bundle.open(path).load_network().state_dict()
     elif path.is_file():
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_weights(path)
     else:
         raise UsageError(f"there is nothing at {path}; --init takes a bundle's folder or a .pt file")
     own = network.state_dict()

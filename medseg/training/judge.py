@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from medseg.bundle.checkpoints import read_data
+from medseg.errors import BundleError
 from medseg.networks.discriminator import ConditionalPatchDiscriminator
 from medseg.training.adversary import Activation, Adversary
 from medseg.training.checkpoints import save_whole
@@ -179,12 +180,12 @@ def _kept(path: Path, definition: Mapping[str, Any], recipe: JudgeRecipe) -> Jud
         return None
     network = _fresh(definition)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_data(path)
         if content["made_by"] != _made_by(definition, recipe):
             return None
         network.load_state_dict(content["weights"])
         return Judge(network.eval(), definition, recipe, float(content["cost"]))
-    except (RuntimeError, OSError, EOFError, UnpicklingError, LookupError, TypeError, ValueError) as error:
+    except (BundleError, RuntimeError, LookupError, TypeError, ValueError) as error:
         _logger.warning("%s cannot be read (%s): the judge learns anew", path, type(error).__name__)
         return None
 

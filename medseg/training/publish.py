@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
 from medseg.bundle import Bundle
+from medseg.bundle.checkpoints import read_weights
 from medseg.bundle.training_run import TrainingRun
 from medseg.errors import UsageError
 from medseg.files import atomic_path, sha256_file, write_bytes, write_json
@@ -105,8 +105,7 @@ def publish(
     if judge is not None:
         publish_discriminator(bundle, judge.network.state_dict(), judge.definition, accept)
     elif beside.exists():
-        state = torch.load(beside, map_location="cpu", weights_only=True)
-        publish_discriminator(bundle, state, opponent, accept)
+        publish_discriminator(bundle, read_weights(beside), opponent, accept)
     replace(run, weights_sha256=sha256_file(target)).write(bundle)
     return target
 
