@@ -23,7 +23,6 @@ from medseg.errors import OutputLocked, OutputUnusable
 
 _PREFIX = ".medseg-partial-"
 _PROBE_BYTES = 4096
-_LEAST_BYTES_PER_S = 10_000
 
 
 def shown(text: object) -> str:
@@ -196,11 +195,11 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: in
         return member.read(limit_bytes)
 
 
-def arriving(read: Callable[[int], bytes], patience_s: float) -> Iterator[bytes]:
+def arriving(read: Callable[[int], bytes], patience_s: float, least_bytes_per_s: int = 10_000) -> Iterator[bytes]:
     """What a server sends, in pieces of at most 1 MiB, each as it comes.
 
     ``read``: gives up to so many bytes, what is there by now, and none at the end: the ``read1`` of a response.
-    (``read`` waits for all of them, however slowly they come.) ``patience_s``: over how many seconds at least 10 kB
+    (``read`` waits for all of them, however slowly they come.) ``patience_s``: over how many seconds so many bytes
     have to come in each second, on average. Raises ``TimeoutError`` if it comes more slowly than that.
     """
     begin, count = time.monotonic(), 0
@@ -208,7 +207,7 @@ def arriving(read: Callable[[int], bytes], patience_s: float) -> Iterator[bytes]
         yield piece
         count += len(piece)
         if (passed := time.monotonic() - begin) > patience_s:
-            if count < _LEAST_BYTES_PER_S * passed:
+            if count < least_bytes_per_s * passed:
                 raise TimeoutError("it comes too slowly to come to an end")
             begin, count = begin + passed, 0
 

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MissingDependency
+from medseg.files import arriving
 from medseg.pacs.receive import store_instance
 from medseg.pacs.remote import LimitExceeded, Meter, PacsError, SendResult, StudyMatch
 from medseg.pacs.settings import WebNode
@@ -40,7 +41,6 @@ _MOST_LIST_BYTES = 256 * 2**20
 """Largest list of matches that is read."""
 
 _MOST_REDIRECTS = 3
-_CHUNK_BYTES = 2**16
 _MIN_BYTES_PER_SECOND = 1024
 
 _UNREADABLE = (InvalidDicomError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error)
@@ -65,24 +65,18 @@ class _Held:
     def _chunks(self, response: requests.Response, *_: object, **__: object) -> Iterator[bytes]:
         is_instance = "json" not in (kind := response.headers.get("Content-Type", "")) and "xml" not in kind
         most = self._node.max_instance_mb * 2**20 if is_instance else _MOST_LIST_BYTES
-        begin, received, self.taken = time.monotonic(), 0, 0
+        self.taken, read = 0, partial(response.raw.read1, decode_content=False)
         with response:
-            while chunk := self._next(response):
-                self.taken += len(chunk)
-                if self.taken > most:
-                    raise PacsError(f"{self._node} answers more than {most / 2**20:g} MiB, and does not come to an end")
-                yield chunk
-                received += len(chunk)
-                if (now := time.monotonic()) - begin > self._node.timeout_seconds:
-                    if received < _MIN_BYTES_PER_SECOND * (now - begin):
-                        raise PacsError(f"{self._node} answers too slowly to come to an end")
-                    begin, received = now, 0
-
-    def _next(self, response: requests.Response) -> bytes:
-        try:
-            return bytes(response.raw.read1(_CHUNK_BYTES, decode_content=False))
-        except TransportError as error:
-            raise requests.ConnectionError(error) from error
+            try:
+                for chunk in arriving(read, self._node.timeout_seconds, _MIN_BYTES_PER_SECOND):
+                    self.taken += len(chunk)
+                    if self.taken > most:
+                        raise PacsError(f"{self._node} answers more than {most / 2**20:g} MiB without end")
+                    yield chunk
+            except TimeoutError as error:
+                raise PacsError(f"{self._node} answers too slowly to come to an end") from error
+            except TransportError as error:
+                raise requests.ConnectionError(error) from error
 
 
 class _ContentRefused(PacsError):
