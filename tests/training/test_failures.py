@@ -119,7 +119,7 @@ def _ends(patch: Patch) -> None:
 
 
 _RESUMED = (_build, _backward, _validation, _journal, _disk, _ends)
-"""Stages before, in and after the first epoch, with a checkpoint and without: the others leave what one of these does."""
+"""Stages before, in and after the first epoch, with a checkpoint and without; the others leave what these do."""
 
 
 @pytest.mark.parametrize(
