@@ -35,7 +35,7 @@ def created(
 ) -> Manifest:
     """The manifest that the options ask for."""
     from medseg.ingest.selection import read_rules
-    from medseg.labels import parse_mapping, parse_names
+    from medseg.labels.scheme import parse_mapping, parse_names
     from medseg.manifests import create as create_manifest
     from medseg.manifests.layout_dicom import DicomChoices
     from medseg.manifests.roi_table import read_roi_table

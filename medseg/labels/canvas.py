@@ -7,7 +7,7 @@ without either the overlap is refused with its size, since any choice would be a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,10 +51,10 @@ def structures_by_name(names: Iterable[str], scheme: LabelScheme, rules: Reading
             unknown.append(name if target == name else f"{name} (mapped to {target})")
     if not unknown:
         return found
-    known = _shown([structure.name for structure in declared.values()]) or "none"
+    known = listed([structure.name for structure in declared.values()], _SHOWN) or "none"
     raise Refusal(
         "unmapped-structure",
-        f"{where} holds {_shown([repr(name) for name in unknown])}, the declared structures are {known}; give every "
+        f"{where} holds {listed([*map(repr, unknown)], _SHOWN)}, the declared structures are {known}; give every "
         f'name its structure in `{ROI_MAPPING_KEY}` of the datalist, {{"{unknown[0]}": "STRUCTURE"}}, or null to leave '
         "it out" + ("" if declared else ", and name the values under `labels`"),
     )
@@ -74,11 +74,6 @@ def _declared(scheme: LabelScheme, where: str) -> dict[str, Structure]:
                 "a name of its own under `labels` (capitals do not count)",
             )
     return declared
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return listed([*names[:_SHOWN], *more])
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ class Canvas:
             f"{self._names[first]} and {self._names[second]} overlap in {count} voxels"
             for (first, second), count in sorted(overlaps.items(), key=lambda item: -item[1])
         ]
-        return _shown(pairs)
+        return listed(pairs, _SHOWN)
 
 
 def _ranks(scheme: LabelScheme, rules: ReadingRules, where: str) -> dict[int, int]:

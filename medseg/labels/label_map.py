@@ -178,8 +178,7 @@ def fault_of(values: LabelValues, declared: Mapping[int, str] | None = None) -> 
 
 def _named(declared: Mapping[int, str]) -> str:
     names = {0: "background", **declared}
-    shown = [f"{value} ({name})" if name else str(value) for value, name in sorted(names.items())[:20]]
-    return listed([*shown, f"{len(names) - 20} more"] if len(names) > 20 else shown)
+    return listed([f"{value} ({name})" if name else str(value) for value, name in sorted(names.items())], 20)
 
 
 def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], int, float, float]:

@@ -130,9 +130,10 @@ class LabelScheme:
         return {"labels": {**background, **regions, **ignore}, ORDER_KEY: [self.paints[name] for name in self.regions]}
 
 
-def listed(parts: Sequence[object]) -> str:
-    """``1, 2 and 3``."""
-    words = [str(part) for part in parts]
+def listed(parts: Sequence[object], most: int | None = None) -> str:
+    """``1, 2 and 3``, or ``1, 2 and 7 more`` where there are more than ``most``."""
+    words = [str(part) for part in parts[:most]]
+    words += [f"{len(parts) - len(words)} more"] * (len(parts) > len(words))
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 

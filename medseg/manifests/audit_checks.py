@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import UsageError
 from medseg.geometry import POSITION_TOLERANCE_MM, SMALLEST_COVERAGE
-from medseg.labels import ANNOTATED_KEY, LabelScheme, fault_of, renumbering_advice
+from medseg.labels.label_map import fault_of
+from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.audit_labels import ENOUGH_CASES, check_labels, spread_of
 from medseg.manifests.items import patient_of

@@ -80,6 +80,17 @@ def files_of(entry: Any) -> list[str]:
     return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(_is_rater, entry)) else found
 
 
+def label_of(files: Mapping[tuple[str, str], str]) -> Any:
+    """A label of files by rater and structure, either of them empty where there is none: what :data:`Item` may hold."""
+    raters: dict[str, Any] = {}
+    for (rater, structure), name in files.items():
+        if structure:
+            raters.setdefault(rater, {})[structure] = name
+        else:
+            raters[rater] = name
+    return raters[""] if set(raters) == {""} else [{"rater": rater, "label": raters[rater]} for rater in sorted(raters)]
+
+
 def entries_of(label: Any) -> dict[str, Any]:
     """A label by rater, each a file or an object of files; one that names no rater stands under ``""``."""
     return raters_of(label) or {"": label}

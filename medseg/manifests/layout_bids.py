@@ -17,7 +17,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.ingest import case_id_of
 from medseg.ingest.left_out import without_own
-from medseg.manifests.items import Item, common_start, image_files, read_json_object, relative_name
+from medseg.manifests.items import Item, common_start, image_files, label_of, read_json_object, relative_name
 from medseg.manifests.manifest import Manifest
 from medseg.tables import read_table
 
@@ -96,7 +96,6 @@ def _item(source: _Name, maps: Sequence[tuple[str, _Name]], start: Path, *, rate
 
 def _label(source: _Name, maps: Sequence[tuple[str, _Name]], start: Path, *, raters: bool) -> Any:
     """One map, an object of them by structure (``label-``), or either by rater."""
-    found: dict[str, Any] = {}
     taken: dict[tuple[str, str], _Name] = {}
     for folder, one in maps:
         rater, structure = one.entities.get("rater", folder), one.entities.get("label", "")
@@ -109,14 +108,7 @@ def _label(source: _Name, maps: Sequence[tuple[str, _Name]], start: Path, *, rat
                 "one a derivative, or, if each is another rater's, say so with --several raters"
             )
         taken[rater, structure] = one
-        name = relative_name(one.path, start)
-        if structure:
-            found.setdefault(rater, {})[structure] = name
-        else:
-            found[rater] = name
-    if set(found) == {""}:
-        return found[""]
-    return [{"rater": rater, "label": label} for rater, label in sorted(found.items())]
+    return label_of({what: relative_name(one.path, start) for what, one in taken.items()})
 
 
 def _derivatives(images: Path, *, raters: bool) -> list[Path]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import UsageError
 from medseg.labels.scheme import listed
-from medseg.manifests.items import Item, common_start, files_below, one_or_list, relative_name
+from medseg.manifests.items import Item, common_start, files_below, label_of, one_or_list, relative_name
 from medseg.manifests.manifest import Manifest
 
 _WILDCARDS = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\]|\{[^{}]*\})")
@@ -122,7 +121,9 @@ def read_patterns(
         files = [relative_name(one[key]["", ""], start) for _, one in found[: len(image_patterns)]]
         item: Item = {"image": one_or_list(files), "case_id": _name(key), **_identity(key, patterns[0])}
         if label_pattern is not None:
-            item["label"] = _label({what: relative_name(path, start) for what, path in found[-1][1][key].items()})
+            item["label"] = label_of(
+                {what: relative_name(path, start) for what, path in sorted(found[-1][1][key].items())}
+            )
         items.append(item)
     section = "training" if label_pattern is not None else "test"
     return Manifest({"name": start.name, "labels": {}, section: items}, start)
@@ -191,18 +192,6 @@ def _complete(found: Sequence[tuple[_Pattern, _Found]], *, leave_out: bool) -> s
         f"{'; '.join(parts)}; what stands for the case must be the same in all patterns. Correct them, or leave such "
         "cases out with --leave-out"
     )
-
-
-def _label(files: Mapping[tuple[str, str], str]) -> Any:
-    raters: dict[str, Any] = {}
-    for (rater, structure), name in sorted(files.items()):
-        if structure:
-            raters.setdefault(rater, {})[structure] = name
-        else:
-            raters[rater] = name
-    if set(raters) == {""}:
-        return raters[""]
-    return [{"rater": rater, "label": label} for rater, label in raters.items()]
 
 
 def _identity(key: _Key, pattern: _Pattern) -> dict[str, str]:

@@ -88,7 +88,7 @@ class Manifest:
     def scheme(self) -> LabelScheme:
         """What the label values mean: declared names, and which values of the files are mapped to them.
 
-        A UsageError if the table of labels is odd; see :func:`medseg.labels.read_label_table`.
+        A UsageError if the table of labels is odd; see :func:`medseg.labels.scheme.read_label_table`.
         """
         return LabelScheme.of(self.content)
 

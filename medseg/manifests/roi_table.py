@@ -240,8 +240,7 @@ def _count(found: Sequence[FoundName]) -> str:
 
 
 def _some(found: Sequence[FoundName]) -> str:
-    names = [repr(one.name) for one in found[:_SHOWN]]
-    return listed([*names, f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else names)
+    return listed([repr(one.name) for one in found], _SHOWN)
 
 
 def write_roi_table(path: Path, proposals: Sequence[Proposal]) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medseg.errors import UsageError
 from medseg.geometry import SMALLEST_COVERAGE, Geometry, ras_axes
 from medseg.ingest import read_volume
-from medseg.labels import ANNOTATED_KEY, LabelMap, LabelScheme, ReadingRules, read_label, renumbering_advice
+from medseg.labels import ANNOTATED_KEY, LabelMap, LabelScheme, ReadingRules, read_label
 from medseg.labels.raters import one_map, raters_of
+from medseg.labels.scheme import renumbering_advice
 from medseg.manifests import Item, Manifest
 
 _SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before

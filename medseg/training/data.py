@@ -27,7 +27,6 @@ from medseg.errors import UsageError
 from medseg.labels import (
     ANNOTATED_KEY,
     MAPPING_KEY,
-    ORDER_KEY,
     READING_KEY,
     ROI_MAPPING_KEY,
     LabelScheme,
@@ -35,6 +34,7 @@ from medseg.labels import (
     object_kind,
 )
 from medseg.labels.raters import RATERS_KEY, check_way, raters_of
+from medseg.labels.regions import ORDER_KEY
 from medseg.manifests import Item, Manifest
 from medseg.manifests.items import check_item
 from medseg.training.distributed import world

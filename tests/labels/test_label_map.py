@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import Refusal
-from medseg.labels import check_labels, examine, fault_of, read_label_map
+from medseg.labels.label_map import check_labels, examine, fault_of, read_label_map
 from tests.ingest.trees import write_series
 
 NAMES = {1: "anterior", 2: "posterior"}

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.labels import LabelScheme, parse_mapping, parse_names, read_label_table, read_mapping, renumbering_advice
+from medseg.labels.scheme import (
+    LabelScheme,
+    parse_mapping,
+    parse_names,
+    read_label_table,
+    read_mapping,
+    renumbering_advice,
+)
 
 
 @pytest.mark.parametrize(
