@@ -116,39 +116,21 @@ _RULES = {
 class Definitions:
     """The choices that the field makes differently; the defaults are the ones that ``metrics.csv`` documents.
 
-    Parameters
-    ----------
-    percentile_rule
-        ``"directed"``: percentile per direction, the larger of both; ``"pooled"``: percentile of both together.
-    surface
-        ``"voxels"``: centres of surface voxels, equal weights; ``"elements"``: surface elements weighted by area.
-    percentiles
-        Further percentiles of the surface distance, each reported as ``hdNN_mm``.
-    lesion_connectivity
-        6, 18 or 26 neighbours join voxels into one lesion.
-    lesion_overlap
-        A lesion counts as found if more than this share of its voxels is covered; 0 means any voxel.
-    lesion_iou
-        Also match lesions one to one, pairs with at least this intersection over union, for ``lesions.csv``; None: no.
-    lesion_strata_ml
-        Volumes between which lesions are counted apart there, ascending.
-    centreline
-        Also compute ``cldice``, which takes a second for a large structure.
-
-    Raises
-    ------
-    UsageError
-        If a value is none of those listed.
+    Raises ``UsageError`` if a value is none of those listed.
     """
 
     percentile_rule: PercentileRule = "directed"
+    """``"directed"``: percentile per direction, the larger of both; ``"pooled"``: percentile of both together."""
     surface: SurfaceRule = "voxels"
-    percentiles: tuple[float, ...] = ()
-    lesion_connectivity: Literal[6, 18, 26] = 26
+    """``"voxels"``: centres of surface voxels, equal weights; ``"elements"``: surface elements weighted by area."""
+    percentiles: tuple[float, ...] = ()  # further ones of the surface distance, each reported as ``hdNN_mm``
+    lesion_connectivity: Literal[6, 18, 26] = 26  # so many neighbours join voxels into one lesion
     lesion_overlap: float = 0.0
+    """A lesion counts as found if more than this share of its voxels is covered; 0 means any voxel."""
     lesion_iou: float | None = None
-    lesion_strata_ml: tuple[float, ...] = (0.1, 1.0, 10.0)
-    centreline: bool = False
+    """Also match lesions one to one, pairs of at least this intersection over union, for ``lesions.csv``; None: no."""
+    lesion_strata_ml: tuple[float, ...] = (0.1, 1.0, 10.0)  # volumes between which they are counted apart there
+    centreline: bool = False  # also compute ``cldice``, which takes a second for a large structure
 
     def __post_init__(self) -> None:
         allowed = {"percentile_rule": get_args(PercentileRule), "surface": get_args(SurfaceRule)}

@@ -38,44 +38,17 @@ _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 class Header(NamedTuple):
     """The header of one DICOM file, or of one frame of it.
 
-    A named tuple and no dataclass, since a scan makes, writes and reads one for every file.
-
-    Attributes
-    ----------
-    series_uid_hash, study_uid_hash, sop_instance_hash, frame_of_reference_hash
-        SHA-256 of the UIDs, 64 hex digits; empty where the UID is absent.
-    patient_hash
-        Keyed hash of the patient id (of name and birth date where the id is absent), for grouping.
-    id_hash, name_hash
-        Keyed hashes of the patient id alone and of the name alone, as far as spellings of one name are alike; empty
-        where absent.
-    pixel_spacing
-        Distance between rows, then between columns, in mm.
-    position, position_decimals, orientation
-        ImagePositionPatient in mm, the digits behind the decimal point of each number as written, and
-        ImageOrientationPatient (direction cosines); in DICOM's LPS frame.
-    rescale
-        Slope and intercept to modality units.
-    padding
-        PixelPaddingValue and PixelPaddingRangeLimit where present.
-    attributes
-        What of the acquisition may tell apart images at one place (see ``dicom_tags.SPLITTING_ATTRIBUTES``).
-    pixel_offset, pixel_length, data_set_offset
-        Where the pixel data begin, their length in bytes (``None``: encapsulated), where the data set begins.
-    remarks
-        What was found and could be left aside; becomes notes of the volume.
-    frame, frames
-        Which frame this is (``None`` for the whole file), and the frames of an enhanced multi-frame file.
-    defect, defect_message
-        Reason code and text if the header alone shows that the file cannot be used; empty otherwise.
+    A named tuple and no dataclass, since a scan makes, writes and reads one for every file. Hashes of UIDs are SHA-256,
+    64 hex digits, empty where the UID is absent.
     """
 
     series_uid_hash: str
     study_uid_hash: str
     frame_of_reference_hash: str
-    patient_hash: str
+    patient_hash: str  # keyed, of the patient id (of name and birth date where the id is absent), for grouping
     id_hash: str
     name_hash: str
+    """Keyed, of the patient id alone and of the name alone, as far as spellings of one name are alike."""
     sop_class_uid: str
     modality: str
     description: str
@@ -87,33 +60,35 @@ class Header(NamedTuple):
     bits_stored: int
     signed: bool
     photometric: str
-    pixel_spacing: Vector | None
-    orientation: Vector | None
+    pixel_spacing: Vector | None  # distance between rows, then between columns, in mm
+    orientation: Vector | None  # ImageOrientationPatient: direction cosines in DICOM's LPS frame
     slice_thickness_mm: float | None
     spacing_between_slices_mm: float | None
-    rescale: tuple[float, float] | None
-    padding: tuple[int, ...]
+    rescale: tuple[float, float] | None  # slope and intercept to modality units
+    padding: tuple[int, ...]  # PixelPaddingValue and PixelPaddingRangeLimit where present
     image_type: tuple[str, ...]
     attributes: dict[str, str]
+    """What of the acquisition may tell apart images at one place (see ``dicom_tags.SPLITTING_ATTRIBUTES``)."""
     contrast_agent: bool
     number_of_frames: int
     path: str = ""
     size: int = 0
     sop_instance_hash: str = ""
     instance_number: int | None = None
-    position: Vector | None = None
-    position_decimals: tuple[int, ...] = ()
+    position: Vector | None = None  # ImagePositionPatient in mm, LPS
+    position_decimals: tuple[int, ...] = ()  # digits behind the decimal point of each of its numbers, as written
     transfer_syntax: str = ""
     pixel_tag: int = 0
-    pixel_offset: int = 0
-    pixel_length: int | None = None
+    pixel_offset: int = 0  # where the pixel data begin
+    pixel_length: int | None = None  # in bytes; None: encapsulated
     data_set_offset: int = 0
     concatenation: Concatenation | None = None
-    remarks: tuple[str, ...] = ()
-    frame: int | None = None
-    frames: tuple[Frame, ...] = ()
+    remarks: tuple[str, ...] = ()  # what was found and could be left aside; becomes notes of the volume
+    frame: int | None = None  # which frame this is; None for the whole file
+    frames: tuple[Frame, ...] = ()  # of an enhanced multi-frame file
     defect: ReasonCode | None = None
     defect_message: str = ""
+    """Why the header alone shows that the file cannot be used; empty otherwise."""
 
     def to_json(self) -> str:
         """The record as one line of JSON."""

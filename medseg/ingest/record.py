@@ -30,58 +30,37 @@ Volume = tuple[NDArray[Any], Geometry, dict[str, Any]]
 
 @dataclass(frozen=True)
 class SeriesRecord:
-    """One volume, usable or refused.
+    """One volume, usable or refused."""
 
-    Attributes
-    ----------
-    case_id
-        Name under which results are stored; never derived from what identifies the patient.
-    source
-        The folder or file to show, as given.
-    kind
-        ``"dicom"``, ``"nifti"``, ``"metaimage"`` or ``"nrrd"``.
-    files
-        The files, for DICOM sorted along the normal of the slices.
-    series_uid_hash, study_uid_hash, patient_hash
-        Hashes for grouping; empty where there is nothing to hash.
-    modality, description, transfer_syntax, series_number, contrast
-        As in the header, where there is one; whether a contrast agent is named there.
-    shape, spacing_mm, affine, orientation
-        The grid: sizes along (i, j, k), mm, voxel index → mm in RAS+ as nested tuples, letters such as ``"LPS"``;
-        ``None`` or empty where the volume has no sound grid.
-    usable, reason, message
-        The verdict: a reason code of :data:`medseg.errors.REASON_CODES` and its explanation where refused.
-    notes
-        What is worth knowing about a usable volume.
-    is_volume
-        Whether it is a volume, or was meant as one; reports, single slices, dose reports and screen shots are none.
-    acquired
-        When it was acquired, in days from an arbitrary day (secret, one per patient): good for the order within a
-        patient, useless for anything else. Only the index fills it in.
-    """
-
-    case_id: str
-    source: str
+    case_id: str  # name under which results are stored; never derived from what identifies the patient
+    source: str  # the folder or file to show, as given
     kind: Kind
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # for DICOM sorted along the normal of the slices
     series_uid_hash: str = ""
     study_uid_hash: str = ""
     patient_hash: str = ""
+    """Hashes for grouping; empty where there is nothing to hash."""
     modality: str = ""
     description: str = ""
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     affine: Rows | None = None
     orientation: str = ""
+    """The grid: sizes along (i, j, k), mm, voxel index → mm in RAS+ as nested tuples, letters such as ``"LPS"``;
+    ``None`` or empty where the volume has no sound grid."""
     transfer_syntax: str = ""
     usable: bool = False
     reason: ReasonCode | None = None
     message: str = ""
-    notes: tuple[str, ...] = ()
+    """The verdict: whether it is usable, else a reason code and its explanation."""
+    notes: tuple[str, ...] = ()  # what is worth knowing about a usable volume
     is_volume: bool = True
+    """Whether it is a volume, or was meant as one; reports, single slices, dose reports and screen shots are none."""
     series_number: int | None = None
-    contrast: bool | None = None
+    contrast: bool | None = None  # whether the header names a contrast agent
     acquired: float | None = None
+    """When it was acquired, in days from an arbitrary day (secret, one per patient): good for the order within a
+    patient, useless for anything else. Only the index fills it in."""
 
     def to_json(self) -> str:
         """The record as one line of JSON."""

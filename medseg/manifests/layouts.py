@@ -28,42 +28,31 @@ SOURCE_KEY = "label_source"
 
 
 class CreateOptions(TypedDict, total=False):
-    """What may be said where a study's layout does not say it.
-
-    ``patient_pattern``: regular expression searched in each image's path; its first group (or the whole match) is the
-    patient. By default each case is a patient of its own, in BIDS each subject, in DICOM each patient.
-
-    ``image_patterns``, ``label_pattern``: where images and labels lie, such as ``{patient}/MR*.nii.gz`` and
-    ``{patient}/seg*.nii.gz``, see :func:`medseg.manifests.layout_patterns.read_patterns`; one image pattern a channel.
-
-    ``names``: names of the labels by value; replace what the dataset declares itself. ``mapping``: value in the label
-    files → label that is meant, recorded in the manifest and applied by everyone who reads a label of it.
-
-    ``structures``: names that are wanted of those in mask files, SEG and RTSTRUCT, in the order of their values.
-    ``merges``: structures made of several values, names in the dataset's table, or names of ROIs. ``roi_table``:
-    structure by name of a ROI, segment or mask file, from an accepted table; empty for what is left out. ``missing``:
-    what a structure is in a case that has no mask or ROI of it, background or unknown. ``reading``: how SEG and
-    RTSTRUCT are read where they do not fit as they are, see :class:`medseg.labels.rules.ReadingRules`.
-
-    ``dicom``: what decides where a DICOM tree (or a BIDS dataset with several raters) leaves several answers.
-
-    ``checksums``: add the SHA-256 sums of all files, so that the audit can tell when one has changed (the default).
-    ``progress``: called with the number of cases whose labels were looked at, and of all.
-    """
+    """What may be said where a study's layout does not say it."""
 
     patient_pattern: str | None
+    """Regular expression searched in each image's path; its first group (or the whole match) is the patient. By default
+    each case is a patient of its own, in BIDS each subject, in DICOM each patient."""
     image_patterns: Sequence[str]
     label_pattern: str | None
-    names: Mapping[int, str]
+    """Where images (one pattern a channel) and labels lie, such as ``{patient}/MR*.nii.gz`` and
+    ``{patient}/seg*.nii.gz``, see :func:`medseg.manifests.layout_patterns.read_patterns`."""
+    names: Mapping[int, str]  # names of the labels by value; replace what the dataset declares itself
     mapping: Mapping[int, int]
+    """Value in the label files → label that is meant, recorded in the manifest and applied by whoever reads a label."""
     structures: Sequence[str]
+    """Names that are wanted of those in mask files, SEG and RTSTRUCT, in the order of their values."""
     merges: Mapping[str, Sequence[str]]
+    """Structures made of several values, names in the dataset's table, or names of ROIs."""
     roi_table: Mapping[str, str] | None
-    missing: Missing
+    """Structure by name of a ROI, segment or mask file, from an accepted table; empty for what is left out."""
+    missing: Missing  # what a structure is in a case that has no mask or ROI of it, background or unknown
     reading: Mapping[str, Any]
+    """How SEG and RTSTRUCT are read where they do not fit as they are: :class:`medseg.labels.rules.ReadingRules`."""
     dicom: DicomChoices
-    checksums: bool
-    progress: Callable[[int, int], None] | None
+    """What decides where a DICOM tree (or a BIDS dataset with several raters) leaves several answers."""
+    checksums: bool  # add the SHA-256 sums of all files, so that the audit can tell when one has changed (the default)
+    progress: Callable[[int, int], None] | None  # called with cases whose labels were looked at, and of all
 
 
 _UNSAID: CreateOptions = {

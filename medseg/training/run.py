@@ -52,35 +52,19 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left: its folder, its length, its best model.
+    """What a run left: its folder, its length, its best model."""
 
-    Attributes
-    ----------
-    output
-        Folder with ``run.json``, ``metrics.csv``, ``checkpoints/``, ``tensorboard/``, ``samples/``.
-    epochs, iterations, seconds
-        Done in total, earlier parts of a resumed run included; wall-clock time of this part.
-    best_metric, best_epoch
-        Key metric of the best validation; None and 0 if there was none.
-    published
-        The bundle's ``models/model.pt`` if a model was copied there.
-    discriminator
-        Whether the judge, or without one the discriminator of the last epoch, tells true from wrong segmentations of
-        the held-out cases, as in ``trust/discriminator_acceptance.json`` of a bundle; None if there is none, or it
-        never learnt.
-    judge
-        How the judge has learnt, and in how many core-seconds; None if the run has none.
-    """
-
-    output: Path
+    output: Path  # with ``run.json``, ``metrics.csv``, ``checkpoints/``, ``tensorboard/``, ``samples/``
     epochs: int
-    iterations: int
-    best_metric: float | None
+    iterations: int  # in total, earlier parts of a resumed run included
+    best_metric: float | None  # key metric of the best validation; None if there was none
     best_epoch: int
-    seconds: float
-    published: Path | None = None
+    seconds: float  # of this part
+    published: Path | None = None  # the bundle's ``models/model.pt`` if a model was copied there
     discriminator: Mapping[str, Any] | None = None
-    judge: Mapping[str, Any] | None = None
+    """Whether the judge, or without one the discriminator of the last epoch, tells true from wrong segmentations of
+    the held-out cases, as in ``trust/discriminator_acceptance.json`` of a bundle; None if it never learnt."""
+    judge: Mapping[str, Any] | None = None  # how it has learnt, and in how many core-seconds; None without one
 
     @property
     def best_weights(self) -> Path:
