@@ -157,8 +157,6 @@ def confine(writable: Iterable[str | os.PathLike[str]], reach: Reach = NOTHING) 
 
     Parameters
     ----------
-    writable
-        Folders that exist.
     reach
         What of the network is needed.
 

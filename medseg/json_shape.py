@@ -210,18 +210,8 @@ def read_json(
 ) -> Any:
     """What a JSON file says, if it has the expected form.
 
-    Parameters
-    ----------
-    path
-        The file.
-    spec
-        Its form, see :data:`Spec`.
-    remedy
-        What to do if it has another one, for the message.
-    error
-        Raised if it cannot be read, is no JSON (:func:`parse_json`), or does not fit.
-    most_bytes
-        A larger file is not parsed.
+    ``spec``: its form, see :data:`Spec`. ``remedy``: what to do if it has another one, for the message. ``error``:
+    raised if it cannot be read, is no JSON (:func:`parse_json`), or does not fit.
     """
     try:
         content = parse_json(read_bounded(path, most_bytes))

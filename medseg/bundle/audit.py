@@ -54,8 +54,6 @@ def audit(
 
     Parameters
     ----------
-    path
-        The bundle's folder.
     role
         Only what that role reads can forbid the use of the bundle, the rest warns. ``"all"`` judges for every command;
         each finding says which it concerns.

@@ -92,18 +92,9 @@ def compare_case(
 ) -> Concord:
     """Compare the label maps of one case, all on one grid, structure by structure.
 
-    Parameters
-    ----------
-    case_id
-        The case.
-    maps
-        Label maps by reader, at most 12 of them, axes (i, j, k).
-    geometry
-        Their grid.
-    structures
-        What is compared; a structure counts for the readers that have it and that labelled this case.
-    margin
-        See ``odd_one_out`` in :data:`DEFINITIONS`.
+    ``maps``: label maps by reader, at most 12 of them, axes (i, j, k). ``structures``: what is compared; a structure
+    counts for the readers that have it and that labelled this case. ``margin``: see ``odd_one_out`` in
+    :data:`DEFINITIONS`.
     """
     boxes = {reader: find_boxes(np.ascontiguousarray(array)) for reader, array in maps.items()}
     between: list[Between] = []

@@ -82,18 +82,12 @@ def evaluate_folders(
     ----------
     predictions, references
         Label maps, folders of label maps, or datalists; paired by case id, ``_seg`` ignored.
-    output
-        Folder to write to.
     labels
         The declared structures: names by value, a scheme with regions, a JSON file, or a bundle's folder. Without it,
         what the references' datalist declares, else every value that occurs, named by what lies beside the label maps
         (:func:`~medseg.evaluation.structures.structures_of`).
-    tolerance_mm
-        Tolerance of the normalised surface distance.
     compare_with
         A second set of predictions, tested against the first on the same references.
-    options
-        Everything else.
     progress
         Called after each case.
 

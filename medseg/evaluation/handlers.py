@@ -32,8 +32,6 @@ class StructureMetric(CumulativeIterationMetric):
     ----------
     metric
         Which metric :meth:`aggregate` averages; any name of ``medseg.evaluation.METRICS``.
-    tolerance_mm
-        Tolerance of the normalised surface distance.
     spacing_mm
         Distance between voxels along the spatial axes, for plain tensors. A ``MetaTensor`` knows its own.
     definitions

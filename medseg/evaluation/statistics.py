@@ -44,8 +44,6 @@ class Bootstrap:
         ----------
         values
             Cases × columns; NaN where a case has no value.
-        patients
-            The patient of each case.
 
         Returns
         -------

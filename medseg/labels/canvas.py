@@ -94,8 +94,6 @@ class Canvas:
         Voxels along (i, j, k).
     scheme, rules
         Which structures there are, and what is done where they overlap.
-    where
-        Whose labels these are, for messages.
 
     Attributes
     ----------

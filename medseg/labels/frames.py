@@ -122,21 +122,8 @@ def grid_of_frames(
 ) -> Geometry:
     """The smallest regular grid that holds all frames, its axes along columns, rows and slices.
 
-    Parameters
-    ----------
-    frames
-        At least one.
-    shape
-        Rows and columns.
-    thickness_mm
-        Distance of neighbouring slices, if the object states it: what a single slice has no other word for.
-    name
-        Whose frames these are.
-
-    Raises
-    ------
-    Refusal
-        ``no-geometry`` if they lie on none, ``too-large``.
+    ``thickness_mm``: distance of neighbouring slices, if the object states it: what a single slice has no other word
+    for. Raises ``Refusal``: ``no-geometry`` if they lie on none, ``too-large``.
     """
     first = frames[0]
     if any(np.abs(frame.steps - first.steps).max() > 1e-3 * np.abs(first.steps).max() for frame in frames):

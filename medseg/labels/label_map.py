@@ -75,8 +75,6 @@ def read_label_map(
 
     Parameters
     ----------
-    path
-        One volume.
     declared
         Names by value that the label map may hold, after ``mapping``; background needs no name. Empty or ``None``
         allows every value from 0 to 65535.

@@ -140,21 +140,10 @@ def listed(parts: Sequence[object], most: int | None = None) -> str:
 def read_label_table(declared: Any, where: str, mapping: Mapping[int, int] | None = None) -> dict[int, str]:
     """Names by label value, background included, in the order of the values.
 
-    Parameters
-    ----------
-    declared
-        ``{"1": "liver"}`` or ``{"liver": 1}``; ``None`` or empty if nothing is declared.
-    where
-        Whose table it is, for messages.
-    mapping
-        Renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped where it
-        is mapped to a label.
-
-    Raises
-    ------
-    UsageError
-        If it holds a region or ``ignore``, which only :class:`LabelScheme` can tell, a value that is no whole number
-        from 0 to 65535, two names for one value, or a background that is not 0.
+    ``declared``: ``{"1": "liver"}`` or ``{"liver": 1}``; ``None`` or empty if nothing is declared. ``mapping``:
+    renumbers the table as it renumbers the files: names move with their values, and ``ignore`` is dropped where it is
+    mapped to a label. Raises ``UsageError`` if it holds a region or ``ignore``, which only :class:`LabelScheme` can
+    tell, a value that is no whole number from 0 to 65535, two names for one value, or a background that is not 0.
     """
     table = _Table.of(declared, where, mapping or {})
     for name, values in table.regions.items():

@@ -113,8 +113,6 @@ def edge_fit(image: NDArray[Any], labels: NDArray[Any], geometry: Geometry) -> f
     ----------
     image, labels
         One channel and a label map of one grid, axes (i, j, k).
-    geometry
-        That grid.
 
     Returns
     -------

@@ -20,10 +20,6 @@ class DCGANGenerator(nn.Module):
 
     Parameters
     ----------
-    latent
-        Numbers in the noise.
-    out_channels
-        Channels of the image.
     features
         Feature maps from the coarsest grid on.
     size
@@ -73,8 +69,6 @@ class DCGANDiscriminator(nn.Module):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
     features
         Feature maps from the finest grid on.
     size

@@ -206,8 +206,6 @@ def load_encoder(
     ----------
     encoder
         For example ``FlexibleUNet(...).encoder`` or :class:`~medseg.networks.VGGEncoder`.
-    weights
-        What :func:`read_checkpoint` gives.
     inflation, axis
         How a 2D kernel becomes a 3D one, see :func:`~medseg.networks.encoders.fit`.
 

@@ -112,8 +112,6 @@ def draw(
 
     Parameters
     ----------
-    view
-        How it is held.
     image
         Grey values as they are stored, (row, column); None if there are only label maps.
     layers
@@ -182,8 +180,6 @@ def render(panel: Panel, colours: Colours, caption: str = "", *, fine: int = _FI
 
     Parameters
     ----------
-    panel
-        What is drawn.
     colours
         Of the structures; labels without a colour are drawn white.
     caption

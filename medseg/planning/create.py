@@ -75,8 +75,6 @@ def create_bundle(
         Where relative paths of the datalist start; by default as the datalist says.
     budget
         Memory and time that training may take.
-    authors
-        Who made the bundle.
     encoder
         Name of a published encoder to build the network around (:data:`medseg.planning.encoder.ENCODERS`).
     weights

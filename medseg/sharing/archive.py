@@ -89,12 +89,6 @@ def pack(bundle: str | Path, output: str | Path, *, key: str | Path | None = Non
 
     Parameters
     ----------
-    bundle
-        The bundle's folder.
-    output
-        The archive to write.
-    key
-        Private key file to sign with.
     with_names
         Keep file names, patient ids and folders as they are, for public data.
 
@@ -134,8 +128,6 @@ def unpack(
 
     Parameters
     ----------
-    archive
-        The zip file.
     output
         Folder in which the bundle's folder is created.
     key
@@ -147,8 +139,6 @@ def unpack(
     as_is
         Take an archive that :func:`pack` did not write, whose completeness nobody can check, and let it hold what
         labelling never reads, such as scripts: the commands that would read it refuse it then.
-    limit_bytes
-        Refuse archives that unpack to more.
 
     Raises
     ------

@@ -30,8 +30,6 @@ class Codes:
 
     Parameters
     ----------
-    folder
-        Where the files go.
     method
         How codes become places: ``"pca"``, which keeps large distances, or ``"tsne"``, which keeps small ones.
 

@@ -116,8 +116,6 @@ def fold_items(
         validates on fold 0 (figures are then not held out).
     part
         ``"unlabelled"`` gives items with ``image`` alone, none of them from the held-out fold; often there are none.
-    limit
-        Use only the first cases.
     keys
         Where the images go. With several keys each item lists one file per key, the channels, which may lie on
         different grids; with one, whatever the item says goes there.

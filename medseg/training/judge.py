@@ -92,10 +92,6 @@ def learn_judge(
         one without any there is no wrong pair, and it teaches nothing.
     definition
         Of :func:`judge_definition`.
-    recipe
-        Length, rate, seed.
-    device
-        Where it learns.
     watch
         Called with the number of steps that are done, 0 at the beginning.
     """

@@ -93,8 +93,6 @@ def train_bundle(  # noqa: PLR0913  the options of one command, all but the firs
 
     Parameters
     ----------
-    bundle
-        The bundle's folder.
     datalist, dataset_dir, fold, output, device, init, rescale
         Replace the ids ``datalist``, ``dataset_dir``, ``fold``, ``output_dir``, ``device`` of the configuration, and
         those of the starting weights (:func:`~medseg.training.initialise.started`).

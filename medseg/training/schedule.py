@@ -91,8 +91,6 @@ class FrozenFirst:
 
     Parameters
     ----------
-    network
-        The network that the trainer teaches.
     part
         Name of the submodule, such as ``"encoder"``.
     epochs

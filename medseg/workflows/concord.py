@@ -157,8 +157,6 @@ def concord(
         Which structures are the same (:func:`~medseg.evaluation.matching.match_by_table`); else terms and names tell.
     margin
         What makes an odd one out: see :data:`~medseg.evaluation.concordance.DEFINITIONS`.
-    options
-        How bundles are run.
     progress, say
         Called with cases done and cases in all of each step; with a line at its beginning, and those of the runs.
 

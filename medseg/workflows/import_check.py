@@ -82,23 +82,9 @@ def check_import(bundle: Path, images: Path, predicted: Path, *, say: Callable[[
 
     Tried without mirrored windows first, then with those that the metadata name as the origin's.
 
-    Parameters
-    ----------
-    bundle
-        Its folder.
-    images
-        Files, DICOM folders or a datalist; several channels of a case in a folder end in ``_0000``, ``_0001`` …
-    predicted
-        Label maps, called like the cases.
-    say
-        Called with one line per case.
-
-    Raises
-    ------
-    UsageError
-        If nothing belongs together.
-    BundleError
-        If the two differ, see :attr:`Agreement.holds`.
+    ``images``: files, DICOM folders or a datalist; several channels of a case in a folder end in ``_0000``, ``_0001`` …
+    ``predicted``: label maps, called like the cases. Raises ``UsageError`` if nothing belongs together; ``BundleError``
+    if the two differ, see :attr:`Agreement.holds`.
     """
     from medseg.bundle import Bundle
     from medseg.inference.predictor import Predictor
