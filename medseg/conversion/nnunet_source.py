@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundle.audit_weights import judge_torch_archive
 from medseg.bundle.checkpoints import plain
+from medseg.bundle.unpacking import extract
 from medseg.errors import BundleError, UntrustedBundle, UsageError
 from medseg.files import open_zip, shown
 from medseg.json_shape import (
@@ -231,10 +232,7 @@ def _unpack(source: Path, scratch: Path) -> None:
                 if info.file_size > _LARGEST_RATIO * info.compress_size + _SMALL_BYTES:
                     raise UntrustedBundle(f"{source} holds {shown(name)}, which unpacks to {info.file_size} bytes of"
                                           f" {info.compress_size}, a bomb; not unpacked")  # fmt: skip
-                target = scratch.joinpath(*parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as member, target.open("xb") as handle:
-                    shutil.copyfileobj(member, handle, 1 << 20)
+            extract(archive, members, {}, scratch)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise BundleError(f"{source} cannot be unpacked: {error}; copy it again") from error
 
