@@ -39,6 +39,7 @@ from medseg.training.synthesis import (
     radial_spectrum,
     spectrum_distance,
 )
+from medseg.training.teachers import train_with_teachers
 from medseg.training.trainer import AdversarialSegmentationTrainer
 from medseg.transforms.load_pictures import picture_items
 
@@ -55,5 +56,5 @@ __all__ = [
     "check_ids", "closer", "compiled", "data_root", "distillation", "feature_matching", "fold_items",
     "frechet_distance", "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better",
     "parameters_of", "picture_items", "radial_spectrum", "save_weights", "spectrum_distance", "start_processes",
-    "started", "stop_processes", "train_bundle", "training_loader", "unlabelled_cases",
+    "started", "stop_processes", "train_bundle", "train_with_teachers", "training_loader", "unlabelled_cases",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 from medseg.errors import UsageError
-from medseg.training import Distillation, distillation, train_bundle
+from medseg.training import Distillation, distillation, train_bundle, train_with_teachers
 from medseg.training.precision import NumberFormat
 from tests.training.bundles import SMALL, copy_bundle, write_data
 
@@ -122,3 +123,31 @@ def test_a_run_learns_from_its_teachers_and_goes_on_with_the_same_alone(tmp_path
         _train(bundle, tmp_path / "again", data, teachers=[str(teacher)], resume=True)
     teacher.write_bytes(before)
     _train(bundle, tmp_path / "again", data, teachers=[str(teacher)], resume=True)
+
+
+def test_teachers_differ_by_their_seed_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    bundle, data, told = copy_bundle(tmp_path), write_data(tmp_path), list[str]()
+    short = {**SMALL, "epochs": 1, "judge_steps": 0}
+    options: dict[str, Any] = {"datalist": data, "output": tmp_path / "run", "tell": told.append}
+    result = train_with_teachers(bundle, 2, overrides=short, **options)
+    assert told == ["teacher 1 of 2", "teacher 2 of 2", "the network that learns from 2"]
+    folders = [tmp_path / "run" / "teachers" / name for name in ("0", "1")]
+    weights = [torch.load(folder / "checkpoints" / "final.pt", weights_only=True) for folder in folders]
+    assert any(not torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    used = [json.loads((folder / "run.json").read_text())["configuration"] for folder in (*folders, result.output)]
+    assert [one["seed"] for one in used] == [21, 22, 20]
+    assert used[2]["teachers"] == [str(folder.resolve() / "checkpoints" / "final.pt") for folder in folders]
+    again = train_with_teachers(bundle, 2, overrides=short, resume=True, **options)
+    assert again.best_metric == result.best_metric
+    with pytest.raises(UsageError, match="holds"):
+        train_with_teachers(bundle, 2, overrides=short, **options)
+
+
+def test_a_bundle_without_the_id_is_refused(tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path)
+    path = bundle / "configs" / "train.json"
+    config = json.loads(path.read_text())
+    del config["teachers"], config["distillation"]["teachers"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="has no id 'teachers' and 'seed'"):
+        train_with_teachers(bundle, 2, output=tmp_path / "run")
