@@ -2,8 +2,10 @@
 
     python -m benchmarks.train_flagship DATA OUTPUT --fold 0 --teachers 3
 
-No discriminator takes part (the ablation says what one is worth); the judge learns when all is done. It continues where it was stopped, and what is finished is not done again. It leaves ``cases.csv`` (one row per case and
-structure), ``curve.csv`` (Dice against core-minutes), ``flagship.json``, and keeps predictions and checkpoints.
+No discriminator takes part (the ablation says what one is worth); the judge learns when all is done. With
+``--teachers`` that many networks are trained first. It continues where it was stopped, and what is finished is not done
+again. It leaves ``cases.csv`` (one row per case and structure), ``curve.csv`` (Dice against core-minutes),
+``flagship.json``, and keeps predictions and checkpoints.
 """
 
 from __future__ import annotations
