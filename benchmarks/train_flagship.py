@@ -1,9 +1,11 @@
 """Train the hippocampus bundle on one fold and measure it: Dice and distances per case, Dice against minutes.
 
-    python -m benchmarks.train_flagship DATA OUTPUT --fold 0
+    python -m benchmarks.train_flagship DATA OUTPUT --fold 0 --teachers 3
 
-It continues where it was stopped, and what is finished is not done again. It leaves ``cases.csv`` (one row per case and
-structure), ``curve.csv`` (Dice against core-minutes), ``flagship.json``, and keeps predictions and checkpoints.
+No discriminator takes part (the ablation says what one is worth); the judge learns when all is done. With
+``--teachers`` that many networks are trained first. It continues where it was stopped, and what is finished is not done
+again. It leaves ``cases.csv`` (one row per case and structure), ``curve.csv`` (Dice against core-minutes),
+``flagship.json``, and keeps predictions and checkpoints.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from monai.bundle import ConfigWorkflow
 from medseg.bundle import Bundle
 from medseg.evaluation import evaluate_case
 from medseg.files import write_json, write_text
-from medseg.training import fold_items, train_bundle
+from medseg.training import fold_items, train_bundle, train_with_teachers
+from medseg.training.configuration import parse_overrides
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 METRICS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd")
@@ -96,10 +100,20 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--teachers", type=int, default=0, help="networks that the measured one learns from")
+    parser.add_argument("--set", action="append", default=[], help="ID=VALUE of train.json, for all of them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bundle = Bundle.open(BUNDLE)
-    train_bundle(BUNDLE, dataset_dir=options.data, fold=options.fold, output=options.output, resume=True)
+    run = partial(train_with_teachers, count=options.teachers, tell=print) if options.teachers else train_bundle
+    run(
+        BUNDLE,
+        dataset_dir=options.data,
+        fold=options.fold,
+        output=options.output,
+        resume=True,
+        overrides={"adversarial_share": 0.0, **parse_overrides(options.set)},
+    )
     items = fold_items(BUNDLE / "configs" / "datalist.json", options.data, options.fold, "validation")
     folder = options.output / "predictions"
     if len(list(folder.glob("*_seg.nii.gz"))) < len(items):

@@ -70,6 +70,8 @@ class TrainingProgress:
 
     def _start(self, engine: AdversarialSegmentationTrainer) -> None:
         self._begun, self._first = time.monotonic(), engine.state.iteration
+        for task in self._bar.task_ids:  # of a network that was trained before
+            self._bar.remove_task(task)
         self._bar.add_task("", total=engine.iterations, completed=self._first, losses="")
         self._bar.start()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,9 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="ID=VALUE of t
 _Init = Annotated[Path | None, typer.Option(help="Another bundle, or a .pt file, to take fitting weights from.")]
 _Rescale = Annotated[
     bool, typer.Option("--rescale", help="With --init from another task: weights as large as a fresh network's.")
+]
+_Teachers = Annotated[
+    int, typer.Option("--teachers", min=0, help="Networks to train first; the last learns from their mean, too.")
 ]
 _Fold = Annotated[int | None, typer.Option(help="Fold to validate on; -1 trains on every case.")]
 _Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for checkpoints, metrics, pictures.")]
@@ -45,6 +50,7 @@ def train(
     *,
     init: _Init = None,
     rescale: _Rescale = False,
+    teachers: _Teachers = 0,
     datalist: Datalist = None,
     dataset_dir: DatasetDir = None,
     fold: _Fold = None,
@@ -63,6 +69,8 @@ def train(
     --output runs/fold0 --set epochs=10
     """
     publishes = publish or publish_final
+    if teachers and output is None:
+        raise UsageError("--teachers leaves a run of each beside the last one; say where, with --output")
     _check(bundle, output, preset or [], publishes=publishes)
     written = [] if output is None else [output]
     if publishes or output is None:
@@ -70,11 +78,14 @@ def train(
     confine_training(written, settings, own_code=trust_bundle)
     from medseg.bundle.find import find_bundle
     from medseg.cli._progress import TrainingProgress
-    from medseg.training import train_bundle
+    from medseg.training import train_bundle, train_with_teachers
     from medseg.training.configuration import parse_overrides
 
     with TrainingProgress(terminal()) as progress:
-        result = train_bundle(
+        run: Callable[..., TrainingResult] = train_bundle
+        if teachers:
+            run = partial(train_with_teachers, count=teachers, tell=terminal().print)
+        result = run(
             bundle,
             datalist=datalist,
             dataset_dir=dataset_dir,

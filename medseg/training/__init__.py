@@ -14,6 +14,7 @@ from medseg.training.data import (
     training_loader,
 )
 from medseg.training.deep_supervision import DeepSupervision, parameters_of
+from medseg.training.distillation import Distillation, distillation
 from medseg.training.distributed import local_device, start_processes, stop_processes
 from medseg.training.exact_epochs import ExactEpochs
 from medseg.training.gradient_share import GradientShare
@@ -38,6 +39,7 @@ from medseg.training.synthesis import (
     radial_spectrum,
     spectrum_distance,
 )
+from medseg.training.teachers import train_with_teachers
 from medseg.training.trainer import AdversarialSegmentationTrainer
 from medseg.transforms.load_pictures import picture_items
 
@@ -47,12 +49,12 @@ better, closer = higher_is_better, lower_is_better
 
 __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints", "Codes",
-    "DeepSupervision", "DrawSampler", "ExactEpochs", "FeatureEncoder", "FrechetDistance", "FrozenFirst",
+    "DeepSupervision", "Distillation", "DrawSampler", "ExactEpochs", "FeatureEncoder", "FrechetDistance", "FrozenFirst",
     "GradientShare", "ImageAdversary", "Journal", "KnownDiceCELoss", "MeanTeacher", "MetricsLogger",
     "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples", "SpectrumDistance",
     "StepPlan", "Thumbnails", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
-    "check_ids", "closer", "compiled", "data_root", "feature_matching", "fold_items", "frechet_distance",
-    "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better", "parameters_of",
-    "picture_items", "radial_spectrum", "save_weights", "spectrum_distance", "start_processes", "started",
-    "stop_processes", "train_bundle", "training_loader", "unlabelled_cases",
+    "check_ids", "closer", "compiled", "data_root", "distillation", "feature_matching", "fold_items",
+    "frechet_distance", "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better",
+    "parameters_of", "picture_items", "radial_spectrum", "save_weights", "spectrum_distance", "start_processes",
+    "started", "stop_processes", "train_bundle", "train_with_teachers", "training_loader", "unlabelled_cases",
 ]  # fmt: skip

@@ -190,7 +190,8 @@ _APPLIED = (
     "adversarial_share", "adversarial_weight", "wrong_pairs", "warm_up", "ramp", "alternate", "adversary#schedule",
     "adversary#wrong_pairs", "adversary#balance", "consistency_weight",
     "consistency_start", "consistency_ramp", "unlabelled#consistency", "unlabelled#start", "unlabelled#ramp",
-    "unlabelled#adversarial", "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
+    "unlabelled#adversarial", "teacher_weight", "distillation#weight",
+    "ssim_weight", "r1_penalty", "adversary#penalty", "adversary#feature_weight",
     # what keeps the networks in balance
     # "adversarial_weight", "smoothing" and "scaled" are gone: runs that began with them go on without
     "train#trainer#max_norm", "adversary#max_norm", "adversary#smoothing", "adversary#scaled", "adversary#noise",

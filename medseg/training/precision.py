@@ -61,7 +61,11 @@ class NumberFormat:
     """
 
     def __init__(
-        self, device: torch.device, asked: Precision, networks: Mapping[str, nn.Module], copies: Mapping[str, nn.Module]
+        self,
+        device: torch.device,
+        asked: Precision,
+        networks: Mapping[str, nn.Module],
+        copies: Mapping[str, Sequence[nn.Module]],
     ) -> None:
         self.device, self.asked, self.networks, self._copies = device, asked, networks, copies
         self.dtype = fast_dtype(device, asked)
@@ -90,9 +94,8 @@ class NumberFormat:
         """Let layers compute in fp32."""
         for layer in errors.keys() - self.decided.kept.keys():
             name, _, path = layer.partition(".")
-            for network in (self.networks[name], self._copies.get(name)):
-                if network is not None:
-                    keep_in_fp32(network.get_submodule(path))
+            for network in (self.networks[name], *self._copies.get(name, ())):
+                keep_in_fp32(network.get_submodule(path))
         self.decided.kept.update(errors)
 
     def give_up(self, disagreement: Mapping[str, float]) -> None:

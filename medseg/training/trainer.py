@@ -23,6 +23,7 @@ from medseg.errors import TrainingFailed, UsageError
 from medseg.training.adversary import Adversary
 from medseg.training.data import place_sampler
 from medseg.training.deep_supervision import DeepSupervision
+from medseg.training.distillation import Distillation
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
 from medseg.training.known_loss import KnownDiceCELoss
@@ -76,6 +77,8 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     deep_supervision
         Heads on the decoder of the network, for training only; ``optimizer`` must have their parameters too
         (:func:`medseg.training.parameters_of`).
+    distillation
+        Finished networks that the generator learns from beside the labels.
     scheduler, max_norm
         Learning rate of the generator, advanced with every update; the norm to which its gradients are clipped.
     precision
@@ -93,13 +96,14 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         While running, when losses or gradients stay non-finite.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  parts of a run, all with a default
         self,
         *,
         adversary: Adversary | None = None,
         averaged: AveragedModel | None = None,
         unlabelled: MeanTeacher | None = None,
         deep_supervision: DeepSupervision | None = None,
+        distillation: Distillation | None = None,
         scheduler: LRScheduler | None = None,
         max_norm: float = math.inf,
         precision: Precision = "auto",
@@ -113,11 +117,12 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         if unlabelled is not None and unlabelled.consistency and averaged is None:
             raise ValueError("unlabelled cases learn from the moving average; give the trainer 'averaged'")
         self.adversary, self.averaged, self.unlabelled = adversary, averaged, unlabelled
-        self.deep_supervision, self.channels_last = deep_supervision, channels_last
+        self.deep_supervision, self.distillation, self.channels_last = deep_supervision, distillation, channels_last
         self.schedule = AdversarialSchedule(share=0.0) if adversary is None else adversary.schedule
         self.plan = StepPlan(0, 0, 0.0)
         judge = {} if adversary is None else {"discriminator": adversary.discriminator}
-        copies = {} if averaged is None else {"generator": averaged.module}
+        teachers = [] if distillation is None else distillation.teachers
+        copies = {"generator": [*([] if averaged is None else [averaged.module]), *teachers]}
         self.format = NumberFormat(self.state.device, precision, {"generator": self.network, **judge}, copies)
         scaled = self.format.scaled
         self.generator_step = NetworkStep(
@@ -131,12 +136,19 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
             plan_cycles(step.scheduler, self.schedule, self.state.epoch_length, self._accumulation, learner)
         if deep_supervision is not None:
             same_start(deep_supervision.to(self.state.device))
-        parts = {"averaged": averaged, "adversary": adversary, "deep_supervision": deep_supervision}
+        for teacher in teachers:
+            teacher.to(self.state.device)
+        parts = {
+            "averaged": averaged,
+            "adversary": adversary,
+            "deep_supervision": deep_supervision,
+            "distillation": distillation,
+        }
         self.stateful |= {"precision": self.format, "generator": self.generator_step}
         self.stateful.update({name: part for name, part in parts.items() if part is not None})
         self.add_event_handler(Events.STARTED, lambda: place_sampler(self.data_loader, self.state.iteration))
         if channels_last:
-            use_channels_last(self.network, averaged, *judge.values())
+            use_channels_last(self.network, averaged, *judge.values(), *teachers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -306,6 +318,10 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
     ) -> bool:
         """One step of the generator; False if its loss or its gradient was not finite, so that nothing was learnt."""
         loss = supervised = self._supervised_loss(prediction, label)
+        if self.distillation is not None:
+            with self.format.computing():
+                target = self.distillation.target(image)
+            loss = self.distillation.loss(supervised, prediction, target)
         if unlabelled is not None and unlabelled.target is not None and unlabelled.prediction is not None:
             consistency = self.loss_function(unlabelled.prediction, unlabelled.target).mean()
             self.state.output["consistency_loss"] = consistency.detach()
