@@ -142,7 +142,7 @@ def watch(
     for why in found.unread.values():
         console.print(f"left out: {why}", style="yellow")
     console.print(
-        f"{found.n_runs} runs in the order of their time; at most {false_alarms:g} false alarms in 1000 results"
+        f"{found.n_runs} runs by their time; at most {false_alarms:g} false alarms in 1000 results, on average"
     )
     for stream in found.streams:
         _show_stream(stream)
@@ -152,9 +152,9 @@ def watch(
 def _show_stream(stream: Stream) -> None:
     console, maker, studies = terminal(), stream.maker, stream.studies
     console.print()
-    console.print(f"{maker.name or 'a bundle'} {maker.version} ({maker.files[:12]}, {maker.engine})")
+    console.print(f"{maker.name or 'a bundle'} {maker.version} ({maker.files[:8]}, {maker.engine})")
     if stream.after is not None:
-        console.print(f"  watched on its own, something else than before: {maker.told(stream.after)}")
+        console.print(f"  watched on its own, since it is another: {maker.told(stream.after)}")
     first, last = (f"{study.started:%Y-%m-%d}" for study in (studies[0], studies[-1]))
     out = "".join(f"; left out: {count} {why}" for why, count in stream.left_out.items())
     console.print(f"  {len(studies)} results, {first} to {last}{out}")
@@ -167,8 +167,10 @@ def _show_stream(stream: Stream) -> None:
         console.print(f"  CHANGED  {_from_to(one)}", style="bold red")
         console.print(f"    since about result {one.change.since + 1} ({began.folder.name}, {began.started:%Y-%m-%d})")
         console.print(f"    known from result {told + 1} ({studies[told].folder.name})   {_line(one.history)}")
-    quiet = max((one for one in stream.findings if not one.change.changed), key=lambda one: one.change.evidence)
-    console.print(f"  no {'other ' if stream.changes else ''}change; nearest to one: {_from_to(quiet)}", style="green")
+    quiet = [one for one in stream.findings if not one.change.changed]
+    for one in sorted(quiet, key=lambda one: -one.change.evidence)[:1]:
+        other = "other " if stream.changes else ""
+        console.print(f"  no {other}change; nearest to one: {_from_to(one)}", style="green")
 
 
 def _from_to(one: Finding) -> str:

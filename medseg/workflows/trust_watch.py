@@ -62,7 +62,7 @@ class Maker:
 
     def told(self, before: Maker) -> str:
         """What differs from another maker."""
-        pairs = [(name, old[:12] or "none", asdict(self)[name][:12] or "none") for name, old in asdict(before).items()]
+        pairs = [(name, old[:8] or "none", asdict(self)[name][:8] or "none") for name, old in asdict(before).items()]
         return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
 
 
