@@ -3,7 +3,7 @@
     python -m benchmarks.trust_watch BUNDLE WEIGHTS DATA CACHE
 
 WEIGHTS are of a network of BUNDLE that has not seen a fold, DATA the folder of the Decathlon task. The cases of that
-fold, as they are and with every fault of an image, are judged by trust that was fitted on the other half of their
+fold, as they are and with noise, motion and blur, are judged by trust that was fitted on the other half of their
 patients (without an error net) and kept in CACHE. Streams are drawn from them with replacement, patients alike.
 """
 
@@ -26,15 +26,16 @@ from medseg.bundle import Bundle
 from medseg.files import write_json
 from medseg.results.case_result import CaseResult
 from medseg.results.verdict import Verdict
+from medseg.trust.change import watch_changes
 from medseg.trust.crop import Crop
 from medseg.trust.fit import TrustOptions, fit_trust, fold_of
 from medseg.trust.fit_cases import CaseCache, Subset, TrainingCase, TrustCase
-from medseg.trust.synthetic_faults import IMAGE_FAULTS
 from medseg.trust.trust_files import TrustFiles
 from medseg.trust.trust_model import TrustModel
 from medseg.workflows.trust_watch import DICE, values_of, weights_of
 
-TRAINING_CASES = 60
+FAULTS = ("noise", "motion", "blur")
+TRAINING_CASES = 30
 REFERENCE = 100
 Values = Mapping[str, float]
 
@@ -57,8 +58,9 @@ def judge(options: Any) -> list[dict[str, Any]]:
         for case in prepared(bundle, options.data, options.fold):
             own = probabilities_of(network, case["image"], exact=False)
             cases.append(_case(case["image"], own, case["reference"], case["patient"], None))
-            for kind in ("crop", *IMAGE_FAULTS):
+            for kind in FAULTS:
                 cases.append(_case(*worse(kind, case, own, network), case["patient"], kind))
+        print(f"{len(cases)} results made", flush=True)
         half = fold_of([case.patient for case in cases], 2)
         for part in range(2):
             fit_trust(
@@ -101,8 +103,6 @@ class Drawer:
 
 def stream_told(studies: Sequence[Values], rng: np.random.Generator, rate: float) -> tuple[int, str] | None:
     """Number of the study of the first alarm in a stream, and what it names."""
-    from medseg.trust.change import watch_changes
-
     structures = sorted({name.removeprefix(f"{DICE} of ") for one in studies for name in one if " of " in name})
     weights = weights_of(structures)
     series = {
@@ -138,9 +138,9 @@ def main() -> None:
     for name in ("bundle", "weights", "data", "cache"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--usual", type=int, default=200, help="streams of 1000 results without a change")
-    parser.add_argument("--streams", type=int, default=40, help="streams with each change")
-    parser.add_argument("--longest", type=int, default=400, help="results after the change")
+    parser.add_argument("--usual", type=int, default=100, help="streams of 1000 results without a change")
+    parser.add_argument("--streams", type=int, default=25, help="streams with each change")
+    parser.add_argument("--longest", type=int, default=300, help="results after the change")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
