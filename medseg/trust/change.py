@@ -36,22 +36,18 @@ _SMALLEST_STEP = 3.0
 """An alarm without a rise by so many standard errors is the lots' own and is not given; that makes alarms rarer."""
 
 
-class Ranks:
-    """What came so far of one quantity, and where a new value lies in it."""
-
-    def __init__(self) -> None:
-        self._sorted: list[float] = []
-
-    def p_value(self, value: float, lot: float) -> float:
-        """The share of all values so far, this one included, that are larger; equal ones by lot, from [0, 1)."""
-        equal, larger = bisect_left(self._sorted, value), bisect_right(self._sorted, value)
-        n = len(self._sorted)
-        self._sorted.insert(larger, value)
-        return ((n - larger) + lot * (larger - equal + 1)) / (n + 1)
+def p_values(values: Sequence[float], lots: Sequence[float]) -> Floats:
+    """Of each value the share of it and all before it that are larger; equal ones by its lot, from [0, 1)."""
+    known, found = list[float](), list[float]()
+    for value, lot in zip(values, lots, strict=True):
+        equal, larger = bisect_left(known, value), bisect_right(known, value)
+        found.append((len(known) - larger + lot * (larger - equal + 1)) / (len(known) + 1))
+        known.insert(larger, value)
+    return np.array(found, dtype=np.float64)
 
 
 def log_bets(p: Floats) -> Floats:
-    """Logarithm of every bet ``(quantities, bets)`` at p-values ``(quantities,)``."""
+    """Logarithm of every bet ``(studies, bets)`` at p-values ``(studies,)``."""
     p = np.clip(p, _SMALLEST_P, 1 - _SMALLEST_P)[:, None]
     shift, (within, share) = np.array(SHIFTS), np.array(EXCESSES).T
     return np.concatenate([shift * -ndtri(p) - shift**2 / 2, np.log1p(share * ((p <= within) / within - 1))], axis=1)
@@ -105,37 +101,35 @@ def watch_changes(
     """
     if (total := sum(weights.values())) > 1 + 1e-9 or not 0 < rate < 1:
         raise ValueError(f"weights of {total:g} in all and a rate of {rate:g}: expected at most 1, and between 0 and 1")
-    ranks = [Ranks() for _ in series]
-    needed = np.log([1.0 / (rate * weights[name]) for name in series])
-    sums, peak = np.full((len(series), len(SHIFTS) + len(EXCESSES)), -np.inf), np.full(len(series), -np.inf)
-    told, highest = np.full(len(series), -1), np.zeros(len(series), dtype=np.int64)
-    columns, drawn = list(series.values()), [lots[name] for name in series]
-    for study, pairs in enumerate(zip(zip(*columns, strict=True), zip(*drawn, strict=True), strict=True)):
-        triples = zip(ranks, *pairs, strict=True)
-        p = np.array([np.nan if value is None else rank.p_value(value, lot) for rank, value, lot in triples])
-        if study < n_reference:
-            continue
-        known = np.isfinite(p)
-        sums[known] = np.logaddexp(0.0, sums[known]) + log_bets(p[known])
-        evidence = np.logaddexp.reduce(sums, axis=1) - np.log(sums.shape[1]) - needed
-        highest = np.where(evidence > peak, study, highest)
-        peak = np.maximum(evidence, peak)
-        for i in np.flatnonzero((told < 0) & (peak >= 0)):
-            if _step(columns[i][: study + 1], n_reference)[1] >= _SMALLEST_STEP:
-                told[i] = study
-    steps = [_step(column[: highest[i] + 1], n_reference)[0] for i, column in enumerate(columns)]
-    found = zip(np.exp(np.minimum(peak, 700.0)).tolist(), told.tolist(), steps, strict=True)
-    return dict(zip(series, [Change(one, None if at < 0 else at, step) for one, at, step in found], strict=True))
+    return {
+        name: _watched(values, lots[name], n_reference, -np.log(rate * weights[name]))
+        for name, values in series.items()
+    }
 
 
-def _step(values: Sequence[float | None], first: int) -> tuple[int, float]:
+def _watched(values: Sequence[float | None], lots: Sequence[float], n_reference: int, needed: float) -> Change:
+    """Test one quantity, whose statistic has to reach ``needed``, a logarithm."""
+    study = np.array([i for i, value in enumerate(values) if value is not None], dtype=np.int64)
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    first = int(np.searchsorted(study, n_reference))
+    if first == len(known):
+        return Change(0.0, None, n_reference)
+    bets = log_bets(p_values(known.tolist(), [lots[i] for i in study])[first:])
+    product = np.cumsum(bets, axis=0)  # from the first study on; one from a later study is a ratio of two
+    sums = product + np.logaddexp.accumulate(bets - product, axis=0)
+    evidence = np.logaddexp.reduce(sums, axis=1) - np.log(bets.shape[1]) - needed
+    above = np.flatnonzero(np.maximum.accumulate(evidence) >= 0) + first
+    told = next((int(study[at]) for at in above if _step(known[: at + 1], first)[1] >= _SMALLEST_STEP), None)
+    since, _ = _step(known[: first + int(evidence.argmax()) + 1], first)
+    return Change(float(np.exp(min(evidence.max(), 700.0))), told, int(study[since]))
+
+
+def _step(values: Floats, first: int) -> tuple[int, float]:
     """Where, from ``first`` on, the mean rises most for its spread, and by how many standard errors."""
-    known = np.array([study for study, value in enumerate(values) if value is not None], dtype=np.int64)
-    numbers = np.array([values[study] for study in known], dtype=np.float64)
-    before = np.flatnonzero((known >= first) & (np.arange(len(known)) > 0))
-    if not len(before) or numbers.std() == 0:
+    before = np.arange(max(first, 1), len(values))
+    if not len(before) or values.std() == 0:
         return first, 0.0
-    total, after = np.cumsum(numbers)[before - 1], len(known) - before
-    rise = (numbers.sum() - total) / after - total / before
-    errors = rise * np.sqrt(before * after / len(known)) / numbers.std()
-    return int(known[before[errors.argmax()]]), float(errors.max())
+    total, after = np.cumsum(values)[before - 1], len(values) - before
+    rise = (values.sum() - total) / after - total / before
+    errors = rise * np.sqrt(before * after / len(values)) / values.std()
+    return int(before[errors.argmax()]), float(errors.max())

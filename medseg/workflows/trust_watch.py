@@ -142,6 +142,7 @@ class Watched:
     streams: tuple[Stream, ...]
     unread: Mapping[Path, str]  # folders that could not be read, and why
     n_runs: int
+    per_1000: float  # false alarms that are allowed in 1000 results on average
 
     @property
     def changed(self) -> bool:
@@ -152,7 +153,8 @@ class Watched:
         """For ``--json``."""
         unread = [{"folder": str(folder), "message": why} for folder, why in self.unread.items()]
         streams = [stream.as_json() for stream in self.streams]
-        return {"changed": self.changed, "runs": self.n_runs, "streams": streams, "unread": unread}
+        stated = {"changed": self.changed, "false_alarms_per_1000": self.per_1000, "runs": self.n_runs}
+        return {**stated, "streams": streams, "unread": unread}
 
 
 def watch(
@@ -191,7 +193,7 @@ def watch(
         streams += [replace(stream, after=former[-1] if former else None)] if stream.studies else []
     if not streams:
         raise UsageError("there are no results but of cases that the bundle has learnt from; there is nothing to watch")
-    return Watched(tuple(streams), unread, len(runs))
+    return Watched(tuple(streams), unread, len(runs), per_1000)
 
 
 def _read(places: Iterable[Path]) -> tuple[list[tuple[datetime, RunReport]], dict[Path, str]]:
@@ -240,10 +242,8 @@ def _stream(maker: Maker, usual: Sequence[Study], later: Sequence[Study], baseli
     if usual and n_usual < FEWEST:
         raise UsageError(f"the reference has {n_usual} results of {maker.name}; give {FEWEST} or more")
     cases, n_reference = [study.case for study in kept.values()], n_usual or baseline
-    values, weights = (
-        list(map(values_of, cases)),
-        weights_of(sorted({one.name for case in cases for one in case.assessed})),
-    )
+    values, structures = list(map(values_of, cases)), {one.name for case in cases for one in case.assessed}
+    weights = weights_of(sorted(structures))
     series = {name: [found.get(name) for found in values] for name in weights}
     worse = {n: [-v if v and n.startswith(DICE) else v for v in column] for n, column in series.items()}
     lots = {name: [_lot(f"{identity} {name}") for identity in kept] for name in weights}
@@ -278,10 +278,8 @@ def values_of(case: CaseResult) -> dict[str, float]:
     found |= {"not accepted": case.verdict != "accept", "flagged": bool(case.flags)}
     found |= {f"flagged {flag}": flag in case.flags for flag in FLAGS}
     if case.assessed:
-        found |= {
-            DICE: case.estimates[0] or 0.0,
-            **{f"{DICE} of {one.name}": one.predicted_dice for one in case.assessed},
-        }
+        found |= {DICE: case.estimates[0] or 0.0}
+        found |= {f"{DICE} of {one.name}": one.predicted_dice for one in case.assessed}
     if case.trust.fault:
         kind = case.trust.fault.name
         found |= {"not a usual image": kind != USUAL, **{f"looks like {name}": kind == name for name in KINDS}}

@@ -6,20 +6,29 @@ import numpy as np
 import pytest
 
 from medseg.trust import change
-from medseg.trust.change import Ranks, log_bets, watch_changes
+from medseg.trust.change import log_bets, p_values, watch_changes
 
 
 def test_p_values_are_ranks_among_what_came_before_and_ties_are_broken_by_lot() -> None:
-    ranks = Ranks()
-    assert ranks.p_value(5.0, 0.25) == 0.25  # the first one is alone: its p-value is the lot
-    assert ranks.p_value(7.0, 0.5) == pytest.approx((0 + 0.5 * 1) / 2)  # the worst so far
-    assert ranks.p_value(6.0, 0.0) == pytest.approx(1 / 3)  # one is larger, none equal but itself
-    assert ranks.p_value(6.0, 0.5) == pytest.approx((1 + 0.5 * 2) / 4)  # one larger, one equal and itself
-    assert ranks.p_value(1.0, 0.5) == pytest.approx((4 + 0.5 * 1) / 5)
-    events = Ranks()
-    assert [events.p_value(0.0, 0.5) for _ in range(4)] == [0.5] * 4
-    assert events.p_value(1.0, 0.5) == pytest.approx(0.1)
-    assert events.p_value(1.0, 0.5) == pytest.approx(1 / 6)
+    found = p_values([5.0, 7.0, 6.0, 6.0, 1.0], [0.25, 0.5, 0.0, 0.5, 0.5])
+    assert found.tolist() == pytest.approx(
+        [
+            0.25,  # the first one is alone: its p-value is the lot
+            (0 + 0.5 * 1) / 2,  # the worst so far
+            1 / 3,  # one is larger, none equal but itself
+            (1 + 0.5 * 2) / 4,  # one is larger, one equal, and itself
+            (4 + 0.5 * 1) / 5,
+        ]
+    )
+    assert p_values([0, 0, 0, 0, 1, 1], [0.5] * 6).tolist() == pytest.approx([0.5] * 4 + [0.1, 1 / 6])
+
+
+def test_the_statistic_is_the_sum_of_products_over_all_beginnings() -> None:
+    values, lots = [1.0, 4.0, 2.0, 3.0, 5.0], [0.1, 0.2, 0.3, 0.4, 0.5]
+    bets = np.exp(log_bets(p_values(values, lots)))[2:]
+    sums = [sum(np.prod(bets[begin : end + 1], axis=0) for begin in range(end + 1)).mean() for end in range(3)]
+    found = watch_changes({"a": values}, {"a": lots}, {"a": 0.5}, 2, 0.1)["a"]
+    assert found.evidence == pytest.approx(max(sums) * 0.5 * 0.1)
 
 
 def test_every_bet_has_a_mean_of_one() -> None:
