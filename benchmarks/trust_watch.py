@@ -101,20 +101,15 @@ class Drawer:
         return of_patient[int(rng.integers(len(of_patient)))]
 
 
-def stream_told(studies: Sequence[Values], rng: np.random.Generator, rate: float) -> tuple[int, str] | None:
-    """Number of the study of the first alarm in a stream, and what it names."""
+def alarms(studies: Sequence[Values], rng: np.random.Generator, rate: float = 1 / 1000) -> list[tuple[int, str]]:
+    """Number of the study and what it names, of every alarm in a stream, the first one first."""
     structures = sorted({name.removeprefix(f"{DICE} of ") for one in studies for name in one if " of " in name})
     weights = weights_of(structures)
-    series = {
-        name: [
-            None if (value := one.get(name)) is None else -value if name.startswith(DICE) else value for one in studies
-        ]
-        for name in weights
-    }
+    series = {name: [one.get(name) for one in studies] for name in weights}
+    worse = {n: [-v if v and n.startswith(DICE) else v for v in column] for n, column in series.items()}
     lots = {name: rng.random(len(studies)).tolist() for name in weights}
-    found = watch_changes(series, lots, weights, REFERENCE, rate)
-    told = [(one.told, -one.evidence, name) for name, one in found.items() if one.told is not None]
-    return (min(told)[0], min(told)[2]) if told else None
+    found = watch_changes(worse, lots, weights, REFERENCE, rate)
+    return sorted((one.told, name) for name, one in found.items() if one.told is not None)
 
 
 def changes(drawer: Drawer) -> dict[str, Callable[[np.random.Generator], Values]]:
@@ -138,9 +133,9 @@ def main() -> None:
     for name in ("bundle", "weights", "data", "cache"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--usual", type=int, default=100, help="streams of 1000 results without a change")
-    parser.add_argument("--streams", type=int, default=25, help="streams with each change")
-    parser.add_argument("--longest", type=int, default=300, help="results after the change")
+    parser.add_argument("--usual", type=int, default=300, help="streams of 1000 results without a change")
+    parser.add_argument("--streams", type=int, default=40, help="streams with each change")
+    parser.add_argument("--longest", type=int, default=400, help="results after the change")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -151,9 +146,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     own = [values[DICE] for of_patient in drawer.results[None].values() for values in of_patient]
     print(f"{len(own)} own results, predicted Dice {np.mean(own):.3f} ± {np.std(own):.3f}", flush=True)
-    rate = 1 / 1000
-    alarms = [stream_told([drawer.draw(rng) for _ in range(REFERENCE + 1000)], rng, rate) for _ in range(options.usual)]
-    print(f"usual: {sum(one is not None for one in alarms)} alarms in {options.usual} streams of 1000", flush=True)
+    found = [alarms([drawer.draw(rng) for _ in range(REFERENCE + 1000)], rng) for _ in range(options.usual)]
+    count, any_ = sum(map(len, found)), sum(map(bool, found))
+    print(f"usual: {count} alarms in {options.usual} streams of 1000 results, in {any_} of them", flush=True)
     for name, changed in changes(drawer).items():
         for usual in (200, 500):
             print(name, f"after {usual}:", _delays(drawer, changed, usual, rng, options), flush=True)
@@ -162,20 +157,20 @@ def main() -> None:
 def _delays(
     drawer: Drawer, changed: Callable[[np.random.Generator], Values], usual: int, rng: np.random.Generator, options: Any
 ) -> str:
-    """Median delay with quartiles, the share that is never told, and what is named first."""
+    """Median delay with quartiles, the share that is never told, and what is named."""
     delays, named, early = [], Counter[str](), 0
     for _ in range(options.streams):
         studies = [drawer.draw(rng) for _ in range(usual)] + [changed(rng) for _ in range(options.longest)]
-        told = stream_told(studies, rng, 1 / 1000)
-        if told is not None and told[0] < usual:
+        told = alarms(studies, rng)
+        if told and told[0][0] < usual:
             early += 1
             continue
-        delays.append(np.inf if told is None else told[0] - usual + 1)
-        named.update([told[1]] if told else [])
+        delays.append(told[0][0] - usual + 1 if told else np.inf)
+        named.update(name for _, name in told)
     low, middle, high = np.quantile(delays, [0.25, 0.5, 0.75], method="lower")
     missed = sum(not np.isfinite(delay) for delay in delays)
-    first = ", ".join(f"{name} {count}" for name, count in named.most_common(3))
-    return f"{middle:g} results ({low:g}–{high:g}), {missed} of {len(delays)} not told, {early} early; first: {first}"
+    first = ", ".join(f"{name} {count}" for name, count in named.most_common(5))
+    return f"{middle:g} results ({low:g}–{high:g}), {missed} of {len(delays)} not told, {early} early; named: {first}"
 
 
 if __name__ == "__main__":
