@@ -262,7 +262,8 @@ def _finding(name: str, change: Change, values: Sequence[float | None], n_refere
     cut = change.since if change.changed else n_reference
     known = np.array([value for value in values if value is not None])
     stretches = np.array_split(known, min(_MOST_STRETCHES, -(-len(known) // 5)))
-    return Finding(name, change, _mean(values[:cut]), _mean(values[cut:]), tuple(map(_mean, stretches)))
+    history = tuple(round(float(stretch.mean()), 6) for stretch in stretches)
+    return Finding(name, change, _mean(values[:cut]), _mean(values[cut:]), history)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
