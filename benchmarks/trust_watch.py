@@ -68,9 +68,9 @@ def judge(options: Any) -> list[dict[str, Any]]:
             )
             model = TrustModel.open(TrustFiles(bundle), network)
             assert model is not None
-            for case in Subset(cases, np.flatnonzero(half == part)):
-                verdict = model.assess(case.crop).verdict.to_json()
-                judged.append({"patient": case.patient, "fault": case.fault, "trust": verdict})
+            for result in Subset(cases, np.flatnonzero(half == part)):
+                verdict = model.assess(result.crop).verdict.to_json()
+                judged.append({"patient": result.patient, "fault": result.fault, "trust": verdict})
     return judged
 
 

@@ -31,7 +31,7 @@ def _case(name: str, dice: float, *, flags: Sequence[str] = (), kind: str = "usu
         for label, (part, value) in enumerate(parts.items(), start=1)
     ]
     verdict = {"predicted_dice": dice + 0.01, "lower_bound": dice - 0.1, "verdict": "review" if flags else "accept"}
-    trust = {**verdict, "structures": structures, "flags": list(flags)}
+    trust: dict[str, Any] = {**verdict, "structures": structures, "flags": list(flags)}
     trust["case_class"] = {"name": kind, "probability": 0.9}
     volumes = [{"label": 1, "name": "left", "volume_ml": dice}]
     return {"case_id": name, "source": f"in/{name}", "status": "done", "structures": volumes, "trust": trust, **more}
