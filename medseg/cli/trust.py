@@ -1,7 +1,8 @@
-"""``medseg trust``: fit, worklist."""
+"""``medseg trust``: fit, worklist, watch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,10 @@ from medseg.files import prepare_file
 
 if TYPE_CHECKING:
     from medseg.workflows.trust_fit import Recalibration
+    from medseg.workflows.trust_watch import Finding, Stream
 
 trust_app = typer.Typer(
-    help="Trust without ground truth: calibrate it on your own corrected cases, list what to look at.",
+    help="Trust without ground truth: calibrate it on your own corrected cases, list what to look at, watch it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -106,6 +108,81 @@ def worklist(
         terminal().print(f"{row.rank:>4}  {row.case_id}: {row.verdict or 'no verdict'}{where}. {row.why}")
     terminal().print(f"{len(rows)} cases in {path}")
     return Outcome({"worklist": str(path), "cases": [asdict(row) for row in rows]})
+
+
+@trust_app.command()
+@command
+def watch(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Folders that `medseg infer` or `medseg pacs` wrote, or folders of these."
+        ),
+    ],
+    *,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Results that are as they should be, by the same bundle; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        int, typer.Option(help="Without --reference: how many first results are taken as usual.")
+    ] = 100,
+    false_alarms: Annotated[float, typer.Option(help="False alarms allowed in 1000 results, on average.")] = 1.0,
+) -> Outcome:
+    """Watch the results of weeks: has what trust says of them changed to the worse, in what, and since when?
+
+    Look as often as you like: the rate of false alarms holds. Results of another bundle, version or engine are watched
+    on their own. Exit code 1: something has changed, or a folder could not be read.
+
+    Example: medseg trust watch results/2026-w*
+    """
+    from medseg.workflows.trust_watch import watch as look
+
+    found, console = look(results, reference or (), baseline=baseline, per_1000=false_alarms), terminal()
+    for why in found.unread.values():
+        console.print(f"left out: {why}", style="yellow")
+    console.print(
+        f"{found.n_runs} runs by their time; at most {false_alarms:g} false alarms in 1000 results, on average"
+    )
+    for stream in found.streams:
+        _show_stream(stream)
+    return Outcome(found.as_json(), complete=not (found.changed or found.unread))
+
+
+def _show_stream(stream: Stream) -> None:
+    console, maker, studies = terminal(), stream.maker, stream.studies
+    console.print()
+    console.print(f"{maker.name or 'a bundle'} {maker.version} ({maker.files[:8]}, {maker.engine})")
+    if stream.after is not None:
+        console.print(f"  watched on its own, since it is another: {maker.told(stream.after)}")
+    first, last = (f"{study.started:%Y-%m-%d}" for study in (studies[0], studies[-1]))
+    out = "".join(f"; left out: {count} {why}" for why, count in stream.left_out.items())
+    console.print(f"  {len(studies)} results, {first} to {last}{out}")
+    if len(studies) <= stream.n_reference:
+        console.print(f"  not tested yet: the first {stream.n_reference} results show what is usual")
+        return
+    console.print(f"  the first {stream.n_reference} show what is usual, the others were tested")
+    for one in stream.changes:
+        began, told = studies[one.change.since], one.change.told or 0
+        console.print(f"  CHANGED  {_from_to(one)}", style="bold red")
+        console.print(f"    since about result {one.change.since + 1} ({began.folder.name}, {began.started:%Y-%m-%d})")
+        console.print(f"    known from result {told + 1} ({studies[told].folder.name})   {_line(one.history)}")
+    quiet = [one for one in stream.findings if not one.change.changed]
+    for one in sorted(quiet, key=lambda one: -one.change.evidence)[:1]:
+        other = "other " if stream.changes else ""
+        console.print(f"  no {other}change; nearest to one: {_from_to(one)}", style="green")
+
+
+def _from_to(one: Finding) -> str:
+    form = "{:.3f}" if "Dice" in one.name else "{:.1%}"
+    before, since = ("unknown" if mean is None else form.format(mean) for mean in (one.before, one.since))
+    return f"{one.name}: {before} → {since}"
+
+
+def _line(values: Sequence[float]) -> str:
+    """Heights over time in one line of text."""
+    low, high = min(values), max(values)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / ((high - low) or 1))] for value in values)
 
 
 def _progress(finished: int, total: int) -> None:

@@ -62,6 +62,7 @@ LEAN = {
     "report results": 0,
     "concord results results -o concord": 0,
     "trust worklist results": 0,
+    "trust watch results": 0,
     "bundle list": 0,
     f"bundle audit {FLAGSHIP}": 0,
     f"bundle info {FLAGSHIP}": 0,
@@ -82,6 +83,7 @@ LEAN = {
     "concord nowhere results -o out": 2,
     "report nowhere": 2,
     "trust worklist nowhere": 2,
+    "trust watch nowhere": 2,
     "bundle info nowhere": 2,
 }
 """Commands that must answer without torch and MONAI, and their exit codes; those above prepare the ones below."""
