@@ -107,7 +107,6 @@ class AcceptTable:
         good: NDArray[np.bool_],
         own: NDArray[np.bool_],
         patients: Sequence[str],
-        *,
         good_dice: float = GOOD_DICE,
         precision: float | None = None,
         thresholds: Sequence[float] = ACCEPT_FROM,

@@ -9,9 +9,8 @@ poor regressor makes the bound low, not wrong. The bound speaks of cases from th
 another hospital needs its own calibration.
 
 A bound that holds on average over all kinds of image may fail for one of them. So each kind that the fault classifier
-names has a quantile of its own (Mondrian conformal prediction: Vovk, ACML 2012; label-conditional: Romano et al.,
-NeurIPS 2020), and the larger of this and that of all kinds is taken. What counts is the kind that is *predicted*, which
-is known when the bound is needed, by a classifier that has not seen the patient.
+predicts has a quantile of its own (Mondrian conformal prediction: Vovk, ACML 2012; by class: Romano et al., NeurIPS
+2020), and the larger of this and that of all kinds is taken.
 
 A calibration is plain JSON: trees as lists of numbers, read and evaluated by this package alone. It names the SHA-256
 of the weights whose predictions it was fitted on and the cleaning of their labels, and is of no value for others.
@@ -20,7 +19,7 @@ of the weights whose predictions it was fitted on and the cleaning of their labe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -39,15 +38,13 @@ _SMALLEST_ERROR = 0.005
 FEWEST_OF_A_KIND = 9
 """Patients without whom a kind of image has no bound of its own."""
 
-_KIND = "kind-"
-
 Floats = NDArray[np.float64]
 
 
 def predicted_kind(features: Mapping[str, float]) -> str | None:
     """The kind of image that a fault classifier takes a case for, by its probabilities ``kind-NAME``; None without."""
-    told = {name: share for name, share in features.items() if name.startswith(_KIND)}
-    return max(told, key=told.__getitem__).removeprefix(_KIND) if told else None
+    told = {name.removeprefix("kind-"): share for name, share in features.items() if name.startswith("kind-")}
+    return max(told, key=told.__getitem__, default=None)
 
 
 def features_for(label: int, names: Sequence[str]) -> tuple[str, ...]:
@@ -247,8 +244,7 @@ class FitOptions:
 class AboutCases:
     """What is known of the cases of a calibration besides features, Dice and patient: one value per case each."""
 
-    kinds: Sequence[str | None] | None = None
-    """Kind of image that a fault classifier predicts which has not seen the patient; None: not known."""
+    kinds: Sequence[str | None] | None = None  # as a fault classifier predicts that has not seen the patient
     own: Sequence[bool] | None = None  # whether it is the network's own result, without a fault put in; None: all are
     flagged: Sequence[bool] | None = None  # whether it is flagged, so that it is never accepted; None: none is
 
@@ -310,15 +306,20 @@ def fit_calibration(
         least = np.full(len(matrix), NEVER)  # without the structure a result is flagged
         least[known] = [structure.quality(*one).lower_bound for one in zip(predicted, cases.kind, strict=True)]
         bound, good = np.minimum(bound, least), good & ~(target < options.good_dice)
-    given, at = options.thresholds.accept, set(ACCEPT_FROM)
-    precision = None if given is not None else options.precision
-    at |= set() if given is None else {given}
-    table = AcceptTable.of(
-        bound, good, own, patients, good_dice=options.good_dice, precision=precision, thresholds=sorted(at)
-    )
-    accept = given if precision is None else table.choose(precision, options.thresholds.reject)
-    thresholds = Thresholds(accept, options.thresholds.reject)
+    table = _accept_table(bound, good, own, patients, options)
+    thresholds = options.thresholds
+    if table.precision is not None:
+        thresholds = replace(thresholds, accept=table.choose(table.precision, thresholds.reject))
     return Calibration(tuple(features), options.coverage, weights_sha256, thresholds, tuple(structures), accepted=table)
+
+
+def _accept_table(
+    bound: Floats, good: NDArray[np.bool_], own: NDArray[np.bool_], patients: Sequence[str], options: FitOptions
+) -> AcceptTable:
+    """What thresholds are worth, the given one among them; without a given one it names the precision to choose for."""
+    if (given := options.thresholds.accept) is None:
+        return AcceptTable.of(bound, good, own, patients, options.good_dice, options.precision)
+    return AcceptTable.of(bound, good, own, patients, options.good_dice, None, sorted({*ACCEPT_FROM, given}))
 
 
 class _Cases(NamedTuple):
