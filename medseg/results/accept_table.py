@@ -145,11 +145,11 @@ class AcceptTable:
     def choose(self, precision: float, lowest: float = 0.0) -> float | None:
         """The smallest threshold of which the interval shows that this share of what it accepts is good.
 
-        That holds for the network's own results and, each for itself, for those with faults as far as any are
-        accepted. ``None`` if no threshold shows it.
+        The interval is that of the network's own results. Of those with faults so few are accepted that theirs would
+        show nothing: their share must reach it. ``None`` if no threshold does.
         """
         shown = {row.accept for row in (self.own or self.worse) if row.good.low >= precision and row.accept >= lowest}
-        poor = {row.accept for row in self.worse if row.good.n_results and row.good.low < precision}
+        poor = {row.accept for row in self.worse if row.good.share is not None and row.good.share < precision}
         return min(shown - poor, default=None)
 
     def describe(self, accept: float | None) -> str:

@@ -77,6 +77,9 @@ def test_results_with_faults_must_be_good_too_as_far_as_they_are_accepted() -> N
     bound, own = [0.9] * 100 + [0.6] * 100, [1] * 100 + [0] * 100
     assert table(bound, own, own).choose(0.9) == 0.65
     assert table(bound, [1] * 200, own).choose(0.9) == 0.5
+    few = [0.9] * 100 + [0.6] * 95 + [0.9] * 5  # of five no interval would show 0.9
+    assert table(few, [1] * 100 + [0] * 95 + [1] * 5, own).choose(0.9) == 0.65
+    assert table(few, [1] * 100 + [0] * 96 + [1] * 4, own).choose(0.9) is None
 
 
 @settings(max_examples=40, deadline=None)
