@@ -101,17 +101,12 @@ def scored(bench: Bench) -> list[Row]:
 
 def flags(rows: Sequence[Row]) -> dict[str, Any]:
     """Share flagged, own and worsened, by limits from the other parts."""
-    names = ("encoder", "image", "shape")
     own: list[bool] = []
     harmed: list[bool] = []
     harmless: list[bool] = []
-    for number in sorted({row["part"] for row in rows}):
-        fit = [row["scores"] for row in rows if row["part"] != number and row["kind"] == "own"]
-        limits = limits_of({name: [row[f"{name}-distance"] for row in fit] for name in names}, FALSE_FLAGS)
-        for row in (row for row in rows if row["part"] == number):
-            over = any(row["scores"][f"{name}-distance"] > limits[name] for name in names)
-            dice = np.mean([value for value in row["dice"].values() if value is not None])
-            (own if row["kind"] == "own" else harmed if dice < 0.75 else harmless).append(over)
+    for row, over in zip(rows, figures.flagged(rows).tolist(), strict=True):
+        dice = np.mean([value for value in row["dice"].values() if value is not None])
+        (own if row["kind"] == "own" else harmed if dice < 0.75 else harmless).append(over)
     return {"own": np.mean(own), "n_own": len(own), "worse, Dice < 0.75": np.mean(harmed), "n": len(harmed)} | {
         "worse, other": np.mean(harmless),
     }
@@ -120,27 +115,31 @@ def flags(rows: Sequence[Row]) -> dict[str, Any]:
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
     """All figures."""
     labels = [str(label) for label in bench.bundle.labels]
-    found = figures.bounded(rows, figures.is_shipped, bench.bundle.labels)
-    stacked = {name: [] for name in ("dice", "score", "bound", "own", "patient", "kind")}  # type: ignore[var-annotated]
+    found, accepted = figures.bounded(rows, figures.is_shipped, bench.bundle.labels)
+    stacked = {name: [] for name in ("dice", "score", "bound", "own", "patient", "kind", "told")}  # type: ignore[var-annotated]
+    told = np.array(figures.kinds_of(rows), dtype=object)
     for label in labels:
         dice, own, patients, _ = figures.table(rows, label)
         known = np.isfinite(dice)
-        values = (dice, *found[label], own, np.array(patients), np.array([row["kind"] for row in rows]))
+        values = (dice, *found[label], own, np.array(patients), np.array([row["kind"] for row in rows]), told)
         for name, value in zip(stacked, values, strict=True):
             stacked[name].append(value[known])
     whole = {name: np.concatenate(parts) for name, parts in stacked.items()}
     result: dict[str, Any] = {"folds": [run.fold for run in bench.runs], "results": len(rows), "flagged": flags(rows)}
     for name, chosen in (("own", whole["own"]), ("worse", ~whole["own"])):
         d, s = whole["dice"][chosen], whole["score"][chosen]
-        result[name] = figures.quality(d, s) | {
-            "guess": float(np.abs(d - np.median(whole["dice"][whole["own"]])).mean())
-        }
+        guess = float(np.median(whole["dice"][whole["own"]]))
+        result[name] = figures.quality(d, s) | {"guess": float(np.abs(d - guess).mean())}
+        result[name]["better than the guess"] = figures.paired(d, s, guess, whole["patient"][chosen])
         result[name]["coverage"] = figures.coverage(d, whole["bound"][chosen], whole["patient"][chosen].tolist())
     result["by kind"] = {
         kind: figures.quality(whole["dice"][w := whole["kind"] == kind], whole["score"][w])
-        | {"dice": float(whole["dice"][w].mean()), "covered": float((whole["dice"][w] >= whole["bound"][w]).mean())}
+        | {"dice": float(whole["dice"][w].mean())}
         for kind in KINDS
     }
+    for name, groups in (("kind", whole["kind"]), ("predicted kind", whole["told"])):
+        result[f"coverage by {name}"] = figures.covered(whole["dice"], whole["bound"], whole["patient"], groups)
+    result["accepted"] = figures.accept_tables(rows, [found[label][1] for label in labels], accepted)
     return result
 
 
@@ -180,6 +179,7 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
         [row["patient"] for row in rows],
         sha256_file(weights),
         weights=figures.importance(rows),
+        about=figures.about(rows),
     )
     told = (
         f"held-out results of folds {', '.join(str(run.fold) for run in bench.runs)}, each by the network of its fold"

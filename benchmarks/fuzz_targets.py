@@ -203,6 +203,7 @@ def _load_weights(case: Path) -> str:
 
 
 def _trust(_: Path) -> list[Seed]:
+    from medseg.results.accept_table import AcceptTable
     from medseg.results.verdict import Thresholds
     from medseg.trust import calibration, fault_classifier, out_of_distribution
     from medseg.trust.gradient_boosting import BoostedTrees, Tree
@@ -211,11 +212,15 @@ def _trust(_: Path) -> list[Seed]:
     asked, left, right = (0, -1, 1, -1, -1), (1, 0, 3, 0, 0), (2, 0, 4, 0, 0)
     tree = Tree(asked, (0.5, 0.0, 0.2, 0.0, 0.0), left, right, (0.0, 0.1, 0.0, 0.2, 0.3))
     structure = calibration.StructureCalibration(
-        1, "block", ("a", "b"), BoostedTrees(0.5, 0.1, (tree, tree)), (0.0, 1.0), (0.1, 0.2), 1.5, 20, 10
+        *(1, "block", ("a", "b"), BoostedTrees(0.5, 0.1, (tree, tree)), (0.0, 1.0), (0.1, 0.2), 1.5, 20, 10),
+        kinds=(calibration.KindBound("noise", 2.0, 9),),
     )
-    thresholds = Thresholds()
+    thresholds, yes = Thresholds(0.8, 0.5), np.array([True, False])
+    table = AcceptTable.of(np.array([0.9, 0.7]), yes, yes, ["a", "b"], thresholds=(0.8,))
     parts: dict[str, Any] = {
-        "calibration": calibration.Calibration(("a", "b"), 0.9, _DIGEST, thresholds, (structure,), "phantoms"),
+        "calibration": calibration.Calibration(
+            ("a", "b"), 0.9, _DIGEST, thresholds, (structure,), "phantoms", (), table
+        ),
         "case_class": fault_classifier.FaultClassifier(
             ("usual", "noise"), (0.0, 1.0), (1.0, 2.0), ((0.1, 0.2), (0.3, 0.4)), (0.0, 0.1), {"usual": 0.9}, _DIGEST
         ),
@@ -251,7 +256,7 @@ def _use_trust(case: Path) -> str:
     json.dumps(state.as_json())
     found = Calibration.read(case / "trust/calibration.json")
     for value in (0.3, -1e30, float("nan")):
-        estimates = found.estimate(dict.fromkeys(found.features, value))
+        estimates = found.estimate(dict.fromkeys(found.features, value), "noise")
         assert all(0 <= e.lower_bound <= 1 and 0 <= e.predicted_dice <= 1 for e in estimates), "no share"
         assert found.thresholds.decide(estimates) in {"accept", "review", "reject"}
     kinds = FaultClassifier.read(case / "trust/case_class.json", {_DIGEST})

@@ -1,8 +1,10 @@
-"""Figures from scored cases: error, ranks, coverage, risk and coverage, what each part adds."""
+"""Figures from scored cases: error, ranks, coverage, risk and coverage, what is accepted, what each part adds."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,19 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust_scores import Row
-from medseg.trust.calibration import FitOptions, features_for, fit_calibration
-from medseg.trust.fit import TrustOptions
+from medseg.results.accept_table import ACCEPT_FROM, GOOD_DICE, NEVER, AcceptTable, PatientShare
+from medseg.trust.calibration import AboutCases, FitOptions, features_for, fit_calibration, predicted_kind
+from medseg.trust.fit import FALSE_FLAGS, TrustOptions
 from medseg.trust.gradient_boosting import fit_boosted_trees
+from medseg.trust.out_of_distribution import limits_of
 
 Floats = NDArray[np.float64]
 Chosen = Callable[[str], bool]
 
 SOFT = ("soft-dice", "mean-entropy", "mean-margin", "unsure", "leaning", "entropy")
-SHAPE = ("log-volume", "other", "extent", "offset", "pieces", "largest", "surface")
+SHAPE = ("log-volume", "other", "extent", "offset", "pieces", "largest", "surface", "at-border", "faces")
+DISTANCES = ("encoder", "image", "shape")
+RESAMPLES = 500
 
 
 def is_critic(name: str) -> bool:
@@ -54,7 +60,12 @@ def is_adversary(name: str) -> bool:
 
 def is_shipped(name: str) -> bool:
     """What :class:`medseg.trust.trust_model.TrustModel` uses."""
-    return is_critic(name) or is_soft(name) or is_shape(name) or is_novelty(name) or is_agreement(name)
+    return any(part(name) for part in (is_critic, is_soft, is_shape, is_novelty, is_agreement, is_kind))
+
+
+def is_kind(name: str) -> bool:
+    """Probabilities of the fault classifier."""
+    return name.startswith("kind-")
 
 
 PARTS: Mapping[str, Chosen] = {
@@ -64,6 +75,7 @@ PARTS: Mapping[str, Chosen] = {
     "without softmax": lambda n: is_shipped(n) and not is_soft(n),
     "without distances": lambda n: is_shipped(n) and not n.endswith("-distance"),
     "without shape": lambda n: is_shipped(n) and not is_shape(n),
+    "without kinds": lambda n: is_shipped(n) and not is_kind(n),
     "critic alone": is_critic,
     "second look alone": is_agreement,
     "softmax alone": is_soft,
@@ -75,6 +87,27 @@ PARTS: Mapping[str, Chosen] = {
 def importance(rows: Sequence[Row]) -> list[float]:
     """How much each result counts, as in :func:`medseg.trust.fit.fit_trust`."""
     return [TrustOptions().own_weight if row["kind"] == "own" else 1.0 for row in rows]
+
+
+def kinds_of(rows: Sequence[Row]) -> list[str | None]:
+    """The kind of image that the fault classifier takes each result for."""
+    return [predicted_kind(row["scores"]) for row in rows]
+
+
+def flagged(rows: Sequence[Row]) -> NDArray[np.bool_]:
+    """Whether each result is unlike the training, by limits from the own results of the other parts."""
+    part, over = np.array([row["part"] for row in rows]), np.zeros(len(rows), dtype=bool)
+    for number in np.unique(part):
+        fit = [row["scores"] for row in rows if row["part"] != number and row["kind"] == "own"]
+        limits = limits_of({name: [row[f"{name}-distance"] for row in fit] for name in DISTANCES}, FALSE_FLAGS)
+        for i in map(int, np.flatnonzero(part == number)):
+            over[i] = any(rows[i]["scores"][f"{name}-distance"] > limits[name] for name in DISTANCES)
+    return over
+
+
+def about(rows: Sequence[Row]) -> AboutCases:
+    """Kinds of image, own results and flags, as :func:`medseg.trust.fit.fit_trust` knows them."""
+    return AboutCases(kinds_of(rows), [row["kind"] == "own" for row in rows], flagged(rows).tolist())
 
 
 def table(rows: Sequence[Row], label: str) -> tuple[Floats, NDArray[np.bool_], list[str], NDArray[Any]]:
@@ -102,11 +135,17 @@ def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: 
     return found
 
 
-def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> dict[str, tuple[Floats, Floats]]:
-    """Cross-fitted predictions and lower bounds by structure: the whole calibration as it ships, nested."""
+def bounded(
+    rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]
+) -> tuple[dict[str, tuple[Floats, Floats]], NDArray[np.bool_]]:
+    """Cross-fitted predictions and bounds by structure, and what is accepted: the calibration as it ships, nested.
+
+    The threshold that accepts was chosen on the other parts, like everything else.
+    """
     names = [name for name in rows[0]["scores"] if chosen(name)]
-    part = np.array([row["part"] for row in rows])
+    part, strange = np.array([row["part"] for row in rows]), flagged(rows)
     found = {str(label): (np.full(len(rows), np.nan), np.full(len(rows), np.nan)) for label in labels}
+    accepted = np.zeros(len(rows), dtype=bool)
     for number in np.unique(part):
         fit = [row for row in rows if row["part"] != number]
         calibration = fit_calibration(
@@ -117,11 +156,40 @@ def bounded(rows: Sequence[Row], chosen: Chosen, labels: Mapping[int, str]) -> d
             "cross-fitted",
             FitOptions(),
             importance(fit),
+            about(fit),
         )
         for i in map(int, np.flatnonzero(part == number)):
-            for one in calibration.estimate(rows[i]["scores"]):
+            told = calibration.estimate(rows[i]["scores"], predicted_kind(rows[i]["scores"]))
+            for one in told:
                 found[str(one.label)][0][i], found[str(one.label)][1][i] = one.predicted_dice, one.lower_bound
-    return found
+            accepted[i] = calibration.thresholds.decide(told) == "accept" and not strange[i]
+    return found, accepted
+
+
+def accept_tables(rows: Sequence[Row], bounds: Sequence[Floats], accepted: NDArray[np.bool_]) -> dict[str, Any]:
+    """What thresholds accept, from 0.0 (the constant guess: all that is not flagged), and what the chosen ones accept.
+
+    ``bounds`` are those of :func:`bounded`. Of the chosen ones also how much better their precision is than the
+    constant guess's, in pairs: an interval over resampled patients.
+    """
+    dice = np.array([[np.nan if value is None else value for value in row["dice"].values()] for row in rows])
+    bound, good = np.min(bounds, axis=0), np.asarray(np.nanmin(dice, axis=1, initial=1.0) >= GOOD_DICE)
+    bound[flagged(rows) | np.isnan(dice).any(axis=1)] = NEVER
+    own = np.array([row["kind"] == "own" for row in rows], dtype=bool)
+    patients = np.array([row["patient"] for row in rows])
+    made = AcceptTable.of(bound, good, own, patients.tolist(), thresholds=(0.0, *ACCEPT_FROM)).to_json()
+    for name, group in (("own", own), ("worse", ~own)):
+        yes, every = group & accepted, group & (bound > NEVER)
+
+        def gain(which: NDArray[np.intp], yes: NDArray[np.bool_] = yes, every: NDArray[np.bool_] = every) -> float:
+            return float(good[which][yes[which]].mean() - good[which][every[which]].mean())
+
+        made[f"{name}, chosen"] = {
+            "accepted": asdict(PatientShare.of(accepted[group], patients[group])),
+            "good": asdict(PatientShare.of(good[yes], patients[yes])),
+            "more than of all": resampled(gain, patients) if yes.any() else None,
+        }
+    return made
 
 
 def quality(dice: Floats, score: Floats) -> dict[str, float | None]:
@@ -136,13 +204,58 @@ def quality(dice: Floats, score: Floats) -> dict[str, float | None]:
         "aurc": aurc(dice, score),
         "aurc, best possible": aurc(dice, dice),
         "aurc, by chance": float((1 - dice).mean()),
+        "augrc": augrc(dice, score),
+        "augrc, best possible": augrc(dice, dice),
+        "augrc, by chance": float((1 - dice).mean() / 2),
     }
+
+
+def _losses(dice: Floats, score: Floats) -> Floats:
+    """1 - Dice, the best-looking first; equal scores have the mean loss among them, as in any order of them."""
+    _, index = np.unique(-score, return_inverse=True)
+    return np.asarray(np.repeat(np.bincount(index, 1 - dice) / np.bincount(index), np.bincount(index)))
 
 
 def aurc(dice: Floats, score: Floats) -> float:
     """Area under the risk–coverage curve: mean of 1 - Dice over the best-looking share of cases, over all shares."""
-    order = np.argsort(-score, kind="stable")
-    return float((np.cumsum(1 - dice[order]) / np.arange(1, len(dice) + 1)).mean())
+    return float((np.cumsum(_losses(dice, score)) / np.arange(1, len(dice) + 1)).mean())
+
+
+def augrc(dice: Floats, score: Floats) -> float:
+    """Area under the generalised risk–coverage curve (Traub et al., NeurIPS 2024, arXiv 2407.01032).
+
+    As :func:`aurc`, but the losses of the accepted cases are divided by the number of all: what is lost by accepting
+    them without a look. So a poor case at the top counts once, not in every mean after it. With losses of 0 and 1 it is
+    ``(1 - AUROC) · acc · (1 - acc) + (1 - acc)² / 2``.
+    """
+    loss = _losses(dice, score) / len(dice)
+    return float((np.cumsum(loss) - loss / 2).mean())
+
+
+def resampled(figure: Callable[[NDArray[np.intp]], float], patients: Sequence[str] | NDArray[Any]) -> dict[str, float]:
+    """A figure of cases, by their numbers, with a 95 % interval over resampled patients."""
+    known, index = np.unique(np.asarray(patients), return_inverse=True)
+    whose = [np.flatnonzero(index == number) for number in range(len(known))]
+    drawn = np.random.default_rng(0).integers(0, len(known), (RESAMPLES, len(known)))
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():  # of no accepted case there is no mean
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = [figure(np.concatenate([whose[number] for number in row])) for row in drawn]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return {"value": figure(np.arange(len(index))), "low": float(low), "high": float(high)}
+
+
+def paired(dice: Floats, score: Floats, guess: float, patients: Sequence[str] | NDArray[Any]) -> dict[str, Any]:
+    """By how much error, AURC and AUGRC are lower than those of a constant guess, on the same cases."""
+    constant = np.full(len(dice), guess)
+    measures: dict[str, Callable[[Floats, Floats], float]] = {
+        "mae": lambda true, told: float(np.abs(true - told).mean()),
+        "aurc": aurc,
+        "augrc": augrc,
+    }
+    return {
+        name: resampled(lambda i, of=of: of(dice[i], constant[i]) - of(dice[i], score[i]), patients)  # type: ignore[misc]
+        for name, of in measures.items()
+    }
 
 
 def coverage(dice: Floats, bound: Floats, patients: Sequence[str], resamples: int = 2000) -> dict[str, float]:
@@ -153,7 +266,16 @@ def coverage(dice: Floats, bound: Floats, patients: Sequence[str], resamples: in
     drawn = np.random.default_rng(0).integers(0, len(known), (resamples, len(known)))
     share = hits[drawn].sum(axis=1) / count[drawn].sum(axis=1)
     low, high = np.quantile(share, [0.025, 0.975])
-    return {"share": float(hits.sum() / count.sum()), "low": float(low), "high": float(high)}
+    return {"share": float(hits.sum() / count.sum()), "low": float(low), "high": float(high), "patients": len(known)}
+
+
+def covered(dice: Floats, bound: Floats, patients: NDArray[Any], groups: NDArray[Any]) -> dict[str, Any]:
+    """Coverage, and how far the bound lies below 1, for each group of cases."""
+    found = {}
+    for name in sorted(set(groups.tolist()), key=str):
+        of = groups == name
+        found[str(name)] = coverage(dice[of], bound[of], patients[of].tolist()) | {"bound": float(bound[of].mean())}
+    return found
 
 
 def ablation(rows: Sequence[Row], labels: Sequence[str], parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:

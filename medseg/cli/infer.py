@@ -186,6 +186,10 @@ def _say(report: RunReport, *, profile: bool) -> None:
         words = [f"{count} {verdict}" for verdict, count in verdicts.items()]
         words += [f"{flagged} flagged"] if flagged else []
         say(f"Trust: {', '.join(words)}. Worst first: {report.folder / 'worklist.csv'}")
+        if trust.get("accepted"):
+            from medseg.results.accept_table import AcceptTable
+
+            say(AcceptTable.from_json(trust["accepted"]).describe(trust["thresholds"]["accept"]).capitalize())
         if trust["provenance"]:
             say(f"Trust was calibrated on {trust['provenance']}")
     elif trust["state"] in {"stale", "damaged"}:

@@ -39,10 +39,17 @@ def fit(
     ] = None,
     coverage: Annotated[float, typer.Option(help="How often the Dice shall lie above its lower bound.")] = 0.9,
     accept: Annotated[
-        float | None, typer.Option(help="Accepted if every lower bound reaches this; as before if not given.")
+        float | None, typer.Option(help="Accepted if every lower bound reaches this, instead of --precision.")
     ] = None,
     reject: Annotated[
         float | None, typer.Option(help="Rejected if a predicted Dice is below this; as before if not given.")
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Share of good ones among accepted results that accept is chosen for; as before, or 0.9."),
+    ] = None,
+    good: Annotated[
+        float | None, typer.Option(help="Dice that every structure of a good result has; as before, or 0.8.")
     ] = None,
     training: Annotated[
         Path | None, typer.Option("--training", help="Datalist of the training cases, to tell what is unlike them.")
@@ -75,6 +82,8 @@ def fit(
         coverage=coverage,
         accept=accept,
         reject=reject,
+        precision=precision,
+        good_dice=good,
         training=training,
         fine_tune=finish,
         device=device,
@@ -192,6 +201,8 @@ def _progress(finished: int, total: int) -> None:
 
 
 def _show(result: Recalibration) -> None:
+    from medseg.trust.trust_files import TrustState
+
     console = terminal()
     for skipped in result.skipped:
         console.print(f"{skipped.case_id}: left out, {skipped.message}", style="yellow")
@@ -210,4 +221,5 @@ def _show(result: Recalibration) -> None:
             f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients"
             + (bound if structure.quantile is None else ""),
         )
+    console.print(f"Trust: {TrustState('ready', '', result.calibration).describe()}")
     console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients")

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from medseg.evaluation.case import StructureResult
+from medseg.results.accept_table import GOOD_DICE
 from medseg.results.verdict import Judged
-
-GOOD_DICE = 0.8
-"""What counts as good, besides the Dice from which the bundle accepts."""
 
 
 @dataclass(frozen=True)

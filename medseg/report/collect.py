@@ -16,6 +16,7 @@ from medseg.evaluation.statistics import by_structure
 from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_names
 from medseg.evaluation.trained_on import summarised
 from medseg.results import CaseResult, RunReport, worst_first
+from medseg.results.accept_table import AcceptTable
 from medseg.results.verdict import DiscriminatorVerdict, Judged, Verdict
 
 Locations = Path | Mapping[str, str | Path] | None
@@ -64,12 +65,18 @@ class Case(Judged):
 
 @dataclass(frozen=True)
 class Trust:
-    """What a run says of its calibration: state, thresholds of accept and reject, coverage of the lower bounds."""
+    """What a run says of its calibration: state, thresholds of accept and reject, coverage of the lower bounds.
+
+    ``worth`` says what an accepted result is worth, empty if that is not known; ``wider_for`` are the kinds of image
+    with a lower bound of their own.
+    """
 
     state: str = ""
     accept: float | None = None
     reject: float | None = None
     coverage: float = 0.9
+    worth: str = ""
+    wider_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -283,8 +290,10 @@ def _facts(run: RunReport) -> Iterator[tuple[str, str]]:
 
 def _trust(stated: Mapping[str, Any]) -> Trust:
     limits, coverage = stated.get("thresholds") or {}, stated.get("coverage")
-    covers = 0.9 if coverage is None else coverage
-    return Trust(stated.get("state") or "", limits.get("accept"), limits.get("reject"), covers)
+    covers, accept, table = 0.9 if coverage is None else coverage, limits.get("accept"), stated.get("accepted")
+    worth = AcceptTable.from_json(table).describe(accept) if table else ""
+    kinds = tuple(stated.get("wider_for") or ())
+    return Trust(stated.get("state") or "", accept, limits.get("reject"), covers, worth, kinds)
 
 
 def _definitions(stated: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

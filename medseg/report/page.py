@@ -273,10 +273,14 @@ def _trust(trust: Trust) -> str:
     """What the verdicts mean, and why there are none where a calibration cannot be used."""
     if trust.state in {"stale", "damaged"}:
         return "no verdicts: the bundle's calibration does not belong to its weights or cannot be read"
-    if trust.state != "ready" or trust.accept is None or trust.reject is None:
+    if trust.state != "ready" or trust.reject is None:
         return ""
+    accept = "" if trust.accept is None else f"the lower bound of every structure is at least {trust.accept:.2f}; "
+    kinds = (
+        f", also on images that look like {', '.join(trust.wider_for)}, where it is lower" if trust.wider_for else ""
+    )
     return (
-        f"accept: the lower bound of every structure is at least {trust.accept:.2f}; reject: a predicted Dice is below "
+        f"accept: {accept}{trust.worth or ('' if accept else 'nothing')}; reject: a predicted Dice is below "
         f"{trust.reject:.2f}; review: everything between. What is flagged is never accepted. On cases like those of "
-        f"the calibration, {trust.coverage:.0%} reach their lower bound."
+        f"the calibration, {trust.coverage:.0%} reach their lower bound{kinds}."
     )

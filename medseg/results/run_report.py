@@ -28,6 +28,7 @@ from medseg.json_shape import (
     parse_json,
     read_bounded,
 )
+from medseg.results.accept_table import ACCEPT_TABLE
 from medseg.results.case_result import CASE, CaseResult
 from medseg.results.state_file import STATE_NAME, stored_cases
 from medseg.results.verdict import DECISIONS
@@ -53,7 +54,9 @@ RUN: Spec = {
         "state": TEXT,
         "message": TEXT,
         "coverage": NUMBER,
-        "thresholds": {"accept!": NUMBER, "reject!": NUMBER},
+        "thresholds": {"accept": NUMBER, "reject!": NUMBER},
+        "accepted": ACCEPT_TABLE,
+        "wider_for": [TEXT],
     },
     "discriminator": {"state": TEXT, "message": TEXT},
     "cases!": [CASE],

@@ -56,26 +56,27 @@ class Thresholds:
     Parameters
     ----------
     accept
-        Accepted if the lower bound of every structure reaches this.
+        Accepted if the lower bound of every structure reaches this; None: nothing is.
     reject
         Rejected if the predicted Dice of any structure is below this.
     """
 
-    accept: float = 0.8
+    accept: float | None = None
     reject: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in (("accept", self.accept), ("reject", self.reject)):
+        stated = {"reject": self.reject} if self.accept is None else {"accept": self.accept, "reject": self.reject}
+        for name, value in stated.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"the threshold {name} is {value!r}, expected a Dice from 0 to 1")
-        if self.accept < self.reject:
+        if self.accept is not None and self.accept < self.reject:
             raise ValueError(f"accept from {self.accept} lies below reject below {self.reject}, expected it above")
 
     def decide(self, structures: Sequence[StructureQuality]) -> Decision:
         """Accept, review or reject, by the structures alone; without any ``"review"``."""
         if any(structure.predicted_dice < self.reject for structure in structures):
             return "reject"
-        if structures and all(structure.lower_bound >= self.accept for structure in structures):
+        if structures and self.accept is not None and self.accept <= min(one.lower_bound for one in structures):
             return "accept"
         return "review"
 

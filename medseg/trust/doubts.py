@@ -46,8 +46,10 @@ def doubts_of_calibration(calibration: Calibration) -> Iterator[Doubt]:
         found = [one.quality(predicted) for predicted in _SCALE.tolist()]
         if all(quality.predicted_dice - quality.lower_bound < _NARROW for quality in found):
             yield Doubt("block", f"the lower bound of {one.name} is the predicted Dice itself: it bounds nothing")
-        if all(quality.lower_bound < limits.accept for quality in found):
+        if limits.accept is not None and all(quality.lower_bound < limits.accept for quality in found):
             yield Doubt("warn", f"no lower bound of {one.name} reaches accept ({limits.accept}): nothing is accepted")
+    if limits.accept is None:
+        yield Doubt("warn", "nothing is accepted: no threshold showed the precision that was asked for")
     if limits.reject <= 0.0:
         yield Doubt("warn", "reject is 0: nothing is rejected")
 

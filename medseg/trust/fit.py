@@ -15,7 +15,7 @@ from medseg.bundle.checkpoints import WEIGHT_FILES, read_weights
 from medseg.errors import BundleError, UsageError
 from medseg.json_shape import read_json
 from medseg.results.verdict import USUAL
-from medseg.trust.calibration import Calibration, FitOptions, fit_calibration
+from medseg.trust.calibration import AboutCases, Calibration, FitOptions, fit_calibration, predicted_kind
 from medseg.trust.discriminator import DEFINITION
 from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME
 from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
@@ -107,6 +107,11 @@ def fit_trust(
         sha256,
         options.calibration,
         [options.own_weight if case.fault is None else 1.0 for case in cases],
+        AboutCases(
+            [predicted_kind(row) for row in features],
+            [case.fault is None for case in cases],
+            [bool(statistics.flags(row)) if statistics else False for row in features],
+        ),
     )
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
     # few cases must not replace what many taught

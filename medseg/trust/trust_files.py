@@ -54,6 +54,8 @@ class TrustState:
             facts = {
                 "coverage": known.coverage,
                 "thresholds": asdict(known.thresholds),
+                "accepted": known.accepted and known.accepted.at(known.thresholds.accept).to_json(),
+                "wider_for": list(known.wider_for),
                 "weights_sha256": known.weights_sha256,
                 "scores": list(known.features),
                 "provenance": known.provenance,
@@ -65,10 +67,12 @@ class TrustState:
         """One line for people."""
         if self.state != "ready" or self.calibration is None:
             return f"{self.state}: {self.message}"
-        limits, patients = self.calibration.thresholds, min(s.n_patients for s in self.calibration.structures)
+        known, patients = self.calibration, min(s.n_patients for s in self.calibration.structures)
+        accept = "accept nothing" if known.thresholds.accept is None else f"accept from {known.thresholds.accept:.2f}"
+        worth = f"; {known.accepted.describe(known.thresholds.accept)}" if known.accepted else ""
         return (
-            f"calibrated for these weights on {patients} patients: {self.calibration.coverage:.0%} of the lower bounds"
-            f" hold; accept from {limits.accept:.2f}, reject below {limits.reject:.2f}"
+            f"calibrated for these weights on {patients} patients: {known.coverage:.0%} of the lower bounds hold;"
+            f" {accept}, reject below {known.thresholds.reject:.2f}{worth}"
         )
 
 
@@ -170,7 +174,7 @@ class TrustFiles:
         return max(self.bundle.output_channels, 2)
 
     def _check_features(self, calibration: Calibration) -> None:
-        """Refuse a calibration that asks for what these files do not tell of a case."""
+        """Refuse a calibration that asks for features or kinds of image that these files do not tell of a case."""
         from medseg.trust.features import feature_names
 
         known = feature_names(self.classes, error_net=self.error_net is not None)
@@ -181,6 +185,13 @@ class TrustFiles:
             raise BundleError(
                 f"{path} rests on {_few(unknown)}, which nothing in trust/ tells of a case; fit it again: medseg trust"
                 " fit"
+            )
+        bounded = {kind.name for structure in calibration.structures for kind in structure.kinds}
+        told = set(self.fault_classifier.classes if self.fault_classifier and self.training_statistics else ())
+        if silent := sorted(bounded - told):
+            raise BundleError(
+                f"{self.bundle.path / CALIBRATION_NAME} has bounds for images that look like {_few(silent)}, which"
+                f" {FAULT_CLASSIFIER_NAME} does not tell; fit it again: medseg trust fit"
             )
 
     def _part(self, name: str, read: Callable[[Path, Collection[str]], _Part]) -> _Part | None:

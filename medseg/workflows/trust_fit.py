@@ -10,6 +10,7 @@ from typing import Any
 from medseg.bundle import Bundle
 from medseg.errors import BundleError, UsageError
 from medseg.inference.predictor import Predictor
+from medseg.results.accept_table import AcceptTable
 from medseg.results.verdict import Thresholds
 from medseg.trust.calibration import Calibration, FitOptions
 from medseg.trust.error_net import FineTuning
@@ -34,9 +35,11 @@ class FitRequest:
     references: Path  # corrected masks: a folder, or a datalist
     images: tuple[Path, ...] = ()  # where the images are, if ``run.json`` does not lead to them
     coverage: float = 0.9  # how often the Dice shall lie above its lower bound
-    # accept and reject: thresholds; those of the calibration so far, or the usual ones, if None
+    # accept and reject: thresholds; those of the calibration so far if None, and accept is chosen if that has chosen it
     accept: float | None = None
     reject: float | None = None
+    precision: float | None = None  # share of good ones among accepted results that accept is chosen for
+    good_dice: float | None = None  # Dice that every structure of a good result has; both: as before, or 0.9 and 0.8
     # datalist of training cases, to tell what is unlike them; what the bundle knows of them if None
     training: Path | None = None
     fine_tune: bool = False  # whether the bundle's error net is trained further on these cases
@@ -91,6 +94,8 @@ class Recalibration:
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "removed": list(self.removed),
             "flags": self.flags,
+            "thresholds": asdict(self.calibration.thresholds),
+            "accepted": self.calibration.accepted and self.calibration.accepted.to_json(),
         }
 
 
@@ -128,17 +133,27 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
 
 
 def _options(request: FitRequest, files: TrustFiles) -> TrustOptions:
-    """Options of the fit; thresholds that are not given stay as they were."""
+    """Options of the fit; what is not given stays as it was: a threshold, or the precision that one was chosen for."""
+    if request.accept is not None and request.precision is not None:
+        raise UsageError("accept is given, and a precision to choose it for; give one of both")
     try:
         stated = files.stated_calibration
     except BundleError:  # an unusable calibration is what is being replaced
         stated = None
-    old = Thresholds() if stated is None else stated.thresholds
-    accept = old.accept if request.accept is None else request.accept
+    usual, accept = FitOptions(), request.accept
+    old, table = (Thresholds(), None) if stated is None else (stated.thresholds, stated.accepted)
+    table = table or AcceptTable(usual.good_dice, None)
+    if accept is None and request.precision is None and table.precision is None:
+        accept = old.accept
     reject = old.reject if request.reject is None else request.reject
-    if not 0.0 <= reject <= accept <= 1.0:
+    if not 0.0 <= reject <= (1.0 if accept is None else accept) <= 1.0:
         raise UsageError(f"accept from {accept} and reject below {reject}: expected 0 ≤ reject ≤ accept ≤ 1")
-    calibration = FitOptions(coverage=request.coverage, thresholds=Thresholds(accept, reject))
+    calibration = FitOptions(
+        coverage=request.coverage,
+        thresholds=Thresholds(accept, reject),
+        precision=(table.precision or usual.precision) if request.precision is None else request.precision,
+        good_dice=table.good_dice if request.good_dice is None else request.good_dice,
+    )
     return TrustOptions(calibration, FineTuning() if request.fine_tune else None, own_weight=_OWN_WEIGHT)
 
 

@@ -218,7 +218,7 @@ def write_bundle(parent: Path, name: str = SAMPLE_NAME) -> Path:
     unsure = Tree((0, -1, -1), (0.5, 0.0, 0.0), (1, -1, -1), (2, -1, -1), (0.0, 0.0, -7.0))  # more entropy, less Dice
     regressor = BoostedTrees(0.9, 0.1, (unsure,))
     structure = StructureCalibration(1, "sphere", ("entropy",), regressor, (0.9,), (0.1,), 1.0, 20, 20)
-    Calibration(("entropy",), 0.9, weights, Thresholds(), (structure,)).write(folder / CALIBRATION_NAME)
+    Calibration(("entropy",), 0.9, weights, Thresholds(0.8, 0.5), (structure,)).write(folder / CALIBRATION_NAME)
     return folder
 
 

@@ -125,6 +125,14 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     assert "structures reach their lower bound" in again.stdout
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
 
+    strict = _medseg("trust", "fit", bundle, *arguments, "--precision", "0.99", "--good", "0.7")
+    assert strict.exit_code == ExitCode.DONE, strict.output
+    told = " ".join(strict.stdout.split())
+    assert "accept nothing, reject below 0.20; nothing is accepted, since no threshold shows that 99%" in told
+    assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": None, "reject": 0.2}
+    [finding] = [one for one in verify(bundle) if one.file == "trust/calibration.json"]
+    assert (finding.severity, "nothing is accepted" in finding.what) == ("warn", True)
+
 
 def test_too_few_cases_are_refused(hospital: Path, tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import html
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -13,6 +16,7 @@ from medseg.evaluation.tables import write_csv
 from medseg.report import write_report
 from medseg.report.collect import collect
 from medseg.report.remedies import REMEDIES
+from medseg.results.accept_table import AcceptTable
 from tests.report.conftest import CASES
 from tests.report.report_folders import Folders, read_nifti
 
@@ -137,6 +141,23 @@ def test_a_stale_calibration_is_told(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(run))
     text = write_report(tmp_path, viewer="never", reader=read_nifti).read_text()
     assert "no verdicts: the bundle&#39;s calibration does not belong to its weights" in text
+
+
+def test_the_page_says_what_accept_is_worth(folders: Folders, tmp_path: Path) -> None:
+    run = json.loads((folders.results / "run.json").read_text())
+    n = 40
+    bound, own = np.full(n, 0.9), np.ones(n, dtype=bool)
+    table = AcceptTable.of(bound, own, own, [str(i) for i in range(n)], precision=0.9, thresholds=(0.77,))
+
+    def page_of(**trust: Any) -> str:
+        (tmp_path / "run.json").write_text(json.dumps({**run, "trust": {**run["trust"], **trust}}))
+        return html.unescape(write_report(tmp_path, viewer="never", reader=read_nifti).read_text())
+
+    text = page_of(accepted=table.to_json(), wider_for=["crop", "motion"])
+    assert "at least 0.77; accepted are 100% of the network's own results, and of these 100% (91% to 100%, 40" in text
+    assert "90% reach their lower bound, also on images that look like crop, motion, where it is lower" in text
+    nothing = page_of(accepted=table.at(None).to_json(), thresholds={"accept": None, "reject": 0.5})
+    assert "accept: nothing is accepted, since no threshold shows that 90% of what it accepts are good" in nothing
 
 
 def test_volumes_over_the_budget_go_beside_the_page(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

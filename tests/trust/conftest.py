@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from medseg.bundle import Bundle
+from medseg.results.verdict import Thresholds
+from medseg.trust.calibration import FitOptions
 from medseg.trust.crop import Crop
 from medseg.trust.error_net import FineTuning
 from medseg.trust.fit import TrustOptions, fit_trust
@@ -52,6 +54,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, nn.Module]
     torch.manual_seed(0)
     cases = [result(seed, fault) for seed in range(16) for fault in (None, "shift", "cut", "noise")]
     training = [TrainingCase(torch.from_numpy(image)[None], mask) for image, mask in map(ball, range(100, 140))]
-    options = TrustOptions(fine_tuning=FineTuning(steps=40, batch=2), folds=2)
+    accepting = FitOptions(thresholds=Thresholds(0.8, 0.5))  # so few patients show no precision
+    options = TrustOptions(accepting, FineTuning(steps=40, batch=2), folds=2)
     fit_trust(bundle, network, cases, training, options)
     return bundle, network

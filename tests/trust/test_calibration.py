@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,17 @@ import numpy as np
 import pytest
 
 from medseg.errors import BundleError, UsageError
-from medseg.results.verdict import StructureQuality
-from medseg.trust.calibration import Calibration, FitOptions, conformal_quantile, features_for, fit_calibration
+from medseg.results.verdict import StructureQuality, Thresholds
+from medseg.trust.calibration import (
+    AboutCases,
+    Calibration,
+    FitOptions,
+    KindBound,
+    conformal_quantile,
+    features_for,
+    fit_calibration,
+    predicted_kind,
+)
 
 SHA = "ab" * 32
 
@@ -150,3 +160,176 @@ def test_fewer_patients_than_folds_are_an_error() -> None:
 def test_features_of_another_length_are_an_error() -> None:
     with pytest.raises(UsageError, match="length"):
         fit_calibration({"a": [0.1, 0.2]}, {1: [0.5]}, {1: "organ"}, ["p", "q"], SHA)
+
+
+class Echo:
+    """A regressor whose prediction is the first feature, so that every error can be worked out by hand."""
+
+    trees = ()
+
+    def predict(self, rows: Any) -> Any:
+        return rows[:, 0]
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.trust.calibration.fit_boosted_trees", lambda *_: Echo())
+
+
+def of_kinds(errors: dict[str, Any], patients: dict[str, Any] | None = None, **options: Any) -> Calibration:
+    """A calibration on results that all seem to have a Dice of 0.9, with these overestimates by kind of image."""
+    kinds = [kind for kind, column in errors.items() for _ in column]
+    dice = 0.9 - np.concatenate([*errors.values()])
+    names = {kind: [f"p{i}" for i in range(len(column))] for kind, column in errors.items()} | (patients or {})
+    whose = [name for kind in errors for name in names[kind]]
+    guess = {"guess": [0.9] * len(dice)}
+    return fit_calibration(
+        guess, {1: dice.tolist()}, {1: "organ"}, whose, SHA, FitOptions(**options), about=AboutCases(kinds)
+    )
+
+
+def width(calibration: Calibration, kind: str | None) -> float:
+    [found] = calibration.estimate({"guess": 0.9}, kind)
+    return round(found.predicted_dice - found.lower_bound, 6)
+
+
+STEPS = np.arange(1, 21) / 100  # overestimates of 20 patients: the conformal quantile is the 19th
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_kind_that_is_worse_has_a_lower_bound_and_a_better_one_no_higher() -> None:
+    calibration = of_kinds({"usual": STEPS / 10, "motion": STEPS})
+    assert width(calibration, "motion") == 0.19
+    pooled = width(calibration, None)  # 21 · 0.9 = 18.9 of 20 patients' results, half of them of each kind
+    assert pooled == 0.18
+    assert width(calibration, "usual") == width(calibration, "never seen") == pooled
+    assert calibration.wider_for == ("motion",)
+    assert [(kind.name, kind.n_patients) for kind in calibration.structures[0].kinds] == [("motion", 20), ("usual", 20)]
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize(("n", "own"), [(8, False), (9, True)])
+def test_a_kind_of_fewer_than_nine_patients_has_the_bound_of_all(n: int, own: bool) -> None:
+    calibration = of_kinds({"usual": STEPS / 10, "motion": STEPS[:n]})
+    assert [kind.name for kind in calibration.structures[0].kinds] == (["motion", "usual"] if own else ["usual"])
+    assert width(calibration, "motion") == (0.09 if own else width(calibration, None))
+
+
+@pytest.mark.usefixtures("echo")
+def test_many_results_of_one_patient_make_no_kind() -> None:
+    calibration = of_kinds({"usual": STEPS, "motion": STEPS}, {"motion": [f"p{i // 4}" for i in range(20)]})
+    assert [kind.name for kind in calibration.structures[0].kinds] == ["usual"]
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_higher_coverage_needs_more_patients_of_a_kind() -> None:
+    calibration = of_kinds({"usual": np.tile(STEPS, 3), "motion": STEPS[:15]}, coverage=0.95)
+    assert [kind.name for kind in calibration.structures[0].kinds] == ["usual"]
+
+
+@pytest.mark.usefixtures("echo")
+def test_the_bound_of_each_kind_holds_as_often_as_it_says() -> None:
+    spread, rng = {"usual": 0.02, "motion": 0.15, "noise": 0.05}, np.random.default_rng(0)
+
+    def drawn(n: int) -> tuple[list[str], list[str], Any]:
+        """Patients whose images are of several kinds, some of them twice, with errors that go together."""
+        kinds, whose, errors = [], [], []
+        for i in range(n):
+            shared = rng.normal()
+            for kind in rng.choice([*spread], 5, p=[0.6, 0.2, 0.2]):
+                kinds.append(str(kind))
+                whose.append(f"p{i}")
+                errors.append(spread[str(kind)] * (0.7 * shared + 0.7 * rng.normal()))
+        return kinds, whose, 0.7 - np.array(errors)
+
+    reached: dict[str, list[float]] = {kind: [] for kind in spread}
+    pooled: list[float] = []
+    for _ in range(60):
+        kinds, whose, dice = drawn(40)
+        guess = {"guess": [0.7] * len(dice)}
+        fit = fit_calibration(guess, {1: dice}, {1: "o"}, whose, SHA, about=AboutCases(kinds))
+        bound = {kind: fit.estimate({"guess": 0.7}, kind)[0].lower_bound for kind in spread}
+        kinds, whose, dice = drawn(60)
+        for kind in spread:
+            reached[kind].append(float(np.mean(dice[np.array(kinds) == kind] >= bound[kind])))
+        pooled.append(float(np.mean(dice[np.array(kinds) == "motion"] >= fit.estimate({"guess": 0.7})[0].lower_bound)))
+    assert all(np.mean(column) >= 0.885 for column in reached.values())
+    assert np.mean(reached["motion"]) < 0.95  # not wider than it must be
+    assert np.mean(pooled) < 0.8  # what the bound of all kinds promises in vain
+
+
+@pytest.mark.usefixtures("echo")
+def test_the_threshold_is_chosen_for_the_precision_and_not_made_up() -> None:
+    errors = {"usual": np.tile(STEPS / 10, 10)}
+    calibration = of_kinds(errors)  # every bound is 0.882, every Dice at least 0.88
+    assert calibration.thresholds.accept == 0.5
+    assert calibration.accepted is not None
+    [row] = calibration.accepted.at(0.5).own
+    assert (row.good.share, row.good.n_patients, row.accepted.share) == (1.0, 200, 1.0)
+    assert of_kinds(errors, good_dice=0.8845).thresholds.accept is None  # three in four are
+    assert of_kinds(errors, good_dice=0.8845, precision=0.6).thresholds.accept == 0.5
+    given = of_kinds(errors, thresholds=Thresholds(0.62, 0.3))
+    assert given.thresholds == Thresholds(0.62, 0.3)
+    assert given.accepted is not None
+    assert given.accepted.precision is None
+    assert len(given.accepted.at(0.62).own) == 1
+    assert calibration.thresholds.decide(calibration.estimate({"guess": 0.9})) == "accept"
+    assert of_kinds(errors, precision=0.999).thresholds.decide(calibration.estimate({"guess": 0.9})) == "review"
+
+
+@pytest.mark.usefixtures("echo")
+def test_what_is_flagged_or_lacks_a_structure_counts_as_not_accepted() -> None:
+    n = 40
+    dice: dict[int, list[float | None]] = {1: [0.9] * n, 2: [None] * 10 + [0.9] * 30}
+    about = AboutCases(own=[True] * 30 + [False] * 10, flagged=[False] * 20 + [True] * 5 + [False] * 15)
+    found = fit_calibration(
+        {"guess": [0.9] * n}, dice, {1: "a", 2: "b"}, [str(i) for i in range(n)], SHA, about=about
+    ).accepted
+    assert found is not None
+    assert [row.accepted.share for row in found.at(0.8).own] == [0.5]
+    assert [row.accepted.share for row in found.at(0.8).worse] == [1.0]
+
+
+def test_kinds_and_table_come_back_from_json_the_same(tmp_path: Path) -> None:
+    plain = fitted(60)
+    kinds = (KindBound("motion", 2.5, 30), KindBound("usual", 0.5, 60))
+    calibration = replace(plain, structures=tuple(replace(one, kinds=kinds) for one in plain.structures))
+    assert calibration.wider_for == ("motion",)
+    calibration.write(tmp_path / "calibration.json")
+    assert Calibration.read(tmp_path / "calibration.json", [SHA]) == calibration
+
+
+def test_an_older_file_has_the_bound_of_all_kinds(tmp_path: Path) -> None:
+    path, new = tmp_path / "calibration.json", fitted(60)
+    new.write(path)
+    content = json.loads(path.read_text())
+    del content["accepted"], content["structures"][0]["kinds"]
+    content["thresholds"]["accept"] = 0.8
+    path.write_text(json.dumps(content))
+    old, features = Calibration.read(path), {"agreement": 0.9, "noise": 0.5}
+    assert (old.accepted, old.wider_for, old.thresholds) == (None, (), Thresholds(0.8, 0.5))
+    assert old.estimate(features, "motion") == new.estimate(features)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([{"name": "motion", "quantile": -1.0, "n_patients": 9}], "a number from 0"),
+        ([{"name": "motion", "n_patients": 9}], "has no quantile"),
+        ([{"name": "motion", "quantile": 2.0, "n_patients": 9, "more": 1}] * 2, "two bounds"),
+        ({"motion": 2.0}, "expected a list"),
+    ],
+)
+def test_kinds_that_make_no_sense_are_refused(kinds: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    fitted(60).write(path)
+    content = json.loads(path.read_text())
+    content["structures"][0]["kinds"] = kinds
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=told):
+        Calibration.read(path)
+
+
+def test_the_kind_is_the_most_probable_one() -> None:
+    assert predicted_kind({"kind-motion": 0.3, "entropy": 9.0, "kind-bias-field": 0.6}) == "bias-field"
+    assert predicted_kind({"entropy": 9.0}) is None
