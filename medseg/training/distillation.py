@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from os import PathLike
-from pickle import UnpicklingError
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from medseg.errors import UsageError
+from medseg.bundle.checkpoints import read_weights
+from medseg.errors import BundleError, UsageError
 from medseg.files import sha256_file
 
 
@@ -101,8 +102,8 @@ def distillation(
     for path in teachers:
         teacher = copy.deepcopy(network)
         try:
-            teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, OSError, EOFError, UnpicklingError, TypeError, AttributeError) as error:
+            teacher.load_state_dict(read_weights(Path(path)))
+        except (BundleError, RuntimeError) as error:
             told = str(error).splitlines()[-1].strip()[:200]
             what = f"{path} is no teacher of this network ({told})"
             raise UsageError(f"{what}; give a .pt file with the weights of the same network") from error
