@@ -86,7 +86,9 @@ def table(rows: list[Row]) -> str:
     groups = {"own": ["own"], "faults of the image": ["crop", *IMAGE_FAULTS], "faults of the result": [*MASK_FAULTS]}
     groups |= {kind: [kind] for kind in ("crop", *IMAGE_FAULTS, *MASK_FAULTS)}
     for name, kinds in groups.items():
-        some = [(min(d for d in row["dice"].values() if d is not None), flags(row)) for row in rows if row["kind"] in kinds]
+        some = [
+            (min(d for d in row["dice"].values() if d is not None), flags(row)) for row in rows if row["kind"] in kinds
+        ]
         poor = [bool(found) for dice, found in some if dice < _POOR]
         fair = [bool(found) for dice, found in some if dice >= _POOR]
         lines.append(

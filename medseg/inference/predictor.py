@@ -111,9 +111,10 @@ class Predictor:
         Bundles or weights files whose networks are averaged with the bundle's own, see
         :func:`medseg.inference.ensemble.load_models`.
     trust
-        Whether cases get a verdict: by the bundle's trust calibration for its weights, or without any "not calibrated"
-        and the implausible flagged (``trust_state`` says which, or why there is none). It holds for the plain network alone: with ``mirror`` or ``ensemble`` there is none. The same
-        goes for the judgement of a discriminator that may judge.
+        Whether cases get a verdict: by the bundle's trust calibration for its weights, or without one "not calibrated",
+        and the implausible flagged (``trust_state`` says which, or why there is none). It holds for the plain network
+        alone: with ``mirror`` or ``ensemble`` there is none. The same goes for the judgement of a discriminator that
+        may judge.
     structures
         Names of the structures that a VISTA3D is asked for; by default all that it labels by itself.
 

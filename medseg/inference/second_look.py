@@ -67,9 +67,7 @@ def second_look(
     return agreement(labels[box][inner], second.labels[inner])
 
 
-def _place(
-    labels: Labels, windows: WindowSettings, slice_axis: int | None
-) -> tuple[Slices, tuple[int, ...], Slices]:
+def _place(labels: Labels, windows: WindowSettings, slice_axis: int | None) -> tuple[Slices, tuple[int, ...], Slices]:
     """The box that is looked at, the windows in it, and what of the box is compared."""
     found = structure_box(torch.from_numpy(labels.astype(np.int32)), _MARGIN_VOXELS)
     count = len(plan_windows(labels.shape, windows).starts)

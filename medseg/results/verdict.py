@@ -103,7 +103,8 @@ class Verdict:
     Parameters
     ----------
     decision
-        ``"accept"``, ``"review"``, ``"reject"`` or ``"not calibrated"``; with a flag ``"review"`` for the first and last.
+        ``"accept"``, ``"review"``, ``"reject"`` or ``"not calibrated"``; the first and last of them become
+        ``"review"`` where there is a flag.
     structures
         By label; none if the result could not be assessed.
     flags

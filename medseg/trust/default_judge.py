@@ -89,7 +89,7 @@ class ScoreTally:
     def __init__(self, decoding: LabelDecoding) -> None:
         self.decoding = decoding
         self._planes: list[Labels] = []
-        self._sums = np.zeros(3)
+        self.sums: NDArray[np.float64] = np.zeros((3, 1))
 
     def add(self, scores: Tensor) -> None:
         """Take the next planes ``(K, h, W, D)`` of the volume."""
@@ -97,7 +97,7 @@ class ScoreTally:
         for part in scores.split(step, 1):
             labels, sums = decoded(part, self.decoding)
             self._planes.append(labels)
-            self._sums += sums
+            self.sums = self.sums + sums
 
     @property
     def labels(self) -> Labels:
@@ -110,31 +110,30 @@ class ScoreTally:
 
         As ``soft-dice`` of :mod:`medseg.trust.features`.
         """
-        inside, chances, size = self._sums
+        inside, chances, size = self.sums.sum(1)
         return float(2 * inside / (chances + size)) if size else None
 
 
 def decoded(scores: Tensor, decoding: LabelDecoding) -> tuple[Labels, NDArray[np.float64]]:
-    """Labels ``(h, W, D)`` of scores ``(K, h, W, D)``, one for each combination of regions, and three sums.
+    """Labels ``(h, W, D)`` of scores ``(K, h, W, D)``, and three sums for each structure.
 
-    These are the probabilities of what is labelled, those of all structures everywhere, and the number of labels.
+    These are the probabilities of what is labelled, those everywhere, and the number of labelled voxels.
     """
-    if decoding.table:
-        chances = torch.sigmoid(scores) if decoding.activation == "sigmoid" else scores
-        masks = chances >= decoding.threshold
-        combination = sum(mask.long() << number for number, mask in enumerate(masks))
-        labels, inside, size = torch.tensor(decoding.table)[combination], chances[masks].sum(), masks.sum()
+    if decoding.threshold is not None:
+        active = torch.sigmoid(scores) if decoding.activation == "sigmoid" else scores
+        masks, chances = active >= decoding.threshold, active.clamp(0.0, 1.0)
+        combination = sum((mask.long() << number for number, mask in enumerate(masks)), torch.zeros(()).long())
+        labels = torch.tensor(decoding.table or (0, 1))[combination]
+        inside, size = (chances * masks).sum((1, 2, 3)), masks.sum((1, 2, 3))
     else:
         both = with_background(scores, decoding)
         both = both if are_probabilities(decoding, scores) else both.softmax(0)
         largest, labels = both.max(0)
-        if len(scores) == 1 and decoding.activation == "sigmoid" and decoding.threshold is not None:
-            labels = (both[1] >= decoding.threshold).long()
-            largest = both[1]
-        inside, size, chances = largest[labels > 0].sum(), (labels > 0).sum(), both[1:]
-    everywhere = chances.clone().masked_fill_(chances < _CHANCE, 0.0).sum()
+        flat, chances = labels.flatten(), both[1:]
+        inside, size = (torch.bincount(flat, of, len(both))[1:] for of in (largest.flatten(), None))
+    everywhere = torch.where(chances < _CHANCE, 0.0, chances).sum((1, 2, 3))
     kind = np.uint8 if int(labels.max()) < 256 else np.uint16
-    return labels.numpy().astype(kind), np.array([float(inside), float(everywhere), float(size)])
+    return labels.numpy().astype(kind), torch.stack([inside, everywhere, size]).double().numpy()
 
 
 def agreement(first: Labels, second: Labels) -> float | None:

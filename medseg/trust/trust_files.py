@@ -41,9 +41,9 @@ class TrustState:
     """Whether results come with a verdict, and by what."""
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
-    """``"ready"``; ``"none"``: no calibration, so that only the implausible is flagged; ``"stale"``: it belongs to other weights, or to
-    another cleaning of labels; ``"damaged"``: it cannot be used; ``"off"``: not asked for. Only ``"ready"`` gives
-    estimates."""
+    """``"ready"``; ``"none"``: no calibration, so that only the implausible is flagged; ``"stale"``: it belongs to
+    other weights, or to another cleaning of labels; ``"damaged"``: it cannot be used; ``"off"``: not asked for. Only
+    ``"ready"`` gives estimates."""
     message: str = ""  # why not, and what to do
     calibration: Calibration | None = None  # coverage, thresholds, what it was fitted on, if it can be read
 
