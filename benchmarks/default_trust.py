@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="the first case of the fold that is looked at")
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -123,7 +124,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     known = {row["case"] for row in rows}
     with options.results.open("a") as kept:
-        for item in items[: options.limit]:
+        for item in items[options.start :][: options.limit]:
             if Path(item["image"]).name not in known:
                 new = list(rows_of(predictor, item))
                 kept.write("".join(json.dumps(row) + "\n" for row in new))

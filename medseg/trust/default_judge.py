@@ -30,6 +30,7 @@ from medseg.results.verdict import (
     SCATTERED,
     SECOND_LOOK_DIFFERS,
     UNSURE,
+    Thresholds,
     Verdict,
 )
 from medseg.trust.crop import are_probabilities, with_background
@@ -38,6 +39,8 @@ Labels = NDArray[np.integer[Any]]
 
 _CHANCE = 0.02
 """Chances below are not counted: a whole body holds enough background to drown a small structure in them."""
+_COUNTS = 0.05
+"""Share of all structures from which one counts by itself; of a hundred the smallest are always unsure."""
 _ELEMENTS = 1 << 22
 """Scores that are looked at at once, 16 MiB of each kind."""
 _WIDE = 0.8
@@ -51,7 +54,7 @@ class Plausibility:
     found: bool  # whether any structure was
     largest: float | None = None  # share of the structures' voxels that lie in the largest piece of each
     cut: float | None = None  # share of them in structures whose largest section lies on the image's border
-    confidence: float | None = None  # Dice that the scores themselves expect
+    confidence: float | None = None  # Dice that the scores themselves expect, of the worst structure that counts
     agreement: float | None = None  # Dice of two looks at the same place
 
     @property
@@ -71,13 +74,18 @@ class Plausibility:
         return Verdict(NOT_CALIBRATED, flags=self.flags)
 
 
+GOOD = Thresholds().accept
 LIMITS: tuple[tuple[str, str, float], ...] = (
     (SCATTERED, "largest", 0.5),
     (CUT_OFF, "cut", 0.5),
-    (UNSURE, "confidence", 0.7),
-    (SECOND_LOOK_DIFFERS, "agreement", 0.7),
+    (UNSURE, "confidence", GOOD),
+    (SECOND_LOOK_DIFFERS, "agreement", GOOD),
 )
-"""Flag, number, and the limit from which it is implausible."""
+"""Flag, number, and the limit from which it is implausible.
+
+What most of a result is decides: most of it in crumbs, most of it cut off. Where Dice is compared, it is with that from
+which a result is good where nothing else is said.
+"""
 
 
 class ScoreTally:
@@ -106,12 +114,17 @@ class ScoreTally:
 
     @property
     def confidence(self) -> float | None:
-        """Dice of the labels against their own probabilities, all structures together; None without a label.
+        """Dice of the labels against their own probabilities, of the worst structure that counts; None without a label.
 
-        As ``soft-dice`` of :mod:`medseg.trust.features`.
+        As ``soft-dice`` of :mod:`medseg.trust.features`. A structure that should be there in all probability, and is
+        not, counts with 0.
         """
-        inside, chances, size = self.sums.sum(1)
-        return float(2 * inside / (chances + size)) if size else None
+        inside, chances, size = self.sums
+        if not size.any():
+            return None
+        share = chances + size
+        counts = share >= min(_COUNTS * share.sum(), share.max())
+        return float((2 * inside[counts] / share[counts]).min())
 
 
 def decoded(scores: Tensor, decoding: LabelDecoding) -> tuple[Labels, NDArray[np.float64]]:

@@ -63,6 +63,7 @@ def images(tmp_path: Path) -> Path:
     """A sound case, and one for each thing that the label map alone tells."""
     folder = tmp_path / "images"
     grains = np.random.default_rng(0).choice([0.0, 20.0], (_SIDE,) * 3, p=[0.97, 0.03]).astype(np.float32)
+    grains[[0, -1]], grains[:, [0, -1]], grains[..., [0, -1]] = 0.0, 0.0, 0.0
     for name, image in {
         "sound": _balls((12, 12, 12)),
         "empty": _balls(),
@@ -228,10 +229,27 @@ def test_the_labels_that_a_tally_keeps_are_those_that_are_written(
     np.testing.assert_array_equal(tally.labels, inverter.labels([Chunk(0, scores)]))
     assert max(looked_at) <= channels * 60  # two planes of all classes, not the volume
     if decoding == _SOFTMAX:
-        both, labels = scores.softmax(0), scores.argmax(0)
-        inside = both.amax(0)[labels > 0].sum()
-        everywhere = both[1:][both[1:] >= 0.02].sum()
-        assert tally.confidence == pytest.approx(float(2 * inside / (everywhere + (labels > 0).sum())), rel=1e-5)
+        both, labels, each = scores.softmax(0), scores.argmax(0), []
+        for label in (1, 2):
+            p, mask = both[label], labels == label
+            each.append(float(2 * p[mask].sum() / (p[p >= 0.02].sum() + mask.sum())))
+        assert tally.confidence == pytest.approx(min(each), rel=1e-5)
+
+
+def test_the_smallest_of_many_structures_do_not_decide_and_one_that_is_only_likely_does() -> None:
+    likely = torch.tensor([[4.0, 3.9, 0.0], [0.0, 0.0, 9.0]])[:, :, None].repeat(1, 1, 10)
+
+    def sure_of(*columns: int) -> float | None:
+        tally = ScoreTally(_SOFTMAX)
+        planes = [likely[one - 1, :, :1] for one in columns]
+        tally.add(torch.cat(planes, 1)[:, None, None, :])
+        return tally.confidence
+
+    certain = sure_of(*[2] * 40)
+    assert certain is not None
+    assert certain > 0.99
+    assert sure_of(*[2] * 60, 1) == pytest.approx(certain, abs=0.01), "a sixtieth"
+    assert sure_of(*[2] * 4, *[1] * 4) == 0.0, "half of it might be the other structure"
 
 
 def test_a_tally_without_a_label_is_neither_sure_nor_unsure() -> None:
