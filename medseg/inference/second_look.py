@@ -13,7 +13,7 @@ import torch
 from medseg.errors import MedsegError
 from medseg.inference.sliding_window import Chunk, WindowSettings, plan_windows
 from medseg.trust.crop import Slices, structure_box
-from medseg.trust.default_judge import Labels, ScoreTally, agreement
+from medseg.trust.default_judge import Labels, ScoreTally
 
 _log = logging.getLogger(__name__)
 
@@ -38,20 +38,9 @@ def second_look(
     The window is one of the bundle's own, where the volume holds at least four of them, else as small as the structures
     allow. Of a network of slices a quarter of the slices is looked at.
 
-    Parameters
-    ----------
-    image
-        ``(C, H, W, D)`` as the network saw it.
-    first
-        The scores of the first look.
-    scores_of
-        Runs the network over a volume, in the given ``windows``.
-    windows, slice_axis
-        As of the first look.
-
-    Returns
-    -------
-    None if nothing was found, or the network does not take such a window.
+    ``image`` is ``(C, H, W, D)`` as the network saw it; ``scores_of`` runs the network over a volume, in the given
+    ``windows``; these and ``slice_axis`` are as of the ``first`` look. None if there is nothing to compare, or the
+    network does not take such a window.
     """
     labels = first.labels
     if not labels.any():
@@ -64,12 +53,14 @@ def second_look(
     except (RuntimeError, ValueError, MedsegError) as error:  # a network of one size alone
         _log.debug("no second look: %s", type(error).__name__)
         return None
-    return agreement(labels[box][inner], second.labels[inner])
+    one, two = labels[box][inner], second.labels[inner]
+    labelled = int(np.count_nonzero(one)) + int(np.count_nonzero(two))
+    return 2 * int(np.count_nonzero((one == two) & (one > 0))) / labelled if labelled else None
 
 
 def _place(labels: Labels, windows: WindowSettings, slice_axis: int | None) -> tuple[Slices, tuple[int, ...], Slices]:
     """The box that is looked at, the windows in it, and what of the box is compared."""
-    found = structure_box(torch.from_numpy(labels.astype(np.int32)), _MARGIN_VOXELS)
+    found = structure_box(torch.from_numpy(labels > 0), _MARGIN_VOXELS)
     count = len(plan_windows(labels.shape, windows).starts)
     count //= labels.shape[slice_axis] if slice_axis is not None else 1
     box, sides, inner = [], [], []

@@ -12,7 +12,7 @@ Memory: one label a voxel, and a few numbers a class. Scores are looked at a few
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cc3d
@@ -30,7 +30,6 @@ from medseg.results.verdict import (
     SCATTERED,
     SECOND_LOOK_DIFFERS,
     UNSURE,
-    Thresholds,
     Verdict,
 )
 from medseg.trust.crop import are_probabilities, with_background
@@ -53,7 +52,7 @@ class Plausibility:
 
     found: bool  # whether any structure was
     largest: float | None = None  # share of the structures' voxels that lie in the largest piece of each
-    cut: float | None = None  # share of them in structures whose largest section lies on the image's border
+    uncut: float | None = None  # share of them in structures that do not end where the image does
     confidence: float | None = None  # Dice that the scores themselves expect, of the worst structure that counts
     agreement: float | None = None  # Dice of two looks at the same place
 
@@ -62,11 +61,8 @@ class Plausibility:
         """What is implausible; a number that lies on its limit is not."""
         if not self.found:
             return (NOTHING_FOUND,)
-        return tuple(
-            flag
-            for flag, name, limit in LIMITS
-            if (value := asdict(self)[name]) is not None and (value > limit if name == "cut" else value < limit)
-        )
+        numbers = ((flag, getattr(self, name), limit) for flag, name, limit in LIMITS)
+        return tuple(flag for flag, number, limit in numbers if number is not None and number < limit)
 
     @property
     def verdict(self) -> Verdict:
@@ -74,25 +70,20 @@ class Plausibility:
         return Verdict(NOT_CALIBRATED, flags=self.flags)
 
 
-GOOD = Thresholds().accept
+_GOOD = 0.8
+"""Dice from which an evaluation counts a result as good, where nothing else is said."""
+
 LIMITS: tuple[tuple[str, str, float], ...] = (
     (SCATTERED, "largest", 0.5),
-    (CUT_OFF, "cut", 0.5),
-    (UNSURE, "confidence", GOOD),
-    (SECOND_LOOK_DIFFERS, "agreement", GOOD),
+    (CUT_OFF, "uncut", 0.5),
+    (UNSURE, "confidence", _GOOD),
+    (SECOND_LOOK_DIFFERS, "agreement", _GOOD),
 )
-"""Flag, number, and the limit from which it is implausible.
-
-What most of a result is decides: most of it in crumbs, most of it cut off. Where Dice is compared, it is with that from
-which a result is good where nothing else is said.
-"""
+"""Flag, number, and the limit below which it is implausible: a half, since what most of a result is decides."""
 
 
 class ScoreTally:
-    """What the scores of one volume say, taken as they pass: the label of every voxel, and how sure they are of it.
-
-    ``decoding`` says how scores become probabilities and labels.
-    """
+    """What the scores of one volume say, taken as they pass: the label of every voxel, and how sure they are of it."""
 
     def __init__(self, decoding: LabelDecoding) -> None:
         self.decoding = decoding
@@ -149,12 +140,6 @@ def decoded(scores: Tensor, decoding: LabelDecoding) -> tuple[Labels, NDArray[np
     return labels.numpy().astype(kind), torch.stack([inside, everywhere, size]).double().numpy()
 
 
-def agreement(first: Labels, second: Labels) -> float | None:
-    """Dice of two label maps of one shape, all structures together; None if both are empty."""
-    labelled = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
-    return 2 * int(np.count_nonzero((first == second) & (first > 0))) / labelled if labelled else None
-
-
 def plausibility(
     labels: Labels, values: Mapping[int, tuple[int, ...]], confidence: float | None = None, agrees: float | None = None
 ) -> Plausibility:
@@ -162,7 +147,7 @@ def plausibility(
 
     ``values``: Which values of the map belong to each structure; without any, each is one.
     """
-    whole = held = cut = 0
+    whole = held = uncut = 0
     boxes = dict(enumerate(ndimage.find_objects(labels), start=1))
     for own in values.values() or [(value,) for value in boxes]:
         known = [box for value in own if (box := boxes.get(value))]
@@ -173,10 +158,10 @@ def plausibility(
         mask = inside == own[0] if len(own) == 1 else np.isin(inside, own)
         size, pieces = int(np.count_nonzero(mask)), cc3d.connected_components(mask, connectivity=26)
         whole, held = whole + size, held + int(np.bincount(pieces.ravel())[1:].max())
-        cut += size * _is_cut(mask, sides, labels.shape)
+        uncut += size * (not _is_cut(mask, sides, labels.shape))
     if not whole:
         return Plausibility(False)
-    return Plausibility(True, held / whole, cut / whole, confidence, agrees)
+    return Plausibility(True, held / whole, uncut / whole, confidence, agrees)
 
 
 def _is_cut(mask: NDArray[np.bool_], box: Sequence[slice], shape: Sequence[int]) -> bool:

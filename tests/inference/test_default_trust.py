@@ -330,8 +330,8 @@ def test_regions_are_judged_as_a_whole() -> None:
 def test_a_structure_that_only_touches_the_border_is_not_cut_off() -> None:
     ball = (_balls((5, 12, 12)) > 0).astype(np.uint8)
     assert ball[1].any()
-    assert plausibility(ball[1:], _OWN).cut == 0.0
-    assert plausibility(ball[5:], _OWN).cut == 1.0
+    assert plausibility(ball[1:], _OWN).uncut == 1.0
+    assert plausibility(ball[5:], _OWN).uncut == 0.0
     flat = np.ones((1, 8, 8), np.uint8)
     flat[0, 0], flat[0, -1], flat[0, :, 0], flat[0, :, -1] = 0, 0, 0, 0
-    assert plausibility(flat, _OWN).cut == 0.0, "a single slice"
+    assert plausibility(flat, _OWN).uncut == 1.0, "a single slice"
