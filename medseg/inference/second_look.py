@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _ENOUGH = 4
 """From as many windows on one more of them costs a quarter at most; before, the window is a smaller one."""
+_MOST = 0.5
+"""A second look at more than this share of the first costs too much, and sees what the first has seen."""
 _MARGIN_VOXELS = 4
 _MULTIPLE, _LONGEST = 32, 96
 """Of a network that takes whole volumes: what its sides are made multiples of, and their longest."""
@@ -45,7 +47,11 @@ def second_look(
     labels = first.labels
     if not labels.any():
         return None
-    box, sides, inner = _place(labels, windows, slice_axis)
+    plan = plan_windows(labels.shape, windows)
+    box, sides, inner = _place(labels, windows, len(plan.starts), slice_axis)
+    looked = math.prod(max(one.stop - one.start, side) for one, side in zip(box, sides, strict=True))
+    if looked > _MOST * len(plan.starts) * math.prod(plan.roi_size):
+        return None
     try:
         second = ScoreTally(first.decoding)
         for chunk in scores_of(image[(slice(None), *box)], windows=replace(windows, roi_size=sides)):
@@ -58,10 +64,11 @@ def second_look(
     return 2 * int(np.count_nonzero((one == two) & (one > 0))) / labelled if labelled else None
 
 
-def _place(labels: Labels, windows: WindowSettings, slice_axis: int | None) -> tuple[Slices, tuple[int, ...], Slices]:
+def _place(
+    labels: Labels, windows: WindowSettings, count: int, slice_axis: int | None
+) -> tuple[Slices, tuple[int, ...], Slices]:
     """The box that is looked at, the windows in it, and what of the box is compared."""
     found = structure_box(torch.from_numpy(labels > 0), _MARGIN_VOXELS)
-    count = len(plan_windows(labels.shape, windows).starts)
     count //= labels.shape[slice_axis] if slice_axis is not None else 1
     box, sides, inner = [], [], []
     for axis, (side, extent, roi, middle) in enumerate(

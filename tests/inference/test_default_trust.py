@@ -277,8 +277,8 @@ def _scores(image: torch.Tensor) -> torch.Tensor:
     ("shape", "roi", "axis", "box", "window"),
     [
         ((96, 96, 96), (32, 32, 32), None, (32, 32, 32), (32, 32, 32)),  # one of many windows
-        ((40, 24, 24), (40, 24, 24), None, (24, 24, 24), (24, 24, 24)),  # as small as the structures allow
-        ((64, 24, 24), (0, 0, 0), None, (32, 24, 24), (32, 32, 32)),  # whole volumes
+        ((64, 24, 24), (64, 24, 24), None, (32, 24, 24), (32, 24, 24)),  # as small as the structures allow
+        ((128, 24, 24), (0, 0, 0), None, (32, 24, 24), (32, 32, 32)),  # whole volumes
         ((40, 24, 24), (40, 24, 1), 2, (24, 24, 6), (24, 24, 1)),  # a quarter of the slices
     ],
 )
@@ -304,7 +304,7 @@ def test_a_second_look_is_a_window_round_the_structures(
 
 def test_a_second_look_that_says_something_else_or_cannot_be_had() -> None:
     image = torch.from_numpy(_balls((12, 12, 12)))[None]
-    windows = WindowSettings((_SIDE,) * 3)
+    windows = WindowSettings((16,) * 3)
     other = second_look(image, _first(image), lambda part, windows: [Chunk(0, _scores(60 - part))], windows)
     assert other is not None
     assert other < 0.1
@@ -313,6 +313,8 @@ def test_a_second_look_that_says_something_else_or_cannot_be_had() -> None:
         raise CaseFailed("the network returned a window of another size")
 
     assert second_look(image, _first(image), refuses, windows) is None
+    all_of_it = WindowSettings((_SIDE,) * 3)
+    assert second_look(torch.full_like(image, 20.0), _first(image + 20), _never, all_of_it) is None
 
 
 def test_regions_are_judged_as_a_whole() -> None:
