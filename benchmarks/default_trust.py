@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from numpy.typing import NDArray
 
 from medseg.inference import Predictor
 from medseg.inference.interpolation import nearest_labels
 from medseg.inference.second_look import second_look
-from medseg.inference.sliding_window import sliding_window
+from medseg.inference.sliding_window import Chunk, WindowSettings, sliding_window
 from medseg.labels.decoding import LabelDecoding
 from medseg.results.verdict import NOT_CALIBRATED
 from medseg.training import fold_items
@@ -42,8 +43,12 @@ def judged(predictor: Predictor, image: torch.Tensor, scores: torch.Tensor, deco
     """What the default judge says of scores ``(K, H, W, D)`` of a prepared image ``(C, H, W, D)``."""
     tally = ScoreTally(decoding)
     tally.add(scores)
-    network = partial(sliding_window, network=torch.inference_mode()(predictor.network))
-    again = second_look(image, tally, lambda box, windows: network(box, windows), predictor.config.windows)
+
+    def scores_of(box: torch.Tensor, windows: WindowSettings) -> Iterator[Chunk]:
+        with torch.inference_mode():
+            yield from sliding_window(box, windows, predictor.network)
+
+    again = second_look(image, tally, scores_of, predictor.config.windows)
     return plausibility(tally.labels, predictor.bundle.scheme.members, tally.confidence, again)
 
 
@@ -57,19 +62,25 @@ def rows_of(predictor: Predictor, item: Row) -> Iterator[Row]:
     moved, moved_reference = displaced(image[0].numpy(), reference, rng)
     results = [("own", image, reference), ("crop", MetaTensor(moved[None], affine=image.affine), moved_reference)]
     results += [(kind, changed, reference) for kind, changed in with_image_faults(image, rng, len(IMAGE_FAULTS))]
-    config, own = predictor.config.post.decoding, None
+    config = predictor.config.post.decoding
+    own: tuple[torch.Tensor, NDArray[np.float32], NDArray[np.uint8]] | None = None
     for kind, seen, labels in results:
         chunks: list[torch.Tensor] = []
-        found = predictor.predict(seen, watch=lambda chunk, kept=chunks: kept.append(chunk.scores.clone()))
+        found = predictor.predict(seen, watch=partial(_keep, chunks))
         assert found.prepared is not None
         prepared, expected = found.prepared.as_tensor().float(), nearest_labels(labels, seen, found.prepared)
         scores = torch.cat(chunks, 1)
         own = own or (prepared, scores.softmax(0).numpy(), expected)
         yield _row(predictor, name, kind, (prepared, scores, expected), config)
+    assert own is not None, "it is the first"
     prepared, probabilities, expected = own
     for kind, fault in MASK_FAULTS.items():
         changed = torch.from_numpy(np.asarray(fault(probabilities, rng), dtype=np.float32)).clamp_min(1e-7).log()
         yield _row(predictor, name, kind, (prepared, changed, expected), LabelDecoding("softmax"))
+
+
+def _keep(chunks: list[torch.Tensor], chunk: Chunk) -> None:
+    chunks.append(chunk.scores.clone())
 
 
 def _row(predictor: Predictor, name: str, kind: str, result: tuple[Any, Any, Any], decoding: LabelDecoding) -> Row:

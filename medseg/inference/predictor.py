@@ -281,12 +281,13 @@ class Predictor:
 
     def _plausible(self, labels: LabelMap, prepared: MetaTensor, tally: ScoreTally | None) -> Verdict:
         """What can be said without a calibration; ``tally`` is of the scores, where they are those of the labels."""
-        members, config, agrees = self.bundle.scheme.members, self.config, None
+        config, sure, agrees = self.config, None, None
         try:
             if tally is not None:
+                sure = tally.confidence
                 scores_of = partial(self._scoring.chunks, mirrored=(), timed=lambda network: network)
                 agrees = second_look(prepared.as_tensor().float(), tally, scores_of, config.windows, config.slice_axis)
-            return plausibility(labels, members, tally and tally.confidence, agrees).verdict
+            return plausibility(labels, self.bundle.scheme.members, sure, agrees).verdict
         except _FAILURES as error:
             _log.warning("the default judge failed with %s", type(error).__name__)
             return Verdict(NOT_CALIBRATED, flags=(NOT_JUDGED,))

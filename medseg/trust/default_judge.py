@@ -93,8 +93,8 @@ class ScoreTally:
     def add(self, scores: Tensor) -> None:
         """Take the next planes ``(K, h, W, D)`` of the volume."""
         step = max(1, _ELEMENTS // max(scores[:, 0].numel(), 1))
-        for part in scores.split(step, 1):
-            labels, sums = decoded(part, self.decoding)
+        for begin in range(0, scores.shape[1], step):
+            labels, sums = decoded(scores[:, begin : begin + step], self.decoding)
             self._planes.append(labels)
             self.sums = self.sums + sums
 

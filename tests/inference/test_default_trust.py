@@ -217,12 +217,15 @@ def test_the_labels_that_a_tally_keeps_are_those_that_are_written(
     scores = torch.randn(channels, 8, 6, 5, generator=torch.Generator().manual_seed(1)) * 3
     image = MetaTensor(torch.zeros(1, 8, 6, 5))
     inverter = Inverter(InferenceConfig(Compose([]), WindowSettings((0, 0, 0)), Postprocessing(decoding)), image, image)
-    looked_at = []
+    looked_at: list[int] = []
     decoded = default_judge.decoded
+
+    def counted(part: torch.Tensor, how: LabelDecoding) -> object:
+        looked_at.append(part.numel())
+        return decoded(part, how)
+
     monkeypatch.setattr(default_judge, "_ELEMENTS", channels * 60)
-    monkeypatch.setattr(
-        default_judge, "decoded", lambda part, how: (looked_at.append(part.numel()), decoded(part, how))[1]
-    )
+    monkeypatch.setattr(default_judge, "decoded", counted)
     tally = ScoreTally(decoding)
     for part in scores.split(4, 1):
         tally.add(part)
