@@ -183,8 +183,8 @@ def _say(report: RunReport, *, profile: bool) -> None:
     verdicts, trust = report.verdicts, report.trust
     if verdicts is not None and trust["state"] == "none":
         say(
-            f"Trust: not calibrated, so nothing is accepted; {verdicts['flagged']} to be reviewed, since something is"
-            f" implausible. Worst first: {report.folder / 'worklist.csv'}"
+            f"Trust: not calibrated, so nothing is accepted; {verdicts['flagged']} to be reviewed as implausible."
+            f" Worst first: {report.folder / 'worklist.csv'}"
         )
     elif verdicts is not None:
         flagged = verdicts.pop("flagged")
