@@ -181,7 +181,12 @@ def _say(report: RunReport, *, profile: bool) -> None:
     place = report.folder / "run.json"
     say(f"{counts}; {report.computed} computed now in {report.seconds:.1f} s. See {place}")
     verdicts, trust = report.verdicts, report.trust
-    if verdicts is not None:
+    if verdicts is not None and trust["state"] == "none":
+        say(
+            f"Trust: not calibrated, so nothing is accepted; {verdicts['flagged']} to be reviewed as implausible."
+            f" Worst first: {report.folder / 'worklist.csv'}"
+        )
+    elif verdicts is not None:
         flagged = verdicts.pop("flagged")
         words = [f"{count} {verdict}" for verdict, count in verdicts.items()]
         words += [f"{flagged} flagged"] if flagged else []

@@ -202,6 +202,7 @@ def _progress(finished: int, total: int) -> None:
 
 def _show(result: Recalibration) -> None:
     from medseg.trust.trust_files import TrustState
+    from medseg.workflows.trust_fit import coverage_at_least, fewest_patients
 
     console = terminal()
     for skipped in result.skipped:
@@ -215,11 +216,13 @@ def _show(result: Recalibration) -> None:
         console.print(f"Removed {name}: it belonged to other weights", style="yellow")
     if not result.flags:
         console.print("Nothing will be flagged as unlike the training: give --training to tell")
+    coverage = result.calibration.coverage
     for structure in result.calibration.structures:
-        bound = "; too few patients for a lower bound, so nothing will be accepted"
-        console.print(
-            f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients"
-            + (bound if structure.quantile is None else ""),
-        )
+        least = coverage_at_least(coverage, structure.n_patients)
+        if least is None or structure.quantile is None:
+            bound = f"too few for a lower bound, which takes {fewest_patients(coverage)}, so nothing will be accepted"
+        else:
+            bound = f"lower bounds hold for {coverage:.0%} on average over such fits, for {least:.0%} in 19 of 20"
+        console.print(f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients; {bound}")
     console.print(f"Trust: {TrustState('ready', '', result.calibration).describe()}")
     console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients")

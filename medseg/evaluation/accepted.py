@@ -86,7 +86,7 @@ def _discriminator(case: Judged) -> bool | None:
 
 
 def _calibrated(case: Judged) -> bool | None:
-    return None if case.trust is None else case.trust.decision == "accept"
+    return case.trust.decision == "accept" if case.trust is not None and case.trust.calibrated else None
 
 
 def _both(case: Judged) -> bool | None:

@@ -22,7 +22,14 @@ from medseg.inference.preprocess import Case, geometry_of
 from medseg.inference.roi import IndexBox
 from medseg.inference.sliding_window import Chunk
 from medseg.results.case_result import LocatedPart
-from medseg.results.verdict import STRUCTURE_MISSING, DiscriminatorVerdict, RealShare, StructureQuality, Verdict
+from medseg.results.verdict import (
+    NOT_CALIBRATED,
+    STRUCTURE_MISSING,
+    DiscriminatorVerdict,
+    RealShare,
+    StructureQuality,
+    Verdict,
+)
 
 Names = Mapping[int, tuple[int, str]]
 """Label and name in the result, by the label in a crop."""
@@ -160,8 +167,9 @@ class LocatedPredictor(Predictor):
 
     def _note(self, pieces: Sequence[_Piece], located: Found) -> str:
         parts = ", ".join(f"{piece.told.name} {piece.told.located_ml:.2f} ml" for piece in pieces)
-        judged = () if any(piece.told.trust for piece in pieces) else ("not judged",)
-        return "; ".join((f"located by {self._located.locator.name}: {parts}", *located.notes, *judged))
+        verdicts = [piece.told.trust for piece in pieces if piece.told.trust]
+        without = () if any(one.calibrated for one in verdicts) else (NOT_CALIBRATED if verdicts else "not judged",)
+        return "; ".join((f"located by {self._located.locator.name}: {parts}", *located.notes, *without))
 
 
 def _flipped(image: MetaTensor, axis: int | None) -> MetaTensor:

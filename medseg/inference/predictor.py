@@ -1,8 +1,9 @@
 """One case through a bundle: preprocess, run windows, label on the source grid, and say how far to believe it.
 
 Trust needs a calibration for the bundle's weights and its cleaning of labels. One that belongs to others, or cannot be
-read, gives no verdict at all. A case that cannot be judged (its structures are too large for the memory allowed, or the
-trust model fails) is to be reviewed.
+read, gives no verdict at all; where there is none, results are not calibrated, and only the implausible is flagged. A
+case that cannot be judged (its structures are too large for the memory allowed, or the trust model fails) is to be
+reviewed.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from medseg.inference.invert import Inverter, LabelMap
 from medseg.inference.preprocess import Case, geometry_of, preprocess
 from medseg.inference.probabilities import ProbabilityMaps, ProbabilitySpool, require_probabilities
 from medseg.inference.scoring import Scoring
+from medseg.inference.second_look import second_look
 from medseg.inference.sliding_window import Chunk
 from medseg.results.case_result import LocatedPart
-from medseg.results.verdict import NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
+from medseg.results.verdict import NOT_CALIBRATED, NOT_JUDGED, TOO_LARGE, DiscriminatorVerdict, Verdict
 from medseg.trust.crop import Crop, ProbabilityCrop
+from medseg.trust.default_judge import ScoreTally, plausibility
 from medseg.trust.trust_files import TrustFiles, TrustState
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from medseg.trust.trust_model import TrustModel
 
 _log = logging.getLogger(__name__)
+_FAILURES = (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError)
+"""What a judge may raise without taking the labels along."""
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -63,7 +68,7 @@ class Prediction:
         Wall time per stage: ``prepare``, ``network``, ``restore`` (stitching, labels, back to the source grid), and
         ``trust`` if there is a verdict.
     verdict
-        How far the labels can be believed; None without a calibration.
+        How far the labels can be believed; None unless asked for, or if the calibration cannot be used.
     error_map
         Per cent of wrong labels expected round each voxel, uint8 on the source grid; None unless asked for.
     prepared
@@ -106,9 +111,10 @@ class Predictor:
         Bundles or weights files whose networks are averaged with the bundle's own, see
         :func:`medseg.inference.ensemble.load_models`.
     trust
-        Whether cases get a verdict, if the bundle has a trust calibration for its weights (``trust_state`` says why
-        there is none). It holds for the plain network alone: with ``mirror`` or ``ensemble`` there is none. The same
-        goes for the judgement of a discriminator that may judge.
+        Whether cases get a verdict: by the bundle's trust calibration for its weights, or without one "not calibrated",
+        and the implausible flagged (``trust_state`` says which, or why there is none). It holds for the plain network
+        alone: with ``mirror`` or ``ensemble`` there is none. The same goes for the judgement of a discriminator that
+        may judge.
     structures
         Names of the structures that a VISTA3D is asked for; by default all that it labels by itself.
 
@@ -151,6 +157,9 @@ class Predictor:
         self.trust_state, self._trust = TrustState("off"), None
         if trust and plain:
             self.trust_state, self._trust = _open_trust(self.bundle, self.network, self.device)
+        elif trust and not self.mirror and not ensemble:
+            self.trust_state = TrustState("none", f"not calibrated: {self.bundle.name} names what it is asked for")
+        self._plain = plain
         self._judge = _open_judge(self.bundle, self.device) if trust and plain else None
         self._cleans = self._judge is not None and bool(TrustFiles(self.bundle).cleaning)
 
@@ -203,6 +212,10 @@ class Predictor:
             watching.append(spool.add)
         if crop is not None:
             watching.append(clock.timed("trust", lambda chunk: crop.add(chunk.start, chunk.scores)))
+        default = self.trust_state.state == "none"
+        tally = ScoreTally(self.config.post.decoding) if default and self._plain else None
+        if tally is not None:
+            watching.append(clock.timed("trust", lambda chunk: tally.add(chunk.scores)))
         with clock.stage("restore"):
             axes = mirrored_axes(self.mirror, geometry_of(prepared)) if self.mirror else ()
             volume = prepared.as_tensor().float()
@@ -216,6 +229,9 @@ class Predictor:
             with clock.stage("trust"):
                 written = nearest_labels(labels, source, prepared) if self._cleans else None
                 found = self._assess(crop, prepared, inverter if error_map else None, written)
+        if default:
+            with clock.stage("trust"):
+                found = replace(found, verdict=self._plausible(labels, prepared, tally))
         watched = prepared if watch else None
         seconds = dict(clock.seconds)
         maps = None if spool is None else spool.maps(inverter.field)
@@ -252,7 +268,7 @@ class Predictor:
             if self._trust is None:
                 return _Judgement(discriminator=real)
             found = self._trust.assess(crop)
-        except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+        except _FAILURES as error:
             _log.warning("the trust model failed with %s", type(error).__name__)
             return _Judgement(Verdict.not_assessed(NOT_JUDGED) if self._trust else None)
         if inverter is None:
@@ -263,6 +279,19 @@ class Predictor:
         percent = np.rint(np.clip(inverter.field(whole), 0.0, 1.0) * 100.0)
         return _Judgement(found.verdict, np.asarray(percent, dtype=np.uint8), real)
 
+    def _plausible(self, labels: LabelMap, prepared: MetaTensor, tally: ScoreTally | None) -> Verdict:
+        """What can be said without a calibration; ``tally`` is of the scores, where they are those of the labels."""
+        config, sure, agrees = self.config, None, None
+        try:
+            if tally is not None:
+                sure = tally.confidence
+                scores_of = partial(self._scoring.chunks, mirrored=(), timed=lambda network: network)
+                agrees = second_look(prepared.as_tensor().float(), tally, scores_of, config.windows, config.slice_axis)
+            return plausibility(labels, self.bundle.scheme.members, sure, agrees).verdict
+        except _FAILURES as error:
+            _log.warning("the default judge failed with %s", type(error).__name__)
+            return Verdict(NOT_CALIBRATED, flags=(NOT_JUDGED,))
+
     def _real(
         self, judge: DiscriminatorJudge, prepared: MetaTensor, crop: Crop, written: NDArray[np.uint8] | None
     ) -> DiscriminatorVerdict | None:
@@ -272,7 +301,7 @@ class Predictor:
             if written is None:
                 return judge.judge(image, crop)
             return judge.judge_labels(image, torch.from_numpy(written)[None])
-        except (MedsegError, MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+        except _FAILURES as error:
             _log.warning("the discriminator failed with %s", type(error).__name__)
             return None
 

@@ -17,7 +17,7 @@ from medseg.inference.convolution_stack import Head, split_stack
 from medseg.inference.engines import EngineChoice, build_engine
 from medseg.inference.ensemble import ensemble_of, load_models, members_of
 from medseg.inference.prompts import ClassScores
-from medseg.inference.sliding_window import EVEN, Chunk, averaged_windows
+from medseg.inference.sliding_window import EVEN, Chunk, WindowSettings, averaged_windows
 
 Timed = Callable[[Callable[[torch.Tensor], torch.Tensor]], Callable[[torch.Tensor], torch.Tensor]]
 """Gives a function whose calls are counted."""
@@ -58,13 +58,18 @@ class Scoring:
             models, self._head = [split[0]], split[1]
         self._engines = [build_engine(choice.engine, model, device) for model in models]
 
-    def chunks(self, image: torch.Tensor, mirrored: Sequence[int], timed: Timed) -> Iterator[Chunk]:
-        """Scores of an image ``(C, H, W, D)``, float32, also mirrored along array axes; :meth:`labels` takes them."""
+    def chunks(
+        self, image: torch.Tensor, mirrored: Sequence[int], timed: Timed, windows: WindowSettings | None = None
+    ) -> Iterator[Chunk]:
+        """Scores of an image ``(C, H, W, D)``, float32, also mirrored along array axes; :meth:`labels` takes them.
+
+        In the bundle's windows, if no others are given.
+        """
         activation = self._config.post.decoding.activation
         apart = self._config.windows.mode == EVEN and activation == "none"  # as nnU-Net averages its folds
         together = [[engine] for engine in self._engines] if apart else [self._engines]
         networks = [timed(ensemble_of(engines, mirrored, activation)) for engines in together]
-        chunks = averaged_windows(image, self._config.windows, networks)
+        chunks = averaged_windows(image, windows or self._config.windows, networks)
         return chunks if self._head is None else self._head(chunks)
 
     def labels(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:

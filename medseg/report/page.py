@@ -263,14 +263,19 @@ def _about(study: Study) -> Iterator[tuple[str, str]]:
     if study.measured:
         yield from ((metric_named(m).title, metric_named(m).definition) for m in tables.metric_columns(study))
         yield "Missed, invented", "overlap scores and NSD are 0, distances do not exist"
-    if trust := _trust(study.trust):
+    if trust := _trust(study.trust, judged=any(case.verdict for case in study.cases)):
         yield "Trust", trust
     yield "Pictures", "patient's right on your left, in sagittal slices anterior; solid: prediction, dashed: reference"
     yield "Identity", "cases are named by their case id; paths and header fields of the sources are left out"
 
 
-def _trust(trust: Trust) -> str:
+def _trust(trust: Trust, *, judged: bool) -> str:
     """What the verdicts mean, and why there are none where a calibration cannot be used."""
+    if trust.state == "none" and judged:
+        return (
+            "not calibrated: nothing is known of how good results of this bundle are, and none is accepted; review: "
+            "something about the result is implausible. What is not flagged is not thereby right."
+        )
     if trust.state in {"stale", "damaged"}:
         return "no verdicts: the bundle's calibration does not belong to its weights or cannot be read"
     if trust.state != "ready" or trust.reject is None:

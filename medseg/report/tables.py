@@ -17,7 +17,7 @@ from medseg.evaluation.statistics import Bootstrap, by_structure, summarise, sum
 from medseg.pictures import colour, rgb
 from medseg.report.collect import Case, Study
 from medseg.report.remedies import remedy
-from medseg.results.verdict import DECISIONS, UNLIKE_TRAINING
+from medseg.results.verdict import NOT_CALIBRATED, UNLIKE_TRAINING, counted
 
 _NOTHING = "–"
 Row = TypeVar("Row")
@@ -135,8 +135,8 @@ def tiles(study: Study) -> list[Tile]:
 
 def verdict_counts(study: Study) -> dict[str, int]:
     """How many cases trust accepts, wants reviewed, rejects; empty without trust."""
-    counts = Counter(case.verdict for case in study.cases if case.verdict)
-    return {name: counts[name] for name in DECISIONS} if counts else {}
+    judged = [case.verdict for case in study.cases if case.verdict]
+    return counted(judged) if judged else {}
 
 
 def not_done(study: Study) -> Table:
@@ -208,7 +208,7 @@ def averaged(summary: _Summaries | None, metric: str) -> Cell:
     return Cell(number(mean, metric), aside=f"± {std}", notes=notes)
 
 
-_VERDICT_ORDER = {"reject": "0", "review": "1", "accept": "2"}
+_VERDICT_ORDER = {"reject": "0", "review": "1", NOT_CALIBRATED: "2", "accept": "3"}
 
 
 def case_table(study: Study) -> Table:

@@ -31,7 +31,7 @@ from medseg.json_shape import (
 from medseg.results.accept_table import ACCEPT_TABLE
 from medseg.results.case_result import CASE, CaseResult
 from medseg.results.state_file import STATE_NAME, stored_cases
-from medseg.results.verdict import DECISIONS
+from medseg.results.verdict import counted
 from medseg.tables import table_text
 
 RUN_JSON, RESULTS_CSV = "run.json", "results.csv"
@@ -152,8 +152,7 @@ class RunReport:
         judged = [case for case in self.cases if case.trust]
         if not judged:
             return None
-        counts: dict[str, int] = {verdict: sum(case.verdict == verdict for case in judged) for verdict in DECISIONS}
-        return {**counts, "flagged": sum(bool(case.flags) for case in judged)}
+        return {**counted(case.verdict for case in judged), "flagged": sum(bool(case.flags) for case in judged)}
 
     @property
     def real(self) -> dict[str, int] | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
-Decision = Literal["accept", "review", "reject"]
+Decision = Literal["not calibrated", "accept", "review", "reject"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+NOT_CALIBRATED: Final = "not calibrated"
+"""Verdict where nothing is known of the Dice of such results, and flag of what is to be reviewed all the same."""
 
 UNLIKE_TRAINING = "unlike-training"
 """Flag: predicted Dice means nothing for an image so far from those of the training."""
@@ -19,6 +22,16 @@ TOO_LARGE = "too-large"
 """Flag: the structures are too large to be assessed in the memory allowed."""
 NOT_JUDGED = "not-judged"
 """Flag: the trust model failed on the case."""
+NOTHING_FOUND = "nothing-found"
+"""Flag without a calibration: no structure was found at all."""
+SCATTERED = "scattered"
+"""Flag without a calibration: most of the structures lies in pieces."""
+CUT_OFF = "cut-off"
+"""Flag without a calibration: the image ends where the structures do not."""
+UNSURE = "unsure"
+"""Flag without a calibration: the network itself expects a poor result."""
+SECOND_LOOK_DIFFERS = "second-look-differs"
+"""Flag without a calibration: the network says something else when it looks at the place once more."""
 
 USUAL = "usual"
 """The fault kind of an image without a fault."""
@@ -85,10 +98,14 @@ class Thresholds:
 class Verdict:
     """What is said of one result without its ground truth; what is flagged is never accepted.
 
+    Without a calibration that is ``"not calibrated"``, or with a flag ``"review"``, beside which the flag
+    :data:`NOT_CALIBRATED` stands.
+
     Parameters
     ----------
     decision
-        ``"accept"``, ``"review"`` or ``"reject"``; becomes ``"review"`` where a flag contradicts ``"accept"``.
+        ``"accept"``, ``"review"``, ``"reject"`` or ``"not calibrated"``; the first and last of them become
+        ``"review"`` where there is a flag.
     structures
         By label; none if the result could not be assessed.
     flags
@@ -106,7 +123,9 @@ class Verdict:
     fault: FaultKind | None = None
 
     def __post_init__(self) -> None:
-        if self.flags and self.decision == "accept":
+        if self.flags and self.decision == NOT_CALIBRATED:
+            object.__setattr__(self, "flags", tuple(dict.fromkeys((*self.flags, NOT_CALIBRATED))))
+        if self.flags and self.decision in {"accept", NOT_CALIBRATED}:
             object.__setattr__(self, "decision", "review")
 
     @classmethod
@@ -131,6 +150,11 @@ class Verdict:
         every = dict.fromkeys([*(flag for one in verdicts for flag in one.flags), *flags])
         structures = tuple(lowest[label] for label in sorted(lowest))
         return cls(worst.decision, structures, tuple(every), worst.look_at_mm, worst.fault)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it rests on a calibration."""
+        return NOT_CALIBRATED not in (self.decision, *self.flags)
 
     @property
     def predicted_dice(self) -> float | None:
@@ -181,6 +205,12 @@ class Verdict:
             (x, y, z) if point else None,
             FaultKind(str(fault["name"]), float(fault["probability"])) if fault else None,
         )
+
+
+def counted(verdicts: Iterable[str]) -> dict[str, int]:
+    """How many results have each verdict; those without a calibration are named where there are any."""
+    counts = Counter(verdicts)
+    return {name: counts[name] for name in DECISIONS if name != NOT_CALIBRATED or counts[name]}
 
 
 REAL_SHARE = 0.5
@@ -249,7 +279,7 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """``accept``, ``review`` or ``reject``; empty if nothing has judged the case."""
+        """The decision; empty if nothing has judged the case."""
         return self.trust.decision if self.trust else ""
 
     @property

@@ -12,11 +12,17 @@ from medseg.files import write_text
 from medseg.results.case_result import CaseResult
 from medseg.results.run_report import RunReport
 from medseg.results.verdict import (
+    CUT_OFF,
     IMPLAUSIBLE_SHAPE,
+    NOT_CALIBRATED,
     NOT_JUDGED,
+    NOTHING_FOUND,
+    SCATTERED,
+    SECOND_LOOK_DIFFERS,
     STRUCTURE_MISSING,
     TOO_LARGE,
     UNLIKE_TRAINING,
+    UNSURE,
     USUAL,
     StructureQuality,
     Verdict,
@@ -27,13 +33,18 @@ _log = logging.getLogger(__name__)
 
 WORKLIST_NAME = "worklist.csv"
 
-_TODO = {"reject": "segment anew", "review": "correct", "accept": "none"}
+_TODO = {"reject": "segment anew", "review": "correct", NOT_CALIBRATED: "look at it", "accept": "none"}
 _FLAGS = {
     UNLIKE_TRAINING: "the image is unlike those of the training",
     IMPLAUSIBLE_SHAPE: "a structure has an unusual shape",
     STRUCTURE_MISSING: "a structure is missing",
     TOO_LARGE: "too large to be judged",
     NOT_JUDGED: "could not be judged",
+    NOTHING_FOUND: "nothing was found",
+    SCATTERED: "the structures lie in pieces",
+    CUT_OFF: "the image ends within the structures",
+    UNSURE: "the network is unsure",
+    SECOND_LOOK_DIFFERS: "a second look says something else",
 }
 _KINDS = {
     "bias-field": "uneven brightness",
@@ -47,7 +58,7 @@ _SURE = 0.5
 MISS_BELOW = 0.5
 """A structure whose measured Dice is below is a miss, which no verdict outranks."""
 
-_GROUPS = {"reject": 1, "review": 2, "accept": 4}
+_GROUPS = {"reject": 1, "review": 2, NOT_CALIBRATED: 3, "accept": 4}
 _UNJUDGED, _NOT_DONE = 3, 5
 
 

@@ -147,11 +147,11 @@ class ProbabilityCrop:
 
     def add(self, start: int, scores: Tensor) -> None:
         """Keep what matters of a chunk ``(K, h, W, D)`` whose first plane is ``start`` on the network's grid."""
-        both = _with_background(scores, self._decoding)
+        both = with_background(scores, self._decoding)
         self._classes = both.shape[0]
         if self._kept_bytes > LIMIT_BYTES:
             return
-        where, probabilities = _uncertain(both, _are_probabilities(self._decoding, scores))
+        where, probabilities = _uncertain(both, are_probabilities(self._decoding, scores))
         index = where.to(torch.int32).numpy() + np.array([start, 0, 0], dtype=np.int32)
         self._pieces.append((index, probabilities.half()))
         self._kept_bytes += index.nbytes + probabilities.numel() * 2
@@ -204,7 +204,7 @@ def with_rest_as_background(probabilities: Tensor) -> None:
     probabilities[0] = (1.0 - total).clamp_(min=0.0)
 
 
-def _with_background(scores: Tensor, decoding: LabelDecoding) -> Tensor:
+def with_background(scores: Tensor, decoding: LabelDecoding) -> Tensor:
     """Scores ``(K, ...)`` with the background first, also of a network with one channel."""
     if scores.shape[0] > 1:
         return scores
@@ -213,7 +213,7 @@ def _with_background(scores: Tensor, decoding: LabelDecoding) -> Tensor:
     return torch.cat([-scores, scores]) / 2  # the softmax of ∓x/2 is the sigmoid of x
 
 
-def _are_probabilities(decoding: LabelDecoding, scores: Tensor) -> bool:
+def are_probabilities(decoding: LabelDecoding, scores: Tensor) -> bool:
     """Whether the network itself ends in a softmax, so that its scores are probabilities already."""
     if decoding.activation != "none" or scores.shape[0] == 1 or bool(scores.min() < 0):
         return False

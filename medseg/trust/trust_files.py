@@ -41,9 +41,9 @@ class TrustState:
     """Whether results come with a verdict, and by what."""
 
     state: Literal["ready", "none", "stale", "damaged", "off"]
-    """``"ready"``; ``"none"``: no calibration; ``"stale"``: it belongs to other weights, or to
-    another cleaning of labels; ``"damaged"``: it cannot be used; ``"off"``: not asked for. Only ``"ready"`` gives
-    verdicts."""
+    """``"ready"``; ``"none"``: no calibration, so that only the implausible is flagged; ``"stale"``: it belongs to
+    other weights, or to another cleaning of labels; ``"damaged"``: it cannot be used; ``"off"``: not asked for. Only
+    ``"ready"`` gives estimates."""
     message: str = ""  # why not, and what to do
     calibration: Calibration | None = None  # coverage, thresholds, what it was fitted on, if it can be read
 
@@ -212,12 +212,14 @@ class TrustFiles:
         """Whether results come with a verdict."""
         bundle = self.bundle
         if bundle.scheme.regions:
-            return TrustState("none", f"{bundle.name} has regions that overlap, of which no verdict is given")
+            return TrustState("none", f"not calibrated: {bundle.name} has regions that overlap")
         if not (bundle.path / CALIBRATION_NAME).is_file():
-            return TrustState("none", f"{bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit")
+            return TrustState(
+                "none", f"not calibrated: {bundle.name} has no {CALIBRATION_NAME}; fit one: medseg trust fit"
+            )
         if bundle.output_channels > 1 and not bundle.has_background:
             why = "channel_def names no background, which probabilities are judged against"
-            return TrustState("none", f"{bundle.name} cannot be judged: {why}")
+            return TrustState("none", f"not calibrated: {bundle.name} cannot be: {why}")
         stated = None
         try:
             stated = self.stated_calibration

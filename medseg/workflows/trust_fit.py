@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +90,14 @@ class Recalibration:
             "coverage": self.calibration.coverage,
             "n_cases": self.n_cases,
             "n_patients": self.n_patients,
-            "structures": [{**s.facts(), "bounded": s.quantile is not None} for s in self.calibration.structures],
+            "structures": [
+                {
+                    **s.facts(),
+                    "bounded": s.quantile is not None,
+                    "holds_at_least": coverage_at_least(self.calibration.coverage, s.n_patients),
+                }
+                for s in self.calibration.structures
+            ],
             "before": before,
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "removed": list(self.removed),
@@ -97,6 +105,25 @@ class Recalibration:
             "thresholds": asdict(self.calibration.thresholds),
             "accepted": self.calibration.accepted and self.calibration.accepted.to_json(),
         }
+
+
+def fewest_patients(coverage: float) -> int:
+    """From how many patients on there is a bound that holds so often: the largest of n errors does in n/(n+1)."""
+    return math.ceil(coverage / (1.0 - coverage) - 1e-9)
+
+
+def coverage_at_least(coverage: float, patients: int) -> float | None:
+    """What 19 of 20 calibrations with so many patients hold at least; None if they are too few for a bound.
+
+    A conformal bound holds as often as stated on average over calibrations. That of one calibration is drawn from a
+    beta distribution (Vovk, JMLR W&CP 25:475, 2012), here as if every patient had one result.
+    """
+    from scipy.stats import beta
+
+    if patients < fewest_patients(coverage):
+        return None
+    rank = math.ceil(coverage * (patients + 1) - 1e-9)
+    return round(float(beta.ppf(0.05, rank, patients + 1 - rank)), 4)
 
 
 def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lambda _, __: None) -> Recalibration:

@@ -18,6 +18,7 @@ from medseg.cli.main import app
 from medseg.errors import ExitCode
 from medseg.sharing import verify
 from medseg.trust.trust_files import trust_state
+from medseg.workflows.trust_fit import coverage_at_least, fewest_patients
 from tests.inference.bundles import ORIENTED, Design, write_bundle
 from tests.inference.fake_judge import calibrate
 from tests.inference.volumes import blobs, grid, save
@@ -103,6 +104,7 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     told = json.loads(fitted.stdout)
     assert (told["n_cases"], told["n_patients"], told["before"], told["skipped"]) == (12, 12, None, [])
     assert all(structure["bounded"] for structure in told["structures"])
+    assert [structure["holds_at_least"] for structure in told["structures"]] == [0.7791, 0.7791]
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
     bound = json.loads((bundle / "trust" / "calibration.json").read_text())["cleaning"]
     assert bound == ["FillHolesd(applied_labels=[2])"]
@@ -123,6 +125,8 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     again = _medseg("trust", "fit", bundle, *arguments)
     assert again.exit_code == ExitCode.DONE, again.output
     assert "structures reach their lower bound" in again.stdout
+    shown = " ".join(again.stdout.split())
+    assert "of 12 patients; lower bounds hold for 90% on average over such fits, for 78% in 19 of 20" in shown
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
 
     strict = _medseg("trust", "fit", bundle, *arguments, "--precision", "0.99", "--good", "0.7")
@@ -132,6 +136,13 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": None, "reject": 0.2}
     [finding] = [one for one in verify(bundle) if one.file == "trust/calibration.json"]
     assert (finding.severity, "nothing is accepted" in finding.what) == ("warn", True)
+
+
+def test_what_so_many_patients_can_bound() -> None:
+    assert [fewest_patients(coverage) for coverage in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
+    assert coverage_at_least(0.9, 8) is None
+    assert coverage_at_least(0.9, 9) == pytest.approx(0.05 ** (1 / 9), abs=1e-4)  # the largest of nine
+    assert coverage_at_least(0.9, 22) == pytest.approx(0.8019, abs=1e-4)
 
 
 def test_too_few_cases_are_refused(hospital: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from medseg.inference.located_bundle import LocatedBundle
 from medseg.pacs.settings import Route
 from medseg.pacs.study_worker import run_route
 from medseg.phantom import make_patient, write_dicom
+from medseg.results.verdict import NOT_CALIBRATED
 from tests.inference.bundles import CONVOLUTION, ORIENTED, SCORES_BACK, Design, write_bundle
 from tests.inference.fake_judge import FakeJudge, calibrate, read_run, use
 from tests.inference.heads import (
@@ -95,8 +96,10 @@ def test_run_json_says_how_it_was_located(bundles: tuple[Path, Path], tmp_path: 
     assert len(asked["sha256"]) == 64
     left = content["cases"][0]["parts"][1]
     assert np.subtract(left["high"], left["low"]).tolist() == [17, 17, 17]  # 7 + 2 · 5 voxels
-    assert (left["low"], left["mirrored"], left["trust"]) == ([12, 12, 8], False, None)
-    assert content["cases"][0]["message"].endswith("not judged")
+    assert (left["low"], left["mirrored"], left["trust"]["verdict"]) == ([12, 12, 8], False, NOT_CALIBRATED)
+    assert content["cases"][0]["message"].endswith(f"; {NOT_CALIBRATED}")
+    off = run_batch(bundles[1], [image], tmp_path / "off", _located(bundles, trust=False)).cases[0]
+    assert (off.parts[1].trust, off.message.endswith("; not judged")) == (None, True)
 
 
 def test_goes_on_and_computes_anew_for_another_margin_or_locator(bundles: tuple[Path, Path], tmp_path: Path) -> None:

@@ -313,7 +313,8 @@ def test_an_accepted_discriminator_judges_every_case_with_and_without_trust(
     assert rows["lacking"]["large_real"] == rows["text"]["discriminator"] == ""
     (judged / "trust" / "calibration.json").unlink()
     alone = run_batch(judged, [images / "sound.nii.gz"], tmp_path / "alone")
-    assert alone.cases[0].trust is None
+    assert alone.cases[0].trust is not None
+    assert not alone.cases[0].trust.calibrated
     assert alone.cases[0].discriminator == report.case("sound").discriminator  # type: ignore[union-attr]
 
 

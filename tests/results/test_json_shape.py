@@ -31,7 +31,7 @@ ODD: list[Any] = [None, 3, -1.5, "x", "", [], [1], {}, {"a": 1}, True, float("na
         ({"cases": [], "trust": {"thresholds": {"accept": 1}}}, "trust.thresholds has no reject"),
         (
             {"cases": [{"case_id": "a", "trust": {"verdict": "perhaps"}}]},
-            "cases[0].trust.verdict is a str, expected one of accept, review, reject",
+            "cases[0].trust.verdict is a str, expected one of not calibrated, accept, review, reject",
         ),
         ({"cases": [{"case_id": "a", "outputs": "b"}]}, "cases[0].outputs is a str, expected a list"),
     ],
