@@ -35,7 +35,7 @@ KINDS = ("own", *MASK_FAULTS, *WEAK, "crop", *IMAGE_FAULTS)
 """What figures speak of; behind the plus is the number of a further draw."""
 EXTRA = ("motion+1", "motion+2")
 """Drawn oftener than the others, since it is the hardest to see, and fitted on; no figure speaks of these."""
-DISTURBED = (0.1, 0.6)
+DISTURBED = (0.3, 1.0)
 """Spread of the factors near one by which the weights of a poor network are multiplied, from the least to the most."""
 
 Floats = NDArray[np.float32]

@@ -136,7 +136,7 @@ def test_a_calibration_that_rests_on_a_fault_classifier_is_damaged_without_it(fi
     (bundle.path / "trust" / "case_class.json").unlink()
     state = TrustFiles(bundle).state
     assert state.state == "damaged"
-    assert "kind-noise" in state.reason
+    assert "kind-noise" in state.message
 
 
 def test_usual_images_are_rarely_flagged(model: TrustModel) -> None:
