@@ -210,6 +210,11 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
     return result
 
 
+def is_control(name: str) -> bool:
+    """What ships, with the scores of an error net that began at random instead."""
+    return name.startswith("control-") or (figures.is_shipped(name) and not figures.is_critic(name))
+
+
 def strangers(bench: Bench, rows: Sequence[Row], shared: Path) -> dict[str, Any]:
     """Images of other things before the judge of the first fold, with limits from the other folds' own results."""
     path = bench.cache / "strangers.json"
@@ -291,12 +296,15 @@ def main() -> None:
     if options.fit:
         publish(bench, rows, options.held_out)
         return
-    result = summary(bench, rows)
+    result, labels = summary(bench, rows), [str(label) for label in bench.bundle.labels]
     if options.ablation:
-        result["ablation"] = figures.ablation(rows, [str(label) for label in bench.bundle.labels])
+        parts = [name for name, chosen in figures.PARTS.items() if any(map(chosen, rows[0]["scores"]))]
+        result["ablation"] = figures.ablation(rows, labels, parts)
+    if options.control:
+        result["critic from random weights"] = figures.part_quality(rows, labels, is_control)
     if options.baselines:
         some = with_baselines(bench.bundle, bench.runs, bench.cache, rows, options.baselines)
-        result["baselines"] = compared(some, [str(label) for label in bench.bundle.labels])
+        result["baselines"] = compared(some, labels)
     if options.strangers:
         result["strangers"] = strangers(bench, rows, options.strangers)
     write_json(options.cache / "trust.json", result)

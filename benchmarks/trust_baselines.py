@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from benchmarks import trust_figures as figures
-from benchmarks.trust_cases import KINDS, Floats, Run, load_network, probabilities_of
+from benchmarks.trust_cases import Floats, Run, load_network, probabilities_of
 from benchmarks.trust_scores import Row, Stored
 from medseg.bundle import Bundle
 from medseg.files import write_json
@@ -75,7 +75,7 @@ def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Seque
     known = {(row["fold"], row["number"]): row for row in rows}  # a patient may have two images
     found: list[Row] = []
     for run in runs:
-        cases = Stored([cache / run.folder.name], KINDS)
+        cases = Stored([cache / run.folder.name])
         kept = [run.snapshot(number) for number in SNAPSHOTS]
         weights = [run.weights, *(kept if all(path.is_file() for path in kept) else ())]
         networks = [load_network(bundle, path) for path in weights]

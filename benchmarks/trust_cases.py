@@ -33,8 +33,6 @@ from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
 WEAK = ("weak", "weak+1")
 KINDS = ("own", *MASK_FAULTS, *WEAK, "crop", *IMAGE_FAULTS)
 """What figures speak of; behind the plus is the number of a further draw."""
-EXTRA = ("motion+1", "motion+2")
-"""Drawn oftener than the others, since it is the hardest to see, and fitted on; no figure speaks of these."""
 DISTURBED = (0.3, 1.0)
 """Spread of the factors near one by which the weights of a poor network are multiplied, from the least to the most."""
 
@@ -145,7 +143,7 @@ def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
     """Make what is not there yet, one file per kind."""
     folder = cache / run.folder.name
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [kind for kind in (*KINDS, *EXTRA) if not (folder / f"{kind}.npz").is_file()]
+    missing = [kind for kind in KINDS if not (folder / f"{kind}.npz").is_file()]
     if not missing:
         return
     cases, windows = prepared(bundle, data, run.fold), read_inference_config(bundle).windows

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.trust_cases import EXTRA, KINDS, Run, load_network, prepared, read
+from benchmarks.trust_cases import KINDS, Run, load_network, prepared, read
 from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 class Stored(Sequence[TrustCase]):
     """Cases on disk, read when asked for."""
 
-    def __init__(self, folders: Sequence[Path], kinds: Sequence[str] = (*KINDS, *EXTRA)) -> None:
+    def __init__(self, folders: Sequence[Path], kinds: Sequence[str] = KINDS) -> None:
         self.where: list[tuple[Path, str, int]] = []
         self.patients: list[str] = []
         self.kinds: list[str] = []

@@ -68,7 +68,7 @@ def test_what_a_calibration_learns_from_was_told_by_one_that_had_not_seen_the_pa
     classifier, told = found
     by_heart = [classifier.probabilities(row)[name] for row, name in zip(noise, classes, strict=True)]
     honest = [row[f"kind-{name}"] for row, name in zip(told, classes, strict=True)]
-    assert np.mean(by_heart) > 0.7
+    assert np.mean(by_heart) > 0.6
     assert np.mean(honest) == pytest.approx(1 / 3, abs=0.1)
 
 
