@@ -1,20 +1,26 @@
 """How far trust can be trusted: predicted against measured Dice on the hippocampus bundle, cross-fitted by fold.
 
-    python -m benchmarks.bench_trust DATA RUNS CACHE            # figures
-    python -m benchmarks.bench_trust DATA RUNS CACHE --fit      # write trust/ for the weights in the bundle
+    python -m benchmarks.bench_trust DATA RUNS CACHE --jobs 2          # figures
+    python -m benchmarks.bench_trust DATA RUNS CACHE --jobs 2 --fit    # write trust/ for the weights in the bundle
 
 DATA is the folder of MSD Task04_Hippocampus; RUNS holds one folder per fold, ``fold0`` to ``fold4``, as
-``benchmarks.train_flagship`` leaves them; CACHE keeps what is done: it goes on where it was stopped. With fewer folds
-it uses those that are finished. ``--strangers FOLDER`` also shows images of other things, see
-``benchmarks.trust_strangers``.
+``benchmarks.train_flagship`` leaves them: of each ``checkpoints/final.pt`` is read, and ``judge.pt``,
+``final_discriminator.pt`` beside it if they are there. CACHE keeps what is done: it goes on where it was stopped. With
+fewer folds it uses those that are finished. ``--control`` also tries error nets that begin at random. ``--strangers
+FOLDER`` also shows images of other things, see ``benchmarks.trust_strangers``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +35,11 @@ from benchmarks.trust_scores import (
     Row,
     Stored,
     adversary_of,
-    critics,
     crossed,
     read_rows,
     reference_of,
     rows_of,
+    started,
     write_rows,
 )
 from benchmarks.trust_strangers import flagged_share, meet
@@ -41,8 +47,9 @@ from medseg.bundle import Bundle
 from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
+from medseg.trust.fault_classifier import FaultClassifier
 from medseg.trust.fit import FALSE_FLAGS, fold_of, start_error_net, write_trust
-from medseg.trust.fit_cases import TrainingCase
+from medseg.trust.fit_cases import Subset, TrainingCase
 from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
@@ -52,50 +59,109 @@ FEWEST_FOLDS = 5
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything is."""
+    """Where everything is, and how it is done."""
 
-    bundle: Bundle
+    place: Path
     data: Path
     runs: tuple[Run, ...]
     cache: Path
     finishing: FineTuning
     parts: int
+    control: bool
+    jobs: int
 
-    def stored(self) -> Stored:
-        """All cases of all runs."""
-        return Stored([self.cache / run.folder.name for run in self.runs])
+    @cached_property
+    def bundle(self) -> Bundle:
+        """Whose network the runs have trained."""
+        return Bundle.open(self.place)
+
+    @property
+    def name(self) -> str:
+        """Of the folds, for files."""
+        return "-".join(str(run.fold) for run in self.runs)
+
+    def stored(self, run: Run | None = None) -> Stored:
+        """All cases of all runs, or of one."""
+        return Stored([self.cache / one.folder.name for one in ([run] if run else self.runs)])
+
+    def critic(self, number: int | str, start: str) -> Path:
+        """The error net for one part, finished on the others; for ``all``, the one that ships."""
+        return self.cache / f"critic-{start}-{self.name}-{number}.safetensors"
+
+    def each(self, step: Callable[[Bench, Any], None], tasks: Sequence[Any]) -> None:
+        """Do a step for every task, several at a time on request, and say what it took."""
+        alone = replace(self)  # without what was opened, which does not travel
+        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+            for task, seconds in zip(tasks, pool.map(partial(_timed, alone, step), tasks), strict=True):
+                print(f"{step.__name__} {task}: {seconds / 60:.1f} core-minutes", file=sys.stderr, flush=True)
+
+
+def _timed(bench: Bench, step: Callable[[Bench, Any], None], task: Any) -> float:
+    torch.set_num_threads(1)
+    begin = time.process_time()
+    step(bench, task)
+    return time.process_time() - begin
+
+
+def results(bench: Bench, number: int) -> None:
+    """Make the results of one run, what its training cases look like, and the head that knows faults by them."""
+    run, bundle = bench.runs[number], bench.bundle
+    make(bundle, bench.data, run, bench.cache)
+    judge, path = reference_of(bundle, bench.data, run, bench.cache), _head(bench, run)
+    if not path.is_file():
+        fitted_head(judge, prepared(bundle, bench.data, run.fold, "training")).write(path)
+
+
+def _head(bench: Bench, run: Run) -> Path:
+    return bench.cache / run.folder.name / "case_class.json"
+
+
+def critic(bench: Bench, task: tuple[int, str]) -> None:
+    """Finish one error net on the cases of the other parts, from what the part's own run has left, or at random."""
+    (number, start), path = task, bench.critic(*task)
+    if path.is_file():
+        return
+    cases = bench.stored()
+    run = bench.runs[number] if len(bench.runs) > 1 else bench.runs[0]
+    others = np.flatnonzero(crossed(bench.runs, cases, bench.parts) != number)
+    fine_tune(started(bench.bundle, run, start), Subset(cases, others), bench.finishing).write(path, "cross-fitted")
+
+
+def scores(bench: Bench, number: int) -> None:
+    """Score the results of one run by judges that have not seen their patients."""
+    run, path = bench.runs[number], _rows(bench, number)
+    if path.is_file():
+        return
+    cases, bundle = bench.stored(run), bench.bundle
+    network, reference = reference_of(bundle, bench.data, run, bench.cache)
+    head = FaultClassifier.read(_head(bench, run), [reference.weights_sha256])
+    judges = {"network": network, "reference": reference, "head": head, "adversary": adversary_of(bundle, run)}
+    part = crossed(bench.runs, cases, bench.parts) if len(bench.runs) == 1 else np.full(len(cases), number)
+    rows: list[Row] = []
+    for one in map(int, np.unique(part)):
+        judges["critic"] = ErrorNet.read(bench.critic(one, "judge"))
+        judges["control"] = ErrorNet.read(bench.critic(one, "random")) if bench.control else None
+        found = rows_of(cases, np.flatnonzero(part == one).tolist(), judges, list(bundle.labels))
+        rows += [{**row, "fold": run.fold, "part": one} for row in found]
+    write_rows(path, rows)
+
+
+def _rows(bench: Bench, number: int) -> Path:
+    return bench.cache / f"rows-{bench.name}-{bench.runs[number].fold}{'-control' if bench.control else ''}.json"
 
 
 def scored(bench: Bench) -> list[Row]:
     """Rows of all cases, with the part of each for cross-fitting."""
-    name = "-".join(str(run.fold) for run in bench.runs)
-    path = bench.cache / f"rows-{name}.json"
-    if path.is_file():
-        return read_rows(path)
-    for run in bench.runs:
-        make(bench.bundle, bench.data, run, bench.cache)
-    cases = bench.stored()
-    part = crossed(bench.runs, cases, bench.parts)
-    critic = critics(bench.bundle, bench.runs, cases, part, (bench.finishing, bench.cache))
-    rows: list[Row] = []
-    for run in bench.runs:
-        network, reference = reference_of(bench.bundle, bench.data, run, bench.cache)
-        mine = [i for i, where in enumerate(cases.where) if where[0].name == run.folder.name]
-        judges: dict[str, Any] = {
-            "network": network,
-            "reference": reference,
-            "adversary": adversary_of(bench.bundle, run),
-        }
-        for number in np.unique(part[mine]):
-            which = [i for i in mine if part[i] == number]
-            found = rows_of(cases, which, {**judges, "critic": critic[int(number)]}, list(bench.bundle.labels))
-            rows += [{**row, "fold": run.fold, "part": int(number)} for row in found]
+    numbers = range(len(bench.runs))
+    bench.each(results, numbers)
+    parts = numbers if len(numbers) > 1 else range(bench.parts)
+    starts = ("judge", "random") if bench.control else ("judge",)
+    bench.each(critic, [(number, start) for number in parts for start in starts])
+    bench.each(scores, numbers)
+    rows = [row for number in numbers for row in read_rows(_rows(bench, number))]
     if len(bench.runs) < FEWEST_FOLDS:  # too few to fit a calibration on the others: parts of the patients instead
-        rows = [
-            {**row, "part": int(number)}
-            for row, number in zip(rows, fold_of([row["patient"] for row in rows], FEWEST_FOLDS), strict=True)
-        ]
-    write_rows(path, rows)
+        part = fold_of([row["patient"] for row in rows], FEWEST_FOLDS)
+        rows = [{**row, "part": int(number)} for row, number in zip(rows, part, strict=True)]
     return rows
 
 
@@ -143,6 +209,11 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
     return result
 
 
+def is_control(name: str) -> bool:
+    """What ships, with the scores of an error net that began at random instead."""
+    return name.startswith("control-") or (figures.is_shipped(name) and not figures.is_critic(name))
+
+
 def strangers(bench: Bench, rows: Sequence[Row], shared: Path) -> dict[str, Any]:
     """Images of other things before the judge of the first fold, with limits from the other folds' own results."""
     path = bench.cache / "strangers.json"
@@ -163,7 +234,7 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
     """
     bundle, names = bench.bundle, [name for name in rows[0]["scores"] if figures.is_shipped(name)]
     weights = bundle.path / "models" / "model.pt"
-    path = bench.cache / f"critic-{'-'.join(str(run.fold) for run in bench.runs)}-all.safetensors"
+    path = bench.critic("all", "judge")
     if not path.is_file():
         fine_tune(start_error_net(bundle), bench.stored(), bench.finishing).write(path, "all folds")
     folds = [fold for fold in range(5) if fold != held_out]
@@ -198,6 +269,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="*", help="only these")
     parser.add_argument("--steps", type=int, default=FineTuning().steps, help="updates that finish a discriminator")
     parser.add_argument("--parts", type=int, default=3, help="parts of the patients, if there is one fold alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
+    parser.add_argument("--control", action="store_true", help="also error nets that begin at random")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="bundle that the runs have trained")
     parser.add_argument("--fit", action="store_true", help="write the bundle's trust/")
     parser.add_argument(
         "--held-out", type=int, default=0, help="fold that the bundle's weights have not seen; -1: none"
@@ -216,17 +290,21 @@ def main() -> None:
     done = [run for run in runs if (run.folder / "checkpoints" / "final.pt").is_file()]
     chosen = tuple(run for run in done if options.folds is None or run.fold in options.folds)
     finishing = replace(FineTuning(), steps=options.steps)
-    bench = Bench(Bundle.open(BUNDLE), options.data, chosen, options.cache, finishing, options.parts)
+    how = finishing, options.parts, options.control, options.jobs
+    bench = Bench(options.bundle, options.data, chosen, options.cache, *how)
     rows = scored(bench)
     if options.fit:
         publish(bench, rows, options.held_out)
         return
-    result = summary(bench, rows)
+    result, labels = summary(bench, rows), [str(label) for label in bench.bundle.labels]
     if options.ablation:
-        result["ablation"] = figures.ablation(rows, [str(label) for label in bench.bundle.labels])
+        parts = [name for name, chosen in figures.PARTS.items() if any(map(chosen, rows[0]["scores"]))]
+        result["ablation"] = figures.ablation(rows, labels, parts)
+    if options.control:
+        result["critic from random weights"] = figures.part_quality(rows, labels, is_control)
     if options.baselines:
         some = with_baselines(bench.bundle, bench.runs, bench.cache, rows, options.baselines)
-        result["baselines"] = compared(some, [str(label) for label in bench.bundle.labels])
+        result["baselines"] = compared(some, labels)
     if options.strangers:
         result["strangers"] = strangers(bench, rows, options.strangers)
     write_json(options.cache / "trust.json", result)

@@ -1,9 +1,9 @@
 """The simple ways to judge a result, for comparison: does it agree with other looks, or with other networks?
 
 Every score is the mean Dice of a structure between the result and what one more forward pass gives: on the image mildly
-disturbed (test-time augmentation), or by an earlier checkpoint of the same run (snapshot ensemble; the networks of the
-other folds have learnt these very patients, and would know too much). Each costs as many forward passes as it has
-members, so this is done for every n-th result alone.
+disturbed (test-time augmentation), or by an earlier checkpoint of the same run, where it has kept them in ``weak``
+(snapshot ensemble; the networks of the other folds have learnt these very patients, and would know too much). Each
+costs as many forward passes as it has members, so this is done for every n-th result alone.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def baseline_scores(
     rng = np.random.default_rng(0)
 
     def labelled(by: nn.Module, seen: Floats) -> NDArray[Any]:
-        return np.asarray(probabilities_of(by, np.ascontiguousarray(seen, np.float32), exact=False).argmax(0))
+        return np.asarray(probabilities_of(by, np.ascontiguousarray(seen, np.float32)).argmax(0))
 
     others = {
         "looks": [labelled(networks[0], seen) for seen in looks(image, rng)],
         "members": [labelled(member, image) for member in networks[1:]],
     }
-    return {f"{kind}[{n}]": agreement(result, maps, n) for kind, maps in others.items() for n in labels}
+    return {f"{kind}[{n}]": agreement(result, maps, n) for kind, maps in others.items() if maps for n in labels}
 
 
 def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Sequence[Row], every: int) -> list[Row]:
@@ -72,15 +72,16 @@ def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Seque
     path = cache / "baselines.json"
     if path.is_file():
         return list(json.loads(path.read_text()))
-    known = {(row["fold"], row["patient"], row["kind"]): row for row in rows}
+    known = {(row["fold"], row["number"]): row for row in rows}  # a patient may have two images
     found: list[Row] = []
     for run in runs:
         cases = Stored([cache / run.folder.name])
-        weights = [run.weights, *(run.weak(number) for number in SNAPSHOTS)]
+        kept = [run.snapshot(number) for number in SNAPSHOTS]
+        weights = [run.weights, *(kept if all(path.is_file() for path in kept) else ())]
         networks = [load_network(bundle, path) for path in weights]
         for number in range(run.fold % every, len(cases), every):
             case = cases[number]
-            row = known[(run.fold, case.patient, case.fault or "own")]
+            row = known[(run.fold, number)]
             result = case.crop.probabilities.numpy().argmax(0)
             scores = baseline_scores(case.crop.image[0].numpy(), result, networks, list(bundle.labels))
             found.append({**row, "scores": {**row["scores"], **scores}})
@@ -90,4 +91,6 @@ def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Seque
 
 def compared(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
     """Quality of each way, with the area under its risk–coverage curve beside the best possible and that of chance."""
-    return {name: figures.part_quality(rows, labels, chosen) for name, chosen in COMPARED.items()}
+    known = rows[0]["scores"]
+    compared = {name: chosen for name, chosen in COMPARED.items() if any(map(chosen, known))}
+    return {name: figures.part_quality(rows, labels, chosen) for name, chosen in compared.items()}

@@ -1,11 +1,13 @@
 """Predictions of many qualities with their ground truth, kept on disk: what the benchmark of trust works on.
 
-For every run of training with a held-out fold there is one file per way of making predictions worse. What is there is
-not made again.
+For every run of training with a held-out fold there is one file per way of making predictions worse, its arrays in half
+precision. What is there is not made again. Nothing but the weights of the last epoch is needed of a run: results of a
+poor network are those of this one with its weights disturbed.
 """
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +21,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medseg.bundle import Bundle
+from medseg.devices import computes_bf16
 from medseg.files import atomic_path
 from medseg.inference.config import read_inference_config
+from medseg.inference.sliding_window import WindowSettings
 from medseg.training import fold_items
 from medseg.trust.crop import Crop
 from medseg.trust.fit_cases import TrustCase
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced
 
-WEAK = (50, 150)
-KINDS = ("own", *MASK_FAULTS, *(f"weak-{n}" for n in WEAK), "crop", *IMAGE_FAULTS)
-WINDOW = (32, 48, 32)
+WEAK = ("weak", "weak+1")
+KINDS = ("own", *MASK_FAULTS, *WEAK, "crop", *IMAGE_FAULTS)
+"""What figures speak of; behind the plus is the number of a further draw."""
+DISTURBED = (0.3, 1.0)
+"""Spread of the factors near one by which the weights of a poor network are multiplied, from the least to the most."""
 
 Floats = NDArray[np.float32]
 
@@ -51,29 +57,43 @@ class Run:
         """The discriminator of the same epoch."""
         return self.weights.with_name(self.weights.stem + "_discriminator.pt")
 
-    def weak(self, iteration: int) -> Path:
-        """A checkpoint from the beginning of training."""
+    def snapshot(self, iteration: int) -> Path:
+        """A checkpoint of this iteration, if the run has kept it."""
         return self.folder / "weak" / f"checkpoint-{iteration:06d}.pt"
 
 
 def load_network(bundle: Bundle, weights: Path) -> nn.Module:
     """The bundle's network with weights of a run; a checkpoint gives the generator as it was."""
-    network = bundle.load_network()
+    name = bundle.pipeline.network
+    network: nn.Module = bundle.parsed(name).get(name)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     network.load_state_dict(state["generator"]["network"] if "generator" in state else state)
     return network.eval()
 
 
-def probabilities_of(network: nn.Module, image: Floats, *, exact: bool = True) -> Floats:
-    """Softmax of the network ``(K, H, W, D)``, in the bundle's windows, or at a quarter of the cost in one window.
+def disturbed(network: nn.Module, rng: np.random.Generator) -> nn.Module:
+    """A poor network: this one, every weight of its convolutions multiplied by a factor near one."""
+    poor = copy.deepcopy(network)
+    spread = rng.uniform(*DISTURBED)
+    for weight in (one for one in poor.parameters() if one.ndim == 5):
+        weight.data *= torch.from_numpy(rng.normal(1.0, spread, tuple(weight.shape)).astype(np.float32))
+    return poor
+
+
+def probabilities_of(network: nn.Module, image: Floats, windows: WindowSettings | None = None) -> Floats:
+    """Softmax of the network ``(K, H, W, D)``, in a bundle's windows, or at a sixth of the cost in one window.
 
     In one window, padded to a multiple of four, the answers differ a little, as those of another set of windows do.
+    It is computed in bf16 where the processor does.
     """
-    pads = [(0, 0) if exact else ((-n % 4) // 2, -n % 4 - (-n % 4) // 2) for n in image.shape]
+    pads = [(0, 0) if windows else ((-n % 4) // 2, -n % 4 - (-n % 4) // 2) for n in image.shape]
     padded = torch.from_numpy(np.pad(image, pads))[None, None]
-    with torch.inference_mode():
-        logits = sliding_window_inference(padded, WINDOW, 1, network, 0.5, "gaussian") if exact else network(padded)
-        found = logits[0].softmax(0).numpy()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(torch.device("cpu"))):
+        if windows is None:
+            logits = network(padded)
+        else:
+            logits = sliding_window_inference(padded, windows.roi_size, 1, network, windows.overlap, windows.mode)
+    found = logits[0].float().softmax(0).numpy()
     inside = tuple(slice(a, a + n) for (a, _), n in zip(pads, image.shape, strict=True))
     return np.asarray(found[(slice(None), *inside)], dtype=np.float32)
 
@@ -107,16 +127,16 @@ def _patients(bundle: Bundle) -> dict[str, str]:
 
 
 def worse(kind: str, case: dict[str, Any], own: Floats, network: nn.Module) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Image, probabilities and reference of a case made worse."""
-    rng = np.random.default_rng(zlib.crc32(f"{case['name']} {kind}".encode()))
+    """Image, probabilities and reference of a case made worse; ``own`` leaves it as it is, labelled in one window."""
+    rng, name = np.random.default_rng(zlib.crc32(f"{case['name']} {kind}".encode())), kind.partition("+")[0]
     image, reference = case["image"], case["reference"]
-    if kind in MASK_FAULTS:
-        return image, MASK_FAULTS[kind](own, rng), reference
-    if kind == "crop":
+    if name in MASK_FAULTS:
+        return image, MASK_FAULTS[name](own, rng), reference
+    if name == "crop":
         image, reference = displaced(image, reference, rng)
-    elif kind in IMAGE_FAULTS:
-        image = IMAGE_FAULTS[kind](image, rng)
-    return image, probabilities_of(network, image, exact=kind == "own"), reference
+    elif name in IMAGE_FAULTS:
+        image = IMAGE_FAULTS[name](image, rng)
+    return image, probabilities_of(disturbed(network, rng) if name == "weak" else network, image), reference
 
 
 def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
@@ -126,20 +146,21 @@ def make(bundle: Bundle, data: Path, run: Run, cache: Path) -> None:
     missing = [kind for kind in KINDS if not (folder / f"{kind}.npz").is_file()]
     if not missing:
         return
-    cases = prepared(bundle, data, run.fold)
-    final = load_network(bundle, run.weights)
-    own = None
+    cases, windows = prepared(bundle, data, run.fold), read_inference_config(bundle).windows
+    network = load_network(bundle, run.weights)
+    own: list[Floats] = []
     for kind in missing:
-        network = load_network(bundle, run.weak(int(kind[5:]))) if kind.startswith("weak-") else final
-        if kind in MASK_FAULTS and own is None:
+        content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
+        if kind in MASK_FAULTS and not own:
             with np.load(folder / "own.npz") as kept:
                 own = [read(kept, i, "own").crop.probabilities.numpy() for i in range(len(cases))]
-        content: dict[str, Any] = {"patients": np.array([case["patient"] for case in cases])}
         for i, case in enumerate(cases):
-            start = own[i] if own is not None else np.empty(0, np.float32)
-            image, probabilities, reference = worse(kind, case, start, network)
-            content |= {f"i{i}": image.astype(np.float16), f"p{i}": probabilities[1:].astype(np.float16)}
-            content |= {f"r{i}": reference}
+            if kind == "own":
+                made = case["image"], probabilities_of(network, case["image"], windows), case["reference"]
+            else:
+                made = worse(kind, case, own[i] if own else np.empty(0, np.float32), network)
+            content |= {f"i{i}": made[0].astype(np.float16), f"p{i}": made[1][1:].astype(np.float16)}
+            content |= {f"r{i}": made[2]}
         with atomic_path(folder / f"{kind}.npz") as partial, partial.open("wb") as handle:
             np.savez(handle, **content)
 

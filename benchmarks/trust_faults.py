@@ -2,7 +2,7 @@
 
     python -m benchmarks.trust_faults DATA RUNS CACHE
 
-DATA, RUNS and CACHE as in ``benchmarks.bench_trust``, which has made the held-out results.
+DATA, RUNS and CACHE as in ``benchmarks.bench_trust``, which has made the held-out results and fitted the heads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.trust_cases import Run, prepared, worse
+from benchmarks.trust_cases import Run, worse
 from benchmarks.trust_scores import Stored, reference_of
 from medseg.bundle import Bundle
 from medseg.files import write_json
@@ -53,7 +53,7 @@ def fitted(judge: Judge, cases: Sequence[Mapping[str, Any]]) -> FaultClassifier:
             patients.append(case["patient"])
     found = fit_fault_classifier(np.array(features), classes, patients, reference.weights_sha256)
     assert found is not None, "every class has many patients"
-    return found
+    return found[0]
 
 
 def tried(head: FaultClassifier, judge: Judge, cases: Stored) -> list[tuple[str, str]]:
@@ -93,7 +93,7 @@ def main() -> None:
         path = options.cache / f"faults-{run.fold}.json"
         if not path.is_file():
             judge = reference_of(bundle, options.data, run, options.cache)
-            head = fitted(judge, prepared(bundle, options.data, run.fold, "training"))
+            head = FaultClassifier.read(options.cache / run.folder.name / "case_class.json")
             cases = Stored([options.cache / run.folder.name], ("own", *FAULTS))
             write_json(path, tried(head, judge, cases))
         pairs += [(str(true), str(found)) for true, found in json.loads(path.read_text())]

@@ -16,11 +16,12 @@ from medseg.bundle import Bundle
 from medseg.bundle.checkpoints import read_weights
 from medseg.files import sha256_file, write_json
 from medseg.networks import ConditionalPatchDiscriminator
+from medseg.training.judge import JUDGE_NAME
 from medseg.trust.crop import most_probable, structure_box
-from medseg.trust.error_net import ErrorNet, ErrorNetShape, FineTuning, fine_tune
+from medseg.trust.error_net import ErrorNet, ErrorNetShape
 from medseg.trust.features import case_features
 from medseg.trust.fit import fold_of, start_error_net
-from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
+from medseg.trust.fit_cases import TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import TrainingStatistics, fit_training_statistics
 
 Row = dict[str, Any]
@@ -71,19 +72,19 @@ def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, A
     return np.array([[run.folder.name for run in runs].index(where[0].name) for where in cases.where])
 
 
-def critics(
-    bundle: Bundle, runs: Sequence[Run], cases: Stored, part: np.ndarray[Any, Any], options: tuple[FineTuning, Path]
-) -> dict[int, ErrorNet]:
-    """One critic per part, finished on the others; from the discriminator of the part's own run."""
-    finishing, cache = options
-    found = {}
-    for number in range(int(part.max()) + 1):
-        path = cache / f"critic-{'-'.join(str(run.fold) for run in runs)}-{number}.safetensors"
-        if not path.is_file():
-            run = runs[number] if len(runs) > 1 else runs[0]
-            start = start_error_net(bundle, run.discriminator)
-            fine_tune(start, Subset(cases, np.flatnonzero(part != number)), finishing).write(path, "cross-fitted")
-        found[number] = ErrorNet.read(path)
+def started(bundle: Bundle, run: Run, start: str = "judge") -> ErrorNet:
+    """An error net that begins as a run's judge, else as its discriminator if it has one; or at random."""
+    torch.manual_seed(0)
+    judge = run.folder / "checkpoints" / JUDGE_NAME
+    if start == "random":
+        return ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels))
+    if not judge.is_file():
+        return start_error_net(bundle, run.discriminator)
+    kept = torch.load(judge, map_location="cpu", weights_only=True)
+    how = {key: int(kept["made_by"]["definition"].get(key, 0)) for key in ("channels", "layers", "products")}
+    found = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, **how))
+    weights = {key: value for key, value in kept["weights"].items() if key.startswith("scales.0.")}
+    found.discriminator.load_state_dict(weights)
     return found
 
 
@@ -105,24 +106,31 @@ def adversary_scores(discriminator: ConditionalPatchDiscriminator, image: Tensor
     return row
 
 
-def adversary_of(bundle: Bundle, run: Run) -> ConditionalPatchDiscriminator:
-    """A run's discriminator."""
+def adversary_of(bundle: Bundle, run: Run) -> ConditionalPatchDiscriminator | None:
+    """A run's discriminator as adversarial training left it; None if it had none."""
+    if not run.discriminator.is_file():
+        return None
     found = ErrorNetShape(bundle.output_channels, bundle.input_channels).discriminator()
     found.load_state_dict(read_weights(run.discriminator))
     return found.eval()
 
 
 def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labels: Sequence[int]) -> list[Row]:
-    """Everything known of the given cases."""
+    """Everything known of the given cases; ``control`` among the judges is a second error net."""
     rows = []
     for i in which:
         case: TrustCase = cases[i]
         known = case_features(case.crop, judges["critic"])
-        row: Row = {"patient": case.patient, "kind": case.fault or "own", "scores": dict(known.values)}
-        row["scores"] |= judges["reference"].reinfer(judges["network"], known).features
-        row["scores"] |= adversary_scores(judges["adversary"], case.crop.image, case.crop.probabilities)
-        row["dice"] = {str(label): case.dice(label) for label in labels}
-        rows.append(row)
+        again = judges["reference"].reinfer(judges["network"], known)
+        scores = {**known.values, **again.features, **judges["head"].features(again.embedding)}
+        if judges.get("control"):
+            told = case_features(case.crop, judges["control"]).values
+            scores |= {f"control-{name}": value for name, value in told.items() if name.startswith("critic-")}
+        if judges.get("adversary"):
+            scores |= adversary_scores(judges["adversary"], case.crop.image, case.crop.probabilities)
+        dice = {str(label): case.dice(label) for label in labels}
+        whose = {"number": i, "patient": case.patient, "kind": case.fault or "own"}
+        rows.append({**whose, "scores": scores, "dice": dice})
     return rows
 
 

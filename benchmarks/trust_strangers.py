@@ -102,7 +102,7 @@ def avoided(name: str, volume: MetaTensor) -> list[NDArray[Any]]:
 
 def look(network: nn.Module, reference: TrainingStatistics, crop: NDArray[np.float32]) -> Mapping[str, float]:
     """Distances of one crop from the training cases, and whether a structure is missing."""
-    image, probabilities = torch.from_numpy(crop)[None], torch.from_numpy(probabilities_of(network, crop, exact=False))
+    image, probabilities = torch.from_numpy(crop)[None], torch.from_numpy(probabilities_of(network, crop))
     known = case_features(Crop(image, probabilities), None)
     missing = float(any(value == 0 for name, value in known.shape.items() if name.startswith("largest")))
     return {**reference.reinfer(network, known).features, "missing": missing}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"MEDSEG_TEST_DATA names {folder}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fit_of_trees() -> Iterator[None]:
+    """One fit of trees instead of the mean of several, which takes as many times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medseg.trust.gradient_boosting._SEEDS", 1)
+        yield

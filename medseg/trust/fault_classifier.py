@@ -2,13 +2,13 @@
 
 Multinomial logistic regression on the network's encoder: on the means and spreads of its channels in the box of the
 re-inference, and on plain statistics of the image. It tells a reader what may be wrong with a case that is not
-accepted; the verdict does not depend on it.
+accepted, and a calibration may rest on its probabilities, since what a feature is worth depends on the kind of fault.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from medseg.results.verdict import FaultKind
 from medseg.trust.stored import SPREADS, STATISTICS, StoredPart
 
 _FOLDS = 5
+_FEATURE = "kind-"
 _STRENGTH = 0.01
 """Inverse of the penalty: features are many, cases some hundreds."""
 
@@ -67,6 +68,15 @@ class FaultClassifier(StoredPart):
         share = np.exp(logits - logits.max())
         return dict(zip(self.classes, (share / share.sum()).tolist(), strict=True))
 
+    def features(self, embedding: Floats) -> dict[str, float]:
+        """Its probabilities as features of one case: ``kind-NAME``."""
+        return {f"{_FEATURE}{name}": share for name, share in self.probabilities(embedding).items()}
+
+    @property
+    def feature_names(self) -> frozenset[str]:
+        """Names of the features that :meth:`features` gives."""
+        return frozenset(f"{_FEATURE}{name}" for name in self.classes)
+
     def most_probable(self, embedding: Floats) -> FaultKind:
         """The most probable fault kind of one case."""
         return FaultKind(*max(self.probabilities(embedding).items(), key=lambda item: item[1]))
@@ -90,26 +100,41 @@ class FaultClassifier(StoredPart):
 
 
 def fit_fault_classifier(
-    embeddings: Floats, classes: Sequence[str], patients: Sequence[str], weights_sha256: str
-) -> FaultClassifier | None:
+    embeddings: Floats, classes: Sequence[str | None], patients: Sequence[str], weights_sha256: str
+) -> tuple[FaultClassifier, list[dict[str, float]]] | None:
     """Fit one on ``(cases, features)`` of :attr:`~medseg.trust.out_of_distribution.Reinference.embedding`.
 
-    Classes of fewer than five patients are left out; None if less than two are left.
+    Also gives the :meth:`~FaultClassifier.features` of every case by a classifier that has not seen its patient, which
+    is what a calibration may be fitted with. Cases whose class is None are not learnt from. Classes of fewer than five
+    patients are left out; None if less than two are left.
     """
+    from sklearn.model_selection import GroupKFold
+
+    known = {name: {p for c, p in zip(classes, patients, strict=True) if c == name} for name in set(classes) - {None}}
+    names = np.array([name if name and len(known[name]) >= _FOLDS else "" for name in classes])
+    kept = np.flatnonzero(names != "")
+    if len(set(names[kept].tolist())) < 2:
+        return None
+    found = _fitted(embeddings[kept], names[kept], weights_sha256)
+    told: list[dict[str, float]] = [{}] * len(names)
+    for others, part in GroupKFold(_FOLDS).split(embeddings, groups=patients):
+        others = np.intersect1d(others, kept)
+        blind = _fitted(embeddings[others], names[others], weights_sha256)
+        for i in part:  # a class whose patients are all in one part has no share there
+            told[i] = dict.fromkeys(sorted(found.feature_names), 0.0) | blind.features(embeddings[i])
+    right = np.array([max(told[i], key=told[i].__getitem__) == _FEATURE + names[i] for i in kept])
+    recall = {name: round(float(right[names[kept] == name].mean()), 4) for name in found.classes}
+    return replace(found, recall=recall), told
+
+
+def _fitted(embeddings: Floats, names: NDArray[np.str_], weights_sha256: str) -> FaultClassifier:
+    """A classifier of two classes or more, without its recall."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known = {name: {p for c, p in zip(classes, patients, strict=True) if c == name} for name in set(classes)}
-    kept = [i for i, name in enumerate(classes) if len(known[name]) >= _FOLDS]
-    chosen, names = embeddings[kept], np.array([classes[i] for i in kept])
-    if len(set(names.tolist())) < 2:
-        return None
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000))
-    groups = [patients[i] for i in kept]
-    predicted = cross_val_predict(model, chosen, names, groups=groups, cv=GroupKFold(_FOLDS))
-    scaler, logistic = model.fit(chosen, names)
+    scaler = StandardScaler().fit(embeddings)
+    logistic = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000)
+    logistic.fit(scaler.transform(embeddings), names)
     weight, bias = logistic.coef_, logistic.intercept_
     if len(logistic.classes_) == 2:  # scikit-learn keeps one row then
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -119,6 +144,6 @@ def fit_fault_classifier(
         tuple(np.maximum(scaler.scale_, 1e-6).tolist()),
         tuple(tuple(np.round(row, 5).tolist()) for row in weight),
         tuple(np.round(bias, 5).tolist()),
-        {str(name): round(float((predicted[names == name] == name).mean()), 4) for name in logistic.classes_},
+        {},
         weights_sha256,
     )

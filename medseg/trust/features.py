@@ -43,7 +43,7 @@ def case_features(crop: Crop, error_net: ErrorNet | None) -> CaseFeatures:
     labels, probabilities = labels[box], crop.probabilities[(slice(None), *box)]
     image = crop.image[(slice(None), *box)].float()
     shape = shape_features(labels.numpy().astype(np.uint8), crop.spacing_mm, len(probabilities))
-    values = confidence_features(probabilities, labels) | shape
+    values = confidence_features(probabilities, labels) | shape | border_features(labels, len(probabilities))
     if error_net is None:
         errors = 1.0 - probabilities.amax(0)
     else:
@@ -65,6 +65,7 @@ def feature_names(classes: int, *, error_net: bool) -> frozenset[str]:
     nothing = torch.full((classes, 1, 1, 1), 1.0 / classes)
     known = confidence_features(nothing, torch.zeros(1, 1, 1, dtype=torch.long))
     known |= shape_features(np.zeros((1, 1, 1), np.uint8), (1.0, 1.0, 1.0), classes)
+    known |= border_features(torch.zeros(1, 1, 1, dtype=torch.long), classes)
     of_net = (f"{name}[{label}]" for name in _OF_ERROR_NET for label in range(1, classes)) if error_net else ()
     return frozenset((*known, *of_net))
 
@@ -137,6 +138,23 @@ def _pieces(mask: NDArray[np.bool_], where: NDArray[Any], count: int) -> dict[st
     ball = 4.836 * count ** (2 / 3)  # surface of the ball of this volume, in voxel faces
     largest = int(np.bincount(pieces.ravel())[1:].max())
     return {"pieces": math.log(float(number)), "largest": largest / count, "surface": rim / ball}
+
+
+def border_features(labels: Tensor, classes: int) -> dict[str, float]:
+    """How far the structures of a label map ``(H, W, D)`` run into its outermost layer of voxels.
+
+    The surroundings that are judged with the structures end at the volume alone: what lies in that layer may go on
+    where nobody has looked. ``at-border[c]`` is the share of the structure's voxels there, ``faces[c]`` the share of
+    the six faces of its box; both are 0 for a structure that was not found.
+    """
+    values: dict[str, float] = {}
+    inner = labels[1:-1, 1:-1, 1:-1]
+    ends = [labels.select(axis, end) for axis in range(3) for end in (0, -1)]
+    for label in range(1, classes):
+        size = int((labels == label).sum())
+        values[f"at-border[{label}]"] = 1.0 - int((inner == label).sum()) / size if size else 0.0
+        values[f"faces[{label}]"] = sum(bool((end == label).any()) for end in ends) / len(ends)
+    return values
 
 
 def agreement_features(first: Tensor, second: Tensor) -> dict[str, float]:

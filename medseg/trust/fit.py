@@ -94,11 +94,15 @@ def fit_trust(
         else files.training_statistics
     )
     features, error_net = _crossfitted(files, cases, options)
-    again: list[Reinference] = []
+    faults: FaultClassifier | None = None
     if statistics is not None:
         again = [statistics.reinfer(network, case_features(case.crop, None)) for case in cases]
         statistics = replace(statistics, limits=_limits(statistics, again, cases))
-        features = [{**first, **second.features} for first, second in zip(features, again, strict=True)]
+        # few cases must not replace what many taught
+        kept = None if training else files.fault_classifier
+        faults, told = _fault_kinds(again, cases, sha256, kept)
+        parts = zip(features, again, told, strict=True)
+        features = [{**first, **second.features, **third} for first, second, third in parts]
     calibration = fit_calibration(
         {name: [row[name] for row in features] for name in features[0]},
         {label: [case.dice(label) for case in cases] for label in bundle.labels},
@@ -113,9 +117,6 @@ def fit_trust(
             [bool(statistics.flags(row)) if statistics else False for row in features],
         ),
     )
-    keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
-    # few cases must not replace what many taught
-    faults = None if keep or not again else _fault_classifier(again, cases, sha256)
     calibration = replace(calibration, cleaning=files.cleaning)
     write_trust(bundle, error_net, statistics, calibration, faults)
     return calibration
@@ -147,17 +148,17 @@ def _limits(
     return limits_of(distances, FALSE_FLAGS)
 
 
-def _fault_classifier(again: Sequence[Reinference], cases: Sequence[TrustCase], sha256: str) -> FaultClassifier | None:
-    """A classifier that tells usual images from those with a fault, if there are enough of them."""
-    known = [
-        (one.embedding, case.fault or USUAL, case.patient)
-        for one, case in zip(again, cases, strict=True)
-        if case.fault in {None, "crop", *IMAGE_FAULTS}
-    ]
-    if not known:
-        return None
-    embeddings, classes, patients = zip(*known, strict=True)
-    return fit_fault_classifier(np.array(embeddings), classes, patients, sha256)
+def _fault_kinds(
+    again: Sequence[Reinference], cases: Sequence[TrustCase], sha256: str, kept: FaultClassifier | None
+) -> tuple[FaultClassifier | None, list[dict[str, float]]]:
+    """A new classifier of faults, if there are enough of them, and what one that has not seen it says of each case."""
+    if kept is not None:
+        return None, [kept.features(one.embedding) for one in again]
+    imaged = {None, "crop", *IMAGE_FAULTS}
+    classes = [(case.fault or USUAL) if case.fault in imaged else None for case in cases]
+    embeddings = np.array([one.embedding for one in again])
+    found = fit_fault_classifier(embeddings, classes, [case.patient for case in cases], sha256)
+    return found or (None, [{} for _ in cases])
 
 
 def _crossfitted(

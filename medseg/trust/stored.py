@@ -6,13 +6,14 @@ record before the record is made (:mod:`medseg.json_shape`), and the record judg
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from medseg.errors import BundleError, OtherWeights
-from medseg.files import write_json
+from medseg.files import write_text
 from medseg.json_shape import Spec, misfit, numbers, one_of, parse_json, read_bounded
 
 _LARGEST: Final = 1e12
@@ -42,8 +43,8 @@ class StoredPart(ABC):
         """From what fits :attr:`form`; a ``ValueError`` says that it makes no sense."""
 
     def write(self, path: Path) -> None:
-        """Write plain JSON, whole or not at all."""
-        write_json(path, {"format": self.file_format, **self.to_json()})
+        """Write plain JSON, whole or not at all; without a line for every number of every tree."""
+        write_text(path, json.dumps({"format": self.file_format, **self.to_json()}, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path, weights_sha256: Collection[str] | None = None) -> Self:

@@ -33,14 +33,18 @@ def _blur(image: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _motion(image: Floats, rng: np.random.Generator) -> Floats:
-    """The patient moves between the lines of k-space: every block of lines is from another position."""
-    axis = int(rng.integers(3))
+    """The patient moves between the lines of k-space, read from one end to the other.
+
+    Every block of lines is from another position. That of the middle, which decides where things are seen, is that of
+    the reference (as in Shaw et al., MIDL 2019): a reference is drawn on what is seen.
+    """
+    axis, strength = int(rng.integers(3)), rng.uniform(0.5, 10.0)
     spectrum = np.fft.fftn(image - image.min())  # magnitudes are not negative
     lines = image.shape[axis]
-    blocks = np.sort(rng.integers(0, lines, int(rng.integers(2, 9))))
     position = np.zeros((lines, 3))
-    for start in blocks:
-        position[start:] = rng.uniform(-1, 1, 3) * rng.uniform(1.0, 8.0)
+    for start in np.sort(rng.integers(0, lines, int(rng.integers(2, 9)))):
+        position[start:] = rng.uniform(-1, 1, 3) * strength
+    position = np.fft.ifftshift(position - position[lines // 2], axes=0)
     frequencies = np.meshgrid(*(np.fft.fftfreq(n) for n in image.shape), indexing="ij")
     shape = [lines if a == axis else 1 for a in range(3)]
     phase = sum(f * position[:, a].reshape(shape) for a, f in enumerate(frequencies))

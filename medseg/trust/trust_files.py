@@ -180,6 +180,7 @@ class TrustFiles:
         known = feature_names(self.classes, error_net=self.error_net is not None)
         if self.training_statistics is not None:
             known |= self.training_statistics.feature_names(self.classes)
+            known |= self.fault_classifier.feature_names if self.fault_classifier is not None else frozenset()
         if unknown := [name for name in calibration.features if name not in known]:
             path = self.bundle.path / CALIBRATION_NAME
             raise BundleError(

@@ -96,6 +96,7 @@ class TrustModel:
             features |= again.features
             if self.fault_classifier is not None:
                 fault = self.fault_classifier.most_probable(again.embedding)
+                features |= self.fault_classifier.features(again.embedding)
         estimates = self.calibration.estimate(features, fault and fault.name)
         structures = [replace(one, name=self.names.get(one.label, str(one.label))) for one in estimates]
         flags = self.training_statistics.flags(features) if self.training_statistics else ()

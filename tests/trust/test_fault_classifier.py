@@ -28,7 +28,7 @@ def cases(n: int = 20, names: tuple[str, ...] = (USUAL, "motion", "noise")) -> t
 def fitted(*names: str) -> FaultClassifier:
     found = fit_fault_classifier(*cases(names=names or tuple(CENTRES)), SHA)
     assert found is not None
-    return found
+    return found[0]
 
 
 @pytest.mark.parametrize("names", [(USUAL, "motion"), tuple(CENTRES)])
@@ -55,17 +55,39 @@ def test_the_probabilities_are_those_of_scikit_learn(names: tuple[str, ...]) -> 
 
 def test_classes_that_cannot_be_told_apart_are_recognised_no_better_than_by_chance() -> None:
     features, classes, patients = cases()
-    classifier = fit_fault_classifier(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
-    assert classifier is not None
-    assert np.mean(list(classifier.recall.values())) < 0.55
+    found = fit_fault_classifier(np.random.default_rng(1).standard_normal(features.shape), classes, patients, SHA)
+    assert found is not None
+    assert np.mean(list(found[0].recall.values())) < 0.55
+
+
+def test_what_a_calibration_learns_from_was_told_by_one_that_had_not_seen_the_patient() -> None:
+    _, classes, patients = cases()
+    noise = np.random.default_rng(1).standard_normal((len(classes), 300))  # enough to know every case by heart
+    found = fit_fault_classifier(noise, classes, patients, SHA)
+    assert found is not None
+    classifier, told = found
+    by_heart = [classifier.probabilities(row)[name] for row, name in zip(noise, classes, strict=True)]
+    honest = [row[f"kind-{name}"] for row, name in zip(told, classes, strict=True)]
+    assert np.mean(by_heart) > 0.6
+    assert np.mean(honest) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_cases_without_a_class_are_told_of_and_not_learnt_from() -> None:
+    features, classes, patients = cases()
+    shifted = np.concatenate([features, features[:20] + 1.0])
+    found = fit_fault_classifier(shifted, [*classes, *[None] * 20], [*patients, *patients[:20]], SHA)
+    assert found is not None
+    assert found[0] == fitted()
+    assert all(set(row) == found[0].feature_names and sum(row.values()) == pytest.approx(1) for row in found[1])
+    assert len(found[1]) == 80
 
 
 def test_classes_of_few_patients_are_left_out() -> None:
     features, classes, patients = cases()
     few = [i for i, name in enumerate(classes) if name != "noise" or i % 20 < 4]
-    classifier = fit_fault_classifier(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
-    assert classifier is not None
-    assert set(classifier.classes) == {USUAL, "motion"}
+    found = fit_fault_classifier(features[few], [classes[i] for i in few], [patients[i] for i in few], SHA)
+    assert found is not None
+    assert set(found[0].classes) == {USUAL, "motion"}
     assert fit_fault_classifier(features[:20], classes[:20], patients[:20], SHA) is None
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.trust.crop import Crop
-from medseg.trust.features import case_features, confidence_features, shape_features
+from medseg.trust.features import border_features, case_features, confidence_features, shape_features
 
 
 def test_soft_dice_by_hand() -> None:
@@ -56,3 +56,25 @@ def test_values_are_finite_for_any_probabilities(seed: int, classes: int, sharp:
     assert np.isfinite(list(case.values.values())).all()
     assert np.isfinite(list(case.shape.values())).all()
     assert case.error_map.shape == shape
+
+
+def test_what_touches_the_border_by_hand() -> None:
+    labels = torch.zeros(10, 10, 10, dtype=torch.long)
+    labels[0:4, 3:5, 3:5] = 1  # 16 voxels, four of them in the first layer
+    labels[6:10, 6:10, 6:8] = 2  # 32 voxels, inside of two faces 3·3·2
+    values = border_features(labels, 4)
+    assert values["at-border[1]"] == 4 / 16
+    assert values["faces[1]"] == 1 / 6
+    assert values["at-border[2]"] == (32 - 18) / 32
+    assert values["faces[2]"] == 2 / 6
+    assert (values["at-border[3]"], values["faces[3]"]) == (0.0, 0.0)
+
+
+def test_the_end_of_the_surroundings_is_no_border() -> None:
+    foreground = torch.zeros(1, 60, 60, 60)
+    foreground[0, 28:32, 28:32, 28:32] = 0.9
+    probabilities = torch.cat([1 - foreground, foreground])
+    whole = case_features(Crop(torch.zeros(1, 60, 60, 60), probabilities), None).values
+    assert (whole["at-border[1]"], whole["faces[1]"]) == (0.0, 0.0)
+    cut = case_features(Crop(torch.zeros(1, 30, 60, 60), probabilities[:, :30]), None).values  # the view ends in it
+    assert (cut["at-border[1]"], cut["faces[1]"]) == (0.5, 1 / 6)

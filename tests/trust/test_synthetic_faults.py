@@ -42,3 +42,14 @@ def test_a_wrong_crop_moves_image_and_reference_alike() -> None:
     assert (reference != mask).any()
     bright = moved > np.quantile(moved, 1 - reference.mean())
     assert (bright & (reference == 1)).sum() > 0.8 * reference.sum()
+
+
+def test_what_moved_is_seen_where_the_reference_has_it() -> None:
+    image, mask = ball(2)
+    rng = np.random.default_rng(5)
+    kept = []
+    for _ in range(30):
+        moved = IMAGE_FAULTS["motion"](image, rng)
+        shares = [np.argwhere(one > np.quantile(one, 1 - mask.mean())).mean(axis=0) for one in (moved, image)]
+        kept.append(np.linalg.norm(shares[0] - shares[1]))
+    assert np.mean(kept) < 0.7  # voxels between the centres of what is bright, where steps are up to ten

@@ -98,6 +98,47 @@ def test_a_noisy_image_is_told_from_a_usual_one(model: TrustModel) -> None:
         assert np.mean([kind is not None and kind.name == expected for kind in faults]) > 0.7
 
 
+def test_a_calibration_without_what_later_ones_rest_on_says_the_same_as_ever(fitted: Fitted, tmp_path: Path) -> None:
+    bundle = copy_of(fitted, tmp_path)
+    path = bundle.path / "trust" / "calibration.json"
+    tree = {"feature": [0, -1, -1], "threshold": [0.5, 0, 0], "left": [1, -1, -1], "right": [2, -1, -1]}
+    structure = {
+        "label": 1,
+        "name": "anything",
+        "scores": ["soft-dice[1]"],
+        "regressor": {"constant": 0.5, "learning_rate": 0.1, "trees": [{**tree, "value": [0.0, -2.0, 3.0]}]},
+        "error_at": [0.0, 1.0],
+        "error": [0.1, 0.1],
+        "quantile": 1.5,
+        "n_cases": 10,
+        "n_patients": 10,
+    }
+    old = json.loads(path.read_text())
+    old |= {"scores": ["soft-dice[1]", "entropy"], "structures": [structure]}
+    path.write_text(json.dumps(old, indent=2))
+    model = TrustModel.open(TrustFiles(bundle), fitted[1])
+    assert model is not None
+    found = model.assess(result(40).crop).verdict.structures[0]
+    assert found.predicted_dice == pytest.approx(0.5 + 0.1 * 3)
+    assert found.lower_bound == pytest.approx(0.8 - 1.5 * 0.1)
+
+
+def test_a_calibration_rests_on_the_kind_of_fault_and_on_the_border(model: TrustModel, fitted: Fitted) -> None:
+    kinds = {f"kind-{name}" for name in (USUAL, "noise")}
+    assert kinds | {"at-border[1]", "faces[1]"} <= set(model.calibration.features)
+    told = assess(model, result(44, "noise")).features
+    assert sum(told[name] for name in kinds) == pytest.approx(1)
+    assert TrustFiles(fitted[0]).state.state == "ready"
+
+
+def test_a_calibration_that_rests_on_a_fault_classifier_is_damaged_without_it(fitted: Fitted, tmp_path: Path) -> None:
+    bundle = copy_of(fitted, tmp_path)
+    (bundle.path / "trust" / "case_class.json").unlink()
+    state = TrustFiles(bundle).state
+    assert state.state == "damaged"
+    assert "kind-noise" in state.message
+
+
 def test_usual_images_are_rarely_flagged(model: TrustModel) -> None:
     flagged = [bool(assess(model, result(seed)).verdict.flags) for seed in range(200, 230)]
     assert np.mean(flagged) <= 0.3

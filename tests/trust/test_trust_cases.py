@@ -1,0 +1,60 @@
+"""Results of many qualities for the benchmark of trust: the same every time, and no run is changed by them."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.trust_cases import KINDS, disturbed, worse
+from tests.trust.conftest import ball
+
+
+class Bright(nn.Module):
+    """A network that takes what is bright for the structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sharpen = nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.cat([-image, image], 1) + 0.1 * self.sharpen(image)
+        return found
+
+
+@pytest.fixture
+def case() -> dict[str, Any]:
+    image, mask = ball(0)
+    return {"image": image, "reference": mask, "patient": "p", "name": "ball"}
+
+
+@pytest.mark.parametrize("kind", [*KINDS[1:], "motion+1"])
+def test_a_case_is_made_worse_in_the_same_way_every_time(kind: str, case: dict[str, Any]) -> None:
+    network = Bright()
+    _, own, _ = worse("own", case, np.empty(0, np.float32), network)
+    first, again = (worse(kind, case, own, network) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first[1].shape == own.shape
+    assert np.abs(first[1] - own).max() > 1e-3 or np.abs(first[0] - case["image"]).max() > 1e-3
+
+
+def test_another_draw_is_another_one(case: dict[str, Any]) -> None:
+    one, other = (worse(kind, case, np.empty(0, np.float32), Bright())[0] for kind in ("motion", "motion+1"))
+    assert np.abs(one - other).max() > 0.1
+
+
+def test_a_poor_network_leaves_the_good_one_as_it_was() -> None:
+    network, seed = Bright(), zlib.crc32(b"ball weak")
+    before = network.sharpen.weight.detach().clone()
+    poor = disturbed(network, np.random.default_rng(seed))
+    torch.testing.assert_close(network.sharpen.weight.detach(), before)
+    ratio = (next(iter(poor.parameters())) / before).detach()
+    assert ratio.mean() == pytest.approx(1.0, abs=0.25)
+    assert 0.05 < float(ratio.std()) < 0.8
+    torch.testing.assert_close(dict(poor.named_parameters())["sharpen.bias"], network.sharpen.bias)
