@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from medseg.trust.trust_files import (
     ERROR_NET_NAME,
     FAULT_CLASSIFIER_NAME,
     STATISTICS_NAME,
+    VOLUME_INTERVAL_NAME,
     TrustFiles,
 )
+from medseg.trust.volume_interval import VolumeInterval, fit_volume_interval
 
 FALSE_FLAGS = 0.04
 """Share of cases like the training cases that may be flagged."""
@@ -56,7 +58,7 @@ def fit_trust(
     training: Sequence[TrainingCase] = (),
     options: TrustOptions | None = None,
 ) -> Calibration:
-    """Fit and write what ``trust/`` holds: error net, training statistics, calibration, fault classifier.
+    """Fit and write what ``trust/`` holds: error net, statistics, calibration, volume intervals, fault classifier.
 
     Parameters
     ----------
@@ -99,21 +101,40 @@ def fit_trust(
         again = [statistics.reinfer(network, case_features(case.crop, None)) for case in cases]
         statistics = replace(statistics, limits=_limits(statistics, again, cases))
         features = [{**first, **second.features} for first, second in zip(features, again, strict=True)]
-    calibration = fit_calibration(
-        {name: [row[name] for row in features] for name in features[0]},
-        {label: [case.dice(label) for case in cases] for label in bundle.labels},
-        bundle.labels,
+    columns = {name: [row[name] for row in features] for name in features[0]}
+    overlaps = {label: [case.overlap(label) for case in cases] for label in bundle.labels}
+    patients, weights = (
         [case.patient for case in cases],
-        sha256,
-        options.calibration,
         [options.own_weight if case.fault is None else 1.0 for case in cases],
+    )
+    dice = {label: [one.dice for one in column] for label, column in overlaps.items()}
+    calibration = fit_calibration(columns, dice, bundle.labels, patients, sha256, options.calibration, weights)
+    flagged = [is_flagged(row, statistics, bundle.labels) for row in features]
+    volumes = fit_volume_interval(
+        columns,
+        {
+            label: [None if f else one.log_ratio for one, f in zip(overlaps[label], flagged, strict=True)]
+            for label in overlaps
+        },
+        bundle.labels,
+        patients,
+        sha256,
+        options.calibration.coverage,
+        weights,
+        files.cleaning,
     )
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
     # few cases must not replace what many taught
     faults = None if keep or not again else _fault_classifier(again, cases, sha256)
     calibration = replace(calibration, cleaning=files.cleaning)
-    write_trust(bundle, error_net, statistics, calibration, faults)
+    write_trust(bundle, error_net, statistics, calibration, faults, volumes)
     return calibration
+
+
+def is_flagged(features: Features, statistics: TrainingStatistics | None, labels: Iterable[int]) -> bool:
+    """Whether a result with these features is flagged: unlike the training, or without a structure."""
+    missing = any(features[f"largest[{label}]"] == 0 for label in labels)
+    return missing or (statistics is not None and bool(statistics.flags(features)))
 
 
 def write_trust(
@@ -122,6 +143,7 @@ def write_trust(
     statistics: TrainingStatistics | None,
     calibration: Calibration,
     faults: FaultClassifier | None = None,
+    volumes: VolumeInterval | None = None,
 ) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
     if faults is not None:
@@ -130,6 +152,8 @@ def write_trust(
         error_net.write(bundle.path / ERROR_NET_NAME, calibration.weights_sha256)
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
+    if volumes is not None:
+        volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
 
 

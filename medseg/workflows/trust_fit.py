@@ -15,7 +15,7 @@ from medseg.trust.calibration import Calibration, FitOptions
 from medseg.trust.error_net import FineTuning
 from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, TrustCase
-from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, TrustFiles
+from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, VOLUME_INTERVAL_NAME, TrustFiles
 from medseg.trust.trust_model import TrustModel
 from medseg.workflows.corrected_cases import IMAGE_FAULTS_EACH, MASK_FAULTS_EACH, CorrectedCases, Skipped, TrainingCases
 
@@ -126,7 +126,7 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
         patients, before = _collect(cases, cache, model)
         if not cache:
             raise UsageError(f"no case can be used; {cases.skipped[0].case_id}: {cases.skipped[0].message}")
-        removed = tuple(name for name, _ in files.unusable())
+        removed = tuple(name for name, _ in files.unusable() if name != VOLUME_INTERVAL_NAME)
         for name in removed:  # of other weights: they say nothing of these, and would stand in the way
             (bundle.path / name).unlink()
         calibration = fit_trust(bundle, predictor.network, cache, training, options)
