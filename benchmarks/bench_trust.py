@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import trust_figures as figures
+from benchmarks import trust_volumes
 from benchmarks.trust_baselines import compared, with_baselines
 from benchmarks.trust_cases import KINDS, Run, make, prepared
 from benchmarks.trust_faults import fitted as fitted_head
@@ -141,6 +142,7 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
         | {"dice": float(whole["dice"][w].mean()), "covered": float((whole["dice"][w] >= whole["bound"][w]).mean())}
         for kind in KINDS
     }
+    result["volumes"] = trust_volumes.summary(rows, bench.bundle.labels)
     return result
 
 
@@ -186,7 +188,8 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
     )
     head = fitted_head((bundle.load_network(), reference), cases)
     critic, reference = ErrorNet.read(path), replace(reference, limits=limits)
-    write_trust(bundle, critic, reference, replace(calibration, provenance=told), head)
+    volumes = trust_volumes.fitted(rows, bundle.labels, sha256_file(weights))
+    write_trust(bundle, critic, reference, replace(calibration, provenance=told), head, volumes)
 
 
 def read_arguments() -> argparse.Namespace:

@@ -121,7 +121,9 @@ def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labe
         row: Row = {"patient": case.patient, "kind": case.fault or "own", "scores": dict(known.values)}
         row["scores"] |= judges["reference"].reinfer(judges["network"], known).features
         row["scores"] |= adversary_scores(judges["adversary"], case.crop.image, case.crop.probabilities)
-        row["dice"] = {str(label): case.dice(label) for label in labels}
+        overlaps = {str(label): case.overlap(label) for label in labels}
+        row["dice"] = {label: one.dice for label, one in overlaps.items()}
+        row["log_ratio"] = {label: one.log_ratio for label, one in overlaps.items()}
         rows.append(row)
     return rows
 

@@ -133,4 +133,6 @@ def _show(result: Recalibration) -> None:
             f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients"
             + (bound if structure.quantile is None else ""),
         )
+    for interval in result.volumes.structures if result.volumes else ():
+        console.print(interval.describe())
     console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients")

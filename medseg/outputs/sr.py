@@ -211,7 +211,7 @@ def _volume(job: Job, volume: StructureVolume) -> sr.Measurement:
                     relationship_type=sr.RelationshipTypeValues.HAS_PROPERTIES,
                 )
             )
-        algorithm = _algorithm(job, f"conformal interval, holds {volume.interval.coverage:.0%} of references")
+        algorithm = _algorithm(job, f"conformal interval, holds for {volume.interval.coverage:.0%} of references")
     return sr.Measurement(
         name=dicom_codes.SCT.Volume,
         value=float(f"{found:.6g}"),

@@ -1,10 +1,11 @@
 """From features without ground truth to an interval round the volume of each structure.
 
-What is asked is the volume of a reference over that of the result. Its logarithm lies within ``quantile × spread`` of a
-usual value as often as the coverage says: conformal prediction with errors scaled by what a regressor expects of the
-case (Lei et al., JASA 113:1094, 2018), cross-fitted, every patient counted once, as in
-:mod:`medseg.trust.calibration`. The scaled interval is kept if it is on average narrower than nine tenths of the
-constant one, whose spread is 1; else the constant one is.
+A regressor says the logarithm of the volume of a reference over that of the result. Its error, held out patient by
+patient, stays below ``quantile × usual error`` as often as the coverage says, above and below alike; the usual error
+grows with what is predicted. That is conformal prediction as in :mod:`medseg.trust.calibration`, with the same score
+(Lei et al., JASA 113:1094, 2018), cross-fitted, every patient counted once. The interval always holds what was found. It
+is kept if it is on average narrower than nine tenths of the constant one, which predicts the median for every result;
+else the constant one is.
 
 It speaks of results that are not flagged, since it was fitted on such alone. What is flagged has no interval, nor has a
 structure that was not found: nothing times any factor is nothing.
@@ -15,27 +16,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import UsageError
-from medseg.json_shape import TEXT, Spec, number, whole
+from medseg.json_shape import TEXT, Spec, number, numbers, whole
 from medseg.labels.scheme import LARGEST_LABEL
 from medseg.results.verdict import Interval
-from medseg.trust.calibration import conformal_quantile, features_for
+from medseg.trust.calibration import conformal_quantile, features_for, usual_error
 from medseg.trust.gradient_boosting import TREES, BoostedTrees, fit_boosted_trees
 from medseg.trust.stored import StoredPart
 
 FOLDS = 5
 NARROWER = 0.9
-"""A scaled interval whose mean width is not below this share of the constant one's is not worth its trees."""
-_FEWEST_TO_SCALE = 20
+"""An interval that depends on the case is not worth its trees unless its mean width is below this share of the other."""
+_FEWEST_TO_REGRESS = 20
 """Patients without whom no regressor is tried."""
-_SMALLEST_SPREAD = 0.01
-"""Expected errors below one per cent are taken as this, so that no interval rests on a handful of perfect cases."""
-_LARGEST_SPREAD = 1.0
 _WIDEST = math.log(10.0)
 """From a tenth of what was found to ten times as much: that is no statement about a volume."""
 
@@ -48,20 +46,21 @@ class StructureInterval:
 
     label: int
     name: str
-    centre: float  # usual log of the reference's volume over that of the result
-    quantile: float | None  # conformal, of the scaled errors of that log; None: too few patients for the coverage
-    features: tuple[str, ...]  # names of what the regressor takes, in its order; none if the width is constant
-    spread: BoostedTrees | None  # features → expected error of the log; None: the width is constant
-    narrower: float | None  # mean width of the scaled interval over that of the constant one; None: not tried
+    features: tuple[str, ...]  # names of what the regressor takes, in its order; none if the interval is constant
+    regressor: BoostedTrees  # features → log of the reference's volume over that of the result
+    error_at: tuple[float, ...]
+    error: tuple[float, ...]
+    """Usual error of that log at some values of its size (ascending); interpolated between."""
+    quantile: float | None  # conformal, of the scaled errors; None: too few patients for the coverage
+    narrower: float | None  # mean width over that of the constant interval, if one was tried that depends on the case
     n_cases: int
     n_patients: int  # n_cases and n_patients: what it was fitted on
 
     def __post_init__(self) -> None:
-        trees = () if self.spread is None else self.spread.trees
-        if any(feature >= len(self.features) for tree in trees for feature in tree.feature):
+        if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
             raise ValueError("a tree asks for a feature that is not there")
-        if (self.spread is None) != (not self.features):
-            raise ValueError(f"the interval of {self.name} has features without a regressor, or one without any")
+        if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
+            raise ValueError("the usual errors do not fit together")
         if not set(self.features) <= set(features_for(self.label, self.features)):
             raise ValueError(f"the structure {self.label} rests on features of another one")
         if self.n_patients > self.n_cases:
@@ -72,20 +71,17 @@ class StructureInterval:
 
         None if nothing is known: too few patients, a feature that is not finite, or more than ten times either way.
         """
-        if self.quantile is None:
-            return None
         row = np.array([[features[name] for name in self.features]], dtype=np.float64)
-        if not np.isfinite(row).all():
+        if self.quantile is None or not np.isfinite(row).all():
             return None
-        half = self.quantile * (1.0 if self.spread is None else float(_within(self.spread.predict(row))[0]))
-        low, high = self.centre - half, self.centre + half
-        if max(-low, high) > _WIDEST:
+        low, high = _limits(self.regressor.predict(row), self.quantile, self.error_at, self.error)
+        if max(-low[0], high[0]) > _WIDEST:
             return None
-        return Interval(math.exp(min(low, 0.0)), math.exp(max(high, 0.0)), coverage)
+        return Interval(math.exp(low[0]), math.exp(high[0]), coverage)
 
     def facts(self) -> dict[str, Any]:
         """What it is of, what it was fitted on, and which width was kept."""
-        kept = "none" if self.quantile is None else "constant" if self.spread is None else "scaled"
+        kept = "none" if self.quantile is None else "by case" if self.features else "constant"
         names = ("label", "name", "n_cases", "n_patients", "narrower")
         return {**{name: getattr(self, name) for name in names}, "width": kept}
 
@@ -93,11 +89,9 @@ class StructureInterval:
         """Width, and why it is that."""
         if self.quantile is None:
             return f"{self.name}: no interval of its volume, {self.n_patients} patients are too few"
-        tried = "" if self.narrower is None else f"; scaled by the case it is {self.narrower:.2f} times as wide"
-        if self.spread is not None:
-            return (
-                f"{self.name}: interval of its volume scaled by the case, {self.narrower:.2f} of a constant one's width"
-            )
+        tried = "" if self.narrower is None else f"; one by case is {self.narrower:.2f} times as wide"
+        if self.features:
+            return f"{self.name}: interval of its volume by case, {self.narrower:.2f} times as wide as a constant one"
         at = self.factors({}, 0.0)
         width = "more than ten times either way" if at is None else f"{at.low:.2f} to {at.high:.2f} times it"
         return f"{self.name}: constant interval of its volume, {width}{tried}"
@@ -106,10 +100,11 @@ class StructureInterval:
 _STRUCTURE: Spec = {
     "label!": whole(1, LARGEST_LABEL),
     "name!": TEXT,
-    "centre!": number(-_WIDEST, _WIDEST),
-    "quantile": number(1e-9, 1e6),
     "scores!": [TEXT],
-    "spread": TREES,
+    "regressor!": {**TREES, "constant!": number(-_WIDEST, _WIDEST)},
+    "error_at!": numbers(0.0, 10.0),
+    "error!": numbers(1e-9, 100.0),
+    "quantile": number(1e-9, 1e6),
     "narrower": number(0.0, 1e6),
     "n_cases!": whole(0),
     "n_patients!": whole(0),
@@ -175,10 +170,11 @@ class VolumeInterval(StoredPart):
             StructureInterval(
                 item["label"],
                 item["name"],
-                item["centre"],
-                item.get("quantile"),
                 tuple(item["scores"]),
-                BoostedTrees.from_json(item["spread"]) if item.get("spread") else None,
+                BoostedTrees.from_json(item["regressor"]),
+                tuple(item["error_at"]),
+                tuple(item["error"]),
+                item.get("quantile"),
                 item.get("narrower"),
                 item["n_cases"],
                 item["n_patients"],
@@ -233,54 +229,82 @@ def fit_volume_interval(
         inputs = matrix[[list(features).index(name) for name in used]].T[known]
         ratios = np.array([value for value in column if value is not None], dtype=np.float64)
         _, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
-        blank = StructureInterval(label, names[label], 0.0, None, (), None, None, len(ratios), len(set(patient)))
-        structures.append(_fitted(blank, used, inputs, ratios, (patient, weight[known]), coverage))
+        counted = _Counted(ratios, patient, weight[known])
+        structures.append(_fitted(label, names[label], used, inputs, counted, coverage))
     return VolumeInterval(coverage, weights_sha256, tuple(structures), cleaning)
 
 
+class _Counted(NamedTuple):
+    """Results by log ratio, patient (numbered) and weight."""
+
+    ratios: Floats
+    patient: NDArray[np.int64]
+    weight: Floats
+
+    @property
+    def share(self) -> Floats:
+        """How much each result counts, so that every patient counts once."""
+        return np.asarray(self.weight / np.bincount(self.patient, self.weight)[self.patient])
+
+
 def _fitted(
-    blank: StructureInterval,
-    used: tuple[str, ...],
-    inputs: Floats,
-    ratios: Floats,
-    counted: tuple[NDArray[np.int64], Floats],
-    coverage: float,
+    label: int, name: str, used: tuple[str, ...], inputs: Floats, counted: _Counted, coverage: float
 ) -> StructureInterval:
-    """The interval of one structure; ``counted``: the patient of each result, by number, and its weight."""
-    (patient, weight), n = counted, blank.n_patients
-    folds = min(FOLDS, n)
-    if folds < 2:
+    """The interval of one structure; ``inputs`` are results × features."""
+    ratios, share, n = counted.ratios, counted.share, len(set(counted.patient.tolist()))
+    constant = _constant(_median(ratios, share) if n else 0.0)
+    blank = StructureInterval(label, name, (), constant, (0.0,), (1.0,), None, None, len(ratios), n)
+    if n < 2:
         return blank
-    share = weight / np.bincount(patient, weight)[patient]  # every patient counts once
-    fold = (np.random.default_rng(0).permutation(n) % folds)[patient]
-    scales = bool(used) and n >= _FEWEST_TO_SCALE
-    error, spread = np.empty(len(ratios)), np.ones(len(ratios))
-    for part in range(folds):
+    fold = (np.random.default_rng(0).permutation(n) % min(FOLDS, n))[counted.patient]
+    regress = bool(used) and n >= _FEWEST_TO_REGRESS
+    at_median, predicted = np.empty(len(ratios)), np.empty(len(ratios))
+    for part in range(int(fold.max()) + 1):
         out = fold == part
-        centre = _centre(ratios[~out], share[~out])
-        error[out] = np.abs(ratios[out] - centre)
-        if scales:
-            spread[out] = _within(_regressor(inputs[~out], ratios[~out] - centre, share[~out]).predict(inputs[out]))
-    constant, scaled = (conformal_quantile(e, coverage, share / (n + 1)) for e in (error, error / spread))
-    centre = _centre(ratios, share)
-    found = replace(blank, centre=float(np.clip(centre, -_WIDEST, _WIDEST)), quantile=constant)
-    if not scales or not constant or scaled is None:
-        return found
-    found = replace(found, narrower=scaled * float(np.average(spread, weights=share)) / constant)
-    if found.narrower is None or found.narrower >= NARROWER:
-        return found
-    return replace(found, quantile=scaled, features=used, spread=_regressor(inputs, ratios - centre, share))
+        at_median[out] = _median(ratios[~out], share[~out])
+        if regress:
+            predicted[out] = _regressor(inputs[~out], ratios[~out], share[~out]).predict(inputs[out])
+    mass = share / (n + 1)
+    blank = replace(blank, quantile=conformal_quantile(np.abs(ratios - at_median), coverage, mass) or None)
+    if not regress or blank.quantile is None:
+        return blank
+    error = np.abs(ratios - predicted)
+    error_at, usual = usual_error(np.abs(predicted), error, coverage)
+    quantile = conformal_quantile(error / np.interp(np.abs(predicted), error_at, usual), coverage, mass)
+    assert quantile is not None, "as many results as the constant one has"
+    widths = [
+        np.average(high - low, weights=share)
+        for low, high in (
+            _limits(predicted, quantile, error_at, usual),
+            _limits(at_median, blank.quantile, blank.error_at, blank.error),
+        )
+    ]
+    blank = replace(blank, narrower=float(widths[0] / widths[1]))
+    if widths[0] >= NARROWER * widths[1]:
+        return blank
+    scale = tuple(error_at.tolist()), tuple(usual.tolist())
+    trees = _regressor(inputs, ratios, share)
+    return replace(blank, features=used, regressor=trees, error_at=scale[0], error=scale[1], quantile=quantile)
 
 
-def _centre(ratios: Floats, share: Floats) -> float:
-    """The median, every patient counted once."""
+def _limits(
+    predicted: Floats, quantile: float, error_at: Sequence[float] | Floats, error: Sequence[float] | Floats
+) -> tuple[Floats, Floats]:
+    """Ends of the intervals round predicted logs of the ratio; 0, which is what was found, lies between."""
+    half = quantile * np.interp(np.abs(predicted), error_at, error)
+    return np.minimum(predicted - half, 0.0), np.maximum(predicted + half, 0.0)
+
+
+def _constant(value: float) -> BoostedTrees:
+    """No trees at all: the same for every result."""
+    return BoostedTrees(float(np.clip(value, -_WIDEST, _WIDEST)), 0.0, ())
+
+
+def _median(ratios: Floats, share: Floats) -> float:
+    """The usual ratio, every patient counted once."""
     return conformal_quantile(ratios, 0.5, share / share.sum()) or 0.0
 
 
-def _regressor(inputs: Floats, errors: Floats, share: Floats) -> BoostedTrees:
-    """From features to the error that is expected."""
-    return fit_boosted_trees(inputs, np.minimum(np.abs(errors), _LARGEST_SPREAD), share)
-
-
-def _within(spread: Floats) -> Floats:
-    return np.clip(spread, _SMALLEST_SPREAD, _LARGEST_SPREAD)
+def _regressor(inputs: Floats, ratios: Floats, share: Floats) -> BoostedTrees:
+    """From features to the log of the ratio, as far as that is the matter of a volume."""
+    return fit_boosted_trees(inputs, np.clip(ratios, -_WIDEST, _WIDEST), share)

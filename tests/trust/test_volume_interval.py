@@ -41,7 +41,7 @@ def fitted_on(ratios: list[float | None], patients: list[str] | None = None, **m
 def test_the_quantile_is_that_of_the_patients_and_one_more(coverage: float, error: float) -> None:
     """Each of nine patients has a tenth of the mass, and the last tenth lies at infinity."""
     one = fitted_on(list(BY_HAND), coverage=coverage)
-    assert (one.quantile, one.spread, one.n_patients) == (pytest.approx(error), None, 9)
+    assert (one.quantile, one.features, one.n_patients) == (pytest.approx(error), (), 9)
     assert one.factors({}, coverage) == pytest.approx((math.exp(-error), math.exp(error), coverage))
 
 
@@ -80,32 +80,33 @@ def test_an_interval_holds_what_was_found() -> None:
 
 
 def simulated(patients: int, seed: int, steep: float) -> tuple[dict[str, list[float]], list[float], list[str]]:
-    """Results whose errors grow with a feature, as ``steep`` says; two of every patient."""
+    """Masks that are too small by what a feature says, if it is ``steep``, the more unsurely so; two of a patient."""
     rng = np.random.default_rng(seed)
     feature = rng.uniform(0, 1, 2 * patients)
-    ratios = rng.normal(0, 0.05 + steep * feature)
+    ratios = steep * feature + rng.normal(0, 0.05 * (1.0 + steep * feature))
     columns = {"x[1]": feature.tolist(), "noise": rng.uniform(0, 1, 2 * patients).tolist()}
     return columns, ratios.tolist(), [f"p{i // 2}" for i in range(2 * patients)]
 
 
-@pytest.mark.parametrize(("steep", "scaled"), [(0.4, True), (0.0, False)])
-def test_intervals_hold_as_often_as_they_say_and_the_narrower_width_is_kept(steep: float, scaled: bool) -> None:
-    columns, ratios, patients = simulated(100, 0, steep)
+@pytest.mark.parametrize(("steep", "by_case"), [(1.0, True), (0.0, False)])
+def test_intervals_hold_as_often_as_they_say_and_the_narrower_one_is_kept(steep: float, by_case: bool) -> None:
+    columns, ratios, patients = simulated(60, 0, steep)
     own = fit_volume_interval(columns, {1: ratios}, NAMES, patients, "abc").structures[0]
     assert own.narrower is not None
-    assert (own.spread is not None, own.narrower < 0.9) == (scaled, scaled)
-    features, truth, _ = simulated(1000, 1, steep)
+    assert (bool(own.features), own.narrower < 0.9) == (by_case, by_case)
+    features, truth, _ = simulated(500, 1, steep)
     held, width = [], []
     for x, noise, ratio in zip(features["x[1]"], features["noise"], truth, strict=True):
         interval = own.factors({"x[1]": x, "noise": noise}, 0.9)
         assert interval is not None
+        assert interval.low <= 1.0 <= interval.high
         held.append(interval.low <= math.exp(ratio) <= interval.high)
         width.append(math.log(interval.high / interval.low))
-    inside, x = np.array(held), np.array(features["x[1]"])
-    assert 0.85 <= inside.mean() <= 0.96
+    inside, x, wide = np.array(held), np.array(features["x[1]"]), np.array(width)
+    assert 0.85 <= inside.mean() <= 0.97
     assert inside[x > 0.7].mean() >= 0.8
-    assert (np.mean(np.array(width)[x > 0.7]) > 2 * np.mean(np.array(width)[x < 0.3])) == scaled
-    assert own.describe().startswith("left: " + ("interval of its volume scaled" if scaled else "constant interval"))
+    assert (wide[x > 0.7].mean() > 2 * wide[x < 0.3].mean()) == by_case
+    assert own.describe().startswith("left: " + ("interval of its volume by case" if by_case else "constant interval"))
 
 
 def test_lengths_that_differ_are_refused() -> None:
@@ -167,20 +168,22 @@ def test_what_is_flagged_or_empty_has_none(judged: Bundle) -> None:
     assert verdict.volume_interval(1, 5.0) is None
 
 
+TREE = {"feature": [0, -1, -1], "threshold": [0.0] * 3, "left": [1, -1, -1], "right": [2, -1, -1], "value": [0.0] * 3}
 Change = Callable[[dict[str, Any]], Any]
 LIES: dict[str, Change] = {
     "coverage of all": lambda c: c.update(coverage=1.0),
     "coverage in per cent": lambda c: c.update(coverage=90),
     "quantile NaN": lambda c: c["structures"][0].update(quantile=float("nan")),
     "quantile of nothing": lambda c: c["structures"][0].update(quantile=0.0),
-    "centre far away": lambda c: c["structures"][0].update(centre=50.0),
+    "prediction far away": lambda c: c["structures"][0]["regressor"].update(constant=50.0),
+    "errors of another length": lambda c: c["structures"][0].update(error=[0.1] * 99),
+    "errors of nothing": lambda c: c["structures"][0].update(error=[0.0]),
+    "trees that ask for nothing known": lambda c: c["structures"][0]["regressor"].update(trees=[TREE]),
     "label of none": lambda c: c["structures"][0].update(label=7),
     "label twice": lambda c: c["structures"].append(c["structures"][0]),
     "no structures": lambda c: c.update(structures=[]),
-    "features without trees": lambda c: c["structures"][0].update(scores=["entropy"], spread=None),
-    "features unknown": lambda c: c["structures"][0].update(
-        scores=["luck"], spread={"constant": 0.1, "learning_rate": 0.1, "trees": []}
-    ),
+    "features unknown": lambda c: c["structures"][0].update(scores=["luck"]),
+    "features of another structure": lambda c: c["structures"][0].update(scores=["unsure[2]"]),
     "more patients than cases": lambda c: c["structures"][0].update(n_patients=10**6),
     "3 million entries": lambda c: c.update(cleaning=[1] * 3_000_000),
 }
@@ -212,9 +215,8 @@ def test_one_of_other_weights_or_another_cleaning_is_stale(judged: Bundle, chang
 
 def test_no_file_of_another_kind_crashes(judged: Bundle, tmp_path: Path) -> None:
     content = json.loads((judged.path / VOLUME_INTERVAL_NAME).read_text())
-    for structure in content["structures"]:
-        if structure["spread"]:
-            structure["spread"]["trees"] = structure["spread"]["trees"][:1]
+    content["structures"][0].update(scores=["entropy"], error_at=[0.0, 0.5], error=[0.1, 0.2])
+    content["structures"][0]["regressor"]["trees"] = [TREE]
     file = tmp_path / "part.json"
     assert crashes(file, content, lambda: VolumeInterval.read(file), step=3) == []
     with pytest.raises(BundleError, match="medseg trust fit"):
