@@ -47,7 +47,7 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         console.print()
         console.print(table, markup=True)
     console.print()
-    for line in (*_volumes(summary.get("volume_intervals")), *_remarks(summary)):
+    for line in (*_volumes(summary.get("volume_intervals", {})), *_remarks(summary)):
         console.print(line, markup=True)
     tolerance_mm = summary["definitions"]["tolerance_mm"]
     console.print(f"distances in mm, NSD at {tolerance_mm:g} mm, intervals by bootstrap over patients", style="dim")
@@ -192,9 +192,9 @@ def _accepted(accepted: Mapping[str, Any]) -> Table:
     return table
 
 
-def _volumes(found: Mapping[str, Any] | None) -> Iterator[str]:
+def _volumes(found: Mapping[str, Any]) -> Iterator[str]:
     """How many references lie in the interval of their volume."""
-    for name, share in found["structures"].items() if found else ():
+    for name, share in found.get("structures", {}).items():
         yield f"{escape(name)}: {_share(share)} reference volumes in their interval, {found['coverage']:.0%} expected"
 
 

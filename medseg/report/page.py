@@ -267,7 +267,7 @@ def _about(study: Study) -> Iterator[tuple[str, str]]:
         yield "Trust", trust
     if coverage := next((one.coverage for case in study.cases for one in case.volumes.values()), None):
         yield (
-            "Volume, in small figures",
+            "Volume interval",
             (
                 f"where the volume of a reference lies in {coverage:.0%} of cases like those of the calibration; what "
                 "is flagged, or was not found, has no such interval"

@@ -292,7 +292,7 @@ def volumes_of(
             name,
             found[label],
             members[label] if scheme.regions else (),
-            verdict and verdict.volume_interval(label, found[label]),
+            None if verdict is None else verdict.volume_interval(label, found[label]),
         )
         for label, name in structures.items()
     )

@@ -3,9 +3,9 @@
 A regressor says the logarithm of the volume of a reference over that of the result. Its error, held out patient by
 patient, stays below ``quantile × usual error`` as often as the coverage says, above and below alike; the usual error
 grows with what is predicted. That is conformal prediction as in :mod:`medseg.trust.calibration`, with the same score
-(Lei et al., JASA 113:1094, 2018), cross-fitted, every patient counted once. The interval always holds what was found. It
-is kept if it is on average narrower than nine tenths of the constant one, which predicts the median for every result;
-else the constant one is.
+(Lei et al., JASA 113:1094, 2018), cross-fitted, every patient counted once. What was found always lies in the interval.
+It is kept if it is on average narrower than nine tenths of the constant one, which predicts the median for every
+result; else the constant one is.
 
 It speaks of results that are not flagged, since it was fitted on such alone. What is flagged has no interval, nor has a
 structure that was not found: nothing times any factor is nothing.
@@ -31,9 +31,11 @@ from medseg.trust.stored import StoredPart
 
 FOLDS = 5
 NARROWER = 0.9
-"""An interval that depends on the case is not worth its trees unless its mean width is below this share of the other."""
+"""An interval by case is not worth its trees unless its mean width is below this share of the constant one's."""
 _FEWEST_TO_REGRESS = 20
 """Patients without whom no regressor is tried."""
+_SMALLEST = 1e-6
+"""Quantiles below this are taken as this, so that an interval is one."""
 _WIDEST = math.log(10.0)
 """From a tenth of what was found to ten times as much: that is no statement about a volume."""
 
@@ -265,8 +267,11 @@ def _fitted(
         if regress:
             predicted[out] = _regressor(inputs[~out], ratios[~out], share[~out]).predict(inputs[out])
     mass = share / (n + 1)
-    blank = replace(blank, quantile=conformal_quantile(np.abs(ratios - at_median), coverage, mass) or None)
-    if not regress or blank.quantile is None:
+    if (width := conformal_quantile(np.abs(ratios - at_median), coverage, mass)) is None:
+        return blank
+    width = max(width, _SMALLEST)
+    blank = replace(blank, quantile=width)
+    if not regress:
         return blank
     error = np.abs(ratios - predicted)
     error_at, usual = usual_error(np.abs(predicted), error, coverage)
@@ -276,15 +281,20 @@ def _fitted(
         np.average(high - low, weights=share)
         for low, high in (
             _limits(predicted, quantile, error_at, usual),
-            _limits(at_median, blank.quantile, blank.error_at, blank.error),
+            _limits(at_median, width, blank.error_at, blank.error),
         )
     ]
     blank = replace(blank, narrower=float(widths[0] / widths[1]))
     if widths[0] >= NARROWER * widths[1]:
         return blank
-    scale = tuple(error_at.tolist()), tuple(usual.tolist())
-    trees = _regressor(inputs, ratios, share)
-    return replace(blank, features=used, regressor=trees, error_at=scale[0], error=scale[1], quantile=quantile)
+    return replace(
+        blank,
+        features=used,
+        regressor=_regressor(inputs, ratios, share),
+        error_at=tuple(error_at.tolist()),
+        error=tuple(usual.tolist()),
+        quantile=max(quantile, _SMALLEST),
+    )
 
 
 def _limits(
