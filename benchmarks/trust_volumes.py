@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.trust_figures import coverage, importance, is_shipped
 from benchmarks.trust_scores import Row
+from medseg.trust.calibration import FitOptions
 from medseg.trust.fit import FALSE_FLAGS
 from medseg.trust.out_of_distribution import limits_of
 from medseg.trust.volume_interval import VolumeInterval, fit_volume_interval
@@ -46,7 +47,8 @@ def fitted(
         names,
         [row["patient"] for row in used],
         sha256,
-        weights=importance(used),
+        FitOptions().coverage,
+        importance(used),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,40 +101,52 @@ def fit_trust(
         again = [statistics.reinfer(network, case_features(case.crop, None)) for case in cases]
         statistics = replace(statistics, limits=_limits(statistics, again, cases))
         features = [{**first, **second.features} for first, second in zip(features, again, strict=True)]
-    columns = {name: [row[name] for row in features] for name in features[0]}
-    overlaps = {label: [case.overlap(label) for case in cases] for label in bundle.labels}
-    patients, weights = (
-        [case.patient for case in cases],
-        [options.own_weight if case.fault is None else 1.0 for case in cases],
-    )
-    dice = {label: [one.dice for one in column] for label, column in overlaps.items()}
-    calibration = fit_calibration(columns, dice, bundle.labels, patients, sha256, options.calibration, weights)
-    flagged = [is_flagged(row, statistics, bundle.labels) for row in features]
-    volumes = fit_volume_interval(
-        columns,
-        {
-            label: [None if f else one.log_ratio for one, f in zip(overlaps[label], flagged, strict=True)]
-            for label in overlaps
-        },
+    calibration = fit_calibration(
+        {name: [row[name] for row in features] for name in features[0]},
+        {label: [case.dice(label) for case in cases] for label in bundle.labels},
         bundle.labels,
-        patients,
+        [case.patient for case in cases],
         sha256,
-        options.calibration.coverage,
-        weights,
-        files.cleaning,
+        options.calibration,
+        [options.own_weight if case.fault is None else 1.0 for case in cases],
     )
     keep = (bundle.path / FAULT_CLASSIFIER_NAME).is_file() and not training
     # few cases must not replace what many taught
     faults = None if keep or not again else _fault_classifier(again, cases, sha256)
     calibration = replace(calibration, cleaning=files.cleaning)
+    volumes = _volume_interval(cases, features, statistics, calibration, bundle, options.own_weight)
     write_trust(bundle, error_net, statistics, calibration, faults, volumes)
     return calibration
 
 
-def is_flagged(features: Features, statistics: TrainingStatistics | None, labels: Iterable[int]) -> bool:
-    """Whether a result with these features is flagged: unlike the training, or without a structure."""
-    missing = any(features[f"largest[{label}]"] == 0 for label in labels)
-    return missing or (statistics is not None and bool(statistics.flags(features)))
+def _volume_interval(
+    cases: Sequence[TrustCase],
+    features: Sequence[Features],
+    statistics: TrainingStatistics | None,
+    calibration: Calibration,
+    bundle: Bundle,
+    own_weight: float,
+) -> VolumeInterval:
+    """Intervals round the volumes of results that are not flagged, for what the calibration is for."""
+
+    def is_flagged(row: Features) -> bool:
+        missing = any(row[f"largest[{label}]"] == 0 for label in bundle.labels)
+        return missing or (statistics is not None and bool(statistics.flags(row)))
+
+    flagged = [is_flagged(row) for row in features]
+    return fit_volume_interval(
+        {name: [row[name] for row in features] for name in calibration.features},
+        {
+            label: [None if told else case.overlap(label).log_ratio for case, told in zip(cases, flagged, strict=True)]
+            for label in bundle.labels
+        },
+        bundle.labels,
+        [case.patient for case in cases],
+        calibration.weights_sha256,
+        calibration.coverage,
+        [own_weight if case.fault is None else 1.0 for case in cases],
+        calibration.cleaning,
+    )
 
 
 def write_trust(

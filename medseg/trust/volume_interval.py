@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import UsageError
 from medseg.json_shape import TEXT, Spec, number, numbers, whole
 from medseg.labels.scheme import LARGEST_LABEL
 from medseg.results.verdict import Interval
@@ -29,7 +28,7 @@ from medseg.trust.calibration import conformal_quantile, features_for, usual_err
 from medseg.trust.gradient_boosting import TREES, BoostedTrees, fit_boosted_trees
 from medseg.trust.stored import StoredPart
 
-FOLDS = 5
+_FOLDS = 5
 NARROWER = 0.9
 """An interval by case is not worth its trees unless its mean width is below this share of the constant one's."""
 _FEWEST_TO_REGRESS = 20
@@ -102,7 +101,7 @@ class StructureInterval:
 _STRUCTURE: Spec = {
     "label!": whole(1, LARGEST_LABEL),
     "name!": TEXT,
-    "scores!": [TEXT],
+    "features!": [TEXT],
     "regressor!": {**TREES, "constant!": number(-_WIDEST, _WIDEST)},
     "error_at!": numbers(0.0, 10.0),
     "error!": numbers(1e-9, 100.0),
@@ -154,35 +153,17 @@ class VolumeInterval(StoredPart):
 
     def to_json(self) -> dict[str, Any]:
         """As in the file."""
-        structures = [
-            {"scores" if key == "features" else key: value for key, value in asdict(structure).items()}
-            for structure in self.structures
-        ]
-        return {
-            "coverage": self.coverage,
-            "weights_sha256": self.weights_sha256,
-            "cleaning": list(self.cleaning),
-            "structures": structures,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> VolumeInterval:
         """From what fits :attr:`form`."""
-        structures = [
-            StructureInterval(
-                item["label"],
-                item["name"],
-                tuple(item["scores"]),
-                BoostedTrees.from_json(item["regressor"]),
-                tuple(item["error_at"]),
-                tuple(item["error"]),
-                item.get("quantile"),
-                item.get("narrower"),
-                item["n_cases"],
-                item["n_patients"],
-            )
-            for item in content["structures"]
-        ]
+        structures = []
+        for item in content["structures"]:
+            known = {one.name: item.get(one.name) for one in fields(StructureInterval)}
+            lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+            regressor = BoostedTrees.from_json(item["regressor"])
+            structures.append(StructureInterval(**{**known, **lists, "regressor": regressor}))
         cleaning = tuple(content.get("cleaning") or ())
         return cls(content["coverage"], content["weights_sha256"], tuple(structures), cleaning)
 
@@ -193,108 +174,78 @@ def fit_volume_interval(
     names: Mapping[int, str],
     patients: Sequence[str],
     weights_sha256: str,
-    coverage: float = 0.9,
-    weights: Sequence[float] | None = None,
+    coverage: float,
+    weights: Sequence[float],
     cleaning: tuple[str, ...] = (),
 ) -> VolumeInterval:
-    """Fit on results with ground truth that the network was not trained on.
+    """Fit on results with ground truth that the network was not trained on, of one length each.
 
     Parameters
     ----------
-    features, patients, weights_sha256, weights
-        As for :func:`medseg.trust.calibration.fit_calibration`.
+    features, names, patients, weights_sha256, weights
+        As for :func:`medseg.trust.calibration.fit_calibration`, which refuses what does not fit together.
     log_ratios
         Label → :attr:`~medseg.trust.fit_cases.Overlap.log_ratio` of each result, ``None`` for one that is flagged or
         lacks the structure.
-    names
-        Label → name.
     coverage
         How often the volume of a reference shall lie in the interval.
     cleaning
         What was done to the labels at the end.
-
-    Raises
-    ------
-    UsageError
-        If lengths differ or a feature is not finite.
     """
-    weight = np.ones(len(patients)) if weights is None else np.asarray(weights, dtype=np.float64)
-    lengths = {len(patients), *map(len, (weight, *features.values(), *log_ratios.values()))}
-    matrix = np.array([*features.values()] if len(lengths) == 1 else [[np.nan]], dtype=np.float64)
-    if not np.isfinite(matrix).all():
-        raise UsageError("features, ratios and patients differ in length or a feature is not finite; give one per case")
-    matrix = matrix.reshape(len(features), len(patients))
     structures = []
     for label, column in log_ratios.items():
         known = np.array([value is not None for value in column], dtype=bool)
         used = features_for(label, tuple(features))
-        inputs = matrix[[list(features).index(name) for name in used]].T[known]
+        inputs = np.array([features[name] for name in used], dtype=np.float64).reshape(len(used), len(column)).T[known]
         ratios = np.array([value for value in column if value is not None], dtype=np.float64)
         _, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
-        counted = _Counted(ratios, patient, weight[known])
-        structures.append(_fitted(label, names[label], used, inputs, counted, coverage))
+        weight = np.asarray(weights, dtype=np.float64)[known]
+        share = weight / np.bincount(patient, weight)[patient]  # every patient counts once
+        structures.append(_fitted(label, names[label], used, inputs, ratios, patient, share, coverage))
     return VolumeInterval(coverage, weights_sha256, tuple(structures), cleaning)
 
 
-class _Counted(NamedTuple):
-    """Results by log ratio, patient (numbered) and weight."""
-
-    ratios: Floats
-    patient: NDArray[np.int64]
-    weight: Floats
-
-    @property
-    def share(self) -> Floats:
-        """How much each result counts, so that every patient counts once."""
-        return np.asarray(self.weight / np.bincount(self.patient, self.weight)[self.patient])
-
-
 def _fitted(
-    label: int, name: str, used: tuple[str, ...], inputs: Floats, counted: _Counted, coverage: float
+    label: int,
+    name: str,
+    used: tuple[str, ...],
+    inputs: Floats,
+    ratios: Floats,
+    patient: NDArray[np.int64],
+    share: Floats,
+    coverage: float,
 ) -> StructureInterval:
-    """The interval of one structure; ``inputs`` are results × features."""
-    ratios, share, n = counted.ratios, counted.share, len(set(counted.patient.tolist()))
-    constant = _constant(_median(ratios, share) if n else 0.0)
-    blank = StructureInterval(label, name, (), constant, (0.0,), (1.0,), None, None, len(ratios), n)
+    """The interval of one structure; ``inputs`` are results × features, ``patient`` is numbered."""
+    n = len(np.unique(patient))
+    median = BoostedTrees(float(np.clip(_median(ratios, share), -_WIDEST, _WIDEST)), 0.0, ())  # without any tree
+    found = StructureInterval(label, name, (), median, (0.0,), (1.0,), None, None, len(ratios), n)
     if n < 2:
-        return blank
-    fold = (np.random.default_rng(0).permutation(n) % min(FOLDS, n))[counted.patient]
+        return found
+    fold = (np.random.default_rng(0).permutation(n) % min(_FOLDS, n))[patient]
     regress = bool(used) and n >= _FEWEST_TO_REGRESS
-    at_median, predicted = np.empty(len(ratios)), np.empty(len(ratios))
+    constant, predicted, mass = np.empty(len(ratios)), np.empty(len(ratios)), share / (n + 1)
     for part in range(int(fold.max()) + 1):
         out = fold == part
-        at_median[out] = _median(ratios[~out], share[~out])
+        constant[out] = _median(ratios[~out], share[~out])
         if regress:
             predicted[out] = _regressor(inputs[~out], ratios[~out], share[~out]).predict(inputs[out])
-    mass = share / (n + 1)
-    if (width := conformal_quantile(np.abs(ratios - at_median), coverage, mass)) is None:
-        return blank
-    width = max(width, _SMALLEST)
-    blank = replace(blank, quantile=width)
+    if (width := conformal_quantile(np.abs(ratios - constant), coverage, mass)) is None:
+        return found
+    found = replace(found, quantile=max(width, _SMALLEST))
     if not regress:
-        return blank
+        return found
     error = np.abs(ratios - predicted)
-    error_at, usual = usual_error(np.abs(predicted), error, coverage)
-    quantile = conformal_quantile(error / np.interp(np.abs(predicted), error_at, usual), coverage, mass)
+    at, usual = usual_error(np.abs(predicted), error, coverage)
+    quantile = conformal_quantile(error / np.interp(np.abs(predicted), at, usual), coverage, mass)
     assert quantile is not None, "as many results as the constant one has"
-    widths = [
-        np.average(high - low, weights=share)
-        for low, high in (
-            _limits(predicted, quantile, error_at, usual),
-            _limits(at_median, width, blank.error_at, blank.error),
-        )
-    ]
-    blank = replace(blank, narrower=float(widths[0] / widths[1]))
-    if widths[0] >= NARROWER * widths[1]:
-        return blank
-    return replace(
-        blank,
-        features=used,
-        regressor=_regressor(inputs, ratios, share),
-        error_at=tuple(error_at.tolist()),
-        error=tuple(usual.tolist()),
-        quantile=max(quantile, _SMALLEST),
-    )
+    ends = _limits(predicted, quantile, at, usual), _limits(constant, max(width, _SMALLEST), (0.0,), (1.0,))
+    by_case, fixed = (float(np.average(high - low, weights=share)) for low, high in ends)
+    found = replace(found, narrower=by_case / fixed)
+    if by_case >= NARROWER * fixed:
+        return found
+    trees, scale = _regressor(inputs, ratios, share), (tuple(at.tolist()), tuple(usual.tolist()))
+    quantile = max(quantile, _SMALLEST)
+    return replace(found, features=used, regressor=trees, error_at=scale[0], error=scale[1], quantile=quantile)
 
 
 def _limits(
@@ -305,14 +256,9 @@ def _limits(
     return np.minimum(predicted - half, 0.0), np.maximum(predicted + half, 0.0)
 
 
-def _constant(value: float) -> BoostedTrees:
-    """No trees at all: the same for every result."""
-    return BoostedTrees(float(np.clip(value, -_WIDEST, _WIDEST)), 0.0, ())
-
-
 def _median(ratios: Floats, share: Floats) -> float:
-    """The usual ratio, every patient counted once."""
-    return conformal_quantile(ratios, 0.5, share / share.sum()) or 0.0
+    """The usual ratio, every patient counted once; 0 without any."""
+    return (conformal_quantile(ratios, 0.5, share / share.sum()) if len(ratios) else None) or 0.0
 
 
 def _regressor(inputs: Floats, ratios: Floats, share: Floats) -> BoostedTrees:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from medseg.bundle import Bundle
-from medseg.errors import BundleError, UsageError
+from medseg.errors import BundleError
 from medseg.results.verdict import UNLIKE_TRAINING, Interval, StructureQuality, Verdict
 from medseg.sharing import verify
 from medseg.trust.crop import Crop
@@ -33,9 +33,10 @@ BY_HAND = [0.0, 0.1, 0.0, -0.2, 0.0, 0.3, 0.0, -0.4, 0.0]
 """Of nine patients: the usual ratio is 0, also without one fold, so the errors are 0 five times, then 0.1 to 0.4."""
 
 
-def fitted_on(ratios: Sequence[float | None], patients: list[str] | None = None, **more: Any) -> StructureInterval:
+def fitted_on(ratios: Sequence[float | None], patients: list[str] | None = None, **more: float) -> StructureInterval:
     patients = patients or [f"p{i}" for i in range(len(ratios))]
-    return fit_volume_interval({}, {1: ratios}, NAMES, patients, "abc", **more).structures[0]
+    coverage, weights = more.get("coverage", 0.9), [1.0] * len(ratios)
+    return fit_volume_interval({}, {1: ratios}, NAMES, patients, "abc", coverage, weights).structures[0]
 
 
 @pytest.mark.parametrize(("coverage", "error"), [(0.9, 0.4), (0.8, 0.3), (0.7, 0.2), (0.6, 0.1)])
@@ -114,7 +115,7 @@ def test_intervals_hold_as_often_as_they_say_and_the_narrower_one_is_kept(
 ) -> None:
     monkeypatch.setattr("medseg.trust.volume_interval.fit_boosted_trees", staircase)
     columns, ratios, patients = simulated(100, 0, steep)
-    own = fit_volume_interval(columns, {1: ratios}, NAMES, patients, "abc").structures[0]
+    own = fit_volume_interval(columns, {1: ratios}, NAMES, patients, "abc", 0.9, [1.0] * len(ratios)).structures[0]
     assert own.narrower is not None
     assert (bool(own.features), own.narrower < 0.9) == (by_case, by_case)
     features, truth, _ = simulated(500, 1, steep)
@@ -130,11 +131,6 @@ def test_intervals_hold_as_often_as_they_say_and_the_narrower_one_is_kept(
     assert inside[place > 0.7].mean() >= 0.8
     assert (wide[place > 0.7].mean() > 2 * wide[place < 0.3].mean()) == by_case
     assert own.describe().startswith("left: " + ("interval of its volume by case" if by_case else "constant interval"))
-
-
-def test_lengths_that_differ_are_refused() -> None:
-    with pytest.raises(UsageError, match="differ in length"):
-        fit_volume_interval({"x": [1.0, 2.0]}, {1: [0.1]}, NAMES, ["a", "b"], "abc")
 
 
 # --- in a bundle ----------------------------------------------------------------------------------------------------
@@ -205,8 +201,8 @@ LIES: dict[str, Change] = {
     "label of none": lambda c: c["structures"][0].update(label=7),
     "label twice": lambda c: c["structures"].append(c["structures"][0]),
     "no structures": lambda c: c.update(structures=[]),
-    "features unknown": lambda c: c["structures"][0].update(scores=["luck"]),
-    "features of another structure": lambda c: c["structures"][0].update(scores=["unsure[2]"]),
+    "features unknown": lambda c: c["structures"][0].update(features=["luck"]),
+    "features of another structure": lambda c: c["structures"][0].update(features=["unsure[2]"]),
     "more patients than cases": lambda c: c["structures"][0].update(n_patients=10**6),
     "3 million entries": lambda c: c.update(cleaning=[1] * 3_000_000),
 }
@@ -238,7 +234,7 @@ def test_one_of_other_weights_or_another_cleaning_is_stale(judged: Bundle, chang
 
 def test_no_file_of_another_kind_crashes(judged: Bundle, tmp_path: Path) -> None:
     content = json.loads((judged.path / VOLUME_INTERVAL_NAME).read_text())
-    content["structures"][0].update(scores=["entropy"], error_at=[0.0, 0.5], error=[0.1, 0.2])
+    content["structures"][0].update(features=["entropy"], error_at=[0.0, 0.5], error=[0.1, 0.2])
     content["structures"][0]["regressor"]["trees"] = [TREE]
     file = tmp_path / "part.json"
     assert crashes(file, content, lambda: VolumeInterval.read(file), step=3) == []
