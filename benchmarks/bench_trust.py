@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks import trust_figures as figures
+from benchmarks import trust_volumes
 from benchmarks.trust_baselines import compared, with_baselines
 from benchmarks.trust_cases import KINDS, Run, make, prepared
 from benchmarks.trust_faults import fitted as fitted_head
@@ -206,6 +207,7 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
     for name, groups in (("kind", whole["kind"]), ("predicted kind", whole["told"])):
         result[f"coverage by {name}"] = figures.covered(whole["dice"], whole["bound"], whole["patient"], groups)
     result["accepted"] = figures.accept_tables(rows, [found[label][1] for label in labels], accepted)
+    result["volumes"] = trust_volumes.summary(rows, bench.bundle.labels)
     return result
 
 
@@ -257,7 +259,8 @@ def publish(bench: Bench, rows: Sequence[Row], held_out: int) -> None:
     )
     head = fitted_head((bundle.load_network(), reference), cases)
     critic, reference = ErrorNet.read(path), replace(reference, limits=limits)
-    write_trust(bundle, critic, reference, replace(calibration, provenance=told), head)
+    volumes = trust_volumes.fitted(rows, bundle.labels, sha256_file(weights))
+    write_trust(bundle, critic, reference, replace(calibration, provenance=told), head, volumes)
 
 
 def read_arguments() -> argparse.Namespace:

@@ -205,7 +205,7 @@ def _load_weights(case: Path) -> str:
 def _trust(_: Path) -> list[Seed]:
     from medseg.results.accept_table import AcceptTable
     from medseg.results.verdict import Thresholds
-    from medseg.trust import calibration, fault_classifier, out_of_distribution
+    from medseg.trust import calibration, fault_classifier, out_of_distribution, volume_interval
     from medseg.trust.gradient_boosting import BoostedTrees, Tree
     from medseg.trust.out_of_distribution import OODDetector
 
@@ -233,6 +233,15 @@ def _trust(_: Path) -> list[Seed]:
             {"encoder": 3.0},
             _DIGEST,
         ),
+        "volume_interval": volume_interval.VolumeInterval(
+            0.9,
+            _DIGEST,
+            (
+                volume_interval.StructureInterval(
+                    1, "block", ("a", "b"), BoostedTrees(0.1, 0.1, (tree,)), (0.0, 1.0), (0.1, 0.2), 1.5, 0.5, 20, 10
+                ),
+            ),
+        ),
     }
     files = {
         f"trust/{name}.json": json.dumps({"format": part.file_format, **part.to_json()}).encode()
@@ -251,6 +260,7 @@ def _use_trust(case: Path) -> str:
     from medseg.trust.fault_classifier import FaultClassifier
     from medseg.trust.out_of_distribution import TrainingStatistics
     from medseg.trust.trust_files import trust_state
+    from medseg.trust.volume_interval import VolumeInterval
 
     state = trust_state(Bundle.open(case))
     json.dumps(state.as_json())
@@ -264,6 +274,10 @@ def _use_trust(case: Path) -> str:
     reference = TrainingStatistics.read(case / "trust/reference.json", {_DIGEST})
     for detector in reference.detectors.values():
         assert detector.distance(np.zeros(len(detector.mean))) >= 0, "no distance"
+    volumes = VolumeInterval.read(case / "trust/volume_interval.json", {_DIGEST})
+    for one in volumes.structures:
+        factors = one.factors(dict.fromkeys(volumes.features, 0.3), volumes.coverage)
+        assert factors is None or 0.1 <= factors.low <= 1 <= factors.high <= 10, "no interval"
     return state.state
 
 

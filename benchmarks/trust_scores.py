@@ -128,9 +128,13 @@ def rows_of(cases: Stored, which: Sequence[int], judges: Mapping[str, Any], labe
             scores |= {f"control-{name}": value for name, value in told.items() if name.startswith("critic-")}
         if judges.get("adversary"):
             scores |= adversary_scores(judges["adversary"], case.crop.image, case.crop.probabilities)
-        dice = {str(label): case.dice(label) for label in labels}
+        overlaps = {str(label): case.overlap(label) for label in labels}
+        truth = {
+            "dice": {label: one.dice for label, one in overlaps.items()},
+            "log_ratio": {label: one.log_ratio for label, one in overlaps.items()},
+        }
         whose = {"number": i, "patient": case.patient, "kind": case.fault or "own"}
-        rows.append({**whose, "scores": scores, "dice": dice})
+        rows.append({**whose, "scores": scores, **truth})
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -47,7 +47,7 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         console.print()
         console.print(table, markup=True)
     console.print()
-    for line in _remarks(summary):
+    for line in (*_volumes(summary.get("volume_intervals", {})), *_remarks(summary)):
         console.print(line, markup=True)
     tolerance_mm = summary["definitions"]["tolerance_mm"]
     console.print(f"distances in mm, NSD at {tolerance_mm:g} mm, intervals by bootstrap over patients", style="dim")
@@ -190,6 +190,12 @@ def _accepted(accepted: Mapping[str, Any]) -> Table:
         ]
         table.add_row(one["judge"], *shares, *spreads)
     return table
+
+
+def _volumes(found: Mapping[str, Any]) -> Iterator[str]:
+    """How many references lie in the interval of their volume."""
+    for name, share in found.get("structures", {}).items():
+        yield f"{escape(name)}: {_share(share)} reference volumes in their interval, {found['coverage']:.0%} expected"
 
 
 def _share(share: Mapping[str, Any]) -> str:

@@ -180,6 +180,18 @@ def _say(report: RunReport, *, profile: bool) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
     place = report.folder / "run.json"
     say(f"{counts}; {report.computed} computed now in {report.seconds:.1f} s. See {place}")
+    _say_trust(report, say)
+    if real := report.real:
+        say(f"Discriminator: {real['accept']} accepted, {real['reject']} rejected")
+    if report.trained_on:
+        seen = f"{report.trained_on} of {report.statuses['done']} cases were used to train this model"
+        say(f"{seen}: these figures say nothing about new cases", "yellow")
+    if profile:
+        for stage, seconds in report.stages.items():
+            say(f"  {stage:<10} {seconds:8.2f} s")
+
+
+def _say_trust(report: RunReport, say: Callable[..., None]) -> None:
     verdicts, trust = report.verdicts, report.trust
     if verdicts is not None and trust["state"] == "none":
         say(
@@ -199,11 +211,3 @@ def _say(report: RunReport, *, profile: bool) -> None:
             say(f"Trust was calibrated on {trust['provenance']}")
     elif trust["state"] in {"stale", "damaged"}:
         say(f"Trust: no verdicts, no doubt. {trust['message']}", "yellow")
-    if real := report.real:
-        say(f"Discriminator: {real['accept']} accepted, {real['reject']} rejected")
-    if report.trained_on:
-        seen = f"{report.trained_on} of {report.statuses['done']} cases were used to train this model"
-        say(f"{seen}: these figures say nothing about new cases", "yellow")
-    if profile:
-        for stage, seconds in report.stages.items():
-            say(f"  {stage:<10} {seconds:8.2f} s")

@@ -224,5 +224,7 @@ def _show(result: Recalibration) -> None:
         else:
             bound = f"lower bounds hold for {coverage:.0%} on average over such fits, for {least:.0%} in 19 of 20"
         console.print(f"{structure.name}: {structure.n_cases} results of {structure.n_patients} patients; {bound}")
+    for interval in result.volumes.structures if result.volumes else ():
+        console.print(interval.describe())
     console.print(f"Trust: {TrustState('ready', '', result.calibration).describe()}")
     console.print(f"Wrote {result.path}: {result.n_cases} cases of {result.n_patients} patients")

@@ -14,6 +14,7 @@ import numpy as np
 
 from medseg.evaluation.case import StructureResult
 from medseg.results.accept_table import GOOD_DICE
+from medseg.results.case_result import CaseResult
 from medseg.results.verdict import Judged
 
 
@@ -141,6 +142,25 @@ def acceptances(
     if not table:
         return None
     return {"left_out_as_trained_on": len(seen & quality.keys()), "judges": [asdict(one) for one in table]}
+
+
+def volume_coverage(
+    run: Mapping[str, CaseResult], rows: Iterable[StructureResult], learnt: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    """The object ``volume_intervals`` in ``metrics.json``: how many references lie in the interval of their volume.
+
+    Parameters are those of :func:`acceptances`. None if the run has no intervals.
+    """
+    known = {(case, one.label): one.interval for case, found in run.items() for one in found.structures if one.interval}
+    seen, hits = set(learnt), dict[str, list[bool]]()
+    for row in rows:
+        interval, volume_ml = known.get((row.case_id, row.label)), row.values.get("reference_volume_ml")
+        if interval is not None and volume_ml is not None and row.case_id not in seen:
+            hits.setdefault(row.name, []).append(interval.low <= volume_ml <= interval.high)
+    if not known:
+        return None
+    shares = {name: asdict(Share.counted(sum(inside), len(inside))) for name, inside in hits.items()}
+    return {"coverage": next(iter(known.values())).coverage, "structures": shares}
 
 
 def _acceptance(

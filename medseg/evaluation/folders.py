@@ -13,7 +13,7 @@ from typing import Any
 
 from medseg._version import medseg_version
 from medseg.errors import UsageError
-from medseg.evaluation.accepted import acceptances
+from medseg.evaluation.accepted import acceptances, volume_coverage
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
 from medseg.evaluation.lesions import summarise_lesions
@@ -176,14 +176,18 @@ class _Evaluated:
         known = trained_on(self.side.pairs, self.side.found, labels)
         return known, summarised(known, [pair.case_id for pair in self.scored])
 
-    def accepted(self, known: Mapping[str, bool | None]) -> dict[str, Any] | None:
-        """What the judgements of the run that made the predictions are worth; None without any."""
+    def judged(self, known: Mapping[str, bool | None]) -> dict[str, Any]:
+        """What the judgements and volume intervals of the run that made the predictions are worth, where it has any."""
         if (run := self.side.found.run) is None:
-            return None
+            return {}
         judged = {pair.case_id: case for pair in self.scored if (case := run.case(pair.prediction.case_id))}
         learnt = [case for case, yes in known.items() if yes]
         limit = (run.trust.get("thresholds") or {}).get("accept")
-        return acceptances(judged, self.rows, bundle_dice=limit, learnt=learnt)
+        found = {
+            "accepted": acceptances(judged, self.rows, bundle_dice=limit, learnt=learnt),
+            "volume_intervals": volume_coverage(judged, self.rows, learnt),
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def _match(source: Path, truth: Collection, labels: str | Path | Mapping[int, str] | LabelScheme | None) -> _Side:
@@ -243,8 +247,7 @@ def _write(
             name: summarise_lesions([one for row in first.rows if row.name == name for one in row.lesions], edges_ml)
             for name in summary["structures"]
         }
-    if (accepted := first.accepted(known)) is not None:
-        summary["accepted"] = accepted
+    summary |= first.judged(known)
     for second in others:
         summary["comparison"] = _comparison(first, second, patients, options.bootstrap)
         write_csv(output / "compared_metrics.csv", second.rows, more)

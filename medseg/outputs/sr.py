@@ -1,7 +1,8 @@
 """Measurement report (SR, template TID 1500) by highdicom: volumes and diameters per segment, and the trust verdict.
 
-The terms of the verdict are private (coding scheme ``99MEDSEG``): no published scheme names a Dice coefficient that
-was predicted without ground truth.
+An interval round a volume is stated as DICOM states the uncertainty of a measurement: as its properties (TID 310), the
+ranges above and below (CID 225). The terms of the verdict are private (coding scheme ``99MEDSEG``): no published scheme
+names a Dice coefficient that was predicted without ground truth.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from medseg.errors import CaseFailed
 from medseg.labels.codes import SegmentCode, dicom_text
 from medseg.outputs.common import Job, copy_identity, save_checked, series_and_equipment
 from medseg.outputs.seg import coded
-from medseg.results.case_result import volumes_of
+from medseg.results.case_result import StructureVolume, volumes_of
 from medseg.results.verdict import Verdict
 
 _LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -36,6 +37,8 @@ _DICE = CodedConcept("DICE", _SCHEME, "Predicted Dice coefficient")
 _LOWER_BOUND = CodedConcept("DICELOW", _SCHEME, "Lower bound of Dice")
 _VERDICT = CodedConcept("TRUST", _SCHEME, "Trust verdict")
 _FLAG = CodedConcept("FLAG", _SCHEME, "Trust flag")
+_ABOVE = CodedConcept("371886008", "SCT", "+, range of upper measurement uncertainty")
+_BELOW = CodedConcept("371885007", "SCT", "-, range of lower measurement uncertainty")
 _RESULT = CodedConcept("RESULT", _SCHEME, "Whole segmentation result")
 
 
@@ -87,11 +90,10 @@ def write_sr(job: Job, path: Path) -> Path:
     Raises
     ------
     CaseFailed
-        If the file read again does not hold the measured volumes.
+        If the file read again does not hold the measured volumes and their intervals.
     """
     job.covered()
-    found = volumes_of(job.labels, job.geometry, job.scheme)
-    volumes = {structure.label: structure.volume_ml or 0.0 for structure in found}
+    volumes = {one.label: one for one in volumes_of(job.labels, job.geometry, job.scheme, job.options.trust)}
     codes = list(job.codes.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # highdicom comments on names and on identifiers
@@ -107,7 +109,8 @@ def write_sr(job: Job, path: Path) -> Path:
 
     def check(partial: Path) -> None:
         stated = sorted(_stated_volumes(pydicom.dcmread(partial)))
-        expected = sorted(volumes[code.label] for code in codes)
+        own = [volumes[code.label] for code in codes]
+        expected = sorted(number for one in own for number in (one.volume_ml or 0.0, *_ranges_ml(one)))
         if len(stated) != len(expected) or not np.allclose(stated, expected, rtol=1e-4, atol=1e-6):
             raise CaseFailed(
                 f"{path.name}: the report read again states other volumes; nothing was written, please report this"
@@ -145,7 +148,7 @@ def _seg_class(job: Job) -> str:
     return str(_LABELMAP_STORAGE if job.options.segmentation_type == "LABELMAP" else SegmentationStorage)
 
 
-def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) -> sr.MeasurementReport:
+def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, StructureVolume]) -> sr.MeasurementReport:
     observer = sr.ObserverContext(
         observer_type=dicom_codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -166,7 +169,7 @@ def _report(job: Job, codes: list[SegmentCode], volumes: Mapping[int, float]) ->
     )
 
 
-def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
+def _group(job: Job, code: SegmentCode, number: int, volume: StructureVolume) -> Any:
     segment = sr.ReferencedSegment(
         sop_class_uid=_seg_class(job),
         sop_instance_uid=job.uid("seg"),
@@ -182,7 +185,7 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
         finding_sites=_sites(code),
         algorithm_id=_algorithm(job),
         measurements=[
-            sr.Measurement(name=dicom_codes.SCT.Volume, value=float(f"{volume:.6g}"), unit=_MILLILITRE),
+            _volume(job, volume),
             sr.Measurement(
                 name=CodedConcept("L0JK", "IBSI", "Maximum 3D diameter"),
                 value=float(f"{diameter:.6g}"),
@@ -194,15 +197,45 @@ def _group(job: Job, code: SegmentCode, number: int, volume: float) -> Any:
     )
 
 
+def _volume(job: Job, volume: StructureVolume) -> sr.Measurement:
+    """The volume; with an interval, how far that goes above and below it, and in the algorithm how often it holds."""
+    found, properties, algorithm = volume.volume_ml or 0.0, None, None
+    if volume.interval is not None:
+        properties = sr.MeasurementProperties()  # its own arguments have no units
+        for name, range_ml in zip((_ABOVE, _BELOW), _ranges_ml(volume), strict=True):
+            properties.append(
+                sr.NumContentItem(
+                    name=name,
+                    value=float(f"{range_ml:.6g}"),
+                    unit=_MILLILITRE,
+                    relationship_type=sr.RelationshipTypeValues.HAS_PROPERTIES,
+                )
+            )
+        algorithm = _algorithm(job, f"conformal interval, holds for {volume.interval.coverage:.0%} of references")
+    return sr.Measurement(
+        name=dicom_codes.SCT.Volume,
+        value=float(f"{found:.6g}"),
+        unit=_MILLILITRE,
+        algorithm_id=algorithm,
+        properties=properties,
+    )
+
+
+def _ranges_ml(volume: StructureVolume) -> list[float]:
+    """How far the interval goes above the volume, and how far below it; empty without one."""
+    found = volume.volume_ml or 0.0
+    return [] if volume.interval is None else [volume.interval.high - found, found - volume.interval.low]
+
+
 def _tracking(job: Job, key: str, name: str) -> sr.TrackingIdentifier:
     return sr.TrackingIdentifier(uid=job.uid("tracking", key), identifier=dicom_text(f"{job.bundle.name} {name}"))
 
 
-def _algorithm(job: Job) -> sr.AlgorithmIdentification:
+def _algorithm(job: Job, *more: str) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=dicom_text(job.bundle.name),
         version=str(job.bundle.version),
-        parameters=[f"sha256 {job.bundle.sha256}", dicom_text(job.options.notice)],
+        parameters=[f"sha256 {job.bundle.sha256}", dicom_text(job.options.notice), *more],
     )
 
 
@@ -215,9 +248,11 @@ def _sites(code: SegmentCode) -> list[sr.FindingSite] | None:
 
 
 def _stated_volumes(dataset: pydicom.Dataset) -> list[float]:
+    """Every volume and its ranges."""
     values = []
     for item in dataset.get("ContentSequence", []):
         if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeValue == dicom_codes.SCT.Volume.value:
-            values.append(float(item.MeasuredValueSequence[0].NumericValue))
+            numbers = [item, *(part for part in item.get("ContentSequence", []) if part.ValueType == "NUM")]
+            values += [float(one.MeasuredValueSequence[0].NumericValue) for one in numbers]
         values += _stated_volumes(item)
     return values

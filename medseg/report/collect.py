@@ -17,7 +17,7 @@ from medseg.evaluation.tables import METRICS_CSV, read_csv, read_summary, run_na
 from medseg.evaluation.trained_on import summarised
 from medseg.results import CaseResult, RunReport, worst_first
 from medseg.results.accept_table import AcceptTable
-from medseg.results.verdict import DiscriminatorVerdict, Judged, Verdict
+from medseg.results.verdict import DiscriminatorVerdict, Interval, Judged, Verdict
 
 Locations = Path | Mapping[str, str | Path] | None
 """Where images or references lie: a folder, a path per case id, or not known."""
@@ -46,6 +46,7 @@ class Case(Judged):
     doubt: Path | None = None
     trained_on: bool | None = None
     discriminator: DiscriminatorVerdict | None = None
+    volumes: Mapping[int, Interval] = field(default_factory=dict)  # by label: where the volume of a reference lies, ml
 
     @property
     def dice(self) -> tuple[float, ...]:
@@ -266,6 +267,7 @@ def _from_run(result: CaseResult, files: _Files) -> Case:
         ),
         trained_on=result.trained_on,
         discriminator=result.discriminator,
+        volumes={one.label: one.interval for one in result.structures if one.interval},
     )
     if case.status != "done":
         return case

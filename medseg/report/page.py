@@ -265,6 +265,14 @@ def _about(study: Study) -> Iterator[tuple[str, str]]:
         yield "Missed, invented", "overlap scores and NSD are 0, distances do not exist"
     if trust := _trust(study.trust, judged=any(case.verdict for case in study.cases)):
         yield "Trust", trust
+    if coverage := next((one.coverage for case in study.cases for one in case.volumes.values()), None):
+        yield (
+            "Volume interval",
+            (
+                f"where the volume of a reference lies in {coverage:.0%} of cases like those of the calibration; what "
+                "is flagged, or was not found, has no such interval"
+            ),
+        )
     yield "Pictures", "patient's right on your left, in sagittal slices anterior; solid: prediction, dashed: reference"
     yield "Identity", "cases are named by their case id; paths and header fields of the sources are left out"
 

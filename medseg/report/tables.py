@@ -17,7 +17,7 @@ from medseg.evaluation.statistics import Bootstrap, by_structure, summarise, sum
 from medseg.pictures import colour, rgb
 from medseg.report.collect import Case, Study
 from medseg.report.remedies import remedy
-from medseg.results.verdict import NOT_CALIBRATED, UNLIKE_TRAINING, counted
+from medseg.results.verdict import NOT_CALIBRATED, UNLIKE_TRAINING, Interval, counted
 
 _NOTHING = "–"
 Row = TypeVar("Row")
@@ -264,12 +264,16 @@ def structures_of_case(case: Case, study: Study) -> Table:
     if any(other.assessed for other in study.cases):
         columns.append(Column("Predicted Dice", estimate))
     for metric in metric_columns(study):
-        columns.append(Column(metric_named(metric).title, partial(_value, metric=metric)))
+        known = case.volumes if metric == "volume_ml" else {}
+        columns.append(Column(metric_named(metric).title, partial(_value, metric=metric, known=known)))
     return table(columns, sorted(case.structures, key=lambda row: row.label))
 
 
-def _value(structure: StructureResult, metric: str) -> Cell:
-    return Cell(number(structure.values.get(metric), metric))
+def _value(structure: StructureResult, metric: str, known: Mapping[int, Interval]) -> Cell:
+    """A figure, and behind it the interval that is ``known`` for the structure."""
+    found = known.get(structure.label)
+    aside = "" if found is None else f"{number(found.low, metric)} to {number(found.high, metric)}"
+    return Cell(number(structure.values.get(metric), metric), aside=aside)
 
 
 def flag_of(structure: StructureResult) -> str:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import CaseFailed, Refusal
 from medseg.geometry import Geometry
-from medseg.json_shape import FILE_NAME, FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, one_of
+from medseg.json_shape import FILE_NAME, FLAG, NUMBER, PLACE, TEXT, WHOLE, Spec, number, one_of
 from medseg.labels.scheme import LabelScheme
-from medseg.results.verdict import DECISIONS, DiscriminatorVerdict, Judged, Verdict
+from medseg.results.verdict import DECISIONS, DiscriminatorVerdict, Interval, Judged, Verdict
 
 Status = Literal["done", "refused", "failed"]
 
@@ -38,7 +38,15 @@ CASE: Spec = {
     "message": TEXT,
     "seconds": NUMBER,
     "outputs": [FILE_NAME],
-    "structures": [{"label!": WHOLE, "name!": TEXT, "volume_ml": NUMBER, "values": [WHOLE]}],
+    "structures": [
+        {
+            "label!": WHOLE,
+            "name!": TEXT,
+            "volume_ml": NUMBER,
+            "interval": {"low_ml!": number(0.0, 1e12), "high_ml!": number(0.0, 1e12), "coverage!": number(0.0, 1.0)},
+            "values": [WHOLE],
+        }
+    ],
     "trust": _VERDICT,
     "discriminator": _DISCRIMINATOR,
     "stages": {"*": NUMBER},
@@ -68,16 +76,22 @@ class StructureVolume:
     name: str
     volume_ml: float | None = None
     values: tuple[int, ...] = ()  # of a region: what belongs to it in a label map; empty for its label alone
+    interval: Interval | None = None  # in ml, see :meth:`Verdict.volume_interval`
 
     def to_json(self) -> dict[str, Any]:
         """The structure as in ``run.json``."""
-        stated = {"label": self.label, "name": self.name, "volume_ml": self.volume_ml}
+        stated: dict[str, Any] = {"label": self.label, "name": self.name, "volume_ml": self.volume_ml}
+        if self.interval is not None:
+            low, high, coverage = self.interval
+            stated["interval"] = {"low_ml": low, "high_ml": high, "coverage": coverage}
         return {**stated, "values": list(self.values)} if self.values else stated
 
     @classmethod
     def from_json(cls, item: Mapping[str, Any]) -> StructureVolume:
         """The structure behind an entry of ``structures``."""
-        return cls(item["label"], item["name"], item.get("volume_ml"), tuple(item.get("values") or ()))
+        known = item.get("interval")
+        interval = Interval(known["low_ml"], known["high_ml"], known["coverage"]) if known else None
+        return cls(item["label"], item["name"], item.get("volume_ml"), tuple(item.get("values") or ()), interval)
 
 
 @dataclass(frozen=True)
@@ -261,16 +275,24 @@ class CaseResult(Judged):
 
 
 def volumes_of(
-    label_map: NDArray[np.integer[Any]], geometry: Geometry, scheme: LabelScheme
+    label_map: NDArray[np.integer[Any]], geometry: Geometry, scheme: LabelScheme, verdict: Verdict | None = None
 ) -> tuple[StructureVolume, ...]:
-    """Volume of every structure in a label map on a grid, 0 where it was not found; regions have what overlaps, too."""
+    """Volume of every structure in a label map on a grid, 0 where it was not found; regions have what overlaps, too.
+
+    With intervals, where the verdict on the result has them.
+    """
     members, structures = scheme.members, scheme.structures
     largest = max((value for values in members.values() for value in values), default=0)
     counts = np.bincount(label_map.reshape(-1), minlength=largest + 1)
     ml = geometry.voxel_volume_mm3 / 1000.0
+    found = {label: float(counts[list(members[label])].sum() * ml) for label in structures}
     return tuple(
         StructureVolume(
-            label, name, float(counts[list(members[label])].sum() * ml), members[label] if scheme.regions else ()
+            label,
+            name,
+            found[label],
+            members[label] if scheme.regions else (),
+            None if verdict is None else verdict.volume_interval(label, found[label]),
         )
         for label, name in structures.items()
     )

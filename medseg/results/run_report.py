@@ -349,11 +349,19 @@ def _table(cases: Sequence[CaseResult]) -> str:
     real = ["discriminator", *(f"{name}_real" for name in names), "case_class"]
     if not any(case.discriminator for case in cases):
         real = []
-    rows: list[Sequence[object]] = [[*head, *(f"{name}_volume_ml" for name in names), *trust, *real]]
+    sizes = ["volume_ml", "volume_low_ml", "volume_high_ml"]
+    if not any(structure.interval for case in cases for structure in case.structures):
+        sizes = sizes[:1]
+    volumes = [f"{name}_{size}" for name in names for size in sizes]
+    rows: list[Sequence[object]] = [[*head, *volumes, *trust, *real]]
     for case in cases:
-        volumes = {structure.name: structure.volume_ml for structure in case.structures}
+        known = {
+            one.name: (one.volume_ml, *((one.interval.low, one.interval.high) if one.interval else ("", "")))
+            for one in case.structures
+        }
         row = [case.case_id, case.source, case.status, case.reason or "", case.message, case.seconds]
-        row += [" ".join(case.outputs), *(volumes.get(name, "") for name in names)]
+        row += [" ".join(case.outputs)]
+        row += [cell for name in names for cell in known.get(name, ("", "", ""))[: len(sizes)]]
         row += ["" if value is None else value for value in case.estimates]
         row += [case.verdict, " ".join(case.flags), "" if case.trained_on is None else str(case.trained_on).lower()]
         row += [" ".join(f"{kind}({why.reason})" for kind, why in case.not_written.items())]

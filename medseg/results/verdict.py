@@ -37,6 +37,14 @@ USUAL = "usual"
 """The fault kind of an image without a fault."""
 
 
+class Interval(NamedTuple):
+    """Where something lies as often as the coverage says: the volume of a reference in ml, or over what was found."""
+
+    low: float
+    high: float
+    coverage: float
+
+
 @dataclass(frozen=True)
 class StructureQuality:
     """How good one structure is expected to be: its Dice, and a bound that it exceeds as often as stated."""
@@ -45,11 +53,14 @@ class StructureQuality:
     name: str
     predicted_dice: float
     lower_bound: float
+    volume_factors: Interval | None = None
+    """Volume of a reference over what was found; not in ``run.json``, which has the intervals of the volumes."""
 
     def to_json(self) -> dict[str, Any]:
         """As in ``run.json``, to six places."""
         return {
-            **asdict(self),
+            "label": self.label,
+            "name": self.name,
             "predicted_dice": round(self.predicted_dice, 6),
             "lower_bound": round(self.lower_bound, 6),
         }
@@ -146,10 +157,22 @@ class Verdict:
         for new in (structure for one in verdicts for structure in one.structures):
             old = lowest.get(new.label, new)
             least = min(old.predicted_dice, new.predicted_dice), min(old.lower_bound, new.lower_bound)
-            lowest[new.label] = StructureQuality(new.label, new.name, *least)
+            factors = new.volume_factors if old is new else None  # of a sum of several parts nothing is known
+            lowest[new.label] = StructureQuality(new.label, new.name, *least, factors)
         every = dict.fromkeys([*(flag for one in verdicts for flag in one.flags), *flags])
         structures = tuple(lowest[label] for label in sorted(lowest))
         return cls(worst.decision, structures, tuple(every), worst.look_at_mm, worst.fault)
+
+    def volume_interval(self, label: int, volume_ml: float) -> Interval | None:
+        """Where the volume of a reference lies, in ml.
+
+        None if nothing is known, if the result is flagged (intervals speak of results that are not), or lacks the
+        structure.
+        """
+        own = next((one.volume_factors for one in self.structures if one.label == label), None)
+        if own is None or self.flags or not volume_ml > 0.0:
+            return None
+        return Interval(own.low * volume_ml, own.high * volume_ml, own.coverage)
 
     @property
     def calibrated(self) -> bool:

@@ -346,7 +346,7 @@ def _fit_structure(
         out = fold == part
         regressor = fit_boosted_trees(features[~out], dice[~out], share[~out])
         predicted[out] = np.clip(regressor.predict(features[out]), 0.0, 1.0)
-    error_at, error = _usual_error(predicted, predicted - dice, options.coverage)
+    error_at, error = usual_error(predicted, predicted - dice, options.coverage)
     scaled = (predicted - dice) / np.interp(predicted, error_at, error)
     quantile, _ = _quantile_over_patients(scaled, cases, options.coverage)
     kinds = []
@@ -386,7 +386,7 @@ def conformal_quantile(errors: Floats, coverage: float, mass: Floats | None = No
     return float(errors[order][reached[0]]) if len(reached) else None
 
 
-def _usual_error(predicted: Floats, error: Floats, coverage: float) -> tuple[Floats, Floats]:
+def usual_error(predicted: Floats, error: Floats, coverage: float) -> tuple[Floats, Floats]:
     """By how much Dice was overestimated at most in the wanted share of cases, in bins of the predicted Dice.
 
     Bins hold equally many cases. Predictions of good results err little and those of poor ones a lot; a bound that

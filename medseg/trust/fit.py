@@ -29,8 +29,10 @@ from medseg.trust.trust_files import (
     ERROR_NET_NAME,
     FAULT_CLASSIFIER_NAME,
     STATISTICS_NAME,
+    VOLUME_INTERVAL_NAME,
     TrustFiles,
 )
+from medseg.trust.volume_interval import VolumeInterval, fit_volume_interval
 
 FALSE_FLAGS = 0.04
 """Share of cases like the training cases that may be flagged."""
@@ -56,7 +58,7 @@ def fit_trust(
     training: Sequence[TrainingCase] = (),
     options: TrustOptions | None = None,
 ) -> Calibration:
-    """Fit and write what ``trust/`` holds: error net, training statistics, calibration, fault classifier.
+    """Fit and write what ``trust/`` holds: error net, statistics, calibration, volume intervals, fault classifier.
 
     Parameters
     ----------
@@ -118,8 +120,39 @@ def fit_trust(
         ),
     )
     calibration = replace(calibration, cleaning=files.cleaning)
-    write_trust(bundle, error_net, statistics, calibration, faults)
+    volumes = _volume_interval(cases, features, statistics, calibration, bundle, options.own_weight)
+    write_trust(bundle, error_net, statistics, calibration, faults, volumes)
     return calibration
+
+
+def _volume_interval(
+    cases: Sequence[TrustCase],
+    features: Sequence[Features],
+    statistics: TrainingStatistics | None,
+    calibration: Calibration,
+    bundle: Bundle,
+    own_weight: float,
+) -> VolumeInterval:
+    """Intervals round the volumes of results that are not flagged, for what the calibration is for."""
+
+    def is_flagged(row: Features) -> bool:
+        missing = any(row[f"largest[{label}]"] == 0 for label in bundle.labels)
+        return missing or (statistics is not None and bool(statistics.flags(row)))
+
+    flagged = [is_flagged(row) for row in features]
+    return fit_volume_interval(
+        {name: [row[name] for row in features] for name in calibration.features},
+        {
+            label: [None if told else case.overlap(label).log_ratio for case, told in zip(cases, flagged, strict=True)]
+            for label in bundle.labels
+        },
+        bundle.labels,
+        [case.patient for case in cases],
+        calibration.weights_sha256,
+        calibration.coverage,
+        [own_weight if case.fault is None else 1.0 for case in cases],
+        calibration.cleaning,
+    )
 
 
 def write_trust(
@@ -128,6 +161,7 @@ def write_trust(
     statistics: TrainingStatistics | None,
     calibration: Calibration,
     faults: FaultClassifier | None = None,
+    volumes: VolumeInterval | None = None,
 ) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
     if faults is not None:
@@ -136,6 +170,8 @@ def write_trust(
         error_net.write(bundle.path / ERROR_NET_NAME, calibration.weights_sha256)
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
+    if volumes is not None:
+        volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
 
 

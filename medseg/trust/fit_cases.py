@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.trust.crop import Crop, with_rest_as_background
+
+
+class Overlap(NamedTuple):
+    """Voxels of a structure: those found, those of its reference, and those in both."""
+
+    found: int
+    reference: int
+    common: int
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Overlap:
+        """Of two masks of one shape."""
+        return cls(int(mask.sum()), int(truth.sum()), int((mask & truth).sum()))
+
+    @property
+    def dice(self) -> float | None:
+        """None where both masks are empty."""
+        total = self.found + self.reference
+        return 2.0 * self.common / total if total else None
+
+    @property
+    def log_ratio(self) -> float | None:
+        """Log of the volume of the reference over what was found; None if that is nothing.
+
+        Without a reference it is far below any that an interval reaches.
+        """
+        return math.log(max(self.reference, 1e-6) / self.found) if self.found else None
 
 
 @dataclass(frozen=True)
@@ -31,26 +59,24 @@ class TrustCase:
     fault
         What was done to the image or to the result; None for the network's own result on an untouched image.
     measured
-        Dice by label of what is written in the end, where labels are cleaned; None: that of the probabilities' labels.
+        By label, of what is written in the end, where labels are cleaned; None: of the probabilities' labels.
     """
 
     crop: Crop
     reference: NDArray[np.uint8]
     patient: str
     fault: str | None = None
-    measured: Mapping[int, float | None] | None = None
+    measured: Mapping[int, Overlap] | None = None
+
+    def overlap(self, label: int) -> Overlap:
+        """Of one structure with its reference."""
+        if self.measured is not None:
+            return self.measured[label]
+        return Overlap.of(self.crop.probabilities.numpy().argmax(0) == label, self.reference == label)
 
     def dice(self, label: int) -> float | None:
         """Dice of one structure; None where neither mask has it."""
-        if self.measured is not None:
-            return self.measured[label]
-        return dice_of(self.crop.probabilities.numpy().argmax(0) == label, self.reference == label)
-
-
-def dice_of(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float | None:
-    """Dice of two masks of one shape; None where both are empty."""
-    total = int(mask.sum()) + int(truth.sum())
-    return 2.0 * int((mask & truth).sum()) / total if total else None
+        return self.overlap(label).dice
 
 
 @dataclass(frozen=True)

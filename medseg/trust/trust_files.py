@@ -20,6 +20,7 @@ from medseg.files import sha256_file
 from medseg.trust.calibration import Calibration
 from medseg.trust.fault_classifier import FaultClassifier
 from medseg.trust.stored import check_weights
+from medseg.trust.volume_interval import VolumeInterval
 
 if TYPE_CHECKING:
     from medseg.trust.error_net import ErrorNet
@@ -29,6 +30,7 @@ CALIBRATION_NAME = "trust/calibration.json"
 ERROR_NET_NAME = "trust/critic.safetensors"
 STATISTICS_NAME = "trust/reference.json"
 FAULT_CLASSIFIER_NAME = "trust/case_class.json"
+VOLUME_INTERVAL_NAME = "trust/volume_interval.json"
 
 _CLEANERS = ("FillHoles", "RemoveSmallObjects", "KeepLargestConnectedComponent", "LabelFilter")
 """What MONAI's transforms are called that change labels once they are made."""
@@ -46,6 +48,7 @@ class TrustState:
     ``"ready"`` gives estimates."""
     message: str = ""  # why not, and what to do
     calibration: Calibration | None = None  # coverage, thresholds, what it was fitted on, if it can be read
+    volume_interval: VolumeInterval | None = None  # how often its intervals hold, and how wide they are; None without
 
     def as_json(self) -> dict[str, Any]:
         """For ``run.json`` and ``--json``."""
@@ -61,6 +64,7 @@ class TrustState:
                 "provenance": known.provenance,
                 "structures": [structure.facts() for structure in known.structures],
             }
+            facts |= {} if self.volume_interval is None else {"volume_intervals": self.volume_interval.facts()}
         return {"state": self.state, "message": self.message, **facts}
 
     def describe(self) -> str:
@@ -132,13 +136,31 @@ class TrustFiles:
         if (stated := self.stated_calibration) is not None:
             path = self.bundle.path / CALIBRATION_NAME
             check_weights(path, stated.weights_sha256, self.weights.values())
-            if stated.cleaning != self.cleaning:
-                was, now = (_few(cleaning, 200) for cleaning in (stated.cleaning, self.cleaning))
-                raise OtherCleaning(
-                    f"{path} was fitted on labels with the cleaning: {was}; the bundle has now: {now}. Label anew and"
-                    " fit it again: medseg infer, medseg trust fit; or set the cleaning back: medseg bundle clean"
-                )
+            self._check_cleaning(path, stated.cleaning)
         return stated
+
+    @cached_property
+    def volume_interval(self) -> VolumeInterval | None:
+        """From features to an interval round a volume."""
+        part = self._part(VOLUME_INTERVAL_NAME, VolumeInterval.read)
+        if part is not None:
+            path = self.bundle.path / VOLUME_INTERVAL_NAME
+            if unknown := sorted({one.label for one in part.structures} - {*self.bundle.labels}):
+                raise BundleError(
+                    f"{path} is of the labels {_few(unknown)}, which the bundle does not have; fit it again: medseg"
+                    " trust fit"
+                )
+            self._check_cleaning(path, part.cleaning)
+        return part
+
+    def _check_cleaning(self, path: Path, stated: tuple[str, ...]) -> None:
+        """Refuse what speaks of labels that were cleaned in another way."""
+        if stated != self.cleaning:
+            was, now = (_few(cleaning, 200) for cleaning in (stated, self.cleaning))
+            raise OtherCleaning(
+                f"{path} was fitted on labels with the cleaning: {was}; the bundle has now: {now}. Label anew and"
+                " fit it again: medseg infer, medseg trust fit; or set the cleaning back: medseg bundle clean"
+            )
 
     @cached_property
     def error_net(self) -> ErrorNet | None:
@@ -173,20 +195,22 @@ class TrustFiles:
         """Classes that are judged, the background included."""
         return max(self.bundle.output_channels, 2)
 
-    def _check_features(self, calibration: Calibration) -> None:
-        """Refuse a calibration that asks for features or kinds of image that these files do not tell of a case."""
+    def _check_features(self, name: str, features: Sequence[str]) -> None:
+        """Refuse a part that asks for what these files do not tell of a case."""
         from medseg.trust.features import feature_names
 
         known = feature_names(self.classes, error_net=self.error_net is not None)
         if self.training_statistics is not None:
             known |= self.training_statistics.feature_names(self.classes)
             known |= self.fault_classifier.feature_names if self.fault_classifier is not None else frozenset()
-        if unknown := [name for name in calibration.features if name not in known]:
-            path = self.bundle.path / CALIBRATION_NAME
+        if unknown := [feature for feature in features if feature not in known]:
             raise BundleError(
-                f"{path} rests on {_few(unknown)}, which nothing in trust/ tells of a case; fit it again: medseg trust"
-                " fit"
+                f"{self.bundle.path / name} rests on {_few(unknown)}, which nothing in trust/ tells of a case; fit it"
+                " again: medseg trust fit"
             )
+
+    def _check_kinds(self, calibration: Calibration) -> None:
+        """Refuse bounds for kinds of image that these files do not tell."""
         bounded = {kind.name for structure in calibration.structures for kind in structure.kinds}
         told = set(self.fault_classifier.classes if self.fault_classifier and self.training_statistics else ())
         if silent := sorted(bounded - told):
@@ -201,8 +225,9 @@ class TrustFiles:
 
     def unusable(self) -> Iterator[tuple[str, BundleError]]:
         """Files beside the calibration that cannot be used, by their place in the bundle, and why."""
-        names = (ERROR_NET_NAME, STATISTICS_NAME, FAULT_CLASSIFIER_NAME)
-        for name, part in zip(names, ("error_net", "training_statistics", "fault_classifier"), strict=True):
+        names = (ERROR_NET_NAME, STATISTICS_NAME, FAULT_CLASSIFIER_NAME, VOLUME_INTERVAL_NAME)
+        parts = ("error_net", "training_statistics", "fault_classifier", "volume_interval")
+        for name, part in zip(names, parts, strict=True):
             try:
                 getattr(self, part)
             except BundleError as error:
@@ -228,12 +253,14 @@ class TrustFiles:
             for _, reason in self.unusable():
                 raise reason
             assert stated is not None
-            self._check_features(stated)
+            self._check_features(CALIBRATION_NAME, stated.features)
+            self._check_kinds(stated)
+            self._check_features(VOLUME_INTERVAL_NAME, self.volume_interval.features if self.volume_interval else ())
         except (OtherWeights, OtherCleaning) as error:
             return TrustState("stale", str(error), stated)
         except BundleError as error:
             return TrustState("damaged", str(error), stated)
-        return TrustState("ready", "", stated)
+        return TrustState("ready", "", stated, self.volume_interval)
 
 
 def _as_text(name: str, arguments: Mapping[str, Any]) -> str:

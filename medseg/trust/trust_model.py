@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medseg.errors import BundleError, MedsegError
-from medseg.results.verdict import STRUCTURE_MISSING, Verdict
+from medseg.results.verdict import STRUCTURE_MISSING, Interval, StructureQuality, Verdict
 from medseg.trust.calibration import Calibration
 from medseg.trust.crop import Crop
 from medseg.trust.error_net import ErrorNet
@@ -19,6 +19,7 @@ from medseg.trust.fault_classifier import FaultClassifier
 from medseg.trust.features import case_features
 from medseg.trust.out_of_distribution import TrainingStatistics
 from medseg.trust.trust_files import TrustFiles
+from medseg.trust.volume_interval import VolumeInterval
 
 _CHANCE = "labels by chance"
 _SIDE = 16
@@ -45,7 +46,8 @@ class TrustModel:
     calibration: Calibration  # from features to Dice
     error_net: ErrorNet | None = None
     training_statistics: TrainingStatistics | None = None
-    fault_classifier: FaultClassifier | None = None  # and the two above: what else the bundle has
+    fault_classifier: FaultClassifier | None = None
+    volume_interval: VolumeInterval | None = None  # and the three above: what else the bundle has
 
     @classmethod
     def open(cls, files: TrustFiles, network: nn.Module, device: str | torch.device = "cpu") -> TrustModel | None:
@@ -79,6 +81,7 @@ class TrustModel:
             None if error_net is None else error_net.to(device),
             files.training_statistics,
             files.fault_classifier,
+            files.volume_interval,
         )
         try:
             model.assess(poor_results(model.channels, model.classes)[_CHANCE])
@@ -98,7 +101,10 @@ class TrustModel:
                 fault = self.fault_classifier.most_probable(again.embedding)
                 features |= self.fault_classifier.features(again.embedding)
         estimates = self.calibration.estimate(features, fault and fault.name)
-        structures = [replace(one, name=self.names.get(one.label, str(one.label))) for one in estimates]
+        structures = [
+            replace(one, name=self.names.get(one.label, str(one.label)), volume_factors=self._factors(one, features))
+            for one in estimates
+        ]
         flags = self.training_statistics.flags(features) if self.training_statistics else ()
         if any(case.shape[f"largest[{structure.label}]"] == 0 for structure in self.calibration.structures):
             flags = (*flags, STRUCTURE_MISSING)
@@ -110,6 +116,9 @@ class TrustModel:
             fault,
         )
         return Assessment(verdict, case.error_map, features)
+
+    def _factors(self, one: StructureQuality, features: Mapping[str, float]) -> Interval | None:
+        return None if self.volume_interval is None else self.volume_interval.factors(one.label, features)
 
 
 def poor_results(channels: int, classes: int) -> dict[str, Crop]:

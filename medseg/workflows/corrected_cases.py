@@ -27,7 +27,7 @@ from medseg.inference.roi import IndexBox, parse_region
 from medseg.labels import ImageGrid, LabelScheme, read_label, read_label_map
 from medseg.results import RunReport
 from medseg.trust.crop import ProbabilityCrop, spacing_mm_of
-from medseg.trust.fit_cases import TrainingCase, TrustCase, dice_of
+from medseg.trust.fit_cases import Overlap, TrainingCase, TrustCase
 from medseg.trust.synthetic_faults import with_image_faults, with_mask_faults
 from medseg.trust.trust_files import TrustFiles
 
@@ -135,7 +135,7 @@ class CorrectedCases:
         measured = None
         if self._cleans:  # what is written is no longer what the probabilities say
             written = prediction.label_map
-            measured = {label: dice_of(written == label, labels == label) for label in self.predictor.bundle.labels}
+            measured = {label: Overlap.of(written == label, labels == label) for label in self.predictor.bundle.labels}
         own = TrustCase(crop, np.ascontiguousarray(reference[crop.slices]), patient, measured=measured)
         return prediction, own
 

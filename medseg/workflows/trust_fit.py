@@ -17,8 +17,9 @@ from medseg.trust.calibration import Calibration, FitOptions
 from medseg.trust.error_net import FineTuning
 from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, TrustCase
-from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, TrustFiles
+from medseg.trust.trust_files import CALIBRATION_NAME, STATISTICS_NAME, VOLUME_INTERVAL_NAME, TrustFiles
 from medseg.trust.trust_model import TrustModel
+from medseg.trust.volume_interval import VolumeInterval
 from medseg.workflows.corrected_cases import IMAGE_FAULTS_EACH, MASK_FAULTS_EACH, CorrectedCases, Skipped, TrainingCases
 
 _OWN_WEIGHT = 5.0 * (IMAGE_FAULTS_EACH + MASK_FAULTS_EACH)
@@ -81,6 +82,7 @@ class Recalibration:
     skipped: tuple[Skipped, ...] = ()  # cases that could not be used
     removed: tuple[str, ...] = ()  # files under ``trust/`` that belonged to other weights
     flags: bool = False  # whether images unlike those of the training can be flagged
+    volumes: VolumeInterval | None = None  # intervals round the volumes, fitted on the results that are not flagged
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -104,6 +106,7 @@ class Recalibration:
             "flags": self.flags,
             "thresholds": asdict(self.calibration.thresholds),
             "accepted": self.calibration.accepted and self.calibration.accepted.to_json(),
+            "volume_intervals": self.volumes and self.volumes.facts(),
         }
 
 
@@ -151,12 +154,13 @@ def recalibrate(request: FitRequest, progress: Callable[[int, int], None] = lamb
         patients, before = _collect(cases, cache, model)
         if not cache:
             raise UsageError(f"no case can be used; {cases.skipped[0].case_id}: {cases.skipped[0].message}")
-        removed = tuple(name for name, _ in files.unusable())
+        removed = tuple(name for name, _ in files.unusable() if name != VOLUME_INTERVAL_NAME)
         for name in removed:  # of other weights: they say nothing of these, and would stand in the way
             (bundle.path / name).unlink()
         calibration = fit_trust(bundle, predictor.network, cache, training, options)
     path, flags, counts = bundle.path / CALIBRATION_NAME, (bundle.path / STATISTICS_NAME).is_file(), len(set(patients))
-    return Recalibration(path, calibration, len(patients), counts, before, tuple(cases.skipped), removed, flags)
+    volumes, skipped = VolumeInterval.read(bundle.path / VOLUME_INTERVAL_NAME), tuple(cases.skipped)
+    return Recalibration(path, calibration, len(patients), counts, before, skipped, removed, flags, volumes)
 
 
 def _options(request: FitRequest, files: TrustFiles) -> TrustOptions:

@@ -16,9 +16,9 @@ from medseg.evaluation.accepted import Share, acceptances
 from medseg.evaluation.case import StructureResult
 from medseg.evaluation.tables import read_summary
 from medseg.report import write_report
-from medseg.results.case_result import CaseResult
+from medseg.results.case_result import CaseResult, StructureVolume
 from medseg.results.run_report import RunReport
-from medseg.results.verdict import Decision, DiscriminatorVerdict, RealShare, StructureQuality, Verdict
+from medseg.results.verdict import Decision, DiscriminatorVerdict, Interval, RealShare, StructureQuality, Verdict
 from tests.evaluation.label_folders import LABELS, two_folders
 
 
@@ -109,9 +109,30 @@ def test_an_evaluation_of_a_judged_run_says_what_was_accepted(tmp_path: Path) ->
     assert "liver 20% real" in page
 
 
+def test_references_are_counted_that_lie_in_the_interval_of_their_volume(tmp_path: Path) -> None:
+    predictions, references = two_folders(tmp_path)
+    names = {path: path.name.removesuffix("_seg.nii.gz").removesuffix(".nii.gz") for path in predictions.iterdir()}
+    wide, narrow = Interval(0.0, 1e3, 0.9), Interval(0.0, 1e-6, 0.9)
+    cases = []
+    for place, (path, name) in enumerate(sorted(names.items())):
+        structures = (StructureVolume(1, LABELS[1], 1.0, (), narrow if place == 0 else wide),)
+        cases.append(CaseResult(name, structures=structures, trained_on=place == 1))
+        path.rename(predictions / cases[-1].label_map)
+    RunReport(predictions, tuple(replace(case, outputs=(case.label_map,)) for case in cases)).write()
+    options = Options(bootstrap=Bootstrap(resamples=50))
+    result = evaluate_folders(predictions, references, tmp_path / "out", labels=LABELS, options=options)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["volume_intervals"]
+    counts = {name: (share["count"], share["of"]) for name, share in found["structures"].items()}
+    assert found["coverage"] == 0.9
+    assert counts == {LABELS[1]: (len(cases) - 2, len(cases) - 1)}, "without the one that was learnt from"
+    console = Console(record=True, width=80, force_terminal=False)
+    show_evaluation(console, result)
+    assert "reference volumes in their interval, 90% expected" in console.export_text()
+
+
 def test_a_run_without_judgements_has_no_such_table(tmp_path: Path) -> None:
     predictions, references = two_folders(tmp_path)
     options = Options(bootstrap=Bootstrap(resamples=50))
     result = evaluate_folders(predictions, references, tmp_path / "out", labels=LABELS, options=options)
-    assert "accepted" not in result.summary
+    assert not {"accepted", "volume_intervals"} & set(result.summary)
     assert "Accepted without references" not in write_report(tmp_path / "out").read_text()

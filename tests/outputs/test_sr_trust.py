@@ -11,7 +11,7 @@ import pytest
 from pydicom import Dataset
 
 from medseg import outputs
-from medseg.results.verdict import StructureQuality, Verdict
+from medseg.results.verdict import Interval, StructureQuality, Verdict
 from tests.outputs.series import CODES, FakeBundle, blobs, read, write_series
 from tests.outputs.validators import errors, needs_validator
 
@@ -113,7 +113,45 @@ def test_without_trust_nothing_is_said(report: Dataset) -> None:
     assert not any(stated(report).values())
 
 
+BOUNDED = Verdict(
+    "review",
+    (StructureQuality(1, "hippocampus", 0.8, 0.7, Interval(0.875, 1.25, 0.9)), StructureQuality(3, "tumour", 0.6, 0.5)),
+)
+
+
+@pytest.mark.parametrize("report", [BOUNDED], indirect=True)
+def test_a_volume_states_its_interval_as_the_uncertainty_of_a_measurement(report: Dataset) -> None:
+    """TID 310: how far the range goes above and below, in the unit of the measurement, under SNOMED's names."""
+    bounded, other, _ = (
+        next(item for item in group.ContentSequence if _name(item) == "Volume") if number < 2 else None
+        for number, group in enumerate(_groups(report))
+    )
+    assert bounded is not None
+    assert other is not None
+    (measured,) = bounded.MeasuredValueSequence
+    volume_ml, ranges, texts = float(measured.NumericValue), {}, []
+    for item in bounded.ContentSequence:
+        if item.ValueType != "NUM":
+            texts += [str(item.TextValue)] if item.ValueType == "TEXT" else []
+            continue
+        (value,), (name,) = item.MeasuredValueSequence, item.ConceptNameCodeSequence
+        assert item.RelationshipType == "HAS PROPERTIES"
+        assert value.MeasurementUnitsCodeSequence[0].CodeValue == "ml"
+        ranges[name.CodingSchemeDesignator, name.CodeValue] = float(value.NumericValue)
+    assert ranges == {
+        ("SCT", "371886008"): pytest.approx(0.25 * volume_ml, rel=1e-5),
+        ("SCT", "371885007"): pytest.approx(0.125 * volume_ml, rel=1e-5),
+    }
+    assert "conformal interval, holds for 90% of references" in texts
+    assert not [item for item in other.get("ContentSequence", []) if item.ValueType == "NUM"]
+
+
+@pytest.mark.parametrize("report", [Verdict("review", BOUNDED.structures, ("unlike-training",))], indirect=True)
+def test_a_flagged_result_states_volumes_without_intervals(report: Dataset) -> None:
+    assert "measurement uncertainty" not in str(report)
+
+
 @needs_validator
-@pytest.mark.parametrize("trust", [TRUST, Verdict("reject", flags=("too-large",))])
+@pytest.mark.parametrize("trust", [TRUST, BOUNDED, Verdict("reject", flags=("too-large",))])
 def test_dciodvfy_finds_no_error(tmp_path: Path, trust: Verdict) -> None:
     assert errors(write_report(tmp_path, trust)) == set()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from medseg.errors import UsageError
-from medseg.results import RunReport
+from medseg.results import CaseResult, RunReport, StructureVolume
 from medseg.results.state_file import STATE_NAME
+from medseg.results.verdict import Interval
+from medseg.tables import read_table
 
 STRUCTURES = [{"label": 1, "name": "liver", "volume_ml": 1.0}]
 
@@ -64,6 +66,36 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / ".medseg-journal.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UsageError, match="journal"):
         RunReport.find(tmp_path)
+
+
+def test_intervals_are_in_both_files_where_a_run_has_them(tmp_path: Path) -> None:
+    bounded = StructureVolume(1, "liver", 10.0, interval=Interval(9.0, 12.5, 0.9))
+    cases = (CaseResult("a", structures=(bounded,)), CaseResult("b", structures=(StructureVolume(1, "liver", 0.0),)))
+    RunReport(tmp_path, (*cases, CaseResult("c", status="refused"))).write()
+    assert RunReport.read(tmp_path).cases[:2] == cases
+    stated = json.loads((tmp_path / "run.json").read_text())["cases"]
+    assert stated[0]["structures"][0]["interval"] == {"low_ml": 9.0, "high_ml": 12.5, "coverage": 0.9}
+    assert "interval" not in stated[1]["structures"][0]
+    rows = read_table(tmp_path / "results.csv").rows
+    columns = ("liver_volume_ml", "liver_volume_low_ml", "liver_volume_high_ml")
+    found = [tuple(row[name] for name in columns) for row in rows]
+    assert found == [("10.0", "9.0", "12.5"), ("0.0", "", ""), ("", "", "")]
+    RunReport(tmp_path, cases[1:]).write()
+    assert "liver_volume_low_ml" not in (tmp_path / "results.csv").read_text()
+
+
+GOOD = {"low_ml": 1.0, "high_ml": 2.0, "coverage": 0.9}
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [3, [1, 2], {"low_ml": 1.0}, {**GOOD, "low_ml": -1.0}, {**GOOD, "low_ml": "1"}, {**GOOD, "coverage": 90}],
+)
+def test_an_interval_of_another_form_is_named(interval: Any, tmp_path: Path) -> None:
+    case = entry("a", structures=[{**STRUCTURES[0], "interval": interval}])
+    (tmp_path / "run.json").write_text(json.dumps({"cases": [case]}))
+    with pytest.raises(UsageError, match="interval"):
+        RunReport.read(tmp_path)
 
 
 RUN_KEYS = {"predicted_dice", "lower_bound", "verdict", "verdicts", "look_at_mm", "case_class", "not_written"} | {

@@ -181,7 +181,10 @@ def test_numbers_of_other_weights_are_refused(name: str, fitted: Fitted, tmp_pat
         TrustModel.open(TrustFiles(bundle), fitted[1])
 
 
-@pytest.mark.parametrize("name", ["calibration.json", "reference.json", "case_class.json", "critic.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["calibration.json", "reference.json", "case_class.json", "volume_interval.json", "critic.safetensors"],
+)
 def test_damaged_files_are_refused(name: str, fitted: Fitted, tmp_path: Path) -> None:
     bundle = copy_of(fitted, tmp_path)
     path = bundle.path / "trust" / name
@@ -198,7 +201,8 @@ def test_a_second_hospital_keeps_the_error_net_and_gets_its_own_calibration(fitt
     calibration = fit_trust(bundle, fitted[1], cases, options=TrustOptions(fine_tuning=None))
     after = {file.name: file.read_bytes() for file in (bundle.path / "trust").iterdir()}
     changed = {name for name in after if after[name] != before.get(name)}
-    assert {"calibration.json"} <= changed <= {"calibration.json", "reference.json"}
+    renewed = {"calibration.json", "volume_interval.json"}
+    assert renewed <= changed <= {*renewed, "reference.json"}
     assert calibration.structures[0].n_patients == 12
     assert TrustModel.open(TrustFiles(bundle), fitted[1]) is not None
 

@@ -235,7 +235,8 @@ class CaseTask:
         begin = time.perf_counter()
         self.context.require_lease()
         case, facts, prediction = self.case, computed.facts, computed.prediction
-        volumes = volumes_of(prediction.label_map, facts.geometry, self.context.bundle.scheme)
+        scheme = self.context.bundle.scheme
+        volumes = volumes_of(prediction.label_map, facts.geometry, scheme, prediction.verdict)
         if computed.asked:  # of others nobody knows that they are not there
             volumes = tuple(one for one in volumes if one.label in computed.asked)
         found = write_outputs(case, prediction, self.context, computed.asked)
