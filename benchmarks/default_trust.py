@@ -32,7 +32,7 @@ from medseg.labels.decoding import LabelDecoding
 from medseg.results.verdict import NOT_CALIBRATED
 from medseg.training import fold_items
 from medseg.trust.default_judge import Plausibility, ScoreTally, plausibility
-from medseg.trust.fit_cases import dice_of
+from medseg.trust.fit_cases import Overlap
 from medseg.trust.synthetic_faults import IMAGE_FAULTS, MASK_FAULTS, displaced, with_image_faults
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ def _keep(chunks: list[torch.Tensor], chunk: Chunk) -> None:
 def _row(predictor: Predictor, name: str, kind: str, result: tuple[Any, Any, Any], decoding: LabelDecoding) -> Row:
     image, scores, expected = result
     labels = scores.argmax(0).numpy()
-    dice = {label: dice_of(labels == label, expected == label) for label in predictor.bundle.labels}
+    dice = {label: Overlap.of(labels == label, expected == label).dice for label in predictor.bundle.labels}
     return {"case": name, "kind": kind, "dice": dice, **asdict(judged(predictor, image, scores, decoding))}
 
 

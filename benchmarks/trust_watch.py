@@ -56,7 +56,7 @@ def judge(options: Any) -> list[dict[str, Any]]:
     judged = []
     with CaseCache() as cases:
         for case in prepared(bundle, options.data, options.fold):
-            own = probabilities_of(network, case["image"], exact=False)
+            own = probabilities_of(network, case["image"])
             cases.append(_case(case["image"], own, case["reference"], case["patient"], None))
             for kind in FAULTS:
                 cases.append(_case(*worse(kind, case, own, network), case["patient"], kind))

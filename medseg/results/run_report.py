@@ -92,10 +92,9 @@ class RunReport:
         Where the outputs are; every case of the run, in the order of the inputs.
     medseg, versions, bundle, device, precision, engine
         What computed: versions of medseg and, by name, of others; the bundle, and how its network was run.
-    trust
-        Whether cases come with a verdict (``state``), why not (``message``), and what the calibration says of itself.
-    discriminator
-        Whether cases come with the judgement of the bundle's discriminator (``state``), and why not (``message``).
+    trust, discriminator
+        Whether cases come with the verdict of each (``state``), why not (``message``); what the calibration says of
+        itself.
     notes
         What medseg does otherwise than the bundle's configuration says.
     options

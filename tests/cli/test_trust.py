@@ -125,8 +125,8 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     again = _medseg("trust", "fit", bundle, *arguments)
     assert again.exit_code == ExitCode.DONE, again.output
     assert "structures reach their lower bound" in again.stdout
-    shown = " ".join(again.stdout.split())
-    assert "of 12 patients; lower bounds hold for 90% on average over such fits, for 78% in 19 of 20" in shown
+    words = " ".join(again.stdout.split())
+    assert "of 12 patients; lower bounds hold for 90% on average over such fits, for 78% in 19 of 20" in words
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": 0.6, "reject": 0.2}
 
     strict = _medseg("trust", "fit", bundle, *arguments, "--precision", "0.99", "--good", "0.7")
