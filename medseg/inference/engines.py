@@ -164,7 +164,8 @@ class OpenVinoEngine:
             while len(self._compiled) >= _KEPT_SIZES:
                 self._compiled.pop(next(iter(self._compiled)))
             self._compiled[size] = self._compile(batch[:1])
-        return torch.from_numpy(self._compiled[size](batch.contiguous().numpy())[0])
+        self._compiled[size] = compiled = self._compiled.pop(size)  # the last one that has been used
+        return torch.from_numpy(compiled(batch.contiguous().numpy())[0])
 
     def _compile(self, example: torch.Tensor) -> Any:
         openvino = import_openvino()

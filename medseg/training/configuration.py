@@ -200,6 +200,9 @@ _APPLIED = (
 _WEIGHTS = ("loss", "adversary#loss")
 """Components of which numbers may change, and nothing else."""
 
+_LATER = ("distillation", "train#trainer#distillation")
+"""Ids that runs of earlier versions began without, and that do nothing by themselves."""
+
 _ANOTHER_KIND = ("#_target_", "#_disabled_", "#_mode_", "#_requires_")
 _ABSENT = "(absent)"
 _LONGEST = 80
@@ -219,7 +222,9 @@ class Change:
     @property
     def allowed(self) -> bool:
         """Whether a run may go on with it."""
-        if _matches(self.id, _FREE):
+        if self.id == "teachers":  # that they are the same ones, the checkpoint tells by their content
+            return bool(self.new) == (self.old != _ABSENT and bool(self.old))
+        if _matches(self.id, _FREE) or (self.old == _ABSENT and self.id in _LATER):
             return True
         if _matches(self.id, _APPLIED):
             return not self.id.endswith(_ANOTHER_KIND)

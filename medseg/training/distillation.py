@@ -22,7 +22,8 @@ class Distillation:
 
     The loss is the cross-entropy of the student's probabilities and the mean of the teachers' (Hinton et al. 2015,
     arXiv 1503.02531; without a temperature, since a voxel's doubt is what there is to learn), and one minus the Dice
-    of both (Milletarì et al. 2016, with squares below, which is 0 if they agree and not only if both are certain).
+    of both (Milletarì et al. 2016, with squares below, which is 0 if they agree and not only if both are certain). It
+    counts wherever there is an image, also where the label is not known: there the teachers' word is all there is.
 
     Parameters
     ----------
@@ -92,8 +93,10 @@ def distillation(
 ) -> Distillation | None:
     """Teachers built like ``network``, one from each ``.pt`` file with a state dict of all its weights; None without.
 
-    A file that is none, or of another network, is a ``UsageError``.
+    A file that is none, or of another network, is a ``UsageError``; so is a weight that is no share, also without any.
     """
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 < weight <= 1.0:
+        raise UsageError(f"teacher_weight is {weight!r}, expected a share of the loss above 0 and up to 1")
     if not teachers:
         return None
     if isinstance(teachers, str) or not isinstance(teachers, Sequence):

@@ -118,8 +118,11 @@ def _watched(values: Sequence[float | None], lots: Sequence[float], n_reference:
     product = np.cumsum(bets, axis=0)  # from the first study on; one from a later study is a ratio of two
     sums = product + np.logaddexp.accumulate(bets - product, axis=0)
     evidence = np.logaddexp.reduce(sums, axis=1) - np.log(bets.shape[1]) - needed
+    # a result as usual raises nothing, and is not looked at: of rare ones few are left, and not all of a long stream
+    worse = known * np.arange(1, len(known) + 1) > np.cumsum(known)
     above = np.flatnonzero(np.maximum.accumulate(evidence) >= 0) + first
-    told = next((int(study[at]) for at in above if _step(known[: at + 1], first)[1] >= _SMALLEST_STEP), None)
+    rises = ((at, _step(known[: at + 1], first)[1] if worse[at] else 0.0) for at in above)
+    told = next((int(study[at]) for at, rise in rises if rise >= _SMALLEST_STEP), None)
     since, _ = _step(known[: first + int(evidence.argmax()) + 1], first)
     return Change(float(np.exp(min(evidence.max(), 700.0))), told, int(study[since]))
 
@@ -127,7 +130,7 @@ def _watched(values: Sequence[float | None], lots: Sequence[float], n_reference:
 def _step(values: Floats, first: int) -> tuple[int, float]:
     """Where, from ``first`` on, the mean rises most for its spread, and by how many standard errors."""
     before = np.arange(max(first, 1), len(values))
-    if not len(before) or values.std() == 0:
+    if not len(before) or not np.ptp(values):  # the deviation of equal values may be a rounding error
         return first, 0.0
     total, after = np.cumsum(values)[before - 1], len(values) - before
     rise = (values.sum() - total) / after - total / before

@@ -157,7 +157,8 @@ def plausibility(
         inside = labels[tuple(sides)]
         mask = inside == own[0] if len(own) == 1 else np.isin(inside, own)
         size, pieces = int(np.count_nonzero(mask)), cc3d.connected_components(mask, connectivity=26)
-        whole, held = whole + size, held + int(np.bincount(pieces.ravel())[1:].max())
+        sizes = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"][1:]  # bincount copies to int64
+        whole, held = whole + size, held + int(sizes.max())
         uncut += size * (not _is_cut(mask, sides, labels.shape))
     if not whole:
         return Plausibility(False)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -76,9 +77,15 @@ class Study:
 
     @cached_property
     def identity(self) -> str:
-        """The same for a result that was written again; DICOM objects differ each time, label maps do not."""
+        """The same for a result that was written again; DICOM objects differ each time, label maps do not.
+
+        Empty label maps are alike, so that of a network that finds nothing any more the sources are told apart.
+        """
         case, stamp = self.case, self.case.checksums.get(self.case.label_map)
-        said: Any = stamp.sha256 if stamp else [case.to_json()[key] for key in ("structures", "trust")]
+        sizes, trust = [one.to_json() for one in case.structures], case.trust and case.trust.to_json()
+        said: Any = [stamp.sha256] if stamp else [sizes, trust]
+        if not any(one.volume_ml != 0 for one in case.structures):
+            said += [case.source, sizes, trust]
         parts = [case.case_id, case.status, said if case.status == "done" else [case.source, case.reason]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -192,7 +199,7 @@ def watch(
         stream = _stream(maker, before.get(maker, []), studies, baseline, per_1000 / 1000)
         streams += [replace(stream, after=former[-1] if former else None)] if stream.studies else []
     if not streams:
-        raise UsageError("there are no results but of cases that the bundle has learnt from; there is nothing to watch")
+        raise UsageError("there are no results but of cases that the bundle has learnt from, if any; nothing to watch")
     return Watched(tuple(streams), unread, len(runs), per_1000)
 
 
@@ -201,7 +208,7 @@ def _read(places: Iterable[Path]) -> tuple[list[tuple[datetime, RunReport]], dic
     runs: dict[Path, tuple[datetime, RunReport]] = {}
     unread: dict[Path, str] = {}
     for place in places:
-        inside = [] if (place / RUN_JSON).exists() else [path.parent for path in place.rglob(RUN_JSON)]
+        inside = [] if (place / RUN_JSON).exists() else list(_folders_of_runs(place, unread))
         for folder in inside or [place]:
             try:
                 if (run := RunReport.find(folder)) is not None:
@@ -212,6 +219,22 @@ def _read(places: Iterable[Path]) -> tuple[list[tuple[datetime, RunReport]], dic
                 unread[folder] = str(error)
     ordered = sorted(runs.items(), key=lambda item: (item[1][0], item[1][1].finished, item[0]))
     return [run for _, run in ordered], dict(sorted(unread.items()))
+
+
+def _folders_of_runs(place: Path, unread: dict[Path, str]) -> Iterator[Path]:
+    """Folders below that hold a ``run.json``, those that links lead to, too, each once; which cannot be listed."""
+
+    def unlisted(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder.is_dir():
+            unread[folder] = f"{shown(folder)} cannot be listed ({error.strerror}); make it readable"
+
+    seen = set[str]()
+    for folder, below, files in os.walk(place, onerror=unlisted, followlinks=True):
+        below[:] = sorted(below) if (real := os.path.realpath(folder)) not in seen else []
+        if RUN_JSON in files and real not in seen:
+            yield Path(folder)
+        seen.add(real)
 
 
 def _started(run: RunReport) -> datetime:
@@ -276,7 +299,8 @@ def values_of(case: CaseResult) -> dict[str, float]:
     found: dict[str, float] = {name: case.status == name for name in ("failed", "refused")}
     if case.trust is None:
         return found
-    found |= {"not accepted": case.verdict != "accept", "flagged": bool(case.flags)}
+    found |= {"not accepted": case.verdict != "accept"} if case.trust.calibrated else {}
+    found |= {"flagged": bool(case.flags)}
     found |= {f"flagged {flag}": flag in case.flags for flag in FLAGS}
     if case.assessed:
         found |= {DICE: case.estimates[0] or 0.0}

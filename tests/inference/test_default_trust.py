@@ -312,10 +312,16 @@ def test_a_second_look_that_says_something_else_or_cannot_be_had() -> None:
     assert other is not None
     assert other < 0.1
 
-    def refuses(part: torch.Tensor, windows: WindowSettings) -> list[Chunk]:
-        raise CaseFailed("the network returned a window of another size")
+    for error in (
+        CaseFailed("the network returned a window of another size"),
+        AssertionError("img_size"),
+        IndexError(),
+    ):
 
-    assert second_look(image, _first(image), refuses, windows) is None
+        def refuses(part: torch.Tensor, windows: WindowSettings, error: Exception = error) -> list[Chunk]:
+            raise error
+
+        assert second_look(image, _first(image), refuses, windows) is None
     all_of_it = WindowSettings((_SIDE,) * 3)
     assert second_look(torch.full_like(image, 20.0), _first(image + 20), _never, all_of_it) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,48 @@ def test_teachers_differ_by_their_seed_and_a_stopped_run_goes_on(tmp_path: Path)
     assert used[2]["teachers"] == [str(folder.resolve() / "checkpoints" / "final.pt") for folder in folders]
     again = train_with_teachers(bundle, 2, overrides=short, resume=True, **options)
     assert again.best_metric == result.best_metric
-    with pytest.raises(UsageError, match="holds"):
+    told.clear()
+    shutil.rmtree(tmp_path / "run" / "teachers" / "0")
+    with pytest.raises(UsageError, match="holds"):  # before a teacher is trained
         train_with_teachers(bundle, 2, overrides=short, **options)
+    with pytest.raises(UsageError, match="give one of them"):
+        train_with_teachers(bundle, 2, overrides={"teachers": []}, **options)
+    assert told == []
+
+
+def test_a_longer_run_learns_from_the_teachers_that_it_has_wherever_they_are(tmp_path: Path) -> None:
+    bundle, data = copy_bundle(tmp_path), write_data(tmp_path)
+    short = {**SMALL, "epochs": 1, "judge_steps": 0}
+    train_with_teachers(bundle, 1, datalist=data, output=tmp_path / "run", overrides=short)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    weights = tmp_path / "moved" / "teachers" / "0" / "checkpoints" / "final.pt"
+    before, longer, told = weights.read_bytes(), {**short, "epochs": 2}, list[str]()
+    moved: dict[str, Any] = {"datalist": data, "output": tmp_path / "moved", "resume": True, "tell": told.append}
+    result = train_with_teachers(bundle, 1, overrides=longer, **moved)
+    assert result.epochs == 2
+    assert told == ["the network that learns from 1"]
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("weight", [0, 5, "0.5", True])
+def test_a_weight_is_refused_before_a_teacher_is_trained(weight: Any) -> None:
+    with pytest.raises(UsageError, match=r"teacher_weight is .* expected a share"):
+        distillation(_network(), [], weight)
+
+
+def test_a_run_from_before_there_were_teachers_goes_on_and_takes_none_later(tmp_path: Path) -> None:
+    bundle, data = copy_bundle(tmp_path), write_data(tmp_path)
+    path = bundle / "configs" / "train.json"
+    now = path.read_text()
+    config = json.loads(now)
+    del config["teachers"], config["teacher_weight"], config["distillation"], config["train"]["trainer"]["distillation"]
+    path.write_text(json.dumps(config))
+    _train(bundle, tmp_path / "run", data, epochs=1)
+    path.write_text(now)
+    torch.save(_network().state_dict(), tmp_path / "teacher.pt")
+    with pytest.raises(UsageError, match=r"teachers: \(absent\) → \['.*teacher.pt'\]"):
+        _train(bundle, tmp_path / "run", data, resume=True, teachers=[str(tmp_path / "teacher.pt")])
+    _train(bundle, tmp_path / "run", data, resume=True)
 
 
 def test_a_bundle_without_the_id_is_refused(tmp_path: Path) -> None:

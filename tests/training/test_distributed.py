@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import BasicUNet, UNet
 from monai.transforms import Compose, RandScaleIntensityd
 from monai.utils import set_determinism
 from torch import Tensor
@@ -215,7 +215,7 @@ def _shipped(rank: int, folder: str) -> None:
         dataset_dir=str(place),
         datalist=str(place / "datalist.json"),
         output_dir=str(place / "out"),
-        **{**SMALL, "iterations": 6, "epochs": 2},
+        **{**SMALL, "iterations": 6, "epochs": 2, "teachers": [str(place / "teacher.pt")]},
     )
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -241,6 +241,8 @@ def test_the_shipped_configuration_survives_one_bad_process(tmp_path: Path) -> N
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
     copy_bundle(tmp_path)
     write_data(tmp_path)
+    teacher = BasicUNet(3, 1, 3, SMALL["network_def#features"], norm="batch", bias=False)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
     first, second = _two(_shipped, tmp_path)
     assert first == second  # the losses in the journal are those of both, too
     assert first["skipped"] == 1

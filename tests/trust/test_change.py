@@ -108,3 +108,26 @@ def test_a_look_later_changes_nothing_of_before() -> None:
 def test_a_rate_that_promises_nothing_is_refused(weights: dict[str, float], rate: float) -> None:
     with pytest.raises(ValueError, match="rate"):
         watch_changes({"a": [1.0]}, {"a": [0.5]}, weights, 0, rate)
+
+
+@pytest.mark.parametrize("value", [-0.9, -0.87, 0.1, 1.0])
+def test_equal_values_are_no_change_whatever_the_lots_say(value: float) -> None:
+    values = [value] * 400
+    found = watch_changes({"a": values}, {"a": [1e-9] * 400}, {"a": 1.0}, 100, 0.01)["a"]
+    assert found.evidence > 1.0
+    assert found.told is None
+
+
+def test_lots_that_alarm_by_themselves_do_not_make_a_long_stream_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, step = [], change._step
+
+    def counted(values: change.Floats, first: int) -> tuple[int, float]:
+        looked.append(len(values))
+        return step(values, first)
+
+    monkeypatch.setattr(change, "_step", counted)
+    values = [0.0] * 3000
+    values[150::500] = [1.0] * 6
+    found = watch_changes({"a": values}, {"a": [1e-9] * 3000}, {"a": 1.0}, 200, 0.01)["a"]
+    assert found.evidence > 1.0
+    assert len(looked) < 10

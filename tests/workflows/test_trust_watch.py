@@ -149,6 +149,42 @@ def test_a_result_counts_once_and_cases_learnt_from_do_not(tmp_path: Path) -> No
     assert len(stream.studies) == WEEK + 3
 
 
+def test_empty_label_maps_of_other_images_are_no_repeats(tmp_path: Path) -> None:
+    stamps = {"scan_seg.nii.gz": {"bytes": 1, "sha256": "0" * 64}}
+    made = {"outputs": ["scan_seg.nii.gz"], "checksums": stamps}
+    for hospital in ("a", "b", "c"):
+        empty = {**_case("scan", 0.5, **made), "source": f"{hospital}/scan.nii.gz"}
+        empty["structures"] = [{"label": 1, "name": "left", "volume_ml": 0.0}]
+        _write(tmp_path / hospital, 0, [empty, *([empty | {"seconds": 2.0}] if hospital == "c" else [])])
+    (stream,) = watch([tmp_path]).streams
+    assert [study.case.source for study in stream.studies] == [f"{name}/scan.nii.gz" for name in "abc"]
+    assert stream.left_out == {"repeated": 1}
+
+
+def test_what_is_not_calibrated_is_no_verdict_and_only_flags_are_watched(tmp_path: Path) -> None:
+    for week in range(12):
+        implausible = [n % 3 == 0 and week > 7 for n in range(WEEK)]
+        flags = [{"verdict": "review", "flags": ["scattered", "not calibrated"]} if bad else {} for bad in implausible]
+        trust = [{"verdict": "not calibrated", "structures": [], "flags": [], **more} for more in flags]
+        cases = [{**_case(f"w{week}-{n}", 0.9), "trust": one} for n, one in enumerate(trust)]
+        _write(tmp_path / f"week{week:02d}", week, cases)
+    found = watch([tmp_path])
+    assert set(_changes(found)) == {"flagged"}
+    assert "not accepted" not in {one.name for one in found.streams[0].findings}
+
+
+def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    weeks = _weeks(tmp_path / "archive", 3)
+    (tmp_path / "results").mkdir()
+    for week in weeks:
+        (tmp_path / "results" / week.name).symlink_to(week)
+    (tmp_path / "results" / "again").symlink_to(tmp_path)  # a loop
+    assert watch([tmp_path / "results"]).n_runs == 3
+    nothing = _write(tmp_path / "nothing", 0, [])
+    with pytest.raises(UsageError, match="nothing to watch"):
+        watch([nothing])
+
+
 def test_another_bundle_is_another_stream(tmp_path: Path) -> None:
     _weeks(tmp_path, 8)
     for week in range(8, 14):
