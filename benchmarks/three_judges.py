@@ -28,6 +28,7 @@ from medseg.bundle import Bundle
 from medseg.evaluation import evaluate_folders
 from medseg.files import write_json
 from medseg.inference import Options, run_batch
+from medseg.results.accept_table import GOOD_DICE
 from medseg.training import train_bundle
 from medseg.trust.discriminator_acceptance import discriminator_state
 from medseg.workflows.trust_fit import FitRequest, recalibrate
@@ -114,7 +115,7 @@ class Experiment:
 
 def row(judge: Mapping[str, Any]) -> str:
     """A line of the table."""
-    accepted, good = judge["accepted"], next(iter(judge["good"].values()))
+    accepted, good = judge["accepted"], judge["good"][f"{GOOD_DICE:g}"]
     shares = [
         f"{one['count']} of {one['of']} ({100 * one['low']:.0f}–{100 * one['high']:.0f} %)" for one in (accepted, good)
     ]
