@@ -103,7 +103,8 @@ class Experiment:
         self.infer(images, self.output / "corrected")
         if not (self.bundle / "trust" / "calibration.json").is_file():
             request = FitRequest(self.bundle, self.output / "corrected", references, (images,), device="cpu")
-            recalibrate(replace(request, training=self.output / "learnt.json", fine_tune=True))
+            # a threshold of its own: one fold has too few patients to show a precision that one is chosen for
+            recalibrate(replace(request, accept=GOOD_DICE, training=self.output / "learnt.json", fine_tune=True))
         if discriminator_state(Bundle.open(self.bundle)).state != "accepted":
             for path in (BUNDLE / "trust").glob("discriminator*"):
                 shutil.copy(path, self.bundle / "trust")
