@@ -128,7 +128,8 @@ class Walk:
         self.infer(group, where)
         corrected = self.folder / group / "labels"
         datalist = self.folder / f"{training}.json" if training else None
-        return recalibrate(FitRequest(self.bundle, self.folder / where, corrected, training=datalist))
+        # so few patients can show no precision that a threshold could be chosen for
+        return recalibrate(FitRequest(self.bundle, self.folder / where, corrected, training=datalist, accept=0.8))
 
 
 def prepare(folder: Path, scale: Scale) -> Walk:

@@ -263,7 +263,7 @@ def _use_trust(case: Path) -> str:
     from medseg.trust.volume_interval import VolumeInterval
 
     state = trust_state(Bundle.open(case))
-    json.dumps(state.as_json())
+    json.dumps([state.as_json(), state.describe()])
     found = Calibration.read(case / "trust/calibration.json")
     for value in (0.3, -1e30, float("nan")):
         estimates = found.estimate(dict.fromkeys(found.features, value), "noise")

@@ -94,14 +94,26 @@ def kinds_of(rows: Sequence[Row]) -> list[str | None]:
     return [predicted_kind(row["scores"]) for row in rows]
 
 
+def limits(rows: Sequence[Row]) -> dict[str, float]:
+    """Distances above which a case is flagged, as the network's own results among these rows say."""
+    own = [row["scores"] for row in rows if row["kind"] == "own"]
+    return limits_of({name: [scores[f"{name}-distance"] for scores in own] for name in DISTANCES}, FALSE_FLAGS)
+
+
+def is_flagged(row: Row, over: Mapping[str, float]) -> bool:
+    """Whether a result lacks a structure, or is farther from the training than one of these limits."""
+    scores = row["scores"]
+    missing = any(value == 0 for name, value in scores.items() if name.startswith("largest["))
+    return missing or any(scores[f"{name}-distance"] > limit for name, limit in over.items())
+
+
 def flagged(rows: Sequence[Row]) -> NDArray[np.bool_]:
-    """Whether each result is unlike the training, by limits from the own results of the other parts."""
+    """Whether each result is flagged, by limits from the own results of the other parts."""
     part, over = np.array([row["part"] for row in rows]), np.zeros(len(rows), dtype=bool)
     for number in np.unique(part):
-        fit = [row["scores"] for row in rows if row["part"] != number and row["kind"] == "own"]
-        limits = limits_of({name: [row[f"{name}-distance"] for row in fit] for name in DISTANCES}, FALSE_FLAGS)
+        others = limits([row for row in rows if row["part"] != number])
         for i in map(int, np.flatnonzero(part == number)):
-            over[i] = any(rows[i]["scores"][f"{name}-distance"] > limits[name] for name in DISTANCES)
+            over[i] = is_flagged(rows[i], others)
     return over
 
 

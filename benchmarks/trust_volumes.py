@@ -11,27 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.trust_figures import coverage, importance, is_shipped
+from benchmarks.trust_figures import coverage, importance, is_flagged, is_shipped, limits
 from benchmarks.trust_scores import Row
 from medseg.trust.calibration import FitOptions
-from medseg.trust.fit import FALSE_FLAGS
-from medseg.trust.out_of_distribution import limits_of
 from medseg.trust.volume_interval import VolumeInterval, fit_volume_interval
-
-_DISTANCES = ("encoder", "image", "shape")
-
-
-def limits(rows: Sequence[Row]) -> dict[str, float]:
-    """Distances above which a case is flagged, as the network's own results among these rows say."""
-    own = [row["scores"] for row in rows if row["kind"] == "own"]
-    return limits_of({name: [scores[f"{name}-distance"] for scores in own] for name in _DISTANCES}, FALSE_FLAGS)
-
-
-def is_flagged(row: Row, over: Mapping[str, float]) -> bool:
-    """Whether a result is flagged, so that it has no interval."""
-    scores = row["scores"]
-    missing = any(value == 0 for name, value in scores.items() if name.startswith("largest["))
-    return missing or any(scores[f"{name}-distance"] > limit for name, limit in over.items())
 
 
 def fitted(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import three_judges
 from benchmarks import trust_figures as figures
 
 
@@ -74,3 +75,21 @@ def test_bounds_of_kinds_and_the_accept_table_are_nested(monkeypatch: pytest.Mon
     assert chosen["good"]["share"] > 0.95
     assert 0.9 < every["accepted"]["share"] == np.mean(~figures.flagged(rows)[own]) < 1.0  # a few are flagged
     assert chosen["more than of all"]["low"] <= chosen["more than of all"]["value"]
+
+
+def test_a_result_without_a_structure_is_flagged_and_the_rest_by_limits_of_other_parts() -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(60):
+        scores = {"largest[1]": float(number != 7), **dict.fromkeys((f"{n}-distance" for n in figures.DISTANCES), 1.0)}
+        rows.append({"part": number % 2, "kind": "own", "patient": str(number), "dice": {"1": 0.9}, "scores": scores})
+    rows[9]["scores"]["image-distance"] = 2.0  # among the odd ones, whose limits the even ones tell
+    assert np.flatnonzero(figures.flagged(rows)).tolist() == [7, 9]
+    assert figures.about(rows).flagged == figures.flagged(rows).tolist()
+
+
+def test_the_table_of_judges_speaks_of_one_dice_whatever_a_bundle_accepts_from() -> None:
+    share, spread = {"low": 0.1, "high": 0.9}, {"mean": None, "std": None}
+    good = {"0.55": {**share, "count": 9, "of": 9}, "0.8": {**share, "count": 3, "of": 9}}
+    judge = {"judge": "calibrated", "accepted": {**share, "count": 9, "of": 12}, "good": good}
+    judge |= {measure: {"accepted": spread, "others": spread} for measure in ("dice", "hd95_mm")}
+    assert "| 9 of 12 (10–90 %) | 3 of 9 (10–90 %) |" in three_judges.row(judge)

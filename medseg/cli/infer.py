@@ -206,7 +206,8 @@ def _say_trust(report: RunReport, say: Callable[..., None]) -> None:
         if trust.get("accepted"):
             from medseg.results.accept_table import AcceptTable
 
-            say(AcceptTable.from_json(trust["accepted"]).describe(trust["thresholds"]["accept"]).capitalize())
+            worth = AcceptTable.from_json(trust["accepted"]).describe(trust["thresholds"]["accept"])
+            say(worth[0].upper() + worth[1:])
         if trust["provenance"]:
             say(f"Trust was calibrated on {trust['provenance']}")
     elif trust["state"] in {"stale", "damaged"}:

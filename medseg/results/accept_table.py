@@ -160,7 +160,7 @@ class AcceptTable:
             return f"nothing is accepted, since no threshold shows that {asked} ({good})"
         one = self.at(accept)
         told = [
-            f"accepted are {row.accepted.share:.0%} of {name}"
+            f"accepted are {row.accepted.share or 0.0:.0%} of {name}"
             + (f", and of these {row.good} are good" * (row.good.n_results > 0))
             for name, rows in (("the network's own results", one.own), ("results with faults", one.worse))
             for row in rows

@@ -182,7 +182,7 @@ class CaseResult(Judged):
     structures
         Volume of every structure of the bundle.
     trust
-        The verdict; None without a trust calibration for these weights, and for cases that are refused or failed.
+        The verdict; None where it was not asked for or its calibration cannot be used, and if the case is not done.
     stages
         Wall time per stage, seconds.
     not_written

@@ -186,7 +186,7 @@ def _labels(bundle: Bundle) -> Iterator[Finding]:
 def _trust(bundle: Bundle) -> Iterator[Finding]:
     """What is under ``trust/`` can be read, and belongs to these weights."""
     if not (bundle.path / CALIBRATION_NAME).is_file():
-        yield Finding("info", CALIBRATION_NAME, "", "missing", "results come without a verdict")
+        yield Finding("info", CALIBRATION_NAME, "", "missing", "results are not calibrated: none is accepted")
         return
     files, why = TrustFiles(bundle), "calibrate again with: medseg trust fit"
     try:

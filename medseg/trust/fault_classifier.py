@@ -106,7 +106,7 @@ def fit_fault_classifier(
 
     Also gives the :meth:`~FaultClassifier.features` of every case by a classifier that has not seen its patient, which
     is what a calibration may be fitted with. Cases whose class is None are not learnt from. Classes of fewer than five
-    patients are left out; None if less than two are left.
+    patients are left out; None if less than two are left, or less than two without one of five parts of the patients.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -115,10 +115,13 @@ def fit_fault_classifier(
     kept = np.flatnonzero(names != "")
     if len(set(names[kept].tolist())) < 2:
         return None
+    folds = GroupKFold(_FOLDS).split(embeddings, groups=patients)
+    parts = [(np.intersect1d(others, kept), part) for others, part in folds]
+    if any(len(set(names[others].tolist())) < 2 for others, _ in parts):
+        return None
     found = _fitted(embeddings[kept], names[kept], weights_sha256)
     told: list[dict[str, float]] = [{}] * len(names)
-    for others, part in GroupKFold(_FOLDS).split(embeddings, groups=patients):
-        others = np.intersect1d(others, kept)
+    for others, part in parts:
         blind = _fitted(embeddings[others], names[others], weights_sha256)
         for i in part:  # a class whose patients are all in one part has no share there
             told[i] = dict.fromkeys(sorted(found.feature_names), 0.0) | blind.features(embeddings[i])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -105,6 +105,8 @@ def fit_trust(
         faults, told = _fault_kinds(again, cases, sha256, kept)
         parts = zip(features, again, told, strict=True)
         features = [{**first, **second.features, **third} for first, second, third in parts]
+    kinds, own = [predicted_kind(row) for row in features], [case.fault is None for case in cases]
+    flagged = [_is_flagged(row, statistics, bundle.labels) for row in features]
     calibration = fit_calibration(
         {name: [row[name] for row in features] for name in features[0]},
         {label: [case.dice(label) for case in cases] for label in bundle.labels},
@@ -112,34 +114,30 @@ def fit_trust(
         [case.patient for case in cases],
         sha256,
         options.calibration,
-        [options.own_weight if case.fault is None else 1.0 for case in cases],
-        AboutCases(
-            [predicted_kind(row) for row in features],
-            [case.fault is None for case in cases],
-            [bool(statistics.flags(row)) if statistics else False for row in features],
-        ),
+        [options.own_weight if is_own else 1.0 for is_own in own],
+        AboutCases(kinds, own, flagged),
     )
     calibration = replace(calibration, cleaning=files.cleaning)
-    volumes = _volume_interval(cases, features, statistics, calibration, bundle, options.own_weight)
+    volumes = _volume_interval(cases, features, flagged, calibration, bundle, options.own_weight)
     write_trust(bundle, error_net, statistics, calibration, faults, volumes)
     return calibration
+
+
+def _is_flagged(features: Features, statistics: TrainingStatistics | None, labels: Iterable[int]) -> bool:
+    """Whether a result has a flag, as :meth:`medseg.trust.trust_model.TrustModel.assess` gives it."""
+    missing = any(features[f"largest[{label}]"] == 0 for label in labels)
+    return missing or (statistics is not None and bool(statistics.flags(features)))
 
 
 def _volume_interval(
     cases: Sequence[TrustCase],
     features: Sequence[Features],
-    statistics: TrainingStatistics | None,
+    flagged: Sequence[bool],
     calibration: Calibration,
     bundle: Bundle,
     own_weight: float,
 ) -> VolumeInterval:
     """Intervals round the volumes of results that are not flagged, for what the calibration is for."""
-
-    def is_flagged(row: Features) -> bool:
-        missing = any(row[f"largest[{label}]"] == 0 for label in bundle.labels)
-        return missing or (statistics is not None and bool(statistics.flags(row)))
-
-    flagged = [is_flagged(row) for row in features]
     return fit_volume_interval(
         {name: [row[name] for row in features] for name in calibration.features},
         {

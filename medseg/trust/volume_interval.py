@@ -66,6 +66,8 @@ class StructureInterval:
             raise ValueError(f"the structure {self.label} rests on features of another one")
         if self.n_patients > self.n_cases:
             raise ValueError(f"{self.n_cases} cases of {self.n_patients} patients were fitted on, which cannot be")
+        if self.features and self.narrower is None:
+            raise ValueError(f"the interval of {self.name} is by case and does not say how wide it is")
 
     def factors(self, features: Mapping[str, float], coverage: float) -> Interval | None:
         """Least and largest volume of a reference, times what was found, which lies between.

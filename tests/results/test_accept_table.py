@@ -126,3 +126,12 @@ def test_it_says_what_an_accepted_result_is_worth() -> None:
     assert table(bound, own).describe(0.65).endswith("good: every Dice at least 0.80")
     nothing = table([0.9], [1], precision=0.95).describe(None)
     assert nothing.startswith("nothing is accepted, since no threshold shows that 95% of what it accepts are good")
+
+
+def test_a_table_of_somebody_elses_that_leaves_a_share_out_is_told_all_the_same() -> None:
+    content = table([0.9], [1]).to_json()
+    for row in content["own"]:
+        row["accepted"]["share"] = None
+        row["good"]["share"] = None
+    assert misfit(content, ACCEPT_TABLE) == ""
+    assert AcceptTable.from_json(content).describe(0.8).startswith("accepted are 0% of the network's own results")

@@ -91,6 +91,15 @@ def test_classes_of_few_patients_are_left_out() -> None:
     assert fit_fault_classifier(features[:20], classes[:20], patients[:20], SHA) is None
 
 
+def test_a_class_whose_patients_are_all_in_one_part_cannot_be_told_by_others() -> None:
+    patients = [*"abcd" * 20, "e", *"vwxyz"]  # the four with many results fill four parts, the others are in the fifth
+    classes = [USUAL] * 81 + ["noise"] * 5
+    features = np.random.default_rng(0).standard_normal((len(classes), 6))
+    assert fit_fault_classifier(features, classes, patients, SHA) is None
+    spread = [*patients[:-5], *"abcde"]
+    assert fit_fault_classifier(features, classes, spread, SHA) is not None
+
+
 def test_a_feature_that_is_not_finite_tells_nothing() -> None:
     found = fitted().probabilities(np.array([np.nan, 0, 0, 0, 0, 0]))
     assert set(found.values()) == {1 / 3}

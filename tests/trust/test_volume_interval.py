@@ -203,6 +203,7 @@ LIES: dict[str, Change] = {
     "no structures": lambda c: c.update(structures=[]),
     "features unknown": lambda c: c["structures"][0].update(features=["luck"]),
     "features of another structure": lambda c: c["structures"][0].update(features=["unsure[2]"]),
+    "by case and not how wide": lambda c: c["structures"][0].update(features=["entropy"], narrower=None),
     "more patients than cases": lambda c: c["structures"][0].update(n_patients=10**6),
     "3 million entries": lambda c: c.update(cleaning=[1] * 3_000_000),
 }
@@ -234,7 +235,7 @@ def test_one_of_other_weights_or_another_cleaning_is_stale(judged: Bundle, chang
 
 def test_no_file_of_another_kind_crashes(judged: Bundle, tmp_path: Path) -> None:
     content = json.loads((judged.path / VOLUME_INTERVAL_NAME).read_text())
-    content["structures"][0].update(features=["entropy"], error_at=[0.0, 0.5], error=[0.1, 0.2])
+    content["structures"][0].update(features=["entropy"], narrower=0.5, error_at=[0.0, 0.5], error=[0.1, 0.2])
     content["structures"][0]["regressor"]["trees"] = [TREE]
     file = tmp_path / "part.json"
     assert crashes(file, content, lambda: VolumeInterval.read(file), step=3) == []
