@@ -116,7 +116,7 @@ def test_a_run_learns_from_its_teachers_and_goes_on_with_the_same_alone(tmp_path
     assert teacher.read_bytes() == before
     again = _train(bundle, tmp_path / "again", data, teachers=[str(teacher)], epochs=1)
     assert any(not torch.equal(again[name], value) for name, value in taught.items())
-    with pytest.raises(UsageError, match=r"teachers: \['.*'\] → \[\]"):
+    with pytest.raises(UsageError, match=r"teachers: \['/.* → \[\]"):
         _train(bundle, tmp_path / "again", data, resume=True)
     torch.manual_seed(6)
     torch.save(_network().state_dict(), teacher)
@@ -179,7 +179,7 @@ def test_a_run_from_before_there_were_teachers_goes_on_and_takes_none_later(tmp_
     _train(bundle, tmp_path / "run", data, epochs=1)
     path.write_text(now)
     torch.save(_network().state_dict(), tmp_path / "teacher.pt")
-    with pytest.raises(UsageError, match=r"teachers: \(absent\) → \['.*teacher.pt'\]"):
+    with pytest.raises(UsageError, match=r"teachers: \(absent\) → \['/"):
         _train(bundle, tmp_path / "run", data, resume=True, teachers=[str(tmp_path / "teacher.pt")])
     _train(bundle, tmp_path / "run", data, resume=True)
 
