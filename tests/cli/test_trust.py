@@ -16,6 +16,7 @@ from medseg.cli import infer as infer_command
 from medseg.cli import trust as trust_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode
+from medseg.evaluation import evaluate_folders
 from medseg.sharing import verify
 from medseg.trust.trust_files import trust_state
 from medseg.workflows.trust_fit import coverage_at_least, fewest_patients
@@ -136,6 +137,16 @@ def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     assert trust_state(Bundle.open(bundle)).as_json()["thresholds"] == {"accept": None, "reject": 0.2}
     [finding] = [one for one in verify(bundle) if one.file == "trust/calibration.json"]
     assert (finding.severity, "nothing is accepted" in finding.what) == ("warn", True)
+
+    none = _medseg("infer", bundle, hospital / "images", "-o", hospital / "none", "--windows", "bundle")
+    told = " ".join(none.output.split())
+    assert none.exit_code == ExitCode.DONE, told
+    assert "Nothing is accepted, since no threshold shows that 99% of what it accepts" in told
+    assert "(good: every Dice at least 0.70)" in told
+    assert "asked" not in (hospital / "none" / "worklist.csv").read_text()
+    measured = evaluate_folders(hospital / "none", hospital / "masks", hospital / "none", labels=bundle).summary
+    (judge,) = measured["accepted"]["judges"]
+    assert (judge["judge"], judge["accepted"]["count"], [*judge["good"]]) == ("calibrated", 0, ["0.8"])
 
 
 def test_what_so_many_patients_can_bound() -> None:
