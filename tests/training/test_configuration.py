@@ -22,14 +22,14 @@ FREE = {
 APPLIED = {
     "epochs", "learning_rate", "weight_decay", "discriminator_learning_rate", "discriminator_weight_decay",
     "adversarial_share", "wrong_pairs", "warm_up", "ramp", "alternate", "ema_decay", "consistency_weight",
-    "consistency_start", "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty",
+    "consistency_start", "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty", "teacher_weight",
 }  # fmt: skip
 REFUSED = {
     "fold", "seed", "iterations", "batch_size", "patch_size", "training_cases", "spacing_mm", "label_names",
     "network_def", "deep_supervision", "discriminator_def", "network", "averaged", "optimizer", "scheduler",
     "discriminator", "discriminator_optimizer", "discriminator_scheduler", "adversary", "unlabelled_transforms",
     "unlabelled", "loss", "train", "validate", "intensity_range", "latent", "noise_size", "validation_patches",
-    "feature_encoder_def", "channel_keys",
+    "feature_encoder_def", "channel_keys", "teachers", "distillation",
 }  # fmt: skip
 
 
