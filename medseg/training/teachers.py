@@ -48,10 +48,13 @@ def train_with_teachers(
             f"the training of {opened.path.name} has no id 'teachers' and 'seed'; expected a bundle as "
             "'medseg bundle new' plans it. Train it without --teachers"
         )
+    seed, weights = given.get("seed", written["seed"]), list[str]()
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UsageError(f"seed is {seed!r}, expected a whole number: teachers have those that follow it")
     last = Checkpoints(Path(output) / "checkpoints")
     if not resume:
         last.require_none()
-    seed, weights, begun = int(given.get("seed", written["seed"])), [], last.latest() is not None
+    begun = last.latest() is not None
     for number in range(count):
         folder = Path(output) / FOLDER / str(number)
         weights.append(str(folder.resolve() / "checkpoints" / "final.pt"))

@@ -22,8 +22,7 @@ FREE = {
 APPLIED = {
     "epochs", "learning_rate", "weight_decay", "discriminator_learning_rate", "discriminator_weight_decay",
     "adversarial_share", "wrong_pairs", "warm_up", "ramp", "alternate", "ema_decay", "consistency_weight",
-    "consistency_start", "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty",
-    "teacher_weight",
+    "consistency_start", "consistency_ramp", "ssim_weight", "discriminator_noise", "r1_penalty", "teacher_weight",
 }  # fmt: skip
 REFUSED = {
     "fold", "seed", "iterations", "batch_size", "patch_size", "training_cases", "spacing_mm", "label_names",

@@ -144,8 +144,9 @@ def test_teachers_differ_by_their_seed_and_a_stopped_run_goes_on(tmp_path: Path)
     shutil.rmtree(tmp_path / "run" / "teachers" / "0")
     with pytest.raises(UsageError, match="holds"):  # before a teacher is trained
         train_with_teachers(bundle, 2, overrides=short, **options)
-    with pytest.raises(UsageError, match="give one of them"):
-        train_with_teachers(bundle, 2, overrides={"teachers": []}, **options)
+    for given, why in (({"teachers": []}, "give one of them"), ({"seed": "abc"}, "whole number")):
+        with pytest.raises(UsageError, match=why):
+            train_with_teachers(bundle, 2, overrides=given, **options)
     assert told == []
 
 
