@@ -151,9 +151,11 @@ def test_a_result_counts_once_and_cases_learnt_from_do_not(tmp_path: Path) -> No
 
 def test_empty_label_maps_of_other_images_are_no_repeats(tmp_path: Path) -> None:
     stamps = {"scan_seg.nii.gz": {"bytes": 1, "sha256": "0" * 64}}
-    made = {"outputs": ["scan_seg.nii.gz"], "checksums": stamps}
     for hospital in ("a", "b", "c"):
-        empty = {**_case("scan", 0.5, **made), "source": f"{hospital}/scan.nii.gz"}
+        empty = {
+            **_case("scan", 0.5, outputs=["scan_seg.nii.gz"], checksums=stamps),
+            "source": f"{hospital}/scan.nii.gz",
+        }
         empty["structures"] = [{"label": 1, "name": "left", "volume_ml": 0.0}]
         _write(tmp_path / hospital, 0, [empty, *([empty | {"seconds": 2.0}] if hospital == "c" else [])])
     (stream,) = watch([tmp_path]).streams
