@@ -2,9 +2,9 @@
 
     python -m benchmarks.flagship_table OUTPUT [--peer CASES.csv]
 
-reads ``OUTPUT/fold*/cases.csv`` and ``curve.csv`` of ``benchmarks.train_flagship`` and prints the table in Markdown. A
-peer's Dice of the same cases (``case_id``, ``foreground_mean_dice``) is compared case by case: Wilcoxon's signed ranks
-over patients, whose crops are averaged, and the mean difference with a bootstrapped 95 % interval.
+reads ``OUTPUT/fold*/cases.csv`` and ``metrics.csv`` of ``benchmarks.train_flagship`` and prints the table in Markdown.
+A peer's Dice of the same cases (``case_id``, ``foreground_mean_dice``) is compared case by case: Wilcoxon's signed
+ranks over patients, whose crops are averaged, and the mean difference with a bootstrapped 95 % interval.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def against_peer(rows: Sequence[Mapping[str, str]], peer: Mapping[str, float], p
     for row in rows:
         dice.setdefault(row["case_id"], []).append(float(row["dice"]))
     ours = {case: float(np.mean(values)) for case, values in dice.items()}
+    if unknown := sorted(ours.keys() - peer.keys()):
+        raise SystemExit(f"the peer has no Dice of {len(unknown)} cases, the first is {unknown[0]}; give all of them")
     gains: dict[str, list[float]] = {}
     for case, value in ours.items():
         gains.setdefault(patients[case], []).append(value - peer[case])

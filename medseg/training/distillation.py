@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.losses import DiceLoss
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from medseg.bundle.checkpoints import read_weights
 from medseg.errors import BundleError, UsageError
@@ -44,6 +45,10 @@ class Distillation:
             raise ValueError(f"expected teachers and a weight between 0 and 1; found {len(teachers)} and {weight}")
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.checksums, self.weight, self.sigmoid = list(checksums), weight, sigmoid
+        activation = {"sigmoid": sigmoid, "softmax": not sigmoid, "include_background": sigmoid}
+        self._dice = DiceLoss(**activation, squared_pred=True, batch=True)
+        # not MONAI's DiceCELoss: of several channels that are regions, it takes the cross-entropy of classes
+        self._entropy = binary_cross_entropy_with_logits if sigmoid else cross_entropy
 
     @torch.no_grad()
     def target(self, image: Tensor) -> Tensor:
@@ -58,16 +63,7 @@ class Distillation:
 
     def loss(self, supervised: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
         """The ``supervised`` loss and that of the student's logits against the target, by their shares."""
-        if self.sigmoid:
-            probability, entropy = prediction.sigmoid(), binary_cross_entropy_with_logits(prediction, target)
-        else:
-            log_p = prediction.log_softmax(1)
-            probability, entropy = log_p.exp(), -(target * log_p).sum(1).mean()
-        first = 0 if self.sigmoid else 1  # the background has no Dice
-        axes = [0, *range(2, target.ndim)]
-        overlap = (probability * target).sum(axes)[first:]
-        both = (probability.square() + target.square()).sum(axes)[first:]
-        distilled = entropy + (1.0 - (2.0 * overlap + 1e-5) / (both + 1e-5)).mean()
+        distilled: Tensor = self._entropy(prediction, target) + self._dice(prediction, target)
         return (1.0 - self.weight) * supervised + self.weight * distilled
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,8 +30,9 @@ def train_with_teachers(
     """Train ``count`` networks into ``output/teachers/0``, ``1`` …, and one that learns from them into ``output``.
 
     Their mean is better than each of them (by chance each errs elsewhere), but costs as many passes; the one that
-    learns from it (:class:`~medseg.training.distillation.Distillation`) keeps most of that for one pass. Teachers have
-    the seeds that follow the bundle's, no discriminator judges them, and the last weights of each teach.
+    learns from it (:class:`~medseg.training.distillation.Distillation`) costs one. What it keeps of the gain is for
+    each task to measure. Teachers have the seeds that follow the bundle's, no discriminator judges them, and the last
+    weights of each teach.
 
     What begins is told to ``tell``. Every option is that of :func:`~medseg.training.run.train_bundle`, for all of
     them; ``publish`` is for the last. A finished teacher is left as it is, and all of them once the last network has
