@@ -3,9 +3,10 @@
     python -m benchmarks.train_flagship DATA OUTPUT --fold 0 --teachers 3
 
 No discriminator takes part (the ablation says what one is worth); the judge learns when all is done. With
-``--teachers`` that many networks are trained first. It continues where it was stopped, and what is finished is not done
-again. It leaves ``cases.csv`` (one row per case and structure), ``curve.csv`` (Dice against core-minutes),
-``flagship.json``, and keeps predictions and checkpoints.
+``--teachers`` that many networks are trained first. With ``--without 0`` the cases of that fold are left out altogether,
+so that a recipe is chosen on an inner split. It continues where it was stopped, and what is finished is not done again.
+It leaves ``cases.csv`` (one row per case and structure), ``curve.csv`` (Dice against core-minutes), ``flagship.json``,
+and keeps predictions and checkpoints.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ from medseg.training.configuration import parse_overrides
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 METRICS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd")
+
+
+def inner_split(output: Path, without: int | None) -> Path:
+    """The bundle's datalist, or one in ``output`` that lacks a fold."""
+    path = BUNDLE / "configs" / "datalist.json"
+    if without is None:
+        return path
+    content = json.loads(path.read_text())
+    content["training"] = [item for item in content["training"] if item["fold"] != without]
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "datalist.json", content)
+    return output / "datalist.json"
 
 
 def predict(bundle: Bundle, weights: Path, items: list[dict[str, Any]], folder: Path, **overrides: Any) -> None:
@@ -101,20 +114,23 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--teachers", type=int, default=0, help="networks that the measured one learns from")
+    parser.add_argument("--without", type=int, help="fold that is neither learnt from nor measured")
     parser.add_argument("--set", action="append", default=[], help="ID=VALUE of train.json, for all of them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bundle = Bundle.open(BUNDLE)
     run = partial(train_with_teachers, count=options.teachers, tell=print) if options.teachers else train_bundle
+    datalist = inner_split(options.output, options.without)
     run(
         BUNDLE,
+        datalist=datalist,
         dataset_dir=options.data,
         fold=options.fold,
         output=options.output,
         resume=True,
         overrides={"adversarial_share": 0.0, **parse_overrides(options.set)},
     )
-    items = fold_items(BUNDLE / "configs" / "datalist.json", options.data, options.fold, "validation")
+    items = fold_items(datalist, options.data, options.fold, "validation")
     folder = options.output / "predictions"
     if len(list(folder.glob("*_seg.nii.gz"))) < len(items):
         predict(bundle, options.output / "checkpoints" / "final.pt", items, folder)
