@@ -4,7 +4,7 @@
 
 No discriminator takes part (the ablation says what one is worth); the judge learns when all is done. With
 ``--teachers`` that many networks are trained first. With ``--without 0`` the cases of that fold are left out
-altogether, so that a recipe is chosen on an inner split. It goes on where it was stopped, nothing finished is done again.
+altogether, so that a recipe is chosen on an inner split. It goes on where it was stopped; nothing is done again.
 It leaves ``cases.csv`` (one row per case and structure), ``curve.csv`` (Dice against core-minutes), ``flagship.json``,
 and keeps predictions and checkpoints.
 """
