@@ -39,3 +39,21 @@ def test_a_wrong_id_is_refused_with_exit_code_2(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "did you mean epochs" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_teachers_come_first_and_are_told(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    arguments = [*_arguments(tmp_path, copy_bundle(tmp_path)), "--set", "judge_steps=0", "--teachers", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("teacher 1 of 1") < result.stdout.index("the network that learns from 1")
+    assert "trained 1 epochs" in result.stdout
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["configuration"]["teachers"] == [str(tmp_path / "out" / "teachers" / "0" / "checkpoints" / "final.pt")]
+    assert (tmp_path / "out" / "teachers" / "0" / "run.json").is_file()
+
+
+def test_teachers_need_a_folder_of_their_own(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(copy_bundle(tmp_path)), "--teachers", "2"])
+    assert result.exit_code == 2
+    assert "say where, with --output" in result.stderr
