@@ -42,9 +42,9 @@ def second_look(
     allow. Of a network of slices a quarter of the slices is looked at.
 
     ``image`` is ``(C, H, W, D)`` as the network saw it; ``scores_of`` runs the network over a volume, in the given
-    ``windows``; these and ``slice_axis`` are as of the ``first`` look. None if there is nothing to compare, it would cost
-    too much, or the network does not take such a window; the log says which. A signal, or memory that runs out, says
-    nothing of the network and is raised.
+    ``windows``; these and ``slice_axis`` are as of the ``first`` look. None if there is nothing to compare, it would
+    cost too much, or the network does not take such a window; the log says which. A signal, or memory that runs out,
+    says nothing of the network and is raised.
     """
     labels = first.labels
     if not labels.any():
