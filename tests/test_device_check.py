@@ -48,8 +48,9 @@ def rows(setting: Setting, checks: Any, *names: str) -> dict[str, Row]:
     return {task.name: run_task(task) for task in tasks}
 
 
-def test_sound_kernels_give_the_labels_of_the_cpu(setting: Setting) -> None:
-    found = rows(setting, LabelMaps, "BasicUNet fp32", "BasicUNet bf16")
+@pytest.mark.parametrize("volume", [TINY.volume, pytest.param((40, 40, 32), marks=pytest.mark.slow)])
+def test_sound_kernels_give_the_labels_of_the_cpu(setting: Setting, volume: tuple[int, int, int]) -> None:
+    found = rows(replace(setting, size=replace(TINY, volume=volume)), LabelMaps, "BasicUNet fp32", "BasicUNet bf16")
     assert [row.outcome.holds for row in found.values()] == [True, True]
     exact, reduced = (row.outcome.facts for row in found.values())
     assert exact["differing"] == 0
@@ -60,6 +61,14 @@ def test_sound_kernels_give_the_labels_of_the_cpu(setting: Setting) -> None:
 @pytest.mark.usefixtures("broken")
 def test_a_broken_kernel_fails_the_label_maps_that_it_makes(setting: Setting) -> None:
     assert rows(setting, LabelMaps, "BasicUNet bf16")["BasicUNet bf16"].outcome.holds is False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("broken")
+def test_a_kernel_that_is_broken_in_bf16_alone_fails_bf16_alone(setting: Setting) -> None:
+    larger = replace(setting, size=replace(TINY, volume=(40, 40, 32)))
+    found = rows(larger, LabelMaps, "BasicUNet fp32", "BasicUNet bf16")
+    assert {name: row.outcome.holds for name, row in found.items()} == {"BasicUNet fp32": True, "BasicUNet bf16": False}
 
 
 def test_trainings_agree_and_a_resumed_one_ends_with_the_same_bits(setting: Setting) -> None:

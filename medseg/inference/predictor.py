@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.devices import resolve_device
-from medseg.errors import BundleError, CaseFailed, MedsegError
+from medseg.errors import BundleError, CaseFailed, Interrupted, MedsegError
 from medseg.geometry import Geometry
 from medseg.inference.config import read_inference_config
 from medseg.inference.engines import EngineChoice
@@ -268,6 +268,8 @@ class Predictor:
             if self._trust is None:
                 return _Judgement(discriminator=real)
             found = self._trust.assess(crop)
+        except Interrupted:
+            raise
         except _FAILURES as error:
             _log.warning("the trust model failed with %s", type(error).__name__)
             return _Judgement(Verdict.not_assessed(NOT_JUDGED) if self._trust else None)
@@ -288,6 +290,8 @@ class Predictor:
                 scores_of = partial(self._scoring.chunks, mirrored=(), timed=lambda network: network)
                 agrees = second_look(prepared.as_tensor().float(), tally, scores_of, config.windows, config.slice_axis)
             return plausibility(labels, self.bundle.scheme.members, sure, agrees).verdict
+        except Interrupted:
+            raise
         except _FAILURES as error:
             _log.warning("the default judge failed with %s", type(error).__name__)
             return Verdict(NOT_CALIBRATED, flags=(NOT_JUDGED,))
@@ -301,6 +305,8 @@ class Predictor:
             if written is None:
                 return judge.judge(image, crop)
             return judge.judge_labels(image, torch.from_numpy(written)[None])
+        except Interrupted:
+            raise
         except _FAILURES as error:
             _log.warning("the discriminator failed with %s", type(error).__name__)
             return None

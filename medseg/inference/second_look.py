@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from medseg.errors import Interrupted
 from medseg.inference.sliding_window import Chunk, WindowSettings, plan_windows
+from medseg.results.case_result import is_out_of_memory
 from medseg.trust.crop import Slices, structure_box
 from medseg.trust.default_judge import Labels, ScoreTally
 
@@ -40,8 +42,9 @@ def second_look(
     allow. Of a network of slices a quarter of the slices is looked at.
 
     ``image`` is ``(C, H, W, D)`` as the network saw it; ``scores_of`` runs the network over a volume, in the given
-    ``windows``; these and ``slice_axis`` are as of the ``first`` look. None if there is nothing to compare, or the
-    network does not take such a window.
+    ``windows``; these and ``slice_axis`` are as of the ``first`` look. None if there is nothing to compare, it would
+    cost too much, or the network does not take such a window; the log says which. A signal, or memory that runs out,
+    says nothing of the network and is raised.
     """
     labels = first.labels
     if not labels.any():
@@ -50,13 +53,16 @@ def second_look(
     box, sides, inner = _place(labels, windows, len(plan.starts), slice_axis)
     looked = math.prod(max(one.stop - one.start, side) for one, side in zip(box, sides, strict=True))
     if looked > _MOST * len(plan.starts) * math.prod(plan.roi_size):
+        _log.info("no second look: the first had little more in view")
         return None
     try:
         second = ScoreTally(first.decoding)
         for chunk in scores_of(image[(slice(None), *box)], windows=replace(windows, roi_size=sides)):
             second.add(chunk.scores)
-    except Exception as error:  # noqa: BLE001  a network of one size alone says so as it likes, with assert as well
-        _log.debug("no second look: %s", type(error).__name__)
+    except Exception as error:  # a network of one size alone says so as it likes, with assert as well
+        if isinstance(error, Interrupted) or is_out_of_memory(error):
+            raise
+        _log.info("no second look: the network raised %s", type(error).__name__)
         return None
     one, two = labels[box][inner], second.labels[inner]
     labelled = int(np.count_nonzero(one)) + int(np.count_nonzero(two))

@@ -322,7 +322,7 @@ def _failure(error: BaseException, stage: str) -> tuple[str, str]:
     error = error.__cause__ if isinstance(error, CaseFailed) and error.__cause__ else error
     if isinstance(error, TimeoutError):
         return "timeout", f"{stage} gave {error}; look at the source, then run the same command again"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "out-of-memory", f"{stage} ran out of memory; crop with --roi or use a machine with more"
     if isinstance(error, OSError):
         what = errno.errorcode.get(error.errno or 0, "OSError")
@@ -332,7 +332,7 @@ def _failure(error: BaseException, stage: str) -> tuple[str, str]:
     return "unexpected", f"{stage} raised {type(error).__name__}; run with --verbose to see where, and report it"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in Python, on a GPU, or in torch's allocator on the CPU, which has no type for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

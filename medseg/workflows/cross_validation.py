@@ -147,7 +147,7 @@ def _labelled(bundle: Bundle, manifest: Manifest, place: Path, fold: int, device
 
     held_out = manifest.with_content(training=manifest.fold(fold)[1], test=[], testing=[], validation=[])
     held_out.write(place / "held_out.json")
-    options = Options() if device is None else Options(device=device)
+    options = Options(device=device or "auto", trust=False)  # references tell, and better than a judge
     report = run_batch(bundle, [place / "held_out.json"], place / "results", options)
     results = (place / "results").absolute()
     return [

@@ -63,8 +63,10 @@ class Maker:
 
     def told(self, before: Maker) -> str:
         """What differs from another maker."""
-        pairs = [(name, old[:8] or "none", asdict(self)[name][:8] or "none") for name, old in asdict(before).items()]
-        return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
+        # only a SHA-256 is shortened: of names and versions the end may be what differs
+        own, former = ({**asdict(one), "files": one.files[:8]} for one in (self, before))
+        changed = [name for name in own if getattr(self, name) != getattr(before, name)]
+        return ", ".join(f"{name} {former[name] or 'none'} → {own[name] or 'none'}" for name in changed)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from medseg.cli import infer, train
 from medseg.cli.main import app
@@ -68,15 +68,34 @@ def _medseg(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=variables)
 
 
-def _here(*arguments: str | Path) -> Result:
+Answer = tuple[int, str]
+
+
+def _here(*arguments: str | Path) -> Answer:
     """The command in this process, which takes a tenth of the time: where nothing of a stranger may run anyway."""
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    return done.exit_code, done.output
 
 
-def test_code_is_refused_by_default(with_code: Path, image: Path, tmp_path: Path) -> None:
-    done = _here("infer", with_code, image, "-o", tmp_path / "out")
-    assert done.exit_code == ExitCode.USAGE
-    assert "does not pass the audit" in done.output
+def _apart(*arguments: str | Path) -> Answer:
+    """The command as a user starts it, behind its wall."""
+    done = _medseg(*arguments)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(params=[_here, pytest.param(_apart, marks=pytest.mark.slow)])
+def answer(request: pytest.FixtureRequest) -> Callable[..., Answer]:
+    """Exit code and message of a command."""
+    found: Callable[..., Answer] = request.param
+    return found
+
+
+def test_code_is_refused_by_default(
+    with_code: Path, image: Path, tmp_path: Path, answer: Callable[..., Answer]
+) -> None:
+    code, told = answer("infer", with_code, image, "-o", tmp_path / "out")
+    assert code == ExitCode.USAGE
+    assert "does not pass the audit" in told
     assert not (tmp_path / "out" / "mark").exists()
 
 
@@ -88,14 +107,18 @@ def test_trusted_code_runs_without_network(with_code: Path, image: Path, tmp_pat
     assert load(tmp_path / "out" / "head_seg.nii.gz")[0].any()
 
 
-def test_the_network_alone_needs_clean_preprocessing(with_code: Path, image: Path, tmp_path: Path) -> None:
-    done = _here("infer", with_code, image, "-o", tmp_path / "out", "--network-only")
-    assert done.exit_code == ExitCode.USAGE
-    assert "scripts.prepare.Prepare" in done.output
+def test_the_network_alone_needs_clean_preprocessing(
+    with_code: Path, image: Path, tmp_path: Path, answer: Callable[..., Answer]
+) -> None:
+    code, told = answer("infer", with_code, image, "-o", tmp_path / "out", "--network-only")
+    assert code == ExitCode.USAGE
+    assert "scripts.prepare.Prepare" in told
     assert not (tmp_path / "out" / "mark").exists()
 
 
-def test_the_network_alone_is_used_as_in_the_clean_bundle(image: Path, tmp_path: Path) -> None:
+def test_the_network_alone_is_used_as_in_the_clean_bundle(
+    image: Path, tmp_path: Path, answer: Callable[..., Answer]
+) -> None:
     clean = write_bundle(tmp_path / "clean", Design(transforms=ORIENTED))
     stranger = write_bundle(tmp_path / "stranger", Design(transforms=ORIENTED))
     (stranger / "scripts").mkdir()
@@ -105,22 +128,22 @@ def test_the_network_alone_is_used_as_in_the_clean_bundle(image: Path, tmp_path:
     config["imports"].append("$import scripts.anything")
     config["handlers"] = [{"_target_": "scripts.anything.Handler"}]
     file.write_text(json.dumps(config))
-    assert _here("infer", stranger, image, "-o", tmp_path / "refused").exit_code == ExitCode.USAGE
-    assert _here("infer", stranger, image, "-o", tmp_path / "a", "--network-only").exit_code == ExitCode.DONE
-    assert _here("infer", clean, image, "-o", tmp_path / "b").exit_code == ExitCode.DONE
+    assert answer("infer", stranger, image, "-o", tmp_path / "refused")[0] == ExitCode.USAGE
+    assert answer("infer", stranger, image, "-o", tmp_path / "a", "--network-only")[0] == ExitCode.DONE
+    assert answer("infer", clean, image, "-o", tmp_path / "b")[0] == ExitCode.DONE
     found, expected = (load(tmp_path / name / "head_seg.nii.gz")[0] for name in "ab")
     assert expected.any()
     np.testing.assert_array_equal(found, expected)
     assert not (tmp_path / "mark").exists()
 
 
-def test_training_refuses_code_too(with_code: Path, tmp_path: Path) -> None:
+def test_training_refuses_code_too(with_code: Path, tmp_path: Path, answer: Callable[..., Answer]) -> None:
     trainer = {"_target_": "medseg.training.AdversarialSegmentationTrainer"}
     config = {"train": {"trainer": trainer, "step": {"_target_": "scripts.prepare.Prepare"}}}
     (with_code / "configs" / "train.json").write_text(json.dumps(config))
-    done = _here("train", with_code, "--output", tmp_path / "run")
-    assert done.exit_code == ExitCode.USAGE
-    assert "does not pass the audit" in done.output
+    code, told = answer("train", with_code, "--output", tmp_path / "run")
+    assert code == ExitCode.USAGE
+    assert "does not pass the audit" in told
 
 
 def test_own_code_is_refused_where_no_socket_can_be_denied(with_code: Path, image: Path, tmp_path: Path) -> None:

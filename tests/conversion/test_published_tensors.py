@@ -178,10 +178,8 @@ def test_the_hostile_tensors_are_read_where_they_are_sound(tmp_path: Path, scrip
     assert torch.equal(state[""], torch.zeros(4))
 
 
-@pytest.mark.parametrize(
-    ("prefix", "suffix"),
-    [("", ".pt"), ("", ".safetensors"), ("module.", ".bin"), ("module.model.", ".safetensors"), ("module.", ".ckpt")],
-)
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ".ckpt"])
 def test_a_state_dict_under_any_name_fits_the_network_that_is_named(tmp_path: Path, prefix: str, suffix: str) -> None:
     network = _network()
     state = {prefix + key: value for key, value in network.state_dict().items()}
@@ -201,9 +199,7 @@ def test_a_table_that_hides_its_methods_is_read_all_the_same(tmp_path: Path, hid
     network = _network()
     state = Shadowed(dict(network.state_dict()), hidden)
     torch.save(Shadowed({"epoch": 3, "state_dict": state}, hidden), tmp_path / "weights.pt")
-    found, _ = read_state(tmp_path / "weights.pt")
-    assert found.keys() == network.state_dict().keys()
-    assert all(torch.equal(value, found[key]) for key, value in network.state_dict().items())
+    assert _same(import_published(tmp_path / "weights.pt", tmp_path, _options(tmp_path)).path, network)
 
 
 def test_what_the_user_says_of_the_pipeline_is_kept(tmp_path: Path) -> None:

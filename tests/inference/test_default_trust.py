@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
-from medseg.errors import CaseFailed, ExitCode
+from medseg.errors import CaseFailed, ExitCode, Interrupted
 from medseg.evaluation.accepted import JUDGES
 from medseg.inference import Options, predictor, run_batch
 from medseg.inference.config import InferenceConfig
@@ -122,6 +122,10 @@ def test_a_second_run_keeps_what_was_said_and_no_trust_says_nothing(bundle: Path
     assert [case.trust for case in RunReport.read(tmp_path / "out").cases] == [case.trust for case in first.cases]
     alone = run_batch(bundle, [images / "cut.nii.gz"], tmp_path / "alone")
     assert alone.cases[0].trust == first.case("cut").trust  # type: ignore[union-attr]
+    mirrored = run_batch(bundle, [images / "cut.nii.gz"], tmp_path / "mirrored", Options(mirror=("ap",)))
+    assert mirrored.cases[0].trust is None
+    why = "switched off by --mirror or --ensemble: only results of the plain network are judged"
+    assert (mirrored.trust["state"], mirrored.trust["message"]) == ("off", why)
     off = run_batch(bundle, [images], tmp_path / "out", Options(trust=False))
     assert off.computed == 4
     assert not any(case.trust for case in off.cases)
@@ -324,6 +328,56 @@ def test_a_second_look_that_says_something_else_or_cannot_be_had() -> None:
         assert second_look(image, _first(image), refuses, windows) is None
     all_of_it = WindowSettings((_SIDE,) * 3)
     assert second_look(torch.full_like(image, 20.0), _first(image + 20), _never, all_of_it) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Interrupted("stopped by SIGINT"),
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_signal_or_no_memory_is_not_taken_for_a_network_that_refuses(error: Exception) -> None:
+    def ends(part: torch.Tensor, windows: WindowSettings) -> list[Chunk]:
+        raise error
+
+    image = torch.from_numpy(_balls((12, 12, 12)))[None]
+    with pytest.raises(type(error)):
+        second_look(image, _first(image), ends, WindowSettings((16,) * 3))
+
+
+def test_why_there_is_no_second_look_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    image = torch.from_numpy(_balls((12, 12, 12)))[None]
+
+    def refuses(part: torch.Tensor, windows: WindowSettings) -> list[Chunk]:
+        raise AssertionError("img_size")
+
+    with caplog.at_level("INFO", "medseg.inference.second_look"):
+        assert second_look(image, _first(image), refuses, WindowSettings((16,) * 3)) is None
+        assert second_look(image, _first(image), _never, WindowSettings((_SIDE,) * 3)) is None
+    assert caplog.messages == [
+        "no second look: the network raised AssertionError",
+        "no second look: the first had little more in view",
+    ]
+
+
+def test_a_signal_in_a_second_look_stops_the_run_and_the_case_is_left(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = save(_balls((12, 12, 12)), grid("plain"), tmp_path / "sound.nii.gz")
+
+    def stopped(*_: object) -> float:
+        raise Interrupted("stopped by SIGINT")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "second_look", stopped)
+        with pytest.raises(Interrupted, match="1 cases are left"):
+            run_batch(bundle, [sound], tmp_path / "out")
+    again = run_batch(bundle, [sound], tmp_path / "out")
+    assert (again.computed, again.cases[0].flags) == (1, ())
 
 
 def test_regions_are_judged_as_a_whole() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from medseg.bundle import Bundle
 from medseg.cli import infer as infer_command
 from medseg.cli.main import app
-from medseg.errors import CaseFailed, UsageError
+from medseg.errors import CaseFailed, Interrupted, UsageError
 from medseg.files import sha256_file
 from medseg.geometry import Geometry
 from medseg.inference import Options, Predictor, run_batch
@@ -194,6 +194,23 @@ def test_a_case_the_judge_fails_on_is_to_be_reviewed(
     assert case.trust is not None
     assert (case.trust.decision, case.trust.flags) == ("review", ("not-judged",))
     assert case.trust.predicted_dice is None
+
+
+@pytest.mark.parametrize("by", ["trust", "discriminator"])
+def test_a_signal_while_a_case_is_judged_stops_the_run(
+    judged: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    signal = Interrupted("stopped by SIGINT")
+    use(FakeJudge(error=signal if by == "trust" else None), monkeypatch)
+    if by == "discriminator":
+        _with_discriminator(judged)
+
+        def stopped(*_: object) -> DiscriminatorVerdict:
+            raise signal
+
+        monkeypatch.setattr(DiscriminatorJudge, "judge", stopped)
+    with pytest.raises(Interrupted, match="1 cases are left"):
+        run_batch(judged, [images / "sound.nii.gz"], tmp_path / "out")
 
 
 def test_a_case_too_large_to_be_judged_is_to_be_reviewed(

@@ -118,26 +118,24 @@ def _ends(patch: Patch) -> None:
     patch.setattr(AdversarialSegmentationTrainer, "run", lambda _: None)
 
 
+_STAGES = [
+    (_build, "unexpected", "KeyError"),
+    (_loader, "unexpected", "ValueError"),
+    (_forward, "out-of-memory", "OutOfMemoryError"),
+    (_wrong_label, "unexpected", "IndexError"),
+    (_backward, "out-of-memory", "RuntimeError"),
+    (_diverged, "diverged", "TrainingDiverged"),
+    (_validation, "unexpected", "ValueError"),
+    (_journal, "unexpected", "PermissionError"),
+    (_disk, "disk-full", "OSError"),
+    (_nothing, "nothing-saved", "TrainingFailed"),
+    (_ends, "stopped-early", "TrainingFailed"),
+]
 _RESUMED = (_build, _backward, _validation, _journal, _disk, _ends)
-"""Stages before, in and after the first epoch, with a checkpoint and without; the others leave what these do."""
+"""Stages before, in and after the first epoch, with a checkpoint and without; the others are resumed in slow runs."""
 
 
-@pytest.mark.parametrize(
-    ("stage", "reason", "error"),
-    [
-        (_build, "unexpected", "KeyError"),
-        (_loader, "unexpected", "ValueError"),
-        (_forward, "out-of-memory", "OutOfMemoryError"),
-        (_wrong_label, "unexpected", "IndexError"),
-        (_backward, "out-of-memory", "RuntimeError"),
-        (_diverged, "diverged", "TrainingDiverged"),
-        (_validation, "unexpected", "ValueError"),
-        (_journal, "unexpected", "PermissionError"),
-        (_disk, "disk-full", "OSError"),
-        (_nothing, "nothing-saved", "TrainingFailed"),
-        (_ends, "stopped-early", "TrainingFailed"),
-    ],
-)
+@pytest.mark.parametrize(("stage", "reason", "error"), _STAGES)
 def test_each_stage_that_fails_ends_the_run_under_its_name(
     bundle: Path, stage: Callable[[Patch], None], reason: str, error: str
 ) -> None:
@@ -150,9 +148,24 @@ def test_each_stage_that_fails_ends_the_run_under_its_name(
     assert (record["status"], record["reason"], record["error"]) == ("failed", reason, error)
     assert record["message"] in text
     if stage in _RESUMED:
-        code, _, record = _command(bundle, "--resume")  # from the last checkpoint, or anew
-        assert (code, record["status"]) == (0, "done")
-        assert "reason" not in record
+        _goes_on(bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [stage for stage, _, _ in _STAGES if stage not in _RESUMED])
+def test_the_other_stages_go_on_too(bundle: Path, stage: Callable[[Patch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stage(patch)
+        code, _, record = _command(bundle)
+    assert (code, record["status"]) == (2, "failed")
+    _goes_on(bundle)
+
+
+def _goes_on(bundle: Path) -> None:
+    """From the last checkpoint, or anew."""
+    code, _, record = _command(bundle, "--resume")
+    assert (code, record["status"]) == (0, "done")
+    assert "reason" not in record
 
 
 def test_a_worker_of_the_loader_that_raises_or_dies_is_named(bundle: Path, monkeypatch: Patch) -> None:

@@ -54,6 +54,8 @@ def test_each_case_is_scored_by_the_network_that_has_not_seen_it(
         learnt[fold] = set(run.images)
         trained = json.loads((result.output / f"fold{fold}" / "training" / "run.json").read_text())
         assert trained["result"]["judge"] is None, "no figure of the table is the judge's"
+        labelled = json.loads((result.output / f"fold{fold}" / "results" / "run.json").read_text())
+        assert (labelled["trust"]["state"], [case["trust"] for case in labelled["cases"]]) == ("off", [None, None])
         predicted = {path.name for path in (result.output / f"fold{fold}" / "results").glob("*_seg.nii.gz")}
         assert predicted == {f"image{number}_seg.nii.gz" for number in range(4) if number % 2 == fold}
     assert learnt[0].isdisjoint(learnt[1])

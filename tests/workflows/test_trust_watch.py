@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medseg.cli import trust as trust_command
 from medseg.cli.main import app
 from medseg.errors import ExitCode, UsageError
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
-from medseg.workflows.trust_watch import KINDS, Watched, watch, weights_of
+from medseg.workflows.trust_watch import KINDS, Maker, Watched, watch, weights_of
 
 assert trust_command
 
@@ -200,6 +201,16 @@ def test_another_bundle_is_another_stream(tmp_path: Path) -> None:
     assert "since it is another: version 1.0 → 1.1, files aaaaaaaa → bbbbbbbb" in shown.stdout
     _write(tmp_path / "week14", 14, _week(14), engine={"engine": "openvino"})
     assert [stream.maker.engine for stream in watch([tmp_path]).streams] == ["torch-fp32", "torch-fp32", "openvino"]
+
+
+def test_makers_that_differ_in_the_end_of_a_name_are_told_apart() -> None:
+    before = Maker("sample", "2.0.0-rc.1", "aa" * 32, "torch-fp32", "")
+    after = replace(before, version="2.0.0-rc.2", engine="torch-fp32-channels-last", options='{"mirror": ["ap"]}')
+    assert after.told(before) == (
+        "version 2.0.0-rc.1 → 2.0.0-rc.2, engine torch-fp32 → torch-fp32-channels-last,"
+        ' options none → {"mirror": ["ap"]}'
+    )
+    assert replace(before, files="ab" * 32).told(before) == "files aaaaaaaa → abababab"
 
 
 @pytest.mark.parametrize("damage", ["{", '{"cases": [{"case_id": 4}]}', '{"cases": []}'])

@@ -93,7 +93,8 @@ def run_batch(
     rules = read_rules(options.select) if options.select else []
     region = parse_region(options.roi) if options.roi else None
     key = options.key(bundle, region)
-    off = "switched off by --no-trust" if not options.trust else "calibrated for the network alone, unmirrored"
+    averaged = "--mirror or --ensemble: only results of the plain network are judged"
+    off = f"switched off by {averaged if options.trust else '--no-trust'}"
     trust = trust_state(plain) if options.judged else TrustState("off", off)
     folder = prepare_folder(output)
     for name in (RUN_JSON, RESULTS_CSV):

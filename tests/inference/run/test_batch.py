@@ -46,7 +46,7 @@ def test_run_json_and_results_csv_say_what_was_found(thresholds: Path, images: P
     case = content["cases"][0]
     assert case["status"] == "done"
     assert case["outputs"] == ["case0_seg.nii.gz"]
-    assert case["trust"]["verdict"] in {"not calibrated", "review"}
+    assert (case["trust"]["verdict"], case["trust"]["flags"]) == ("review", ["cut-off", "not calibrated"])
     intensity = blobs((18, 14, 10), 0)
     voxel_ml = 1.1 * 1.4 * 2.6 / 1000
     assert case["structures"][0]["volume_ml"] == pytest.approx(np.sum((intensity > 10) & (intensity <= 30)) * voxel_ml)
