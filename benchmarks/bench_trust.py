@@ -49,9 +49,10 @@ from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
 from medseg.trust.fault_classifier import FaultClassifier
-from medseg.trust.fit import FALSE_FLAGS, fold_of, start_error_net, write_trust
+from medseg.trust.fit import FALSE_FLAGS, start_error_net, write_trust
 from medseg.trust.fit_cases import Subset, TrainingCase
 from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
+from medseg.trust.regression import fold_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 CROPS_EACH = 6

@@ -20,9 +20,10 @@ from medseg.training.judge import JUDGE_NAME
 from medseg.trust.crop import most_probable, structure_box
 from medseg.trust.error_net import ErrorNet, ErrorNetShape
 from medseg.trust.features import case_features
-from medseg.trust.fit import fold_of, start_error_net
+from medseg.trust.fit import start_error_net
 from medseg.trust.fit_cases import TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import TrainingStatistics, fit_training_statistics
+from medseg.trust.regression import fold_of
 
 Row = dict[str, Any]
 
