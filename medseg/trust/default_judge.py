@@ -23,6 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from medseg.labels.decoding import LabelDecoding
+from medseg.results.accept_table import GOOD_DICE
 from medseg.results.verdict import (
     CUT_OFF,
     NOT_CALIBRATED,
@@ -70,16 +71,13 @@ class Plausibility:
         return Verdict(NOT_CALIBRATED, flags=self.flags)
 
 
-_GOOD = 0.8
-"""Dice from which an evaluation counts a result as good, where nothing else is said."""
-
 LIMITS: tuple[tuple[str, str, float], ...] = (
     (SCATTERED, "largest", 0.5),
     (CUT_OFF, "uncut", 0.5),
-    (UNSURE, "confidence", _GOOD),
-    (SECOND_LOOK_DIFFERS, "agreement", _GOOD),
+    (UNSURE, "confidence", GOOD_DICE),
+    (SECOND_LOOK_DIFFERS, "agreement", GOOD_DICE),
 )
-"""Flag, number, and the limit below which it is implausible: a half, since what most of a result is decides."""
+"""Flag, number, and the limit below which it is implausible: a half, since what most of a result is decides; a good Dice."""
 
 
 class ScoreTally:
