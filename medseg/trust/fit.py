@@ -158,8 +158,8 @@ def write_trust(
     error_net: ErrorNet | None,
     statistics: TrainingStatistics | None,
     calibration: Calibration,
-    faults: FaultClassifier | None = None,
-    volumes: VolumeInterval | None = None,
+    faults: FaultClassifier | None,
+    volumes: VolumeInterval,
 ) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
     if faults is not None:
@@ -168,8 +168,7 @@ def write_trust(
         error_net.write(bundle.path / ERROR_NET_NAME, calibration.weights_sha256)
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
-    if volumes is not None:
-        volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
+    volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
 
 
