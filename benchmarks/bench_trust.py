@@ -49,9 +49,10 @@ from medseg.files import sha256_file, write_json
 from medseg.trust.calibration import fit_calibration
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
 from medseg.trust.fault_classifier import FaultClassifier
-from medseg.trust.fit import FALSE_FLAGS, fold_of, start_error_net, write_trust
+from medseg.trust.fit import FALSE_FLAGS, start_error_net, write_trust
 from medseg.trust.fit_cases import Subset, TrainingCase
 from medseg.trust.out_of_distribution import fit_training_statistics, limits_of
+from medseg.trust.regression import fold_of
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 CROPS_EACH = 6
@@ -149,6 +150,17 @@ def scores(bench: Bench, number: int) -> None:
 
 def _rows(bench: Bench, number: int) -> Path:
     return bench.cache / f"rows-{bench.name}-{bench.runs[number].fold}{'-control' if bench.control else ''}.json"
+
+
+def made_alike(bench: Bench) -> None:
+    """Refuse a cache with results of other weights, or error nets that were finished in another way."""
+    path, parts = bench.cache / f"made-{bench.name}.json", bench.parts if len(bench.runs) == 1 else None
+    weights = {str(run.fold): sha256_file(run.weights) for run in bench.runs}
+    made = {"steps": bench.finishing.steps, "parts": parts, "weights": weights}
+    if path.is_file() and (was := json.loads(path.read_text())) != made:
+        raise SystemExit(f"{path} says {was}, asked is {made}; give another CACHE, or what it was made with")
+    bench.cache.mkdir(parents=True, exist_ok=True)
+    write_json(path, made)
 
 
 def scored(bench: Bench) -> list[Row]:
@@ -290,11 +302,13 @@ def main() -> None:
     options = read_arguments()
     torch.set_num_threads(1)
     runs = [Run(path, int(path.name.removeprefix("fold"))) for path in sorted(options.runs.glob("fold[0-9]"))]
-    done = [run for run in runs if (run.folder / "checkpoints" / "final.pt").is_file()]
-    chosen = tuple(run for run in done if options.folds is None or run.fold in options.folds)
+    chosen = tuple(run for run in runs if run.weights.is_file() and run.fold in (options.folds or range(10)))
+    if not chosen:
+        raise SystemExit(f"{options.runs} has no fold0 to fold9 with checkpoints/final.pt")
     finishing = replace(FineTuning(), steps=options.steps)
     how = finishing, options.parts, options.control, options.jobs
     bench = Bench(options.bundle, options.data, chosen, options.cache, *how)
+    made_alike(bench)
     rows = scored(bench)
     if options.fit:
         publish(bench, rows, options.held_out)

@@ -68,8 +68,8 @@ def baseline_scores(
 
 
 def with_baselines(bundle: Bundle, runs: Sequence[Run], cache: Path, rows: Sequence[Row], every: int) -> list[Row]:
-    """Every n-th of the rows with these scores added, kept in ``baselines.json``."""
-    path = cache / "baselines.json"
+    """Every n-th of the rows with these scores added, kept in the cache."""
+    path = cache / f"baselines-{'-'.join(str(run.fold) for run in runs)}-{every}.json"
     if path.is_file():
         return list(json.loads(path.read_text()))
     known = {(row["fold"], row["number"]): row for row in rows}  # a patient may have two images

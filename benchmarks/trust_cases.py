@@ -49,8 +49,7 @@ class Run:
     @property
     def weights(self) -> Path:
         """Weights of the moving average after the last epoch."""
-        final = self.folder / "checkpoints" / "final.pt"
-        return final if final.is_file() else self.folder / "checkpoints" / "best.pt"
+        return self.folder / "checkpoints" / "final.pt"
 
     @property
     def discriminator(self) -> Path:

@@ -14,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust_scores import Row
 from medseg.results.accept_table import ACCEPT_FROM, GOOD_DICE, NEVER, AcceptTable, PatientShare
-from medseg.trust.calibration import AboutCases, FitOptions, features_for, fit_calibration, predicted_kind
+from medseg.trust.calibration import AboutCases, FitOptions, fit_calibration, predicted_kind
 from medseg.trust.fit import FALSE_FLAGS, TrustOptions
 from medseg.trust.gradient_boosting import fit_boosted_trees
 from medseg.trust.out_of_distribution import limits_of
+from medseg.trust.regression import features_for, shares
 
 Floats = NDArray[np.float64]
 Chosen = Callable[[str], bool]
@@ -137,12 +138,11 @@ def predicted(rows: Sequence[Row], chosen: Chosen, label: str, *, unknown_kind: 
     kind, counts = np.array([row["kind"] for row in rows]), np.array(importance(rows))
     known, found = np.isfinite(dice), np.full(len(rows), np.nan)
     part = part % 2 if unknown_kind else part
-    _, index = np.unique(patients, return_inverse=True)
     for left_out in sorted(set(kind[~own])) if unknown_kind else [""]:
         for number in np.unique(part):
             fit = known & (part != number) & (kind != left_out)
             test = (part == number) & ((kind == left_out) | (not left_out))
-            share = counts[fit] / np.bincount(index[fit], counts[fit], index.max() + 1)[index[fit]]
+            share, _ = shares(np.array(patients)[fit], counts[fit])
             found[test] = np.clip(fit_boosted_trees(inputs[fit], dice[fit], share).predict(inputs[test]), 0, 1)
     return found
 

@@ -20,9 +20,10 @@ from medseg.training.judge import JUDGE_NAME
 from medseg.trust.crop import most_probable, structure_box
 from medseg.trust.error_net import ErrorNet, ErrorNetShape
 from medseg.trust.features import case_features
-from medseg.trust.fit import fold_of, start_error_net
+from medseg.trust.fit import start_error_net
 from medseg.trust.fit_cases import TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import TrainingStatistics, fit_training_statistics
+from medseg.trust.regression import fold_of
 
 Row = dict[str, Any]
 
@@ -72,19 +73,18 @@ def crossed(runs: Sequence[Run], cases: Stored, parts: int) -> np.ndarray[Any, A
     return np.array([[run.folder.name for run in runs].index(where[0].name) for where in cases.where])
 
 
-def started(bundle: Bundle, run: Run, start: str = "judge") -> ErrorNet:
-    """An error net that begins as a run's judge, else as its discriminator if it has one; or at random."""
+def started(bundle: Bundle, run: Run, start: str) -> ErrorNet:
+    """An error net that begins as a run's judge, else as its discriminator if it has one; or ``random``, as large."""
     torch.manual_seed(0)
     judge = run.folder / "checkpoints" / JUDGE_NAME
-    if start == "random":
-        return ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels))
     if not judge.is_file():
-        return start_error_net(bundle, run.discriminator)
+        return start_error_net(bundle, run.folder / "none" if start == "random" else run.discriminator)
     kept = torch.load(judge, map_location="cpu", weights_only=True)
     how = {key: int(kept["made_by"]["definition"].get(key, 0)) for key in ("channels", "layers", "products")}
     found = ErrorNet(ErrorNetShape(bundle.output_channels, bundle.input_channels, **how))
-    weights = {key: value for key, value in kept["weights"].items() if key.startswith("scales.0.")}
-    found.discriminator.load_state_dict(weights)
+    if start != "random":
+        weights = {key: value for key, value in kept["weights"].items() if key.startswith("scales.0.")}
+        found.discriminator.load_state_dict(weights)
     return found
 
 

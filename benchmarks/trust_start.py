@@ -26,8 +26,9 @@ from medseg.files import write_json
 from medseg.inference.predictor import Predictor
 from medseg.trust.discriminator_acceptance import DISCRIMINATOR_NAME
 from medseg.trust.error_net import ErrorNet, FineTuning, fine_tune
-from medseg.trust.fit import fold_of, start_error_net
+from medseg.trust.fit import start_error_net
 from medseg.trust.fit_cases import Subset, TrustCase
+from medseg.trust.regression import fold_of
 from medseg.workflows.corrected_cases import CorrectedCases
 
 STARTS = ("discriminator", "random")

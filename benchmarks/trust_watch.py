@@ -28,8 +28,9 @@ from medseg.results.case_result import CaseResult
 from medseg.results.verdict import Verdict
 from medseg.trust.change import watch_changes
 from medseg.trust.crop import Crop
-from medseg.trust.fit import TrustOptions, fit_trust, fold_of
+from medseg.trust.fit import TrustOptions, fit_trust
 from medseg.trust.fit_cases import CaseCache, Subset, TrainingCase, TrustCase
+from medseg.trust.regression import fold_of
 from medseg.trust.trust_files import TrustFiles
 from medseg.trust.trust_model import TrustModel
 from medseg.workflows.trust_watch import DICE, values_of, weights_of

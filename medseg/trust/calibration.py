@@ -30,26 +30,18 @@ from medseg.json_shape import TEXT, Spec, number, numbers, whole
 from medseg.labels.scheme import LARGEST_LABEL
 from medseg.results.accept_table import ACCEPT_FROM, ACCEPT_TABLE, GOOD_DICE, NEVER, AcceptTable
 from medseg.results.verdict import StructureQuality, Thresholds
-from medseg.trust.gradient_boosting import TREES, BoostedTrees, fit_boosted_trees
+from medseg.trust.gradient_boosting import TREES, Floats, fit_boosted_trees
+from medseg.trust.regression import StructureRegressor, features_for, fit_apart, patient_quantile, usual_error
 from medseg.trust.stored import StoredPart
 
-_SMALLEST_ERROR = 0.005
-"""Usual errors below this are taken as this, so that no bound rests on a handful of perfect cases."""
 FEWEST_OF_A_KIND = 9
 """Patients without whom a kind of image has no bound of its own."""
-
-Floats = NDArray[np.float64]
 
 
 def predicted_kind(features: Mapping[str, float]) -> str | None:
     """The kind of image that a fault classifier takes a case for, by its probabilities ``kind-NAME``; None without."""
     told = {name.removeprefix("kind-"): share for name, share in features.items() if name.startswith("kind-")}
     return max(told, key=told.__getitem__, default=None)
-
-
-def features_for(label: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Which of the features tell about one structure: its own, and those of the whole case."""
-    return tuple(name for name in names if not name.endswith("]") or name.endswith(f"[{label}]"))
 
 
 @dataclass(frozen=True)
@@ -62,40 +54,20 @@ class KindBound:
 
 
 @dataclass(frozen=True)
-class StructureCalibration:
-    """The calibration of one structure."""
+class StructureCalibration(StructureRegressor):
+    """The calibration of one structure: from features to its Dice, and the usual overestimate of that."""
 
-    label: int
-    name: str
-    features: tuple[str, ...]  # names of the features that the regressor takes, in its order
-    regressor: BoostedTrees  # features → Dice
-    error_at: tuple[float, ...]
-    error: tuple[float, ...]
-    """Usual overestimate at some values of the predicted Dice (ascending); interpolated between."""
-    quantile: float | None
-    """Conformal quantile of the scaled errors; ``None`` if there were too few patients for the coverage."""
-    n_cases: int
-    n_patients: int  # n_cases and n_patients: what it was fitted on
     kinds: tuple[KindBound, ...] = ()  # those of enough patients; of others, what holds for all kinds is taken
 
     def __post_init__(self) -> None:
-        if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
-            raise ValueError("a tree asks for a feature that is not there")
-        if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
-            raise ValueError("the usual errors do not fit together")
-        if not set(self.features) <= set(features_for(self.label, self.features)):
-            raise ValueError(f"the structure {self.label} rests on features of another one")
-        if self.n_patients > self.n_cases:
-            raise ValueError(f"{self.n_cases} cases of {self.n_patients} patients were fitted on, which cannot be")
+        super().__post_init__()
         if len({kind.name for kind in self.kinds}) < len(self.kinds):
             raise ValueError(f"a kind of image has two bounds of {self.name}, expected one")
 
     def estimate(self, features: Mapping[str, float], kind: str | None = None) -> StructureQuality:
         """Predicted Dice and lower bound on an image of a predicted kind; 0 if a feature is not finite."""
-        row = np.array([features[name] for name in self.features], dtype=np.float64)
-        if not np.isfinite(row).all():
-            return StructureQuality(self.label, self.name, 0.0, 0.0)
-        return self.quality(float(self.regressor.predict(row[None])[0]), kind)
+        predicted = self.predict(features)
+        return StructureQuality(self.label, self.name, 0.0, 0.0) if predicted is None else self.quality(predicted, kind)
 
     def quality(self, predicted: float, kind: str | None = None) -> StructureQuality:
         """What is said of a result whose Dice the regressor predicts as this."""
@@ -198,16 +170,10 @@ class Calibration(StoredPart):
         """From what fits :attr:`form`."""
         structures = [
             StructureCalibration(
-                item["label"],
-                item["name"],
-                tuple(item["scores"]),
-                BoostedTrees.from_json(item["regressor"]),
-                tuple(item["error_at"]),
-                tuple(item["error"]),
-                item.get("quantile"),
-                item["n_cases"],
-                item["n_patients"],
-                tuple(KindBound(one["name"], one["quantile"], one["n_patients"]) for one in item.get("kinds") or ()),
+                **StructureRegressor.fields_in({**item, "features": item["scores"]}),
+                kinds=tuple(
+                    KindBound(one["name"], one["quantile"], one["n_patients"]) for one in item.get("kinds") or ()
+                ),
             )
             for item in content["structures"]
         ]
@@ -337,63 +303,22 @@ def _fit_structure(
 ) -> tuple[StructureCalibration, Floats]:
     """The calibration of one structure, and the Dice of each case that was predicted without its patient."""
     features, dice, patients, weight, kind = cases
-    share, index, n_patients = _shares(patients, weight)
-    if n_patients < options.folds:
+    if (n_patients := len(set(patients))) < options.folds:
         raise UsageError(f"{name} has {n_patients} patients; calibrating with {options.folds} folds needs as many")
-    fold = (np.random.default_rng(0).permutation(n_patients) % options.folds)[index]
-    predicted = np.empty(len(dice))
-    for part in range(options.folds):
-        out = fold == part
-        regressor = fit_boosted_trees(features[~out], dice[~out], share[~out])
-        predicted[out] = np.clip(regressor.predict(features[out]), 0.0, 1.0)
+    regressor, predicted = fit_apart(features, dice, patients, weight, options.folds, fit_boosted_trees)
+    predicted = np.clip(predicted, 0.0, 1.0)
     error_at, error = usual_error(predicted, predicted - dice, options.coverage)
     scaled = (predicted - dice) / np.interp(predicted, error_at, error)
-    quantile, _ = _quantile_over_patients(scaled, cases, options.coverage)
+    quantile = patient_quantile(scaled, patients, weight, options.coverage)
     kinds = []
     for one in sorted({str(value) for value in kind if value is not None}):
         own = kind == one
-        of_kind, n = _quantile_over_patients(scaled[own], _Cases(*(part[own] for part in cases)), options.coverage)
+        of_kind, n = (
+            patient_quantile(scaled[own], patients[own], weight[own], options.coverage),
+            len(set(patients[own])),
+        )
         if of_kind is not None and n >= FEWEST_OF_A_KIND:
             kinds.append(KindBound(one, of_kind, n))
-    regressor = fit_boosted_trees(features, dice, share)
     usual = tuple(error_at.tolist()), tuple(error.tolist())
     found = StructureCalibration(label, name, used, regressor, *usual, quantile, len(dice), n_patients, tuple(kinds))
     return found, predicted
-
-
-def _shares(patients: NDArray[Any], weight: Floats) -> tuple[Floats, NDArray[np.intp], int]:
-    """How much each result counts, so that every patient counts once; the patient of each by number; how many."""
-    _, index = np.unique(patients, return_inverse=True)
-    n_patients = int(index.max()) + 1 if len(index) else 0
-    return weight / np.bincount(index, weight)[index], index, n_patients
-
-
-def _quantile_over_patients(scaled: Floats, cases: _Cases, coverage: float) -> tuple[float | None, int]:
-    """Conformal quantile for a result of another patient, and of how many patients it is; never below 0."""
-    share, _, n_patients = _shares(cases.patients, cases.weight)
-    quantile = conformal_quantile(scaled, coverage, share / (n_patients + 1))
-    return None if quantile is None else max(quantile, 0.0), n_patients
-
-
-def conformal_quantile(errors: Floats, coverage: float, mass: Floats | None = None) -> float | None:
-    """The smallest error that carries ``coverage``; ``None`` if there is too little for any bound to hold that often.
-
-    ``mass`` is that of each error, by default 1/(n+1); what is missing to 1 lies at infinity.
-    """
-    mass = np.full(len(errors), 1.0 / (len(errors) + 1)) if mass is None else mass
-    order = np.argsort(errors, kind="stable")
-    reached = np.flatnonzero(np.cumsum(mass[order]) >= coverage - 1e-9)
-    return float(errors[order][reached[0]]) if len(reached) else None
-
-
-def usual_error(predicted: Floats, error: Floats, coverage: float) -> tuple[Floats, Floats]:
-    """By how much Dice was overestimated at most in the wanted share of cases, in bins of the predicted Dice.
-
-    Bins hold equally many cases. Predictions of good results err little and those of poor ones a lot; a bound that
-    held on average alone would hold for the good ones always and for the poor ones too rarely.
-    """
-    n_bins = int(np.clip(len(predicted) // 40, 1, 10))
-    parts = np.array_split(np.argsort(predicted, kind="stable"), n_bins)
-    at = np.array([predicted[part].mean() for part in parts])
-    size = np.maximum([np.quantile(error[part], coverage) for part in parts], _SMALLEST_ERROR)
-    return at, np.asarray(size, dtype=np.float64)

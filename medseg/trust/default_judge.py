@@ -77,7 +77,7 @@ LIMITS: tuple[tuple[str, str, float], ...] = (
     (UNSURE, "confidence", GOOD_DICE),
     (SECOND_LOOK_DIFFERS, "agreement", GOOD_DICE),
 )
-"""Flag, number, and the limit below which it is implausible: a half, since what most of a result is decides."""
+"""Flag, number, and the limit below which it is implausible: what most of a result is decides, or a good Dice."""
 
 
 class ScoreTally:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from medseg.bundle import Bundle
@@ -23,6 +22,7 @@ from medseg.trust.fault_classifier import FaultClassifier, fit_fault_classifier
 from medseg.trust.features import case_features
 from medseg.trust.fit_cases import Subset, TrainingCase, TrustCase
 from medseg.trust.out_of_distribution import Reinference, TrainingStatistics, fit_training_statistics, limits_of
+from medseg.trust.regression import fold_of
 from medseg.trust.synthetic_faults import IMAGE_FAULTS
 from medseg.trust.trust_files import (
     CALIBRATION_NAME,
@@ -158,8 +158,8 @@ def write_trust(
     error_net: ErrorNet | None,
     statistics: TrainingStatistics | None,
     calibration: Calibration,
-    faults: FaultClassifier | None = None,
-    volumes: VolumeInterval | None = None,
+    faults: FaultClassifier | None,
+    volumes: VolumeInterval,
 ) -> None:
     """Write the parts of trust into a bundle; a part that is None stays as it is. The calibration comes last."""
     if faults is not None:
@@ -168,8 +168,7 @@ def write_trust(
         error_net.write(bundle.path / ERROR_NET_NAME, calibration.weights_sha256)
     if statistics is not None:
         statistics.write(bundle.path / STATISTICS_NAME)
-    if volumes is not None:
-        volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
+    volumes.write(bundle.path / VOLUME_INTERVAL_NAME)
     calibration.write(bundle.path / CALIBRATION_NAME)
 
 
@@ -210,14 +209,6 @@ def _crossfitted(
         for i in np.flatnonzero(fold == number):
             features[i] = case_features(cases[int(i)].crop, error_net).values
     return features, fine_tune(start_error_net(files.bundle), cases, options.fine_tuning)
-
-
-def fold_of(patients: Sequence[str], folds: int) -> NDArray[np.int64]:
-    """Which part of the patients each case belongs to."""
-    known, index = np.unique(np.asarray(patients), return_inverse=True)
-    if len(known) < folds:
-        raise UsageError(f"found {len(known)} patients, expected at least {folds}; give more cases")
-    return np.asarray((np.random.default_rng(0).permutation(len(known)) % folds)[index], dtype=np.int64)
 
 
 def start_error_net(bundle: Bundle, discriminator: Path | None = None) -> ErrorNet:

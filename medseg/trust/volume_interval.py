@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,8 +24,16 @@ from numpy.typing import NDArray
 from medseg.json_shape import TEXT, Spec, number, numbers, whole
 from medseg.labels.scheme import LARGEST_LABEL
 from medseg.results.verdict import Interval
-from medseg.trust.calibration import conformal_quantile, features_for, usual_error
-from medseg.trust.gradient_boosting import TREES, BoostedTrees, fit_boosted_trees
+from medseg.trust.gradient_boosting import TREES, BoostedTrees, Floats, fit_boosted_trees
+from medseg.trust.regression import (
+    StructureRegressor,
+    conformal_quantile,
+    features_for,
+    fit_apart,
+    patient_quantile,
+    shares,
+    usual_error,
+)
 from medseg.trust.stored import StoredPart
 
 _FOLDS = 5
@@ -38,34 +46,15 @@ _SMALLEST = 1e-6
 _WIDEST = math.log(10.0)
 """From a tenth of what was found to ten times as much: that is no statement about a volume."""
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class StructureInterval:
-    """How far the volume of one structure may be from that of a reference."""
+class StructureInterval(StructureRegressor):
+    """How far the log of a reference's volume over that of the result may be; without features it is constant."""
 
-    label: int
-    name: str
-    features: tuple[str, ...]  # names of what the regressor takes, in its order; none if the interval is constant
-    regressor: BoostedTrees  # features → log of the reference's volume over that of the result
-    error_at: tuple[float, ...]
-    error: tuple[float, ...]
-    """Usual error of that log at some values of its size (ascending); interpolated between."""
-    quantile: float | None  # conformal, of the scaled errors; None: too few patients for the coverage
     narrower: float | None  # mean width over that of the constant interval, if one was tried that depends on the case
-    n_cases: int
-    n_patients: int  # n_cases and n_patients: what it was fitted on
 
     def __post_init__(self) -> None:
-        if any(feature >= len(self.features) for tree in self.regressor.trees for feature in tree.feature):
-            raise ValueError("a tree asks for a feature that is not there")
-        if len(self.error_at) != len(self.error) or not self.error or list(self.error_at) != sorted(self.error_at):
-            raise ValueError("the usual errors do not fit together")
-        if not set(self.features) <= set(features_for(self.label, self.features)):
-            raise ValueError(f"the structure {self.label} rests on features of another one")
-        if self.n_patients > self.n_cases:
-            raise ValueError(f"{self.n_cases} cases of {self.n_patients} patients were fitted on, which cannot be")
+        super().__post_init__()
         if self.features and self.narrower is None:
             raise ValueError(f"the interval of {self.name} is by case and does not say how wide it is")
 
@@ -74,10 +63,10 @@ class StructureInterval:
 
         None if nothing is known: too few patients, a feature that is not finite, or more than ten times either way.
         """
-        row = np.array([[features[name] for name in self.features]], dtype=np.float64)
-        if self.quantile is None or not np.isfinite(row).all():
+        predicted = self.predict(features)
+        if self.quantile is None or predicted is None:
             return None
-        low, high = _limits(self.regressor.predict(row), self.quantile, self.error_at, self.error)
+        low, high = _limits(np.array([predicted]), self.quantile, self.error_at, self.error)
         if max(-low[0], high[0]) > _WIDEST:
             return None
         return Interval(math.exp(low[0]), math.exp(high[0]), coverage)
@@ -155,19 +144,18 @@ class VolumeInterval(StoredPart):
 
     def to_json(self) -> dict[str, Any]:
         """As in the file."""
-        return asdict(self)
+        content, keys = asdict(self), [key.rstrip("!") for key in _STRUCTURE]
+        return {**content, "structures": [{key: one[key] for key in keys} for one in content["structures"]]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> VolumeInterval:
         """From what fits :attr:`form`."""
-        structures = []
-        for item in content["structures"]:
-            known = {one.name: item.get(one.name) for one in fields(StructureInterval)}
-            lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-            regressor = BoostedTrees.from_json(item["regressor"])
-            structures.append(StructureInterval(**{**known, **lists, "regressor": regressor}))
+        structures = tuple(
+            StructureInterval(**StructureRegressor.fields_in(item), narrower=item.get("narrower"))
+            for item in content["structures"]
+        )
         cleaning = tuple(content.get("cleaning") or ())
-        return cls(content["coverage"], content["weights_sha256"], tuple(structures), cleaning)
+        return cls(content["coverage"], content["weights_sha256"], structures, cleaning)
 
 
 def fit_volume_interval(
@@ -200,10 +188,8 @@ def fit_volume_interval(
         used = features_for(label, tuple(features))
         inputs = np.array([features[name] for name in used], dtype=np.float64).reshape(len(used), len(column)).T[known]
         ratios = np.array([value for value in column if value is not None], dtype=np.float64)
-        _, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
-        weight = np.asarray(weights, dtype=np.float64)[known]
-        share = weight / np.bincount(patient, weight)[patient]  # every patient counts once
-        structures.append(_fitted(label, names[label], used, inputs, ratios, patient, share, coverage))
+        whose, weight = np.asarray(patients)[known], np.asarray(weights, dtype=np.float64)[known]
+        structures.append(_fitted(label, names[label], used, inputs, ratios, whose, weight, coverage))
     return VolumeInterval(coverage, weights_sha256, tuple(structures), cleaning)
 
 
@@ -213,40 +199,32 @@ def _fitted(
     used: tuple[str, ...],
     inputs: Floats,
     ratios: Floats,
-    patient: NDArray[np.int64],
-    share: Floats,
+    patients: NDArray[Any],
+    weight: Floats,
     coverage: float,
 ) -> StructureInterval:
-    """The interval of one structure; ``inputs`` are results × features, ``patient`` is numbered."""
-    n = len(np.unique(patient))
-    median = BoostedTrees(float(np.clip(_median(ratios, share), -_WIDEST, _WIDEST)), 0.0, ())  # without any tree
-    found = StructureInterval(label, name, (), median, (0.0,), (1.0,), None, None, len(ratios), n)
-    if n < 2:
+    """The interval of one structure; ``inputs`` are results × features."""
+    (share, n), folds = shares(patients, weight), min(_FOLDS, len(set(patients)))
+    median, constant = fit_apart(inputs, ratios, patients, weight, folds, _median)
+    found = StructureInterval(label, name, (), median, (0.0,), (1.0,), None, len(ratios), n, None)
+    width = patient_quantile(np.abs(ratios - constant), patients, weight, coverage, _SMALLEST)
+    if width is None or n < 2:
         return found
-    fold = (np.random.default_rng(0).permutation(n) % min(_FOLDS, n))[patient]
-    regress = bool(used) and n >= _FEWEST_TO_REGRESS
-    constant, predicted, mass = np.empty(len(ratios)), np.empty(len(ratios)), share / (n + 1)
-    for part in range(int(fold.max()) + 1):
-        out = fold == part
-        constant[out] = _median(ratios[~out], share[~out])
-        if regress:
-            predicted[out] = _regressor(inputs[~out], ratios[~out], share[~out]).predict(inputs[out])
-    if (width := conformal_quantile(np.abs(ratios - constant), coverage, mass)) is None:
+    found = replace(found, quantile=width)
+    if not used or n < _FEWEST_TO_REGRESS:
         return found
-    found = replace(found, quantile=max(width, _SMALLEST))
-    if not regress:
-        return found
+    target = np.clip(ratios, -_WIDEST, _WIDEST)  # as far as that is the matter of a volume
+    trees, predicted = fit_apart(inputs, target, patients, weight, folds, fit_boosted_trees)
     error = np.abs(ratios - predicted)
     at, usual = usual_error(np.abs(predicted), error, coverage)
-    quantile = conformal_quantile(error / np.interp(np.abs(predicted), at, usual), coverage, mass)
+    quantile = patient_quantile(error / np.interp(np.abs(predicted), at, usual), patients, weight, coverage, _SMALLEST)
     assert quantile is not None, "as many results as the constant one has"
-    ends = _limits(predicted, quantile, at, usual), _limits(constant, max(width, _SMALLEST), (0.0,), (1.0,))
+    ends = _limits(predicted, quantile, at, usual), _limits(constant, width, (0.0,), (1.0,))
     by_case, fixed = (float(np.average(high - low, weights=share)) for low, high in ends)
     found = replace(found, narrower=by_case / fixed)
     if by_case >= NARROWER * fixed:
         return found
-    trees, scale = _regressor(inputs, ratios, share), (tuple(at.tolist()), tuple(usual.tolist()))
-    quantile = max(quantile, _SMALLEST)
+    scale = tuple(at.tolist()), tuple(usual.tolist())
     return replace(found, features=used, regressor=trees, error_at=scale[0], error=scale[1], quantile=quantile)
 
 
@@ -258,11 +236,7 @@ def _limits(
     return np.minimum(predicted - half, 0.0), np.maximum(predicted + half, 0.0)
 
 
-def _median(ratios: Floats, share: Floats) -> float:
-    """The usual ratio, every patient counted once; 0 without any."""
-    return (conformal_quantile(ratios, 0.5, share / share.sum()) if len(ratios) else None) or 0.0
-
-
-def _regressor(inputs: Floats, ratios: Floats, share: Floats) -> BoostedTrees:
-    """From features to the log of the ratio, as far as that is the matter of a volume."""
-    return fit_boosted_trees(inputs, np.clip(ratios, -_WIDEST, _WIDEST), share)
+def _median(_: Floats, ratios: Floats, share: Floats) -> BoostedTrees:
+    """The usual ratio, every patient counted once; 0 without any. It has no trees."""
+    usual = (conformal_quantile(ratios, 0.5, share / share.sum()) if len(ratios) else None) or 0.0
+    return BoostedTrees(float(np.clip(usual, -_WIDEST, _WIDEST)), 0.0, ())

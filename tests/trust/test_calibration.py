@@ -16,11 +16,10 @@ from medseg.trust.calibration import (
     Calibration,
     FitOptions,
     KindBound,
-    conformal_quantile,
-    features_for,
     fit_calibration,
     predicted_kind,
 )
+from medseg.trust.regression import conformal_quantile, features_for
 
 SHA = "ab" * 32
 

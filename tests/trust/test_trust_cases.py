@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.trust_cases import KINDS, disturbed, worse
+from benchmarks.bench_trust import Bench, made_alike
+from benchmarks.trust_cases import KINDS, Run, disturbed, worse
+from benchmarks.trust_scores import started
+from medseg.bundle import Bundle
+from medseg.training.judge import JUDGE_NAME
+from medseg.trust.error_net import ErrorNetShape, FineTuning
 from tests.trust.conftest import ball
 
 
@@ -25,6 +32,40 @@ class Bright(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = torch.cat([-image, image], 1) + 0.1 * self.sharpen(image)
         return found
+
+
+def bench(place: Path, steps: int) -> Bench:
+    run = Run(place / "fold0", 0)
+    run.weights.parent.mkdir(parents=True, exist_ok=True)
+    run.weights.touch()
+    return Bench(place, place, (run,), place / "cache", replace(FineTuning(), steps=steps), 3, False, 1)
+
+
+def test_a_cache_that_was_made_in_another_way_is_refused(tmp_path: Path) -> None:
+    for _ in range(2):
+        made_alike(bench(tmp_path, 4))
+    with pytest.raises(SystemExit, match=r"'steps': 4, .* asked is {'steps': 5"):
+        made_alike(bench(tmp_path, 5))
+    bench(tmp_path, 4).runs[0].weights.write_bytes(b"others")
+    with pytest.raises(SystemExit, match="give another CACHE"):
+        made_alike(bench(tmp_path, 4))
+
+
+def test_an_error_net_that_begins_at_random_is_as_large_as_the_judge(
+    fitted: tuple[Bundle, Any], tmp_path: Path
+) -> None:
+    bundle, run = fitted[0], Run(tmp_path, 0)
+    shape = ErrorNetShape(bundle.output_channels, bundle.input_channels, 8, 3, 1)
+    judge = shape.discriminator()
+    run.weights.parent.mkdir()
+    definition = {"channels": 8, "layers": 3, "products": True}
+    kept = {"made_by": {"definition": definition}, "weights": judge.state_dict()}
+    torch.save(kept, run.weights.with_name(JUDGE_NAME))
+    known, random = started(bundle, run, "judge"), started(bundle, run, "random")
+    assert known.shape == random.shape == shape
+    name, weight = next(iter(judge.named_parameters()))
+    assert torch.equal(dict(known.discriminator.named_parameters())[name], weight)
+    assert not torch.equal(dict(random.discriminator.named_parameters())[name], weight)
 
 
 @pytest.fixture
