@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +160,8 @@ class ErrorNet(nn.Module):
             shape = parse_json(facts.get("shape", "null").encode())
             if wrong := misfit(facts, _FACTS) or misfit(shape, _SHAPE, "shape"):
                 raise ValueError(wrong)
+            if unknown := set(shape) - {entry.name for entry in fields(ErrorNetShape)}:
+                raise ValueError(f"its shape says {min(unknown)[:50]!r}, which is none of an error net's")
             if odd := [name for name, value in state.items() if value.dtype != torch.float32]:
                 raise ValueError(f"{odd[0]} holds {state[odd[0]].dtype}, expected float32")
             net = cls(ErrorNetShape(**shape))

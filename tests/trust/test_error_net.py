@@ -85,9 +85,10 @@ def test_it_comes_back_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [{}, {"format": "medseg-critic-1", "weights_sha256": "", "shape": '{"channels": 9999}'}]
+    "shape", [None, '{"channels": 9999}', '{"label_channels": 2, "channels": 4, "image_cjannels": 2}', "[]", "{"]
 )
-def test_what_is_no_error_net_is_refused(facts: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_no_error_net_is_refused(shape: str | None, tmp_path: Path) -> None:
+    facts = {} if shape is None else {"format": "medseg-critic-1", "weights_sha256": "", "shape": shape}
     save_file({"a": torch.zeros(1)}, tmp_path / "critic.safetensors", facts)
     with pytest.raises(BundleError, match="not an error net"):
         ErrorNet.read(tmp_path / "critic.safetensors")
