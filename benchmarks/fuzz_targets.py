@@ -238,7 +238,7 @@ def _trust(_: Path) -> list[Seed]:
             _DIGEST,
             (
                 volume_interval.StructureInterval(
-                    1, "block", ("a", "b"), BoostedTrees(0.1, 0.1, (tree,)), (0.0, 1.0), (0.1, 0.2), 1.5, 0.5, 20, 10
+                    1, "block", ("a", "b"), BoostedTrees(0.1, 0.1, (tree,)), (0.0, 1.0), (0.1, 0.2), 1.5, 20, 10, 0.5
                 ),
             ),
         ),

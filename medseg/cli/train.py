@@ -26,7 +26,8 @@ _Rescale = Annotated[
     bool, typer.Option("--rescale", help="With --init from another task: weights as large as a fresh network's.")
 ]
 _Teachers = Annotated[
-    int, typer.Option("--teachers", min=0, help="Networks to train first; the last learns from their mean, too.")
+    int,
+    typer.Option("--teachers", min=0, help="Networks to train first; the last goes on from one and learns from all."),
 ]
 _Fold = Annotated[int | None, typer.Option(help="Fold to validate on; -1 trains on every case.")]
 _Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for checkpoints, metrics, pictures.")]

@@ -39,7 +39,7 @@ class Distillation:
     """
 
     def __init__(
-        self, teachers: Sequence[nn.Module], checksums: Sequence[str], weight: float = 0.5, *, sigmoid: bool = False
+        self, teachers: Sequence[nn.Module], checksums: Sequence[str], weight: float = 1.0, *, sigmoid: bool = False
     ) -> None:
         if not teachers or not 0.0 < weight <= 1.0:
             raise ValueError(f"expected teachers and a weight between 0 and 1; found {len(teachers)} and {weight}")
@@ -83,7 +83,7 @@ class Distillation:
 def distillation(
     network: nn.Module,
     teachers: Sequence[str | PathLike[str]] | None = None,
-    weight: float = 0.5,
+    weight: float = 1.0,
     *,
     sigmoid: bool = False,
 ) -> Distillation | None:

@@ -136,7 +136,10 @@ def test_teachers_differ_by_their_seed_and_a_stopped_run_goes_on(tmp_path: Path)
     weights = [torch.load(folder / "checkpoints" / "final.pt", weights_only=True) for folder in folders]
     assert any(not torch.equal(weights[1][name], value) for name, value in weights[0].items())
     used = [json.loads((folder / "run.json").read_text())["configuration"] for folder in (*folders, result.output)]
-    assert [one["seed"] for one in used] == [21, 22, 20]
+    assert [one["seed"] for one in used] == [20, 21, 22]
+    assert [one["epochs"] for one in used] == [4, 4, 1]
+    assert used[2]["init"] == used[2]["teachers"][0]
+    assert used[2]["learning_rate"] == pytest.approx(0.4 * used[0]["learning_rate"])
     assert used[2]["teachers"] == [str(folder.resolve() / "checkpoints" / "final.pt") for folder in folders]
     again = train_with_teachers(bundle, 2, overrides=short, resume=True, **options)
     assert again.best_metric == result.best_metric
@@ -144,7 +147,11 @@ def test_teachers_differ_by_their_seed_and_a_stopped_run_goes_on(tmp_path: Path)
     shutil.rmtree(tmp_path / "run" / "teachers" / "0")
     with pytest.raises(UsageError, match="holds"):  # before a teacher is trained
         train_with_teachers(bundle, 2, overrides=short, **options)
-    for given, why in (({"teachers": []}, "give one of them"), ({"seed": "abc"}, "whole number")):
+    for given, why in (
+        ({"teachers": []}, "give one of them"),
+        ({"seed": "abc"}, "expected a number"),
+        ({"epochs": "$@fold"}, "--set epochs="),
+    ):
         with pytest.raises(UsageError, match=why):
             train_with_teachers(bundle, 2, overrides=given, **options)
     assert told == []
@@ -191,5 +198,5 @@ def test_a_bundle_without_the_id_is_refused(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     del config["teachers"], config["distillation"]["teachers"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="has no id 'teachers' and 'seed'"):
+    with pytest.raises(UsageError, match="has not all of the ids teachers, seed"):
         train_with_teachers(bundle, 2, output=tmp_path / "run")
