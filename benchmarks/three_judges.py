@@ -6,8 +6,7 @@ DATA is the folder of MSD Task04_Hippocampus. A network learns from folds 2, 3 a
 50 steps an epoch), and so does the judge with which its run ends; if that is not accepted, the flagship's is taken,
 which has learnt from all but fold 0. The calibration is fitted on the network's results of fold 1, as at a hospital
 with corrected cases of its own. Then all is tried on fold 0: its images as they are, and with noise. Every step is the
-package's own, and what is done is not done again. The figures in ``docs/benchmarks.md`` are of a run that was stopped
-before its end; that page says which of its verdicts were made apart from it.
+package's own, and what is done is not done again.
 """
 
 from __future__ import annotations
