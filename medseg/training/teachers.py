@@ -18,7 +18,7 @@ LONGER = 4
 """How many times as many epochs a teacher takes as the network that goes on from it."""
 _SLOWER = 0.4
 """Its learning rate over the teachers': it moves about where one of them has ended."""
-_NUMBERS = {"seed": int, "epochs": int, "learning_rate": (int, float)}
+_NUMBERS: dict[str, tuple[type, ...]] = {"seed": (int,), "epochs": (int,), "learning_rate": (int, float)}
 _logger = logging.getLogger("medseg.training")
 
 
