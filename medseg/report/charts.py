@@ -165,8 +165,10 @@ def _scaled(value: float, values: tuple[float, float], pixels: tuple[float, floa
 
 def nice_ticks(low: float, high: float, number_of_ticks: int = 5) -> list[float]:
     """Round numbers that span ``low`` to ``high`` (steps of 1, 2 or 5 times a power of ten)."""
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
-        low, high = low - 0.5, high + 0.5
+    largest = max(abs(low), abs(high), 1e-300)
+    if high - low <= 1e-9 * largest:
+        around = max(0.5, 1e-6 * largest)  # half a unit is nothing beside what is very large
+        low, high = low - around, high + around
     rough = (high - low) / max(number_of_ticks - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
