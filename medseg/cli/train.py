@@ -27,7 +27,11 @@ _Rescale = Annotated[
 ]
 _Teachers = Annotated[
     int,
-    typer.Option("--teachers", min=0, help="Networks to train first; the last goes on from one and learns from all."),
+    typer.Option(
+        "--teachers",
+        min=0,
+        help="Networks to train first, each for 4 times the epochs; the last goes on from one and learns from all.",
+    ),
 ]
 _Fold = Annotated[int | None, typer.Option(help="Fold to validate on; -1 trains on every case.")]
 _Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for checkpoints, metrics, pictures.")]

@@ -313,10 +313,8 @@ def _fit_structure(
     kinds = []
     for one in sorted({str(value) for value in kind if value is not None}):
         own = kind == one
-        of_kind, n = (
-            patient_quantile(scaled[own], patients[own], weight[own], options.coverage),
-            len(set(patients[own])),
-        )
+        n = len(set(patients[own]))
+        of_kind = patient_quantile(scaled[own], patients[own], weight[own], options.coverage)
         if of_kind is not None and n >= FEWEST_OF_A_KIND:
             kinds.append(KindBound(one, of_kind, n))
     usual = tuple(error_at.tolist()), tuple(error.tolist())
