@@ -25,6 +25,7 @@ from medseg.training.metrics_log import MetricsLogger
 from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
 from medseg.training.schedule import AdversarialSchedule, FrozenFirst, OneCycle, StepPlan
+from medseg.training.soft_borders import SoftBorderLoss
 from medseg.training.step import averaged
 from medseg.training.synthesis import (
     FeatureEncoder,
@@ -51,8 +52,8 @@ __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints", "Codes",
     "DeepSupervision", "Distillation", "DrawSampler", "ExactEpochs", "FeatureEncoder", "FrechetDistance", "FrozenFirst",
     "GradientShare", "ImageAdversary", "Journal", "KnownDiceCELoss", "MeanTeacher", "MetricsLogger",
-    "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples", "SpectrumDistance",
-    "StepPlan", "Thumbnails", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
+    "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples", "SoftBorderLoss",
+    "SpectrumDistance", "StepPlan", "Thumbnails", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
     "check_ids", "closer", "compiled", "data_root", "distillation", "feature_matching", "fold_items",
     "frechet_distance", "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better",
     "parameters_of", "picture_items", "radial_spectrum", "save_weights", "spectrum_distance", "start_processes",
