@@ -50,12 +50,13 @@ better, closer = higher_is_better, lower_is_better
 
 __all__ = [
     "AdversarialLoss", "AdversarialSchedule", "AdversarialSegmentationTrainer", "Adversary", "Checkpoints", "Codes",
-    "DeepSupervision", "Distillation", "DrawSampler", "ExactEpochs", "FeatureEncoder", "FrechetDistance", "FrozenFirst",
-    "GradientShare", "ImageAdversary", "Journal", "KnownDiceCELoss", "MeanTeacher", "MetricsLogger",
+    "DeepSupervision", "Distillation", "DrawSampler", "ExactEpochs", "FeatureEncoder", "FrechetDistance",
+    "FrozenFirst", "GradientShare", "ImageAdversary", "Journal", "KnownDiceCELoss", "MeanTeacher", "MetricsLogger",
     "NoSupervision", "NoiseGrids", "OneCycle", "RestorationGrids", "RestorationLoss", "Samples", "SoftBorderLoss",
-    "SpectrumDistance", "StepPlan", "Thumbnails", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled", "averaged", "better",
-    "check_ids", "closer", "compiled", "data_root", "distillation", "feature_matching", "fold_items",
-    "frechet_distance", "gradient_penalty", "higher_is_better", "image_items", "local_device", "lower_is_better",
-    "parameters_of", "picture_items", "radial_spectrum", "save_weights", "spectrum_distance", "start_processes",
-    "started", "stop_processes", "train_bundle", "train_with_teachers", "training_loader", "unlabelled_cases",
+    "SpectrumDistance", "StepPlan", "Thumbnails", "TrainingDataset", "TrainingResult", "Turn", "Unlabelled",
+    "averaged", "better", "check_ids", "closer", "compiled", "data_root", "distillation", "feature_matching",
+    "fold_items", "frechet_distance", "gradient_penalty", "higher_is_better", "image_items", "local_device",
+    "lower_is_better", "parameters_of", "picture_items", "radial_spectrum", "save_weights", "spectrum_distance",
+    "start_processes", "started", "stop_processes", "train_bundle", "train_with_teachers", "training_loader",
+    "unlabelled_cases",
 ]  # fmt: skip
