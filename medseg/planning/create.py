@@ -232,8 +232,9 @@ def _training_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
         "width": plan.width,
         "discriminator_layers": plan.discriminator_layers,
         "rotate_range": list(plan.rotate_range),
+        "shear_range": list(plan.shear_range) if len(set(plan.shear_range)) > 1 else plan.shear_range[0],
         "flip_axes": list(plan.flip_axes) or _LEFT_OUT,
-        **_label_values(data, sampled=bool(plan.prob_foreground)),
+        **_label_values(data, plan),
         "prob_foreground": plan.prob_foreground
         if plan.prob_foreground or data.scheme.ignore is not None
         else _LEFT_OUT,
@@ -242,7 +243,7 @@ def _training_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _label_values(data: Fingerprint, *, sampled: bool) -> dict[str, Any]:
+def _label_values(data: Fingerprint, plan: Plan) -> dict[str, Any]:
     """What of ``train.json`` depends on the labels: classes that are known everywhere, or also regions and unknowns."""
     scheme, regions, classes = data.scheme, bool(data.scheme.regions), data.outputs
     argmax = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
@@ -250,7 +251,8 @@ def _label_values(data: Fingerprint, *, sampled: bool) -> dict[str, Any]:
         "loaded_names": "@label_names",
         "known_labels": (),
         "activation": _LEFT_OUT,
-        "loss": {
+        "loss": plan.soft_loss
+        or {
             "_target_": "DiceCELoss",
             "include_background": False,
             "to_onehot_y": True,
@@ -263,7 +265,7 @@ def _label_values(data: Fingerprint, *, sampled: bool) -> dict[str, Any]:
         ),
         "metric_classes": _LEFT_OUT,
         "overlapping": _LEFT_OUT,
-        "foreground_key": "label" if sampled or scheme.ignore is not None else _LEFT_OUT,
+        "foreground_key": "label" if plan.prob_foreground or scheme.ignore is not None else _LEFT_OUT,
     }
     if data.fully_known:
         return values

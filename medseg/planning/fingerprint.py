@@ -17,6 +17,7 @@ from medseg.labels import ANNOTATED_KEY, LabelMap, LabelScheme, ReadingRules, re
 from medseg.labels.raters import one_map, raters_of
 from medseg.labels.scheme import renumbering_advice
 from medseg.manifests import Item, Manifest
+from medseg.planning.partings import Parting, partings_of, usual_partings
 
 _SAMPLES = 20_000  # voxels per case and channel; percentiles are stable long before
 _CASES = 60
@@ -55,6 +56,7 @@ class Fingerprint:
     coverage: float = 1.0  # smallest share of a first channel's grid that another channel covers
     scheme: LabelScheme = field(default_factory=LabelScheme)  # regions and the ignore value
     partly_annotated: int = 0  # cases that were looked through for some structures only
+    partings: tuple[Parting, ...] = ()  # structures that readers part by a slice
 
     @property
     def outputs(self) -> int:
@@ -79,6 +81,7 @@ class _Case:
     channels: list[_Channel]
     millilitres: dict[int, float]
     fraction: float
+    partings: set[Parting]
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def fingerprint_of_data(manifest: Manifest) -> Fingerprint:
         coverage=min(channel.coverage for case in cases for channel in case.channels),
         scheme=scheme,
         partly_annotated=sum(bool(scheme.unknown_of(item.get(ANNOTATED_KEY))) for item in items),
+        partings=usual_partings((case.partings, case.millilitres) for case in cases),
     )
 
 
@@ -144,6 +148,7 @@ def _read(manifest: Manifest, item: Item, scheme: LabelScheme) -> _Case:
         [_channel(values, geometry, label, grid) for _, values, geometry in volumes],
         _structure_ml(found.volumes_ml, scheme),
         float(np.mean(label > 0)),
+        partings_of(label, order),
     )
 
 

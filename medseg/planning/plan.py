@@ -17,6 +17,7 @@ import numpy as np
 from medseg.errors import UsageError
 from medseg.planning.encoder import Encoder
 from medseg.planning.fingerprint import Fingerprint
+from medseg.planning.partings import soft_loss, turns
 
 _CT_RANGE = (-1024.0, 3071.0)
 _MASKED = 0.25
@@ -46,6 +47,7 @@ class Plan:
 
     ``keys`` names the data's channels in the transforms: ``image`` for all of them on one grid, else one name each,
     the first of which is ``image``. ``normalisation`` are transforms, one a key. ``flip_axes`` may be mirrored.
+    ``soft_loss`` replaces the loss of classes where readers part structures by a slice; else it is empty.
     ``reasons`` holds (what, choice, why) for ``docs/plan.md``.
     """
 
@@ -57,6 +59,8 @@ class Plan:
     keys: tuple[str, ...]
     normalisation: tuple[dict[str, Any], ...]
     rotate_range: tuple[float, ...]
+    shear_range: tuple[float, ...]
+    soft_loss: dict[str, Any]
     flip_axes: tuple[int, ...]
     prob_foreground: float
     discriminator_layers: int
@@ -94,7 +98,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
     network = _network(data, grid, reasons)
     total = _iterations(grid, budget)
     prob_foreground = _foreground(data, covered, reasons)
-    rotate = _rotation(grid.spacing_mm, reasons)
+    rotate, shear = turns(data.partings, _rotation(grid.spacing_mm, reasons))
     why = "what the budget of time allows; the generator trains alone for the first 30 %, then the adversarial weight"
     what = f"{total} iterations in epochs of {_EPOCH_ITERATIONS}"
     reasons.append(("schedule", what, f"{why} is ramped up over 20 %"))
@@ -110,6 +114,8 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
         keys=keys,
         normalisation=tuple(_scaling(data, some, key, reasons) for some, key in zip(channels, keys, strict=True)),
         rotate_range=rotate,
+        shear_range=shear,
+        soft_loss=_soft_loss(data, grid, reasons),
         flip_axes=_flips(data, reasons),
         prob_foreground=prob_foreground,
         discriminator_layers=2 if min(grid.patch) <= 32 else 3,
@@ -368,6 +374,15 @@ def _rotation(spacing: Sequence[float], reasons: list[_Reason]) -> tuple[float, 
     why = "a rotation out of the slices would blur them"
     reasons.append(("rotation", "up to 20 degrees in the slices, 5 out of them", why))
     return tuple(0.35 if axis == coarse else 0.09 for axis in range(3))
+
+
+def _soft_loss(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
+    if not data.partings or not data.fully_known:
+        return {}
+    pairs = ", ".join(" and ".join(data.labels[value] for value in one.structures) for one in data.partings)
+    why = "one slice parts them, which is a reader's choice: labels change gradually there, and turns hardly tilt it"
+    reasons.append(("soft borders", pairs, why))
+    return soft_loss(data.partings, np.median(data.spacing_mm, axis=0).tolist(), grid.spacing_mm)
 
 
 def _flips(data: Fingerprint, reasons: list[_Reason]) -> tuple[int, ...]:

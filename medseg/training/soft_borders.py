@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from monai.losses import DiceCELoss
 from monai.networks import one_hot
 from monai.networks.layers import GaussianFilter
-from torch import Tensor, cat
+from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 _NOTHING = 1e-6
@@ -24,23 +25,30 @@ class SoftBorderLoss(_Loss):
     (Islam and Glocker 2021, arXiv 2104.05788), within the foreground alone.
 
     ``sigma_voxels`` is the standard deviation of that Gaussian, of the order of the distance by which readers
-    disagree; not above 0, it is a ``ValueError``. Called with logits ``(B, classes, …)``, background first, and labels
-    ``(B, 1, …)`` of a patch with three axes.
+    disagree. ``groups`` are the structures whose borders with one another are soft (class numbers); by default all
+    are one group. A width that is not above 0, and a structure in two groups, is a ``ValueError``. Called with logits
+    ``(B, classes, …)``, background first, and labels ``(B, 1, …)`` of a patch with three axes.
     """
 
-    def __init__(self, sigma_voxels: float = 1.0) -> None:
+    def __init__(self, sigma_voxels: float = 1.1, groups: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__()
         if not sigma_voxels > 0.0:
             raise ValueError(f"sigma_voxels is {sigma_voxels}, expected a distance above 0; use DiceCELoss for none")
+        members = [number for group in groups or () for number in group]
+        if len(set(members)) < len(members) or 0 in members:
+            raise ValueError(f"groups are {groups}, expected every structure in one of them, and no background")
+        self.groups = groups
         self._smooth = GaussianFilter(3, sigma_voxels)
         self._loss = DiceCELoss(include_background=False, softmax=True, batch=True)
 
     def target(self, label: Tensor, classes: int) -> Tensor:
         """Probabilities ``(B, classes, …)`` in float32 for labels ``(B, 1, …)``; they add up to 1."""
-        structures = one_hot(label, classes)[:, 1:]
-        foreground = structures.sum(1, keepdim=True)
-        share = self._smooth(structures) / self._smooth(foreground).clamp_min(_NOTHING)
-        return cat([1.0 - foreground, foreground * share], 1)
+        target = one_hot(label, classes)
+        for group in self.groups or [list(range(1, classes))]:
+            structures = target[:, list(group)]
+            whole = structures.sum(1, keepdim=True)
+            target[:, list(group)] = whole * self._smooth(structures) / self._smooth(whole).clamp_min(_NOTHING)
+        return target
 
     def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
         """One minus the mean Dice of the structures over the batch, plus the cross-entropy."""

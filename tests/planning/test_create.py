@@ -23,7 +23,7 @@ from medseg.manifests import Manifest
 from medseg.planning import Budget, create_bundle
 from medseg.planning.fingerprint import fingerprint_of_data
 from medseg.sharing import verify
-from medseg.training import fold_items, train_bundle
+from medseg.training import SoftBorderLoss, fold_items, train_bundle
 from tests.inference.bundles import run_monai
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,6 +85,25 @@ def test_planned_bundles_have_the_form_of_the_shipped_one(name: str, tmp_path: P
     planned = Bundle.open(folder).config(name)
     assert planned.keys() - {"channel_keys"} == shipped.keys()
     assert "<" not in json.dumps(planned)
+
+
+def test_structures_that_a_slice_parts_get_soft_borders_and_are_hardly_tilted(tmp_path: Path) -> None:
+    datalist = write_dataset(tmp_path / "data")
+    for number, path in enumerate(sorted((tmp_path / "data").glob("label*.nii.gz"))):
+        label, geometry, _ = read_volume(path)
+        label = label.astype(np.uint8)
+        label[:, 9 + number % 3 :] *= 2  # a coronal slice of the reader's choice
+        save_nifti(label, geometry.affine, path)
+    write_json(datalist, {**json.loads(datalist.read_text()), "labels": {"0": "background", "1": "body", "2": "head"}})
+    folder, _ = create_bundle("ball_mri_segmentation", datalist, tmp_path)
+    parser = ConfigParser(dict(Bundle.open(folder).config("train")))
+    loss = parser.get_parsed_content("loss")
+    assert isinstance(loss, SoftBorderLoss)
+    assert loss.groups == [[1, 2]]
+    deformed = parser["train#augmentation_transforms#0"]
+    assert deformed["rotate_range"] == [0.12, 0.35, 0.12]
+    assert deformed["shear_range"] == [0.1, 0.1, 0.03, 0.03, 0.1, 0.1]
+    assert "| soft borders | body and head |" in (folder / "docs" / "plan.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["Ball", "ball", "../ball_mri", "ball mri"])

@@ -53,7 +53,23 @@ def test_a_border_one_slice_aside_costs_less_than_with_hard_labels_against_one_t
     assert 0.0 < steps[1][0] < 0.7 * steps[1][1]
 
 
+def test_only_borders_within_a_group_are_soft() -> None:
+    label = _rod()
+    label[..., :4, :] = label[..., :4, :] * 1.5  # a third structure beside the second
+    target = SoftBorderLoss(0.5, groups=[[1, 2]]).target(label, 4)
+    assert torch.equal(target[:, 3:], (label == 3).float())
+    assert 0.0 < target[0, 1, 3, 7, 3] < target[0, 2, 3, 7, 3] < 1.0
+    assert target[0, 2, 3, 4, 3] == 1.0
+    assert torch.allclose(target.sum(1), torch.ones(1, 7, 16, 7))
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
 def test_a_width_that_is_none_is_refused(sigma: float) -> None:
     with pytest.raises(ValueError, match="expected a distance above 0"):
         SoftBorderLoss(sigma)
+
+
+@pytest.mark.parametrize("groups", [[[1, 2], [2, 3]], [[0, 1]]])
+def test_groups_that_overlap_or_hold_the_background_are_refused(groups: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="expected every structure in one of them"):
+        SoftBorderLoss(1.0, groups)
