@@ -19,14 +19,13 @@ from medseg.training.distributed import local_device, start_processes, stop_proc
 from medseg.training.exact_epochs import ExactEpochs
 from medseg.training.gradient_share import GradientShare
 from medseg.training.initialise import started
-from medseg.training.known_loss import KnownDiceCELoss
 from medseg.training.mean_teacher import MeanTeacher, unlabelled_cases
 from medseg.training.metrics_log import MetricsLogger
 from medseg.training.pictures import NoiseGrids, RestorationGrids, Samples
 from medseg.training.run import TrainingResult, train_bundle
 from medseg.training.schedule import AdversarialSchedule, FrozenFirst, OneCycle, StepPlan
-from medseg.training.soft_borders import SoftBorderLoss
 from medseg.training.step import averaged
+from medseg.training.supervised_loss import KnownDiceCELoss, SoftBorderLoss
 from medseg.training.synthesis import (
     FeatureEncoder,
     FrechetDistance,

@@ -26,7 +26,6 @@ from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.distillation import Distillation
 from medseg.training.distributed import leaving, require_same, same_start
 from medseg.training.failures import exceptions_leave
-from medseg.training.known_loss import KnownDiceCELoss
 from medseg.training.mean_teacher import MeanTeacher, UnlabelledBatch
 from medseg.training.precision import NumberFormat, Objective, Trial
 from medseg.training.schedule import (
@@ -39,6 +38,7 @@ from medseg.training.schedule import (
     shift_cycles,
 )
 from medseg.training.step import Buffers, NetworkStep
+from medseg.training.supervised_loss import KnownDiceCELoss
 
 
 class JudgeEvents(EventEnum):
