@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
 from medseg.evaluation.lesions import Lesion, match_lesions
-from medseg.evaluation.overlap import Box, VoxelCounts, centreline_dice, detect_lesions, find_boxes
+from medseg.evaluation.overlap import VoxelCounts, centreline_dice, detect_lesions
 from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
-from medseg.labels.label_map import check_labels
+from medseg.labels.label_map import Box, check_labels, find_boxes, joined
 from medseg.labels.scheme import LARGEST_LABEL
 
 _DEFAULT = Definitions()
@@ -216,11 +216,7 @@ class _Pair:
         """Both masks of a structure, in the box that holds it in both volumes."""
         values = self.values_of(label)
         found = (self.prediction_boxes, self.reference_boxes)
-        boxes = [side[value] for side in found for value in values if value in side]
-        box = tuple(
-            slice(min(side.start for side in sides), max(side.stop for side in sides))
-            for sides in zip(*boxes, strict=True)
-        )
+        box = joined(side[value] for side in found for value in values if value in side)
         if len(values) == 1:
             return self.prediction[box] == values[0], self.reference[box] == values[0]
         return np.isin(self.prediction[box], values), np.isin(self.reference[box], values)
