@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
 from medseg.evaluation.lesions import Lesion, match_lesions
-from medseg.evaluation.overlap import VoxelCounts, centreline_dice, detect_lesions
+from medseg.evaluation.overlap import centreline_dice, lesion_scores, voxel_scores
 from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
 from medseg.labels.label_map import Box, check_labels, find_boxes, joined
 from medseg.labels.scheme import LARGEST_LABEL
@@ -274,18 +274,16 @@ def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Defi
     if in_prediction or in_reference:
         prediction, reference = pair.crop(label)
         both, ours, theirs = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
-        counts = VoxelCounts(both, ours, theirs, pair.reference.size)
-        to_ml = pair.voxel_mm3 / 1000.0
+        outside, to_ml = pair.reference.size - theirs, pair.voxel_mm3 / 1000.0
         values.update(
             volume_ml=ours * to_ml,
             reference_volume_ml=theirs * to_ml,
             volume_difference_ml=(ours - theirs) * to_ml,
-            specificity=counts.specificity,
+            specificity=(outside - ours + both) / outside if outside else None,
         )
         if in_prediction and in_reference:
-            lesions = detect_lesions(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap)
-            values.update(dice=counts.dice, iou=counts.iou, precision=counts.precision, recall=counts.recall)
-            values.update(lesion_precision=lesions.precision, lesion_recall=lesions.recall, lesion_f1=lesions.f1)
+            values.update(voxel_scores(both, ours, theirs))
+            values.update(lesion_scores(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap))
             values.update(_distances(prediction, reference, pair.axes_mm, tolerance_mm, chosen))
         else:
             values.update(_EMPTY_SCORES)
