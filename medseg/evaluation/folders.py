@@ -109,9 +109,7 @@ def evaluate_folders(
     scores: list[list[ScoredCase]] = []
     for side in sides:
         scores.append([])
-        known = side.structures
-        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.scheme)
-        for case in score_all(side.pairs, *how):
+        for case in score_all(side.pairs, side.structures, tolerance_mm, options.definitions, options.workers):
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)
