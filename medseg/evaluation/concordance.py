@@ -238,7 +238,7 @@ def summarise_cases(cases: Sequence[Concord], bootstrap: Bootstrap) -> dict[str,
         "readers": {
             reader: {name: _summary(found, bootstrap) for name, found in of.items()} for reader, of in said.items()
         },
-        "pairs": summarise_raters([one for case in cases for one in case.between], {}, {}, bootstrap),
+        "pairs": summarise_raters([one for case in cases for one in case.between], {}, bootstrap),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import count
@@ -25,7 +25,7 @@ from medseg.evaluation.structures import Structures, structures_of
 from medseg.evaluation.tables import LESIONS_CSV, METRICS_CSV, METRICS_JSON, write_csv, write_lesions
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
-from medseg.labels.scheme import LabelScheme
+from medseg.labels.scheme import LabelScheme, listed
 from medseg.manifests import Part
 
 Progress = Callable[[int, int, str], None]
@@ -236,8 +236,9 @@ def _write(
     ]
     if between := [one for case in first.cases for one in case.between]:
         names = {row.label: row.name for row in first.rows}
-        write_raters(output / RATERS_CSV, between, names)
-        summary["raters"] = summarise_raters(between, names, patients, options.bootstrap)
+        between = [replace(one, row=replace(one.row, name=names.get(one.row.label, one.row.name))) for one in between]
+        write_raters(output / RATERS_CSV, between)
+        summary["raters"] = summarise_raters(between, patients, options.bootstrap)
     edges_ml = options.definitions.lesion_strata_ml
     if options.definitions.lesion_iou is not None:
         write_lesions(output / LESIONS_CSV, first.rows, edges_ml)
@@ -324,7 +325,7 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
         yield f"no structure was scored: all masks are empty on both sides; {what}"
     unknown = Counter(row.name for row in evaluated.rows if row.not_scored)
     if unknown:
-        shown = _listed([f"{name} in {count} case(s)" for name, count in unknown.items()])
+        shown = listed([f"{name} in {count} case(s)" for name, count in unknown.items()], _SHOWN)
         yield f"not annotated, so not scored: {shown}"
     same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
@@ -333,12 +334,7 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
     yield from structures.warnings
     never = [name for label, name in structures.names.items() if label not in occur]
     if occur and never:
-        yield f"never on either side, so not scored: {_listed(never)}"
+        yield f"never on either side, so not scored: {listed(never, _SHOWN)}"
     unnamed = [label for label in occur if label not in structures.names] if structures.names else []
     if unnamed:
-        yield f"values that no structure is named for are scored under their number: {_listed(unnamed)}"
-
-
-def _listed(things: Sequence[object]) -> str:
-    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
-    return ", ".join(map(str, things[:_SHOWN])) + more
+        yield f"values that no structure is named for are scored under their number: {listed(unnamed, _SHOWN)}"
