@@ -45,7 +45,7 @@ _SUMMARY: Spec = {
 
 
 def cells(row: StructureResult, *between: str) -> list[object]:
-    """A row under :data:`CSV_COLUMNS`; ``between``, which two were compared, stands behind the name of the structure."""
+    """A row under :data:`CSV_COLUMNS`; ``between``, which two were compared, stands behind the structure's name."""
     figures = (row.values.get(metric) for metric in CSV_METRICS)
     return [row.case_id, row.label, row.name, *between, *figures, int(row.missed), int(row.invented)]
 
