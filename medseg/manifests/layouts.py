@@ -55,23 +55,6 @@ class CreateOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None  # called with cases whose labels were looked at, and of all
 
 
-_UNSAID: CreateOptions = {
-    "patient_pattern": None,
-    "image_patterns": (),
-    "label_pattern": None,
-    "names": {},
-    "mapping": {},
-    "structures": (),
-    "merges": {},
-    "roi_table": None,
-    "missing": "background",
-    "reading": {},
-    "dicom": DicomChoices(),
-    "checksums": True,
-    "progress": None,
-}
-
-
 def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOptions]) -> Manifest:
     """Make a manifest from whatever way a study lies on disk.
 
@@ -98,23 +81,25 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     for path in (images, labels):
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
-    said: CreateOptions = {**_UNSAID, **options}
-    manifest = _cases(images, labels, said)
-    if said["patient_pattern"] is not None:
-        manifest = manifest.with_keys(_patients(said["patient_pattern"]))
-    if said["reading"]:
-        manifest = manifest.with_content(**{READING_KEY: dict(said["reading"])})
+    manifest = _cases(images, labels, options)
+    if (pattern := options.get("patient_pattern")) is not None:
+        manifest = manifest.with_keys(_patients(pattern))
+    if reading := options.get("reading"):
+        manifest = manifest.with_content(**{READING_KEY: dict(reading)})
         ReadingRules.of(manifest.content, "this call")
-    manifest = _with_labels(manifest, said)
-    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)}) if said["checksums"] else manifest
+    manifest = _with_labels(manifest, options)
+    if not options.get("checksums", True):
+        return manifest
+    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)})
 
 
 def _with_labels(manifest: Manifest, options: CreateOptions) -> Manifest:
     """Declare the structures, by the names in the labels or by the values."""
-    names, mapping, merges = options["names"], options["mapping"], options["merges"]
-    structures, table = options["structures"], options["roi_table"]
+    names, mapping, merges = options.get("names", {}), options.get("mapping", {}), options.get("merges", {})
+    structures, table = options.get("structures", ()), options.get("roi_table")
     wanted = list(structures) or [name for value, name in names.items() if value]
-    settled = settle_names(manifest, NameChoices(wanted, table, merges, options["missing"]), options["progress"])
+    choices = NameChoices(wanted, table, merges, options.get("missing", "background"))
+    settled = settle_names(manifest, choices, options.get("progress"))
     if settled is None:
         if table is not None or structures:
             raise UsageError("the labels are label maps, which have values: name these with --label VALUE=NAME")
@@ -128,7 +113,8 @@ def _cases(images: Path, labels: Path | None, options: CreateOptions) -> Manifes
     """The cases of a study, whichever way it lies."""
     from medseg.manifests import layout_bids, layout_folders, layout_patterns  # not needed for sums of files
 
-    dicom, image_patterns, label_pattern = options["dicom"], options["image_patterns"], options["label_pattern"]
+    dicom = options.get("dicom", DicomChoices())
+    image_patterns, label_pattern = options.get("image_patterns", ()), options.get("label_pattern")
     if labels is None and not image_patterns and any(images.glob("*/segmentations/*.nii.gz")):
         # TotalSegmentator's dataset
         image_patterns = ["{patient}/*.nii.gz"]
