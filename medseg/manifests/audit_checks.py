@@ -54,8 +54,8 @@ def audit(
     """
     from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
 
+    scheme = manifest.scheme  # refused before the work
     facts = gather(manifest, workers=workers, progress=progress)
-    scheme = manifest.scheme
     findings = [
         *_declarations(manifest),
         *(finding for case in facts for finding in _of_case(case, scheme.values)),
