@@ -14,7 +14,7 @@ from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
 from medseg.ingest.record import case_id_of, is_second_of_pair
 from medseg.json_shape import ANYTHING, read_json
-from medseg.labels.raters import raters_of
+from medseg.labels.raters import is_rater, raters_of
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -62,7 +62,7 @@ def map_files(entry: Any, change: Callable[[str], str]) -> Any:
         return change(entry)
     if isinstance(entry, list):
         return [
-            {**part, "label": map_files(part["label"], change)} if _is_rater(part) else map_files(part, change)
+            {**part, "label": map_files(part["label"], change)} if is_rater(part) else map_files(part, change)
             for part in entry
         ]
     return {name: map_files(part, change) for name, part in entry.items()} if isinstance(entry, Mapping) else entry
@@ -77,7 +77,7 @@ def files_of(entry: Any) -> list[str]:
         return name
 
     map_files(entry, note)
-    return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(_is_rater, entry)) else found
+    return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(is_rater, entry)) else found
 
 
 def label_of(files: Mapping[tuple[str, str], str]) -> Any:
@@ -94,10 +94,6 @@ def label_of(files: Mapping[tuple[str, str], str]) -> Any:
 def entries_of(label: Any) -> dict[str, Any]:
     """A label by rater, each a file or an object of files; one that names no rater stands under ``""``."""
     return raters_of(label) or {"": label}
-
-
-def _is_rater(part: Any) -> bool:
-    return isinstance(part, Mapping) and set(part) == {"rater", "label"}
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
@@ -120,8 +116,8 @@ def _paths(value: Any) -> bool:
 def _label(value: Any) -> bool:
     """A path, an object of paths by structure, or a list of them by rater, each rater once."""
     if isinstance(value, list):
-        named = [part["rater"] for part in value if _is_rater(part)]
-        parts = [part["label"] if _is_rater(part) else part for part in value]
+        named = [part["rater"] for part in value if is_rater(part)]
+        parts = [part["label"] if is_rater(part) else part for part in value]
         one_form = len(named) in (0, len(value)) and len(set(map(str, named))) == len(named)
         return bool(value) and one_form and all(map(_name, named)) and all(part and _single(part) for part in parts)
     return _single(value)
