@@ -192,18 +192,9 @@ def odd_one_out(dice: NDArray[np.float64], margin: float = MARGIN) -> int | None
 def estimated_dice(masks: Sequence[Mask]) -> list[float] | None:
     """Expected Dice of each mask with the truth that all of them let infer (Dawid and Skene's model, as STAPLE).
 
-    Voxels on which the masks say the same are alike to the model, so it works on the counts of the 2^n combinations.
-
-    Parameters
-    ----------
-    masks
-        One for each reader, of one shape. As much background is taken as they cover together: without any nobody could
-        be seen to invent.
-
-    Returns
-    -------
-    list of float or None
-        None for fewer than three masks, whose errors cannot be told apart, and where all are empty.
+    Voxels on which the masks (one for each reader, of one shape) say the same are alike to the model, so it works on
+    the counts of the 2^n combinations. As much background is taken as they cover together: without any nobody could be
+    seen to invent. None for fewer than three masks, whose errors cannot be told apart, and where all are empty.
 
     Source: Dawid, Skene, *Maximum likelihood estimation of observer error-rates using the EM algorithm*, Applied
     Statistics 28:20 (1979); Warfield, Zou, Wells, IEEE TMI 23:903 (2004).

@@ -53,12 +53,8 @@ def match_lesions(
     """Match the components of two masks (one shape, axes i, j, k) one to one.
 
     Pairs are taken in order of their IoU, the largest first, those of one IoU in order of the reference's and then the
-    prediction's voxels; a pair needs an IoU of at least ``least_iou`` and at least one common voxel.
-
-    Returns
-    -------
-    tuple of Lesion
-        Those of the reference in order of their first voxel, then what was invented.
+    prediction's voxels; a pair needs an IoU of at least ``least_iou`` and at least one common voxel. The lesions of the
+    reference come first, in order of their first voxel, then what was invented.
 
     Examples
     --------

@@ -36,21 +36,10 @@ _MOST_OF_ONE_SCAN = 4
 def audit(
     manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> AuditReport:
-    """Read every case of a manifest once and report what is wrong with it.
+    """Read every case of a manifest once and report what is wrong with it, errors first; nothing is written.
 
-    Parameters
-    ----------
-    manifest
-        The datalist to check; its files are read, nothing is written.
-    workers
-        Number of processes, each of which holds one case in memory; by default up to four.
-    progress
-        Called with the number of finished cases and of all cases.
-
-    Returns
-    -------
-    AuditReport
-        All findings, errors first; ``blocks_training`` tells whether one of them is an error.
+    ``workers``: processes, each of which holds one case in memory; by default up to four. ``progress``: called with the
+    number of finished cases and of all.
     """
     from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
 

@@ -98,18 +98,10 @@ def _border_mm2(mask: Mask, box: Box, geometry: Geometry) -> float:
 def edge_fit(image: NDArray[Any], labels: NDArray[Any], geometry: Geometry) -> float | None:
     """How much stronger the image's edges are at the surfaces of the labels than 3 mm beside them.
 
-    The image's gradient along the normal of the surface, in absolute value and averaged over the surface, divided by
-    the mean of the same after shifts of 3 mm (at least a voxel) in 26 directions: 1 if the label could lie anywhere.
-
-    Parameters
-    ----------
-    image, labels
-        One channel and a label map of one grid, axes (i, j, k).
-
-    Returns
-    -------
-    float or None
-        None if too little of the surface is away from the image's border, or the image has no edges.
+    The gradient of the image (one channel, axes (i, j, k) as those of ``labels``) along the normal of the surface, in
+    absolute value and averaged over the surface, divided by the mean of the same after shifts of 3 mm (at least a
+    voxel) in 26 directions: 1 if the label could lie anywhere. None if too little of the surface is away from the
+    image's border, or the image has no edges.
     """
     spacing_mm = np.array(geometry.spacing_mm)
     reach = np.maximum(1, np.rint(SHIFT_MM / spacing_mm)).astype(np.intp)

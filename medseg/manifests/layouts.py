@@ -62,21 +62,11 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     SEG and RTSTRUCT objects refer to its series, a Decathlon or nnU-Net ``dataset.json``, BIDS derivatives. No file is
     rewritten: the manifest says how each label is read.
 
-    Parameters
-    ----------
-    images
-        A folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
-    labels
-        A folder of label maps, masks or objects, or a BIDS derivative; not needed where ``images`` names or holds them.
-    **options
-        See :class:`CreateOptions`.
-
-    Raises
-    ------
-    UndecidedNames
-        If it has to be said which structures the names in the labels mean.
-    UsageError
-        If nothing usable is found, or images and labels cannot be matched without guessing.
+    ``images``: a folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
+    ``labels``: a folder of label maps, masks or objects, or a BIDS derivative; not needed where ``images`` names or
+    holds them. ``options``: see :class:`CreateOptions`. Raises ``UndecidedNames`` if it has to be said which structures
+    the names in the labels mean; ``UsageError`` if nothing usable is found, or images and labels cannot be matched
+    without guessing.
     """
     for path in (images, labels):
         if path is not None and not path.exists():

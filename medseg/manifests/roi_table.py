@@ -51,18 +51,9 @@ def settle_names(
 ) -> Manifest | None:
     """Give every name in the labels its structure; ``None`` if the labels hold no names (label maps have values).
 
-    Returns
-    -------
-    Manifest
-        With ``labels``, ``roi_mapping``, mask files that are not wanted left out of the items, and ``annotated`` where
-        asked for.
-
-    Raises
-    ------
-    UndecidedNames
-        If a name's structure is not said by the structures that are wanted, the table or a merge.
-    UsageError
-        If a wanted structure is not there.
+    The manifest that comes back has ``labels``, ``roi_mapping``, ``annotated`` where asked for, and no mask files that
+    are not wanted. Raises ``UndecidedNames`` if a name's structure is not said by the structures that are wanted, the
+    table or a merge; ``UsageError`` if a wanted structure is not there.
     """
     per_item = [(case_of(item), _names_of(manifest, item)) for _, _, item in manifest.items() if item.get("label")]
     found: dict[str, FoundName] = {}
