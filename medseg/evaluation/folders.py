@@ -44,8 +44,7 @@ class Options:
     group_by: str | None = None  # key of the reference datalist's items; adds a table per value of it
     all_metrics: bool = False
     """Append the metrics that ``metrics.csv`` does not have by default, after its documented columns."""
-    workers: int = 1
-    """Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``."""
+    workers: int = 1  # processes; 1 stays in this one
     part: Part | None = None  # which items of the references' datalist count; all by default
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +35,7 @@ from medseg.labels.label_map import LabelMap
 from medseg.labels.raters import one_map
 from medseg.labels.read import read_label
 from medseg.labels.scheme import LabelScheme
-from medseg.resources import safe_children
+from medseg.resources import bounded_map
 
 POOL_PAYS_AFTER_SECONDS = 3.0
 """Starting workers takes seconds; small cases are finished by then."""
@@ -71,7 +69,11 @@ def score_all(
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
-            yield from _in_pool(score, pairs[done:], workers)
+            try:
+                yield from bounded_map(score, pairs[done:], min(workers, len(pairs) - done))
+            except BrokenProcessPool as error:
+                what = "a worker process died, most likely for want of memory; nothing was written; use fewer workers"
+                raise CaseFailed(what) from error
             return
         yield score(pair)
 
@@ -203,26 +205,3 @@ def on_grid(
         f"{found} has another number of voxels than {expected}, and their outer corners lie up to {corners_mm:.3g} mm "
         f"apart; {advice}",
     )
-
-
-def _in_pool(score: Callable[[Pair], ScoredCase], pairs: Sequence[Pair], workers: int) -> Iterator[ScoredCase]:
-    """At most two cases per worker are under way, so memory does not grow with the number of cases."""
-    with safe_children():  # the resource tracker is started here, each worker with the first cases
-        made = ProcessPoolExecutor(min(workers, len(pairs)), mp_context=multiprocessing.get_context("spawn"))
-    with made as pool:
-        pending: set[Future[ScoredCase]] = set()
-        try:
-            for pair in pairs:
-                with safe_children():
-                    pending.add(pool.submit(score, pair))
-                if len(pending) >= 2 * workers:
-                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in finished)
-            yield from (future.result() for future in pending)
-        except BrokenProcessPool as error:
-            raise CaseFailed(
-                "a worker process died, most likely for want of memory; nothing was written; use fewer workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
