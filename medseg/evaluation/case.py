@@ -129,7 +129,7 @@ def evaluate_case(
         prediction, reference = (np.where(judged, volume, 0) for volume in (prediction, reference))
     pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm), truth.members)
     return [
-        _not_looked_for(label, name, definitions)
+        StructureResult(label, name, dict.fromkeys(_no_values(definitions)), not_scored=NOT_ANNOTATED)
         if label in truth.unknown
         else _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
         for label, name in _declared(labels, pair).items()
@@ -260,10 +260,6 @@ def _no_values(definitions: Definitions) -> dict[str, float | None]:
 def absent_structure(label: int, name: str, definitions: Definitions, case_id: str = "") -> StructureResult:
     """The row of a structure that neither prediction nor reference has."""
     return StructureResult(label, name, _no_values(definitions), case_id=case_id)
-
-
-def _not_looked_for(label: int, name: str, definitions: Definitions) -> StructureResult:
-    return StructureResult(label, name, dict.fromkeys(_no_values(definitions)), not_scored=NOT_ANNOTATED)
 
 
 def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Definitions) -> StructureResult:

@@ -16,7 +16,7 @@ from medseg.labels.label_map import fault_of
 from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.audit_labels import ENOUGH_CASES, check_labels, spread_of
-from medseg.manifests.items import patient_of
+from medseg.manifests.items import files_of, patient_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
 
@@ -98,7 +98,7 @@ def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Audi
 
 
 def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
-    counts = {case.case: 1 if isinstance(case.item["image"], str) else len(case.item["image"]) for case in facts}
+    counts = {case.case: len(files_of(case.item["image"])) for case in facts}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=1)
     for case, count in counts.items():
         if count != usual:

@@ -22,7 +22,7 @@ from medseg.labels.read import read_label
 from medseg.labels.rules import ReadingRules
 from medseg.manifests.audit_findings import AuditFinding
 from medseg.manifests.audit_shape import LabelShape, edge_fit, shapes_of
-from medseg.manifests.items import SECTIONS, Item, case_names, entries_of, files_of
+from medseg.manifests.items import SECTIONS, Item, case_names, entries_of, files_of, sums_of
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -125,10 +125,7 @@ def _usable(manifest: Manifest, item: Item, key: str, problems: list[AuditFindin
     """The files of an image that are there; those of a label if all of them are."""
     case = (name,)
     usable = []
-    stated = item.get("sha256")
-    expected = stated.get(key, []) if isinstance(stated, Mapping) else []
-    sums = expected if isinstance(expected, list) else [expected]
-    paths = manifest.files(item, key)
+    sums, paths = sums_of(item, key), manifest.files(item, key)
     for number, path in enumerate(paths):
         if pointer := pointer_to(path):
             problems.append(AuditFinding("pointer-file", f"{key} {path.name} is {pointer}, not the data", case))

@@ -47,13 +47,10 @@ def read_items(entries: Any, section: str, datalist: Path) -> list[Item]:
         item = {"image": entry} if isinstance(entry, str) else entry
         if not isinstance(item, dict) or "image" not in item:
             raise UsageError(f"{datalist}: found an item without an image: {json.dumps(item)[:120]}")
-        items.append({key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()})
+        paths = {key: item[key] for key in ("image", "label") if key in item}
+        items.append({**item, **map_files(paths, lambda name: name.removeprefix("./"))})
         check_item(items[-1], datalist)
     return items
-
-
-def _without_dot(value: Any) -> Any:
-    return map_files(value, lambda name: name.removeprefix("./"))
 
 
 def map_files(entry: Any, change: Callable[[str], str]) -> Any:
@@ -162,8 +159,13 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 def case_of(item: Mapping[str, Any]) -> str:
     """Name of a case in messages: its ``case_id``, else its first image's name."""
-    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
-    return str(item.get("case_id") or case_id_of(first))
+    return str(item.get("case_id") or case_id_of(files_of(item["image"])[0]))
+
+
+def sums_of(item: Mapping[str, Any], key: str) -> list[str]:
+    """The SHA-256 sums that an item states of its files under a key, in their order; empty where it states none."""
+    sums = (item.get("sha256") or {}).get(key, [])
+    return [sums] if isinstance(sums, str) else sums
 
 
 def case_names(items: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from medseg.ingest import save_nifti
 from medseg.ingest.record import is_apple_double
 from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
 from medseg.labels.scheme import MAPPING_KEY
-from medseg.manifests.items import Item, case_of, common_start, relative_name
+from medseg.manifests.items import Item, case_of, common_start, files_of, relative_name
 from medseg.manifests.layout_dicom import DicomChoices
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_table import Missing, NameChoices, settle_names
@@ -127,7 +127,7 @@ def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
     def patient(item: Item) -> dict[str, str]:
-        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        image = files_of(item["image"])[0]
         match = expression.search(image)
         if match is None:
             raise UsageError(f"the patient pattern {pattern!r} matches nothing in {image}; widen it")
@@ -175,7 +175,8 @@ def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, 
     total, taken = sum(bool(item.get("label")) for _, _, item in manifest.items()), set[str]()
 
     def write(item: Item) -> dict[str, Any]:
-        moved = {"image": _moved(manifest, item, start)}
+        images = [relative_name(path, start) for path in manifest.files(item, "image")]
+        moved = {"image": images if isinstance(item["image"], list) else images[0]}
         if not item.get("label"):
             return moved
         case = case_of(item)
@@ -207,8 +208,3 @@ def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, 
     content = {key: value for key, value in made.content.items() if key not in rules}
     made = replace(made, content={**content, **({"labels_written_by": rules} if rules else {})}, dataset_dir=start)
     return made.with_keys(lambda item: {"sha256": checksums(made, item)})
-
-
-def _moved(manifest: Manifest, item: Item, start: Path) -> Any:
-    names = [relative_name(path, start) for path in manifest.files(item, "image")]
-    return names if isinstance(item["image"], list) else names[0]
