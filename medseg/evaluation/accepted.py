@@ -112,20 +112,9 @@ def acceptances(
 ) -> dict[str, Any] | None:
     """The object ``accepted`` in ``metrics.json``: each judge that a run had, on its held-out cases.
 
-    Parameters
-    ----------
-    judged
-        The run's cases by the evaluation's case id.
-    rows
-        Of all scored cases.
-    bundle_dice
-        Dice from which the bundle accepts, a second limit beside :data:`GOOD_DICE`.
-    learnt
-        Case ids that the network has learnt from.
-
-    Returns
-    -------
-    None if no case was judged.
+    ``judged``: the run's cases by the evaluation's case id. ``rows``: of all scored cases. ``bundle_dice``: Dice from
+    which the bundle accepts, a second limit beside :data:`GOOD_DICE`. ``learnt``: ids of cases that the network has
+    learnt from. None if no case was judged.
     """
     by_case: dict[str, list[StructureResult]] = {}
     for row in rows:

@@ -124,8 +124,7 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str
     )
     if not (own := pair.reference).raters:
         return prediction, reference, {}
-    where = reference.geometry if image is None else image
-    grid = ImageGrid(where) if isinstance(where, Geometry) else where
+    grid = ImageGrid(reference.geometry) if image is None else image
     maps_by_rater = {name: read_side(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
     return prediction, one_map(maps_by_rater, own.way, ignore=own.ignore), maps_by_rater
 
