@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.lesions import Lesion, match_lesions
-from medseg.evaluation.overlap import centreline_dice, lesion_scores, voxel_scores
-from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
+from medseg.evaluation.overlap import Lesion, Mask, centreline_dice, lesion_scores, match_lesions, voxel_scores
+from medseg.evaluation.surfaces import measure_surface_elements, measure_voxel_surfaces
 from medseg.labels.label_map import Box, check_labels, find_boxes, joined
 from medseg.labels.scheme import LARGEST_LABEL
 

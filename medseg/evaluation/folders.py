@@ -16,7 +16,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.accepted import acceptances, volume_coverage
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
-from medseg.evaluation.lesions import summarise_lesions
+from medseg.evaluation.overlap import summarise_lesions
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
 from medseg.evaluation.raters import RATERS_CSV, summarise_raters, write_raters
 from medseg.evaluation.scoring import ScoredCase, score_all
