@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks.bench_metrics import surface_distance_package
 from medseg.evaluation import Definitions, evaluate_case
-from medseg.evaluation.overlap import find_boxes
 from medseg.files import write_json
 from medseg.ingest import read_volume
+from medseg.labels.label_map import find_boxes
 from medseg.labels.raters import majority, staple
 
 TOLERANCE_MM = 2.0

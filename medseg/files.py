@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import secrets
+import shutil
 import time
 import unicodedata
 import zipfile
@@ -119,6 +120,16 @@ def _why(folder: Path, error: OSError | ValueError) -> str:
             return f"{shown(place)} is a file, expected a folder; give another place"
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return f"{reason}; make room, change its permissions, or give another place"
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Nothing is left of a folder that the body writes and does not finish."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

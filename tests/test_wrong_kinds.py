@@ -19,7 +19,7 @@ import pytest
 from medseg.bundle import Bundle
 from medseg.errors import MedsegError, UsageError
 from medseg.evaluation.pairing import collect as collect_label_maps
-from medseg.evaluation.structures import read_labels
+from medseg.evaluation.structures import read_scheme
 from medseg.evaluation.tables import measured_dice
 from medseg.geometry import Geometry
 from medseg.inference.cases import collect, expected_modalities
@@ -125,7 +125,7 @@ def datalist(folder: Path) -> Sound:
             lambda: audit(manifest),
         )()
 
-    maps = each(lambda: collect_label_maps(path, "references"), lambda: read_labels(path))
+    maps = each(lambda: collect_label_maps(path, "references"), lambda: read_scheme(path))
     return "list.json", content, each(look, maps, lambda: collect([path]))
 
 
@@ -162,7 +162,7 @@ def selection_rules(folder: Path) -> Sound:
 def label_names(folder: Path) -> Sound:
     pred = {"channel_def": {"0": "background", "1": "liver"}}
     content = {"network_data_format": {"outputs": {"pred": pred}}, "labels": {"1": "liver"}}
-    return "labels.json", content, lambda: read_labels(folder / "labels.json")
+    return "labels.json", content, lambda: read_scheme(folder / "labels.json")
 
 
 def bundle_metadata(folder: Path) -> Sound:

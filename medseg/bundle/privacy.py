@@ -21,6 +21,7 @@ from medseg.bundle.config import SEPARATOR, SUFFIXES, parse_config, strings_in
 from medseg.bundle.findings import Finding
 from medseg.errors import BundleError
 from medseg.labels import MAPPING_KEY
+from medseg.labels.raters import is_rater
 
 DATALIST = "configs/datalist.json"
 
@@ -157,17 +158,13 @@ def _paths(item: Mapping[str, Any], key: str) -> Iterator[PurePosixPath]:
 def _files(value: Any) -> Iterator[str]:
     """The paths of an image or a label, which may be one for each structure or each rater."""
     if isinstance(value, Mapping):
-        for part in [value["label"]] if _is_rater(value) else value.values():
+        for part in [value["label"]] if is_rater(value) else value.values():
             yield from _files(part)
     elif isinstance(value, list):
         for part in value:
             yield from _files(part)
     elif value is not None:
         yield str(value)
-
-
-def _is_rater(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"rater", "label"}
 
 
 def _ids(item: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +188,7 @@ def _neutral_path(value: Any, stem: str) -> Any:
         parts = [(part, f"{stem}_{number:04d}") for number, part in enumerate(value)]
         return [
             {"rater": name.rsplit("_", 1)[1], "label": _neutral_path(part["label"], name)}
-            if _is_rater(part)
+            if is_rater(part)
             else _neutral_path(part, name)
             for part, name in parts
         ]

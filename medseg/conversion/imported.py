@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata as packages
 from pathlib import Path
@@ -73,16 +71,6 @@ def free_place(
     if place.exists():
         raise UsageError(f"{shown(place)} exists already; give another --name or --output, or remove it")
     return place
-
-
-@contextmanager
-def whole_or_gone(folder: Path) -> Iterator[None]:
-    """Nothing is left of a folder that the body writes and does not finish."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def template(name: str) -> dict[str, Any]:

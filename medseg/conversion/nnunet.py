@@ -17,20 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import require_trusted
-from medseg.conversion.imported import (
-    Imported,
-    ImportOptions,
-    describe,
-    free_place,
-    name_of,
-    template,
-    whole_or_gone,
-    write_texts,
-)
+from medseg.conversion.imported import Imported, ImportOptions, describe, free_place, name_of, template, write_texts
 from medseg.conversion.nnunet_network import converted, read_architecture
 from medseg.conversion.nnunet_source import Checkpoint, Model, is_nnunet, open_model, read_checkpoint
 from medseg.errors import BundleError, UsageError
-from medseg.files import atomic_path, prepare_folder, sha256_file, write_text
+from medseg.files import atomic_path, prepare_folder, sha256_file, whole_or_gone, write_text
 from medseg.ingest.image_files import read_image_grid
 from medseg.json_shape import NUMBER, misfit
 from medseg.labels.scheme import LabelScheme

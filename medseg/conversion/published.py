@@ -14,20 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import Bundle, require_trusted
 from medseg.bundle.described import BACKGROUND
-from medseg.conversion.imported import (
-    Imported,
-    ImportOptions,
-    describe,
-    free_place,
-    name_of,
-    template,
-    whole_or_gone,
-    write_texts,
-)
+from medseg.conversion.imported import Imported, ImportOptions, describe, free_place, name_of, template, write_texts
 from medseg.conversion.published_tensors import WEIGHT_SUFFIXES, read_state, without_prefix
 from medseg.conversion.published_tfjs import is_layers_model, read_stack
 from medseg.errors import BundleError, UsageError
-from medseg.files import shown
+from medseg.files import shown, whole_or_gone
 from medseg.json_shape import ANYTHING, TEXT, misfit, read_bounded, read_json, wholes
 
 if TYPE_CHECKING:

@@ -38,22 +38,6 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (of a sample) over ``n`` cases; None where there are too few."""
-
-    n: int
-    mean: float | None = None
-    std: float | None = None
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread:
-        """Over the cases that have a value."""
-        known = [value for value in values if value is not None]
-        mean = float(np.mean(known)) if known else None
-        return cls(len(known), mean, float(np.std(known, ddof=1)) if len(known) > 1 else None)
-
-
-@dataclass(frozen=True)
 class CaseQuality:
     """How good one result is: the worst Dice, and the means of Dice and HD95 over the structures that have them."""
 
@@ -69,17 +53,6 @@ class CaseQuality:
         if not dice:
             return None
         return cls(min(dice), float(np.mean(dice)), float(np.mean(distances)) if distances else None)
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """What one judge accepts, and how good that is."""
-
-    judge: str
-    accepted: Share  # of the cases
-    good: Mapping[str, Share]  # of the accepted ones, by the Dice that every structure must reach
-    dice: Mapping[str, Spread]  # of the ``accepted`` and the ``others``: mean over the structures of a case
-    hd95_mm: Mapping[str, Spread]  # of cases where at least one structure has a distance
 
 
 def _discriminator(case: Judged) -> bool | None:
@@ -112,20 +85,9 @@ def acceptances(
 ) -> dict[str, Any] | None:
     """The object ``accepted`` in ``metrics.json``: each judge that a run had, on its held-out cases.
 
-    Parameters
-    ----------
-    judged
-        The run's cases by the evaluation's case id.
-    rows
-        Of all scored cases.
-    bundle_dice
-        Dice from which the bundle accepts, a second limit beside :data:`GOOD_DICE`.
-    learnt
-        Case ids that the network has learnt from.
-
-    Returns
-    -------
-    None if no case was judged.
+    ``judged``: the run's cases by the evaluation's case id. ``rows``: of all scored cases. ``bundle_dice``: Dice from
+    which the bundle accepts, a second limit beside :data:`GOOD_DICE`. ``learnt``: ids of cases that the network has
+    learnt from. None if no case was judged.
     """
     by_case: dict[str, list[StructureResult]] = {}
     for row in rows:
@@ -141,7 +103,7 @@ def acceptances(
             table.append(_acceptance(name, held_out, quality, limits))
     if not table:
         return None
-    return {"left_out_as_trained_on": len(seen & quality.keys()), "judges": [asdict(one) for one in table]}
+    return {"left_out_as_trained_on": len(seen & quality.keys()), "judges": table}
 
 
 def volume_coverage(
@@ -165,19 +127,22 @@ def volume_coverage(
 
 def _acceptance(
     judge: str, said: Mapping[str, bool], quality: Mapping[str, CaseQuality], limits: Sequence[float]
-) -> Acceptance:
-    parts = {
-        "accepted": [quality[case] for case, yes in said.items() if yes],
-        "others": [quality[case] for case, yes in said.items() if not yes],
+) -> dict[str, Any]:
+    """What one judge accepts, and how good that is, by the Dice that every structure of a good result reaches."""
+    accepted, others = ([quality[case] for case, yes in said.items() if yes is wanted] for wanted in (True, False))
+    parts = {"accepted": accepted, "others": others}
+    good = {limit: sum(one.worst_dice >= limit for one in accepted) for limit in limits}
+    return {
+        "judge": judge,
+        "accepted": asdict(Share.counted(len(accepted), len(said))),
+        "good": {f"{limit:g}": asdict(Share.counted(count, len(accepted))) for limit, count in good.items()},
+        "dice": {part: _spread(one.dice for one in cases) for part, cases in parts.items()},
+        "hd95_mm": {part: _spread(one.hd95_mm for one in cases) for part, cases in parts.items()},
     }
-    accepted = parts["accepted"]
-    return Acceptance(
-        judge,
-        Share.counted(len(accepted), len(said)),
-        {
-            f"{limit:g}": Share.counted(sum(one.worst_dice >= limit for one in accepted), len(accepted))
-            for limit in limits
-        },
-        {part: Spread.of(one.dice for one in cases) for part, cases in parts.items()},
-        {part: Spread.of(one.hd95_mm for one in cases) for part, cases in parts.items()},
-    )
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation (of a sample) over the cases that have a value; None where there are too few."""
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if known else None
+    return {"n": len(known), "mean": mean, "std": float(np.std(known, ddof=1)) if len(known) > 1 else None}

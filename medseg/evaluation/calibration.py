@@ -51,7 +51,7 @@ def count_levels(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray
     return counts
 
 
-def expected_calibration_error(counts: NDArray[np.int64], bins: int = BINS) -> float | None:
+def expected_calibration_error(counts: NDArray[np.int64]) -> float | None:
     """Mean over bins of equal width of |share that is right − mean probability|, weighted by their voxels.
 
     ``counts`` are those of :func:`count_levels`; None without any voxel.
@@ -64,29 +64,25 @@ def expected_calibration_error(counts: NDArray[np.int64], bins: int = BINS) -> f
     >>> round(expected_calibration_error(counts), 3)
     0.1
     """
-    edges = np.minimum(np.arange(LEVELS + 1) * bins // LEVELS, bins - 1)
-    return _error(counts, edges.astype(np.float64), weighted=True)
+    return _error(counts, np.minimum(np.arange(LEVELS + 1) * BINS // LEVELS, BINS - 1), weighted=True)
 
 
-def adaptive_calibration_error(counts: NDArray[np.int64], bins: int = BINS) -> float | None:
+def adaptive_calibration_error(counts: NDArray[np.int64]) -> float | None:
     """The plain mean of the same over bins that hold equally many voxels; those of one probability stay together."""
     total = counts.sum(axis=1)
     middle = np.cumsum(total) - total / 2.0
-    return _error(counts, np.floor(middle * bins / max(int(total.sum()), 1)), weighted=False)
+    return _error(counts, np.floor(middle * BINS / max(int(total.sum()), 1)).astype(np.int64), weighted=False)
 
 
-def _error(counts: NDArray[np.int64], bin_of: NDArray[np.float64], *, weighted: bool) -> float | None:
+def _error(counts: NDArray[np.int64], bin_of: NDArray[np.int64], *, weighted: bool) -> float | None:
     size = counts.sum(axis=1)
     if not size.sum():
         return None
-    levels = np.arange(LEVELS + 1) / LEVELS
-    errors, weights = [], []
-    for number in np.unique(bin_of[size > 0]):
-        inside = bin_of == number
-        voxels = int(size[inside].sum())
-        errors.append(abs(float(counts[inside, 1].sum()) - float(levels[inside] @ size[inside])) / voxels)
-        weights.append(voxels if weighted else 1)
-    return float(np.average(errors, weights=weights))
+    expected = size * (np.arange(LEVELS + 1) / LEVELS)
+    voxels, right, likely = (np.bincount(bin_of, of) for of in (size, counts[:, 1], expected))
+    used = voxels > 0
+    errors = np.abs(right - likely)[used] / voxels[used]
+    return float(np.average(errors, weights=voxels[used] if weighted else None))
 
 
 def probabilities_beside(label_map: Path) -> Path | None:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import Refusal, UsageError
 from medseg.evaluation.definitions import METRICS, Definitions, percentile_name
-from medseg.evaluation.lesions import Lesion, match_lesions
-from medseg.evaluation.overlap import Box, VoxelCounts, centreline_dice, detect_lesions, find_boxes
-from medseg.evaluation.surfaces import Mask, measure_surface_elements, measure_voxel_surfaces
-from medseg.labels.label_map import check_labels
+from medseg.evaluation.overlap import Lesion, Mask, centreline_dice, lesion_scores, match_lesions, voxel_scores
+from medseg.evaluation.surfaces import measure_surface_elements, measure_voxel_surfaces
+from medseg.labels.label_map import Box, check_labels, find_boxes, joined
 from medseg.labels.scheme import LARGEST_LABEL
 
 _DEFAULT = Definitions()
@@ -129,7 +128,7 @@ def evaluate_case(
         prediction, reference = (np.where(judged, volume, 0) for volume in (prediction, reference))
     pair = _Pair.of(prediction, reference, _axes(spacing_mm, axes_mm), truth.members)
     return [
-        _not_looked_for(label, name, definitions)
+        StructureResult(label, name, dict.fromkeys(_no_values(definitions)), not_scored=NOT_ANNOTATED)
         if label in truth.unknown
         else _score(pair, label, name, _tolerance(tolerance_mm, label), definitions)
         for label, name in _declared(labels, pair).items()
@@ -216,11 +215,7 @@ class _Pair:
         """Both masks of a structure, in the box that holds it in both volumes."""
         values = self.values_of(label)
         found = (self.prediction_boxes, self.reference_boxes)
-        boxes = [side[value] for side in found for value in values if value in side]
-        box = tuple(
-            slice(min(side.start for side in sides), max(side.stop for side in sides))
-            for sides in zip(*boxes, strict=True)
-        )
+        box = joined(side[value] for side in found for value in values if value in side)
         if len(values) == 1:
             return self.prediction[box] == values[0], self.reference[box] == values[0]
         return np.isin(self.prediction[box], values), np.isin(self.reference[box], values)
@@ -266,10 +261,6 @@ def absent_structure(label: int, name: str, definitions: Definitions, case_id: s
     return StructureResult(label, name, _no_values(definitions), case_id=case_id)
 
 
-def _not_looked_for(label: int, name: str, definitions: Definitions) -> StructureResult:
-    return StructureResult(label, name, dict.fromkeys(_no_values(definitions)), not_scored=NOT_ANNOTATED)
-
-
 def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Definitions) -> StructureResult:
     """One structure, in the box that holds it on both sides."""
     in_prediction, in_reference = pair.holds(label)
@@ -278,18 +269,16 @@ def _score(pair: _Pair, label: int, name: str, tolerance_mm: float, chosen: Defi
     if in_prediction or in_reference:
         prediction, reference = pair.crop(label)
         both, ours, theirs = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
-        counts = VoxelCounts(both, ours, theirs, pair.reference.size)
-        to_ml = pair.voxel_mm3 / 1000.0
+        outside, to_ml = pair.reference.size - theirs, pair.voxel_mm3 / 1000.0
         values.update(
             volume_ml=ours * to_ml,
             reference_volume_ml=theirs * to_ml,
             volume_difference_ml=(ours - theirs) * to_ml,
-            specificity=counts.specificity,
+            specificity=(outside - ours + both) / outside if outside else None,
         )
         if in_prediction and in_reference:
-            lesions = detect_lesions(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap)
-            values.update(dice=counts.dice, iou=counts.iou, precision=counts.precision, recall=counts.recall)
-            values.update(lesion_precision=lesions.precision, lesion_recall=lesions.recall, lesion_f1=lesions.f1)
+            values.update(voxel_scores(both, ours, theirs))
+            values.update(lesion_scores(prediction, reference, chosen.lesion_connectivity, chosen.lesion_overlap))
             values.update(_distances(prediction, reference, pair.axes_mm, tolerance_mm, chosen))
         else:
             values.update(_EMPTY_SCORES)

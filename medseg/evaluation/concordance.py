@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from medseg.evaluation.case import evaluate_case
 from medseg.evaluation.matching import Matched
-from medseg.evaluation.overlap import find_boxes
 from medseg.evaluation.raters import Between, named, summarise_raters
 from medseg.evaluation.statistics import Bootstrap, summarise
 from medseg.geometry import Geometry
+from medseg.labels.label_map import find_boxes, joined
 
 MARGIN = 0.05
 """By how much, unless asked otherwise, the odd one out agrees less than the others with each other (mean Dice)."""
@@ -96,7 +96,7 @@ def compare_case(
     counts for the readers that have it and that labelled this case. ``margin``: see ``odd_one_out`` in
     :data:`DEFINITIONS`.
     """
-    boxes = {reader: find_boxes(np.ascontiguousarray(array)) for reader, array in maps.items()}
+    boxes = {reader: find_boxes(array) for reader, array in maps.items()}
     between: list[Between] = []
     opinions: list[Opinion] = []
     tables: list[NDArray[np.float64]] = []
@@ -121,8 +121,7 @@ def _cropped(maps: Mapping[str, tuple[NDArray[Any], Mapping[int, Any]]], structu
     """Masks of a structure in a box that holds it in every map."""
     values = {reader: structure.members[reader].values for reader in maps}
     found = [box[value] for reader, (_, box) in maps.items() for value in values[reader] if value in box]
-    sides = [slice(min(s.start for s in along), max(s.stop for s in along)) for along in zip(*found, strict=True)]
-    box = tuple(sides or [slice(0, 1)] * 3)
+    box = joined(found) or (slice(0, 1),) * 3
     return {reader: np.isin(array[box], values[reader]) for reader, (array, _) in maps.items()}
 
 
@@ -193,18 +192,9 @@ def odd_one_out(dice: NDArray[np.float64], margin: float = MARGIN) -> int | None
 def estimated_dice(masks: Sequence[Mask]) -> list[float] | None:
     """Expected Dice of each mask with the truth that all of them let infer (Dawid and Skene's model, as STAPLE).
 
-    Voxels on which the masks say the same are alike to the model, so it works on the counts of the 2^n combinations.
-
-    Parameters
-    ----------
-    masks
-        One for each reader, of one shape. As much background is taken as they cover together: without any nobody could
-        be seen to invent.
-
-    Returns
-    -------
-    list of float or None
-        None for fewer than three masks, whose errors cannot be told apart, and where all are empty.
+    Voxels on which the masks (one for each reader, of one shape) say the same are alike to the model, so it works on
+    the counts of the 2^n combinations. As much background is taken as they cover together: without any nobody could be
+    seen to invent. None for fewer than three masks, whose errors cannot be told apart, and where all are empty.
 
     Source: Dawid, Skene, *Maximum likelihood estimation of observer error-rates using the EM algorithm*, Applied
     Statistics 28:20 (1979); Warfield, Zou, Wells, IEEE TMI 23:903 (2004).
@@ -239,7 +229,7 @@ def summarise_cases(cases: Sequence[Concord], bootstrap: Bootstrap) -> dict[str,
         "readers": {
             reader: {name: _summary(found, bootstrap) for name, found in of.items()} for reader, of in said.items()
         },
-        "pairs": summarise_raters([one for case in cases for one in case.between], {}, {}, bootstrap),
+        "pairs": summarise_raters([one for case in cases for one in case.between], {}, bootstrap),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import count
@@ -16,7 +16,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.accepted import acceptances, volume_coverage
 from medseg.evaluation.case import StructureResult, absent_structure
 from medseg.evaluation.definitions import EMPTY_POLICY, METRICS, Definitions, describe, percentile_name
-from medseg.evaluation.lesions import summarise_lesions
+from medseg.evaluation.overlap import summarise_lesions
 from medseg.evaluation.pairing import Collection, Pair, collect, pair_up
 from medseg.evaluation.raters import RATERS_CSV, summarise_raters, write_raters
 from medseg.evaluation.scoring import ScoredCase, score_all
@@ -25,7 +25,7 @@ from medseg.evaluation.structures import Structures, structures_of
 from medseg.evaluation.tables import LESIONS_CSV, METRICS_CSV, METRICS_JSON, write_csv, write_lesions
 from medseg.evaluation.trained_on import summarised, trained_on
 from medseg.files import prepare_folder, write_json
-from medseg.labels.scheme import LabelScheme
+from medseg.labels.scheme import LabelScheme, listed
 from medseg.manifests import Part
 
 Progress = Callable[[int, int, str], None]
@@ -44,8 +44,7 @@ class Options:
     group_by: str | None = None  # key of the reference datalist's items; adds a table per value of it
     all_metrics: bool = False
     """Append the metrics that ``metrics.csv`` does not have by default, after its documented columns."""
-    workers: int = 1
-    """Processes; 1 stays in this process. Above 1 the calling script needs ``if __name__ == "__main__":``."""
+    workers: int = 1  # processes; 1 stays in this one
     part: Part | None = None  # which items of the references' datalist count; all by default
 
 
@@ -109,9 +108,7 @@ def evaluate_folders(
     scores: list[list[ScoredCase]] = []
     for side in sides:
         scores.append([])
-        known = side.structures
-        how = (known.declared, tolerance_mm, options.definitions, options.workers, known.truth, known.scheme)
-        for case in score_all(side.pairs, *how):
+        for case in score_all(side.pairs, side.structures, tolerance_mm, options.definitions, options.workers):
             scores[-1].append(case)
             if progress is not None:
                 progress(next(done), total, case.case_id)
@@ -238,8 +235,9 @@ def _write(
     ]
     if between := [one for case in first.cases for one in case.between]:
         names = {row.label: row.name for row in first.rows}
-        write_raters(output / RATERS_CSV, between, names)
-        summary["raters"] = summarise_raters(between, names, patients, options.bootstrap)
+        between = [replace(one, row=replace(one.row, name=names.get(one.row.label, one.row.name))) for one in between]
+        write_raters(output / RATERS_CSV, between)
+        summary["raters"] = summarise_raters(between, patients, options.bootstrap)
     edges_ml = options.definitions.lesion_strata_ml
     if options.definitions.lesion_iou is not None:
         write_lesions(output / LESIONS_CSV, first.rows, edges_ml)
@@ -326,7 +324,7 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
         yield f"no structure was scored: all masks are empty on both sides; {what}"
     unknown = Counter(row.name for row in evaluated.rows if row.not_scored)
     if unknown:
-        shown = _listed([f"{name} in {count} case(s)" for name, count in unknown.items()])
+        shown = listed([f"{name} in {count} case(s)" for name, count in unknown.items()], _SHOWN)
         yield f"not annotated, so not scored: {shown}"
     same = sum(pair.prediction.path.samefile(pair.reference.path) for pair in scored)
     if same:
@@ -335,12 +333,7 @@ def _warnings(evaluated: _Evaluated) -> Iterator[str]:
     yield from structures.warnings
     never = [name for label, name in structures.names.items() if label not in occur]
     if occur and never:
-        yield f"never on either side, so not scored: {_listed(never)}"
+        yield f"never on either side, so not scored: {listed(never, _SHOWN)}"
     unnamed = [label for label in occur if label not in structures.names] if structures.names else []
     if unnamed:
-        yield f"values that no structure is named for are scored under their number: {_listed(unnamed)}"
-
-
-def _listed(things: Sequence[object]) -> str:
-    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
-    return ", ".join(map(str, things[:_SHOWN])) + more
+        yield f"values that no structure is named for are scored under their number: {listed(unnamed, _SHOWN)}"

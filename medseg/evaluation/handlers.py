@@ -28,26 +28,17 @@ _NAMES = tuple(metric.name for metric in METRICS)
 class StructureMetric(CumulativeIterationMetric):
     """Metrics per structure, in mm, collected over batches.
 
-    Parameters
-    ----------
-    metric
-        Which metric :meth:`aggregate` averages; any name of ``medseg.evaluation.METRICS``.
-    spacing_mm
-        Distance between voxels along the spatial axes, for plain tensors. A ``MetaTensor`` knows its own.
-    definitions
-        Choices among definitions that differ in the field.
-    n_classes
-        Number of classes, background included, of labels in one channel.
-    overlapping
-        The channels are regions, without a background.
+    ``metric``: which one :meth:`aggregate` averages; any name of ``medseg.evaluation.METRICS``. ``tolerance_mm``: of
+    the normalised surface distance. ``spacing_mm``: distance between voxels along the spatial axes, for plain tensors;
+    a ``MetaTensor`` knows its own. ``definitions``: choices among definitions that differ in the field. ``n_classes``:
+    number of classes, background included, of labels in one channel. ``overlapping``: the channels are regions, without
+    a background.
 
-    Notes
-    -----
     Takes what MONAI's metrics take: one-hot tensors ``(B, C, H, W, D)`` or lists of ``(C, H, W, D)``, channel 0 the
     background, or one channel that holds label values together with ``n_classes``, or regions. What the reference does
     not know (:mod:`medseg.transforms.known_labels`; one channel or regions) is not scored: neither the voxels nor a
-    structure that was not looked for. The buffer holds, per image
-    and structure, every metric (NaN where there is none), then missed and invented.
+    structure that was not looked for. The buffer holds, per image and structure, every metric (NaN where there is
+    none), then missed and invented.
     """
 
     def __init__(

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.evaluation.case import StructureResult
-from medseg.evaluation.definitions import CSV_METRICS
+from medseg.evaluation.definitions import CSV_COLUMNS
 from medseg.evaluation.statistics import Bootstrap, summarise_structures
+from medseg.evaluation.tables import cells
 from medseg.files import write_text
 from medseg.labels.label_map import LabelMap
 from medseg.tables import table_text
 
 RATERS_CSV = "raters.csv"
 PREDICTION = "prediction"
-_HEAD = ("case_id", "label", "name", "compared", "with", *CSV_METRICS, "missed", "invented")
+_HEAD = (*CSV_COLUMNS[:3], "compared", "with", *CSV_COLUMNS[3:])
 
 Score = Callable[[NDArray[Any], NDArray[Any]], Sequence[StructureResult]]
 
@@ -61,42 +62,19 @@ def named(between: Sequence[Between], case_id: str) -> list[Between]:
     return [replace(one, row=replace(one.row, case_id=case_id)) for one in between]
 
 
-def write_raters(path: Path, between: Iterable[Between], names: Mapping[int, str]) -> None:
+def write_raters(path: Path, between: Iterable[Between]) -> None:
     """Write ``raters.csv``: one row per case, structure and pair."""
-    rows = [
-        (
-            one.row.case_id,
-            one.row.label,
-            names.get(one.row.label, one.row.name),
-            one.compared,
-            one.reference,
-            *(one.row.values.get(metric) for metric in CSV_METRICS),
-            int(one.row.missed),
-            int(one.row.invented),
-        )
-        for one in between
-    ]
-    write_text(path, table_text([_HEAD, *rows]))
+    write_text(path, table_text([_HEAD, *(cells(one.row, one.compared, one.reference) for one in between)]))
 
 
 def summarise_raters(
-    between: Sequence[Between], names: Mapping[int, str], patients: Mapping[str, str], bootstrap: Bootstrap
+    between: Sequence[Between], patients: Mapping[str, str], bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
     """What ``metrics.json`` says: for every pair the averages over cases, as for the prediction."""
-    pairs = dict.fromkeys((one.compared, one.reference) for one in between)
+    pairs: dict[tuple[str, str], list[StructureResult]] = {}
+    for one in between:
+        pairs.setdefault((one.compared, one.reference), []).append(one.row)
     return [
-        {
-            "compared": compared,
-            "with": reference,
-            "structures": summarise_structures(
-                [
-                    replace(one.row, name=names.get(one.row.label, one.row.name))
-                    for one in between
-                    if (one.compared, one.reference) == (compared, reference)
-                ],
-                patients,
-                bootstrap,
-            ),
-        }
-        for compared, reference in pairs
+        {"compared": compared, "with": reference, "structures": summarise_structures(rows, patients, bootstrap)}
+        for (compared, reference), rows in pairs.items()
     ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +26,7 @@ from medseg.evaluation.case import Reference, StructureResult, evaluate_case
 from medseg.evaluation.definitions import Definitions
 from medseg.evaluation.pairing import CaseFile, Pair
 from medseg.evaluation.raters import Between, compare_raters, named
+from medseg.evaluation.structures import Structures
 from medseg.geometry import POSITION_TOLERANCE_MM, Geometry
 from medseg.labels.dicom_labels import common_grid, open_labels
 from medseg.labels.dicom_objects import label_object
@@ -36,7 +35,7 @@ from medseg.labels.label_map import LabelMap
 from medseg.labels.raters import one_map
 from medseg.labels.read import read_label
 from medseg.labels.scheme import LabelScheme
-from medseg.resources import safe_children
+from medseg.resources import bounded_map
 
 POOL_PAYS_AFTER_SECONDS = 3.0
 """Starting workers takes seconds; small cases are finished by then."""
@@ -59,61 +58,39 @@ class ScoredCase:
 
 
 def score_all(
-    pairs: Sequence[Pair],
-    labels: Mapping[int, str] | None,
-    tolerance_mm: float,
-    definitions: Definitions,
-    workers: int,
-    truth: Reference | None = None,
-    scheme: LabelScheme | None = None,
+    pairs: Sequence[Pair], structures: Structures, tolerance_mm: float, definitions: Definitions, workers: int
 ) -> Iterator[ScoredCase]:
     """Score in this process first; hand the rest to a pool only if it takes long enough to be worth one.
 
-    ``scheme`` says what names in DICOM objects and mask files mean (those of ``labels``, if none). Other parameters
-    are those of :func:`~medseg.evaluation.case.evaluate_case`; what a reference says of itself goes before ``truth``.
-    Cases come as they are finished. Raises ``CaseFailed`` if a worker process dies.
+    What a reference says of itself goes before ``structures``. Cases come as they are finished. Raises ``CaseFailed``
+    if a worker process dies.
     """
-    score = partial(
-        _score,
-        labels=labels,
-        tolerance_mm=tolerance_mm,
-        definitions=definitions,
-        truth=truth or Reference(),
-        scheme=scheme or LabelScheme(dict(labels or {})),
-    )
+    score = partial(_score, structures=structures, tolerance_mm=tolerance_mm, definitions=definitions)
     start = time.monotonic()
     for done, pair in enumerate(pairs):
         if workers > 1 and len(pairs) - done > 1 and time.monotonic() - start > POOL_PAYS_AFTER_SECONDS:
-            yield from _in_pool(score, pairs[done:], workers)
+            try:
+                yield from bounded_map(score, pairs[done:], min(workers, len(pairs) - done))
+            except BrokenProcessPool as error:
+                what = "a worker process died, most likely for want of memory; nothing was written; use fewer workers"
+                raise CaseFailed(what) from error
             return
         yield score(pair)
 
 
-def _score(
-    pair: Pair,
-    labels: Mapping[int, str] | None,
-    tolerance_mm: float,
-    definitions: Definitions,
-    truth: Reference,
-    scheme: LabelScheme,
-) -> ScoredCase:
+def _score(pair: Pair, structures: Structures, tolerance_mm: float, definitions: Definitions) -> ScoredCase:
     """Score one case; a refusal is a result, so that one bad file does not stop the others."""
     try:
-        prediction, reference, raters = _read(pair, scheme)
+        prediction, reference, raters = _read(pair, structures.scheme)
         grid = reference.geometry
         array, note = on_grid(prediction.array, prediction.geometry, grid)
-        own = pair.reference
+        own, truth = pair.reference, structures.truth
         truth = replace(truth, ignore=truth.ignore if own.ignore is None else own.ignore, unknown=own.unknown)
-        axes_mm, known = grid.affine[:3, :3], truth
+        on_axes = partial(evaluate_case, spacing_mm=grid.spacing_mm, axes_mm=grid.affine[:3, :3])
+        score = partial(on_axes, labels=structures.declared, tolerance_mm=tolerance_mm, truth=truth)
+        rows = with_calibration(score(array, reference.array, definitions=definitions), pair, reference, truth)
         plain = replace(definitions, lesion_iou=None, centreline=False)
-
-        def score(one: NDArray[Any], other: NDArray[Any], chosen: Definitions = plain) -> list[StructureResult]:
-            return evaluate_case(
-                one, other, grid.spacing_mm, labels, tolerance_mm, definitions=chosen, axes_mm=axes_mm, truth=known
-            )
-
-        rows = with_calibration(score(array, reference.array, definitions), pair, reference, truth)
-        between = named(compare_raters(array, raters, score, truth.ignore), pair.case_id)
+        between = named(compare_raters(array, raters, partial(score, definitions=plain), truth.ignore), pair.case_id)
         if ignored := reference.values.voxels.get(truth.ignore, 0) if truth.ignore is not None else 0:
             share = f"{ignored / reference.array.size:.1%} of the voxels were judged by nobody and do not count"
             note = f"{note}; {share}" if note else share
@@ -147,8 +124,7 @@ def _read(pair: Pair, scheme: LabelScheme) -> tuple[LabelMap, LabelMap, dict[str
     )
     if not (own := pair.reference).raters:
         return prediction, reference, {}
-    where = reference.geometry if image is None else image
-    grid = ImageGrid(where) if isinstance(where, Geometry) else where
+    grid = ImageGrid(reference.geometry) if image is None else image
     maps_by_rater = {name: read_side(replace(own, entry=entry), scheme, grid) for name, entry in own.raters.items()}
     return prediction, one_map(maps_by_rater, own.way, ignore=own.ignore), maps_by_rater
 
@@ -228,26 +204,3 @@ def on_grid(
         f"{found} has another number of voxels than {expected}, and their outer corners lie up to {corners_mm:.3g} mm "
         f"apart; {advice}",
     )
-
-
-def _in_pool(score: Callable[[Pair], ScoredCase], pairs: Sequence[Pair], workers: int) -> Iterator[ScoredCase]:
-    """At most two cases per worker are under way, so memory does not grow with the number of cases."""
-    with safe_children():  # the resource tracker is started here, each worker with the first cases
-        made = ProcessPoolExecutor(min(workers, len(pairs)), mp_context=multiprocessing.get_context("spawn"))
-    with made as pool:
-        pending: set[Future[ScoredCase]] = set()
-        try:
-            for pair in pairs:
-                with safe_children():
-                    pending.add(pool.submit(score, pair))
-                if len(pending) >= 2 * workers:
-                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in finished)
-            yield from (future.result() for future in pending)
-        except BrokenProcessPool as error:
-            raise CaseFailed(
-                "a worker process died, most likely for want of memory; nothing was written; use fewer workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

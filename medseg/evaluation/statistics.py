@@ -38,17 +38,9 @@ class Bootstrap:
     seed: int = 0  # seed of the generator, so that a table can be reproduced
 
     def intervals(self, values: Floats, patients: Sequence[str]) -> Floats:
-        """Intervals of the column means.
+        """Intervals of the column means of ``values`` (cases × columns, NaN where a case has no value).
 
-        Parameters
-        ----------
-        values
-            Cases × columns; NaN where a case has no value.
-
-        Returns
-        -------
-        numpy.ndarray
-            Columns × 2 (low, high); NaN for a column with values of fewer than two patients.
+        Columns × 2 (low, high); NaN for a column with values of fewer than two patients.
         """
         names, index = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
         present = np.isfinite(values)
@@ -182,11 +174,8 @@ def compare(
     ``p_holm`` and do not burden the others. A distance that exists on one side only differs by more than every
     other pair, to the disadvantage of the side without it.
 
-    Returns
-    -------
-    list of dict
-        ``difference`` is first minus second; ``effect_size`` runs from −1 to 1 and is positive if the first is
-        better; ``n_one_sided`` counts pairs in which only one side has a value.
+    ``difference`` is first minus second; ``effect_size`` runs from −1 to 1 and is positive if the first is better;
+    ``n_one_sided`` counts pairs in which only one side has a value.
     """
     bootstrap = bootstrap or Bootstrap()
     others = {(row.case_id, row.label): row for row in second}

@@ -170,11 +170,6 @@ def read_scheme(source: Path) -> LabelScheme:
     return replace(scheme, names=names)
 
 
-def read_labels(source: Path) -> dict[int, str]:
-    """Structures by label value, background left out, as :func:`read_scheme` finds them."""
-    return read_scheme(source).structures
-
-
 def _label_table(content: Any, path: Path) -> tuple[dict[str, Any], str]:
     """The first table of labels there is, under ``labels``: a bundle's output, a datalist's, or the file itself."""
     output = content

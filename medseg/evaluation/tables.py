@@ -44,6 +44,12 @@ _SUMMARY: Spec = {
 """``metrics.json``, as far as it is read again."""
 
 
+def cells(row: StructureResult, *between: str) -> list[object]:
+    """A row under :data:`CSV_COLUMNS`; ``between``, which two were compared, stands behind the structure's name."""
+    figures = (row.values.get(metric) for metric in CSV_METRICS)
+    return [row.case_id, row.label, row.name, *between, *figures, int(row.missed), int(row.invented)]
+
+
 def write_csv(
     path: Path,
     results: Iterable[StructureResult],
@@ -62,12 +68,7 @@ def write_csv(
     head = [*CSV_COLUMNS, *more_metrics, *([_TRAINED_ON] if known else []), *([_NOT_SCORED] if reasons else [])]
     rows = [
         [
-            row.case_id,
-            row.label,
-            row.name,
-            *(row.values.get(metric) for metric in CSV_METRICS),
-            int(row.missed),
-            int(row.invented),
+            *cells(row),
             *(row.values.get(metric) for metric in more_metrics),
             *([known.get(row.case_id)] if known else []),
             *([row.not_scored] if reasons else []),

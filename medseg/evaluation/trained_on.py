@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.evaluation.pairing import CaseFile, Collection, Pair
+from medseg.manifests.items import sums_of
 from medseg.manifests.layouts import path_checksum
 
 
@@ -46,9 +47,7 @@ def _sums_of(case: CaseFile) -> list[str]:
     """The sums of a case's images: of the files, or as the datalist states them where the files are not here."""
     if case.images and all(path.exists() for path in case.images):
         return [path_checksum(path) for path in case.images]
-    stated = case.attributes.get("sha256")
-    sums = stated.get("image") if isinstance(stated, Mapping) else stated
-    return [value for value in (sums if isinstance(sums, list) else [sums]) if isinstance(value, str)]
+    return sums_of(case.attributes, "image")
 
 
 def summarised(known: Mapping[str, bool | None], scored: Iterable[str]) -> dict[str, Any] | None:

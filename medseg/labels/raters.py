@@ -54,6 +54,11 @@ def raters_of(label: Any) -> dict[str, Any]:
     return found
 
 
+def is_rater(part: Any) -> bool:
+    """Whether a part of a ``label`` is a rater with an entry."""
+    return isinstance(part, Mapping) and set(part) == {"rater", "label"}
+
+
 def check_way(way: str, names: Sequence[str]) -> None:
     """Refuse a way to one label map that is none of :data:`WAYS` and no rater's name (a ``UsageError``)."""
     if way not in WAYS and way not in names:

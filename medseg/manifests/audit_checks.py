@@ -16,7 +16,7 @@ from medseg.labels.label_map import fault_of
 from medseg.labels.scheme import ANNOTATED_KEY, LabelScheme, renumbering_advice
 from medseg.manifests.audit_findings import AuditFinding, AuditReport
 from medseg.manifests.audit_labels import ENOUGH_CASES, check_labels, spread_of
-from medseg.manifests.items import patient_of
+from medseg.manifests.items import files_of, patient_of
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.split import describe_missing
 
@@ -36,26 +36,15 @@ _MOST_OF_ONE_SCAN = 4
 def audit(
     manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> AuditReport:
-    """Read every case of a manifest once and report what is wrong with it.
+    """Read every case of a manifest once and report what is wrong with it, errors first; nothing is written.
 
-    Parameters
-    ----------
-    manifest
-        The datalist to check; its files are read, nothing is written.
-    workers
-        Number of processes, each of which holds one case in memory; by default up to four.
-    progress
-        Called with the number of finished cases and of all cases.
-
-    Returns
-    -------
-    AuditReport
-        All findings, errors first; ``blocks_training`` tells whether one of them is an error.
+    ``workers``: processes, each of which holds one case in memory; by default up to four. ``progress``: called with the
+    number of finished cases and of all.
     """
     from medseg.manifests.audit_facts import gather  # reads volumes: the package costs less without it
 
+    scheme = manifest.scheme  # refused before the work
     facts = gather(manifest, workers=workers, progress=progress)
-    scheme = manifest.scheme
     findings = [
         *_declarations(manifest),
         *(finding for case in facts for finding in _of_case(case, scheme.values)),
@@ -109,7 +98,7 @@ def _label_values(case: CaseFacts, declared: Mapping[int, str]) -> Iterator[Audi
 
 
 def _channel_counts(facts: Sequence[CaseFacts]) -> Iterator[AuditFinding]:
-    counts = {case.case: 1 if isinstance(case.item["image"], str) else len(case.item["image"]) for case in facts}
+    counts = {case.case: len(files_of(case.item["image"])) for case in facts}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=1)
     for case, count in counts.items():
         if count != usual:

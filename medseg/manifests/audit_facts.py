@@ -20,10 +20,9 @@ from medseg.labels.dicom_objects import label_object
 from medseg.labels.label_map import LabelMap, LabelValues, examine
 from medseg.labels.read import read_label
 from medseg.labels.rules import ReadingRules
-from medseg.labels.scheme import LabelScheme
 from medseg.manifests.audit_findings import AuditFinding
 from medseg.manifests.audit_shape import LabelShape, edge_fit, shapes_of
-from medseg.manifests.items import Item, case_names, entries_of, files_of
+from medseg.manifests.items import SECTIONS, Item, case_names, entries_of, files_of, sums_of
 from medseg.manifests.layouts import path_checksum
 from medseg.manifests.manifest import Manifest
 from medseg.resources import bounded_map, usable_cores
@@ -54,15 +53,6 @@ class VolumeFacts:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """How the labels of a datalist are read."""
-
-    dataset_dir: Path
-    scheme: LabelScheme
-    rules: ReadingRules
-
-
-@dataclass(frozen=True)
 class CaseFacts:
     """One case: its item, what its files hold, and what kept a file from being read."""
 
@@ -78,9 +68,10 @@ def gather(
     manifest: Manifest, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[CaseFacts]:
     """Read every case once; the parameters are those of :func:`medseg.manifests.audit`."""
-    reading = _Reading(manifest.dataset_dir, manifest.scheme, ReadingRules.of(manifest.content))
+    ReadingRules.of(manifest.content)  # refused before the work
+    bare = replace(manifest, content={key: value for key, value in manifest.content.items() if key not in SECTIONS})
     names = case_names(item for _, _, item in manifest.items())
-    tasks = [(reading, name, section, item) for name, (section, _, item) in zip(names, manifest.items(), strict=True)]
+    tasks = [(bare, name, section, item) for name, (section, _, item) in zip(names, manifest.items(), strict=True)]
     if len(tasks) < _FEW_CASES:  # starting processes costs more than it saves
         workers = 1
     facts: list[CaseFacts] = []
@@ -91,9 +82,9 @@ def gather(
     return facts
 
 
-def _inspect(task: tuple[_Reading, str, str, Item]) -> CaseFacts:
-    reading, case, section, item = task
-    manifest = Manifest({}, reading.dataset_dir)
+def _inspect(task: tuple[Manifest, str, str, Item]) -> CaseFacts:
+    manifest, case, section, item = task
+    scheme = manifest.scheme
     problems: list[AuditFinding] = []
     first: list[_Volume] = []  # the channel that labels are compared with
     images: list[VolumeFacts] = []
@@ -107,9 +98,9 @@ def _inspect(task: tuple[_Reading, str, str, Item]) -> CaseFacts:
     if _usable(manifest, item, "label", problems, case):
         for rater, entry in entries_of(manifest.label_entry(item)).items():
             with _refusals_noted(problems, _named(entry, rater), case):
-                read = _read(entry, reading, manifest.files(item, "image")[0])
+                read = _read(entry, manifest, manifest.files(item, "image")[0])
                 array = read.array
-                found = _label_facts(read, reading.scheme.ignore, first[0] if first else None)
+                found = _label_facts(read, scheme.ignore, first[0] if first else None)
                 labels.append(found if drawn is None else replace(found, agreement=_agreement(array, drawn)))
                 drawn = array if drawn is None else drawn
     return CaseFacts(case, section, item, tuple(images), tuple(labels), tuple(problems))
@@ -134,10 +125,7 @@ def _usable(manifest: Manifest, item: Item, key: str, problems: list[AuditFindin
     """The files of an image that are there; those of a label if all of them are."""
     case = (name,)
     usable = []
-    stated = item.get("sha256")
-    expected = stated.get(key, []) if isinstance(stated, Mapping) else []
-    sums = expected if isinstance(expected, list) else [expected]
-    paths = manifest.files(item, key)
+    sums, paths = sums_of(item, key), manifest.files(item, key)
     for number, path in enumerate(paths):
         if pointer := pointer_to(path):
             problems.append(AuditFinding("pointer-file", f"{key} {path.name} is {pointer}, not the data", case))
@@ -171,13 +159,14 @@ def _image_facts(array: NDArray[Any], geometry: Geometry) -> VolumeFacts:
     return VolumeFacts(geometry, content, (low, middle, high), value_step(sample), bool(array.min() == array.max()))
 
 
-def _read(entry: Any, reading: _Reading, image: Path) -> LabelMap:
+def _read(entry: Any, manifest: Manifest, image: Path) -> LabelMap:
     """A label in any form that a datalist may give; of a label map whatever it holds: the checks say what is wrong."""
     if isinstance(entry, str) and label_object(entry) is None:
         array, geometry, _ = read_volume(entry)
-        labels, values = examine(array, reading.scheme.mapping)
+        labels, values = examine(array, manifest.scheme.mapping)
         return LabelMap(labels, geometry, values)
-    found = read_label(entry, scheme=reading.scheme, rules=reading.rules, image=image, only_declared=False)
+    rules = ReadingRules.of(manifest.content)
+    found = read_label(entry, scheme=manifest.scheme, rules=rules, image=image, only_declared=False)
     notes = found.notes
     for file in files_of(entry):  # without its name a note is the same for all cases that it is true of
         notes = tuple(note.replace(f" {Path(file).name}", "") for note in notes)

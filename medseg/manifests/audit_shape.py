@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.geometry import Geometry
+from medseg.labels.label_map import Box, find_boxes
 
 SMALL_ML = 0.1
 """An island or a hole below this volume, 100 mm³, is called tiny."""
@@ -50,21 +51,12 @@ def shapes_of(labels: NDArray[Any], geometry: Geometry) -> dict[int, LabelShape]
     """Every structure of a label map, axes (i, j, k), by value."""
     centre = (np.array(labels.shape) - 1) / 2
     return {
-        value: _shape(labels[box] == value, labels[box], box, geometry, centre) for value, box in _boxes(labels).items()
+        value: _shape(labels[box] == value, labels[box], box, geometry, centre)
+        for value, box in find_boxes(labels).items()
     }
 
 
-def _boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, ...]]:
-    # scipy wants no unsigned 16 bits, and walks C order: a label map in Fortran order is looked at transposed
-    turned = labels.T if labels.flags.f_contiguous else labels
-    found = ndimage.find_objects(turned.astype(np.int32) if turned.dtype == np.uint16 else turned)
-    boxes = {value: box for value, box in enumerate(found, start=1) if box is not None}
-    return {value: box[::-1] for value, box in boxes.items()} if turned is not labels else boxes
-
-
-def _shape(
-    mask: Mask, labels: NDArray[Any], box: tuple[slice, ...], geometry: Geometry, centre: NDArray[np.float64]
-) -> LabelShape:
+def _shape(mask: Mask, labels: NDArray[Any], box: Box, geometry: Geometry, centre: NDArray[np.float64]) -> LabelShape:
     voxel_ml = geometry.voxel_volume_mm3 / 1000.0
     start = np.array([side.start for side in box])
     place = geometry.affine[:3, :3] @ (np.array(ndimage.center_of_mass(mask)) + start - centre)
@@ -92,7 +84,7 @@ def _holes_ml(labels: NDArray[Any], voxel_ml: float) -> list[float]:
     return [float(size * voxel_ml) for size in sizes[sizes > 0]]
 
 
-def _border_mm2(mask: Mask, box: tuple[slice, ...], geometry: Geometry) -> float:
+def _border_mm2(mask: Mask, box: Box, geometry: Geometry) -> float:
     columns = geometry.affine[:3, :3]
     area_mm2 = 0.0
     for axis, size in enumerate(geometry.shape):
@@ -106,18 +98,10 @@ def _border_mm2(mask: Mask, box: tuple[slice, ...], geometry: Geometry) -> float
 def edge_fit(image: NDArray[Any], labels: NDArray[Any], geometry: Geometry) -> float | None:
     """How much stronger the image's edges are at the surfaces of the labels than 3 mm beside them.
 
-    The image's gradient along the normal of the surface, in absolute value and averaged over the surface, divided by
-    the mean of the same after shifts of 3 mm (at least a voxel) in 26 directions: 1 if the label could lie anywhere.
-
-    Parameters
-    ----------
-    image, labels
-        One channel and a label map of one grid, axes (i, j, k).
-
-    Returns
-    -------
-    float or None
-        None if too little of the surface is away from the image's border, or the image has no edges.
+    The gradient of the image (one channel, axes (i, j, k) as those of ``labels``) along the normal of the surface, in
+    absolute value and averaged over the surface, divided by the mean of the same after shifts of 3 mm (at least a
+    voxel) in 26 directions: 1 if the label could lie anywhere. None if too little of the surface is away from the
+    image's border, or the image has no edges.
     """
     spacing_mm = np.array(geometry.spacing_mm)
     reach = np.maximum(1, np.rint(SHIFT_MM / spacing_mm)).astype(np.intp)
@@ -135,7 +119,7 @@ def edge_fit(image: NDArray[Any], labels: NDArray[Any], geometry: Geometry) -> f
 
 def _surfaces(labels: NDArray[Any], spacing_mm: NDArray[np.float64]) -> Iterator[tuple[_Index, NDArray[np.float32]]]:
     """Of each structure: voxels (n × 3) where its blurred mask changes, and in what direction, by how much."""
-    for value, box in _boxes(labels).items():
+    for value, box in find_boxes(labels).items():
         grown = tuple(slice(max(0, side.start - _MARGIN), side.stop + _MARGIN) for side in box)
         blurred = ndimage.gaussian_filter((labels[grown] == value).astype(np.float32), _BLUR_VOXELS, truncate=3.0)
         if min(blurred.shape) < 2:

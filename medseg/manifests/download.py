@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
+import tempfile
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg.files import atomic_path
 
 
 def task_name(task: str) -> str:
@@ -57,11 +57,9 @@ def _fetch(url: str, archive: Path, md5: str, *, progress: bool) -> None:
         if not check_hash(archive, md5, "md5"):
             raise UsageError(f"{archive} has another MD5 sum than {md5}; delete it and run this again")
         return
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f".medseg-partial-{secrets.token_hex(4)}-{archive.name}")
     try:
-        download_url(url, partial, md5, "md5", progress=progress)
-        partial.replace(archive)
+        with atomic_path(archive) as partial:
+            download_url(url, partial, md5, "md5", progress=progress)
     except HashCheckError as error:
         raise UsageError(f"what came from {url} has another MD5 sum than {md5}; try again later") from error
     except (OSError, RuntimeError) as error:
@@ -69,20 +67,15 @@ def _fetch(url: str, archive: Path, md5: str, *, progress: bool) -> None:
             f"cannot download {url} ({error}). Fetch this file on a machine with internet access, put it at {archive} "
             f"(MD5 {md5}) and run this again"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack beside the target and rename, so that a folder of that name is always whole."""
     from monai.apps.utils import extractall
 
-    partial = folder.with_name(f".medseg-partial-{secrets.token_hex(4)}-{folder.name}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=folder.parent) as partial:
         extractall(archive, partial, file_type="tar", has_base=False)
-        found = next(partial.glob("*/dataset.json"), None)
+        found = next(Path(partial).glob("*/dataset.json"), None)
         if found is None:
             raise UsageError(f"{archive} holds no dataset.json; delete it and run this again")
         found.parent.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from medseg.errors import UsageError
 from medseg.ingest.image_files import is_image_file
 from medseg.ingest.record import case_id_of, is_second_of_pair
 from medseg.json_shape import ANYTHING, read_json
-from medseg.labels.raters import raters_of
+from medseg.labels.raters import is_rater, raters_of
 
 SECTIONS = ("training", "validation", "test", "testing")
 """Names under which datalists keep their items."""
@@ -47,13 +47,10 @@ def read_items(entries: Any, section: str, datalist: Path) -> list[Item]:
         item = {"image": entry} if isinstance(entry, str) else entry
         if not isinstance(item, dict) or "image" not in item:
             raise UsageError(f"{datalist}: found an item without an image: {json.dumps(item)[:120]}")
-        items.append({key: _without_dot(value) if key in ("image", "label") else value for key, value in item.items()})
+        paths = {key: item[key] for key in ("image", "label") if key in item}
+        items.append({**item, **map_files(paths, lambda name: name.removeprefix("./"))})
         check_item(items[-1], datalist)
     return items
-
-
-def _without_dot(value: Any) -> Any:
-    return map_files(value, lambda name: name.removeprefix("./"))
 
 
 def map_files(entry: Any, change: Callable[[str], str]) -> Any:
@@ -62,7 +59,7 @@ def map_files(entry: Any, change: Callable[[str], str]) -> Any:
         return change(entry)
     if isinstance(entry, list):
         return [
-            {**part, "label": map_files(part["label"], change)} if _is_rater(part) else map_files(part, change)
+            {**part, "label": map_files(part["label"], change)} if is_rater(part) else map_files(part, change)
             for part in entry
         ]
     return {name: map_files(part, change) for name, part in entry.items()} if isinstance(entry, Mapping) else entry
@@ -77,7 +74,7 @@ def files_of(entry: Any) -> list[str]:
         return name
 
     map_files(entry, note)
-    return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(_is_rater, entry)) else found
+    return list(dict.fromkeys(found)) if not isinstance(entry, list) or any(map(is_rater, entry)) else found
 
 
 def label_of(files: Mapping[tuple[str, str], str]) -> Any:
@@ -94,10 +91,6 @@ def label_of(files: Mapping[tuple[str, str], str]) -> Any:
 def entries_of(label: Any) -> dict[str, Any]:
     """A label by rater, each a file or an object of files; one that names no rater stands under ``""``."""
     return raters_of(label) or {"": label}
-
-
-def _is_rater(part: Any) -> bool:
-    return isinstance(part, Mapping) and set(part) == {"rater", "label"}
 
 
 def check_item(item: Mapping[str, Any], datalist: Path) -> None:
@@ -120,8 +113,8 @@ def _paths(value: Any) -> bool:
 def _label(value: Any) -> bool:
     """A path, an object of paths by structure, or a list of them by rater, each rater once."""
     if isinstance(value, list):
-        named = [part["rater"] for part in value if _is_rater(part)]
-        parts = [part["label"] if _is_rater(part) else part for part in value]
+        named = [part["rater"] for part in value if is_rater(part)]
+        parts = [part["label"] if is_rater(part) else part for part in value]
         one_form = len(named) in (0, len(value)) and len(set(map(str, named))) == len(named)
         return bool(value) and one_form and all(map(_name, named)) and all(part and _single(part) for part in parts)
     return _single(value)
@@ -166,8 +159,13 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 def case_of(item: Mapping[str, Any]) -> str:
     """Name of a case in messages: its ``case_id``, else its first image's name."""
-    first = item["image"] if isinstance(item["image"], str) else item["image"][0]
-    return str(item.get("case_id") or case_id_of(first))
+    return str(item.get("case_id") or case_id_of(files_of(item["image"])[0]))
+
+
+def sums_of(item: Mapping[str, Any], key: str) -> list[str]:
+    """The SHA-256 sums that an item states of its files under a key, in their order; empty where it states none."""
+    sums = (item.get("sha256") or {}).get(key, [])
+    return [sums] if isinstance(sums, str) else sums
 
 
 def case_names(items: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -178,11 +178,8 @@ def _label(record: SeriesRecord, objects: Sequence[LabelObject], start: Path, se
     twice = [structure for structure, files in holders.items() if len(files) > 1]
     if several == "join" and not twice:
         return {structure: files[0] for structure, files in holders.items()}
-    raise UsageError(f"{_which(ordered)} all label {record.case_id} ({record.modality}); {_remedy(several, twice)}")
-
-
-def _which(objects: Sequence[LabelObject]) -> str:
-    return listed([f"{one.shown} ({', '.join(one.names[:_SHOWN]) or 'nothing'})" for one in objects])
+    which = listed([f"{one.shown} ({', '.join(one.names[:_SHOWN]) or 'nothing'})" for one in ordered])
+    raise UsageError(f"{which} all label {record.case_id} ({record.modality}); {_remedy(several, twice)}")
 
 
 def _remedy(several: Several, twice: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from medseg.ingest import save_nifti
 from medseg.ingest.record import is_apple_double
 from medseg.labels.rules import READING_KEY, ROI_MAPPING_KEY, ReadingRules
 from medseg.labels.scheme import MAPPING_KEY
-from medseg.manifests.items import Item, case_of, common_start, relative_name
+from medseg.manifests.items import Item, case_of, common_start, files_of, relative_name
 from medseg.manifests.layout_dicom import DicomChoices
 from medseg.manifests.manifest import Manifest
 from medseg.manifests.roi_table import Missing, NameChoices, settle_names
@@ -55,23 +55,6 @@ class CreateOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None  # called with cases whose labels were looked at, and of all
 
 
-_UNSAID: CreateOptions = {
-    "patient_pattern": None,
-    "image_patterns": (),
-    "label_pattern": None,
-    "names": {},
-    "mapping": {},
-    "structures": (),
-    "merges": {},
-    "roi_table": None,
-    "missing": "background",
-    "reading": {},
-    "dicom": DicomChoices(),
-    "checksums": True,
-    "progress": None,
-}
-
-
 def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOptions]) -> Manifest:
     """Make a manifest from whatever way a study lies on disk.
 
@@ -79,42 +62,34 @@ def create(images: Path, labels: Path | None = None, **options: Unpack[CreateOpt
     SEG and RTSTRUCT objects refer to its series, a Decathlon or nnU-Net ``dataset.json``, BIDS derivatives. No file is
     rewritten: the manifest says how each label is read.
 
-    Parameters
-    ----------
-    images
-        A folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
-    labels
-        A folder of label maps, masks or objects, or a BIDS derivative; not needed where ``images`` names or holds them.
-    **options
-        See :class:`CreateOptions`.
-
-    Raises
-    ------
-    UndecidedNames
-        If it has to be said which structures the names in the labels mean.
-    UsageError
-        If nothing usable is found, or images and labels cannot be matched without guessing.
+    ``images``: a folder of images, a BIDS dataset, or a datalist or ``dataset.json`` (or the folder that holds one).
+    ``labels``: a folder of label maps, masks or objects, or a BIDS derivative; not needed where ``images`` names or
+    holds them. ``options``: see :class:`CreateOptions`. Raises ``UndecidedNames`` if it has to be said which structures
+    the names in the labels mean; ``UsageError`` if nothing usable is found, or images and labels cannot be matched
+    without guessing.
     """
     for path in (images, labels):
         if path is not None and not path.exists():
             raise UsageError(f"cannot find {path}; give an existing folder or dataset.json")
-    said: CreateOptions = {**_UNSAID, **options}
-    manifest = _cases(images, labels, said)
-    if said["patient_pattern"] is not None:
-        manifest = manifest.with_keys(_patients(said["patient_pattern"]))
-    if said["reading"]:
-        manifest = manifest.with_content(**{READING_KEY: dict(said["reading"])})
+    manifest = _cases(images, labels, options)
+    if (pattern := options.get("patient_pattern")) is not None:
+        manifest = manifest.with_keys(_patients(pattern))
+    if reading := options.get("reading"):
+        manifest = manifest.with_content(**{READING_KEY: dict(reading)})
         ReadingRules.of(manifest.content, "this call")
-    manifest = _with_labels(manifest, said)
-    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)}) if said["checksums"] else manifest
+    manifest = _with_labels(manifest, options)
+    if not options.get("checksums", True):
+        return manifest
+    return manifest.with_keys(lambda item: {"sha256": checksums(manifest, item)})
 
 
 def _with_labels(manifest: Manifest, options: CreateOptions) -> Manifest:
     """Declare the structures, by the names in the labels or by the values."""
-    names, mapping, merges = options["names"], options["mapping"], options["merges"]
-    structures, table = options["structures"], options["roi_table"]
+    names, mapping, merges = options.get("names", {}), options.get("mapping", {}), options.get("merges", {})
+    structures, table = options.get("structures", ()), options.get("roi_table")
     wanted = list(structures) or [name for value, name in names.items() if value]
-    settled = settle_names(manifest, NameChoices(wanted, table, merges, options["missing"]), options["progress"])
+    choices = NameChoices(wanted, table, merges, options.get("missing", "background"))
+    settled = settle_names(manifest, choices, options.get("progress"))
     if settled is None:
         if table is not None or structures:
             raise UsageError("the labels are label maps, which have values: name these with --label VALUE=NAME")
@@ -128,7 +103,8 @@ def _cases(images: Path, labels: Path | None, options: CreateOptions) -> Manifes
     """The cases of a study, whichever way it lies."""
     from medseg.manifests import layout_bids, layout_folders, layout_patterns  # not needed for sums of files
 
-    dicom, image_patterns, label_pattern = options["dicom"], options["image_patterns"], options["label_pattern"]
+    dicom = options.get("dicom", DicomChoices())
+    image_patterns, label_pattern = options.get("image_patterns", ()), options.get("label_pattern")
     if labels is None and not image_patterns and any(images.glob("*/segmentations/*.nii.gz")):
         # TotalSegmentator's dataset
         image_patterns = ["{patient}/*.nii.gz"]
@@ -151,7 +127,7 @@ def _patients(pattern: str) -> Callable[[Item], dict[str, str]]:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
     def patient(item: Item) -> dict[str, str]:
-        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        image = files_of(item["image"])[0]
         match = expression.search(image)
         if match is None:
             raise UsageError(f"the patient pattern {pattern!r} matches nothing in {image}; widen it")
@@ -199,7 +175,8 @@ def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, 
     total, taken = sum(bool(item.get("label")) for _, _, item in manifest.items()), set[str]()
 
     def write(item: Item) -> dict[str, Any]:
-        moved = {"image": _moved(manifest, item, start)}
+        images = [relative_name(path, start) for path in manifest.files(item, "image")]
+        moved = {"image": images if isinstance(item["image"], list) else images[0]}
         if not item.get("label"):
             return moved
         case = case_of(item)
@@ -231,8 +208,3 @@ def write_label_maps(manifest: Manifest, folder: Path, progress: Callable[[int, 
     content = {key: value for key, value in made.content.items() if key not in rules}
     made = replace(made, content={**content, **({"labels_written_by": rules} if rules else {})}, dataset_dir=start)
     return made.with_keys(lambda item: {"sha256": checksums(made, item)})
-
-
-def _moved(manifest: Manifest, item: Item, start: Path) -> Any:
-    names = [relative_name(path, start) for path in manifest.files(item, "image")]
-    return names if isinstance(item["image"], list) else names[0]

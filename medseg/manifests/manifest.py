@@ -125,25 +125,12 @@ class Manifest:
         return [item for item in self.training if item.get("fold") != number], held_out
 
     def split(self, folds: int, seed: int, test_fraction: float = 0.0, *, stratify: bool = True) -> Manifest:
-        """Put every patient into one of ``folds`` folds or into the test set.
+        """Put every patient into one of ``folds`` folds or into the test set; a ``split`` record says how.
 
-        Parameters
-        ----------
-        folds, seed, test_fraction
-            See :func:`~medseg.manifests.split.assign_folds`. An existing test set stays as it is unless
-            ``test_fraction`` is given, in which case test items with a label take part in the split again.
-        stratify
-            Read every label and give each part its share of every label's presence and volume.
-
-        Returns
-        -------
-        Manifest
-            A new manifest with ``fold`` in each training item and a ``split`` record of how it was made.
-
-        Raises
-        ------
-        UsageError
-            If there are fewer patients than parts, or a label file is missing.
+        ``seed``, ``test_fraction``: see :func:`~medseg.manifests.split.assign_folds`. An existing test set stays as it
+        is unless ``test_fraction`` is given, in which case test items with a label take part in the split again.
+        ``stratify``: read every label and give each part its share of every label's presence and volume. Raises
+        ``UsageError`` if there are fewer patients than parts, or a label file is missing.
         """
         pool = self.training + [item for item in self.test if test_fraction and "label" in item]
         test = [item for item in self.test if not (test_fraction and "label" in item)]

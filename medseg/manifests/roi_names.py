@@ -142,7 +142,7 @@ def propose(found: Sequence[FoundName], declared: Sequence[str]) -> list[Proposa
     for one in sorted(found, key=lambda one: (exactness[one.name], -len(one.cases), one.name)):
         structure, why = _meaning(one.name, spelt[one.name], wanted)
         beside = sorted(taken.get(structure, set()) & one.cases)
-        if beside and _is_typing_error(why):  # who has both in one case means two things
+        if beside and why.startswith(_TYPING_ERROR):  # who has both in one case means two things
             structure, why = "", _FAR
         elif beside:
             why = (
@@ -166,7 +166,8 @@ def _rank(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> in
 def _meaning(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> tuple[str, str]:
     if own := [one for one in wanted if plain(one) == plain(name)]:
         return own[0], "its own name"
-    same = [one for one, other in wanted.items() if other.key == spelling.key and _same_additions(spelling, other)]
+    # a name may have more additions than a structure's own, not fewer: `liver` is not the structure `liver_MD`
+    same = [one for one, w in wanted.items() if w.key == spelling.key and set(w.added) <= set(spelling.added)]
     if len(same) == 1:
         return same[0], _why_same(spelling, wanted[same[0]], same[0])
     if len(same) > 1:
@@ -176,11 +177,6 @@ def _meaning(name: str, spelling: _Spelling, wanted: Mapping[str, _Spelling]) ->
         side = f"says {spelling.side}" if spelling.side else "names no side"
         return "", f"{side}, and could be {_or(sides)}: fill in which, if one of them"
     return _by_distance(spelling, wanted)
-
-
-def _same_additions(spelling: _Spelling, other: _Spelling) -> bool:
-    """Whether a name has nothing less than the structure's; a structure called ``liver_MD`` is not ``liver``."""
-    return set(other.added) <= set(spelling.added)
 
 
 def _why_same(spelling: _Spelling, other: _Spelling, name: str) -> str:
@@ -198,10 +194,6 @@ def _by_distance(spelling: _Spelling, wanted: Mapping[str, _Spelling]) -> tuple[
     if names:
         return "", f"near to {_or(names)}: fill in which, if one of them"
     return "", _FAR
-
-
-def _is_typing_error(why: str) -> bool:
-    return why.startswith(_TYPING_ERROR)
 
 
 def _is_near(one: _Spelling, other: _Spelling) -> bool:

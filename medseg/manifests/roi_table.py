@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,18 +51,9 @@ def settle_names(
 ) -> Manifest | None:
     """Give every name in the labels its structure; ``None`` if the labels hold no names (label maps have values).
 
-    Returns
-    -------
-    Manifest
-        With ``labels``, ``roi_mapping``, mask files that are not wanted left out of the items, and ``annotated`` where
-        asked for.
-
-    Raises
-    ------
-    UndecidedNames
-        If a name's structure is not said by the structures that are wanted, the table or a merge.
-    UsageError
-        If a wanted structure is not there.
+    The manifest that comes back has ``labels``, ``roi_mapping``, ``annotated`` where asked for, and no mask files that
+    are not wanted. Raises ``UndecidedNames`` if a name's structure is not said by the structures that are wanted, the
+    table or a merge; ``UsageError`` if a wanted structure is not there.
     """
     per_item = [(case_of(item), _names_of(manifest, item)) for _, _, item in manifest.items() if item.get("label")]
     found: dict[str, FoundName] = {}
@@ -139,7 +130,12 @@ def _from_table(found: Sequence[FoundName], table: Mapping[str, str], choices: N
         )
     if idle := sorted(set(table) - names - {plain(name) for name in choices.structures}):
         _log.warning("the table of names has lines for names that no label has: %s", listed(idle[:_SHOWN]))
-    _refuse_spellings(filter(None, table.values()), "the table of names")
+    seen: dict[str, str] = {}
+    for structure in filter(None, table.values()):  # a reader would take two that differ in capitals alone for one
+        if (other := seen.setdefault(plain(structure), structure)) != structure:
+            raise UsageError(
+                f"the table of names has the structures {other!r} and {structure!r}; write one of them in one way"
+            )
     undeclared = sorted({structure for structure in table.values() if structure} - {*choices.structures})
     if choices.structures and undeclared:
         raise UsageError(
@@ -157,7 +153,8 @@ def _undecided(found: Sequence[FoundName], choices: NameChoices) -> UndecidedNam
         for structure in [_merged_into(one.name, choices)]
     ]
     ordered = sorted(proposals, key=lambda one: (not one.structure, one.structure, -one.cases, one.name))
-    return UndecidedNames(f"the labels hold {_count(found)}, and it is to be said which structure each means", ordered)
+    held = f"the name {found[0].name!r}" if len(found) == 1 else f"{len(found)} names"
+    return UndecidedNames(f"the labels hold {held}, and it is to be said which structure each means", ordered)
 
 
 def _merged_into(name: str, choices: NameChoices) -> str:
@@ -235,10 +232,6 @@ def _measure(manifest: Manifest, found: Mapping[str, FoundName], progress: Calla
             progress(number, len(items))
 
 
-def _count(found: Sequence[FoundName]) -> str:
-    return f"the name {found[0].name!r}" if len(found) == 1 else f"{len(found)} names"
-
-
 def _some(found: Sequence[FoundName]) -> str:
     return listed([repr(one.name) for one in found], _SHOWN)
 
@@ -286,11 +279,3 @@ def _delimiter(path: Path) -> str:
     except OSError:
         return ","  # whoever reads the table says what is wrong
     return max(",;\t", key=head.count)
-
-
-def _refuse_spellings(structures: Iterable[str], where: str) -> None:
-    """Refuse two structures that differ in capitals alone: a reader would take them for one."""
-    seen: dict[str, str] = {}
-    for structure in structures:
-        if (other := seen.setdefault(plain(structure), structure)) != structure:
-            raise UsageError(f"{where} has the structures {other!r} and {structure!r}; write one of them in one way")

@@ -30,20 +30,10 @@ def assign_folds(
 ) -> list[int | None]:
     """The fold of each item, from 0; ``None`` for the test set. All items of a patient get the same.
 
-    Parameters
-    ----------
-    seed
-        Decides the order among equals: the same seed and items give the same folds on every machine.
-    test_fraction
-        Share of the cases in the test set, in [0, 1).
-    volumes_ml
-        Volume of each label in each item; every fold gets its share of every label's presence and volume. Empty to
-        balance the number of cases alone.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer patients than parts.
+    ``seed``: decides the order among equals: the same seed and items give the same folds on every machine.
+    ``test_fraction``: share of the cases in the test set, in [0, 1). ``volumes_ml``: volume of each label in each item;
+    every fold gets its share of every label's presence and volume. Empty to balance the number of cases alone. Raises
+    ``UsageError`` if there are fewer patients than parts.
     """
     if folds < 1 or not 0 <= test_fraction < 1:
         raise UsageError(f"found {folds} folds, test fraction {test_fraction}; expected 1 or more, a share in [0, 1)")

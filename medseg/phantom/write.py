@@ -7,8 +7,7 @@ in random order, since real exports are.
 
 from __future__ import annotations
 
-import secrets
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,14 +116,11 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise UsageError(f"{folder} exists already; give a new folder for the series")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".medseg-partial-{secrets.token_hex(4)}-{folder.name}")
-    partial.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix=".medseg-partial-", dir=folder.parent) as place:
+        partial = Path(place) / folder.name
+        partial.mkdir()
         yield partial
         partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _random_names(phantom: Phantom, series: _Series) -> Sequence[str]:

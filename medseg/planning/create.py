@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata as packages
@@ -19,7 +18,7 @@ import numpy as np
 from medseg.bundle import require_trusted
 from medseg.bundle.training_run import UNTRAINED
 from medseg.errors import UsageError
-from medseg.files import write_bytes, write_json, write_text
+from medseg.files import whole_or_gone, write_bytes, write_json, write_text
 from medseg.manifests import Manifest
 from medseg.planning.encoder import Encoder, encoder_named
 from medseg.planning.fingerprint import Fingerprint, fingerprint_of_data
@@ -102,14 +101,11 @@ def create_bundle(
         matched, tensors = chosen.match(weights, data.channels)
         why = f"{matched}; a copy lies in {_PRETRAINED}"
         plan = replace(plan, reasons=(*plan.reasons, ("weights", Path(weights).name, why)))
-    try:
+    with whole_or_gone(folder):
         _write(folder, manifest, data, plan, authors, _encoder_values(chosen, plan, pretrained=tensors is not None))
         if tensors is not None:
             _save_tensors(tensors, folder / _PRETRAINED)
         require_trusted(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return folder, plan
 
 

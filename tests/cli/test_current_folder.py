@@ -98,11 +98,9 @@ def test_an_audit_of_a_datalist_runs_nothing(study: Path, canary: Path, tmp_path
 
 
 _LIBRARY = """
-from medseg.evaluation.scoring import _in_pool
 from medseg.resources import bounded_map
 if __name__ == "__main__":
     assert list(bounded_map(abs, [-1, 2, -3], 2)) == [1, 2, 3]
-    assert sorted(_in_pool(abs, [-1, 2, -3], 2)) == [1, 2, 3]
 """
 
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from medseg.errors import UsageError
+from medseg.errors import CaseFailed, UsageError
 from medseg.evaluation import Bootstrap, Definitions, Options, evaluate_folders, scoring
+from medseg.evaluation.structures import Structures
 from tests.evaluation.label_folders import LABELS, reference_map, two_folders, write_labels, write_maps
 
 QUICK = Options(bootstrap=Bootstrap(resamples=100))
@@ -215,3 +217,12 @@ def test_worker_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     options = Options(bootstrap=QUICK.bootstrap, workers=2)
     evaluate_folders(predictions, references, tmp_path / "two", labels=LABELS, options=options)
     assert (tmp_path / "one" / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "POOL_PAYS_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(scoring, "partial", lambda *_, **__: os._exit)
+    pairs: list[Any] = [1, 2, 3]
+    with pytest.raises(CaseFailed, match="use fewer workers"):
+        list(scoring.score_all(pairs, Structures(None, {}), 1.0, Definitions(), 2))

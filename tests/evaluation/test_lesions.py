@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medseg.evaluation import Definitions, Options, evaluate_case, evaluate_folders
-from medseg.evaluation.lesions import Lesion, match_lesions, strata, summarise_lesions
+from medseg.evaluation.overlap import Lesion, match_lesions, strata, summarise_lesions
 from medseg.tables import read_table
 from tests.evaluation.label_folders import AFFINE, write_maps
 

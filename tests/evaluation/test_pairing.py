@@ -8,7 +8,7 @@ import pytest
 
 from medseg.errors import UsageError
 from medseg.evaluation.pairing import case_id_of_name, collect, pair_up
-from medseg.evaluation.structures import read_labels
+from medseg.evaluation.structures import read_scheme
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -100,7 +100,7 @@ def test_a_datalist_of_predictions_prefers_pred(tmp_path: Path) -> None:
     ],
 )
 def test_labels_come_in_several_forms(content: Any, tmp_path: Path) -> None:
-    assert read_labels(write(tmp_path / "labels.json", content)) == {1: "liver", 2: "spleen"}
+    assert read_scheme(write(tmp_path / "labels.json", content)).structures == {1: "liver", 2: "spleen"}
 
 
 def test_a_bundle_folder_declares_labels(tmp_path: Path) -> None:
@@ -108,23 +108,24 @@ def test_a_bundle_folder_declares_labels(tmp_path: Path) -> None:
     channels = {"0": "background", "1": "liver"}
     content = {"network_data_format": {"outputs": {"pred": {"channel_def": channels}}}}
     write(tmp_path / "configs" / "metadata.json", content)
-    assert read_labels(tmp_path) == {1: "liver"}
+    assert read_scheme(tmp_path).structures == {1: "liver"}
 
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
-    assert read_labels(write(tmp_path / "l.json", {"1": "node", "2": "node"})) == {1: "node (1)", 2: "node (2)"}
+    scheme = read_scheme(write(tmp_path / "l.json", {"1": "node", "2": "node"}))
+    assert scheme.structures == {1: "node (1)", 2: "node (2)"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "not json", '{"labels": {}}'])
 def test_labels_that_are_none_are_errors(text: str, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(UsageError):
-        read_labels(tmp_path / "labels.json")
+        read_scheme(tmp_path / "labels.json")
 
 
 def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bundle folder"):
-        read_labels(tmp_path)
+        read_scheme(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +145,4 @@ def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
 def test_a_table_of_anything_but_structures_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(UsageError, match=words):
-        read_labels(tmp_path / "labels.json")
+        read_scheme(tmp_path / "labels.json")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import Refusal
-from medseg.labels.label_map import check_labels, examine, fault_of, read_label_map
+from medseg.labels.label_map import check_labels, examine, fault_of, find_boxes, joined, read_label_map
 from tests.ingest.trees import write_series
 
 NAMES = {1: "anterior", 2: "posterior"}
@@ -146,3 +146,35 @@ def test_reading_labels_needs_no_decoders(tmp_path: Path) -> None:
     code = "import pydicom.pixels as p; del p.iter_pixels, p.get_decoder; import medseg.labels.read, medseg.manifests"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]),
+    n_labelled=st.integers(0, 5),
+    data=st.data(),
+)
+def test_every_label_has_its_smallest_box(
+    order: Any, shape: tuple[int, int, int], dtype: Any, n_labelled: int, data: st.DataObject
+) -> None:
+    volume = np.zeros(shape, dtype, order)
+    for _ in range(n_labelled):
+        volume[tuple(data.draw(st.integers(0, n - 1)) for n in shape)] = data.draw(st.integers(0, 120))
+    boxes = find_boxes(volume)
+    assert sorted(boxes) == [int(value) for value in np.unique(volume) if value]
+    for value, box in boxes.items():
+        places = np.argwhere(volume == value)
+        low, high = places.min(axis=0), places.max(axis=0)
+        assert [(side.start, side.stop) for side in box] == [(a, b + 1) for a, b in zip(low, high, strict=True)]
+
+
+def test_nothing_has_no_box() -> None:
+    assert find_boxes(np.zeros((4, 5, 6), np.uint8)) == {}
+
+
+def test_boxes_are_joined() -> None:
+    boxes = ((slice(3, 4), slice(0, 2), slice(1, 2)), (slice(1, 2), slice(1, 2), slice(1, 5)))
+    assert joined(boxes) == (slice(1, 4), slice(0, 2), slice(1, 5))
+    assert joined([]) == ()

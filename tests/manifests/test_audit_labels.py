@@ -14,7 +14,7 @@ from medseg.geometry import Geometry
 from medseg.ingest import read_volume, save_nifti
 from medseg.manifests import AuditFinding, Manifest, audit
 from medseg.manifests.audit_checks import robust_z
-from medseg.manifests.audit_findings import CODES
+from medseg.manifests.audit_findings import WARNINGS
 from medseg.manifests.audit_shape import edge_fit, shapes_of
 
 SHAPE, AFFINE = (32, 24, 20), np.diag([2.0, 2.0, 2.0, 1.0])
@@ -103,7 +103,7 @@ def test_a_planted_fault_is_found(datalist: Manifest, code: str, how: Callable[[
     assert words in findings[code].message
     assert findings[code].cases == ("c3",)
     assert findings[code].severity == "warning"
-    assert findings[code].remedy == CODES[code][1]
+    assert findings[code].remedy == WARNINGS[code]
 
 
 def test_another_case_s_label_does_not_fit(datalist: Manifest) -> None:
