@@ -14,7 +14,8 @@ from itertools import combinations, permutations
 from typing import Any
 
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
+
+from medseg.labels.label_map import find_boxes
 
 SIGMA_SLICES = 1.1
 """How far readers are taken to differ, as a standard deviation in slices."""
@@ -35,9 +36,8 @@ class Parting:
 
 def partings_of(label: NDArray[Any], axes: Sequence[int]) -> set[Parting]:
     """Those of one label map ``(i, j, k)``; ``axes`` are its axes for the patient's x, y and z."""
-    boxes = {value: box for value, box in enumerate(find_objects(label), start=1) if box is not None}
     found = set()
-    for (first, before), (second, behind) in permutations(boxes.items(), 2):
+    for (first, before), (second, behind) in permutations(find_boxes(label).items(), 2):
         for patient, axis in enumerate(axes):
             at = behind[axis].start
             if before[axis].stop != at:
