@@ -26,14 +26,13 @@ from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
 
-OwnKind = Literal["label-map", "doubt-map", "probability-map", "dicom-object", "listed"]
-"""A label map, maps of doubt or probabilities, a DICOM object, or a file that the ``run.json`` beside it lists."""
+OwnKind = Literal["label-map", "doubt-map", "probability-map"]
 
 MANUFACTURER: Final = "medseg"
 """What medseg's DICOM objects state as their manufacturer."""
 
 _log = logging.getLogger(__name__)
-_MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:3]}
+_MARKS: Final = tuple(f"medseg {kind}".encode() for kind in get_args(OwnKind))
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
 _CLASS_TAGS: Final = (0x00080016, 0x00020002)  # of the object, and in the file meta information
@@ -44,24 +43,19 @@ _LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
 
 def mark(kind: OwnKind) -> str:
     """What a NIfTI result of this kind carries as its description."""
-    return _MARKED[kind].decode()
+    return f"medseg {kind}"
 
 
 def is_own_output(path: str | os.PathLike[str]) -> bool:
-    """Whether medseg wrote this file as a result, so that it is no input."""
-    return own_output(path) is not None
-
-
-def own_output(path: str | os.PathLike[str]) -> OwnKind | None:
-    """What medseg wrote into this file, whose header alone is read; ``None`` for anything else, or if unreadable."""
+    """Whether medseg wrote this file as a result, so that it is no input: its header says so, or the run beside it."""
     kind = image_kind(path)
     try:
-        found = _of_nifti(path) if kind == "nifti" else None
-        if found is None and (kind is None or os.fspath(path).lower().endswith((".img", ".hdr"))):
-            found = _of_dicom(path)
+        own = kind == "nifti" and read_begin(path, _DESCRIP.stop)[_DESCRIP].rstrip(b"\0 ") in _MARKS
+        if not own and (kind is None or os.fspath(path).lower().endswith((".img", ".hdr"))):
+            own = _is_own_object(path)
     except (OSError, Refusal):
-        found = None
-    return found or ("listed" if os.path.basename(path) in _listed_beside(path) else None)  # noqa: PTH119
+        own = False
+    return own or os.path.basename(path) in _listed_beside(path)  # noqa: PTH119
 
 
 def without_own(paths: Sequence[Path]) -> list[Path]:
@@ -78,17 +72,12 @@ def warn_of_own(sources: Sequence[str]) -> None:
         _log.warning("%s, such as %s", what, shown(sources[0]))
 
 
-def _of_nifti(path: str | os.PathLike[str]) -> OwnKind | None:
-    text = read_begin(path, _DESCRIP.stop)[_DESCRIP].rstrip(b"\0 ")
-    return next((kind for kind, marked in _MARKED.items() if text == marked), None)
-
-
-def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
+def _is_own_object(path: str | os.PathLike[str]) -> bool:
     found = read_elements(path, frozenset((_MANUFACTURER_TAG, *_CLASS_TAGS)))
     if found is None or found.values.get(_MANUFACTURER_TAG, b"").strip(b"\0 ") != MANUFACTURER.encode():
-        return None
+        return False
     classes = (found.values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace") for tag in _CLASS_TAGS)
-    return "dicom-object" if any(map(is_written_class, classes)) else None
+    return any(map(is_written_class, classes))
 
 
 def is_written_class(sop_class_uid: str) -> bool:
