@@ -128,10 +128,9 @@ def fit_geometry(headers: Sequence[Header], normal: Vectors) -> tuple[Geometry, 
         )
     row, column = axes_of(first)
     affine = np.eye(4)
-    affine[:3, 0] = row / np.linalg.norm(row) * first.pixel_spacing[1]
-    affine[:3, 1] = column / np.linalg.norm(column) * first.pixel_spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = origin
+    along_i = row / np.linalg.norm(row) * first.pixel_spacing[1]
+    along_j = column / np.linalg.norm(column) * first.pixel_spacing[0]
+    affine[:3] = np.column_stack([along_i, along_j, step, origin])
     geometry = Geometry((first.columns, first.rows, len(headers)), lps_to_ras(affine))
     return geometry, (*rounded, *_notes(headers, float(np.linalg.norm(step)), tilt_degrees))
 
