@@ -22,9 +22,10 @@ from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
 from medseg.labels.dicom_objects import hashed
+from medseg.labels.frames import GridPlaces
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.scheme import LabelScheme
-from medseg.outputs.source import Frame, SourceImages, embed, placed
+from medseg.outputs.source import Frame, SourceImages, placed
 from medseg.results.verdict import Verdict
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
@@ -194,9 +195,9 @@ class Job:
 
     def view(self, volume: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The part of a volume on the grid that one of :attr:`frames` shows, as (row, column)."""
-        found = embed(volume, self.geometry, frame)
+        found = GridPlaces(self.geometry, frame.shape).view(volume, frame)
         assert found is not None, "frames lie in the grid"
-        return found
+        return found[0]
 
     def covered(self) -> None:
         """Refuse a label map of which part lies on no frame of the source.

@@ -143,7 +143,7 @@ def _outlines(mask: NDArray[np.bool_], frame: Frame, source: SourceImages) -> li
 
 
 def _ring(pixels: NDArray[np.float64], kind: str, frame: Frame, source: SourceImages) -> Dataset:
-    points = frame.position + pixels[:, :1] * frame.along_columns + pixels[:, 1:] * frame.along_rows
+    points = frame.position + pixels[:, :1] * frame.steps[0] + pixels[:, 1:] * frame.steps[1]
     item = Dataset()
     item.ContourImageSequence = [_image(source.datasets[frame.dataset], frame.number)]
     item.ContourGeometricType = kind

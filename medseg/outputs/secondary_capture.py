@@ -74,7 +74,7 @@ def _stacked(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _picture(job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[int, int, Window]) -> NDArray[np.uint8]:
     """One frame of the source as the report shows a slice, its case and plane above, what the colours mean below."""
     number, count, window = shown
-    view = view_of_frame(frame.along_columns * _TO_RAS, frame.along_rows * _TO_RAS)
+    view = view_of_frame(*(frame.steps * _TO_RAS))
     panel = draw(
         view,
         job.view(image, frame),
