@@ -170,15 +170,15 @@ def header_path(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) if pair is None else pair[0]
 
 
+def first_of_pair(path: str | os.PathLike[str]) -> str:
+    """The header where a file holds the values of a pair whose header is there, else the file itself."""
+    header = header_path(path)
+    return header if os.path.exists(header) else os.fspath(path)  # noqa: PTH110
+
+
 def is_second_of_pair(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds the values of a pair whose header is there, so that it is no image of its own."""
-    header = header_path(path)
-    return header != os.fspath(path) and os.path.exists(header)  # noqa: PTH110
-
-
-def first_of_pair(path: str | os.PathLike[str]) -> str:
-    """The header where a file holds the values of a pair, else the file itself."""
-    return header_path(path) if is_second_of_pair(path) else os.fspath(path)
+    return first_of_pair(path) != os.fspath(path)
 
 
 def image_kind(path: str | os.PathLike[str]) -> Kind | None:
