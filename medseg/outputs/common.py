@@ -65,67 +65,36 @@ _PATIENT_AND_STUDY = (
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """What may be chosen about DICOM objects.
-
-    Parameters
-    ----------
-    notice
-        Goes into the series description (with the bundle's name, cut to 64 characters) and onto pictures.
-    run
-        Name of the run; part of what the identifiers are derived from, so the same run gives the same ones.
-    segmentation_type
-        ``"AUTO"``: ``"BINARY"``, one bit per pixel, where frames fill whole bytes; elsewhere a byte per pixel in the
-        form ``"FRACTIONAL"``, everything or nothing, because viewers misread frames that start within a byte.
-        ``"LABELMAP"`` has all segments in one and is known to few readers; ``"FRACTIONAL"`` asked for by name needs
-        ``probabilities``.
-    probabilities
-        One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
-    trust
-        The verdict on the case; goes into the report.
-    doubt
-        Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
-    when
-        Date and time to be written; now if not given.
-    asked
-        Labels that were looked for; empty: all. Of others nothing is stated where none occurs.
-    """
+    """What may be chosen about DICOM objects."""
 
     notice: str = "Research, not for clinical use"
-    run: str = ""
+    """Goes into the series description (with the bundle's name, cut to 64 characters) and onto pictures."""
+    run: str = ""  # name of the run; part of what the identifiers are derived from, so the same run gives the same ones
     segmentation_type: SegmentationType = "AUTO"
+    """``"AUTO"``: ``"BINARY"``, one bit per pixel, where frames fill whole bytes; elsewhere a byte per pixel in the
+    form ``"FRACTIONAL"``, everything or nothing, because viewers misread frames that start within a byte.
+    ``"LABELMAP"`` has all segments in one and is known to few readers; ``"FRACTIONAL"`` asked for by name needs
+    ``probabilities``."""
     probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
-    trust: Verdict | None = None
+    """One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``."""
+    trust: Verdict | None = None  # the verdict on the case; goes into the report
     doubt: NDArray[np.floating[Any]] | None = None
-    when: datetime | None = None
+    """Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures."""
+    when: datetime | None = None  # date and time to be written; now if not given
     asked: frozenset[int] = frozenset()
+    """Labels that were looked for; empty: all. Of others nothing is stated where none occurs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One result on its way into a DICOM object.
+    """One result on its way into a DICOM object."""
 
-    Parameters
-    ----------
-    labels
-        Integers on ``geometry``, axes (i, j, k).
-    geometry
-        The source's grid, in any axis order.
-    source
-        Headers and frames of the source.
-    bundle
-        What made the result.
-    options
-        See :class:`WriteOptions`.
-    record
-        The source's record, for writers that need its pixels.
-    """
-
-    labels: NDArray[np.integer[Any]]
-    geometry: Geometry
-    source: SourceImages
-    bundle: BundleLike
-    options: WriteOptions = field(default_factory=WriteOptions)
-    record: SeriesRecord | None = None
+    labels: NDArray[np.integer[Any]]  # integers on ``geometry``, axes (i, j, k)
+    geometry: Geometry  # the source's grid, in any axis order
+    source: SourceImages  # headers and frames of the source
+    bundle: BundleLike  # what made the result
+    options: WriteOptions = field(default_factory=WriteOptions)  # see :class:`WriteOptions`
+    record: SeriesRecord | None = None  # the source's record, for writers that need its pixels
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.geometry.shape:

@@ -27,21 +27,12 @@ _ANY_SOURCE = ("nifti", "probabilities", "doubt")
 
 @dataclass
 class Written:
-    """What became of the outputs of a case.
+    """What became of the outputs of a case."""
 
-    Parameters
-    ----------
-    stamps
-        Of each file, by name.
-    missing
-        Why the source cannot have an output, by kind.
-    failed
-        Kind and error of the output at which writing stopped; None if it did not.
-    """
-
-    stamps: dict[str, FileStamp] = field(default_factory=dict)
-    missing: dict[str, Refusal] = field(default_factory=dict)
+    stamps: dict[str, FileStamp] = field(default_factory=dict)  # of each file, by name
+    missing: dict[str, Refusal] = field(default_factory=dict)  # why the source cannot have an output, by kind
     failed: tuple[str, Exception] | None = None
+    """Kind and error of the output at which writing stopped; None if it did not."""
 
     @property
     def not_written(self) -> dict[str, Reason]:

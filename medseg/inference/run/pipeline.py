@@ -45,18 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenedBundle:
-    """What a process opens once and uses for every case.
+    """What a process opens once and uses for every case."""
 
-    Parameters
-    ----------
-    predictor
-        The bundle's network and trust model.
-    lock
-        Held while a case is computed: one at a time, since every core and the memory are taken by one.
-    """
-
-    predictor: Predictor
+    predictor: Predictor  # the bundle's network and trust model
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a case is computed: one at a time, since every core and the memory are taken by one."""
 
     @classmethod
     def of(cls, context: RunContext, kept: MutableMapping[str, OpenedBundle] | None = None) -> OpenedBundle:
@@ -147,24 +140,12 @@ def watched(case_id: str, stage: str, limit_s: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What reading has learnt of a case.
+    """What reading has learnt of a case."""
 
-    Parameters
-    ----------
-    geometry
-        The source grid.
-    note
-        What is worth knowing of the volume.
-    content_key
-        Digest of the files' bytes.
-    trained_on
-        Whether the bundle has learnt from it.
-    """
-
-    geometry: Geometry
-    note: str
-    content_key: str
-    trained_on: bool | None
+    geometry: Geometry  # the source grid
+    note: str  # what is worth knowing of the volume
+    content_key: str  # digest of the files' bytes
+    trained_on: bool | None  # whether the bundle has learnt from it
 
 
 @dataclass(frozen=True)
