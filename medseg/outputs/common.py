@@ -171,10 +171,7 @@ class Job:
     def covered(self) -> None:
         """Refuse a label map of which part lies on no frame of the source.
 
-        Raises
-        ------
-        Refusal
-            ``geometry-mismatch``.
+        Raises ``Refusal``: ``geometry-mismatch``.
         """
         seen = np.zeros(self.labels.shape, dtype=bool)
         for frame in self.frames:
@@ -249,10 +246,7 @@ def copy_identity(source: Dataset, dataset: Dataset) -> None:
 def save_checked(dataset: Dataset, path: Path, check: Callable[[Path], None]) -> Path:
     """Write an object under a temporary name, let ``check`` read it again, and only then give it its name.
 
-    Raises
-    ------
-    CaseFailed
-        If the file cannot be written, or ``check`` finds another content.
+    Raises ``CaseFailed`` if the file cannot be written, or ``check`` finds another content.
     """
     try:
         with atomic_path(path) as partial:

@@ -32,12 +32,8 @@ _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"
 def write_rtstruct(job: Job, path: Path) -> Path:
     """Write an RT Structure Set; each ROI's description states the Dice of filling its contours again.
 
-    Raises
-    ------
-    Refusal
-        ``geometry-mismatch`` if the label map is not on the source's grid.
-    CaseFailed
-        If filling the contours of the file read again does not give the mask.
+    Raises ``Refusal``: ``geometry-mismatch`` if the label map is not on the source's grid; ``CaseFailed`` if filling
+    the contours of the file read again does not give the mask.
     """
     job.covered()
     codes = list(job.codes.values())

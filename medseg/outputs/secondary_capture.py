@@ -24,10 +24,7 @@ _TO_RAS = np.array([-1.0, -1.0, 1.0])
 def write_sc(job: Job, path: Path) -> Path:
     """Write a multi-frame true colour secondary capture: the worst slice first, then every slice with a structure.
 
-    Raises
-    ------
-    CaseFailed
-        If the pictures read again differ from what was drawn.
+    Raises ``CaseFailed`` if the pictures read again differ from what was drawn.
     """
     job.covered()
     image = np.zeros(job.labels.shape, np.float32) if job.record is None else read_volume(job.record)[0]

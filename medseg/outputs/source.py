@@ -68,10 +68,7 @@ class SourceImages:
 def read_source(record: SeriesRecord) -> SourceImages:
     """Read the headers of a record's files.
 
-    Raises
-    ------
-    Refusal
-        ``no-dicom-source`` if the record is not DICOM, ``no-geometry`` if a frame cannot be placed.
+    Raises ``Refusal``: ``no-dicom-source`` if the record is not DICOM, ``no-geometry`` if a frame cannot be placed.
     """
     if record.kind != "dicom":
         raise Refusal(

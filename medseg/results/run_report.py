@@ -277,10 +277,7 @@ class RunReport:
     def write(self) -> None:
         """Write ``run.json`` and ``results.csv`` into the folder.
 
-        Raises
-        ------
-        OutputUnusable
-            If they cannot be written.
+        Raises ``OutputUnusable`` if they cannot be written.
         """
         try:
             write_json(self.folder / RUN_JSON, self.to_json())
@@ -296,10 +293,7 @@ class RunReport:
     def read(cls, folder: Path) -> RunReport:
         """What ``medseg infer`` wrote into a folder.
 
-        Raises
-        ------
-        UsageError
-            If ``run.json`` is missing or damaged.
+        Raises ``UsageError`` if ``run.json`` is missing or damaged.
         """
         path = folder / RUN_JSON
         try:
@@ -316,10 +310,7 @@ class RunReport:
     def find(cls, folder: Path) -> RunReport | None:
         """The run that wrote ``folder``; None if no run did (another command's ``run.json`` has no cases).
 
-        Raises
-        ------
-        UsageError
-            If ``run.json`` or the state file is damaged.
+        Raises ``UsageError`` if ``run.json`` or the state file is damaged.
         """
         report = cls.read(folder) if _has_cases(folder / RUN_JSON) else cls(folder, (), unfinished=True)
         report = replace(report, stored=_stored(folder / STATE_NAME))

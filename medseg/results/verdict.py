@@ -188,10 +188,7 @@ class Verdict:
     def from_json(cls, content: Mapping[str, Any]) -> Verdict:
         """From what :meth:`to_json` made; older runs left out what they did not know.
 
-        Raises
-        ------
-        ValueError, LookupError, TypeError
-            If the content is something else.
+        Raises ``ValueError``, ``LookupError``, ``TypeError`` if the content is something else.
         """
         decision = content["verdict"]
         if decision not in DECISIONS:

@@ -37,10 +37,7 @@ Slices = tuple[slice, slice, slice]
 class Crop:
     """A box of one case on the network's grid.
 
-    Raises
-    ------
-    UsageError
-        If the shapes do not fit together.
+    Raises ``UsageError`` if the shapes do not fit together.
     """
 
     image: Tensor  # ``(C, H, W, D)`` as the network saw it

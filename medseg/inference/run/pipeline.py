@@ -109,10 +109,7 @@ def in_background(function: Callable[[], T]) -> Future[T]:
 def result_of(job: Future[T], timeout_s: float) -> T:
     """Wait for a job, or raise what it raised.
 
-    Raises
-    ------
-    TimeoutError
-        If it takes longer; its thread is left behind.
+    Raises ``TimeoutError`` if it takes longer; its thread is left behind.
     """
     try:
         return job.result(timeout_s)
@@ -273,10 +270,7 @@ class CaseTask:
 def work_on(case: InputCase, context: RunContext, opened: OpenedBundle) -> tuple[CaseResult, str]:
     """Take one case through all stages in turn: its result, and the digest of its bytes if they were read.
 
-    Raises
-    ------
-    Interrupted
-        If the run has ended or another one has taken its place.
+    Raises ``Interrupted`` if the run has ended or another one has taken its place.
     """
     task = CaseTask(case, context)
     read = task.attempt("reading", lambda: task.wait("reading", in_background(task.read)))
