@@ -171,27 +171,25 @@ def record_of_leftovers(folder: str, leftovers: Iterable[Leftover]) -> SeriesRec
     return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
 
 
-def _place_and_suffix(file: str) -> tuple[str, str]:
-    return os.path.dirname(file), _suffix(file)  # noqa: PTH120
-
-
 def with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
     """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
     by_folder: dict[str, list[Leftover]] = defaultdict(list)
     for left in leftovers:
         by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
-    noted: list[SeriesRecord] = []
     told: dict[frozenset[tuple[str, str]], tuple[str, ...]] = {}  # once for all series of the same folders and suffixes
-    for record in records:
-        noticed = by_folder and record.usable and record.kind == "dicom"
-        where = frozenset(map(_place_and_suffix, record.files)) if noticed else frozenset()
+
+    def noted(record: SeriesRecord) -> SeriesRecord:
+        if not record.usable or record.kind != "dicom":
+            return record
+        where = frozenset((os.path.dirname(file), _suffix(file)) for file in record.files)  # noqa: PTH120
         if where not in told:
             beside = [left for folder in {folder for folder, _ in where} for left in by_folder.get(folder, ())]
-            told[where] = note_on(beside, record.files) if noticed else ()
-        noted.append(replace(record, notes=(*record.notes, *told[where])) if told[where] else record)
+            told[where] = note_on(beside, record.files)
+        return replace(record, notes=(*record.notes, *told[where])) if told[where] else record
+
     known = {os.path.dirname(file) for record in records if record.kind == "dicom" for file in record.files}  # noqa: PTH120
     alone = (record_of_leftovers(folder, beside) for folder, beside in by_folder.items() if folder not in known)
-    return [*noted, *(record for record in alone if record is not None)]
+    return [*map(noted, records), *(record for record in alone if record is not None)]
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:
