@@ -151,7 +151,6 @@ class _Mark:
 
 
 _PLAIN_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_CONTAINERS = {"EMPTY_TUPLE": (), "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Follower:

@@ -314,11 +314,8 @@ def key_of_sums(sums: Mapping[str, str]) -> str:
 def load(case: InputCase) -> LoadedCase:
     """Read the volume(s) of a case.
 
-    Raises
-    ------
-    Refusal
-        Whatever reading refuses; ``geometry-mismatch`` if the channels lie on different grids and the bundle does not
-        resample them itself, or cannot be laid over each other.
+    Raises ``Refusal``: whatever reading refuses; ``geometry-mismatch`` if the channels lie on different grids and the
+    bundle does not resample them itself, or cannot be laid over each other.
     """
     if case.refusal is not None:
         raise case.refusal

@@ -52,10 +52,7 @@ class EngineChoice:
 
         ``precision`` is ``"fp32"``, ``"bf16"`` or ``"auto"``, as the rule says.
 
-        Raises
-        ------
-        UsageError
-            If this machine has no such engine, there is no such precision, or both were asked for.
+        Raises ``UsageError`` if this machine has no such engine, there is no such precision, or both were asked for.
         """
         if engine == "auto":
             by_rule = AUTOCAST if torch.device(device).type == "cuda" else REFERENCE
@@ -95,12 +92,8 @@ def candidates(device: str = "cpu") -> list[str]:
 def build_engine(name: str, network: nn.Module, device: str = "cpu") -> Engine:
     """Build one engine around a network in evaluation mode, which stays as it is.
 
-    Raises
-    ------
-    UsageError
-        If there is no engine of this name.
-    MissingDependency
-        If it needs a package that is not installed.
+    Raises ``UsageError`` if there is no engine of this name; ``MissingDependency`` if it needs a package that is not
+    installed.
     """
     if name == REFERENCE:
         return TorchEngine(network, device)

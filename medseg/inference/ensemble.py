@@ -121,12 +121,8 @@ def load_models(
     The bundle says how images are prepared and labels are made; ``ensemble`` are folders of bundles, whose networks may
     differ, and weights files for its ``network`` (folds).
 
-    Raises
-    ------
-    UsageError
-        If there is no such file or folder, or a bundle labels other structures or prepares images differently.
-    BundleError, UntrustedBundle
-        As :meth:`medseg.bundle.Bundle.load_network`.
+    Raises ``UsageError`` if there is no such file or folder, or a bundle labels other structures or prepares images
+    differently; ``BundleError``, ``UntrustedBundle``: as :meth:`medseg.bundle.Bundle.load_network`.
     """
     return [_load(Path(place), bundle, network, device) for place in ensemble]
 

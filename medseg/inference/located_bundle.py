@@ -48,10 +48,7 @@ class Locating:
 
         What they leave open is in the bundle's metadata under ``locate``.
 
-        Raises
-        ------
-        UsageError
-            If there is no recipe, or no such bundle.
+        Raises ``UsageError`` if there is no recipe, or no such bundle.
         """
         recipe = bundle.metadata.get("locate") or {}
         name, colon, structure = ("", "", "") if asked == AUTO else _parted(asked)

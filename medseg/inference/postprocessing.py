@@ -85,12 +85,8 @@ def read_postprocessing(
     the bundle's name is for messages. With a ``table`` the output's channels are regions, and become one label map.
     ``labels`` are the names of the channels, background left out.
 
-    Raises
-    ------
-    BundleError
-        If it does not end in a label map.
-    MissingDependency
-        If a package that one of the transforms needs is not installed.
+    Raises ``BundleError`` if it does not end in a label map; ``MissingDependency`` if a package that one of the
+    transforms needs is not installed.
     """
     steps, saved, notes = _until_saved(_listed(transforms), bundle)
     trial = _Trial(steps, saved, channels, bundle)

@@ -25,10 +25,7 @@ Volume = NDArray[np.uint8]
 def require_probabilities(config: InferenceConfig, bundle: str) -> None:
     """Refuse a bundle whose network gives no probabilities that medseg can take to the source grid.
 
-    Raises
-    ------
-    UsageError
-        If its postprocessing has no softmax or sigmoid, or is run as written.
+    Raises ``UsageError`` if its postprocessing has no softmax or sigmoid, or is run as written.
     """
     if config.post.written is not None:
         why = "its postprocessing is none of the usual orders and is run as written, which leaves labels alone"

@@ -86,10 +86,7 @@ def parse_region(text: str) -> Region:
     Six numbers ``x0,y0,z0,x1,y1,z1`` are two opposite corners in mm, RAS+; with ``voxels:`` in front they are voxel
     indices, both ends included. Anything else is a mask image: the box around its voxels that are not zero.
 
-    Raises
-    ------
-    UsageError
-        If it is none of these, or the mask is empty.
+    Raises ``UsageError`` if it is none of these, or the mask is empty.
     """
     in_voxels = text.startswith("voxels:")
     numbers = [part for part in re.split(r"[,\s]+", text.removeprefix("voxels:").strip()) if part]

@@ -131,12 +131,8 @@ def sliding_window(volume: torch.Tensor, settings: WindowSettings, network: Netw
     The volume is ``(C, H, W, D)`` float32 on the CPU; the network maps a batch ``(N, C, *roi)`` to scores
     ``(N, K, *roi)``; consecutive chunks together cover the first axis.
 
-    Raises
-    ------
-    Refusal
-        As :func:`plan_windows`.
-    CaseFailed
-        If the network returns a value that is not finite, or of another size than its input.
+    Raises ``Refusal``: as :func:`plan_windows`; ``CaseFailed`` if the network returns a value that is not finite, or
+    of another size than its input.
     """
     plan = plan_windows(volume.shape[1:], settings)
     padded = _pad(volume, plan, settings)

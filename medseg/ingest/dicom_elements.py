@@ -23,6 +23,8 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 IMPLICIT: Final = "1.2.840.10008.1.2"
 EXPLICIT: Final = "1.2.840.10008.1.2.1"
 BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+NATIVE: Final = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
+"""Transfer syntaxes, and those of them whose pixel data are not compressed by themselves."""
 
 _TRANSFER_SYNTAX: Final = 0x00020010
 _MEDIA_SOP_CLASS: Final = 0x00020002

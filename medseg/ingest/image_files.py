@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -41,28 +43,27 @@ def _header(path: str | os.PathLike[str], kind: Kind) -> ImageHeader:
 
 def read_image(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Volume:
     """Values with axes (i, j, k), grid and facts of one image file, or a Refusal; as stored, float32 if scaled."""
-    kind = image_kind(path)
-    if kind is None:
-        raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")
-    try:
-        header = _header(path, kind)
+    with _opened(path) as (header, facts):
         values = read_stored(header.stored, dtype)
-    except OSError as error:
-        raise Refusal("unreadable", f"the file cannot be read ({error.strerror or error}); check the path") from error
-    facts: dict[str, Any] = {"kind": kind, "notes": header.notes, "scaling": header.stored.scaling, "resampled": None}
-    return values, header.geometry, {**facts, "case_id": case_id_of(path)}
+        return values, header.geometry, {**facts, "scaling": header.stored.scaling, "resampled": None}
 
 
 def read_image_grid(path: str | os.PathLike[str]) -> tuple[Geometry, dict[str, Any]]:
     """Grid and facts of one image file from its header alone, or a Refusal."""
+    with _opened(path) as (header, facts):
+        return header.geometry, facts
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[ImageHeader, dict[str, Any]]]:
     kind = image_kind(path)
     if kind is None:
         raise Refusal("unreadable", "not a NIfTI, MetaImage or NRRD file by its name; convert it or rename it")
     try:
         header = _header(path, kind)
+        yield header, {"kind": kind, "notes": header.notes, "case_id": case_id_of(path)}
     except OSError as error:
         raise Refusal("unreadable", f"the file cannot be read ({error.strerror or error}); check the path") from error
-    return header.geometry, {"kind": kind, "notes": header.notes, "case_id": case_id_of(path)}
 
 
 def inspect_image(path: str | os.PathLike[str]) -> SeriesRecord:

@@ -13,11 +13,11 @@ import json
 import logging
 import os
 import sqlite3
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -126,9 +126,10 @@ class _Update:
         first = list(islice(batches, _FEW_BATCHES))
         if len(first) < _FEW_BATCHES:  # starting processes would take longer
             workers = 1
-        under_way: deque[list[FoundFile]] = deque()
-        for found in bounded_map(_parse, _paths(chain(first, batches), under_way), workers):
-            self._index.add(under_way.popleft(), found)
+        read, kept = tee(chain(first, batches))
+        headers = bounded_map(_parse, ([file.path for file in batch] for batch in read), workers)
+        for batch, found in zip(kept, headers, strict=True):
+            self._index.add(batch, found)
             self._advance(len(found))
         for folder, names in self._named:
             self._index.include_named(folder, names)
@@ -189,13 +190,6 @@ def _batched(files: Iterable[FoundFile]) -> Iterator[list[FoundFile]]:
     iterator = iter(files)
     while batch := list(islice(iterator, _BATCH_FILES)):
         yield batch
-
-
-def _paths(batches: Iterable[list[FoundFile]], under_way: deque[list[FoundFile]]) -> Iterator[list[str]]:
-    """The paths of each batch; the batch itself joins those whose headers are being read."""
-    for batch in batches:
-        under_way.append(batch)
-        yield [file.path for file in batch]
 
 
 def _judged(index: IndexDatabase) -> list[SeriesRecord]:
@@ -280,14 +274,7 @@ def _with_unique_ids(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
 
 def _parse(paths: Sequence[str]) -> list[Found]:
     """Read the headers of some files. What goes in and out are plain strings, which pass to a process fast."""
-    return [_found_or_refused(path) for path in paths]
-
-
-def _found_or_refused(path: str) -> Found:
-    try:
-        return _found(path)
-    except Exception as error:  # noqa: BLE001 - one file that no reader foresaw must not end the index of an archive
-        return _of_refused(path, "unreadable", _unforeseen(error))
+    return [_found(path) for path in paths]
 
 
 def _found(path: str) -> Found:
@@ -300,6 +287,8 @@ def _found(path: str) -> Found:
             return _of_leftover(leftover_of(path))
         message = f"the file cannot be opened ({error.strerror}); check the link or its permissions"
         return _of_refused(path, "unreadable", message)
+    except Exception as error:  # noqa: BLE001 - one file that no reader foresaw must not end the index of an archive
+        return _of_refused(path, "unreadable", _unforeseen(error))
 
 
 def _of_member(path: str) -> Found:

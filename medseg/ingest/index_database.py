@@ -54,8 +54,10 @@ WHERE files.series = ? AND (
 ORDER BY files.id
 """
 
-_NO_SERIES = 0
-"""Series number of files that hold no image."""
+# Files that hold no image belong to no series, which is series 0.
+_ADD_FILES = """
+INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, COALESCE((SELECT id FROM series WHERE key = ?), 0))
+"""
 
 Found = tuple[str, str]
 """What was found in one file: the key of its series (empty: nothing of interest) and its header as text."""
@@ -97,7 +99,6 @@ class IndexDatabase:
             self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise UsageError(f"cannot use {path} as an index: {error}; give another --database or delete it") from error
-        self._series: dict[str, int] = {}
         self._written = 0
 
     def __enter__(self) -> IndexDatabase:
@@ -169,28 +170,18 @@ class IndexDatabase:
         rows, headers = [], []
         for number, ((folder, _, entry), (key, payload)) in enumerate(zip(files, found, strict=True), last + 1):
             name, size, mtime_ns = entry
-            rows.append((number, folder, os.fsencode(name), size, mtime_ns, _token(folder, entry), self._number(key)))
+            rows.append((number, folder, os.fsencode(name), size, mtime_ns, _token(folder, entry), key))
             if key:
                 headers.append((number, payload))
-        self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        keys = dict.fromkeys((key,) for key, _ in found if key)
+        self._connection.executemany("INSERT OR IGNORE INTO series (key) VALUES (?)", keys)
+        self._connection.executemany(_ADD_FILES, rows)
         self._connection.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?)", headers)
         self._written += len(rows)
         if self._written >= _COMMIT_EVERY:
             self._written = 0
             self._connection.execute("COMMIT")
             self._connection.execute("BEGIN")
-
-    def _number(self, key: str) -> int:
-        if not key:
-            return _NO_SERIES
-        known = self._series.get(key)
-        if known is None:
-            self._connection.execute("INSERT OR IGNORE INTO series (key) VALUES (?)", (key,))
-            known = int(self._connection.execute("SELECT id FROM series WHERE key = ?", (key,)).fetchone()[0])
-            if len(self._series) > 100_000:
-                self._series.clear()
-            self._series[key] = known
-        return known
 
     def forget_folders_below(self, root: str) -> None:
         """Drop folders below ``root`` that this scan did not meet, with their files."""

@@ -26,14 +26,13 @@ from medseg.ingest.dicom_elements import open_file, read_elements
 from medseg.ingest.record import SeriesRecord, case_id_of, image_kind
 from medseg.ingest.stored_values import read_begin
 
-OwnKind = Literal["label-map", "doubt-map", "probability-map", "dicom-object", "listed"]
-"""A label map, maps of doubt or probabilities, a DICOM object, or a file that the ``run.json`` beside it lists."""
+OwnKind = Literal["label-map", "doubt-map", "probability-map"]
 
 MANUFACTURER: Final = "medseg"
 """What medseg's DICOM objects state as their manufacturer."""
 
 _log = logging.getLogger(__name__)
-_MARKED: Final = {kind: f"medseg {kind}".encode() for kind in get_args(OwnKind)[:3]}
+_MARKS: Final = tuple(f"medseg {kind}".encode() for kind in get_args(OwnKind))
 _DESCRIP: Final = slice(148, 228)  # of a NIfTI-1 header; NIfTI-2 is not written
 _MANUFACTURER_TAG: Final = 0x00080070
 _CLASS_TAGS: Final = (0x00080016, 0x00020002)  # of the object, and in the file meta information
@@ -44,24 +43,19 @@ _LARGEST_RUN_BYTES: Final = 256 * 1024 * 1024
 
 def mark(kind: OwnKind) -> str:
     """What a NIfTI result of this kind carries as its description."""
-    return _MARKED[kind].decode()
+    return f"medseg {kind}"
 
 
 def is_own_output(path: str | os.PathLike[str]) -> bool:
-    """Whether medseg wrote this file as a result, so that it is no input."""
-    return own_output(path) is not None
-
-
-def own_output(path: str | os.PathLike[str]) -> OwnKind | None:
-    """What medseg wrote into this file, whose header alone is read; ``None`` for anything else, or if unreadable."""
+    """Whether medseg wrote this file as a result, so that it is no input: its header says so, or the run beside it."""
     kind = image_kind(path)
     try:
-        found = _of_nifti(path) if kind == "nifti" else None
-        if found is None and (kind is None or os.fspath(path).lower().endswith((".img", ".hdr"))):
-            found = _of_dicom(path)
+        own = kind == "nifti" and read_begin(path, _DESCRIP.stop)[_DESCRIP].rstrip(b"\0 ") in _MARKS
+        if not own and (kind is None or os.fspath(path).lower().endswith((".img", ".hdr"))):
+            own = _is_own_object(path)
     except (OSError, Refusal):
-        found = None
-    return found or ("listed" if os.path.basename(path) in _listed_beside(path) else None)  # noqa: PTH119
+        own = False
+    return own or os.path.basename(path) in _listed_beside(path)  # noqa: PTH119
 
 
 def without_own(paths: Sequence[Path]) -> list[Path]:
@@ -78,17 +72,12 @@ def warn_of_own(sources: Sequence[str]) -> None:
         _log.warning("%s, such as %s", what, shown(sources[0]))
 
 
-def _of_nifti(path: str | os.PathLike[str]) -> OwnKind | None:
-    text = read_begin(path, _DESCRIP.stop)[_DESCRIP].rstrip(b"\0 ")
-    return next((kind for kind, marked in _MARKED.items() if text == marked), None)
-
-
-def _of_dicom(path: str | os.PathLike[str]) -> OwnKind | None:
+def _is_own_object(path: str | os.PathLike[str]) -> bool:
     found = read_elements(path, frozenset((_MANUFACTURER_TAG, *_CLASS_TAGS)))
     if found is None or found.values.get(_MANUFACTURER_TAG, b"").strip(b"\0 ") != MANUFACTURER.encode():
-        return None
+        return False
     classes = (found.values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace") for tag in _CLASS_TAGS)
-    return "dicom-object" if any(map(is_written_class, classes)) else None
+    return any(map(is_written_class, classes))
 
 
 def is_written_class(sop_class_uid: str) -> bool:
@@ -182,27 +171,25 @@ def record_of_leftovers(folder: str, leftovers: Iterable[Leftover]) -> SeriesRec
     return SeriesRecord(case_id_of(files[0]), folder, "dicom", files, reason="unreadable", message=message)
 
 
-def _place_and_suffix(file: str) -> tuple[str, str]:
-    return os.path.dirname(file), _suffix(file)  # noqa: PTH120
-
-
 def with_leftovers(records: list[SeriesRecord], leftovers: Sequence[Leftover]) -> list[SeriesRecord]:
     """Records with a note where files beside their slices could not be read, and one for each folder of such files."""
     by_folder: dict[str, list[Leftover]] = defaultdict(list)
     for left in leftovers:
         by_folder[os.path.dirname(left.path)].append(left)  # noqa: PTH120
-    noted: list[SeriesRecord] = []
     told: dict[frozenset[tuple[str, str]], tuple[str, ...]] = {}  # once for all series of the same folders and suffixes
-    for record in records:
-        noticed = by_folder and record.usable and record.kind == "dicom"
-        where = frozenset(map(_place_and_suffix, record.files)) if noticed else frozenset()
+
+    def noted(record: SeriesRecord) -> SeriesRecord:
+        if not record.usable or record.kind != "dicom":
+            return record
+        where = frozenset((os.path.dirname(file), _suffix(file)) for file in record.files)  # noqa: PTH120
         if where not in told:
             beside = [left for folder in {folder for folder, _ in where} for left in by_folder.get(folder, ())]
-            told[where] = note_on(beside, record.files) if noticed else ()
-        noted.append(replace(record, notes=(*record.notes, *told[where])) if told[where] else record)
+            told[where] = note_on(beside, record.files)
+        return replace(record, notes=(*record.notes, *told[where])) if told[where] else record
+
     known = {os.path.dirname(file) for record in records if record.kind == "dicom" for file in record.files}  # noqa: PTH120
     alone = (record_of_leftovers(folder, beside) for folder, beside in by_folder.items() if folder not in known)
-    return [*noted, *(record for record in alone if record is not None)]
+    return [*map(noted, records), *(record for record in alone if record is not None)]
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:

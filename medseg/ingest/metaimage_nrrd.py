@@ -22,11 +22,11 @@ from medseg.ingest.stored_values import Encoding, ImageHeader, StoredValues, is_
 from medseg.ingest.text_headers import (
     UNDECLARED,
     Fields,
-    finite_or_refused,
     header_lines,
     header_shape,
     read_header_bytes,
     to_mm,
+    to_number,
     vector,
 )
 from medseg.resources import check_field_of_view, check_volume_size
@@ -138,8 +138,8 @@ def _offset(fields: Fields, stored: StoredValues, *, packed: bool) -> int:
 
 
 def _scaling(fields: Fields, notes: list[str]) -> tuple[float, float] | None:
-    slope = finite_or_refused(fields.get("ElementToIntensityFunctionSlope"), "ElementToIntensityFunctionSlope", 1.0)
-    offset = finite_or_refused(fields.get("ElementToIntensityFunctionOffset"), "ElementToIntensityFunctionOffset", 0.0)
+    slope = fields.finite("ElementToIntensityFunctionSlope", 1.0)
+    offset = fields.finite("ElementToIntensityFunctionOffset", 0.0)
     if slope == 0:
         raise Refusal("undecodable", "ElementToIntensityFunctionSlope is 0, so that all values are one; correct it")
     if (slope, offset) == (1.0, 0.0):
@@ -288,7 +288,7 @@ def _check_other_lengths(fields: Fields, geometry: Geometry) -> None:
     if (to_mm([unit for unit in units if unit.lower() not in UNDECLARED], "units", []) != 1).any():
         raise Refusal("no-geometry", f"units are {written} beside space directions; give one of them in the header")
     for found, expected in zip(fields.get("spacings").split(), geometry.spacing_mm, strict=False):
-        spacing = _number(found)
+        spacing = to_number(found)
         if math.isfinite(spacing) and abs(spacing - expected) > 1e-3 * expected:
             raise Refusal(
                 "no-geometry",
@@ -298,19 +298,12 @@ def _check_other_lengths(fields: Fields, geometry: Geometry) -> None:
 
 def _check_not_quantised(fields: Fields) -> None:
     for name in ("old min", "old max"):
-        if math.isfinite(_number(fields.get(name))):
+        if math.isfinite(to_number(fields.get(name))):
             raise Refusal(
                 "undecodable",
                 f"{name} says that the values were quantised and are not what was measured; "
                 "restore them first (unu unquantize)",
             )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _nrrd_stored(

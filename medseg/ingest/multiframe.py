@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from medseg.errors import ReasonCode, Refusal
@@ -108,7 +109,7 @@ def _frame(group: Any, shared: Any, rescale: tuple[float, float] | None) -> Fram
     thickness = _numbers(measures, tags.SLICE_THICKNESS, 1)
     return Frame(
         position=_numbers(place, tags.IMAGE_POSITION, 3),
-        position_decimals=tags.decimals_of(_raw_text(place, tags.IMAGE_POSITION)),
+        position_decimals=tags.decimals_of(raw_text(place, tags.IMAGE_POSITION)),
         orientation=_numbers(first("PlaneOrientationSequence"), tags.IMAGE_ORIENTATION, 6),
         pixel_spacing=_numbers(measures, tags.PIXEL_SPACING, 2),
         slice_thickness_mm=None if thickness is None else thickness[0],
@@ -135,7 +136,7 @@ def _numbers(item: Any, tag: int, count: int, *, may_be_empty: bool = True) -> t
     """Decimal strings of an item; ``None`` if absent. What is there and no number is refused, not taken as absent."""
     if not item or tag not in item:
         return None
-    text = _raw_text(item, tag)
+    text = raw_text(item, tag)
     if not text and may_be_empty:
         return None
     complaint = tags.complaint_about(tag, text, count)
@@ -144,8 +145,11 @@ def _numbers(item: Any, tag: int, count: int, *, may_be_empty: bool = True) -> t
     return tags.numbers_of(text)
 
 
-def _raw_text(item: Any, tag: int) -> str:
-    """The text of an element as written: pydicom's own numbers refuse some, and hide how many digits there were."""
+def raw_text(item: Any, tag: int | str) -> str:
+    """The text of an element of a data set as written, empty if there is none.
+
+    pydicom raises where a number or a time is not one, and hides how many digits there were.
+    """
     from pydicom.multival import MultiValue
 
     element = item.get_item(tag) if item and tag in item else None
@@ -153,7 +157,7 @@ def _raw_text(item: Any, tag: int) -> str:
     if isinstance(value, bytes):
         return value.decode("latin-1").strip("\0 ")
     parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
-    return "\\".join(str(part) for part in parts)
+    return "\\".join(str(part) for part in parts).strip()
 
 
 def _attributes(first: Callable[[str], Any]) -> dict[str, str]:
@@ -207,9 +211,6 @@ def _check_parts(parts: list[tuple[Concatenation, int]]) -> tuple[str, ...]:
 
 def _join(parts: list[tuple[Concatenation, int]]) -> bool:
     """Whether each part begins where the one before ends, as far as the offsets (0020,9228) are given."""
-    begin = 0
-    for part, frames in sorted(parts, key=lambda item: item[0].number or 0):
-        if part.offset is not None and part.offset != begin:
-            return False
-        begin += frames
-    return True
+    ordered = sorted(parts, key=lambda item: item[0].number or 0)
+    begins = accumulate((frames for _, frames in ordered), initial=0)
+    return all(part.offset in (None, begin) for (part, _), begin in zip(ordered, begins, strict=False))

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from medseg.errors import Refusal, UsageError
 from medseg.files import atomic_path
 from medseg.geometry import POSITION_TOLERANCE_MM, SPACING_TOLERANCE_FRACTION, Geometry
-from medseg.ingest.record import pair_of
+from medseg.ingest.record import pair_of, plain_name
 from medseg.ingest.stored_values import ImageHeader, StoredValues, check_finite, is_gzip, read_begin
 from medseg.resources import check_field_of_view, check_volume_size
 
@@ -74,13 +74,10 @@ def _both_halves(path: str | os.PathLike[str]) -> tuple[str, str]:
     header, data = pair_of(path) or (os.fspath(path), os.fspath(path))
     for half, other in ((header, data), (data, header)):
         if half != other and not os.path.exists(half):  # noqa: PTH110 - names that are not UTF-8 survive
-            message = f"{_name(other)} is one half of a pair, and {_name(half)} is not beside it; copy both files"
+            there, absent = (plain_name(os.path.basename(path)) for path in (other, half))  # noqa: PTH119
+            message = f"{there} is one half of a pair, and {absent} is not beside it; copy both files"
             raise Refusal("unreadable", message)
     return header, data
-
-
-def _name(path: str) -> str:
-    return os.path.basename(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PTH119
 
 
 def _structure(block: bytes) -> tuple[Any, bool]:
@@ -214,25 +211,11 @@ def save_nifti(array: ArrayLike, affine: ArrayLike, path: str | os.PathLike[str]
     The sform (code 1, scanner) holds the affine; the qform holds it too unless the grid is sheared, which a qform
     cannot say. The same input gives the same bytes: no time and no name are stored.
 
-    Parameters
-    ----------
-    array
-        3D values, axes (i, j, k); booleans are written as uint8, float16 as float32.
-    affine
-        4×4, voxel index → mm, RAS+.
-    path
-        Ends in ``.nii`` or ``.nii.gz``.
-    description
-        At most 79 characters for the header's field ``descrip``, such as :func:`medseg.ingest.left_out.mark`.
-
-    Raises
-    ------
-    UsageError
-        Another suffix, or values of a type that NIfTI does not know.
-    Refusal
-        ``not-3d``, ``singular-affine`` or ``non-finite``: what no reader should be given.
-    OSError
-        The file cannot be written.
+    ``array``: 3D values, axes (i, j, k); booleans are written as uint8, float16 as float32. ``affine``: 4×4, voxel
+    index → mm, RAS+. ``description``: at most 79 characters for the header's field ``descrip``, such as
+    :func:`medseg.ingest.left_out.mark`. Raises ``UsageError`` if ``path`` ends in neither, or NIfTI does not know the
+    type of the values; ``Refusal`` for what no reader should be given: ``not-3d``, ``singular-affine``,
+    ``non-finite``; ``OSError`` if the file cannot be written.
     """
     target = Path(path)
     values = _storable(np.asarray(array))

@@ -7,7 +7,6 @@ slice's own rescale is applied. Source: PS3.3 C.7.6.3 (Image Pixel module), PS3.
 
 from __future__ import annotations
 
-import io
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medseg.errors import Refusal
-from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, inflate, open_file
+from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, NATIVE, inflate, open_file
 from medseg.ingest.dicom_header import Header
 from medseg.resources import check_volume_size, max_volume_bytes, usable_cores
 
@@ -31,7 +30,6 @@ _CODECS: Final = {
 }
 """Compressed transfer syntaxes that are decoded, and pydicom's plugin that decodes each."""
 
-_NATIVE: Final = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 _INTEGER_PIXELS: Final = 0x7FE00010
 LOSSY_SYNTAXES: Final = {
     f"{_JPEG}50": "JPEG baseline",
@@ -75,7 +73,7 @@ def _check_syntax(header: Header) -> None:
     syntax = header.transfer_syntax
     if syntax in _CODECS:
         return
-    if syntax not in _NATIVE:
+    if syntax not in NATIVE:
         raise Refusal(
             "undecodable",
             f"the transfer syntax {syntax} is not one of those read here; convert the files to Explicit VR Little "
@@ -168,11 +166,11 @@ def _native(header: Header) -> NDArray[Any]:
     if header.transfer_syntax == DEFLATED:
         _check_plausible(header)
         buffer = bytearray(inflate(header.path, header.data_set_offset, offset + length)[offset:])
+    elif header.transfer_syntax == BIG_ENDIAN and kind.itemsize == 1:
+        buffer = _bytes_in_words(header, offset, length)
     else:
         buffer = bytearray(length)
         with open_file(header.path) as handle:
-            if header.transfer_syntax == BIG_ENDIAN and kind.itemsize == 1:
-                return _bytes_in_words(handle, header, offset, length)
             handle.seek(offset)
             del buffer[handle.readinto(buffer) :]
     if len(buffer) < length:
@@ -183,22 +181,21 @@ def _native(header: Header) -> NDArray[Any]:
     return _without_unused_bits(stored, header)
 
 
-def _bytes_in_words(handle: io.FileIO, header: Header, offset: int, length: int) -> NDArray[Any]:
+def _bytes_in_words(header: Header, offset: int, length: int) -> bytearray:
     """Pixels of 8 bits in a big-endian file: swapped in pairs if they are words (OW), as they are if bytes (OB).
 
     Source: PS3.5 section 8.1.1 and annex A.3. The value representation stands 8 bytes before the value.
     """
-    handle.seek(header.pixel_offset - 8)
-    words = handle.read(2) == b"OW"
-    first = (offset - header.pixel_offset) % 2 if words else 0
-    handle.seek(offset - first)
-    buffer = np.frombuffer(handle.read(length + first + (length + first) % 2) or b"", np.uint8)
-    if buffer.size < length + first:
-        raise Refusal("truncated", f"a slice has {buffer.size} bytes of pixel data, expected {length}; copy it again")
+    first = (offset - header.pixel_offset) % 2
+    with open_file(header.path) as handle:
+        handle.seek(header.pixel_offset - 8)
+        words = handle.read(2) == b"OW"
+        handle.seek(offset - first)
+        buffer = bytearray(handle.read(length + first + (length + first) % 2) or b"")
     if words:
-        buffer = buffer[: buffer.size // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
-    stored = buffer[first : first + length].astype(_stored_type(header)).reshape(header.grid)
-    return _without_unused_bits(stored, header)
+        del buffer[len(buffer) // 2 * 2 :]
+        buffer[::2], buffer[1::2] = buffer[1::2], buffer[::2]
+    return buffer[first : first + length]
 
 
 def _without_unused_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -73,19 +74,16 @@ def read_volume(source: Source, *, dtype: DTypeLike | None = None, allow_resampl
     UsageError
         The path does not exist, or the list is empty or holds what does not exist or is a folder.
     """
-    if isinstance(source, SeriesRecord):
-        return _read_record(source, dtype, allow_resample)
-    found = _candidates(source)
-    if found.images:
-        if len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
-            raise _several(found)
-        return read_image(found.images[0], dtype)
-    from medseg.ingest.read_dicom import read_stack  # not needed for other image files
+    with _the_one(source) as (found, beside):
+        if isinstance(found, str):
+            values, geometry, facts = read_image(found, dtype)
+        else:
+            from medseg.ingest.read_dicom import read_stack  # not needed for other image files
 
-    stack = _the_one(found)
-    values, geometry, facts = read_stack(stack, dtype, allow_resample=allow_resample)
-    notes = (*facts["notes"], *note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
-    return values, geometry, {**facts, "notes": notes}
+            values, geometry, facts = read_stack(found, dtype, allow_resample=allow_resample)
+    if isinstance(source, SeriesRecord):
+        facts["case_id"] = source.case_id
+    return values, geometry, {**facts, "notes": tuple(dict.fromkeys((*facts["notes"], *beside)))}
 
 
 def read_grid(source: Source) -> tuple[Geometry, dict[str, Any]]:
@@ -93,44 +91,36 @@ def read_grid(source: Source) -> tuple[Geometry, dict[str, Any]]:
 
     Raises ``Refusal``: as :func:`read_volume`, as far as headers tell; ``UsageError``: as :func:`read_volume`.
     """
+    with _the_one(source) as (found, _):
+        if isinstance(found, str):
+            return read_image_grid(found)
+        from medseg.ingest.read_dicom import facts_of
+
+        if found.geometry is None:
+            raise Refusal(found.reason or "unreadable", found.message)
+        return found.geometry, facts_of(found)
+
+
+@contextmanager
+def _the_one(source: Source) -> Iterator[tuple[str | Stack, tuple[str, ...]]]:
+    """The image file or the stack that a source holds, on disk for the time being; with notes on what lies beside."""
     if isinstance(source, SeriesRecord):
         with on_disk(source.files) as files:
-            return _grid_of_record(source, files)
+            if source.kind == "dicom":
+                from medseg.ingest.read_dicom import stack_of
+
+                yield stack_of(source, files), source.notes
+            else:
+                yield files[0], source.notes  # the index knows what lay beside the files of the record
+        return
     found = _candidates(source)
-    if found.images:
-        if len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
-            raise _several(found)
-        return read_image_grid(found.images[0])
-    return _grid_of_stack(_the_one(found))
-
-
-def _grid_of_record(record: SeriesRecord, files: Sequence[str]) -> tuple[Geometry, dict[str, Any]]:
-    if record.kind != "dicom":
-        return read_image_grid(files[0])
-    from medseg.ingest.read_dicom import stack_of
-
-    return _grid_of_stack(stack_of(record, files))
-
-
-def _grid_of_stack(stack: Stack) -> tuple[Geometry, dict[str, Any]]:
-    from medseg.ingest.read_dicom import facts_of
-
-    if stack.geometry is None:
-        raise Refusal(stack.reason or "unreadable", stack.message)
-    return stack.geometry, facts_of(stack)
-
-
-def _read_record(record: SeriesRecord, dtype: DTypeLike | None, allow_resample: bool) -> Volume:
-    with on_disk(record.files) as files:
-        if record.kind == "dicom":
-            from medseg.ingest.read_dicom import read_stack, stack_of
-
-            values, geometry, facts = read_stack(stack_of(record, files), dtype, allow_resample=allow_resample)
-        else:
-            values, geometry, facts = read_image(files[0], dtype)
-    # The index knows what lay beside the files of the record.
-    notes = tuple(dict.fromkeys((*facts["notes"], *record.notes)))
-    return values, geometry, {**facts, "case_id": record.case_id, "notes": notes}
+    if not found.images:
+        stack = _stack_of(found.stacks)
+        yield stack, (*note_on(found.leftovers, stack.files), *_passed_over(stack, found.stacks))
+    elif len(found.images) > 1 or any(stack.is_volume for stack in found.stacks):
+        raise _several(found.stacks, found.images)
+    else:
+        yield found.images[0], ()
 
 
 def _candidates(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Candidates:
@@ -218,16 +208,16 @@ def _why_nothing(found: _Candidates, count: int) -> str:
     return f"{message}; {describe(named)}: copy or unpack them again" if named else f"{message}; check the folder"
 
 
-def _the_one(found: _Candidates) -> Stack:
-    volumes = [stack for stack in found.stacks if stack.is_volume]
+def _stack_of(stacks: Sequence[Stack]) -> Stack:
+    volumes = [stack for stack in stacks if stack.is_volume]
     broken = [stack for stack in volumes if stack.is_broken]
     if broken:  # which volume lacks the broken file, nobody knows
         return broken[0]
     if len(volumes) > 1:
-        raise _several(_Candidates(stacks=volumes))
+        raise _several(volumes)
     if volumes:
         return volumes[0]
-    return next((stack for stack in found.stacks if stack.reason == "single-slice"), found.stacks[0])
+    return next((stack for stack in stacks if stack.reason == "single-slice"), stacks[0])
 
 
 def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
@@ -237,10 +227,8 @@ def _passed_over(stack: Stack, stacks: Sequence[Stack]) -> tuple[str, ...]:
     return (f"passed over beside the volume: {beside}",) if beside else ()
 
 
-def _several(found: _Candidates) -> Refusal:
-    names = [
-        f"{s.case_id} ({s.headers[0].modality}, {len(s.headers)} slices, {s.reason or 'usable'})" for s in found.stacks
-    ]
-    names += map(case_id_of, found.images)
+def _several(stacks: Sequence[Stack], images: Sequence[str] = ()) -> Refusal:
+    names = [f"{s.case_id} ({s.headers[0].modality}, {len(s.headers)} slices, {s.reason or 'usable'})" for s in stacks]
+    names += map(case_id_of, images)
     shown = "; ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return Refusal("several-volumes", f"found {len(names)} volumes where one was expected: {shown}; give one of them")

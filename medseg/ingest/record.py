@@ -113,7 +113,7 @@ def grid_of(geometry: Geometry | None) -> dict[str, Any]:
 
 
 IMAGE_SUFFIXES: Final[dict[str, Kind]] = {
-    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), "nifti"),
+    **dict.fromkeys((".nii.gz", ".hdr.gz", ".img.gz", ".nii", ".hdr", ".img"), "nifti"),
     **dict.fromkeys((".mha", ".mhd"), "metaimage"),
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
 }
@@ -170,23 +170,25 @@ def header_path(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) if pair is None else pair[0]
 
 
+def first_of_pair(path: str | os.PathLike[str]) -> str:
+    """The header where a file holds the values of a pair whose header is there, else the file itself."""
+    header = header_path(path)
+    return header if os.path.exists(header) else os.fspath(path)  # noqa: PTH110
+
+
 def is_second_of_pair(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds the values of a pair whose header is there, so that it is no image of its own."""
-    header = header_path(path)
-    return header != os.fspath(path) and os.path.exists(header)  # noqa: PTH110
-
-
-def first_of_pair(path: str | os.PathLike[str]) -> str:
-    """The header where a file holds the values of a pair, else the file itself."""
-    return header_path(path) if is_second_of_pair(path) else os.fspath(path)
+    return first_of_pair(path) != os.fspath(path)
 
 
 def image_kind(path: str | os.PathLike[str]) -> Kind | None:
     """The format that a file's name ends in; ``None`` if it is none of those read here."""
     name = os.fspath(path).lower().rstrip("/")
-    if not name.endswith(_SUFFIXES):
-        return None
-    return next((kind for suffix, kind in IMAGE_SUFFIXES.items() if name.endswith(suffix)), None)
+    return IMAGE_SUFFIXES[_suffix_of(name)] if name.endswith(_SUFFIXES) else None
+
+
+def _suffix_of(name: str) -> str:
+    return next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def dicom_header_of(path: str | os.PathLike[str]) -> Header | None:
@@ -204,9 +206,8 @@ def dicom_header_of(path: str | os.PathLike[str]) -> Header | None:
 def case_id_of(path: str | os.PathLike[str]) -> str:
     """The case id of an image file: its name without the extension, see :func:`plain_name`."""
     name = Path(path).name
-    suffixes = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
-    stem = next((name[: -len(s)] for s in suffixes if name.lower().endswith(s) and len(name) > len(s)), Path(name).stem)
-    return plain_name(stem)
+    suffix = _suffix_of(name)
+    return plain_name(name[: -len(suffix)] if 0 < len(suffix) < len(name) else Path(name).stem)
 
 
 def case_id_of_series(uid_hash: str) -> str:

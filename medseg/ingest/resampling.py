@@ -98,9 +98,8 @@ def apply(remedy: Remedy, values: NDArray[Any]) -> tuple[NDArray[Any], Geometry]
         mixed = straight[..., index - 1] * (1 - weight) + straight[..., index] * weight
         result[..., k] = mixed if values.dtype.kind == "f" else np.rint(mixed)
     affine = np.eye(4)
-    affine[:3, :2] = remedy.in_plane
-    affine[:3, 2] = remedy.normal * remedy.spacing_mm
-    affine[:3, 3] = remedy.origin + remedy.in_plane @ low
+    step, origin = remedy.normal * remedy.spacing_mm, remedy.origin + remedy.in_plane @ low
+    affine[:3] = np.column_stack([remedy.in_plane, step, origin])
     return result, Geometry(shape, lps_to_ras(affine))
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from medseg.errors import UsageError
-from medseg.geometry import Geometry
+from medseg.geometry import Geometry, ras_axes
 from medseg.ingest.record import SeriesRecord
 from medseg.json_shape import ANYTHING, NUMBER, misfit, read_json
 
@@ -146,8 +146,11 @@ def _short(triple: _Triple) -> str:
     return f"{triple[0]:g}" if len(set(triple)) == 1 else "×".join(f"{value:g}" for value in triple)
 
 
-_AXES: Final = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-_PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
+_PLANES: Final[Mapping[str, Plane]] = {
+    **dict.fromkeys("RL", "sagittal"),
+    **dict.fromkeys("AP", "coronal"),
+    **dict.fromkeys("SI", "axial"),
+}
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def study_of(record: SeriesRecord) -> str:
 
 def plane_of(record: SeriesRecord) -> Plane | None:
     """Plane of acquisition, by the array axis across the slices (the third)."""
-    return _PLANES[_AXES[record.orientation[2]]] if len(record.orientation) == 3 else None
+    return _PLANES[record.orientation[2]] if len(record.orientation) == 3 else None
 
 
 def _select_in_study(records: Sequence[SeriesRecord], rules: Sequence[Rule]) -> dict[int, tuple[str | None, str]]:
@@ -251,7 +254,7 @@ def _objections(record: SeriesRecord, rule: Rule) -> Iterator[str]:
     geometry = Geometry(record.shape, np.array(record.affine))
     measured = (
         (rule.slices, "slices", (record.shape[2],)),
-        (rule.spacing_mm, "mm spacing", _spacing_ras(record)),
+        (rule.spacing_mm, "mm spacing", [record.spacing_mm[axis] for axis in ras_axes(geometry)]),
         (rule.slice_spacing_mm, "mm between slices", (record.spacing_mm[2],)),
         (rule.fov_mm, "mm field of view", geometry.fov_mm),
     )
@@ -273,13 +276,6 @@ def _objections_to_names(record: SeriesRecord, rule: Rule) -> Iterator[str]:
     if rule.contrast is not None and record.contrast is not rule.contrast:
         found = {True: "with", False: "without", None: "not known to be with or without"}[record.contrast]
         yield f"{found} contrast agent, expected {'with' if rule.contrast else 'without'}"
-
-
-def _spacing_ras(record: SeriesRecord) -> tuple[float, ...]:
-    """Spacing along the patient's R, A and S axes, each from the array axis closest to it."""
-    assert record.spacing_mm is not None
-    spacing = {_AXES[letter]: value for letter, value in zip(record.orientation, record.spacing_mm, strict=True)}
-    return tuple(spacing[axis] for axis in range(3))
 
 
 def _best(fitting: Sequence[SeriesRecord], rule: Rule) -> SeriesRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -128,10 +129,9 @@ def fit_geometry(headers: Sequence[Header], normal: Vectors) -> tuple[Geometry, 
         )
     row, column = axes_of(first)
     affine = np.eye(4)
-    affine[:3, 0] = row / np.linalg.norm(row) * first.pixel_spacing[1]
-    affine[:3, 1] = column / np.linalg.norm(column) * first.pixel_spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = origin
+    along_i = row / np.linalg.norm(row) * first.pixel_spacing[1]
+    along_j = column / np.linalg.norm(column) * first.pixel_spacing[0]
+    affine[:3] = np.column_stack([along_i, along_j, step, origin])
     geometry = Geometry((first.columns, first.rows, len(headers)), lps_to_ras(affine))
     return geometry, (*rounded, *_notes(headers, float(np.linalg.norm(step)), tilt_degrees))
 
@@ -204,12 +204,8 @@ def _uneven(distances: Vectors, residual: float, tolerance: float, half_mm: floa
 
 def _is_incomplete(multiples: NDArray[np.int_]) -> bool:
     """Tell a stack that lost slices (few, isolated gaps) from one whose spacing changes for good (a run of them)."""
-    gaps = int((multiples > 1).sum())
-    run = longest = 0
-    for multiple in multiples.tolist():
-        run = run + 1 if multiple > 1 else 0
-        longest = max(longest, run)
-    return 0 < gaps < (multiples == 1).sum() and longest <= _LONGEST_RUN_OF_GAPS
+    runs = [len(list(run)) for is_gap, run in groupby(multiples > 1) if is_gap]
+    return 0 < sum(runs) < (multiples == 1).sum() and max(runs) <= _LONGEST_RUN_OF_GAPS
 
 
 def _notes(headers: Sequence[Header], spacing_mm: float, tilt_degrees: float) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ current differ between the slices of sound volumes and prove nothing.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, combinations, pairwise
 from math import inf
 from typing import Final
@@ -51,14 +51,10 @@ def _split_by(headers: Sequence[Header], places: list[int], names: tuple[str, ..
     return [([headers[i] for i in groups[key]], _describe(names, key)) for key in sorted(groups, key=_natural_order)]
 
 
-def _is_sound(groups: Iterable[list[int]], places: list[int]) -> bool:
+def _is_sound(groups: Collection[list[int]], places: list[int]) -> bool:
     """One slice at each place in every group, and no dust of single slices."""
-    sizes = []
-    for group in groups:
-        if len({places[i] for i in group}) < len(group):
-            return False
-        sizes.append(len(group))
-    return 2 * len(sizes) <= len(places)
+    alone = all(len({places[i] for i in group}) == len(group) for group in groups)
+    return alone and 2 * len(groups) <= len(places)
 
 
 def _natural_order(key: tuple[str, ...]) -> tuple[tuple[float, str], ...]:

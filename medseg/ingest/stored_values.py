@@ -8,6 +8,7 @@ not shorter data. Several members one after the other, as parallel compressors w
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from bz2 import BZ2Decompressor
@@ -131,36 +132,37 @@ def check_stored_size(stored: StoredValues) -> None:
 def _fill(values: NDArray[Any], stored: StoredValues) -> None:
     readers = {"raw": _raw_parts, "text": _text_parts, "hex": _hex_parts}
     done, rest = 0, b""
-    for part in readers.get(stored.encoding, _decompressed_parts)(stored):
-        buffer = rest + part if rest else part
-        count = len(buffer) // stored.dtype.itemsize
-        rest = buffer[count * stored.dtype.itemsize :]
-        found = np.frombuffer(buffer, stored.dtype, count)
-        target = values[done : done + count]
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and refused
-            target[...] = found if stored.scaling is None else found * np.float64(stored.scaling[0]) + stored.scaling[1]
-        if stored.dtype.kind == "f" or stored.scaling is not None:
-            check_finite(target if target.dtype.kind == "f" else found)
-        done += count
-
-
-def _raw_parts(stored: StoredValues) -> Iterator[bytes]:
     with open_file(stored.path) as handle:
         handle.seek(stored.offset)
-        left = stored.data_bytes
-        while left:
-            part = handle.read(min(left, _PART_BYTES))
-            if not part:
-                raise Refusal("truncated", f"the file ended {left} bytes early while it was read; copy it again")
-            left -= len(part)
-            yield part
+        for part in readers.get(stored.encoding, _decompressed_parts)(stored, handle):
+            buffer = rest + part if rest else part
+            count = len(buffer) // stored.dtype.itemsize
+            rest = buffer[count * stored.dtype.itemsize :]
+            found = np.frombuffer(buffer, stored.dtype, count)
+            target = values[done : done + count]
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and refused
+                scaling = stored.scaling
+                target[...] = found if scaling is None else found * np.float64(scaling[0]) + scaling[1]
+            if stored.dtype.kind == "f" or stored.scaling is not None:
+                check_finite(target if target.dtype.kind == "f" else found)
+            done += count
 
 
-def _decompressed_parts(stored: StoredValues) -> Iterator[bytes]:
+def _raw_parts(stored: StoredValues, handle: io.FileIO) -> Iterator[bytes]:
+    left = stored.data_bytes
+    while left:
+        part = handle.read(min(left, _PART_BYTES))
+        if not part:
+            raise Refusal("truncated", f"the file ended {left} bytes early while it was read; copy it again")
+        left -= len(part)
+        yield part
+
+
+def _decompressed_parts(stored: StoredValues, handle: io.FileIO) -> Iterator[bytes]:
     """The bytes of the values; what follows them is checked, too."""
     position, length = 0, stored.data_bytes
     end = stored.skip + length
-    for part in _members(stored, end + stored.spare_bytes + 1):
+    for part in _members(stored.encoding, handle, end + stored.spare_bytes + 1):
         low, high = max(stored.skip - position, 0), min(end - position, len(part))
         position += len(part)
         if low < high:
@@ -172,31 +174,29 @@ def _decompressed_parts(stored: StoredValues) -> Iterator[bytes]:
         raise Refusal("truncated", f"the file holds {max(position - stored.skip, 0)} of {length} bytes; copy it again")
 
 
-def _members(stored: StoredValues, most: int) -> Iterator[bytes]:
+def _members(encoding: Encoding, handle: io.FileIO, most: int) -> Iterator[bytes]:
     """Decompressed parts of all members, at most ``most`` bytes and one part more."""
-    begin, magic = _CODECS[stored.encoding]
-    with open_file(stored.path) as handle:
-        handle.seek(stored.offset)
-        stream = begin()
-        packed, produced = handle.read(_CHUNK), 0
-        while produced < most:
-            part = _decompressed(stream, packed, min(_CHUNK, most - produced), stored.encoding)
-            produced += len(part)
-            if part:
-                yield part
-            if stream.eof:
-                packed = stream.unused_data
-                if len(packed) < len(magic):
-                    packed += handle.read(_CHUNK)
-                if not magic or not packed.startswith(magic):  # the end, or padding after it
-                    return
-                stream = begin()
-            elif stream.needs_input:
-                packed = handle.read(_CHUNK)
-                if not packed:
-                    raise Refusal("truncated", "the compressed stream ends early; copy the file again")
-            else:
-                packed = b""
+    begin, magic = _CODECS[encoding]
+    stream = begin()
+    packed, produced = handle.read(_CHUNK), 0
+    while produced < most:
+        part = _decompressed(stream, packed, min(_CHUNK, most - produced), encoding)
+        produced += len(part)
+        if part:
+            yield part
+        if stream.eof:
+            packed = stream.unused_data
+            if len(packed) < len(magic):
+                packed += handle.read(_CHUNK)
+            if not magic or not packed.startswith(magic):  # the end, or padding after it
+                return
+            stream = begin()
+        elif stream.needs_input:
+            packed = handle.read(_CHUNK)
+            if not packed:
+                raise Refusal("truncated", "the compressed stream ends early; copy the file again")
+        else:
+            packed = b""
 
 
 def _decompressed(stream: IgzipDecompressor | BZ2Decompressor, packed: bytes, most: int, encoding: Encoding) -> bytes:
@@ -207,25 +207,23 @@ def _decompressed(stream: IgzipDecompressor | BZ2Decompressor, packed: bytes, mo
         raise Refusal("undecodable", message) from error
 
 
-def _text_parts(stored: StoredValues) -> Iterator[bytes]:
+def _text_parts(stored: StoredValues, handle: io.FileIO) -> Iterator[bytes]:
     """Numbers between blanks, part by part: as objects they take fifty times the room of their values."""
     count, expected, rest = 0, math.prod(stored.shape), b""
-    with open_file(stored.path) as handle:
-        handle.seek(stored.offset)
-        while rest or count < expected:
-            part = handle.read(_TEXT_BYTES)
-            numbers = (rest + part).split()
-            rest = numbers.pop() if part and not part[-1:].isspace() and numbers else b""
-            count += len(numbers)
-            if count > expected or len(rest) > _LONGEST_NUMBER:
-                break
-            if numbers:
-                yield _from_text(numbers, stored.dtype)
-            elif not part:
-                message = f"{count} numbers stand in the file, its header declares {expected}; copy it again"
-                raise Refusal("truncated", message)
-        if rest or count > expected or handle.read(_MOST_SPARE_BYTES).strip():
-            raise Refusal("unreadable", f"more than {expected} numbers stand in the file; write it again")
+    while rest or count < expected:
+        part = handle.read(_TEXT_BYTES)
+        numbers = (rest + part).split()
+        rest = numbers.pop() if part and not part[-1:].isspace() and numbers else b""
+        count += len(numbers)
+        if count > expected or len(rest) > _LONGEST_NUMBER:
+            break
+        if numbers:
+            yield _from_text(numbers, stored.dtype)
+        elif not part:
+            message = f"{count} numbers stand in the file, its header declares {expected}; copy it again"
+            raise Refusal("truncated", message)
+    if rest or count > expected or handle.read(_MOST_SPARE_BYTES).strip():
+        raise Refusal("unreadable", f"more than {expected} numbers stand in the file; write it again")
 
 
 def _from_text(numbers: list[bytes], dtype: np.dtype[Any]) -> bytes:
@@ -235,11 +233,9 @@ def _from_text(numbers: list[bytes], dtype: np.dtype[Any]) -> bytes:
         raise Refusal("undecodable", f"a value is no number of type {dtype}; write the file again") from error
 
 
-def _hex_parts(stored: StoredValues) -> Iterator[bytes]:
+def _hex_parts(stored: StoredValues, handle: io.FileIO) -> Iterator[bytes]:
     most = 3 * stored.data_bytes + _MOST_SPARE_BYTES
-    with open_file(stored.path) as handle:
-        handle.seek(stored.offset)
-        written = handle.read(most + 1)
+    written = handle.read(most + 1)
     try:
         decoded = bytes.fromhex(written.decode("ascii"))
     except ValueError as error:

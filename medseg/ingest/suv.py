@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from medseg.ingest.dicom_elements import open_file
 from medseg.ingest.dicom_tags import numbers_of
+from medseg.ingest.multiframe import raw_text
 
 _LONGEST_UPTAKE: Final = timedelta(hours=12)
 """Where only times of day are known: a later scan could as well be on another day."""
@@ -43,16 +44,12 @@ class _MissingError(Exception):
 
 @dataclass(frozen=True)
 class _Text:
-    """Values of a data set as text, since pydicom raises where a number or a time is not one."""
+    """Values of a data set as text."""
 
     dataset: Any
 
     def __call__(self, keyword: str) -> str:
-        item = self.dataset.get_item(keyword)
-        value = None if item is None else item.value
-        if isinstance(value, bytes):
-            return value.decode("latin-1").strip("\0 ")
-        return "" if value is None else str(value).strip()
+        return raw_text(self.dataset, keyword)
 
     def number(self, keyword: str, limits: tuple[float, float], unit: str) -> float:
         text = self(keyword)

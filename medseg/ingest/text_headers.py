@@ -60,6 +60,14 @@ class Fields:
         except ValueError as error:
             raise Refusal("unreadable", f"{name} is {text!r}, expected a whole number; write the file again") from error
 
+    def finite(self, name: str, absent: float) -> float:
+        """A number that changes values; ``undecodable`` if it is none, or not finite."""
+        text = self.get(name)
+        value = to_number(text) if text else absent
+        if not math.isfinite(value):
+            raise Refusal("undecodable", f"{name} is {text!r}, expected a number; correct the header at its source")
+        return value
+
 
 def read_header_bytes(path: str | os.PathLike[str], end: re.Pattern[bytes]) -> tuple[bytes, re.Match[bytes] | None]:
     """The begin of a file up to and with the first match of ``end``, or all that was searched, and the match.
@@ -133,15 +141,12 @@ def to_mm(units: Sequence[str], name: str, notes: list[str]) -> NDArray[np.float
     return factors
 
 
-def finite_or_refused(text: str, name: str, absent: float) -> float:
-    """A number that changes values; ``undecodable`` if it is none, or not finite."""
+def to_number(text: str) -> float:
+    """NaN for what is no number."""
     try:
-        value = float(text) if text else absent
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise Refusal("undecodable", f"{name} is {text!r}, expected a number; correct the header at its source")
-    return value
+        return math.nan
 
 
 def _plain(name: str) -> str:

@@ -39,7 +39,7 @@ class GridPlaces:
         self._geometry, self._shape = geometry, shape
         self._to_index = np.linalg.inv(lps_to_ras(geometry.affine))
 
-    def _index(self, frame: FramePlace) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def index(self, frame: FramePlace) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Index of the first pixel, and index steps to the next column and row."""
         matrix = self._to_index[:3, :3]
         return matrix @ frame.position + self._to_index[:3, 3], frame.steps @ matrix.T
@@ -48,7 +48,7 @@ class GridPlaces:
         """Why frames are no slices of the grid; empty if they are."""
         extent = np.array([self._shape[1], self._shape[0]]) - 1
         for frame in frames:
-            first, steps = self._index(frame)
+            first, steps = self.index(frame)
             whole = np.rint(steps)
             if sorted(np.abs(whole).sum(axis=1)) != [1, 1] or whole[0] @ whole[1]:
                 return (
@@ -63,7 +63,7 @@ class GridPlaces:
 
     def origin(self, frame: FramePlace) -> tuple[int, ...]:
         """The voxel in which a frame's first pixel lies."""
-        return tuple(np.rint(self._index(frame)[0]).astype(int).tolist())
+        return tuple(np.rint(self.index(frame)[0]).astype(int).tolist())
 
     def sparse(self, frames: Sequence[FramePlace], spacing_mm: float | None, thickness_mm: float | None) -> str:
         """Why frames that are slices of the grid were drawn on fewer slices than it has; empty if they were not.
@@ -72,7 +72,7 @@ class GridPlaces:
         frame are empty, unless the distance says that frames were thicker, or it is not stated and every second (third,
         …) slice has one.
         """
-        across = int(np.argmin(np.abs(self._index(frames[0])[1]).sum(axis=0)))
+        across = int(np.argmin(np.abs(self.index(frames[0])[1]).sum(axis=0)))
         places = sorted({self.origin(frame)[across] for frame in frames})
         every = math.gcd(*(after - before for before, after in pairwise(places)))
         step = self._geometry.spacing_mm[across]
@@ -87,7 +87,7 @@ class GridPlaces:
 
         ``None`` if the frame lies outside the grid. Writing to the view writes to the volume.
         """
-        first, steps = self._index(frame)
+        first, steps = self.index(frame)
         origin, whole = np.rint(first).astype(int), np.rint(steps).astype(int)
         column_axis, row_axis = (int(np.flatnonzero(step)[0]) for step in whole)
         across = 3 - column_axis - row_axis

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medseg.errors import Refusal, UsageError
 from medseg.labels.label_map import LabelMap, examine
@@ -177,9 +178,7 @@ def _box(arrays: Sequence[NDArray[Any]], margin: int = 0) -> tuple[slice, ...]:
     occupied = np.zeros(arrays[0].shape, dtype=bool)
     for array in arrays:
         occupied |= array != 0
-    sides = []
-    for axis in range(occupied.ndim):
-        others = tuple(other for other in range(occupied.ndim) if other != axis)
-        planes = np.flatnonzero(occupied.any(axis=others))
-        sides.append(slice(max(planes[0] - margin, 0), planes[-1] + 1 + margin) if len(planes) else slice(0, 0))
-    return tuple(sides)
+    found = ndimage.find_objects(occupied.view(np.uint8))
+    if not found:
+        return (slice(0, 0),) * occupied.ndim
+    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in found[0])

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 
 from medseg.errors import Refusal
 from medseg.geometry import Geometry
-from medseg.ingest.dicom_elements import DEFLATED
+from medseg.ingest.dicom_elements import BIG_ENDIAN, DEFLATED, NATIVE
 from medseg.ingest.dicom_header import Header
 from medseg.labels.canvas import Canvas, Painted, Structure, structures_by_name
 from medseg.labels.dicom_objects import check_belongs, hashed, items_of, read_object, well_formed
@@ -29,8 +29,6 @@ from medseg.labels.rules import ReadingRules, plain_name
 from medseg.labels.scheme import LabelScheme, listed
 from medseg.resources import check_volume_size
 
-_NATIVE: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 _LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 _ROUNDING: Final = 1e-9
 """Of the largest fractional value: 0.55 × 100 is more than 55 in floating point."""
@@ -317,7 +315,7 @@ def _pixels(seg: SegObject) -> Iterator[NDArray[Any]]:
     rows, columns = seg.shape
     size, bits = rows * columns, int(seg.dataset.BitsAllocated)
     header = seg.header
-    if header.transfer_syntax not in _NATIVE:
+    if header.transfer_syntax not in NATIVE:
         yield from _decoded(seg)
         return
     if header.transfer_syntax == DEFLATED:
@@ -325,7 +323,7 @@ def _pixels(seg: SegObject) -> Iterator[NDArray[Any]]:
     else:
         length = (size * bits * len(seg.frames) + 7) // 8
         data = np.memmap(header.path, dtype=np.uint8, mode="r", offset=header.pixel_offset, shape=(length,))
-        if header.transfer_syntax == _BIG_ENDIAN and _in_words(header):
+        if header.transfer_syntax == BIG_ENDIAN and _in_words(header):
             data = _swapped(header, length + length % 2)
     for number in range(len(seg.frames)):
         start, end = number * size * bits, (number + 1) * size * bits

@@ -22,9 +22,10 @@ from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.labels.codes import BundleLike, SegmentCode, dicom_text, segment_codes
 from medseg.labels.dicom_objects import hashed
+from medseg.labels.frames import GridPlaces
 from medseg.labels.image_grid import ImageGrid
 from medseg.labels.scheme import LabelScheme
-from medseg.outputs.source import Frame, SourceImages, embed, placed
+from medseg.outputs.source import Frame, SourceImages, placed
 from medseg.results.verdict import Verdict
 
 Kind = Literal["seg", "sr", "rtstruct", "sc"]
@@ -64,67 +65,36 @@ _PATIENT_AND_STUDY = (
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """What may be chosen about DICOM objects.
-
-    Parameters
-    ----------
-    notice
-        Goes into the series description (with the bundle's name, cut to 64 characters) and onto pictures.
-    run
-        Name of the run; part of what the identifiers are derived from, so the same run gives the same ones.
-    segmentation_type
-        ``"AUTO"``: ``"BINARY"``, one bit per pixel, where frames fill whole bytes; elsewhere a byte per pixel in the
-        form ``"FRACTIONAL"``, everything or nothing, because viewers misread frames that start within a byte.
-        ``"LABELMAP"`` has all segments in one and is known to few readers; ``"FRACTIONAL"`` asked for by name needs
-        ``probabilities``.
-    probabilities
-        One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``.
-    trust
-        The verdict on the case; goes into the report.
-    doubt
-        Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures.
-    when
-        Date and time to be written; now if not given.
-    asked
-        Labels that were looked for; empty: all. Of others nothing is stated where none occurs.
-    """
+    """What may be chosen about DICOM objects."""
 
     notice: str = "Research, not for clinical use"
-    run: str = ""
+    """Goes into the series description (with the bundle's name, cut to 64 characters) and onto pictures."""
+    run: str = ""  # name of the run; part of what the identifiers are derived from, so the same run gives the same ones
     segmentation_type: SegmentationType = "AUTO"
+    """``"AUTO"``: ``"BINARY"``, one bit per pixel, where frames fill whole bytes; elsewhere a byte per pixel in the
+    form ``"FRACTIONAL"``, everything or nothing, because viewers misread frames that start within a byte.
+    ``"LABELMAP"`` has all segments in one and is known to few readers; ``"FRACTIONAL"`` asked for by name needs
+    ``probabilities``."""
     probabilities: Mapping[int, NDArray[np.floating[Any]]] | None = None
-    trust: Verdict | None = None
+    """One array of the label map's shape per label, values from 0 to 1; for ``"FRACTIONAL"``."""
+    trust: Verdict | None = None  # the verdict on the case; goes into the report
     doubt: NDArray[np.floating[Any]] | None = None
-    when: datetime | None = None
+    """Array of the label map's shape, larger where the result is less sure; its worst slice opens the pictures."""
+    when: datetime | None = None  # date and time to be written; now if not given
     asked: frozenset[int] = frozenset()
+    """Labels that were looked for; empty: all. Of others nothing is stated where none occurs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One result on its way into a DICOM object.
+    """One result on its way into a DICOM object."""
 
-    Parameters
-    ----------
-    labels
-        Integers on ``geometry``, axes (i, j, k).
-    geometry
-        The source's grid, in any axis order.
-    source
-        Headers and frames of the source.
-    bundle
-        What made the result.
-    options
-        See :class:`WriteOptions`.
-    record
-        The source's record, for writers that need its pixels.
-    """
-
-    labels: NDArray[np.integer[Any]]
-    geometry: Geometry
-    source: SourceImages
-    bundle: BundleLike
-    options: WriteOptions = field(default_factory=WriteOptions)
-    record: SeriesRecord | None = None
+    labels: NDArray[np.integer[Any]]  # integers on ``geometry``, axes (i, j, k)
+    geometry: Geometry  # the source's grid, in any axis order
+    source: SourceImages  # headers and frames of the source
+    bundle: BundleLike  # what made the result
+    options: WriteOptions = field(default_factory=WriteOptions)  # see :class:`WriteOptions`
+    record: SeriesRecord | None = None  # the source's record, for writers that need its pixels
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.geometry.shape:
@@ -194,17 +164,14 @@ class Job:
 
     def view(self, volume: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The part of a volume on the grid that one of :attr:`frames` shows, as (row, column)."""
-        found = embed(volume, self.geometry, frame)
+        found = GridPlaces(self.geometry, frame.shape).view(volume, frame)
         assert found is not None, "frames lie in the grid"
-        return found
+        return found[0]
 
     def covered(self) -> None:
         """Refuse a label map of which part lies on no frame of the source.
 
-        Raises
-        ------
-        Refusal
-            ``geometry-mismatch``.
+        Raises ``Refusal``: ``geometry-mismatch``.
         """
         seen = np.zeros(self.labels.shape, dtype=bool)
         for frame in self.frames:
@@ -279,10 +246,7 @@ def copy_identity(source: Dataset, dataset: Dataset) -> None:
 def save_checked(dataset: Dataset, path: Path, check: Callable[[Path], None]) -> Path:
     """Write an object under a temporary name, let ``check`` read it again, and only then give it its name.
 
-    Raises
-    ------
-    CaseFailed
-        If the file cannot be written, or ``check`` finds another content.
+    Raises ``CaseFailed`` if the file cannot be written, or ``check`` finds another content.
     """
     try:
         with atomic_path(path) as partial:

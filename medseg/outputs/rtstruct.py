@@ -32,12 +32,8 @@ _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"
 def write_rtstruct(job: Job, path: Path) -> Path:
     """Write an RT Structure Set; each ROI's description states the Dice of filling its contours again.
 
-    Raises
-    ------
-    Refusal
-        ``geometry-mismatch`` if the label map is not on the source's grid.
-    CaseFailed
-        If filling the contours of the file read again does not give the mask.
+    Raises ``Refusal``: ``geometry-mismatch`` if the label map is not on the source's grid; ``CaseFailed`` if filling
+    the contours of the file read again does not give the mask.
     """
     job.covered()
     codes = list(job.codes.values())
@@ -143,7 +139,7 @@ def _outlines(mask: NDArray[np.bool_], frame: Frame, source: SourceImages) -> li
 
 
 def _ring(pixels: NDArray[np.float64], kind: str, frame: Frame, source: SourceImages) -> Dataset:
-    points = frame.position + pixels[:, :1] * frame.along_columns + pixels[:, 1:] * frame.along_rows
+    points = frame.position + pixels[:, :1] * frame.steps[0] + pixels[:, 1:] * frame.steps[1]
     item = Dataset()
     item.ContourImageSequence = [_image(source.datasets[frame.dataset], frame.number)]
     item.ContourGeometricType = kind

@@ -24,10 +24,7 @@ _TO_RAS = np.array([-1.0, -1.0, 1.0])
 def write_sc(job: Job, path: Path) -> Path:
     """Write a multi-frame true colour secondary capture: the worst slice first, then every slice with a structure.
 
-    Raises
-    ------
-    CaseFailed
-        If the pictures read again differ from what was drawn.
+    Raises ``CaseFailed`` if the pictures read again differ from what was drawn.
     """
     job.covered()
     image = np.zeros(job.labels.shape, np.float32) if job.record is None else read_volume(job.record)[0]
@@ -74,7 +71,7 @@ def _stacked(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _picture(job: Job, image: NDArray[np.generic], frame: Frame, shown: tuple[int, int, Window]) -> NDArray[np.uint8]:
     """One frame of the source as the report shows a slice, its case and plane above, what the colours mean below."""
     number, count, window = shown
-    view = view_of_frame(frame.along_columns * _TO_RAS, frame.along_rows * _TO_RAS)
+    view = view_of_frame(*(frame.steps * _TO_RAS))
     panel = draw(
         view,
         job.view(image, frame),

@@ -32,12 +32,8 @@ _LEFT_OUT = "left out"
 def write_seg(job: Job, path: Path) -> Path:
     """Write a Segmentation object; segments are numbered from 1 in the order of the labels that occur.
 
-    Raises
-    ------
-    Refusal
-        ``geometry-mismatch`` if the label map is not on the source's grid.
-    CaseFailed
-        If the file read again does not hold the mask.
+    Raises ``Refusal``: ``geometry-mismatch`` if the label map is not on the source's grid; ``CaseFailed`` if the file
+    read again does not hold the mask.
     """
     job.covered()
     codes = list(job.codes.values())

@@ -12,52 +12,44 @@ from dataclasses import dataclass
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medseg.errors import Refusal
-from medseg.geometry import Geometry, lps_to_ras
+from medseg.geometry import Geometry
 from medseg.ingest import SeriesRecord
 from medseg.ingest.walk import on_disk
+from medseg.labels.frames import TOLERANCE_VOXELS, FramePlace, GridPlaces
 
 _TYPE_2 = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
-_SHIFT_VOXELS = 0.1
-"""Largest distance, in voxels, between a frame of the source and the label map's grid (it is rounding noise)."""
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where one frame lies in the patient, in DICOM's frame (LPS+, mm)."""
+class Frame(FramePlace):
+    """Where one frame lies: of which of the source's objects, and its number if that holds several."""
 
     dataset: int
     number: int | None
-    position: NDArray[np.float64]
-    along_columns: NDArray[np.float64]
-    along_rows: NDArray[np.float64]
     shape: tuple[int, int]
     thickness_mm: float | None = None
 
     @property
     def cosines(self) -> tuple[float, ...]:
         """Direction cosines of the rows and columns, as in ImageOrientationPatient."""
-        unit = [step / np.linalg.norm(step) for step in (self.along_columns, self.along_rows)]
+        unit = [step / np.linalg.norm(step) for step in self.steps]
         return tuple(float(value) for value in np.concatenate(unit))
 
     @property
     def pixel_spacing_mm(self) -> tuple[float, float]:
         """Distance between rows and between columns, as in PixelSpacing."""
-        return float(np.linalg.norm(self.along_rows)), float(np.linalg.norm(self.along_columns))
+        return float(np.linalg.norm(self.steps[1])), float(np.linalg.norm(self.steps[0]))
 
 
 @dataclass(frozen=True)
 class SourceImages:
-    """Headers without pixel data, orientation noise removed, and their frames in the order of the files.
-
-    ``along_columns`` of a frame is the step in mm to the next column, ``along_rows`` to the next row.
-    """
+    """Headers without pixel data, orientation noise removed, and their frames in the order of the files."""
 
     datasets: tuple[Dataset, ...]
     frames: tuple[Frame, ...]
@@ -76,10 +68,7 @@ class SourceImages:
 def read_source(record: SeriesRecord) -> SourceImages:
     """Read the headers of a record's files.
 
-    Raises
-    ------
-    Refusal
-        ``no-dicom-source`` if the record is not DICOM, ``no-geometry`` if a frame cannot be placed.
+    Raises ``Refusal``: ``no-dicom-source`` if the record is not DICOM, ``no-geometry`` if a frame cannot be placed.
     """
     if record.kind != "dicom":
         raise Refusal(
@@ -152,16 +141,9 @@ def _frame(
         raise Refusal(
             "no-geometry", f"a frame of the source cannot be placed ({error}); fetch the series again"
         ) from error
+    steps = np.stack([cosines[:3] * column_mm, cosines[3:] * row_mm])
     thickness = measures.get("SliceThickness")
-    return Frame(
-        index,
-        number,
-        origin,
-        cosines[:3] * column_mm,
-        cosines[3:] * row_mm,
-        shape,
-        float(thickness) if thickness else None,
-    )
+    return Frame(origin, steps, index, number, shape, float(thickness) if thickness else None)
 
 
 def _remove_noise(datasets: tuple[Dataset, ...]) -> None:
@@ -177,36 +159,27 @@ def _remove_noise(datasets: tuple[Dataset, ...]) -> None:
             dataset.ImageOrientationPatient = list(first)
 
 
-def locate(geometry: Geometry, frame: Frame) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]] | None:
-    """Where a frame lies in a grid: index of its first pixel, index steps to the next column and row.
+def lies_in(geometry: Geometry, frame: Frame) -> bool:
+    """Whether a frame is one of the slices of a grid.
 
-    None if the frame lies outside the grid.
-
-    Raises
-    ------
-    Refusal
-        ``geometry-mismatch`` if the frame's pixels are not voxels of the grid.
+    Raises ``Refusal`` (``geometry-mismatch``) if its pixels are not voxels of the grid.
     """
-    inverse = np.linalg.inv(lps_to_ras(geometry.affine))
-    exact = np.stack([inverse[:3, :3] @ frame.along_columns, inverse[:3, :3] @ frame.along_rows])
-    steps = np.rint(exact)
-    origin_exact = inverse[:3, :3] @ frame.position + inverse[:3, 3]
-    origin = np.rint(origin_exact)
+    first, exact = GridPlaces(geometry, frame.shape).index(frame)
+    steps, origin = np.rint(exact), np.rint(first)
     sizes = np.array([frame.shape[1], frame.shape[0]])
     drift = float(np.abs((exact - steps) * sizes[:, None]).max())
     if drift > 0.5 or sorted(np.abs(steps).sum(axis=1)) != [1, 1] or abs(float(steps[0] @ steps[1])) > 0:
         raise _mismatch(geometry)
     across = np.flatnonzero(np.abs(steps).sum(axis=0) == 0)[0]
-    if not -0.5 < origin_exact[across] < geometry.shape[across] - 0.5:
-        return None
-    last = origin + steps[0] * (sizes[0] - 1) + steps[1] * (sizes[1] - 1)
-    covered = np.sort(np.stack([origin, last]), axis=0)
+    if not -0.5 < first[across] < geometry.shape[across] - 0.5:
+        return False
+    covered = np.sort(np.stack([origin, origin + (sizes - 1) @ steps]), axis=0)
     within = [a for a in range(3) if a != across]
     if (covered[0, within] != 0).any() or (covered[1, within] != np.array(geometry.shape)[within] - 1).any():
         raise _mismatch(geometry)
-    if np.abs(origin_exact - origin).max() > _SHIFT_VOXELS:
+    if np.abs(first - origin).max() > TOLERANCE_VOXELS:
         raise _mismatch(geometry)
-    return origin.astype(np.intp), steps[0].astype(np.intp), steps[1].astype(np.intp)
+    return True
 
 
 def _mismatch(geometry: Geometry) -> Refusal:
@@ -216,34 +189,17 @@ def _mismatch(geometry: Geometry) -> Refusal:
     )
 
 
-def embed(volume: NDArray[np.generic], geometry: Geometry, frame: Frame) -> NDArray[np.generic] | None:
-    """View of the part of ``volume`` that a frame shows, as (row, column); None if it lies outside.
-
-    Writing to the view writes to the volume.
-    """
-    place = locate(geometry, frame)
-    if place is None:
-        return None
-    origin, column, row = place
-    column_axis, row_axis = int(np.flatnonzero(column)[0]), int(np.flatnonzero(row)[0])
-    across = 3 - column_axis - row_axis
-    plane = np.moveaxis(volume, across, 0)[int(origin[across])]
-    if column_axis < row_axis:
-        plane = plane.T
-    return plane[:: int(row[row_axis]), :: int(column[column_axis])]
-
-
 def placed(geometry: Geometry, frames: tuple[Frame, ...]) -> list[Frame]:
     """Frames that lie in a grid, one per place: of several time points of one place the first."""
     found: dict[tuple[float, ...], Frame] = {}
     for frame in frames:
-        if locate(geometry, frame) is not None:
+        if lies_in(geometry, frame):
             found.setdefault(tuple(np.round(frame.position, 3)), frame)
     return list(found.values())
 
 
 def slice_spacing_mm(geometry: Geometry, frame: Frame) -> float:
     """Distance between neighbouring slices along their normal."""
-    normal = np.cross(frame.along_columns, frame.along_rows)
+    normal = np.cross(*frame.steps)
     area = float(np.linalg.norm(normal))
     return geometry.voxel_volume_mm3 / area

@@ -87,10 +87,7 @@ def _term(value: str, meaning: str) -> CodedConcept:
 def write_sr(job: Job, path: Path) -> Path:
     """Write a Comprehensive 3D SR that refers, by identifier, to the Segmentation of the same result.
 
-    Raises
-    ------
-    CaseFailed
-        If the file read again does not hold the measured volumes and their intervals.
+    Raises ``CaseFailed`` if the file read again does not hold the measured volumes and their intervals.
     """
     job.covered()
     volumes = {one.label: one for one in volumes_of(job.labels, job.geometry, job.scheme, job.options.trust)}

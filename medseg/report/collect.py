@@ -82,41 +82,21 @@ class Trust:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page is made from.
+    """Everything that the page is made from."""
 
-    Parameters
-    ----------
-    cases
-        Worst first.
-    of_run
-        Whether a run's ``run.json`` was found.
-    model
-        The bundle's name; empty if not known.
-    facts
-        Name and value of what computed.
-    trust
-        What the run says of its calibration.
-    summaries
-        ``structures`` of ``metrics.json``; empty without one.
-    learnt, accepted
-        ``trained_on`` and ``accepted`` of ``metrics.json``.
-    definitions
-        Of the figures: name and text.
-    n_unpaired, n_warnings
-        Files without a partner and warnings of the evaluation.
-    """
-
-    cases: tuple[Case, ...]
-    of_run: bool = False
-    model: str = ""
-    facts: tuple[tuple[str, str], ...] = ()
-    trust: Trust = field(default_factory=Trust)
-    summaries: Mapping[str, Any] = field(default_factory=dict)
+    cases: tuple[Case, ...]  # worst first
+    of_run: bool = False  # whether a run's ``run.json`` was found
+    model: str = ""  # the bundle's name; empty if not known
+    facts: tuple[tuple[str, str], ...] = ()  # name and value of what computed
+    trust: Trust = field(default_factory=Trust)  # what the run says of its calibration
+    summaries: Mapping[str, Any] = field(default_factory=dict)  # ``structures`` of ``metrics.json``; empty without one
     learnt: Mapping[str, Any] | None = None
     accepted: Mapping[str, Any] | None = None
-    definitions: tuple[tuple[str, str], ...] = ()
+    """``learnt``, ``accepted``: ``trained_on`` and ``accepted`` of ``metrics.json``."""
+    definitions: tuple[tuple[str, str], ...] = ()  # of the figures: name and text
     n_unpaired: int = 0
     n_warnings: int = 0
+    """``n_unpaired``, ``n_warnings``: files without a partner and warnings of the evaluation."""
 
     @property
     def structures(self) -> list[StructureResult]:

@@ -68,39 +68,16 @@ class SignOff:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows; what is empty takes no room.
-
-    Parameters
-    ----------
-    title, kind, facts
-        Heading, what sort of result it is, what computed it.
-    cautions
-        What must be known before the figures are believed.
-    tiles
-        Figures at the top.
-    about
-        Terms and what they mean.
-    charts
-        Plots under their headings.
-    cases
-        None for a page that is not about cases.
-    samples
-        Caption and picture (a data URI) of what a training has shown.
-    sign_off
-        For a page on which every case is given a verdict.
-    more_tables
-        Title and table of what stands below the table of structures.
-    apart
-        Whether colours stand for readers, whose lines then differ in their dashes, too.
-    """
+    """What the template shows; what is empty takes no room."""
 
     title: str
     kind: str
     facts: Sequence[tuple[str, str]]
-    tiles: Sequence[tables.Tile]
-    about: Sequence[tuple[str, str]]
-    charts: Sequence[Section] = ()
-    cautions: Sequence[str] = ()
+    """``title``, ``kind``, ``facts``: heading, what sort of result it is, what computed it."""
+    tiles: Sequence[tables.Tile]  # figures at the top
+    about: Sequence[tuple[str, str]]  # terms and what they mean
+    charts: Sequence[Section] = ()  # plots under their headings
+    cautions: Sequence[str] = ()  # what must be known before the figures are believed
     verdicts: Mapping[str, int] = field(default_factory=dict)
     not_done: tables.Table = field(default_factory=tables.Table)
     unpaired: str = ""
@@ -110,14 +87,14 @@ class Page:
     accepted: tables.Table = field(default_factory=tables.Table)
     looked_at: str = ""
     columns: Sequence[tables.Column[Any]] = ()
-    cases: Sequence[CaseRow] | None = None
+    cases: Sequence[CaseRow] | None = None  # None for a page that is not about cases
     statuses: Sequence[str] = ()
-    samples: Sequence[tuple[str, str]] = ()
+    samples: Sequence[tuple[str, str]] = ()  # caption and picture (a data URI) of what a training has shown
     names: Mapping[int, str] = field(default_factory=dict)
     library: str = ""
-    sign_off: SignOff | None = None
-    more_tables: Sequence[tuple[str, tables.Table]] = ()
-    apart: bool = False
+    sign_off: SignOff | None = None  # for a page on which every case is given a verdict
+    more_tables: Sequence[tuple[str, tables.Table]] = ()  # title and table of what stands below the table of structures
+    apart: bool = False  # whether colours stand for readers, whose lines then differ in their dashes, too
 
     @property
     def sections(self) -> list[tuple[str, str]]:

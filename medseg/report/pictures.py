@@ -134,28 +134,16 @@ class Plane:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn of one case.
+    """What was drawn of one case."""
 
-    Parameters
-    ----------
-    planes
-        Axial, coronal and sagittal picture; empty if there are none.
-    notes
-        What could not be shown, and why.
-    key
-        Name of the case for the viewer.
-    inlined, side_file
-        Volumes for the viewer inside the page, or the file beside it; both empty without a viewer.
-    missing
-        Why there are no pictures.
-    """
-
-    planes: tuple[Plane, ...] = ()
-    notes: tuple[str, ...] = ()
-    key: str = ""
+    planes: tuple[Plane, ...] = ()  # axial, coronal and sagittal picture; empty if there are none
+    notes: tuple[str, ...] = ()  # what could not be shown, and why
+    key: str = ""  # name of the case for the viewer
     inlined: str = ""
     side_file: str = ""
-    missing: str = "the prediction was not found or could not be read."
+    """``inlined``, ``side_file``: volumes for the viewer inside the page, or the file beside it; both empty without a
+    viewer."""
+    missing: str = "the prediction was not found or could not be read."  # why there are no pictures
 
     @property
     def look_at(self) -> str:
@@ -270,18 +258,10 @@ def display_copy(array: NDArray[np.generic], affine: NDArray[np.float64], *, lab
 
 @dataclass
 class ViewerStore:
-    """Takes in cases worst first and keeps the page within its budget.
+    """Takes in cases worst first and keeps the page within its budget."""
 
-    Parameters
-    ----------
-    folder
-        Where files beside the report go; None if everything must fit into the page.
-    budget_bytes
-        Total size of inlined volumes.
-    """
-
-    folder: Path | None
-    budget_bytes: int
+    folder: Path | None  # where files beside the report go; None if everything must fit into the page
+    budget_bytes: int  # total size of inlined volumes
     used_bytes: int = 0
 
     def add(self, key: str, volumes: CaseVolumes) -> tuple[str, str]:

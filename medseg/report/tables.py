@@ -25,32 +25,17 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one field of a table.
+    """What stands in one field of a table."""
 
-    Parameters
-    ----------
-    text, aside
-        The value, and what stands smaller behind it.
-    sort
-        What the table is sorted by; empty sorts last.
-    notes
-        Lines below.
-    pill, tone
-        A badge, and how it looks (``"bad"`` without a badge: the value itself).
-    flags
-        What was flagged.
-    swatch
-        Label whose colour is shown in front.
-    """
-
-    text: str = ""
-    sort: str = ""
-    aside: str = ""
-    notes: tuple[str, ...] = ()
+    text: str = ""  # the value
+    sort: str = ""  # what the table is sorted by; empty sorts last
+    aside: str = ""  # what stands smaller behind the value
+    notes: tuple[str, ...] = ()  # lines below
     pill: str = ""
     tone: str = ""
-    flags: tuple[str, ...] = ()
-    swatch: int | None = None
+    """``pill``, ``tone``: a badge, and how it looks (``"bad"`` without a badge: the value itself)."""
+    flags: tuple[str, ...] = ()  # what was flagged
+    swatch: int | None = None  # label whose colour is shown in front
 
 
 @dataclass(frozen=True)

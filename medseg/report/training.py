@@ -114,10 +114,7 @@ class Training:
 def read_training(folder: Path) -> Training | None:
     """The training that filled a folder; None if it is another kind of folder.
 
-    Raises
-    ------
-    UsageError
-        If a file of it is damaged.
+    Raises ``UsageError`` if a file of it is damaged.
     """
     run = _run(folder / "run.json")
     path = folder / "metrics.csv"

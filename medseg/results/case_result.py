@@ -96,29 +96,17 @@ class StructureVolume:
 
 @dataclass(frozen=True)
 class LocatedPart:
-    """A part of a structure that was located and labelled in a crop of its own.
+    """A part of a structure that was located and labelled in a crop of its own."""
 
-    Parameters
-    ----------
-    name
-        Its side, ``left`` or ``right``, or its number.
-    located_ml
-        How much of it the first bundle has found.
-    low, high
-        The crop in voxels of the source grid, ``high`` exclusive.
-    mirrored
-        Whether the network saw it mirrored, left for right.
-    trust, discriminator
-        What is said of this crop alone; None where nothing judges.
-    """
-
-    name: str
-    located_ml: float
+    name: str  # its side, ``left`` or ``right``, or its number
+    located_ml: float  # how much of it the first bundle has found
     low: tuple[int, int, int]
     high: tuple[int, int, int]
-    mirrored: bool = False
+    """``low``, ``high``: the crop in voxels of the source grid, ``high`` exclusive."""
+    mirrored: bool = False  # whether the network saw it mirrored, left for right
     trust: Verdict | None = None
     discriminator: DiscriminatorVerdict | None = None
+    """``trust``, ``discriminator``: what is said of this crop alone; None where nothing judges."""
 
     def moved(self, shift: tuple[int, int, int]) -> LocatedPart:
         """The part on a grid of which its own is a crop that begins at ``shift``."""
@@ -167,51 +155,30 @@ class FileStamp:
 
 @dataclass(frozen=True)
 class CaseResult(Judged):
-    """One case of a run.
-
-    Parameters
-    ----------
-    case_id, source
-        Its name and the path as given.
-    status, reason, message
-        What became of it; a reason code and its explanation if it is not done.
-    seconds
-        Wall time from reading to writing.
-    outputs
-        File names in the output folder.
-    structures
-        Volume of every structure of the bundle.
-    trust
-        The verdict; None where it was not asked for or its calibration cannot be used, and if the case is not done.
-    stages
-        Wall time per stage, seconds.
-    not_written
-        Why the source cannot have an output that was asked for, by kind.
-    trained_on
-        Whether the image is one that the bundle has learnt from; None if the bundle does not tell.
-    checksums
-        Of every output, by its name.
-    discriminator
-        What the bundle's discriminator takes the result for; None unless it has been accepted as a judge.
-    parts
-        What was located and labelled in crops; none where the volume was labelled as a whole.
-    """
+    """One case of a run."""
 
     case_id: str
     source: str = ""
+    """``case_id``, ``source``: its name and the path as given."""
     status: Status = "done"
     reason: str | None = None
     message: str = ""
-    seconds: float = 0.0
-    outputs: tuple[str, ...] = ()
-    structures: tuple[StructureVolume, ...] = ()
+    """``status``, ``reason``, ``message``: what became of it; a reason code and its explanation if it is not done."""
+    seconds: float = 0.0  # wall time from reading to writing
+    outputs: tuple[str, ...] = ()  # file names in the output folder
+    structures: tuple[StructureVolume, ...] = ()  # volume of every structure of the bundle
     trust: Verdict | None = None
-    stages: Mapping[str, float] = field(default_factory=dict)
+    """The verdict; None where it was not asked for or its calibration cannot be used, and if the case is not done."""
+    stages: Mapping[str, float] = field(default_factory=dict)  # wall time per stage, seconds
     not_written: Mapping[str, Reason] = field(default_factory=dict)
+    """Why the source cannot have an output that was asked for, by kind."""
     trained_on: bool | None = None
-    checksums: Mapping[str, FileStamp] = field(default_factory=dict)
+    """Whether the image is one that the bundle has learnt from; None if the bundle does not tell."""
+    checksums: Mapping[str, FileStamp] = field(default_factory=dict)  # of every output, by its name
     discriminator: DiscriminatorVerdict | None = None
+    """What the bundle's discriminator takes the result for; None unless it has been accepted as a judge."""
     parts: tuple[LocatedPart, ...] = ()
+    """What was located and labelled in crops; none where the volume was labelled as a whole."""
 
     def to_json(self) -> dict[str, Any]:
         """The case as in ``run.json``; ``parts`` where some were located."""

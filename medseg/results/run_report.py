@@ -84,54 +84,39 @@ class Skipped:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What :func:`~medseg.inference.run_batch` hands back, and what its folder tells later.
-
-    Parameters
-    ----------
-    folder, cases
-        Where the outputs are; every case of the run, in the order of the inputs.
-    medseg, versions, bundle, device, precision, engine
-        What computed: versions of medseg and, by name, of others; the bundle, and how its network was run.
-    trust, discriminator
-        Whether cases come with the verdict of each (``state``), why not (``message``); what the calibration says of
-        itself.
-    notes
-        What medseg does otherwise than the bundle's configuration says.
-    options
-        What was asked for, see :class:`~medseg.inference.Options`.
-    skipped
-        Inputs that were left out with a warning.
-    started, finished, seconds
-        ISO 8601, UTC; wall time.
-    computed, workers_lost, pending
-        Cases computed by this run, workers of a cluster lost, cases without a result.
-    stored
-        Cases that the folder's state file holds besides, of other inputs, or of a run that was killed.
-    unfinished
-        Whether no run has got as far as ``run.json``.
-    """
+    """What :func:`~medseg.inference.run_batch` hands back, and what its folder tells later."""
 
     folder: Path
     cases: tuple[CaseResult, ...]
+    """``folder``, ``cases``: where the outputs are; every case of the run, in the order of the inputs."""
     medseg: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     bundle: BundleStamp = field(default_factory=BundleStamp)
     device: str = ""
     precision: str = ""
     engine: str = ""
+    """``medseg``, ``versions``, ``bundle``, ``device``, ``precision``, ``engine``: what computed: versions of medseg
+    and, by name, of others; the bundle, and how its network was run."""
     trust: Mapping[str, Any] = field(default_factory=dict)
     discriminator: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    """``trust``, ``discriminator``: whether cases come with the verdict of each (``state``), why not (``message``);
+    what the calibration says of itself."""
+    notes: tuple[str, ...] = ()  # what medseg does otherwise than the bundle's configuration says
     options: Mapping[str, Any] = field(default_factory=dict)
-    skipped: tuple[Skipped, ...] = ()
+    """What was asked for, see :class:`~medseg.inference.Options`."""
+    skipped: tuple[Skipped, ...] = ()  # inputs that were left out with a warning
     started: str = ""
     finished: str = ""
     seconds: float = 0.0
+    """``started``, ``finished``, ``seconds``: ISO 8601, UTC; wall time."""
     computed: int = 0
     workers_lost: int = 0
     pending: int = 0
+    """``computed``, ``workers_lost``, ``pending``: cases computed by this run, workers of a cluster lost, cases without
+    a result."""
     stored: tuple[CaseResult, ...] = ()
-    unfinished: bool = False
+    """Cases that the folder's state file holds besides, of other inputs, or of a run that was killed."""
+    unfinished: bool = False  # whether no run has got as far as ``run.json``
 
     # --- what the cases say together --------------------------------------------------------------------------------
 
@@ -292,10 +277,7 @@ class RunReport:
     def write(self) -> None:
         """Write ``run.json`` and ``results.csv`` into the folder.
 
-        Raises
-        ------
-        OutputUnusable
-            If they cannot be written.
+        Raises ``OutputUnusable`` if they cannot be written.
         """
         try:
             write_json(self.folder / RUN_JSON, self.to_json())
@@ -311,10 +293,7 @@ class RunReport:
     def read(cls, folder: Path) -> RunReport:
         """What ``medseg infer`` wrote into a folder.
 
-        Raises
-        ------
-        UsageError
-            If ``run.json`` is missing or damaged.
+        Raises ``UsageError`` if ``run.json`` is missing or damaged.
         """
         path = folder / RUN_JSON
         try:
@@ -331,10 +310,7 @@ class RunReport:
     def find(cls, folder: Path) -> RunReport | None:
         """The run that wrote ``folder``; None if no run did (another command's ``run.json`` has no cases).
 
-        Raises
-        ------
-        UsageError
-            If ``run.json`` or the state file is damaged.
+        Raises ``UsageError`` if ``run.json`` or the state file is damaged.
         """
         report = cls.read(folder) if _has_cases(folder / RUN_JSON) else cls(folder, (), unfinished=True)
         report = replace(report, stored=_stored(folder / STATE_NAME))

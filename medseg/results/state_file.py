@@ -30,10 +30,7 @@ def stored_cases(
 ) -> list[dict[str, Any]]:
     """The rows of a run's state file by column, ``result`` as parsed JSON, which fits :class:`CaseResult`.
 
-    Raises
-    ------
-    UsageError
-        If they are not as `medseg infer` writes them.
+    Raises ``UsageError`` if they are not as `medseg infer` writes them.
     """
     remedy = "run `medseg infer` again, with --fresh, or remove it"
     try:

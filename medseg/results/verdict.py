@@ -75,18 +75,10 @@ class FaultKind(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a result is accepted or rejected; everything between is to be reviewed.
+    """When a result is accepted or rejected; everything between is to be reviewed."""
 
-    Parameters
-    ----------
-    accept
-        Accepted if the lower bound of every structure reaches this; None: nothing is.
-    reject
-        Rejected if the predicted Dice of any structure is below this.
-    """
-
-    accept: float | None = None
-    reject: float = 0.5
+    accept: float | None = None  # accepted if the lower bound of every structure reaches this; None: nothing is
+    reject: float = 0.5  # rejected if the predicted Dice of any structure is below this
 
     def __post_init__(self) -> None:
         stated = {"reject": self.reject} if self.accept is None else {"accept": self.accept, "reject": self.reject}
@@ -111,27 +103,16 @@ class Verdict:
 
     Without a calibration that is ``"not calibrated"``, or with a flag ``"review"``, beside which the flag
     :data:`NOT_CALIBRATED` stands.
-
-    Parameters
-    ----------
-    decision
-        ``"accept"``, ``"review"``, ``"reject"`` or ``"not calibrated"``; the first and last of them become
-        ``"review"`` where there is a flag.
-    structures
-        By label; none if the result could not be assessed.
-    flags
-        Why the estimates may not hold.
-    look_at_mm
-        Point (RAS, mm) at which the three planes with most expected errors meet; None if no error is expected.
-    fault
-        What the image may suffer from; None if the bundle does not tell.
     """
 
     decision: Decision
-    structures: tuple[StructureQuality, ...] = ()
-    flags: tuple[str, ...] = ()
+    """``"accept"``, ``"review"``, ``"reject"`` or ``"not calibrated"``; the first and last of them become ``"review"``
+    where there is a flag."""
+    structures: tuple[StructureQuality, ...] = ()  # by label; none if the result could not be assessed
+    flags: tuple[str, ...] = ()  # why the estimates may not hold
     look_at_mm: tuple[float, float, float] | None = None
-    fault: FaultKind | None = None
+    """Point (RAS, mm) at which the three planes with most expected errors meet; None if no error is expected."""
+    fault: FaultKind | None = None  # what the image may suffer from; None if the bundle does not tell
 
     def __post_init__(self) -> None:
         if self.flags and self.decision == NOT_CALIBRATED:
@@ -207,10 +188,7 @@ class Verdict:
     def from_json(cls, content: Mapping[str, Any]) -> Verdict:
         """From what :meth:`to_json` made; older runs left out what they did not know.
 
-        Raises
-        ------
-        ValueError, LookupError, TypeError
-            If the content is something else.
+        Raises ``ValueError``, ``LookupError``, ``TypeError`` if the content is something else.
         """
         decision = content["verdict"]
         if decision not in DECISIONS:
@@ -242,22 +220,13 @@ REAL_SHARE = 0.5
 
 @dataclass(frozen=True)
 class RealShare:
-    """How much of one structure the discriminator takes for real.
-
-    Parameters
-    ----------
-    label, name
-        The structure.
-    share
-        Of its patches, those judged real: 0 to 1; None if it was not found.
-    patches
-        Their number.
-    """
+    """How much of one structure the discriminator takes for real."""
 
     label: int
     name: str
-    share: float | None
-    patches: int
+    """``label``, ``name``: the structure."""
+    share: float | None  # of its patches, those judged real: 0 to 1; None if it was not found
+    patches: int  # their number
 
     def to_json(self) -> dict[str, Any]:
         """As in ``run.json``, to four places."""

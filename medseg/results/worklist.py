@@ -100,15 +100,7 @@ def worst_first(
 
 @dataclass(frozen=True)
 class WorklistRow:
-    """One case to look at; the fields are the columns of the table.
-
-    Parameters
-    ----------
-    structure
-        The one that is trusted least.
-    why, look_at_mm
-        Sentences for the person who opens the case, and where the planes of greatest doubt meet (RAS, mm).
-    """
+    """One case to look at; the fields are the columns of the table."""
 
     rank: int
     case_id: str
@@ -116,9 +108,11 @@ class WorklistRow:
     verdict: str
     predicted_dice: str
     lower_bound: str
-    structure: str
+    structure: str  # the one that is trusted least
     why: str
     look_at_mm: str
+    """``why``, ``look_at_mm``: sentences for the person who opens the case, and where the planes of greatest doubt meet
+    (RAS, mm)."""
     prediction: str
     source: str
 

@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import InvertibleTransform, MapTransform
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes, zoom
+from scipy.ndimage import binary_fill_holes, find_objects, zoom
 from skimage.transform import resize
 from torch.nn.functional import interpolate
 
@@ -255,12 +255,8 @@ def _stored(size: float) -> float:
 
 def _box(values: Volume) -> tuple[slice, ...]:
     """The smallest box that holds all that is not zero in any channel ``(C, H, W, D)``; all of it if nothing is."""
-    box = []
-    for axis in range(1, values.ndim):
-        others = tuple(other for other in range(values.ndim) if other != axis)
-        found = np.flatnonzero(values.any(axis=others))
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, values.shape[axis]))
-    return tuple(box)
+    found = find_objects(values.any(axis=0).view(np.uint8))
+    return found[0] if found else tuple(slice(0, size) for size in values.shape[1:])
 
 
 def _affine(image: MetaTensor, box: Sequence[slice], shape: Sequence[int]) -> NDArray[np.float64]:

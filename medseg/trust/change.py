@@ -55,21 +55,13 @@ def log_bets(p: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Change:
-    """What the test says of one quantity after all studies.
+    """What the test says of one quantity after all studies."""
 
-    Parameters
-    ----------
-    evidence
-        The largest value of the statistic so far, in multiples of what an alarm needs.
-    told
-        The study, counted from 0, at which the alarm was given; None without one.
-    since
-        The study with which the change seems to have begun: the likeliest place of one step of the mean (Hinkley 1970).
-    """
-
-    evidence: float
-    told: int | None
+    evidence: float  # the largest value of the statistic so far, in multiples of what an alarm needs
+    told: int | None  # the study, counted from 0, at which the alarm was given; None without one
     since: int
+    """The study with which the change seems to have begun: the likeliest place of one step of the mean (Hinkley
+    1970)."""
 
     @property
     def changed(self) -> bool:

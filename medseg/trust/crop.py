@@ -37,27 +37,14 @@ Slices = tuple[slice, slice, slice]
 class Crop:
     """A box of one case on the network's grid.
 
-    Parameters
-    ----------
-    image
-        ``(C, H, W, D)`` as the network saw it.
-    probabilities
-        ``(K, H, W, D)`` in that box, background first, adding up to one.
-    start
-        The box's first voxel on the network's grid.
-    affine
-        From voxels of the network's grid to RAS, mm.
-
-    Raises
-    ------
-    UsageError
-        If the shapes do not fit together.
+    Raises ``UsageError`` if the shapes do not fit together.
     """
 
-    image: Tensor
-    probabilities: Tensor
-    start: tuple[int, int, int] = (0, 0, 0)
+    image: Tensor  # ``(C, H, W, D)`` as the network saw it
+    probabilities: Tensor  # ``(K, H, W, D)`` in that box, background first, adding up to one
+    start: tuple[int, int, int] = (0, 0, 0)  # the box's first voxel on the network's grid
     affine: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    """From voxels of the network's grid to RAS, mm."""
 
     def __post_init__(self) -> None:
         image, probabilities = tuple(self.image.shape), tuple(self.probabilities.shape)

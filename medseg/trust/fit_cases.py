@@ -46,27 +46,15 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class TrustCase:
-    """A result with its ground truth, of a case that the network was not trained on.
+    """A result with its ground truth, of a case that the network was not trained on."""
 
-    Parameters
-    ----------
-    crop
-        Image and probabilities; of a mask alone, its one-hot.
-    reference
-        Label map ``(H, W, D)`` on the crop's grid.
-    patient
-        Results of one patient are never on both sides of a fold.
-    fault
-        What was done to the image or to the result; None for the network's own result on an untouched image.
-    measured
-        By label, of what is written in the end, where labels are cleaned; None: of the probabilities' labels.
-    """
-
-    crop: Crop
-    reference: NDArray[np.uint8]
-    patient: str
+    crop: Crop  # image and probabilities; of a mask alone, its one-hot
+    reference: NDArray[np.uint8]  # label map ``(H, W, D)`` on the crop's grid
+    patient: str  # results of one patient are never on both sides of a fold
     fault: str | None = None
+    """What was done to the image or to the result; None for the network's own result on an untouched image."""
     measured: Mapping[int, Overlap] | None = None
+    """By label, of what is written in the end, where labels are cleaned; None: of the probabilities' labels."""
 
     def overlap(self, label: int) -> Overlap:
         """Of one structure with its reference."""

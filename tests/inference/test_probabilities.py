@@ -11,7 +11,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.inference import Options, Predictor, run_batch
-from medseg.ingest.left_out import own_output
+from medseg.ingest.left_out import is_own_output, mark
 from tests.inference.bundles import CROPPED, LABELS_BACK, NORMALISED, ORIENTED, SCORES_BACK, UNET, Design, write_bundle
 from tests.inference.volumes import blobs, grid, meta_tensor, save
 
@@ -69,7 +69,8 @@ def test_a_run_writes_them_with_their_scale(tmp_path: Path) -> None:
     values = np.asarray(image.dataobj)
     assert np.abs(values[3:14, 3:14, 3:12].sum(axis=-1) - 1).max() < 0.03
     assert not values[:2].any()  # nobody looked outside the region
-    assert own_output(path) == "probability-map"
+    assert image.header["descrip"].item().decode() == mark("probability-map")
+    assert is_own_output(path)
     again = run_batch(bundle, [tmp_path / "out", tmp_path / "images"], tmp_path / "out2", options)
     assert len(again.cases) == 1  # what medseg wrote is no input
     assert [file.name for file in (tmp_path / "out").iterdir() if file.suffix == ".tmp"] == []

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medseg.errors import UsageError
 from medseg.ingest import is_own_output, save_nifti, scan
-from medseg.ingest.left_out import mark, own_output
+from medseg.ingest.left_out import mark
 from medseg.ingest.record import SeriesRecord
 from medseg.manifests import create
 
@@ -47,9 +47,9 @@ def test_results_are_known_by_their_mark_under_any_name(tmp_path: Path) -> None:
     save_nifti(np.zeros((2, 3, 4), np.uint8), np.eye(4), tmp_path / "a_seg.nii.gz", description=mark("label-map"))
     shutil.copy(tmp_path / "a_seg.nii.gz", tmp_path / "T1.nii.gz")
     save_nifti(np.zeros((2, 3, 4), np.uint8), np.eye(4), tmp_path / "b.nii", description=mark("doubt-map"))
-    assert own_output(tmp_path / "T1.nii.gz") == "label-map"
-    assert own_output(tmp_path / "b.nii") == "doubt-map"
-    assert own_output(_object(tmp_path / "IM1", _SEGMENTATION, "medseg")) == "dicom-object"
+    assert is_own_output(tmp_path / "T1.nii.gz")
+    assert is_own_output(tmp_path / "b.nii")
+    assert is_own_output(_object(tmp_path / "IM1", _SEGMENTATION, "medseg"))
     assert not is_own_output(image)
     assert not is_own_output(_object(tmp_path / "IM2", _SEGMENTATION, "another"))
     assert not is_own_output(_object(tmp_path / "IM3", _CT, "medseg"))  # a phantom's image is an input
@@ -60,7 +60,7 @@ def test_results_without_a_mark_are_known_by_the_run_beside_them(tmp_path: Path)
     image, result = _image(tmp_path / "a.nii.gz"), _image(tmp_path / "a_seg.nii.gz")
     run = {"medseg": "0.1.0", "cases": [{"case_id": "a", "outputs": ["a_seg.nii.gz"]}]}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    assert own_output(result) == "listed"
+    assert is_own_output(result)
     assert not is_own_output(image)
     (tmp_path / "run.json").write_text(json.dumps({"cases": [{"outputs": ["a_seg.nii.gz"]}], "of": "another program"}))
     assert not is_own_output(result)

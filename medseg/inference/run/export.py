@@ -27,21 +27,12 @@ _ANY_SOURCE = ("nifti", "probabilities", "doubt")
 
 @dataclass
 class Written:
-    """What became of the outputs of a case.
+    """What became of the outputs of a case."""
 
-    Parameters
-    ----------
-    stamps
-        Of each file, by name.
-    missing
-        Why the source cannot have an output, by kind.
-    failed
-        Kind and error of the output at which writing stopped; None if it did not.
-    """
-
-    stamps: dict[str, FileStamp] = field(default_factory=dict)
-    missing: dict[str, Refusal] = field(default_factory=dict)
+    stamps: dict[str, FileStamp] = field(default_factory=dict)  # of each file, by name
+    missing: dict[str, Refusal] = field(default_factory=dict)  # why the source cannot have an output, by kind
     failed: tuple[str, Exception] | None = None
+    """Kind and error of the output at which writing stopped; None if it did not."""
 
     @property
     def not_written(self) -> dict[str, Reason]:
@@ -63,13 +54,9 @@ class Written:
 def check_kinds(bundle: Bundle, kinds: Sequence[str], trust: TrustState, cases: Sequence[InputCase]) -> None:
     """Refuse a run that asks for what none of its cases can have, before the first one is computed.
 
-    Raises
-    ------
-    BundleError
-        If DICOM objects are asked for and the bundle states no coded term for a label.
-    UsageError
-        If the bundle gives no probabilities and they are asked for, or nothing judges its weights and doubt is, or
-        nothing that is asked for can be written.
+    Raises ``BundleError`` if DICOM objects are asked for and the bundle states no coded term for a label;
+    ``UsageError`` if the bundle gives no probabilities and they are asked for, or nothing judges its weights and doubt
+    is, or nothing that is asked for can be written.
     """
     if "doubt" in kinds and trust.state != "ready":
         raise UsageError(f"--write doubt: no case can have it, since {trust.message}; leave doubt out of --write")

@@ -97,10 +97,7 @@ class RunOptions:
 
     ``device``, ``precision``, ``engine``, ``mirror`` and ``ensemble`` are as for :class:`~medseg.inference.Predictor`.
 
-    Raises
-    ------
-    UsageError
-        If a value makes no sense.
+    Raises ``UsageError`` if a value makes no sense.
     """
 
     write: tuple[str, ...] = _option(("nifti",), f"Comma-separated: {', '.join(KINDS)}.")

@@ -45,18 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenedBundle:
-    """What a process opens once and uses for every case.
+    """What a process opens once and uses for every case."""
 
-    Parameters
-    ----------
-    predictor
-        The bundle's network and trust model.
-    lock
-        Held while a case is computed: one at a time, since every core and the memory are taken by one.
-    """
-
-    predictor: Predictor
+    predictor: Predictor  # the bundle's network and trust model
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a case is computed: one at a time, since every core and the memory are taken by one."""
 
     @classmethod
     def of(cls, context: RunContext, kept: MutableMapping[str, OpenedBundle] | None = None) -> OpenedBundle:
@@ -116,10 +109,7 @@ def in_background(function: Callable[[], T]) -> Future[T]:
 def result_of(job: Future[T], timeout_s: float) -> T:
     """Wait for a job, or raise what it raised.
 
-    Raises
-    ------
-    TimeoutError
-        If it takes longer; its thread is left behind.
+    Raises ``TimeoutError`` if it takes longer; its thread is left behind.
     """
     try:
         return job.result(timeout_s)
@@ -147,24 +137,12 @@ def watched(case_id: str, stage: str, limit_s: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What reading has learnt of a case.
+    """What reading has learnt of a case."""
 
-    Parameters
-    ----------
-    geometry
-        The source grid.
-    note
-        What is worth knowing of the volume.
-    content_key
-        Digest of the files' bytes.
-    trained_on
-        Whether the bundle has learnt from it.
-    """
-
-    geometry: Geometry
-    note: str
-    content_key: str
-    trained_on: bool | None
+    geometry: Geometry  # the source grid
+    note: str  # what is worth knowing of the volume
+    content_key: str  # digest of the files' bytes
+    trained_on: bool | None  # whether the bundle has learnt from it
 
 
 @dataclass(frozen=True)
@@ -292,10 +270,7 @@ class CaseTask:
 def work_on(case: InputCase, context: RunContext, opened: OpenedBundle) -> tuple[CaseResult, str]:
     """Take one case through all stages in turn: its result, and the digest of its bytes if they were read.
 
-    Raises
-    ------
-    Interrupted
-        If the run has ended or another one has taken its place.
+    Raises ``Interrupted`` if the run has ended or another one has taken its place.
     """
     task = CaseTask(case, context)
     read = task.attempt("reading", lambda: task.wait("reading", in_background(task.read)))
