@@ -96,6 +96,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_fit_calibrates_and_infer_then_gives_verdicts(hospital: Path) -> None:
     bundle = hospital / "bundle"
     assert trust_state(Bundle.open(bundle)).state == "none"

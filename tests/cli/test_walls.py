@@ -155,6 +155,7 @@ def test_the_wall_changes_no_result(tmp_path: Path) -> None:
 
 
 @needs_landlock
+@pytest.mark.slow
 def test_the_wall_holds_where_the_audit_does_not(tmp_path: Path) -> None:
     """A bundle that writes elsewhere with MONAI's own writer, run although the audit says what it would do."""
     elsewhere = tmp_path / "elsewhere"

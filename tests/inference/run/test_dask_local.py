@@ -58,6 +58,7 @@ def test_gives_what_this_process_gives_and_listens_on_loopback_only(
     wait_for(lambda: not _workers())
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_driver_and_the_next_run_goes_on(
     thresholds: Path, many: Path, tmp_path: Path
 ) -> None:

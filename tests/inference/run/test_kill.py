@@ -62,6 +62,7 @@ def _same(thresholds: Path, tmp_path: Path, cases: int, bad: int, kills: int) ->
     assert not list((tmp_path / "killed" / "out").glob(".medseg-partial-*"))
 
 
+@pytest.mark.slow
 def test_killed_a_few_times(thresholds: Path, tmp_path: Path) -> None:
     _same(thresholds, tmp_path, cases=10, bad=2, kills=2)
 
