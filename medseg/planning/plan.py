@@ -98,7 +98,8 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
     network = _network(data, grid, reasons)
     total = _iterations(grid, budget)
     prob_foreground = _foreground(data, covered, reasons)
-    rotate, shear = turns(data.partings, _rotation(grid.spacing_mm, reasons))
+    partings = data.partings if data.fully_known else ()
+    rotate, shear = turns(partings, _rotation(grid.spacing_mm, reasons))
     why = "what the budget of time allows; the generator trains alone for the first 30 %, then the adversarial weight"
     what = f"{total} iterations in epochs of {_EPOCH_ITERATIONS}"
     reasons.append(("schedule", what, f"{why} is ramped up over 20 %"))
@@ -115,7 +116,7 @@ def make_plan(data: Fingerprint, budget: Budget | None = None, encoder: Encoder 
         normalisation=tuple(_scaling(data, some, key, reasons) for some, key in zip(channels, keys, strict=True)),
         rotate_range=rotate,
         shear_range=shear,
-        soft_loss=_soft_loss(data, grid, reasons),
+        soft_loss=_soft_loss(data, grid, reasons) if partings else {},
         flip_axes=_flips(data, reasons),
         prob_foreground=prob_foreground,
         discriminator_layers=2 if min(grid.patch) <= 32 else 3,
@@ -377,10 +378,8 @@ def _rotation(spacing: Sequence[float], reasons: list[_Reason]) -> tuple[float, 
 
 
 def _soft_loss(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
-    if not data.partings or not data.fully_known:
-        return {}
     pairs = ", ".join(" and ".join(data.labels[value] for value in one.structures) for one in data.partings)
-    why = "one slice parts them, which is a reader's choice: labels change gradually there, and turns hardly tilt it"
+    why = "a slice of the reader's choice parts them: labels change gradually there, and turns tilt it by 7 degrees at most"
     reasons.append(("soft borders", pairs, why))
     return soft_loss(data.partings, np.median(data.spacing_mm, axis=0).tolist(), grid.spacing_mm)
 
