@@ -379,7 +379,7 @@ def _rotation(spacing: Sequence[float], reasons: list[_Reason]) -> tuple[float, 
 
 def _soft_loss(data: Fingerprint, grid: _Grid, reasons: list[_Reason]) -> dict[str, Any]:
     pairs = ", ".join(" and ".join(data.labels[value] for value in one.structures) for one in data.partings)
-    why = "a slice of the reader's choice parts them: labels change gradually there, and turns tilt it by 7 degrees at most"
+    why = "a slice of the reader's choice parts them: labels change gradually there, and turns tilt it by 7 degrees"
     reasons.append(("soft borders", pairs, why))
     return soft_loss(data.partings, np.median(data.spacing_mm, axis=0).tolist(), grid.spacing_mm)
 
