@@ -71,6 +71,7 @@ def test_a_kernel_that_is_broken_in_bf16_alone_fails_bf16_alone(setting: Setting
     assert {name: row.outcome.holds for name, row in found.items()} == {"BasicUNet fp32": True, "BasicUNet bf16": False}
 
 
+@pytest.mark.slow
 def test_trainings_agree_and_a_resumed_one_ends_with_the_same_bits(setting: Setting) -> None:
     trainings = Trainings(setting)
     wanted = ("BasicUNet fp32", "BasicUNet bf16"), ("BasicUNet fp32",)

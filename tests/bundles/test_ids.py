@@ -122,6 +122,7 @@ def test_who_learns_when_and_both_decays_are_ids(name: str, configs: dict[str, P
     assert [parsed(k).param_groups[0]["weight_decay"] for k in ("optimizer", "discriminator_optimizer")] == [5.0, 3.0]
 
 
+@pytest.mark.slow
 def test_init_starts_the_same_run_whoever_runs_it(tmp_path: Path) -> None:
     bundle = copy_bundle(tmp_path)
     write_data(tmp_path)

@@ -99,6 +99,7 @@ def test_code_is_refused_by_default(
     assert not (tmp_path / "out" / "mark").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_filter_sockets(), reason="this system does not let a process deny itself sockets")
 def test_trusted_code_runs_without_network(with_code: Path, image: Path, tmp_path: Path) -> None:
     done = _medseg("infer", with_code, image, "-o", tmp_path / "out", "--trust-bundle")

@@ -41,6 +41,7 @@ def test_a_wrong_id_is_refused_with_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_teachers_come_first_and_are_told(tmp_path: Path) -> None:
     write_data(tmp_path)
     arguments = [*_arguments(tmp_path, copy_bundle(tmp_path)), "--set", "judge_steps=0", "--teachers", "1"]

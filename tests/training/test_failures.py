@@ -168,6 +168,7 @@ def _goes_on(bundle: Path) -> None:
     assert "reason" not in record
 
 
+@pytest.mark.slow
 def test_a_worker_of_the_loader_that_raises_or_dies_is_named(bundle: Path, monkeypatch: Patch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(TrainingDataset, "__getitem__", _raising(ValueError("no such patch")))
