@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medseg.errors import Refusal, UsageError
-from medseg.labels.label_map import LabelMap, examine
+from medseg.labels.label_map import LabelMap, examine, find_boxes
 
 RATERS_KEY = "raters"
 """Key of a datalist: how several raters' labels become one."""
@@ -178,7 +177,7 @@ def _box(arrays: Sequence[NDArray[Any]], margin: int = 0) -> tuple[slice, ...]:
     occupied = np.zeros(arrays[0].shape, dtype=bool)
     for array in arrays:
         occupied |= array != 0
-    found = ndimage.find_objects(occupied.view(np.uint8))
+    found = find_boxes(occupied.view(np.uint8)).get(1, ())
     if not found:
         return (slice(0, 0),) * occupied.ndim
-    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in found[0])
+    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in found)

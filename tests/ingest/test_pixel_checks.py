@@ -264,9 +264,7 @@ def _one_more(groups: Sequence[Dataset]) -> list[Dataset]:
     return [extra]
 
 
-@pytest.mark.parametrize("vr", ["OB", "OW"])
-@pytest.mark.parametrize("shape", [(10, 12), (9, 11)], ids=["even", "odd"])
-def test_bytes_in_big_endian_words_are_in_their_order(tmp_path: Path, vr: str, shape: tuple[int, int]) -> None:
+def _write_big_endian(folder: Path, vr: str, shape: tuple[int, int]) -> None:
     def big(item: Dataset, number: int) -> None:
         pixels = (encoded(number, *shape) % 251).astype(np.uint8)
         set_pixels(item, pixels)
@@ -275,6 +273,22 @@ def test_bytes_in_big_endian_words_are_in_their_order(tmp_path: Path, vr: str, s
         item.PixelData = (stored.reshape(-1, 2)[:, ::-1] if vr == "OW" else stored).tobytes()
         item["PixelData"].VR = vr
 
-    make_series((0, 2.5, 5), change=big).write(tmp_path)
+    make_series((0, 2.5, 5), change=big).write(folder)
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("shape", [(10, 12), (9, 11)], ids=["even", "odd"])
+def test_bytes_in_big_endian_words_are_in_their_order(tmp_path: Path, vr: str, shape: tuple[int, int]) -> None:
+    _write_big_endian(tmp_path, vr, shape)
     expected = np.stack([encoded(number, *shape) % 251 for number in range(3)])
     np.testing.assert_array_equal(values_of(tmp_path), expected)
+
+
+def test_big_endian_words_that_lack_their_last_byte_are_cut_off(tmp_path: Path) -> None:
+    """Of an odd number of pixels the last one stands behind its padding."""
+    _write_big_endian(tmp_path, "OW", (9, 11))
+    last = max(path for path in tmp_path.rglob("*") if path.is_file())
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(Refusal) as refused:
+        read_volume(tmp_path)
+    assert refused.value.code == "truncated"
