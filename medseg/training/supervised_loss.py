@@ -76,7 +76,8 @@ class SoftBorderLoss(_Loss):
 
     ``sigma_voxels`` is the standard deviation of that Gaussian, of the order of the distance by which readers
     disagree. ``groups`` are the structures whose borders with one another are soft (class numbers); by default all
-    are one group. A width that is not above 0, and a structure in two groups, is a ``ValueError``. Called with logits
+    are one group. A width that is not above 0, a structure in two groups, and one that is no class of the network is a
+    ``ValueError``. Called with logits
     ``(B, classes, …)``, background first, and labels ``(B, 1, …)`` of a patch with three axes.
     """
 
@@ -93,6 +94,8 @@ class SoftBorderLoss(_Loss):
 
     def target(self, label: Tensor, classes: int) -> Tensor:
         """Probabilities ``(B, classes, …)`` in float32 for labels ``(B, 1, …)``; they add up to 1."""
+        if any(number >= classes for group in self.groups or () for number in group):
+            raise ValueError(f"groups are {self.groups}, and the network has the classes 0 to {classes - 1} alone")
         target = one_hot(label, classes)
         for group in self.groups or [list(range(1, classes))]:
             structures = target[:, list(group)]

@@ -186,3 +186,8 @@ def test_a_width_that_is_none_is_refused(sigma: float) -> None:
 def test_groups_that_overlap_or_hold_the_background_are_refused(groups: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="expected every structure in one of them"):
         SoftBorderLoss(1.0, groups)
+
+
+def test_a_group_of_a_class_that_the_network_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="the classes 0 to 2 alone"):
+        SoftBorderLoss(1.0, [[1, 3]])(torch.zeros(1, 3, 7, 16, 7), _rod())
